@@ -1,0 +1,71 @@
+"""A campaign as its user writes it: a base experiment, what is varied, how often and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+from pydantic.types import JsonValue
+
+from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.config.model_base import ConfigModel
+from lem_domain.errors import ConfigurationError, FieldProblem
+
+MAX_RUNS_PER_CAMPAIGN = 100_000
+
+
+class ExecutionConfig(ConfigModel):
+    """How the runs of a campaign are repeated and ordered."""
+
+    cycles: int = Field(default=1, ge=1, le=10_000, description="How often each experiment is run.")
+    order: Literal["interleaved", "grouped"] = Field(
+        default="interleaved",
+        description="interleaved: A B C, A B C (drift spreads over all); grouped: A A, B B, C C.",
+    )
+    retries: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="New attempts after a failure; losses of infrastructure have a budget of their own.",
+    )
+
+
+class CampaignSpec(ConfigModel):
+    """What is submitted. The base may be incomplete: it is checked after each combination of the sweep is put in."""
+
+    name: str = Field(min_length=1, max_length=200, description="Shown in every list.")
+    experiment: dict[str, JsonValue] = Field(description="The base: keys of one experiment (see ExperimentConfig).")
+    sweep: dict[str, list[JsonValue]] = Field(
+        default_factory=dict,
+        description="Dotted path to the values it takes; several paths give every combination.",
+    )
+    execution: ExecutionConfig = Field(default_factory=ExecutionConfig, description="Cycles and order.")
+    priority: int = Field(default=0, ge=-100, le=100, description="Higher is claimed first.")
+    labels: dict[str, str] = Field(
+        default_factory=dict, max_length=64, description="For filtering; not part of any hash."
+    )
+
+
+_CAMPAIGN_KEYS = frozenset(CampaignSpec.model_fields) - {"experiment"}
+
+
+def campaign_from_document(document: Mapping[str, JsonValue], *, default_name: str) -> CampaignSpec:
+    """Split a file's top level into the campaign's own keys and those of its base experiment.
+
+    Raises:
+        ConfigurationError: a key is unknown (the nearest known one is named) or a campaign key has a wrong value.
+    """
+    from lem_domain.config.validation import model_or_problems, unknown_key_message  # noqa: PLC0415 - cycle of siblings
+
+    known = _CAMPAIGN_KEYS | set(ExperimentConfig.model_fields)
+    problems = tuple(
+        FieldProblem(pointer=f"/{key}", message=unknown_key_message(str(key), known))
+        for key in document
+        if key not in known
+    )
+    if problems:
+        raise ConfigurationError(problems[0].message, problems)
+    base = {key: value for key, value in document.items() if key not in _CAMPAIGN_KEYS}
+    own = {key: value for key, value in document.items() if key in _CAMPAIGN_KEYS}
+    return model_or_problems(CampaignSpec, {"name": default_name, **own, "experiment": base})

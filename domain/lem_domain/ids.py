@@ -1,0 +1,47 @@
+"""Public identifiers: a kind's prefix over the 32 hexadecimal digits of a UUID."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import StringConstraints
+
+
+class IdKind(StrEnum):
+    """What an identifier stands for; the value is its prefix."""
+
+    CAMPAIGN = "cmp"
+    EXPERIMENT = "exp"
+    RUN = "run"
+    ATTEMPT = "att"
+    WORKER = "wrk"
+    TOKEN = "tok"  # noqa: S105 - a prefix, not a secret
+
+
+CampaignId = Annotated[str, StringConstraints(pattern=r"^cmp_[0-9a-f]{32}$")]
+ExperimentId = Annotated[str, StringConstraints(pattern=r"^exp_[0-9a-f]{32}$")]
+RunId = Annotated[str, StringConstraints(pattern=r"^run_[0-9a-f]{32}$")]
+AttemptId = Annotated[str, StringConstraints(pattern=r"^att_[0-9a-f]{32}$")]
+WorkerId = Annotated[str, StringConstraints(pattern=r"^wrk_[0-9a-f]{32}$")]
+TokenId = Annotated[str, StringConstraints(pattern=r"^tok_[0-9a-f]{32}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256 digest as 64 lower-case hexadecimal digits."""
+
+
+def format_id(kind: IdKind, value: UUID) -> str:
+    """The public form of an identifier, for example `run_0199…`."""
+    return f"{kind.value}_{value.hex}"
+
+
+def parse_id(kind: IdKind, text: str) -> UUID:
+    """The UUID behind a public identifier.
+
+    Raises:
+        ValueError: the text is not an identifier of this kind.
+    """
+    prefix, separator, digits = text.partition("_")
+    if prefix != kind.value or not separator or len(digits) != 32:
+        raise ValueError(f"{text!r} is not a {kind.name.lower()} id; one looks like {kind.value}_ and 32 hex digits.")
+    return UUID(hex=digits)

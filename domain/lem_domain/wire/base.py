@@ -1,0 +1,35 @@
+"""The bases of wire models, pages and protocol constants."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PROTOCOL_VERSION = 1
+"""What worker and server must agree on; a worker of another version is refused with 426."""
+
+PROTOCOL_HEADER = "Lem-Protocol"
+WORKER_HEADER = "Lem-Worker"
+BOOT_HEADER = "Lem-Boot"
+
+T = TypeVar("T")
+
+
+class RequestModel(BaseModel):
+    """A body that a client sends: unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class AnswerModel(BaseModel):
+    """A body that the server sends: a client ignores keys it doesn't know, so that a server may be newer."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class Page(AnswerModel, Generic[T]):
+    """One page of a list."""
+
+    items: tuple[T, ...]
+    next: str | None = Field(default=None, description="Cursor of the next page; null at the end.")

@@ -1,0 +1,137 @@
+"""Campaigns, their experiments, the preview of a plan, and results over cycles."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import Field
+from pydantic.types import JsonValue
+
+from lem_domain.config.campaign import CampaignSpec, ExecutionConfig
+from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.ids import CampaignId, ExperimentId, RunId, Sha256
+from lem_domain.results import CycleSummary, Verdict
+from lem_domain.states import CampaignState, RunState
+from lem_domain.wire.base import AnswerModel
+
+__all__ = [
+    "CampaignPlan",
+    "CampaignResults",
+    "CampaignSpec",
+    "CampaignView",
+    "ExperimentResults",
+    "ExperimentView",
+    "PlannedExperimentView",
+    "PlannedRunView",
+    "RunOutcome",
+]
+
+
+class RunCounts(AnswerModel):
+    """How many runs are in each state."""
+
+    queued: int = 0
+    initialised: int = 0
+    running: int = 0
+    completed: int = 0
+    aggregated: int = 0
+    failed: int = 0
+    interrupted: int = 0
+    cancelled: int = 0
+
+    @property
+    def total(self) -> int:
+        """All runs of the campaign."""
+        return sum(getattr(self, state.value) for state in RunState)
+
+    def in_states(self, *states: RunState) -> int:
+        """Runs in any of the given states."""
+        return sum(getattr(self, state.value) for state in states)
+
+
+class CampaignView(AnswerModel):
+    """A campaign."""
+
+    id: CampaignId
+    name: str
+    state: CampaignState
+    created_at: datetime
+    submitted_by: str = Field(description="Name of the token that submitted it.")
+    execution: ExecutionConfig
+    priority: int
+    labels: dict[str, str]
+    experiments: int
+    runs: RunCounts
+
+
+class ExperimentView(AnswerModel):
+    """An experiment of a campaign."""
+
+    id: ExperimentId
+    campaign_id: CampaignId
+    display_name: str = Field(description="What distinguishes it within its campaign.")
+    varied: dict[str, JsonValue] = Field(description="The sweep's values that made it.")
+    config: ExperimentConfig
+    config_hash: Sha256
+
+
+class PlannedExperimentView(AnswerModel):
+    """An experiment that would be queued."""
+
+    display_name: str
+    varied: dict[str, JsonValue]
+    config: ExperimentConfig
+    config_hash: Sha256
+
+
+class PlannedRunView(AnswerModel):
+    """A run that would be queued."""
+
+    experiment: int = Field(description="Index into `experiments`.")
+    cycle: int
+    position: int
+
+
+class CampaignPlan(AnswerModel):
+    """What submitting would queue."""
+
+    name: str
+    experiments: tuple[PlannedExperimentView, ...]
+    runs: tuple[PlannedRunView, ...]
+    duplicates: int = Field(description="Combinations that are the same experiment as an earlier one.")
+    minimum_duration_s: float = Field(description="Lower bound: the measured windows alone, one after another.")
+    notes: tuple[str, ...] = Field(default=(), description="What a registered worker can't run, and why.")
+
+
+class RunOutcome(AnswerModel):
+    """One cycle of an experiment in a result table."""
+
+    run_id: RunId
+    cycle: int
+    state: RunState
+    verdict: Verdict | None = None
+    reason: str | None = Field(default=None, description="Why there is no result: failure reason or state.")
+
+
+class ExperimentResults(AnswerModel):
+    """An experiment over its cycles."""
+
+    experiment_id: ExperimentId
+    display_name: str
+    varied: dict[str, JsonValue]
+    outcomes: tuple[RunOutcome, ...]
+    verdict: Verdict | None = Field(description="The worst of its cycles; null without any result.")
+    energy_method: str | None = Field(description="Method of the energy figures; `mixed` where cycles differ.")
+    energy_includes: tuple[str, ...]
+    findings: tuple[str, ...] = Field(description="Distinct findings over its cycles, as sentences.")
+    metrics: tuple[CycleSummary, ...]
+
+
+class CampaignResults(AnswerModel):
+    """Results of a campaign, from the runs aggregated so far."""
+
+    campaign_id: CampaignId
+    name: str
+    state: CampaignState
+    runs: RunCounts
+    experiments: tuple[ExperimentResults, ...]

@@ -1,0 +1,128 @@
+"""Runs, their attempts, transitions, logs and live progress."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+from pydantic.types import JsonValue
+
+from lem_domain.evidence import ProcessName, StreamManifest, StreamName
+from lem_domain.ids import AttemptId, CampaignId, ExperimentId, RunId, Sha256, WorkerId
+from lem_domain.states import ActorKind, FailureReason, RunState
+from lem_domain.wire.base import AnswerModel, RequestModel
+
+
+class Progress(RequestModel):
+    """What a busy attempt is doing, as its worker saw it last. Rates are momentary, not results."""
+
+    phase: str = Field(max_length=40)
+    requests_done: int = Field(default=0, ge=0)
+    generated_tokens: int = Field(default=0, ge=0)
+    elapsed_s: float = Field(default=0, ge=0, description="Since the phase began.")
+    fraction: float | None = Field(
+        default=None, ge=0, le=1, description="Of the measured window, as far as foreseeable."
+    )
+    output_rate_tok_s: float | None = Field(default=None, ge=0)
+    power_w: float | None = Field(default=None, ge=0)
+
+
+class RunView(AnswerModel):
+    """A run."""
+
+    id: RunId
+    campaign_id: CampaignId
+    experiment_id: ExperimentId
+    display_name: str
+    backend: str
+    cycle: int
+    position: int
+    state: RunState
+    reason: FailureReason | None = Field(default=None, description="Why it failed, was interrupted or cancelled.")
+    message: str | None = Field(default=None, description="The same in one sentence.")
+    attempts: int
+    current_attempt: AttemptId | None
+    cancel_requested: bool
+    created_at: datetime
+    updated_at: datetime
+    progress: Progress | None = Field(default=None, description="While a worker is busy with it.")
+
+
+class AttemptView(AnswerModel):
+    """One try at a run by one worker."""
+
+    id: AttemptId
+    run_id: RunId
+    number: int
+    worker_id: WorkerId
+    worker_name: str
+    devices: tuple[str, ...] = Field(description="UUIDs of the leased devices.")
+    claimed_at: datetime
+    started_at: datetime | None = Field(description="When the measured window opened.")
+    ended_at: datetime | None
+    outcome: Literal["completed", "failed", "interrupted", "cancelled"] | None
+    reason: FailureReason | None
+    message: str | None
+    environment: dict[str, JsonValue] | None
+    effective_config: EffectiveConfig | None
+    manifest: tuple[StreamManifest, ...] | None
+
+
+class TransitionView(AnswerModel):
+    """One entry of a run's append-only log."""
+
+    source: RunState | None
+    target: RunState
+    at: datetime
+    actor: ActorKind
+    actor_name: str
+    reason: str | None
+    message: str | None
+    attempt_id: AttemptId | None
+
+
+class LogChunk(AnswerModel):
+    """A piece of a process's output."""
+
+    attempt_id: AttemptId
+    process: ProcessName
+    seq: int
+    received_at: datetime
+    text: str
+
+
+class ChunkView(AnswerModel):
+    """What the server holds of one chunk."""
+
+    seq: int
+    rows: int
+    bytes: int
+    sha256: Sha256
+
+
+class StreamView(AnswerModel):
+    """What the server holds of one stream of one process."""
+
+    process: ProcessName
+    stream: StreamName
+    chunks: tuple[ChunkView, ...]
+
+
+class EffectiveParameter(RequestModel):
+    """One parameter: what was asked for and what the live engine says is in force."""
+
+    name: str = Field(max_length=200, description="Dotted path, for example pytorch.batch_size.")
+    requested: JsonValue
+    effective: JsonValue
+    confirmed: bool = Field(description="The engine's value is the requested one, or nothing was requested.")
+
+
+class EffectiveConfig(RequestModel):
+    """The configuration read back from the live engine after loading."""
+
+    engine: str = Field(max_length=100, description="Package and version, for example transformers 5.23.0.")
+    parameters: tuple[EffectiveParameter, ...]
+
+
+AttemptView.model_rebuild()

@@ -1,0 +1,189 @@
+"""Workers: registration, claims under a lease, heartbeats, and how an attempt starts and ends."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal
+from uuid import UUID
+
+from pydantic import Field
+from pydantic.types import JsonValue
+
+from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.evidence import ProcessName, StreamManifest
+from lem_domain.ids import AttemptId, CampaignId, RunId, Sha256, WorkerId
+from lem_domain.states import FailureReason
+from lem_domain.wire.base import AnswerModel, RequestModel
+from lem_domain.wire.runs import EffectiveConfig, Progress
+
+
+class DeviceKind(StrEnum):
+    """What a leased device is."""
+
+    GPU = "gpu"
+    CPU = "cpu"
+    SIMULATED = "simulated"
+
+
+class Device(RequestModel):
+    """A device of a worker, addressed by UUID everywhere."""
+
+    uuid: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9._:-]+$")
+    kind: DeviceKind
+    name: str = Field(max_length=200)
+
+
+class WorkerState(StrEnum):
+    """`offline` is said when nothing was heard of the worker for longer than a lease lasts."""
+
+    ONLINE = "online"
+    DRAINING = "draining"
+    OFFLINE = "offline"
+
+
+class RegisterWorker(RequestModel):
+    """A worker announces itself. `id` is its own and persists; `boot_id` is new at every start."""
+
+    id: WorkerId
+    boot_id: UUID
+    name: str = Field(min_length=1, max_length=200)
+    host: str = Field(max_length=255)
+    backend: str = Field(min_length=1, max_length=40)
+    devices: tuple[Device, ...] = Field(min_length=1, max_length=64)
+    versions: dict[str, str] = Field(default_factory=dict, max_length=64, description="Package to version.")
+    labels: dict[str, str] = Field(default_factory=dict, max_length=64)
+
+
+class Registered(AnswerModel):
+    """What the server wants of the worker."""
+
+    id: WorkerId
+    beat_interval_s: float
+    lease_ttl_s: float
+    ended_attempts: tuple[AttemptId, ...] = Field(description="Attempts of an older boot whose leases ended just now.")
+
+
+class WorkerView(AnswerModel):
+    """A worker."""
+
+    id: WorkerId
+    name: str
+    host: str
+    backend: str
+    state: WorkerState
+    devices: tuple[Device, ...]
+    versions: dict[str, str]
+    labels: dict[str, str]
+    registered_at: datetime
+    last_seen_at: datetime
+    current_attempts: tuple[AttemptId, ...]
+    current_runs: tuple[RunId, ...]
+
+
+class ClaimRequest(RequestModel):
+    """A request for work. Sent again with the same `claim_id` it returns the same attempt."""
+
+    claim_id: UUID
+    boot_id: UUID
+    devices: tuple[str, ...] = Field(min_length=1, max_length=64, description="UUIDs of idle devices.")
+    wait_s: float = Field(default=0, ge=0, le=30, description="How long the server may hold the request open.")
+
+
+class Assignment(AnswerModel):
+    """A run that was claimed: everything its worker needs."""
+
+    attempt_id: AttemptId
+    run_id: RunId
+    campaign_id: CampaignId
+    display_name: str
+    cycle: int
+    number: int = Field(description="Number of this attempt of the run, from 1.")
+    config: ExperimentConfig
+    config_hash: Sha256
+    devices: tuple[str, ...] = Field(description="UUIDs of the leased devices, in order.")
+    lease_s: float = Field(description="The lease lasts so long from now unless beats renew it.")
+    beat_interval_s: float
+
+
+class AttemptBeat(RequestModel):
+    """One held attempt in a heartbeat."""
+
+    attempt_id: AttemptId
+    progress: Progress | None = None
+
+
+class Heartbeat(RequestModel):
+    """One call for all attempts that a worker holds."""
+
+    boot_id: UUID
+    attempts: tuple[AttemptBeat, ...] = Field(default=(), max_length=64)
+
+
+class BeatVerdict(StrEnum):
+    """What a worker must do with an attempt."""
+
+    OK = "ok"
+    CANCEL = "cancel"
+    LOST = "lost"
+
+
+class AttemptVerdict(AnswerModel):
+    """The server's answer for one attempt."""
+
+    attempt_id: AttemptId
+    verdict: BeatVerdict
+    lease_s: float | None = Field(description="The renewed lease lasts so long from now; null when there is none.")
+
+
+class BeatAnswer(AnswerModel):
+    """The answer to a heartbeat."""
+
+    attempts: tuple[AttemptVerdict, ...]
+    next_beat_s: float
+    drain: bool = Field(description="Finish what is held and claim nothing more.")
+
+
+class StartAttempt(RequestModel):
+    """Sent when the backend is loaded and warm and the measured window may open."""
+
+    environment: dict[str, JsonValue] = Field(description="The environment snapshot.")
+    effective_config: EffectiveConfig
+
+
+class ProcessCompletion(RequestModel):
+    """A process's completion marker: it wrote everything that it was going to write."""
+
+    streams: tuple[StreamManifest, ...]
+    summary: dict[str, JsonValue] = Field(default_factory=dict, description="What the process says of itself.")
+
+
+class CompleteAttempt(RequestModel):
+    """The manifest of the whole attempt; the server compares it with what it holds."""
+
+    processes: tuple[ProcessName, ...] = Field(min_length=1, max_length=1025)
+    manifest: tuple[StreamManifest, ...] = Field(min_length=1)
+
+
+class MissingChunks(AnswerModel):
+    """A member of `manifest_incomplete`: what to send again."""
+
+    process: ProcessName
+    stream: str
+    seqs: tuple[int, ...]
+
+
+class EndAttempt(RequestModel):
+    """An attempt that ended without a result; its partial evidence is kept."""
+
+    outcome: Literal["failed", "interrupted", "cancelled"]
+    reason: FailureReason
+    message: str = Field(max_length=4000)
+    environment: dict[str, JsonValue] | None = None
+    effective_config: EffectiveConfig | None = None
+
+
+class LogText(RequestModel):
+    """A piece of a process's output."""
+
+    text: str = Field(max_length=65_536)

@@ -1,0 +1,166 @@
+"""What the daemon and the processes of one attempt say to each other: JSON lines over a pair of pipes.
+
+A process is started as `python -m <module> JOB_FILE` with the numbers of its two pipe ends in the environment
+(`LEM_CONTROL_IN`, `LEM_CONTROL_OUT`). Evidence never travels here: each process writes its own into the spool.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic.types import JsonValue
+
+from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.evidence import PhaseName, StreamManifest
+from lem_domain.states import FailureReason
+from lem_domain.wire.runs import EffectiveConfig
+from lem_domain.wire.workers import Device
+
+CONTROL_IN = "LEM_CONTROL_IN"
+CONTROL_OUT = "LEM_CONTROL_OUT"
+
+
+class Message(BaseModel):
+    """Frozen and strict."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RankJob(Message):
+    """Everything a rank needs."""
+
+    attempt_id: str
+    rank: int = Field(ge=0)
+    world_size: int = Field(ge=1)
+    config: ExperimentConfig
+    model_path: str = Field(description="Folder or hub id that the engine loads.")
+    prompts: tuple[str, ...] = Field(description="All prompts of the experiment, ordered; rank r takes r, r+n, r+2n, …")
+    spool: str = Field(description="The attempt's folder in the spool.")
+    devices: tuple[Device, ...] = Field(description="The leased devices, in order.")
+
+
+class SamplerJob(Message):
+    """Everything the sampler needs."""
+
+    attempt_id: str
+    config: ExperimentConfig
+    spool: str
+    devices: tuple[Device, ...]
+
+
+# --- from a process to the daemon -------------------------------------------------------------------------------------
+
+
+class PhaseEdge(Message):
+    """A phase began or ended in this process (the evidence holds the same mark)."""
+
+    type: Literal["phase"] = "phase"
+    phase: PhaseName
+    edge: Literal["begin", "end"]
+    time_ns: int
+
+
+class Loaded(Message):
+    """The engine is up; this is what it says of itself."""
+
+    type: Literal["loaded"] = "loaded"
+    effective_config: EffectiveConfig
+
+
+class Ready(Message):
+    """Warm, and waiting for `Go` before the first measured request."""
+
+    type: Literal["ready"] = "ready"
+
+
+class Tick(Message):
+    """A sign of life with the work done so far; at most about two a second."""
+
+    type: Literal["tick"] = "tick"
+    phase: PhaseName
+    requests_done: int = 0
+    generated_tokens: int = 0
+    fraction: float | None = None
+    output_rate_tok_s: float | None = None
+    power_w: float | None = None
+
+
+class SourceReport(Message):
+    """One energy source, opened or not."""
+
+    name: str
+    opened: bool
+    method: str | None = None
+    domains: tuple[str, ...] = ()
+    reason: str | None = Field(default=None, description="Why it could not be opened, or why it stopped.")
+
+
+class Sampling(Message):
+    """The sampler has its first samples; the ranks may start."""
+
+    type: Literal["sampling"] = "sampling"
+    sources: tuple[SourceReport, ...]
+
+
+class Done(Message):
+    """The process has sealed all its evidence and ends."""
+
+    type: Literal["done"] = "done"
+    streams: tuple[StreamManifest, ...]
+    summary: dict[str, JsonValue]
+
+
+class Failed(Message):
+    """The process can't go on; its evidence so far is sealed."""
+
+    type: Literal["failed"] = "failed"
+    reason: FailureReason
+    message: str
+    streams: tuple[StreamManifest, ...] = ()
+
+
+FromProcess = Annotated[PhaseEdge | Loaded | Ready | Tick | Sampling | Done | Failed, Field(discriminator="type")]
+
+# --- from the daemon to a process -------------------------------------------------------------------------------------
+
+
+class Go(Message):
+    """To a rank: the server knows that the window opens; send the first request."""
+
+    type: Literal["go"] = "go"
+
+
+class Stop(Message):
+    """To the sampler: take a last sample, seal the evidence and end."""
+
+    type: Literal["stop"] = "stop"
+
+
+ToProcess = Annotated[Go | Stop, Field(discriminator="type")]
+
+_from_process: TypeAdapter[FromProcess] = TypeAdapter(FromProcess)
+_to_process: TypeAdapter[ToProcess] = TypeAdapter(ToProcess)
+
+
+def encode(message: Message) -> bytes:
+    """One line."""
+    return message.model_dump_json().encode() + b"\n"
+
+
+def decode_from_process(line: bytes) -> FromProcess:
+    """A message of a process.
+
+    Raises:
+        pydantic.ValidationError: the line is none.
+    """
+    return _from_process.validate_json(line)
+
+
+def decode_to_process(line: bytes) -> ToProcess:
+    """A message of the daemon.
+
+    Raises:
+        pydantic.ValidationError: the line is none.
+    """
+    return _to_process.validate_json(line)
