@@ -45,7 +45,9 @@ def main() -> int:
     try:
         if not _wait_until_up(up):
             return 1
-        _say(f"lemctl run {options.file.relative_to(Path.cwd()) if options.file.is_relative_to(Path.cwd()) else options.file}")
+        _say(
+            f"lemctl run {options.file.relative_to(Path.cwd()) if options.file.is_relative_to(Path.cwd()) else options.file}"
+        )
         code = subprocess.run([BIN / "lemctl", "run", options.file], env=environment, check=False).returncode
         server = environment["LEM_SERVER"]
         _say(f"raw evidence: {server}/api/v1/runs and …/attempts/<id>/streams, kept in {options.data_dir}")

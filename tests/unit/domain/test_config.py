@@ -100,9 +100,7 @@ def test_too_many_runs_are_refused_before_they_are_made() -> None:
         expand(campaign_from_document({**TINY, "sweep": sweep}, default_name="x"))
 
 
-@given(
-    experiments=st.integers(1, 20), cycles=st.integers(1, 10), order=st.sampled_from(["interleaved", "grouped"])
-)
+@given(experiments=st.integers(1, 20), cycles=st.integers(1, 10), order=st.sampled_from(["interleaved", "grouped"]))
 def test_every_order_runs_each_experiment_once_per_cycle(experiments: int, cycles: int, order: str) -> None:
     runs = order_runs(experiments, cycles, order)
     assert [run.position for run in runs] == list(range(experiments * cycles))
@@ -138,7 +136,9 @@ GOLDEN_PLAIN = "c62c49a78f23be2617c7fd8ef6d96de97a9a562250d26cd8e19390d08c676e5d
 GOLDEN_BATCH = "fb81d23055d40a83ed6aea07911dbda593af76b99ee2ae373fcb441d97962faf"
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.dictionaries(st.text(), inner)))
+@given(
+    st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.dictionaries(st.text(), inner))
+)
 def test_canonical_json_does_not_depend_on_key_order(value: object) -> None:
     def reverse(item: object) -> object:
         if not isinstance(item, dict):
@@ -154,5 +154,7 @@ def test_a_campaign_rejects_unknown_execution_keys() -> None:
 
 
 def test_a_spec_survives_json() -> None:
-    spec = campaign_from_document({**TINY, "sweep": {"pytorch.batch_size": [1]}, "labels": {"a": "b"}}, default_name="x")
+    spec = campaign_from_document(
+        {**TINY, "sweep": {"pytorch.batch_size": [1]}, "labels": {"a": "b"}}, default_name="x"
+    )
     assert CampaignSpec.model_validate_json(spec.model_dump_json()) == spec

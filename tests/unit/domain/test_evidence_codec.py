@@ -59,9 +59,7 @@ def test_another_version_is_refused() -> None:
 def test_a_compression_bomb_is_refused_before_it_is_decoded() -> None:
     n = 2_000_000
     zeros = np.zeros(n, dtype=np.int64)
-    bomb = encode_chunk(
-        StreamName.TOKENS, {"request_id": zeros, "index": zeros.astype(np.int32), "time_ns": zeros}
-    )
+    bomb = encode_chunk(StreamName.TOKENS, {"request_id": zeros, "index": zeros.astype(np.int32), "time_ns": zeros})
     assert declared_bytes(bomb) >= 20 * n
     allocated = pa.total_allocated_bytes()
     with pytest.raises(ChunkTooLarge):

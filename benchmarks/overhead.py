@@ -1,0 +1,131 @@
+"""What recording costs: the PyTorch backend with its evidence, against a bare decode loop of the same model.
+
+    python benchmarks/overhead.py [--model builtin:tiny-llama ...] [--batch-size 1 8] [--pairs 15]
+
+Both run in one process on the same prompts, in pairs whose order alternates, so that a busy machine hits both. The
+figure is the ratio of their times (recorded / bare): 1.00 is no overhead at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from transformers import DynamicCache
+
+from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.evidence import PhaseName, StreamName, rank_name
+from lem_worker.backends.pytorch import PyTorchBackend
+from lem_worker.digests import OutputLedger
+from lem_worker.measuring import Ticker
+from lem_worker.models import resolve_model
+from lem_worker.process_protocol import RankJob
+from lem_worker.prompts import Request, requests_of
+from lem_worker.recorder import Recorder, Sinks
+from lem_worker.spool import EvidenceWriter
+
+MODELS = ("builtin:tiny-llama", "builtin:smollm2-135m-instruct")
+TEXT = "Everyone is permitted to copy and distribute verbatim copies of this license document"
+
+
+@torch.inference_mode()
+def bare(backend: PyTorchBackend, requests: Sequence[Request], max_tokens: int) -> list[list[int]]:
+    """The shortest loop that gives the same tokens: equal prompts need neither padding nor a mask."""
+    assert backend._live is not None
+    model = backend._live.model
+    cache = DynamicCache(config=model.config)
+    current = torch.tensor([request.token_ids for request in requests])
+    tokens = []
+    for _ in range(max_tokens):
+        logits = model(input_ids=current, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        current = logits[:, -1].argmax(dim=-1, keepdim=True)
+        tokens.append(current)
+    rows: list[list[int]] = torch.cat(tokens, dim=1).tolist()
+    return rows
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds."""
+    gc.collect()
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def compare(model: str, folder: Path, *, batch_size: int, pairs: int, max_tokens: int) -> None:
+    """Print one line."""
+    config = ExperimentConfig.model_validate(
+        {"model": model, "output": {"max_tokens": max_tokens}, "pytorch": {"batch_size": batch_size, "num_threads": 1}}
+    )
+    job = RankJob(
+        attempt_id="overhead",
+        rank=0,
+        world_size=1,
+        config=config,
+        model_path=str(resolve_model(model, cache_dir=folder / "models")),
+        prompts=(TEXT,) * batch_size,
+        spool=str(folder / "spool"),
+        devices=(),
+    )
+    backend = PyTorchBackend()
+    backend.load(job)
+    prompts = backend.prepare(list(enumerate(job.prompts)))
+    writer = EvidenceWriter(folder / f"spool-{batch_size}", rank_name(0))
+    ledger = OutputLedger(keep_ids=True)
+    sinks = Sinks(writer.stream(StreamName.REQUESTS), writer.stream(StreamName.TOKENS), ledger)
+    ticker = Ticker(PhaseName.MEASURE, lambda _: None, time.monotonic_ns())
+    recorder = Recorder(PhaseName.MEASURE, sinks, ticker)
+    repetition = 0
+
+    def recorded() -> None:
+        nonlocal repetition
+        requests = requests_of(prompts, repetition=repetition, first_id=repetition * len(prompts), seed=0)
+        repetition += 1
+        recorder.reserve(len(requests) * max_tokens)
+        recorder.release(requests, recorder.clock())
+        backend.run(requests, recorder)
+        recorder.drain()
+        writer.flush_older_than(5.0)
+
+    sample = requests_of(prompts, repetition=0, first_id=0, seed=0)
+    recorded()  # warms the model up, and gives the tokens to compare
+    if bare(backend, sample, max_tokens) != [list(token_ids) for _, token_ids in ledger.kept()]:
+        raise SystemExit("the two loops give different tokens; the comparison would mean nothing.")
+    ratios, speeds = [], []
+    for pair in range(pairs):
+        works = {"recorded": recorded, "bare": lambda: bare(backend, sample, max_tokens)}
+        order = ("recorded", "bare") if pair % 2 else ("bare", "recorded")
+        seconds = {name: timed(works[name]) for name in order}
+        ratios.append(seconds["recorded"] / seconds["bare"])
+        speeds.append(batch_size * max_tokens / seconds["recorded"])
+    writer.seal()
+    quartiles = statistics.quantiles(ratios, n=4)
+    print(
+        f"{model} batch {batch_size}: recorded/bare {quartiles[1]:.4f} "
+        f"(quartiles {quartiles[0]:.4f} to {quartiles[2]:.4f}, {pairs} pairs), "
+        f"{statistics.median(speeds):.0f} tok/s recorded"
+    )
+
+
+def main() -> None:
+    """Compare on every model and batch size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", default=MODELS)
+    parser.add_argument("--batch-size", nargs="+", type=int, default=(1, 8))
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--max-tokens", type=int, default=64)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        for model in options.model:
+            for batch_size in options.batch_size:
+                compare(model, Path(folder), batch_size=batch_size, pairs=options.pairs, max_tokens=options.max_tokens)
+
+
+if __name__ == "__main__":
+    main()

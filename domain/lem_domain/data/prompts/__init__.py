@@ -1,0 +1,1 @@
+"""Built-in sets of prompts, one JSON object per line."""

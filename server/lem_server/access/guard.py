@@ -1,0 +1,96 @@
+"""Default-deny: every request outside a short public list must carry a valid token, and every API route names a scope.
+
+The middleware stands before routing, so a path that nobody thought of is closed too.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as AsgiScope
+
+from lem_domain.errors import ProblemCode
+from lem_domain.wire.access import Scope
+from lem_server.access.service import Principal, authenticate
+from lem_server.context import AppContext
+from lem_server.problems import ProblemError, problem_response
+
+PUBLIC_PATHS = frozenset({"/", "/livez", "/readyz", "/version", "/docs", "/openapi.json"})
+PUBLIC_PREFIXES = ("/docs/assets/",)
+
+SCOPE_KEY = "x-lem-scope"
+
+
+def requires(scope: Scope) -> dict[str, Any]:
+    """`openapi_extra` of a route: the scope that it needs, shown in the document and enforced by `check_scope`."""
+    return {SCOPE_KEY: scope.value}
+
+
+class Authentication:
+    """Lets only public paths and valid tokens through."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Handle one connection (ASGI)."""
+        if scope["type"] != "http" or _is_public(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        try:
+            context: AppContext = request.app.state.context
+            scope["lem.principal"] = await authenticate(context.engine, _bearer(request))
+        except ProblemError as error:
+            await problem_response(error, scope.get("lem.request_id"))(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+_scheme = HTTPBearer(auto_error=False, description="A token of this server, for example the one in `owner.token`.")
+
+
+async def check_scope(
+    request: Request, _credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_scheme)]
+) -> None:
+    """The dependency that every API route has: its declared scope, and nothing without one."""
+    route = request.scope.get("route")
+    declared = (getattr(route, "openapi_extra", None) or {}).get(SCOPE_KEY)
+    principal = current_principal(request)
+    if declared is None or Scope(declared) not in principal.scopes:
+        raise ProblemError(
+            ProblemCode.FORBIDDEN,
+            f"the token {principal.name!r} lacks the scope {declared or 'admin'}; use one that has it.",
+        )
+
+
+def current_principal(request: Request) -> Principal:
+    """Who makes the request.
+
+    Raises:
+        ProblemError: `unauthenticated` (a route that the middleware let through as public has nobody).
+    """
+    principal = request.scope.get("lem.principal")
+    if not isinstance(principal, Principal):
+        raise ProblemError(ProblemCode.UNAUTHENTICATED, "send `Authorization: Bearer <token>`.")
+    return principal
+
+
+CurrentPrincipal = Annotated[Principal, Depends(current_principal)]
+
+
+def _is_public(path: str) -> bool:
+    return path in PUBLIC_PATHS or path.startswith(PUBLIC_PREFIXES)
+
+
+def _bearer(request: Request) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise ProblemError(
+            ProblemCode.UNAUTHENTICATED,
+            "send `Authorization: Bearer <token>`; the owner's token is in the server's data folder (owner.token).",
+        )
+    return token.strip()

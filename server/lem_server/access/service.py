@@ -1,0 +1,128 @@
+"""Makes, checks and revokes tokens, and mints the owner's on the first start."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+from uuid_utils.compat import uuid7
+
+from lem_domain.errors import ProblemCode
+from lem_domain.ids import IdKind, format_id
+from lem_domain.wire.access import DEFAULT_SCOPES, Scope, TokenCreate, TokenCreated, TokenKind, TokenView
+from lem_server.access import queries, tokens
+from lem_server.problems import ProblemError
+
+OWNER_TOKEN_FILE = "owner.token"  # noqa: S105 - a file name
+
+
+class Principal(NamedTuple):
+    """Who makes a request."""
+
+    token_id: UUID
+    name: str
+    kind: TokenKind
+    scopes: frozenset[Scope]
+
+
+async def authenticate(engine: AsyncEngine, token: str) -> Principal:
+    """Who a token belongs to.
+
+    Raises:
+        ProblemError: `unauthenticated`, saying whether it is mistyped, unknown, revoked or expired.
+    """
+    if not tokens.is_well_formed(token):
+        raise _unauthenticated("the token is mistyped or cut off (its checksum is wrong); copy it again.")
+    async with engine.begin() as connection:
+        row = await queries.by_digest(connection, tokens.digest(token))
+        if row is None:
+            raise _unauthenticated("this server does not know the token; use one that it made (see owner.token).")
+        if row.revoked_at is not None:
+            raise _unauthenticated("the token was revoked; ask for a new one.")
+        if row.expired:
+            raise _unauthenticated("the token has expired; ask for a new one.")
+        await queries.touch(connection, row.id)
+    return Principal(row.id, row.name, TokenKind(row.kind), frozenset(Scope(scope) for scope in row.scopes))
+
+
+async def create(engine: AsyncEngine, request: TokenCreate) -> TokenCreated:
+    """Make a token; its secret is in the answer and nowhere else."""
+    token = tokens.mint(request.kind)
+    scopes = request.scopes or DEFAULT_SCOPES[request.kind]
+    async with engine.begin() as connection:
+        row = await queries.insert(
+            connection,
+            token_id=uuid7(),
+            name=request.name,
+            kind=request.kind.value,
+            digest=tokens.digest(token),
+            scopes=[scope.value for scope in scopes],
+            expires_in_days=request.expires_in_days,
+        )
+    return TokenCreated(token=token, **_view(row).model_dump())
+
+
+async def list_tokens(engine: AsyncEngine, *, after: UUID | None, limit: int) -> tuple[list[TokenView], UUID | None]:
+    """One page of tokens, and the id that the next one begins after."""
+    async with engine.connect() as connection:
+        rows = await queries.list_tokens(connection, after=after, limit=limit + 1)
+    return [_view(row) for row in rows[:limit]], rows[limit - 1].id if len(rows) > limit else None
+
+
+async def revoke(engine: AsyncEngine, token_id: UUID) -> None:
+    """Revoke a token, at once and for good.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    async with engine.begin() as connection:
+        if not await queries.revoke(connection, token_id):
+            raise ProblemError(
+                ProblemCode.NOT_FOUND, f"there is no token {format_id(IdKind.TOKEN, token_id)}; GET /api/v1/tokens."
+            )
+
+
+async def ensure_owner_token(engine: AsyncEngine, data_dir: Path) -> Path:
+    """The file with the owner's token, which local clients and workers find; minted where this database lacks it."""
+    path = data_dir / OWNER_TOKEN_FILE
+    if path.exists():
+        known = path.read_text().strip()
+        async with engine.connect() as connection:
+            row = await queries.by_digest(connection, tokens.digest(known))
+        if row is not None and row.revoked_at is None:
+            return path
+    made = await create(engine, TokenCreate(name="owner", kind=TokenKind.OWNER))
+    data_dir.mkdir(parents=True, exist_ok=True)
+    fresh = data_dir / f".{OWNER_TOKEN_FILE}.{os.getpid()}"
+    fresh.unlink(missing_ok=True)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(made.token + "\n")
+    fresh.replace(path)
+    return path
+
+
+async def has_tokens_besides_owner(engine: AsyncEngine) -> bool:
+    """Whether somebody set up access on purpose, so that the server may be reached from elsewhere."""
+    async with engine.connect() as connection:
+        return await queries.others_than_owner(connection)
+
+
+def _view(row: queries.TokenRow) -> TokenView:
+    return TokenView(
+        id=format_id(IdKind.TOKEN, row.id),
+        name=row.name,
+        kind=TokenKind(row.kind),
+        scopes=tuple(Scope(scope) for scope in row.scopes),
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+        last_used_at=row.last_used_at,
+    )
+
+
+def _unauthenticated(detail: str) -> ProblemError:
+    return ProblemError(ProblemCode.UNAUTHENTICATED, detail)

@@ -1,0 +1,175 @@
+"""Aggregation itself: from the facts and chunks of one attempt to its result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lem_domain.config.hashing import config_hash
+from lem_domain.evidence import StreamName
+from lem_domain.results import (
+    METHOD_VERSION,
+    Distribution,
+    EfficiencyResult,
+    EnergyFigure,
+    EnergyResult,
+    Figure,
+    Finding,
+    RunResult,
+    SpeedResult,
+    WindowResult,
+    WorkResult,
+    verdict_of,
+)
+from lem_server.aggregation import findings, latency
+from lem_server.aggregation.completeness import missing_parts
+from lem_server.aggregation.energy import EnergyAccount, energy_account
+from lem_server.aggregation.errors import EvidenceMissing
+from lem_server.aggregation.inputs import AggregationInput, ChunkSource
+from lem_server.aggregation.power import read_device_traces, read_host_traces
+from lem_server.aggregation.reading import EvidenceReader
+from lem_server.aggregation.requests import RankRequests, read_requests, work_of
+from lem_server.aggregation.sources import read_sources
+from lem_server.aggregation.tokens import read_intervals
+from lem_server.aggregation.warmups import Warmup, read_warmup
+from lem_server.aggregation.windows import process_window, union_window
+
+
+def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:
+    """The result of one attempt by method `m1` (docs/measurement.md).
+
+    A pure function: the same inputs and bytes give the same result to the last bit, in whatever order the chunks come.
+    One stream is held at a time, beside one int64 per token for the inter-token latencies. Every chunk's digest is
+    verified, also of streams that no figure needs. Means of rates over processes and averages of percentiles are never
+    taken: sums, unions and concatenations first, ratios last.
+
+    Raises:
+        EvidenceMissing: something is not there (with `allow_partial` a finding says so instead).
+        EvidenceCorrupt: a chunk's bytes are not those that were recorded; never allowed.
+        EvidenceInvalid: the evidence contradicts itself or holds no window.
+    """
+    partial = inputs.parameters.allow_partial
+    missing = missing_parts(inputs)
+    if missing and not partial:
+        raise EvidenceMissing(missing)
+    reader = EvidenceReader(inputs.held, chunks, allow_partial=partial)
+
+    ranks = [read_requests(reader, process) for process in inputs.ranks]
+    window = union_window([found for rank in ranks if (found := process_window(rank)) is not None])
+    work = work_of(ranks)
+    itl_ms, token_findings = _inter_token(reader, ranks)
+    speed = _speed(ranks, work, window, itl_ms)
+    account = energy_account(
+        inputs.devices,
+        read_device_traces(reader, inputs.devices),
+        read_host_traces(reader),
+        read_sources(inputs.summaries),
+        window,
+    )
+    warmups = {process: read_warmup(reader, process, inputs.summaries) for process in inputs.ranks}
+    reader.verify_rest()
+
+    noticed = (
+        *findings.missing_evidence((*missing, *reader.missing)),
+        *token_findings,
+        *_judge(inputs, window, account, warmups),
+        *findings.failed_requests(work, next((rank.first_error for rank in ranks if rank.first_error), None)),
+    )
+    return RunResult(
+        run_id=inputs.run_id,
+        attempt_id=inputs.attempt_id,
+        config_hash=config_hash(inputs.config),
+        method=METHOD_VERSION,
+        evidence_sha256=reader.evidence_sha256(),
+        parameters=inputs.parameters.model_dump(mode="json"),
+        verdict=verdict_of(noticed),
+        findings=noticed,
+        window=window,
+        work=work,
+        speed=speed,
+        energy=account.result,
+        efficiency=_efficiency(account.result, work, speed.e2e_ms),
+    )
+
+
+def _judge(
+    inputs: AggregationInput,
+    window: WindowResult,
+    account: EnergyAccount,
+    warmups: Mapping[str, Warmup | None],
+) -> tuple[Finding, ...]:
+    energy, config = account.result, inputs.config
+    return (
+        *findings.energy_unavailable(energy, config),
+        *findings.energy_modelled(energy),
+        *findings.short_window(window, energy, config),
+        *findings.few_samples(energy),
+        *findings.sampling_gaps(account.gaps, energy),
+        *findings.warmup_not_converged(warmups, config),
+        *findings.not_as_requested(inputs.effective_config),
+        *findings.low_overlap(window),
+    )
+
+
+def _inter_token(reader: EvidenceReader, ranks: Sequence[RankRequests]) -> tuple[Distribution, tuple[Finding, ...]]:
+    """ITL over all ranks; null as soon as one rank that finished requests recorded no token times."""
+    recorded = set(reader.processes_with(StreamName.TOKENS))
+    silent = [rank.process for rank in ranks if rank.process not in recorded and bool(rank.finished.any())]
+    if silent:
+        return latency.distribution_ms(_empty(), f"no token times were recorded by {', '.join(silent)}"), ()
+    values = np.empty(sum(reader.rows(rank.process, StreamName.TOKENS) for rank in ranks), dtype=np.int64)
+    used = miscounted = strangers = 0
+    for rank in ranks:
+        found = read_intervals(reader, rank)
+        values[used : used + len(found.itl_ns)] = found.itl_ns
+        used += len(found.itl_ns)
+        miscounted += found.miscounted
+        strangers += found.strangers
+    distribution = latency.distribution_ms(values[:used], "no finished request has two tokens with times")
+    return distribution, findings.token_mismatch(miscounted, strangers)
+
+
+def _speed(ranks: Sequence[RankRequests], work: WorkResult, window: WindowResult, itl_ms: Distribution) -> SpeedResult:
+    finished = work.requests - work.failed_requests
+    return SpeedResult(
+        output_rate_tok_s=Figure(value=work.generated_tokens / window.duration_s, unit="tok/s"),
+        total_rate_tok_s=Figure(value=(work.prompt_tokens + work.generated_tokens) / window.duration_s, unit="tok/s"),
+        request_rate_per_s=Figure(value=finished / window.duration_s, unit="1/s"),
+        ttft_ms=latency.ttft_ms(ranks),
+        itl_ms=itl_ms,
+        tpot_ms=latency.tpot_ms(ranks),
+        e2e_ms=latency.e2e_ms(ranks),
+        queue_ms=latency.queue_ms(ranks),
+    )
+
+
+def _efficiency(energy: EnergyResult, work: WorkResult, e2e_ms: Distribution) -> EfficiencyResult:
+    total, finished = energy.total, work.requests - work.failed_requests
+    per_request = _ratio(total, finished, "J", "no request finished")
+    if per_request.value is None or e2e_ms.mean is None:
+        product = Figure(value=None, unit="J·s", reason=per_request.reason or e2e_ms.reason)
+    else:
+        product = Figure(value=per_request.value * e2e_ms.mean / 1e3, unit="J·s")
+    if total.joules is not None and total.joules > 0:
+        tokens_per_joule = Figure(value=work.generated_tokens / total.joules, unit="1/J")
+    else:
+        tokens_per_joule = Figure(value=None, unit="1/J", reason=total.reason or "the energy is not above zero")
+    return EfficiencyResult(
+        energy_per_output_token_j=_ratio(total, work.generated_tokens, "J", "no token was generated"),
+        energy_per_request_j=per_request,
+        output_tokens_per_j=tokens_per_joule,
+        energy_delay_product_js=product,
+    )
+
+
+def _ratio(energy: EnergyFigure, count: int, unit: str, none_counted: str) -> Figure:
+    if energy.joules is None:
+        return Figure(value=None, unit=unit, reason=energy.reason)
+    if count == 0:
+        return Figure(value=None, unit=unit, reason=none_counted)
+    return Figure(value=energy.joules / count, unit=unit)
+
+
+def _empty() -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return np.empty(0, dtype=np.int64)

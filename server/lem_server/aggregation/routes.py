@@ -1,0 +1,58 @@
+"""HTTP of aggregation."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+
+from lem_domain.errors import ProblemCode
+from lem_domain.results import RunResult
+from lem_domain.wire.access import Scope
+from lem_server.access.guard import requires
+from lem_server.aggregation import service
+from lem_server.aggregation.inputs import AggregationParameters
+from lem_server.context import Context
+from lem_server.path_ids import RunPath
+from lem_server.problems import problem_responses
+
+router = APIRouter(prefix="/api/v1/runs/{run_id}", tags=["results"])
+
+_C = ProblemCode
+_JSON = "application/json"
+
+
+@router.post(
+    ":aggregate",
+    response_model=RunResult,
+    responses=problem_responses(
+        _C.NOT_FOUND,
+        _C.CONFLICT,
+        _C.EVIDENCE_MISSING,
+        _C.EVIDENCE_CORRUPT,
+        _C.EVIDENCE_INVALID,
+        _C.AGGREGATE_NOT_REPRODUCIBLE,
+    ),
+    openapi_extra=requires(Scope.SUBMIT),
+)
+async def aggregate_run(
+    context: Context,
+    run_id: RunPath,
+    allow_partial: Annotated[
+        bool, Query(description="Compute from incomplete evidence and mark the result invalid.")
+    ] = False,
+) -> Response:
+    """Compute the run's result from its raw evidence, checking every digest. Asked again, the bytes are the same."""
+    body = await service.aggregate_run(context.engine, run_id, AggregationParameters(allow_partial=allow_partial))
+    return Response(body, media_type=_JSON)
+
+
+@router.get(
+    "/aggregate",
+    response_model=RunResult,
+    responses=problem_responses(_C.NOT_FOUND),
+    openapi_extra=requires(Scope.READ),
+)
+async def get_aggregate(context: Context, run_id: RunPath) -> Response:
+    """The newest stored result, byte for byte as it was computed."""
+    return Response(await service.stored_aggregate(context.engine, run_id), media_type=_JSON)

@@ -1,0 +1,191 @@
+"""Aggregates a run from its stored evidence, on request, and keeps the result under its content's key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+from uuid import UUID
+
+from anyio import from_thread, to_thread
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.errors import ProblemCode
+from lem_domain.evidence import SAMPLER, StreamManifest, StreamName, rank_name
+from lem_domain.ids import IdKind, format_id
+from lem_domain.results import METHOD_VERSION
+from lem_domain.states import ActorKind, FailureReason, RunState
+from lem_domain.wire.runs import EffectiveConfig
+from lem_domain.wire.workers import Device
+from lem_server.aggregation import queries
+from lem_server.aggregation.errors import AggregationError, EvidenceCorrupt, EvidenceMissing
+from lem_server.aggregation.identity import aggregate_key, canonical_bytes
+from lem_server.aggregation.inputs import AggregationInput, AggregationParameters, ChunkSource
+from lem_server.aggregation.result import aggregate
+from lem_server.evidence import service as evidence
+from lem_server.problems import ProblemError
+from lem_server.runs.transitions import set_actor
+
+
+class Computed(NamedTuple):
+    """A result, its canonical bytes and the key that it is stored under."""
+
+    key: bytes
+    evidence_sha256: bytes
+    body: bytes
+
+
+async def aggregate_run(engine: AsyncEngine, run_id: UUID, parameters: AggregationParameters) -> bytes:
+    """Compute a run's result from its evidence, every digest checked, and return its canonical JSON.
+
+    A completed run becomes `aggregated`, or `failed` with reason `invalid_evidence` when its evidence can't be used.
+    An aggregated run is computed again and compared with what is stored.
+
+    Raises:
+        ProblemError: `not_found`; `conflict` when the run has no finished attempt; `evidence_missing`,
+            `evidence_corrupt`, `evidence_invalid`; `aggregate_not_reproducible`.
+    """
+    async with engine.connect() as connection:
+        row = await queries.run_row(connection, run_id)
+    row = _finished(row, run_id)
+    inputs = await _inputs(engine, row, parameters)
+    try:
+        computed = await to_thread.run_sync(_compute, inputs, _source(engine, row))
+    except AggregationError as error:
+        await _refuse(engine, run_id, row, error)
+        raise _problem(error) from error
+    async with engine.begin() as connection:
+        current = await queries.run_row(connection, run_id, lock=True)
+        if current is None or current.attempt_id != row.attempt_id:
+            raise ProblemError(
+                ProblemCode.CONFLICT, "the run was queued again while it was aggregated; aggregate it when it is done."
+            )
+        stored = await queries.aggregate_text(connection, computed.key)
+        if stored is not None and stored != computed.body:
+            raise ProblemError(
+                ProblemCode.AGGREGATE_NOT_REPRODUCIBLE,
+                "the stored aggregate of the same evidence differs from what is computed now; "
+                "report this as a defect of the method's version.",
+            )
+        await queries.insert_aggregate(
+            connection,
+            key=computed.key,
+            run_id=run_id,
+            attempt_id=_attempt(row),
+            method=METHOD_VERSION,
+            parameters=parameters.model_dump(mode="json"),
+            evidence_sha256=computed.evidence_sha256,
+            result=computed.body,
+        )
+        if current.state == RunState.COMPLETED:
+            await set_actor(connection, ActorKind.SERVER, f"aggregation {METHOD_VERSION}")
+            await queries.mark_aggregated(connection, run_id)
+    return computed.body
+
+
+async def stored_aggregate(engine: AsyncEngine, run_id: UUID) -> bytes:
+    """The newest stored result of a run, byte for byte as it was computed.
+
+    Raises:
+        ProblemError: `not_found`, saying how to make one.
+    """
+    async with engine.connect() as connection:
+        row = await queries.run_row(connection, run_id)
+        if row is None:
+            raise _no_run(run_id)
+        found = None
+        if row.attempt_id is not None:
+            found = await queries.latest_text(connection, run_id, row.attempt_id)
+    if found is None:
+        run = format_id(IdKind.RUN, run_id)
+        raise ProblemError(
+            ProblemCode.NOT_FOUND,
+            f"{run} is {row.state} and has no aggregate; POST /api/v1/runs/{run}:aggregate once it is completed.",
+        )
+    return found
+
+
+def _compute(inputs: AggregationInput, source: ChunkSource) -> Computed:
+    result = aggregate(inputs, source)
+    key = aggregate_key(result.evidence_sha256, result.method, result.parameters)
+    return Computed(bytes.fromhex(key), bytes.fromhex(result.evidence_sha256), canonical_bytes(result))
+
+
+async def _inputs(engine: AsyncEngine, row: queries.RunRow, parameters: AggregationParameters) -> AggregationInput:
+    attempt_id = _attempt(row)
+    config = ExperimentConfig.model_validate(row.config)
+    return AggregationInput(
+        run_id=format_id(IdKind.RUN, row.run_id),
+        attempt_id=format_id(IdKind.ATTEMPT, attempt_id),
+        config=config,
+        devices=tuple(Device.model_validate(device) for device in row.devices or ()),
+        processes=(*(rank_name(rank) for rank in range(config.processes)), SAMPLER),
+        manifest=tuple(StreamManifest.model_validate(one) for one in row.manifest or ()),
+        held=await evidence.streams_of(engine, attempt_id),
+        summaries=await evidence.summaries_of(engine, attempt_id),
+        effective_config=(
+            None if row.effective_config is None else EffectiveConfig.model_validate(row.effective_config)
+        ),
+        parameters=parameters,
+    )
+
+
+def _source(engine: AsyncEngine, row: queries.RunRow) -> ChunkSource:
+    """Chunks one after another, each in a short statement of its own, fetched from the aggregation's thread."""
+    attempt_id = _attempt(row)
+
+    def chunks(process: str, stream: StreamName) -> Iterator[tuple[int, bytes]]:
+        seq = -1
+        while True:
+            found = from_thread.run(evidence.next_body, engine, attempt_id, process, stream, seq)
+            if found is None:
+                return
+            seq = found[0]
+            yield found
+
+    return chunks
+
+
+async def _refuse(engine: AsyncEngine, run_id: UUID, row: queries.RunRow, error: AggregationError) -> None:
+    """A completed run whose evidence can't be used has failed; an aggregated one keeps its result."""
+    if row.state != RunState.COMPLETED:
+        return
+    async with engine.begin() as connection:
+        current = await queries.run_row(connection, run_id, lock=True)
+        if current is None or current.state != RunState.COMPLETED or current.attempt_id != row.attempt_id:
+            return
+        await set_actor(connection, ActorKind.SERVER, f"aggregation {METHOD_VERSION}")
+        await queries.fail_run(
+            connection, run_id, reason=FailureReason.INVALID_EVIDENCE.value, message=str(error)[:4000]
+        )
+
+
+def _problem(error: AggregationError) -> ProblemError:
+    if isinstance(error, EvidenceMissing):
+        return ProblemError(ProblemCode.EVIDENCE_MISSING, str(error))
+    if isinstance(error, EvidenceCorrupt):
+        return ProblemError(ProblemCode.EVIDENCE_CORRUPT, str(error))
+    return ProblemError(ProblemCode.EVIDENCE_INVALID, str(error))
+
+
+def _finished(row: queries.RunRow | None, run_id: UUID) -> queries.RunRow:
+    if row is None:
+        raise _no_run(run_id)
+    if row.outcome != "completed" or row.state not in (RunState.COMPLETED, RunState.AGGREGATED):
+        run = format_id(IdKind.RUN, run_id)
+        raise ProblemError(
+            ProblemCode.CONFLICT, f"{run} is {row.state}, so there is nothing to aggregate; wait until it is completed."
+        )
+    return row
+
+
+def _attempt(row: queries.RunRow) -> UUID:
+    if row.attempt_id is None:
+        raise _no_run(row.run_id)
+    return row.attempt_id
+
+
+def _no_run(run_id: UUID) -> ProblemError:
+    return ProblemError(
+        ProblemCode.NOT_FOUND, f"there is no run {format_id(IdKind.RUN, run_id)}; GET /api/v1/runs lists them."
+    )

@@ -1,0 +1,53 @@
+"""What the sampler's completion marker says about the energy sources: which opened, what they cover, why not."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pydantic.types import JsonValue
+
+from lem_domain.evidence import SAMPLER
+from lem_server.aggregation.inputs import Summaries
+
+
+class Source(NamedTuple):
+    """One energy source; `covers` are device UUIDs and host domains."""
+
+    name: str
+    opened: bool
+    covers: tuple[str, ...]
+    reason: str | None
+
+
+class Sources(NamedTuple):
+    """All energy sources of an attempt."""
+
+    all: tuple[Source, ...]
+
+    def of(self, part: str) -> str | None:
+        """The name of the source that covers a device UUID or host domain, where exactly one says so."""
+        names = {source.name for source in self.all if source.opened and part in source.covers}
+        return names.pop() if len(names) == 1 else None
+
+    def why_none(self) -> str | None:
+        """The reasons of the sources that could not be opened or stopped, as one clause."""
+        reasons = [f"{source.name}: {source.reason}" for source in self.all if source.reason]
+        return "; ".join(reasons) or None
+
+
+def read_sources(summaries: Summaries) -> Sources:
+    """From `{"sources": [{"name", "opened", "domains", "reason"}, ...]}` in the sampler's summary.
+
+    The summary is the worker's own free account: entries of another shape are left out, no figure depends on them.
+    """
+    listed = summaries.get(SAMPLER, {}).get("sources")
+    entries = listed if isinstance(listed, list) else []
+    return Sources(tuple(source for entry in entries if (source := _source(entry)) is not None))
+
+
+def _source(entry: JsonValue) -> Source | None:
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        return None
+    domains, reason = entry.get("domains"), entry.get("reason")
+    covers = tuple(str(domain) for domain in domains) if isinstance(domains, list) else ()
+    return Source(str(entry["name"]), entry.get("opened") is True, covers, reason if isinstance(reason, str) else None)

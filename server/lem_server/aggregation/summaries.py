@@ -1,0 +1,95 @@
+"""Results of one experiment over its cycles: mean and spread per metric, the worst verdict, what was found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from lem_domain.results import CycleSummary, Distribution, EnergyFigure, Figure, RunResult, Verdict
+
+_VERDICTS: tuple[Verdict, ...] = ("valid", "questionable", "invalid")
+
+
+class _Value(NamedTuple):
+    value: float | None
+    reason: str | None = None
+
+
+def _figure(figure: Figure) -> _Value:
+    return _Value(figure.value, figure.reason)
+
+
+def _energy(figure: EnergyFigure) -> _Value:
+    return _Value(figure.joules, figure.reason)
+
+
+def _mean(distribution: Distribution) -> _Value:
+    return _Value(distribution.mean, distribution.reason)
+
+
+_METRICS: tuple[tuple[str, str, Callable[[RunResult], _Value]], ...] = (
+    ("efficiency.energy_per_output_token_j", "J", lambda result: _figure(result.efficiency.energy_per_output_token_j)),
+    ("efficiency.energy_per_request_j", "J", lambda result: _figure(result.efficiency.energy_per_request_j)),
+    ("speed.output_rate_tok_s", "tok/s", lambda result: _figure(result.speed.output_rate_tok_s)),
+    ("speed.total_rate_tok_s", "tok/s", lambda result: _figure(result.speed.total_rate_tok_s)),
+    ("speed.ttft_ms.mean", "ms", lambda result: _mean(result.speed.ttft_ms)),
+    ("speed.itl_ms.mean", "ms", lambda result: _mean(result.speed.itl_ms)),
+    ("speed.tpot_ms.mean", "ms", lambda result: _mean(result.speed.tpot_ms)),
+    ("speed.e2e_ms.mean", "ms", lambda result: _mean(result.speed.e2e_ms)),
+    ("energy.total", "J", lambda result: _energy(result.energy.total)),
+    ("energy.mean_power_w", "W", lambda result: _figure(result.energy.mean_power_w)),
+    ("window.duration_s", "s", lambda result: _Value(result.window.duration_s)),
+    ("work.generated_tokens", "tokens", lambda result: _Value(float(result.work.generated_tokens))),
+)
+
+METRICS: tuple[str, ...] = tuple(path for path, _, _ in _METRICS)
+"""Dotted paths of the metrics that are summarised, in the order of `summarise_cycles`."""
+
+
+class ExperimentSummary(NamedTuple):
+    """What `ExperimentResults` says of all cycles together."""
+
+    verdict: Verdict | None
+    energy_method: str | None
+    energy_includes: tuple[str, ...]
+    findings: tuple[str, ...]
+    metrics: tuple[CycleSummary, ...]
+
+
+def summarise_experiment(results: Sequence[RunResult]) -> ExperimentSummary:
+    """Worst verdict, distinct findings in order of appearance, and the metrics, of the cycles' results in order.
+
+    The energy method is `mixed` where cycles differ; cycles without energy say nothing about it. `energy_includes` is
+    whatever any cycle includes, in order of appearance.
+    """
+    methods = dict.fromkeys(result.energy.total.method.value for result in results if result.energy.total.method)
+    return ExperimentSummary(
+        verdict=max((result.verdict for result in results), key=_VERDICTS.index, default=None),
+        energy_method=next(iter(methods), None) if len(methods) < 2 else "mixed",
+        energy_includes=tuple(dict.fromkeys(part for result in results for part in result.energy.includes)),
+        findings=tuple(dict.fromkeys(finding.message for result in results for finding in result.findings)),
+        metrics=summarise_cycles(results),
+    )
+
+
+def summarise_cycles(results: Sequence[RunResult]) -> tuple[CycleSummary, ...]:
+    """Mean, sample standard deviation (n - 1) and its ratio to the mean for each of `METRICS`, over cycles in order.
+
+    A cycle without the figure is left out of `values`; where none has it, `reason` gives the cycles' reasons.
+    """
+    return tuple(_summary(path, unit, [read(result) for result in results]) for path, unit, read in _METRICS)
+
+
+def _summary(path: str, unit: str, cycles: Sequence[_Value]) -> CycleSummary:
+    values = tuple(cycle.value for cycle in cycles if cycle.value is not None)
+    if not values:
+        reasons = "; ".join(dict.fromkeys(cycle.reason for cycle in cycles if cycle.reason))
+        reason = reasons or "no cycle has been aggregated"
+        return CycleSummary(metric=path, unit=unit, values=(), mean=None, sd=None, cv=None, reason=reason)
+    mean = math.fsum(values) / len(values)
+    sd = None
+    if len(values) > 1:
+        sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    cv = sd / mean if sd is not None and mean != 0 else None
+    return CycleSummary(metric=path, unit=unit, values=values, mean=mean, sd=sd, cv=cv)

@@ -1,0 +1,22 @@
+"""Table of aggregates, addressed by what went into them; `result` keeps its canonical text byte for byte."""
+
+from __future__ import annotations
+
+from sqlalchemy import Column, DateTime, ForeignKey, Index, LargeBinary, Table, Text, Uuid, func
+from sqlalchemy.dialects.postgresql import JSON, JSONB
+
+from lem_server.database.metadata import metadata
+
+aggregates = Table(
+    "aggregates",
+    metadata,
+    Column("key", LargeBinary, primary_key=True),
+    Column("run_id", Uuid, ForeignKey("runs.id"), nullable=False),
+    Column("attempt_id", Uuid, ForeignKey("attempts.id"), nullable=False),
+    Column("method", Text, nullable=False),
+    Column("parameters", JSONB, nullable=False),
+    Column("evidence_sha256", LargeBinary, nullable=False),
+    Column("result", JSON, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Index("ix_aggregates_run_id", "run_id", "created_at"),
+)

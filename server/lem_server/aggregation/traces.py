@@ -1,0 +1,175 @@
+"""Energy over a window from one part's samples: a cumulative counter, or power integrated over time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from lem_domain.results import WindowResult
+from lem_server.aggregation.reading import NULL, IntArray
+
+GAP_FACTOR = 5
+"""An interval is a gap when it is longer than so many median intervals."""
+
+
+class Reading(NamedTuple):
+    """An energy in J with its bound (truth within ± bound_j, None where none can be stated), or a reason for none."""
+
+    joules: float | None
+    bound_j: float | None = None
+    reason: str | None = None
+
+
+class Gaps(NamedTuple):
+    """Intervals between samples around the window that are longer than `GAP_FACTOR` median ones."""
+
+    number: int
+    longest_s: float
+    median_s: float
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Samples of one part in order of time: ns, cumulative counts and mW, with `NULL` where a sample has none."""
+
+    times_ns: IntArray
+    counts: IntArray
+    power_mw: IntArray
+
+    def samples_in(self, window: WindowResult) -> int:
+        """Samples inside the window, its ends included, that hold a count or a power."""
+        use = (self.times_ns >= window.begin_ns) & (self.times_ns <= window.end_ns)
+        return int((use & ((self.counts != NULL) | (self.power_mw != NULL))).sum())
+
+    def peak_power_w(self, window: WindowResult) -> float | None:
+        """The highest power of a sample inside the window, in W; None when no sample there holds one."""
+        use = (self.times_ns >= window.begin_ns) & (self.times_ns <= window.end_ns) & (self.power_mw != NULL)
+        return int(self.power_mw[use].max()) / 1e3 if use.any() else None
+
+    def gaps(self, window: WindowResult) -> Gaps | None:
+        """Gaps among the samples that bracket the window; None without any."""
+        span = _bracket(self.times_ns, window)
+        if isinstance(span, str):
+            return None
+        intervals = np.diff(self.times_ns[span[0] : span[1] + 1])
+        median = float(np.median(intervals))
+        count = int((intervals > GAP_FACTOR * median).sum())
+        return Gaps(count, int(intervals.max()) / 1e9, median / 1e9) if count else None
+
+
+def make_trace(times_ns: IntArray, counts: IntArray, power_mw: IntArray) -> Trace:
+    """A trace from samples in any order; of several samples of one instant the first stays."""
+    times, first = np.unique(times_ns, return_index=True)
+    return Trace(times, counts[first], power_mw[first])
+
+
+def counter_energy(trace: Trace, joules_per_count: float, window: WindowResult) -> Reading:
+    """C(end) - C(begin) in J, the counter interpolated linearly between the samples around each end.
+
+    Bound (measurement.md §2): mean power x observed update period for each end, and never less than what the samples
+    themselves leave open. A counter shows the energy of its last update, so the truth at an instant lies between the
+    sample before and the first sample that shows an update after it; where power at an end is far above its mean this
+    is wider than the first. One count is added for the counter's own rounding.
+
+    The reason for no energy: no sample on one side of the window, a counter that went backwards (a reset), or one that
+    never moved.
+    """
+    use = trace.counts != NULL
+    times, counts = trace.times_ns[use], trace.counts[use]
+    span = _bracket(times, window)
+    if isinstance(span, str):
+        return Reading(None, reason=f"the energy counter has {span}")
+    first, last = span
+    falls = np.flatnonzero(np.diff(counts[first:]) < 0)
+    whole = first + int(falls[0]) + 1 if len(falls) else len(counts)  # samples before the first reset
+    if whole <= last:
+        return Reading(None, reason="the energy counter was reset inside the window")
+    if counts[last] == counts[first]:
+        return Reading(None, reason="the energy counter did not move during the window")
+    # Relative to the first sample: the numbers stay small and exact in a float.
+    times = times[first:whole] - window.begin_ns
+    counts = counts[first:whole] - counts[first]
+    begin = _end_of_window(times, counts, 0, 0)
+    end = _end_of_window(times, counts, window.end_ns - window.begin_ns, last - first - 1)
+    energy = end.value - begin.value
+    per_period = energy / window.duration_s * _update_period_s(times[: last - first + 1], counts[: last - first + 1])
+    begin_above = per_period + begin.shown if begin.above is None else begin.above
+    end_above = per_period + end.shown if end.above is None else end.above
+    too_low = (end_above - end.value) + (begin.value - begin.below)
+    too_high = (end.value - end.below) + (begin_above - begin.value)
+    bound = max(2 * per_period, too_low + 1, too_high + 1)
+    return Reading(energy * joules_per_count, bound * joules_per_count)
+
+
+def integrated_energy(trace: Trace, sensor_w: float | None, window: WindowResult) -> Reading:
+    """The integral of power over the window in J, by trapezoids, power interpolated linearly at both ends.
+
+    Bound (measurement.md §2): the sensor's accuracy `sensor_w` x duration, plus what can hide between two samples: half
+    their difference x their distance, which holds while power moves from one to the other without turning. A shorter
+    burst is invisible to any sampler. None where the sensor's accuracy is not known.
+
+    The reason for no energy: no sample with a power on one side of the window.
+    """
+    use = trace.power_mw != NULL
+    times, power = trace.times_ns[use], trace.power_mw[use]
+    span = _bracket(times, window)
+    if isinstance(span, str):
+        return Reading(None, reason=f"the power reading has {span}")
+    first, last = span
+    seconds = (times[first : last + 1] - window.begin_ns) / 1e9
+    watts = power[first : last + 1] / 1e3
+    at_ends = np.interp([0.0, window.duration_s], seconds, watts)
+    inside = (seconds > 0) & (seconds < window.duration_s)
+    t = np.concatenate(([0.0], seconds[inside], [window.duration_s]))
+    p = np.concatenate((at_ends[:1], watts[inside], at_ends[1:]))
+    widths = np.diff(t)
+    joules = math.fsum((widths * (p[1:] + p[:-1]) / 2).tolist())
+    if sensor_w is None:
+        return Reading(joules)
+    hidden = math.fsum((np.abs(np.diff(watts)) / 2 * np.diff(seconds)).tolist())
+    return Reading(joules, sensor_w * window.duration_s + hidden)
+
+
+class _EndOfWindow(NamedTuple):
+    value: float
+    below: float
+    shown: float
+    above: float | None
+
+
+def _end_of_window(times: IntArray, counts: IntArray, at_ns: int, lower: int) -> _EndOfWindow:
+    """The counter at an instant between samples `lower` and `lower + 1`, and the counts that the truth lies between."""
+    upper = lower + 1
+    if times[lower] == at_ns:
+        upper = lower
+    elif times[upper] == at_ns:
+        lower = upper
+    share = 0.0 if upper == lower else (at_ns - int(times[lower])) / int(times[upper] - times[lower])
+    below, shown = int(counts[lower]), int(counts[upper])
+    updated = int(np.searchsorted(counts, shown, side="right"))
+    above = float(counts[updated]) if updated < len(counts) else None
+    return _EndOfWindow(below + (shown - below) * share, below, shown, above)
+
+
+def _update_period_s(times: IntArray, counts: IntArray) -> float:
+    """The median time between samples that show a new count; the whole span when fewer than two do."""
+    updates = times[1:][np.diff(counts) > 0]
+    if len(updates) < 2:
+        return int(times[-1] - times[0]) / 1e9
+    return float(np.median(np.diff(updates))) / 1e9
+
+
+def _bracket(times: IntArray, window: WindowResult) -> tuple[int, int] | str:
+    """Positions of the last sample at or before the begin and the first at or after the end, or what is lacking."""
+    if len(times) == 0:
+        return "no samples"
+    first = int(np.searchsorted(times, window.begin_ns, side="right")) - 1
+    last = int(np.searchsorted(times, window.end_ns, side="left"))
+    if first < 0:
+        return "no sample before the window began"
+    if last == len(times):
+        return "no sample after the window ended"
+    return first, last

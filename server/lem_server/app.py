@@ -1,0 +1,101 @@
+"""The application: settings in, FastAPI out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+
+from fastapi import Depends, FastAPI
+from fastapi.routing import APIRoute
+from sqlalchemy.engine import URL
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from lem_server import documentation, health, middleware, problems
+from lem_server.access.guard import Authentication, check_scope
+from lem_server.access.routes import router as access_router
+from lem_server.access.service import ensure_owner_token
+from lem_server.aggregation.routes import router as aggregation_router
+from lem_server.campaigns.routes import router as campaigns_router
+from lem_server.context import AppContext
+from lem_server.database.engine import make_engine, require_supported_version
+from lem_server.database.listener import Hub
+from lem_server.database.migrate import require_head
+from lem_server.datasets.routes import router as datasets_router
+from lem_server.events.routes import router as events_router
+from lem_server.evidence.routes import router as evidence_router
+from lem_server.leases.maintenance import maintain
+from lem_server.leases.routes import router as leases_router
+from lem_server.runs.routes import router as runs_router
+from lem_server.settings import Settings
+from lem_server.workers.routes import router as workers_router
+
+ROUTERS = (
+    access_router,
+    aggregation_router,
+    campaigns_router,
+    datasets_router,
+    events_router,
+    evidence_router,
+    leases_router,
+    runs_router,
+    workers_router,
+)
+"""Every router of the API; `create_app` puts the scope check before each of their routes."""
+
+_DESCRIPTION = """
+Measures what a language model costs in energy and time, and says how far the figure can be believed.
+
+Send `Authorization: Bearer <token>`; the owner's token is in the server's data folder (`owner.token`). Errors are
+`application/problem+json` (RFC 9457). Lists give `next`, the cursor of their next page.
+"""
+
+
+def create_app(settings: Settings, url: URL) -> FastAPI:
+    """The application over the database at `url`, whose schema must be at head when it starts."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engine = make_engine(url)
+        hub = Hub(engine)
+        stopping = asyncio.Event()
+        try:
+            await require_supported_version(engine)
+            await require_head(engine)
+            await ensure_owner_token(engine, settings.data_dir)
+            app.state.context = AppContext(settings=settings, engine=engine, hub=hub)
+            await hub.start()
+            maintenance = asyncio.create_task(maintain(engine, settings.lease_terms, stopping), name="lem-maintenance")
+            try:
+                yield
+            finally:
+                stopping.set()
+                await hub.stop()
+                await maintenance
+        finally:
+            await engine.dispose()
+
+    app = FastAPI(
+        title="LEM, the LLM energy measurement service",
+        version=version("llm-energy-measurement"),
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=_operation_id,
+    )
+    app.add_middleware(middleware.BodyLimit)
+    app.add_middleware(Authentication)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.trusted_hosts))
+    app.add_middleware(middleware.Envelope)
+    problems.install(app)
+    app.include_router(health.router)
+    for router in ROUTERS:
+        app.include_router(router, dependencies=[Depends(check_scope)])
+    documentation.install(app)
+    return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name

@@ -1,0 +1,1 @@
+"""Campaigns: planning, submitting, following and cancelling them, and their results over cycles."""

@@ -1,0 +1,136 @@
+"""From a submitted specification to what would be queued, with everything refused that no worker could ever run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from pydantic.types import JsonValue
+
+from lem_domain.config.campaign import CampaignSpec
+from lem_domain.config.expansion import Plan, PlannedExperiment, expand
+from lem_domain.config.experiment import PromptsConfig
+from lem_domain.config.validation import pointer
+from lem_domain.errors import ConfigurationError, FieldProblem
+from lem_domain.prompt_sets import builtin_prompt_sets
+from lem_domain.wire.campaigns import CampaignPlan, PlannedExperimentView, PlannedRunView
+from lem_server.campaigns.queries import ServedBackend
+
+
+def plan(spec: CampaignSpec) -> Plan:
+    """Every experiment and run of a campaign.
+
+    Raises:
+        ConfigurationError: with every problem, each addressed within the body that was sent.
+    """
+    _refuse_unstorable(spec)
+    try:
+        return expand(spec)
+    except ConfigurationError as error:
+        placed = tuple(
+            FieldProblem(pointer=f"/experiment{problem.pointer}", message=problem.message) for problem in error.findings
+        )
+        raise ConfigurationError(str(error), placed) from None
+
+
+def refuse_missing_prompts(planned: Plan, *, held: Collection[str]) -> None:
+    """Check that every experiment's prompts are there; `held` are the digests of the sets that the server holds.
+
+    Raises:
+        ConfigurationError: with every problem.
+    """
+    builtin = builtin_prompt_sets()
+    problems = {
+        problem.message: problem
+        for experiment in planned.experiments
+        for problem in _prompt_problems(experiment.config.prompts, builtin=builtin, held=held)
+    }
+    if problems:
+        raise ConfigurationError(next(iter(problems)), tuple(problems.values()))
+
+
+def datasets_of(planned: Plan) -> frozenset[str]:
+    """Digests of the sets of prompts that a plan needs."""
+    return frozenset(
+        experiment.config.prompts.dataset for experiment in planned.experiments if experiment.config.prompts.dataset
+    )
+
+
+def notes(experiments: Sequence[PlannedExperiment], served: Sequence[ServedBackend]) -> tuple[str, ...]:
+    """What no registered worker can run, one sentence per backend."""
+    most_devices = {one.backend: one.most_devices for one in served}
+    needed: dict[str, int] = {}
+    for experiment in experiments:
+        backend = experiment.config.backend.value
+        needed[backend] = max(needed.get(backend, 0), experiment.config.devices.count)
+    found = []
+    for backend, count in needed.items():
+        if backend not in most_devices:
+            found.append(f"No registered worker serves backend {backend!r}; its runs wait until one is started.")
+        elif most_devices[backend] < count:
+            found.append(
+                f"Some runs need {count} devices, but no registered worker for backend {backend!r} has more than "
+                f"{most_devices[backend]}; they wait until one has."
+            )
+    return tuple(found)
+
+
+def plan_view(name: str, planned: Plan, notes_on_it: tuple[str, ...]) -> CampaignPlan:
+    """A plan as its user sees it."""
+    windows = [experiment.config.window.min_duration_s for experiment in planned.experiments]
+    return CampaignPlan(
+        name=name,
+        experiments=tuple(
+            PlannedExperimentView(
+                display_name=one.display_name, varied=one.varied, config=one.config, config_hash=one.config_hash
+            )
+            for one in planned.experiments
+        ),
+        runs=tuple(
+            PlannedRunView(experiment=run.experiment, cycle=run.cycle, position=run.position) for run in planned.runs
+        ),
+        duplicates=planned.duplicates,
+        minimum_duration_s=sum(windows[run.experiment] for run in planned.runs),
+        notes=notes_on_it,
+    )
+
+
+def _refuse_unstorable(spec: CampaignSpec) -> None:
+    pointers = tuple(_with_nul(spec.model_dump(mode="json"), ()))
+    if pointers:
+        message = "a text holds the character U+0000, which can't be stored; remove it"
+        raise ConfigurationError(message, tuple(FieldProblem(pointer=one, message=message) for one in pointers))
+
+
+def _with_nul(value: JsonValue, place: tuple[str | int, ...]) -> Iterator[str]:
+    """JSON pointers to every text, key or value, that PostgreSQL refuses."""
+    if isinstance(value, str) and "\x00" in value:
+        yield pointer(place)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _with_nul(inner, (*place, index))
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if "\x00" in key:
+                yield pointer((*place, key))
+            yield from _with_nul(inner, (*place, key))
+
+
+def _prompt_problems(
+    prompts: PromptsConfig, *, builtin: Collection[str], held: Collection[str]
+) -> Iterator[FieldProblem]:
+    if prompts.file is not None:
+        yield FieldProblem(
+            pointer="/experiment/prompts/file",
+            message="only lemctl reads files; upload the prompts (PUT /api/v1/datasets/{sha256}) and give "
+            "prompts.dataset instead of prompts.file",
+        )
+    if prompts.builtin is not None and prompts.builtin not in builtin:
+        yield FieldProblem(
+            pointer="/experiment/prompts/builtin",
+            message=f"there is no built-in set of prompts {prompts.builtin!r}; choose one of {', '.join(builtin)}",
+        )
+    if prompts.dataset is not None and prompts.dataset not in held:
+        yield FieldProblem(
+            pointer="/experiment/prompts/dataset",
+            message=f"the server holds no dataset {prompts.dataset}; upload it first (PUT /api/v1/datasets/{{sha256}})",
+        )

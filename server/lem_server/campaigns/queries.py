@@ -1,0 +1,217 @@
+"""SQL of campaigns and their experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import Uuid, text
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql import bindparam
+from sqlalchemy.types import Integer, Text
+
+
+class CampaignRow(NamedTuple):
+    """A campaign with how much of it there is in each state."""
+
+    id: UUID
+    name: str
+    state: str
+    created_at: datetime
+    submitted_by: str
+    execution: dict[str, Any]
+    priority: int
+    labels: dict[str, str]
+    experiments: int
+    runs: dict[str, int]
+
+
+class NewExperiment(NamedTuple):
+    """An experiment to be stored; `varied` and `config` are JSON texts."""
+
+    id: UUID
+    ordinal: int
+    display_name: str
+    varied: str
+    config: str
+    config_hash: str
+
+
+class ExperimentRow(NamedTuple):
+    """An experiment of a campaign."""
+
+    id: UUID
+    ordinal: int
+    display_name: str
+    varied: dict[str, Any]
+    config: dict[str, Any]
+    config_hash: str
+
+
+class ServedBackend(NamedTuple):
+    """A backend that some worker serves, and the most devices that one of its workers has."""
+
+    backend: str
+    most_devices: int
+
+
+_INSERT = text("""
+    INSERT INTO campaigns (id, name, spec, submitted_by, priority, labels)
+    VALUES (:id, :name, :spec, :submitted_by, :priority, :labels)
+""").bindparams(bindparam("spec", type_=JSONB), bindparam("labels", type_=JSONB))
+
+
+async def insert(
+    connection: AsyncConnection,
+    *,
+    campaign_id: UUID,
+    name: str,
+    spec: dict[str, Any],
+    submitted_by: str,
+    priority: int,
+    labels: dict[str, str],
+) -> None:
+    """Store a campaign."""
+    await connection.execute(
+        _INSERT,
+        {
+            "id": campaign_id,
+            "name": name,
+            "spec": spec,
+            "submitted_by": submitted_by,
+            "priority": priority,
+            "labels": labels,
+        },
+    )
+
+
+_INSERT_EXPERIMENTS = text("""
+    INSERT INTO experiments (id, campaign_id, ordinal, display_name, varied, config, config_hash)
+    SELECT new.id, :campaign_id, new.ordinal, new.display_name, new.varied::jsonb, new.config::jsonb, new.config_hash
+      FROM unnest(:ids, :ordinals, :display_names, :varied, :configs, :config_hashes)
+           AS new (id, ordinal, display_name, varied, config, config_hash)
+""").bindparams(
+    bindparam("ids", type_=ARRAY(Uuid)),
+    bindparam("ordinals", type_=ARRAY(Integer)),
+    *(bindparam(name, type_=ARRAY(Text)) for name in ("display_names", "varied", "configs", "config_hashes")),
+)
+
+
+async def insert_experiments(
+    connection: AsyncConnection, campaign_id: UUID, experiments: Sequence[NewExperiment]
+) -> None:
+    """Store experiments with one statement."""
+    await connection.execute(
+        _INSERT_EXPERIMENTS,
+        {
+            "campaign_id": campaign_id,
+            "ids": [one.id for one in experiments],
+            "ordinals": [one.ordinal for one in experiments],
+            "display_names": [one.display_name for one in experiments],
+            "varied": [one.varied for one in experiments],
+            "configs": [one.config for one in experiments],
+            "config_hashes": [one.config_hash for one in experiments],
+        },
+    )
+
+
+# Indexes ix_runs_campaign_id_state (twice) and uq_experiments_campaign_id_ordinal, only for the rows of one page.
+_SELECT = """
+    SELECT c.id, c.name, CASE WHEN c.state = 'active' AND NOT work.open THEN 'completed' ELSE c.state END,
+           c.created_at, c.submitted_by, c.spec -> 'execution', c.priority, c.labels,
+           (SELECT count(*) FROM experiments e WHERE e.campaign_id = c.id),
+           (SELECT coalesce(jsonb_object_agg(counted.state, counted.runs), '{}')
+              FROM (SELECT r.state, count(*) AS runs FROM runs r WHERE r.campaign_id = c.id GROUP BY r.state) counted)
+      FROM campaigns c
+     CROSS JOIN LATERAL (
+           SELECT EXISTS (
+                  SELECT 1 FROM runs r
+                   WHERE r.campaign_id = c.id AND r.state IN ('queued', 'initialised', 'running')
+                  ) AS open
+           ) work
+"""
+_NAMED = "c.name = :name"
+_IN_STATE = {
+    "active": "c.state = 'active' AND work.open",
+    "completed": "c.state = 'active' AND NOT work.open",
+    "paused": "c.state = 'paused'",
+    "cancelled": "c.state = 'cancelled'",
+}
+
+
+async def list_campaigns(
+    connection: AsyncConnection, *, state: str | None, name: str | None, before: UUID | None, limit: int
+) -> list[CampaignRow]:
+    """Campaigns, the newest first: their primary key backwards, or ix_campaigns_name where a name is asked for."""
+    conditions = ["(CAST(:before AS uuid) IS NULL OR c.id < :before)"]
+    parameters: dict[str, object] = {"before": before, "limit": limit}
+    if name is not None:
+        conditions.append(_NAMED)
+        parameters["name"] = name
+    if state is not None:
+        conditions.append(_IN_STATE[state])
+    rows = await connection.execute(
+        text(f"{_SELECT} WHERE {' AND '.join(conditions)} ORDER BY c.id DESC LIMIT :limit"), parameters
+    )
+    return [CampaignRow(*row) for row in rows]
+
+
+_GET = text(_SELECT + " WHERE c.id = :id")
+
+
+async def get_campaign(connection: AsyncConnection, campaign_id: UUID) -> CampaignRow | None:
+    """One campaign."""
+    row = (await connection.execute(_GET, {"id": campaign_id})).one_or_none()
+    return None if row is None else CampaignRow(*row)
+
+
+async def exists(connection: AsyncConnection, campaign_id: UUID) -> bool:
+    """Whether there is such a campaign."""
+    row = await connection.execute(text("SELECT 1 FROM campaigns WHERE id = :id"), {"id": campaign_id})
+    return row.one_or_none() is not None
+
+
+# The first statement of a cancel: the campaign's row is locked before any of its runs.
+_CANCEL = text("UPDATE campaigns SET state = 'cancelled' WHERE id = :id RETURNING id")
+
+
+async def cancel(connection: AsyncConnection, campaign_id: UUID) -> bool:
+    """Mark a campaign cancelled; False when there is none."""
+    return (await connection.execute(_CANCEL, {"id": campaign_id})).one_or_none() is not None
+
+
+async def tell(connection: AsyncConnection, campaign_id: UUID) -> None:
+    """Wake whoever follows the campaign, once this transaction is committed."""
+    await connection.execute(text("SELECT pg_notify('lem_campaign', :id)"), {"id": str(campaign_id)})
+
+
+# Index uq_experiments_campaign_id_ordinal.
+_LIST_EXPERIMENTS = text("""
+    SELECT id, ordinal, display_name, varied, config, config_hash
+      FROM experiments
+     WHERE campaign_id = :campaign_id AND ordinal > :after
+     ORDER BY ordinal
+     LIMIT :limit
+""")
+
+
+async def list_experiments(
+    connection: AsyncConnection, campaign_id: UUID, *, after: int, limit: int
+) -> list[ExperimentRow]:
+    """A campaign's experiments in the order of its sweep."""
+    rows = await connection.execute(_LIST_EXPERIMENTS, {"campaign_id": campaign_id, "after": after, "limit": limit})
+    return [ExperimentRow(*row) for row in rows]
+
+
+# There are few workers: a scan.
+_SERVED = text("""
+    SELECT backend, max(jsonb_array_length(devices)) FROM workers WHERE signed_off_at IS NULL GROUP BY backend
+""")
+
+
+async def served_backends(connection: AsyncConnection) -> list[ServedBackend]:
+    """What the registered workers that didn't sign off could run."""
+    return [ServedBackend(*row) for row in await connection.execute(_SERVED)]

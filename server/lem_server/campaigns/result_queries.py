@@ -1,0 +1,59 @@
+"""SQL of a campaign's results: every run in order, with its latest aggregate."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+class OutcomePlace(NamedTuple):
+    """A run's place among the results of its campaign."""
+
+    ordinal: int
+    cycle: int
+
+
+class OutcomeRow(NamedTuple):
+    """A run, the experiment it belongs to, and the text of its aggregate where there is one."""
+
+    ordinal: int
+    cycle: int
+    experiment_id: UUID
+    display_name: str
+    varied: dict[str, Any]
+    run_id: UUID
+    state: str
+    reason: str | None
+    result: str | None
+
+
+# Indexes uq_experiments_campaign_id_ordinal, uq_runs_experiment_id_cycle, ix_aggregates_run_id.
+_OUTCOMES = text("""
+    SELECT e.ordinal, r.cycle, e.id, e.display_name, e.varied, r.id, r.state, r.reason, latest.result
+      FROM experiments e
+      JOIN runs r ON r.experiment_id = e.id
+      LEFT JOIN LATERAL (
+           SELECT a.result::text AS result
+             FROM aggregates a
+            WHERE a.run_id = r.id AND a.attempt_id = r.current_attempt AND r.state = 'aggregated'
+            ORDER BY a.created_at DESC
+            LIMIT 1
+           ) latest ON true
+     WHERE e.campaign_id = :campaign_id AND e.ordinal >= :ordinal AND (e.ordinal, r.cycle) > (:ordinal, :cycle)
+     ORDER BY e.ordinal, r.cycle
+     LIMIT :limit
+""")
+
+
+async def list_outcomes(
+    connection: AsyncConnection, campaign_id: UUID, *, after: OutcomePlace | None, limit: int
+) -> list[OutcomeRow]:
+    """One page of a campaign's runs: experiment by experiment, cycle by cycle."""
+    after = after or OutcomePlace(0, 0)
+    rows = await connection.execute(
+        _OUTCOMES, {"campaign_id": campaign_id, "ordinal": after.ordinal, "cycle": after.cycle, "limit": limit}
+    )
+    return [OutcomeRow(*row) for row in rows]

@@ -1,0 +1,121 @@
+"""HTTP of campaigns."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Response, status
+from pydantic import BaseModel, TypeAdapter
+
+from lem_domain.config.campaign import CampaignSpec
+from lem_domain.errors import ProblemCode
+from lem_domain.states import CampaignState
+from lem_domain.wire.access import Scope
+from lem_domain.wire.base import Page
+from lem_domain.wire.campaigns import CampaignPlan, CampaignResults, CampaignView, ExperimentView
+from lem_server.access.guard import CurrentPrincipal, requires
+from lem_server.campaigns import results, service
+from lem_server.context import Context
+from lem_server.idempotency import IdempotencyKey, fingerprint, run_once
+from lem_server.paging import Cursor, Int4, Limit, decode_cursor, encode_cursor
+from lem_server.path_ids import CampaignPath
+from lem_server.problems import problem_responses
+
+router = APIRouter(prefix="/api/v1", tags=["campaigns"])
+
+_ID: TypeAdapter[tuple[UUID]] = TypeAdapter(tuple[UUID])
+_ORDINAL: TypeAdapter[tuple[Int4]] = TypeAdapter(tuple[Int4])
+
+_BODY = problem_responses(ProblemCode.BAD_REQUEST, ProblemCode.PAYLOAD_TOO_LARGE)
+_ONE = problem_responses(ProblemCode.NOT_FOUND)
+_LOCATION = {"Location": {"description": "Address of the campaign.", "schema": {"type": "string"}}}
+_CREATED: dict[int | str, dict[str, Any]] = {
+    201: {"description": "The campaign, now or at the first time of this Idempotency-Key.", "headers": _LOCATION},
+    **problem_responses(ProblemCode.BAD_REQUEST, ProblemCode.PAYLOAD_TOO_LARGE, ProblemCode.IDEMPOTENCY_MISMATCH),
+}
+
+
+@router.post("/campaigns:plan", responses=_BODY, openapi_extra=requires(Scope.READ))
+async def plan_campaign(context: Context, spec: CampaignSpec) -> CampaignPlan:
+    """What submitting would queue: experiments, runs in order, duplicates, what no worker can run. Stores nothing."""
+    return await service.plan(context.engine, spec)
+
+
+@router.post(
+    "/campaigns",
+    status_code=status.HTTP_201_CREATED,
+    response_model=CampaignView,
+    responses=_CREATED,
+    openapi_extra=requires(Scope.SUBMIT),
+)
+async def submit_campaign(
+    context: Context, principal: CurrentPrincipal, spec: CampaignSpec, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Store a campaign with its experiments and queue its runs: all of it or, with any problem, nothing."""
+    planned = await service.resolve(spec)
+    async with context.engine.begin() as connection:
+
+        async def produce() -> tuple[int, BaseModel]:
+            view = await service.submit(connection, spec, planned, submitted_by=principal.name)
+            return status.HTTP_201_CREATED, view
+
+        answer = await run_once(
+            connection,
+            principal=principal.token_id,
+            route="submit_campaign",
+            key=idempotency_key,
+            request=fingerprint(spec),
+            produce=produce,
+        )
+    location = f"/api/v1/campaigns/{json.loads(answer.body)['id']}"
+    return Response(answer.body, answer.status, media_type="application/json", headers={"Location": location})
+
+
+@router.get("/campaigns", responses=problem_responses(ProblemCode.BAD_REQUEST), openapi_extra=requires(Scope.READ))
+async def list_campaigns(
+    context: Context,
+    state: Annotated[CampaignState | None, Query(description="Only campaigns in this state.")] = None,
+    name: Annotated[
+        str | None, Query(max_length=200, pattern=r"^[^\x00]*$", description="Only campaigns of exactly this name.")
+    ] = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Page[CampaignView]:
+    """Campaigns, the newest first."""
+    (before,) = decode_cursor("campaigns", cursor, _ID) or (None,)
+    items, following = await service.list_campaigns(context.engine, state=state, name=name, before=before, limit=limit)
+    return Page(items=items, next=None if following is None else encode_cursor("campaigns", (following,)))
+
+
+@router.get("/campaigns/{campaign_id}", responses=_ONE, openapi_extra=requires(Scope.READ))
+async def get_campaign(context: Context, campaign_id: CampaignPath) -> CampaignView:
+    """One campaign, with how many of its runs are in which state."""
+    return await service.get_campaign(context.engine, campaign_id)
+
+
+@router.get(
+    "/campaigns/{campaign_id}/experiments",
+    responses=problem_responses(ProblemCode.BAD_REQUEST, ProblemCode.NOT_FOUND),
+    openapi_extra=requires(Scope.READ),
+)
+async def list_experiments(
+    context: Context, campaign_id: CampaignPath, limit: Limit = 100, cursor: Cursor = None
+) -> Page[ExperimentView]:
+    """The campaign's experiments in the order of its sweep."""
+    (after,) = decode_cursor("experiments", cursor, _ORDINAL) or (-1,)
+    items, following = await service.list_experiments(context.engine, campaign_id, after=after, limit=limit)
+    return Page(items=items, next=None if following is None else encode_cursor("experiments", (following,)))
+
+
+@router.post("/campaigns/{campaign_id}:cancel", responses=_ONE, openapi_extra=requires(Scope.SUBMIT))
+async def cancel_campaign(context: Context, principal: CurrentPrincipal, campaign_id: CampaignPath) -> CampaignView:
+    """Cancel what is queued at once; workers stop live runs with their next beat. Done again it changes nothing."""
+    return await service.cancel(context.engine, campaign_id, cancelled_by=principal.name)
+
+
+@router.get("/campaigns/{campaign_id}/results", responses=_ONE, openapi_extra=requires(Scope.READ))
+async def get_campaign_results(context: Context, campaign_id: CampaignPath) -> CampaignResults:
+    """Every experiment over its cycles, from the runs aggregated so far, and why the others have no result."""
+    return await results.campaign_results(context.engine, campaign_id)

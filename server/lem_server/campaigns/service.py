@@ -1,0 +1,205 @@
+"""What can be done with campaigns: plan, submit, look at, cancel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from uuid_utils.compat import uuid7
+
+from lem_domain.config.campaign import CampaignSpec, ExecutionConfig
+from lem_domain.config.expansion import Plan
+from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.config.hashing import canonical_json
+from lem_domain.errors import ProblemCode
+from lem_domain.ids import IdKind, format_id
+from lem_domain.states import CampaignState
+from lem_domain.wire.campaigns import CampaignPlan, CampaignView, ExperimentView, RunCounts
+from lem_server.campaigns import planning, queries
+from lem_server.datasets import service as datasets
+from lem_server.leases.endings import LOSSES_PER_RUN
+from lem_server.problems import ProblemError
+from lem_server.runs import service as runs
+
+EXPERIMENTS_AT_ONCE = 1000
+"""Experiments per statement; each carries a configuration of about 2 kB."""
+
+
+async def plan(engine: AsyncEngine, spec: CampaignSpec) -> CampaignPlan:
+    """What submitting would queue.
+
+    Raises:
+        ConfigurationError: the campaign can't be accepted.
+    """
+    # Thousands of combinations take seconds of pure computing; other requests go on meanwhile.
+    planned = await asyncio.to_thread(planning.plan, spec)
+    async with engine.connect() as connection:
+        await _refuse_missing_prompts(connection, planned)
+        served = await queries.served_backends(connection)
+    return planning.plan_view(spec.name, planned, planning.notes(planned.experiments, served))
+
+
+async def resolve(spec: CampaignSpec) -> Plan:
+    """Every experiment and run of a campaign, to be stored by `submit`.
+
+    Raises:
+        ConfigurationError: the campaign can't be accepted.
+    """
+    return await asyncio.to_thread(planning.plan, spec)
+
+
+async def submit(connection: AsyncConnection, spec: CampaignSpec, planned: Plan, *, submitted_by: str) -> CampaignView:
+    """Store a campaign with its experiments and queue its runs, all or nothing with the caller's transaction.
+
+    Raises:
+        ConfigurationError: a set of prompts is not there.
+    """
+    await _refuse_missing_prompts(connection, planned)
+    campaign_id = uuid7()
+    await queries.insert(
+        connection,
+        campaign_id=campaign_id,
+        name=spec.name,
+        spec=spec.model_dump(mode="json"),
+        submitted_by=submitted_by,
+        priority=spec.priority,
+        labels=spec.labels,
+    )
+    experiment_ids = [uuid7() for _ in planned.experiments]
+    for first in range(0, len(experiment_ids), EXPERIMENTS_AT_ONCE):
+        await queries.insert_experiments(
+            connection, campaign_id, _new_experiments(planned, experiment_ids, first, first + EXPERIMENTS_AT_ONCE)
+        )
+    # The ids are made in the order of positions, so the order of ids is the order of the queue.
+    await runs.queue_runs(
+        connection,
+        [
+            runs.NewRun(
+                id=uuid7(),
+                experiment_id=experiment_ids[run.experiment],
+                cycle=run.cycle,
+                position=run.position,
+                backend=planned.experiments[run.experiment].config.backend.value,
+                device_count=planned.experiments[run.experiment].config.devices.count,
+            )
+            for run in planned.runs
+        ],
+        campaign_id=campaign_id,
+        priority=spec.priority,
+        retries=spec.execution.retries,
+        losses=LOSSES_PER_RUN,
+        submitted_by=submitted_by,
+    )
+    return await _get(connection, campaign_id)
+
+
+async def list_campaigns(
+    engine: AsyncEngine, *, state: CampaignState | None, name: str | None, before: UUID | None, limit: int
+) -> tuple[tuple[CampaignView, ...], UUID | None]:
+    """One page of campaigns, the newest first, and the id that the next one comes before."""
+    async with engine.connect() as connection:
+        rows = await queries.list_campaigns(connection, state=state, name=name, before=before, limit=limit + 1)
+    shown = rows[:limit]
+    return tuple(_view(row) for row in shown), shown[-1].id if len(rows) > limit else None
+
+
+async def get_campaign(engine: AsyncEngine, campaign_id: UUID) -> CampaignView:
+    """One campaign.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    async with engine.connect() as connection:
+        return await _get(connection, campaign_id)
+
+
+async def list_experiments(
+    engine: AsyncEngine, campaign_id: UUID, *, after: int, limit: int
+) -> tuple[tuple[ExperimentView, ...], int | None]:
+    """One page of a campaign's experiments, and the ordinal that the next one begins after.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    async with engine.connect() as connection:
+        if not await queries.exists(connection, campaign_id):
+            raise _no_campaign(campaign_id)
+        rows = await queries.list_experiments(connection, campaign_id, after=after, limit=limit + 1)
+    shown = rows[:limit]
+    views = tuple(_experiment(campaign_id, row) for row in shown)
+    return views, shown[-1].ordinal if len(rows) > limit else None
+
+
+async def cancel(engine: AsyncEngine, campaign_id: UUID, *, cancelled_by: str) -> CampaignView:
+    """Cancel what is queued at once and ask the workers of live runs to stop. Done again it changes nothing.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    async with engine.begin() as connection:
+        if not await queries.cancel(connection, campaign_id):
+            raise _no_campaign(campaign_id)
+        await runs.cancel_runs_of_campaign(connection, campaign_id, cancelled_by=cancelled_by)
+        await queries.tell(connection, campaign_id)
+        return await _get(connection, campaign_id)
+
+
+async def _get(connection: AsyncConnection, campaign_id: UUID) -> CampaignView:
+    row = await queries.get_campaign(connection, campaign_id)
+    if row is None:
+        raise _no_campaign(campaign_id)
+    return _view(row)
+
+
+async def _refuse_missing_prompts(connection: AsyncConnection, planned: Plan) -> None:
+    held = await datasets.held(connection, planning.datasets_of(planned))
+    planning.refuse_missing_prompts(planned, held=held)
+
+
+def _new_experiments(planned: Plan, ids: Sequence[UUID], first: int, last: int) -> list[queries.NewExperiment]:
+    return [
+        queries.NewExperiment(
+            id=ids[ordinal],
+            ordinal=ordinal,
+            display_name=one.display_name,
+            varied=canonical_json(one.varied).decode(),
+            config=one.config.model_dump_json(),
+            config_hash=one.config_hash,
+        )
+        for ordinal, one in enumerate(planned.experiments[first:last], start=first)
+    ]
+
+
+def _no_campaign(campaign_id: UUID) -> ProblemError:
+    return ProblemError(
+        ProblemCode.NOT_FOUND,
+        f"there is no campaign {format_id(IdKind.CAMPAIGN, campaign_id)}; GET /api/v1/campaigns lists them.",
+    )
+
+
+def _view(row: queries.CampaignRow) -> CampaignView:
+    return CampaignView(
+        id=format_id(IdKind.CAMPAIGN, row.id),
+        name=row.name,
+        state=CampaignState(row.state),
+        created_at=row.created_at,
+        submitted_by=row.submitted_by,
+        execution=ExecutionConfig.model_validate(row.execution),
+        priority=row.priority,
+        labels=row.labels,
+        experiments=row.experiments,
+        runs=RunCounts.model_validate(row.runs),
+    )
+
+
+def _experiment(campaign_id: UUID, row: queries.ExperimentRow) -> ExperimentView:
+    return ExperimentView(
+        id=format_id(IdKind.EXPERIMENT, row.id),
+        campaign_id=format_id(IdKind.CAMPAIGN, campaign_id),
+        display_name=row.display_name,
+        varied=row.varied,
+        config=ExperimentConfig.model_validate(row.config),
+        config_hash=row.config_hash,
+    )

@@ -1,0 +1,29 @@
+"""What every request handler may use, as one typed object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from lem_server.database.listener import Hub
+from lem_server.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppContext:
+    """The application's state between its start and its stop."""
+
+    settings: Settings
+    engine: AsyncEngine
+    hub: Hub
+
+
+def _context(request: Request) -> AppContext:
+    found: AppContext = request.app.state.context
+    return found
+
+
+Context = Annotated[AppContext, Depends(_context)]

@@ -1,0 +1,1 @@
+"""The one store: PostgreSQL, its engine, its embedded form and its migrations."""

@@ -1,0 +1,58 @@
+"""HTTP of sets of prompts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Response, status
+from pydantic import TypeAdapter
+
+from lem_domain.errors import ProblemCode
+from lem_domain.ids import Sha256
+from lem_domain.wire.access import Scope
+from lem_domain.wire.base import Page
+from lem_domain.wire.datasets import DatasetContent, DatasetUpload, DatasetView
+from lem_server.access.guard import requires
+from lem_server.context import Context
+from lem_server.datasets import service
+from lem_server.paging import Cursor, Limit, decode_cursor, encode_cursor
+from lem_server.problems import problem_responses
+
+router = APIRouter(prefix="/api/v1", tags=["datasets"])
+
+_PLACE: TypeAdapter[tuple[Sha256]] = TypeAdapter(tuple[Sha256])
+
+DigestPath = Annotated[Sha256, Path(description="SHA-256 over the prompts, 64 hexadecimal digits.")]
+
+
+@router.get("/datasets", responses=problem_responses(ProblemCode.BAD_REQUEST), openapi_extra=requires(Scope.READ))
+async def list_datasets(context: Context, limit: Limit = 100, cursor: Cursor = None) -> Page[DatasetView]:
+    """Sets of prompts: the built-in ones, all on the first page, then those that were uploaded."""
+    (after,) = decode_cursor("datasets", cursor, _PLACE) or (None,)
+    items, following = await service.list_datasets(context.engine, after=after, limit=limit)
+    return Page(items=items, next=None if following is None else encode_cursor("datasets", (following,)))
+
+
+@router.get(
+    "/datasets/{sha256}", responses=problem_responses(ProblemCode.NOT_FOUND), openapi_extra=requires(Scope.READ)
+)
+async def get_dataset(context: Context, sha256: DigestPath) -> DatasetContent:
+    """A set of prompts with its texts."""
+    return await service.get_dataset(context.engine, sha256)
+
+
+@router.put(
+    "/datasets/{sha256}",
+    status_code=status.HTTP_201_CREATED,
+    responses={
+        200: {"model": DatasetView, "description": "The set was there already; it stays as it is."},
+        **problem_responses(ProblemCode.BAD_REQUEST, ProblemCode.DIGEST_MISMATCH, ProblemCode.PAYLOAD_TOO_LARGE),
+    },
+    openapi_extra=requires(Scope.SUBMIT),
+)
+async def put_dataset(context: Context, sha256: DigestPath, upload: DatasetUpload, response: Response) -> DatasetView:
+    """Upload prompts under the digest that `lem_domain.prompt_sets.prompts_digest` gives them (at most 4 MiB)."""
+    view, made = await service.put_dataset(context.engine, sha256, upload)
+    if not made:
+        response.status_code = status.HTTP_200_OK
+    return view

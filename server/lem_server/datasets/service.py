@@ -1,0 +1,102 @@
+"""Sets of prompts: which there are, what is in one, and taking one that a user uploads."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import cache
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from lem_domain.errors import ProblemCode
+from lem_domain.prompt_sets import builtin_prompt_sets, prompts_digest
+from lem_domain.wire.datasets import DatasetContent, DatasetUpload, DatasetView
+from lem_server.datasets import queries
+from lem_server.problems import ProblemError
+
+
+async def list_datasets(
+    engine: AsyncEngine, *, after: str | None, limit: int
+) -> tuple[tuple[DatasetView, ...], str | None]:
+    """One page of sets, the built-in ones before the uploaded, and the digest that the next one begins after."""
+    builtin = [] if after is not None else [_without_texts(one) for one in _builtin().values()]
+    async with engine.connect() as connection:
+        rows = await queries.list_datasets(connection, after=bytes.fromhex(after or ""), limit=limit + 1)
+    shown = rows[:limit]
+    uploaded = [_view(row) for row in shown]
+    return (*builtin, *uploaded), shown[-1].sha256.hex() if len(rows) > limit else None
+
+
+async def get_dataset(engine: AsyncEngine, sha256: str) -> DatasetContent:
+    """A set with its texts.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    builtin = _builtin().get(sha256)
+    if builtin is not None:
+        return builtin
+    async with engine.connect() as connection:
+        found = await queries.get_dataset(connection, bytes.fromhex(sha256))
+    if found is None:
+        raise ProblemError(
+            ProblemCode.NOT_FOUND, f"the server holds no dataset {sha256}; GET /api/v1/datasets lists those it holds."
+        )
+    row, texts = found
+    return DatasetContent(
+        name=row.name, sha256=row.sha256.hex(), builtin=False, prompts=row.prompts, texts=tuple(texts)
+    )
+
+
+async def put_dataset(engine: AsyncEngine, sha256: str, upload: DatasetUpload) -> tuple[DatasetView, bool]:
+    """Keep a set under its digest; also says whether it is new. One that is there stays as it is, name included.
+
+    Raises:
+        ProblemError: `digest_mismatch`, or `validation` when a prompt holds what PostgreSQL can't store.
+    """
+    digest = prompts_digest(upload.prompts)
+    if digest != sha256:
+        raise ProblemError(
+            ProblemCode.DIGEST_MISMATCH,
+            f"the prompts have the digest {digest}, not the {sha256} of the address; send them to that address.",
+        )
+    builtin = _builtin().get(sha256)
+    if builtin is not None:
+        return _without_texts(builtin), False
+    if any("\x00" in text for text in (upload.name, *upload.prompts)):
+        raise ProblemError(
+            ProblemCode.VALIDATION, "the name or a prompt holds the character U+0000, which can't be kept; remove it."
+        )
+    key = bytes.fromhex(sha256)
+    async with engine.begin() as connection:
+        made = await queries.insert(connection, sha256=key, name=upload.name, texts=upload.prompts)
+        found = await queries.get_dataset(connection, key)
+    if found is None:
+        raise RuntimeError(f"dataset {sha256} vanished while it was stored")
+    return _view(found[0]), made
+
+
+async def held(connection: AsyncConnection, wanted: Collection[str]) -> frozenset[str]:
+    """Which of the wanted sets the server holds, built in or uploaded."""
+    if not wanted:
+        return frozenset()
+    uploaded = await queries.held(connection, [bytes.fromhex(sha256) for sha256 in wanted])
+    return frozenset(sha256 for sha256 in wanted if sha256 in _builtin() or bytes.fromhex(sha256) in uploaded)
+
+
+@cache
+def _builtin() -> dict[str, DatasetContent]:
+    """The built-in sets by digest."""
+    return {
+        (sha256 := prompts_digest(texts)): DatasetContent(
+            name=name, sha256=sha256, builtin=True, prompts=len(texts), texts=tuple(texts)
+        )
+        for name, texts in builtin_prompt_sets().items()
+    }
+
+
+def _without_texts(content: DatasetContent) -> DatasetView:
+    return DatasetView(name=content.name, sha256=content.sha256, builtin=content.builtin, prompts=content.prompts)
+
+
+def _view(row: queries.DatasetRow) -> DatasetView:
+    return DatasetView(name=row.name, sha256=row.sha256.hex(), builtin=False, prompts=row.prompts)

@@ -1,0 +1,81 @@
+"""HTTP of event streams (text/event-stream)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from lem_domain.errors import ProblemCode
+from lem_domain.ids import IdKind, parse_id
+from lem_domain.wire.access import Scope
+from lem_domain.wire.events import CampaignEvent, RunProgressEvent, RunTransitionEvent
+from lem_server.access.guard import requires
+from lem_server.campaigns import service as campaigns
+from lem_server.context import Context
+from lem_server.events.queries import LogPlace
+from lem_server.events.stream import Followed, follow, place_of
+from lem_server.path_ids import CampaignPath, RunPath
+from lem_server.problems import problem_responses
+from lem_server.runs import service as runs
+
+router = APIRouter(prefix="/api/v1", tags=["events"])
+
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": CampaignEvent | RunTransitionEvent | RunProgressEvent,
+        "description": "Events `campaign`, `transition` (with an id) and `progress`, each with its JSON in `data`; "
+        "a comment every 15 s without one.",
+    },
+    **problem_responses(ProblemCode.BAD_REQUEST, ProblemCode.NOT_FOUND),
+}
+
+
+def _place(
+    last_event_id: Annotated[
+        str | None, Header(description="Id of the last event received; the stream goes on after it.")
+    ] = None,
+) -> LogPlace:
+    return place_of(last_event_id)
+
+
+async def _followed_campaign(context: Context, campaign_id: CampaignPath) -> Followed:
+    await campaigns.get_campaign(context.engine, campaign_id)
+    return Followed(campaign_id)
+
+
+async def _followed_run(context: Context, run_id: RunPath) -> Followed:
+    run = await runs.get_run(context.engine, run_id)
+    return Followed(parse_id(IdKind.CAMPAIGN, run.campaign_id), run_id)
+
+
+# What can be refused is refused in the dependencies: once the first event is sent there is no status any more.
+Place = Annotated[LogPlace, Depends(_place)]
+FollowedCampaign = Annotated[Followed, Depends(_followed_campaign)]
+FollowedRun = Annotated[Followed, Depends(_followed_run)]
+
+
+@router.get(
+    "/campaigns/{campaign_id}/events",
+    response_class=EventSourceResponse,
+    responses=_RESPONSES,
+    openapi_extra=requires(Scope.READ),
+)
+async def campaign_events(context: Context, followed: FollowedCampaign, after: Place) -> AsyncIterator[ServerSentEvent]:
+    """Everything that happened to the campaign's runs and everything that happens, until none is queued or live."""
+    async for event in follow(context.engine, context.hub, followed, after):
+        yield event
+
+
+@router.get(
+    "/runs/{run_id}/events",
+    response_class=EventSourceResponse,
+    responses=_RESPONSES,
+    openapi_extra=requires(Scope.READ),
+)
+async def run_events(context: Context, followed: FollowedRun, after: Place) -> AsyncIterator[ServerSentEvent]:
+    """Everything that happened to the run and everything that happens, until it is neither queued nor live."""
+    async for event in follow(context.engine, context.hub, followed, after):
+        yield event

@@ -1,0 +1,247 @@
+"""Takes evidence in behind the fence, gives it back unchanged, and says whether it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from uuid import UUID
+
+from anyio import to_thread
+from pydantic.types import JsonValue
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from lem_domain.errors import ProblemCode
+from lem_domain.evidence import StreamManifest, StreamName, digest_of_digests
+from lem_domain.evidence_codec import ChunkError, ChunkTooLarge
+from lem_domain.ids import IdKind, format_id
+from lem_domain.wire.runs import ChunkView, StreamView
+from lem_domain.wire.workers import MissingChunks, ProcessCompletion
+from lem_server.evidence import queries
+from lem_server.evidence.queries import StoredChunk
+from lem_server.evidence.validation import check_chunk
+from lem_server.leases.fence import Holder, require_lease
+from lem_server.problems import ProblemError
+
+MAX_MISSING_LISTED = 1000
+
+
+async def put_chunk(
+    engine: AsyncEngine, holder: Holder, *, process: str, stream: StreamName, seq: int, body: bytes, digest: bytes
+) -> tuple[bool, bool]:
+    """Store a chunk byte for byte. The same bytes again are welcome, also after the lease has ended.
+
+    Returns whether it is new, and whether the attempt is to be cancelled.
+
+    Raises:
+        ProblemError: `digest_mismatch`, `chunk_conflict` (other bytes under this number), `evidence_invalid`,
+            `decompression_limit`, `lease_lost`.
+    """
+    if hashlib.sha256(body).digest() != digest:
+        raise ProblemError(
+            ProblemCode.DIGEST_MISMATCH,
+            "the body does not have the SHA-256 of its Content-Digest header; send it again.",
+        )
+    async with engine.connect() as connection:
+        stored = await queries.chunk_digest(connection, holder.attempt_id, process, stream.value, seq)
+    if stored is not None:
+        return _same_or_conflict(stored, digest, process, stream, seq)
+    try:
+        facts = await to_thread.run_sync(check_chunk, stream, body)
+    except ChunkTooLarge as error:
+        raise ProblemError(ProblemCode.DECOMPRESSION_LIMIT, str(error)) from error
+    except ChunkError as error:
+        raise ProblemError(ProblemCode.EVIDENCE_INVALID, str(error)) from error
+    async with engine.begin() as connection:
+        cancel = await require_lease(connection, holder)
+        new = await queries.insert_chunk(
+            connection,
+            attempt_id=holder.attempt_id,
+            chunk=StoredChunk(process, stream.value, seq, facts.rows, len(body), digest),
+            t_min_ns=facts.t_min_ns,
+            t_max_ns=facts.t_max_ns,
+            body=body,
+        )
+        if not new:
+            stored = await queries.chunk_digest(connection, holder.attempt_id, process, stream.value, seq)
+    if not new:
+        return _same_or_conflict(stored or b"", digest, process, stream, seq)
+    return True, cancel
+
+
+def _same_or_conflict(stored: bytes, digest: bytes, process: str, stream: StreamName, seq: int) -> tuple[bool, bool]:
+    if stored != digest:
+        raise ProblemError(
+            ProblemCode.CHUNK_CONFLICT,
+            f"chunk {seq} of {process}/{stream.value} is stored with other bytes; a chunk never changes.",
+        )
+    return False, False
+
+
+async def put_log(engine: AsyncEngine, holder: Holder, *, process: str, seq: int, content: str) -> bool:
+    """Store a piece of a process's output; says whether it is new.
+
+    Raises:
+        ProblemError: `chunk_conflict`, `lease_lost`.
+    """
+    # PostgreSQL's text can't hold U+0000.
+    content = content.replace("\x00", "\N{REPLACEMENT CHARACTER}")
+    async with engine.begin() as connection:
+        stored = await queries.log_text(connection, holder.attempt_id, process, seq)
+        if stored is None:
+            await require_lease(connection, holder)
+            if await queries.insert_log(
+                connection, attempt_id=holder.attempt_id, process=process, seq=seq, content=content
+            ):
+                return True
+            stored = await queries.log_text(connection, holder.attempt_id, process, seq)
+    if stored != content:
+        raise ProblemError(
+            ProblemCode.CHUNK_CONFLICT, f"log piece {seq} of {process} is stored with another text; it never changes."
+        )
+    return False
+
+
+async def put_completion(engine: AsyncEngine, holder: Holder, *, process: str, marker: ProcessCompletion) -> bool:
+    """Store a process's completion marker; says whether it is new.
+
+    Raises:
+        ProblemError: `conflict` (another marker is stored), `lease_lost`.
+    """
+    streams = [one.model_dump(mode="json") for one in marker.streams]
+    summary = dict(marker.summary)
+    async with engine.begin() as connection:
+        stored = await queries.completion(connection, holder.attempt_id, process)
+        if stored is None:
+            await require_lease(connection, holder)
+            if await queries.insert_completion(
+                connection, attempt_id=holder.attempt_id, process=process, streams=streams, summary=summary
+            ):
+                return True
+            stored = await queries.completion(connection, holder.attempt_id, process)
+    if stored != (streams, summary):
+        raise ProblemError(ProblemCode.CONFLICT, f"{process} has completed with another marker; it never changes.")
+    return False
+
+
+async def streams_of(engine: AsyncEngine, attempt_id: UUID) -> tuple[StreamView, ...]:
+    """What is stored of an attempt, so that an upload can be resumed.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    async with engine.connect() as connection:
+        if not await queries.attempt_exists(connection, attempt_id):
+            raise _no_attempt(attempt_id)
+        chunks = await queries.stored_chunks(connection, attempt_id)
+    return tuple(
+        StreamView(
+            process=process,
+            stream=StreamName(stream),
+            chunks=tuple(
+                ChunkView(seq=one.seq, rows=one.rows, bytes=one.bytes, sha256=one.sha256.hex()) for one in found
+            ),
+        )
+        for (process, stream), found in _by_stream(chunks).items()
+    )
+
+
+async def read_chunk(
+    engine: AsyncEngine, attempt_id: UUID, *, process: str, stream: StreamName, seq: int
+) -> tuple[bytes, str]:
+    """A chunk's original bytes and their recorded digest.
+
+    Raises:
+        ProblemError: `not_found`, or `evidence_corrupt` when the bytes don't have their digest any more.
+    """
+    async with engine.connect() as connection:
+        found = await queries.chunk_body(connection, attempt_id, process, stream.value, seq)
+    if found is None:
+        raise ProblemError(
+            ProblemCode.NOT_FOUND,
+            f"chunk {seq} of {process}/{stream.value} is not stored; GET …/streams lists what is.",
+        )
+    body, digest = found
+    if hashlib.sha256(body).digest() != digest:
+        raise ProblemError(
+            ProblemCode.EVIDENCE_CORRUPT,
+            f"chunk {seq} of {process}/{stream.value} does not have its digest any more; restore the database.",
+        )
+    return body, digest.hex()
+
+
+async def next_body(
+    engine: AsyncEngine, attempt_id: UUID, process: str, stream: StreamName, after: int
+) -> tuple[int, bytes] | None:
+    """The number and bytes of the first stored chunk of a stream above `after`, unchecked."""
+    async with engine.connect() as connection:
+        return await queries.next_body(connection, attempt_id, process, stream.value, after)
+
+
+async def summaries_of(engine: AsyncEngine, attempt_id: UUID) -> dict[str, dict[str, JsonValue]]:
+    """What each completed process of an attempt said of itself."""
+    async with engine.connect() as connection:
+        return await queries.completions(connection, attempt_id)
+
+
+async def verify_manifest(
+    connection: AsyncConnection, attempt_id: UUID, *, processes: Sequence[str], manifest: Sequence[StreamManifest]
+) -> None:
+    """Compare what is stored with what the worker says there is, exactly.
+
+    Raises:
+        ProblemError: `manifest_incomplete`, its member `missing` listing what to send again.
+    """
+    done = await queries.completions(connection, attempt_id)
+    without_marker = [process for process in processes if process not in done]
+    if without_marker:
+        raise ProblemError(
+            ProblemCode.MANIFEST_INCOMPLETE,
+            f"{', '.join(without_marker)} did not send a completion marker; PUT …/processes/<process>/completion.",
+        )
+    stored = _by_stream(await queries.stored_chunks(connection, attempt_id))
+    missing = [gap for one in manifest if (gap := _missing(one, stored.get((one.process, one.stream.value), [])))]
+    if missing:
+        raise ProblemError(
+            ProblemCode.MANIFEST_INCOMPLETE,
+            f"{sum(len(gap.seqs) for gap in missing)} chunks are missing; send them and complete again.",
+            members={"missing": [gap.model_dump(mode="json") for gap in missing]},
+        )
+    named = {(one.process, one.stream.value): one for one in manifest}
+    for place, chunks in stored.items():
+        one = named.get(place)
+        if one is None or (len(chunks), sum(c.rows for c in chunks), sum(c.bytes for c in chunks)) != (
+            one.chunks,
+            one.rows,
+            one.bytes,
+        ):
+            raise ProblemError(
+                ProblemCode.MANIFEST_INCOMPLETE,
+                f"the server holds other chunks of {place[0]}/{place[1]} than the manifest names; "
+                "build the manifest from GET …/streams.",
+            )
+        if digest_of_digests(chunk.sha256.hex() for chunk in chunks) != one.sha256:
+            raise ProblemError(
+                ProblemCode.MANIFEST_INCOMPLETE,
+                f"the digest of {place[0]}/{place[1]} is not that of the stored chunks in order.",
+            )
+
+
+def _missing(one: StreamManifest, chunks: Iterable[StoredChunk]) -> MissingChunks | None:
+    gaps = sorted(set(range(one.chunks)) - {chunk.seq for chunk in chunks})
+    if not gaps:
+        return None
+    return MissingChunks(process=one.process, stream=one.stream.value, seqs=tuple(gaps[:MAX_MISSING_LISTED]))
+
+
+def _by_stream(chunks: Iterable[StoredChunk]) -> dict[tuple[str, str], list[StoredChunk]]:
+    found: dict[tuple[str, str], list[StoredChunk]] = defaultdict(list)
+    for chunk in chunks:
+        found[chunk.process, chunk.stream].append(chunk)
+    return found
+
+
+def _no_attempt(attempt_id: UUID) -> ProblemError:
+    return ProblemError(
+        ProblemCode.NOT_FOUND, f"there is no attempt {format_id(IdKind.ATTEMPT, attempt_id)}; check the id."
+    )

@@ -1,0 +1,1 @@
+"""Runs: reading them, cancelling them, and who may move them from state to state."""

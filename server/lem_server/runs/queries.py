@@ -1,0 +1,319 @@
+"""SQL of runs: adding them in bulk, reading them, cancelling them, and what their log says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import Uuid, text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql import bindparam
+from sqlalchemy.types import Integer, Text
+
+
+class NewRun(NamedTuple):
+    """A run to be queued."""
+
+    id: UUID
+    experiment_id: UUID
+    cycle: int
+    position: int
+    backend: str
+    device_count: int
+
+
+class RunRow(NamedTuple):
+    """A run as lists show it."""
+
+    id: UUID
+    campaign_id: UUID
+    experiment_id: UUID
+    display_name: str
+    backend: str
+    cycle: int
+    position: int
+    state: str
+    reason: str | None
+    message: str | None
+    attempts: int
+    current_attempt: UUID | None
+    cancel_requested: bool
+    created_at: datetime
+    updated_at: datetime
+    progress: dict[str, Any] | None
+
+
+class Place(NamedTuple):
+    """A run's place in the order of all runs: campaigns by age, within one the queue's order."""
+
+    campaign_id: UUID
+    position: int
+
+
+class AttemptRow(NamedTuple):
+    """One try at a run."""
+
+    id: UUID
+    run_id: UUID
+    number: int
+    worker_id: UUID
+    worker_name: str
+    devices: list[str]
+    claimed_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    outcome: str | None
+    reason: str | None
+    message: str | None
+    environment: dict[str, Any] | None
+    effective_config: dict[str, Any] | None
+    manifest: list[dict[str, Any]] | None
+
+
+class TransitionRow(NamedTuple):
+    """One entry of a run's log."""
+
+    id: int
+    source: str | None
+    target: str
+    at: datetime
+    actor: str
+    actor_name: str
+    reason: str | None
+    message: str | None
+    attempt_id: UUID | None
+
+
+class LogPlace(NamedTuple):
+    """A piece of output's place among all of a run's."""
+
+    number: int
+    process: str
+    seq: int
+
+
+class LogRow(NamedTuple):
+    """A piece of a process's output."""
+
+    number: int
+    attempt_id: UUID
+    process: str
+    seq: int
+    received_at: datetime
+    text: str
+
+
+_UUIDS: ARRAY[UUID] = ARRAY(Uuid)
+
+_INSERT = text("""
+    INSERT INTO runs (id, campaign_id, experiment_id, cycle, position, backend, device_count, priority,
+                      retries_left, losses_left)
+    SELECT new.id, :campaign_id, new.experiment_id, new.cycle, new.position, new.backend, new.device_count, :priority,
+           :retries, :losses
+      FROM unnest(:ids, :experiment_ids, :cycles, :positions, :backends, :device_counts)
+           AS new (id, experiment_id, cycle, position, backend, device_count)
+     ORDER BY new.position
+""").bindparams(
+    bindparam("ids", type_=_UUIDS),
+    bindparam("experiment_ids", type_=_UUIDS),
+    bindparam("cycles", type_=ARRAY(Integer)),
+    bindparam("positions", type_=ARRAY(Integer)),
+    bindparam("backends", type_=ARRAY(Text)),
+    bindparam("device_counts", type_=ARRAY(Integer)),
+)
+
+
+async def insert(
+    connection: AsyncConnection, runs: Sequence[NewRun], *, campaign_id: UUID, priority: int, retries: int, losses: int
+) -> None:
+    """Queue runs with one statement."""
+    await connection.execute(
+        _INSERT,
+        {
+            "campaign_id": campaign_id,
+            "priority": priority,
+            "retries": retries,
+            "losses": losses,
+            "ids": [run.id for run in runs],
+            "experiment_ids": [run.experiment_id for run in runs],
+            "cycles": [run.cycle for run in runs],
+            "positions": [run.position for run in runs],
+            "backends": [run.backend for run in runs],
+            "device_counts": [run.device_count for run in runs],
+        },
+    )
+
+
+_SELECT_RUNS = """
+    SELECT r.id, r.campaign_id, r.experiment_id, e.display_name, r.backend, r.cycle, r.position, r.state, r.reason,
+           r.message, r.attempts, r.current_attempt, r.cancel_requested_at IS NOT NULL, r.created_at, r.updated_at,
+           l.progress
+      FROM runs r
+      JOIN experiments e ON e.id = r.experiment_id
+      LEFT JOIN leases l ON l.run_id = r.id
+"""
+
+# Index uq_runs_campaign_id_position gives the order, with and without a campaign; uq_leases_run_id the progress.
+_LIST = """
+     WHERE (r.campaign_id, r.position) > (:after_campaign, :after_position)
+       {conditions}
+     ORDER BY r.campaign_id, r.position
+     LIMIT :limit
+"""
+_OF_CAMPAIGN = "AND r.campaign_id = :campaign_id"
+_IN_STATE = "AND r.state = :state"
+_FIRST = Place(UUID(int=0), -1)
+
+
+async def list_runs(
+    connection: AsyncConnection, *, campaign_id: UUID | None, state: str | None, after: Place | None, limit: int
+) -> list[RunRow]:
+    """Runs in the order they were queued in."""
+    after = after or _FIRST
+    parameters: dict[str, object] = {
+        "after_campaign": after.campaign_id,
+        "after_position": after.position,
+        "limit": limit,
+    }
+    conditions = []
+    if campaign_id is not None:
+        conditions.append(_OF_CAMPAIGN)
+        parameters["campaign_id"] = campaign_id
+    if state is not None:
+        conditions.append(_IN_STATE)
+        parameters["state"] = state
+    rows = await connection.execute(text(_SELECT_RUNS + _LIST.format(conditions=" ".join(conditions))), parameters)
+    return [RunRow(*row) for row in rows]
+
+
+# The runs' primary key.
+_GET = text(_SELECT_RUNS + " WHERE r.id = :id")
+
+
+async def get_run(connection: AsyncConnection, run_id: UUID) -> RunRow | None:
+    """One run."""
+    row = (await connection.execute(_GET, {"id": run_id})).one_or_none()
+    return None if row is None else RunRow(*row)
+
+
+async def lock_run(connection: AsyncConnection, run_id: UUID) -> str | None:
+    """Lock a run against every other change of its state; its state, or None when there is no such run."""
+    state: str | None = (
+        await connection.execute(text("SELECT state FROM runs WHERE id = :id FOR NO KEY UPDATE"), {"id": run_id})
+    ).scalar_one_or_none()
+    return state
+
+
+# Index ix_runs_campaign_id_state. A run that is just being queued again is waited for here, so that no statement
+# after this one can overlook it.
+_LOCK_OPEN = text("""
+    SELECT id FROM runs
+     WHERE campaign_id = :campaign_id AND state IN ('queued', 'initialised', 'running', 'failed', 'interrupted')
+     ORDER BY id
+       FOR NO KEY UPDATE
+""")
+
+
+async def lock_open_runs(connection: AsyncConnection, campaign_id: UUID) -> list[UUID]:
+    """Lock every run of a campaign that could still move, in the order of their ids."""
+    return list((await connection.execute(_LOCK_OPEN, {"campaign_id": campaign_id})).scalars())
+
+
+_CANCEL_WAITING = text("""
+    UPDATE runs SET state = 'cancelled', reason = 'user_cancelled', message = :message, cancel_requested_at = now()
+     WHERE id = ANY(:ids) AND state IN ('queued', 'interrupted')
+""").bindparams(bindparam("ids", type_=_UUIDS))
+
+_REQUEST_CANCEL = text("""
+    UPDATE runs SET cancel_requested_at = now()
+     WHERE id = ANY(:ids) AND state IN ('initialised', 'running') AND cancel_requested_at IS NULL
+""").bindparams(bindparam("ids", type_=_UUIDS))
+
+# Index uq_leases_run_id. The order of locks is that of the lease protocol: runs first, then leases.
+_CANCEL_LEASES = text("""
+    UPDATE leases SET cancel = true WHERE run_id = ANY(:ids) AND NOT cancel
+""").bindparams(bindparam("ids", type_=_UUIDS))
+
+
+async def cancel(connection: AsyncConnection, run_ids: Sequence[UUID], *, message: str) -> None:
+    """Cancel those of the locked runs that wait, and ask the workers of those that are live."""
+    ids = list(run_ids)
+    await connection.execute(_CANCEL_WAITING, {"ids": ids, "message": message})
+    await connection.execute(_REQUEST_CANCEL, {"ids": ids})
+    await connection.execute(_CANCEL_LEASES, {"ids": ids})
+
+
+_SELECT_ATTEMPTS = """
+    SELECT a.id, a.run_id, a.number, a.worker_id, w.name, a.devices, a.claimed_at, a.started_at, a.ended_at,
+           a.outcome, a.reason, a.message, a.environment, a.effective_config, a.manifest
+      FROM attempts a
+      JOIN workers w ON w.id = a.worker_id
+"""
+
+# Index uq_attempts_run_id_number.
+_LIST_ATTEMPTS = text(
+    _SELECT_ATTEMPTS + " WHERE a.run_id = :run_id AND a.number > :after ORDER BY a.number LIMIT :limit"
+)
+
+
+async def list_attempts(connection: AsyncConnection, run_id: UUID, *, after: int, limit: int) -> list[AttemptRow]:
+    """A run's attempts in order."""
+    rows = await connection.execute(_LIST_ATTEMPTS, {"run_id": run_id, "after": after, "limit": limit})
+    return [AttemptRow(*row) for row in rows]
+
+
+async def get_attempt(connection: AsyncConnection, attempt_id: UUID) -> AttemptRow | None:
+    """One attempt, by its primary key."""
+    row = (await connection.execute(text(_SELECT_ATTEMPTS + " WHERE a.id = :id"), {"id": attempt_id})).one_or_none()
+    return None if row is None else AttemptRow(*row)
+
+
+# Index ix_run_transitions_run_id.
+_LIST_TRANSITIONS = text("""
+    SELECT id, source, target, at, actor, actor_name, reason, message, attempt_id
+      FROM run_transitions
+     WHERE run_id = :run_id AND id > :after
+     ORDER BY id
+     LIMIT :limit
+""")
+
+
+async def list_transitions(connection: AsyncConnection, run_id: UUID, *, after: int, limit: int) -> list[TransitionRow]:
+    """A run's log. One run's entries are made under its row's lock, so their ids are in the order of events."""
+    rows = await connection.execute(_LIST_TRANSITIONS, {"run_id": run_id, "after": after, "limit": limit})
+    return [TransitionRow(*row) for row in rows]
+
+
+# Index uq_attempts_run_id_number, then the logs' primary key.
+_LIST_LOGS = text("""
+    SELECT a.number, l.attempt_id, l.process, l.seq, l.received_at, l.text
+      FROM attempts a
+      JOIN logs l ON l.attempt_id = a.id
+     WHERE a.run_id = :run_id
+       AND (a.number, l.process, l.seq) > (:number, :after_process, :seq)
+       AND (CAST(:process AS text) IS NULL OR l.process = :process)
+     ORDER BY a.number, l.process, l.seq
+     LIMIT :limit
+""")
+
+
+async def list_logs(
+    connection: AsyncConnection, run_id: UUID, *, process: str | None, after: LogPlace | None, limit: int
+) -> list[LogRow]:
+    """What the processes of a run's attempts wrote: attempt by attempt, process by process."""
+    after = after or LogPlace(0, "", -1)
+    rows = await connection.execute(
+        _LIST_LOGS,
+        {
+            "run_id": run_id,
+            "process": process,
+            "number": after.number,
+            "after_process": after.process,
+            "seq": after.seq,
+            "limit": limit,
+        },
+    )
+    return [LogRow(*row) for row in rows]

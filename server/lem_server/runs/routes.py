@@ -1,0 +1,106 @@
+"""HTTP of runs and attempts, as far as people and scripts read and cancel them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+from pydantic import TypeAdapter
+
+from lem_domain.errors import ProblemCode
+from lem_domain.evidence import ProcessName
+from lem_domain.ids import CampaignId, IdKind, parse_id
+from lem_domain.states import RunState
+from lem_domain.wire.access import Scope
+from lem_domain.wire.base import Page
+from lem_domain.wire.runs import AttemptView, LogChunk, RunView, TransitionView
+from lem_server.access.guard import CurrentPrincipal, requires
+from lem_server.context import Context
+from lem_server.paging import Cursor, Int4, Int8, Limit, decode_cursor, encode_cursor
+from lem_server.path_ids import AttemptPath, RunPath
+from lem_server.problems import problem_responses
+from lem_server.runs import service
+from lem_server.runs.service import LogPlace, Place, RunFilter
+
+router = APIRouter(prefix="/api/v1", tags=["runs"])
+
+_PLACE: TypeAdapter[tuple[UUID, Int4]] = TypeAdapter(tuple[UUID, Int4])
+_LOG_PLACE: TypeAdapter[tuple[Int4, ProcessName, Int4]] = TypeAdapter(tuple[Int4, ProcessName, Int4])
+_NUMBER: TypeAdapter[tuple[Int4]] = TypeAdapter(tuple[Int4])
+_ENTRY: TypeAdapter[tuple[Int8]] = TypeAdapter(tuple[Int8])
+
+_LIST = problem_responses(ProblemCode.BAD_REQUEST)
+_ONE = problem_responses(ProblemCode.NOT_FOUND)
+_LIST_OF_ONE = problem_responses(ProblemCode.BAD_REQUEST, ProblemCode.NOT_FOUND)
+
+
+@router.get("/runs", responses=_LIST, openapi_extra=requires(Scope.READ))
+async def list_runs(
+    context: Context,
+    campaign_id: Annotated[CampaignId | None, Query(description="Only runs of this campaign.")] = None,
+    state: Annotated[RunState | None, Query(description="Only runs in this state.")] = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Page[RunView]:
+    """Runs in the order they were queued in: campaigns by age, within one its own order."""
+    wanted = RunFilter(None if campaign_id is None else parse_id(IdKind.CAMPAIGN, campaign_id), state)
+    after = decode_cursor("runs", cursor, _PLACE)
+    items, following = await service.list_runs(
+        context.engine, wanted, after=None if after is None else Place(*after), limit=limit
+    )
+    return Page(items=items, next=None if following is None else encode_cursor("runs", following))
+
+
+@router.get("/runs/{run_id}", responses=_ONE, openapi_extra=requires(Scope.READ))
+async def get_run(context: Context, run_id: RunPath) -> RunView:
+    """One run, with what it is doing while a worker is busy with it."""
+    return await service.get_run(context.engine, run_id)
+
+
+@router.post("/runs/{run_id}:cancel", responses=_ONE, openapi_extra=requires(Scope.SUBMIT))
+async def cancel_run(context: Context, principal: CurrentPrincipal, run_id: RunPath) -> RunView:
+    """Cancel a queued run at once; a live one's worker stops it with its next beat. One that ended stays as it is."""
+    return await service.cancel_run(context.engine, run_id, cancelled_by=principal.name)
+
+
+@router.get("/runs/{run_id}/transitions", responses=_LIST_OF_ONE, openapi_extra=requires(Scope.READ))
+async def list_run_transitions(
+    context: Context, run_id: RunPath, limit: Limit = 100, cursor: Cursor = None
+) -> Page[TransitionView]:
+    """Every change of the run's state, the oldest first: who, when, why."""
+    (after,) = decode_cursor("transitions", cursor, _ENTRY) or (0,)
+    items, following = await service.list_transitions(context.engine, run_id, after=after, limit=limit)
+    return Page(items=items, next=None if following is None else encode_cursor("transitions", (following,)))
+
+
+@router.get("/runs/{run_id}/attempts", responses=_LIST_OF_ONE, openapi_extra=requires(Scope.READ))
+async def list_run_attempts(
+    context: Context, run_id: RunPath, limit: Limit = 100, cursor: Cursor = None
+) -> Page[AttemptView]:
+    """Every try at the run, the first one first."""
+    (after,) = decode_cursor("attempts", cursor, _NUMBER) or (0,)
+    items, following = await service.list_attempts(context.engine, run_id, after=after, limit=limit)
+    return Page(items=items, next=None if following is None else encode_cursor("attempts", (following,)))
+
+
+@router.get("/runs/{run_id}/logs", responses=_LIST_OF_ONE, openapi_extra=requires(Scope.READ))
+async def list_run_logs(
+    context: Context,
+    run_id: RunPath,
+    process: Annotated[ProcessName | None, Query(description="Only the output of this process.")] = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Page[LogChunk]:
+    """What the run's processes wrote: attempt by attempt, process by process, in order."""
+    after = decode_cursor("logs", cursor, _LOG_PLACE)
+    items, following = await service.list_logs(
+        context.engine, run_id, process=process, after=None if after is None else LogPlace(*after), limit=limit
+    )
+    return Page(items=items, next=None if following is None else encode_cursor("logs", following))
+
+
+@router.get("/attempts/{attempt_id}", responses=_ONE, openapi_extra=requires(Scope.READ), tags=["attempts"])
+async def get_attempt(context: Context, attempt_id: AttemptPath) -> AttemptView:
+    """One try at a run, with its environment and the configuration that was in force."""
+    return await service.get_attempt(context.engine, attempt_id)

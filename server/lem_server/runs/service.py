@@ -1,0 +1,258 @@
+"""What can be asked of runs and their attempts, and how one is cancelled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+from uuid import UUID
+
+from pydantic import TypeAdapter
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from lem_domain.errors import ProblemCode
+from lem_domain.evidence import StreamManifest
+from lem_domain.ids import IdKind, format_id
+from lem_domain.states import ActorKind, FailureReason, RunState
+from lem_domain.wire.runs import AttemptView, EffectiveConfig, LogChunk, Progress, RunView, TransitionView
+from lem_server.problems import ProblemError
+from lem_server.runs import queries
+from lem_server.runs.queries import LogPlace, NewRun, Place
+from lem_server.runs.transitions import set_actor
+
+__all__ = [
+    "LogPlace",
+    "NewRun",
+    "Place",
+    "RunFilter",
+    "cancel_run",
+    "cancel_runs_of_campaign",
+    "get_attempt",
+    "get_run",
+    "list_attempts",
+    "list_logs",
+    "list_runs",
+    "list_transitions",
+    "queue_runs",
+]
+
+INSERT_AT_ONCE = 10_000
+"""Runs per statement: large enough that the statements don't count, small enough for the memory."""
+
+_MANIFEST: TypeAdapter[tuple[StreamManifest, ...]] = TypeAdapter(tuple[StreamManifest, ...])
+
+
+class RunFilter(NamedTuple):
+    """Which runs a list shows; None shows all."""
+
+    campaign_id: UUID | None = None
+    state: RunState | None = None
+
+
+async def queue_runs(
+    connection: AsyncConnection,
+    runs: Sequence[NewRun],
+    *,
+    campaign_id: UUID,
+    priority: int,
+    retries: int,
+    losses: int,
+    submitted_by: str,
+) -> None:
+    """Queue the runs of a new campaign within its transaction."""
+    await set_actor(connection, ActorKind.USER, submitted_by)
+    for first in range(0, len(runs), INSERT_AT_ONCE):
+        await queries.insert(
+            connection,
+            runs[first : first + INSERT_AT_ONCE],
+            campaign_id=campaign_id,
+            priority=priority,
+            retries=retries,
+            losses=losses,
+        )
+
+
+async def list_runs(
+    engine: AsyncEngine, wanted: RunFilter, *, after: Place | None, limit: int
+) -> tuple[tuple[RunView, ...], Place | None]:
+    """One page of runs in the order they were queued in, and where the next one begins."""
+    async with engine.connect() as connection:
+        rows = await queries.list_runs(
+            connection, campaign_id=wanted.campaign_id, state=wanted.state, after=after, limit=limit + 1
+        )
+    shown = rows[:limit]
+    following = Place(shown[-1].campaign_id, shown[-1].position) if len(rows) > limit else None
+    return tuple(_run(row) for row in shown), following
+
+
+async def get_run(engine: AsyncEngine, run_id: UUID) -> RunView:
+    """One run.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    async with engine.connect() as connection:
+        row = await queries.get_run(connection, run_id)
+    if row is None:
+        raise _no_run(run_id)
+    return _run(row)
+
+
+async def cancel_run(engine: AsyncEngine, run_id: UUID, *, cancelled_by: str) -> RunView:
+    """Cancel a queued run at once, and ask the worker of a live one to stop; one that ended stays as it is.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    async with engine.begin() as connection:
+        if await queries.lock_run(connection, run_id) is None:
+            raise _no_run(run_id)
+        await _cancel(connection, [run_id], cancelled_by)
+    return await get_run(engine, run_id)
+
+
+async def cancel_runs_of_campaign(connection: AsyncConnection, campaign_id: UUID, *, cancelled_by: str) -> None:
+    """Cancel every run of a campaign whose row this transaction has locked."""
+    await _cancel(connection, await queries.lock_open_runs(connection, campaign_id), cancelled_by)
+
+
+async def list_attempts(
+    engine: AsyncEngine, run_id: UUID, *, after: int, limit: int
+) -> tuple[tuple[AttemptView, ...], int | None]:
+    """One page of a run's attempts, and the number that the next one begins after.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    async with engine.connect() as connection:
+        await _require_run(connection, run_id)
+        rows = await queries.list_attempts(connection, run_id, after=after, limit=limit + 1)
+    shown = rows[:limit]
+    return tuple(_attempt(row) for row in shown), shown[-1].number if len(rows) > limit else None
+
+
+async def get_attempt(engine: AsyncEngine, attempt_id: UUID) -> AttemptView:
+    """One attempt.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    async with engine.connect() as connection:
+        row = await queries.get_attempt(connection, attempt_id)
+    if row is None:
+        raise ProblemError(
+            ProblemCode.NOT_FOUND,
+            f"there is no attempt {format_id(IdKind.ATTEMPT, attempt_id)}; "
+            "GET /api/v1/runs/{run_id}/attempts lists a run's.",
+        )
+    return _attempt(row)
+
+
+async def list_transitions(
+    engine: AsyncEngine, run_id: UUID, *, after: int, limit: int
+) -> tuple[tuple[TransitionView, ...], int | None]:
+    """One page of a run's log, and the entry that the next one begins after.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    async with engine.connect() as connection:
+        await _require_run(connection, run_id)
+        rows = await queries.list_transitions(connection, run_id, after=after, limit=limit + 1)
+    shown = rows[:limit]
+    return tuple(_transition(row) for row in shown), shown[-1].id if len(rows) > limit else None
+
+
+async def list_logs(
+    engine: AsyncEngine, run_id: UUID, *, process: str | None, after: LogPlace | None, limit: int
+) -> tuple[tuple[LogChunk, ...], LogPlace | None]:
+    """One page of what the processes of a run wrote, and where the next one begins.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    async with engine.connect() as connection:
+        await _require_run(connection, run_id)
+        rows = await queries.list_logs(connection, run_id, process=process, after=after, limit=limit + 1)
+    shown = rows[:limit]
+    following = LogPlace(shown[-1].number, shown[-1].process, shown[-1].seq) if len(rows) > limit else None
+    return tuple(_log(row) for row in shown), following
+
+
+async def _cancel(connection: AsyncConnection, run_ids: Sequence[UUID], cancelled_by: str) -> None:
+    await set_actor(connection, ActorKind.USER, cancelled_by)
+    await queries.cancel(connection, run_ids, message=f"cancelled by {cancelled_by}")
+
+
+async def _require_run(connection: AsyncConnection, run_id: UUID) -> None:
+    if await queries.get_run(connection, run_id) is None:
+        raise _no_run(run_id)
+
+
+def _no_run(run_id: UUID) -> ProblemError:
+    return ProblemError(
+        ProblemCode.NOT_FOUND, f"there is no run {format_id(IdKind.RUN, run_id)}; GET /api/v1/runs lists them."
+    )
+
+
+def _run(row: queries.RunRow) -> RunView:
+    return RunView(
+        id=format_id(IdKind.RUN, row.id),
+        campaign_id=format_id(IdKind.CAMPAIGN, row.campaign_id),
+        experiment_id=format_id(IdKind.EXPERIMENT, row.experiment_id),
+        display_name=row.display_name,
+        backend=row.backend,
+        cycle=row.cycle,
+        position=row.position,
+        state=RunState(row.state),
+        reason=None if row.reason is None else FailureReason(row.reason),
+        message=row.message,
+        attempts=row.attempts,
+        current_attempt=_attempt_id(row.current_attempt),
+        cancel_requested=row.cancel_requested,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        progress=None if row.progress is None else Progress.model_validate(row.progress),
+    )
+
+
+def _attempt(row: queries.AttemptRow) -> AttemptView:
+    return AttemptView.model_validate(
+        {
+            **row._asdict(),
+            "id": format_id(IdKind.ATTEMPT, row.id),
+            "run_id": format_id(IdKind.RUN, row.run_id),
+            "worker_id": format_id(IdKind.WORKER, row.worker_id),
+            "reason": None if row.reason is None else FailureReason(row.reason),
+            "effective_config": (
+                None if row.effective_config is None else EffectiveConfig.model_validate(row.effective_config)
+            ),
+            "manifest": None if row.manifest is None else _MANIFEST.validate_python(row.manifest),
+        }
+    )
+
+
+def _transition(row: queries.TransitionRow) -> TransitionView:
+    return TransitionView(
+        source=None if row.source is None else RunState(row.source),
+        target=RunState(row.target),
+        at=row.at,
+        actor=ActorKind(row.actor),
+        actor_name=row.actor_name,
+        reason=row.reason,
+        message=row.message,
+        attempt_id=_attempt_id(row.attempt_id),
+    )
+
+
+def _log(row: queries.LogRow) -> LogChunk:
+    return LogChunk(
+        attempt_id=format_id(IdKind.ATTEMPT, row.attempt_id),
+        process=row.process,
+        seq=row.seq,
+        received_at=row.received_at,
+        text=row.text,
+    )
+
+
+def _attempt_id(value: UUID | None) -> str | None:
+    return None if value is None else format_id(IdKind.ATTEMPT, value)

@@ -1,0 +1,1 @@
+"""Workers: registration, what is known of them, drain and sign-off."""

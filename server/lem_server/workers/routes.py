@@ -1,0 +1,77 @@
+"""HTTP of workers."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, status
+from pydantic import Field, TypeAdapter
+
+from lem_domain.errors import ProblemCode
+from lem_domain.wire.access import Scope
+from lem_domain.wire.base import Page, RequestModel
+from lem_domain.wire.workers import Registered, RegisterWorker, WorkerView
+from lem_server.access.guard import requires
+from lem_server.context import Context
+from lem_server.leases.dependencies import require_protocol
+from lem_server.paging import Cursor, Limit, decode_cursor, encode_cursor
+from lem_server.path_ids import WorkerPath
+from lem_server.problems import problem_responses
+from lem_server.workers import service
+
+router = APIRouter(prefix="/api/v1/workers", tags=["workers"])
+
+_PLACE: TypeAdapter[tuple[UUID]] = TypeAdapter(tuple[UUID])
+
+
+class SignOff(RequestModel):
+    """A worker leaves."""
+
+    boot_id: UUID = Field(description="The boot that leaves.")
+
+
+@router.post(
+    "",
+    responses=problem_responses(ProblemCode.CLIENT_TOO_OLD),
+    openapi_extra=requires(Scope.WORK),
+    dependencies=[Depends(require_protocol)],
+)
+async def register_worker(context: Context, request: RegisterWorker) -> Registered:
+    """A worker announces itself. A new boot ends at once what older boots of it still lease."""
+    return await service.register(context.engine, context.settings.lease_terms, request)
+
+
+@router.get("", responses=problem_responses(ProblemCode.BAD_REQUEST), openapi_extra=requires(Scope.READ))
+async def list_workers(context: Context, limit: Limit = 100, cursor: Cursor = None) -> Page[WorkerView]:
+    """Workers that ever registered, with what they are busy with."""
+    place = decode_cursor("workers", cursor, _PLACE)
+    items, after = await service.list_workers(
+        context.engine, context.settings.lease_terms, after=place[0] if place else None, limit=limit
+    )
+    return Page(items=items, next=encode_cursor("workers", (after,)) if after else None)
+
+
+@router.get("/{worker_id}", responses=problem_responses(ProblemCode.NOT_FOUND), openapi_extra=requires(Scope.READ))
+async def get_worker(context: Context, worker_id: WorkerPath) -> WorkerView:
+    """One worker."""
+    return await service.get_worker(context.engine, context.settings.lease_terms, worker_id)
+
+
+@router.post(
+    "/{worker_id}:drain", responses=problem_responses(ProblemCode.NOT_FOUND), openapi_extra=requires(Scope.SUBMIT)
+)
+async def drain_worker(context: Context, worker_id: WorkerPath) -> WorkerView:
+    """The worker finishes what it holds and claims nothing more until it is started anew."""
+    return await service.drain(context.engine, context.settings.lease_terms, worker_id)
+
+
+@router.post(
+    "/{worker_id}:sign_off",
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=problem_responses(ProblemCode.BOOT_SUPERSEDED, ProblemCode.CLIENT_TOO_OLD),
+    openapi_extra=requires(Scope.WORK),
+    dependencies=[Depends(require_protocol)],
+)
+async def sign_off_worker(context: Context, worker_id: WorkerPath, request: SignOff) -> None:
+    """The worker leaves and is shown offline at once."""
+    await service.sign_off(context.engine, worker_id, request.boot_id)

@@ -1,0 +1,110 @@
+"""What happens when a worker announces itself, drains or leaves, and how it is shown."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from lem_domain.errors import ProblemCode
+from lem_domain.ids import IdKind, format_id, parse_id
+from lem_domain.wire.workers import Device, Registered, RegisterWorker, WorkerState, WorkerView
+from lem_server.leases import service as leases
+from lem_server.leases.terms import LeaseTerms
+from lem_server.problems import ProblemError
+from lem_server.workers import queries
+
+
+async def register(engine: AsyncEngine, terms: LeaseTerms, request: RegisterWorker) -> Registered:
+    """Write the worker down and end at once what its older boots still lease."""
+    worker_id = parse_id(IdKind.WORKER, request.id)
+    async with engine.begin() as connection:
+        await queries.register(
+            connection,
+            **{
+                "id": worker_id,
+                **request.model_dump(mode="json", include={"name", "host", "backend", "devices", "versions", "labels"}),
+                "boot_id": request.boot_id,
+            },
+        )
+        ended = await leases.end_older_boots(connection, worker_id=worker_id, boot_id=request.boot_id)
+    return Registered(
+        id=request.id,
+        beat_interval_s=terms.beat_interval_s,
+        lease_ttl_s=terms.ttl_s,
+        ended_attempts=tuple(format_id(IdKind.ATTEMPT, attempt) for attempt in ended),
+    )
+
+
+async def list_workers(
+    engine: AsyncEngine, terms: LeaseTerms, *, after: UUID | None, limit: int
+) -> tuple[tuple[WorkerView, ...], UUID | None]:
+    """One page of workers, and the id that the next one begins after."""
+    async with engine.connect() as connection:
+        rows = await queries.list_workers(connection, ttl=timedelta(seconds=terms.ttl_s), after=after, limit=limit + 1)
+    shown = rows[:limit]
+    return tuple(_view(row) for row in shown), shown[-1].id if len(rows) > limit else None
+
+
+async def get_worker(engine: AsyncEngine, terms: LeaseTerms, worker_id: UUID) -> WorkerView:
+    """One worker.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    async with engine.connect() as connection:
+        row = await queries.get_worker(connection, worker_id, ttl=timedelta(seconds=terms.ttl_s))
+    if row is None:
+        raise _no_worker(worker_id)
+    return _view(row)
+
+
+async def drain(engine: AsyncEngine, terms: LeaseTerms, worker_id: UUID) -> WorkerView:
+    """The worker finishes what it holds and claims nothing more until it is started anew.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    async with engine.begin() as connection:
+        if not await queries.set_draining(connection, worker_id):
+            raise _no_worker(worker_id)
+    return await get_worker(engine, terms, worker_id)
+
+
+async def sign_off(engine: AsyncEngine, worker_id: UUID, boot_id: UUID) -> None:
+    """The worker leaves; it is shown offline at once.
+
+    Raises:
+        ProblemError: `boot_superseded`.
+    """
+    async with engine.begin() as connection:
+        if not await queries.sign_off(connection, worker_id, boot_id):
+            raise ProblemError(
+                ProblemCode.BOOT_SUPERSEDED, "this boot of the worker is not registered, or a newer one is."
+            )
+
+
+def _view(row: queries.WorkerRow) -> WorkerView:
+    state = WorkerState.OFFLINE if row.offline else WorkerState.DRAINING if row.draining else WorkerState.ONLINE
+    return WorkerView(
+        id=format_id(IdKind.WORKER, row.id),
+        name=row.name,
+        host=row.host,
+        backend=row.backend,
+        state=state,
+        devices=tuple(Device.model_validate(device) for device in row.devices),
+        versions=row.versions,
+        labels=row.labels,
+        registered_at=row.registered_at,
+        last_seen_at=row.last_seen_at,
+        current_attempts=tuple(format_id(IdKind.ATTEMPT, attempt) for attempt in row.attempts),
+        current_runs=tuple(format_id(IdKind.RUN, run) for run in row.runs),
+    )
+
+
+def _no_worker(worker_id: UUID) -> ProblemError:
+    return ProblemError(
+        ProblemCode.NOT_FOUND,
+        f"there is no worker {format_id(IdKind.WORKER, worker_id)}; GET /api/v1/workers lists them.",
+    )

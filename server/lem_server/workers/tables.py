@@ -1,0 +1,25 @@
+"""Table of the workers that registered."""
+
+from __future__ import annotations
+
+from sqlalchemy import Boolean, Column, DateTime, Table, Text, Uuid, func, text
+from sqlalchemy.dialects.postgresql import JSONB
+
+from lem_server.database.metadata import metadata
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("boot_id", Uuid, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("backend", Text, nullable=False),
+    Column("devices", JSONB, nullable=False),
+    Column("versions", JSONB, nullable=False),
+    Column("labels", JSONB, nullable=False),
+    Column("draining", Boolean, nullable=False, server_default=text("false")),
+    Column("registered_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("last_seen_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("signed_off_at", DateTime(timezone=True)),
+)

@@ -1,0 +1,112 @@
+"""A real process of an attempt at the other end of two real pipes, driven the way the daemon does."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from lem_worker.process_protocol import (
+    CONTROL_IN,
+    CONTROL_OUT,
+    FromProcess,
+    Message,
+    RankJob,
+    SamplerJob,
+    decode_from_process,
+    encode,
+)
+
+M = TypeVar("M", bound=Message)
+
+
+class DrivenProcess:
+    """One rank or sampler."""
+
+    def __init__(self, module: str, job: RankJob | SamplerJob, environment: Mapping[str, str]) -> None:
+        folder = Path(job.spool)
+        folder.mkdir(parents=True, exist_ok=True)
+        job_file = folder.parent / f"{folder.name}.job.json"
+        job_file.write_text(job.model_dump_json())
+        theirs_in, write_fd = os.pipe()
+        self._write_fd: int | None = write_fd
+        self._read_fd, theirs_out = os.pipe()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module, str(job_file)],
+            env={**os.environ, **environment, CONTROL_IN: str(theirs_in), CONTROL_OUT: str(theirs_out)},
+            pass_fds=(theirs_in, theirs_out),
+            stderr=subprocess.PIPE,
+        )
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self._lines = os.fdopen(self._read_fd, "rb", buffering=0)
+        self.messages: list[FromProcess] = []
+
+    def send(self, message: Message) -> None:
+        assert self._write_fd is not None
+        os.write(self._write_fd, encode(message))
+
+    def receive(self) -> FromProcess | None:
+        """The next message; None when the process has closed its end."""
+        line = self._lines.readline()
+        if not line:
+            return None
+        self.messages.append(decode_from_process(line))
+        return self.messages[-1]
+
+    def until(self, kind: type[M]) -> M:
+        """The next message of a kind."""
+        while (message := self.receive()) is not None:
+            if isinstance(message, kind):
+                return message
+        raise AssertionError(f"no {kind.__name__} came: {self.messages} {self.stderr()}")
+
+    def to_the_end(self) -> int:
+        """Read what is left; the answer is the exit code."""
+        while self.receive() is not None:
+            pass
+        return self.process.wait()
+
+    def is_silent_for(self, seconds: float) -> bool:
+        return not select.select([self._read_fd], [], [], seconds)[0]
+
+    def stderr(self) -> str:
+        assert self.process.stderr is not None
+        return self.process.stderr.read().decode()
+
+    def hang_up(self) -> None:
+        """Close both pipes, as a dead daemon does."""
+        self._lines.close()
+        if self._write_fd is not None:
+            os.close(self._write_fd)
+            self._write_fd = None
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        self.hang_up()
+
+
+Drive = Callable[..., DrivenProcess]
+
+
+@pytest.fixture
+def drive() -> Iterator[Drive]:
+    """Start `module` with `job`; every process is gone after the test."""
+    started: list[DrivenProcess] = []
+
+    def start(module: str, job: RankJob | SamplerJob, **environment: str) -> DrivenProcess:
+        started.append(DrivenProcess(module, job, environment))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.end()

@@ -1,0 +1,361 @@
+"""The PyTorch backend on a real, tiny model: the tokens of `generate`, honest counts, and every key in force."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lem_worker.models import resolve_model
+from pydantic.types import JsonValue
+
+from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.evidence import PhaseName
+from lem_worker.backends import create_backend
+from lem_worker.backends.pytorch import PyTorchBackend
+from lem_worker.backends.pytorch_model import ModelRefused
+from lem_worker.process_protocol import RankJob
+from lem_worker.prompts import PromptRefused, batches, requests_of
+from lem_worker.recorder import Recorder, Sinks
+
+TEXTS = (
+    "The license of this program is",
+    "Copyright",
+    "You may",
+    "This is a much longer prompt than all of the others, so that they are padded a lot",
+    "Everyone is permitted to copy and distribute",
+    "When we speak of free software",
+    "A",
+    "The precise terms and conditions follow",
+)
+TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(resolve_model("builtin:tiny-llama", cache_dir=tmp_path_factory.mktemp("models")))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Kept:
+    """Rows and outputs in memory."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.ids: dict[int, list[int]] = {}
+
+    def append(self, **columns: Any) -> None:
+        self.rows.append(columns)
+
+    def extend(self, **columns: Any) -> None:
+        self.rows += [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def add(self, prompt_index: int, token_ids: Sequence[int]) -> None:
+        self.ids[prompt_index] = list(token_ids)
+
+
+class Run:
+    """What one repetition of the prompts gave."""
+
+    def __init__(self, folder: Path, texts: Sequence[str] = TEXTS, **config: JsonValue) -> None:
+        document: dict[str, Any] = {"model": "tiny", "precision": "float32", "output": {"max_tokens": TOKENS}, **config}
+        self.config = ExperimentConfig.model_validate(document)
+        job = RankJob(
+            attempt_id="a",
+            rank=0,
+            world_size=1,
+            config=self.config,
+            model_path=str(folder),
+            prompts=tuple(texts),
+            spool="unused",
+            devices=(),
+        )
+        backend = create_backend(self.config.backend)
+        assert isinstance(backend, PyTorchBackend)
+        self.backend = backend
+        backend.load(job)
+        assert backend._live is not None
+        self.live = backend._live
+        self.prompts = backend.prepare(list(enumerate(texts)))
+        requests = requests_of(self.prompts, repetition=0, first_id=0, seed=self.config.decoding.seed)
+        requests_table, token_table, outputs = Kept(), Kept(), Kept()
+        recorder = Recorder(PhaseName.MEASURE, Sinks(requests_table, token_table, outputs))
+        for batch in batches(requests, backend.in_flight()):
+            recorder.release(batch, recorder.clock())
+            backend.run(batch, recorder)
+            recorder.drain()
+        self.requests, self.tokens, self.outputs = requests_table.rows, token_table.rows, outputs.ids
+        found = backend.effective_config(requests[: backend.in_flight()])
+        self.effective = {parameter.name: parameter.effective for parameter in found.parameters}
+        self.unconfirmed = [parameter.name for parameter in found.parameters if not parameter.confirmed]
+
+    def generated(self, texts: Sequence[str] = TEXTS, **options: Any) -> list[list[int]]:
+        """What transformers' own `generate` gives, rows ending where `eos_token_id` says (by default nowhere)."""
+        tokenizer = self.live.tokenizer
+        tokenizer.padding_side = "left"
+        encoded = tokenizer(list(texts), return_tensors="pt", padding=True, return_token_type_ids=False)
+        options = {"max_new_tokens": TOKENS, "do_sample": False, "eos_token_id": [-1], **options}
+        rows = self.live.model.generate(**encoded, **options)[:, encoded["input_ids"].shape[1] :].tolist()
+        ends = options["eos_token_id"]
+        return [row[: next((place + 1 for place, token in enumerate(row) if token in ends), len(row))] for row in rows]
+
+
+def ending_at(folder: Path, target: Path, end_ids: Sequence[int]) -> Path:
+    """The same model, whose sequences end at other tokens."""
+    shutil.copytree(folder, target)
+    path = target / "generation_config.json"
+    settings = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**settings, "eos_token_id": list(end_ids)}))
+    return target
+
+
+@pytest.fixture(scope="module")
+def greedy(model_folder: Path) -> Run:
+    return Run(model_folder, pytorch={"batch_size": 8})
+
+
+# --- the tokens of generate -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_greedy_tokens_are_those_of_generate(model_folder: Path, batch_size: int, attention: str) -> None:
+    run = Run(model_folder, pytorch={"batch_size": batch_size, "attn_implementation": attention})
+    for batch in batches(range(len(TEXTS)), batch_size):  # type: ignore[arg-type]
+        expected = run.generated([TEXTS[index] for index in batch])  # type: ignore[index]
+        assert [run.outputs[index] for index in batch] == expected  # type: ignore[index]
+
+
+def test_padding_does_not_change_the_tokens(model_folder: Path, greedy: Run) -> None:
+    assert Run(model_folder, pytorch={"batch_size": 1}).outputs == greedy.outputs
+
+
+@pytest.mark.parametrize(
+    ("decoding", "options"),
+    [
+        ({"temperature": 1.0}, {}),
+        ({"temperature": 0.7}, {"temperature": 0.7}),
+        ({"temperature": 1.3, "top_k": 5}, {"temperature": 1.3, "top_k": 5}),
+        ({"temperature": 1.0, "top_p": 0.3}, {"top_p": 0.3}),
+        ({"temperature": 1.0, "min_p": 0.8}, {"min_p": 0.8}),
+        ({"temperature": 0.9, "repetition_penalty": 1.7}, {"temperature": 0.9, "repetition_penalty": 1.7}),
+    ],
+)
+def test_sampled_tokens_are_those_of_generate(
+    model_folder: Path, decoding: dict[str, JsonValue], options: dict[str, float]
+) -> None:
+    run = Run(model_folder, pytorch={"batch_size": 8}, decoding={**decoding, "seed": 11})
+    torch.manual_seed(11)  # of the first request of the batch: experiment's seed, repetition 0, prompt 0
+    expected = run.generated(do_sample=True, **{"temperature": 1.0, "top_k": 0, **options})
+    assert list(run.outputs.values()) == expected
+    assert run.unconfirmed == []
+
+
+# --- counts and times -------------------------------------------------------------------------------------------------
+
+
+def test_padding_is_never_counted(greedy: Run) -> None:
+    expected = [len(greedy.live.tokenizer(text)["input_ids"]) for text in TEXTS]
+    assert len(set(expected)) > 3
+    assert [row["prompt_tokens"] for row in greedy.requests] == expected
+
+
+def test_fixed_mode_gives_the_exact_number_even_past_the_end_of_sequence(
+    model_folder: Path, tmp_path: Path, greedy: Run
+) -> None:
+    ends = sorted({row[3] for row in greedy.outputs.values()})
+    run = Run(ending_at(model_folder, tmp_path / "model", ends), pytorch={"batch_size": 8})
+    assert run.outputs == greedy.outputs
+    assert [(row["generated_tokens"], row["finish_reason"]) for row in run.requests] == [(TOKENS, "length")] * 8
+    assert len(run.tokens) == TOKENS * 8
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize("min_tokens", [0, 6])
+def test_natural_mode_ends_each_row_at_any_end_of_sequence(
+    model_folder: Path, tmp_path: Path, greedy: Run, batch_size: int, min_tokens: int
+) -> None:
+    ends = [greedy.outputs[0][2], greedy.outputs[3][7], greedy.outputs[5][0]]
+    folder = ending_at(model_folder, tmp_path / "model", ends)
+    output: JsonValue = {"mode": "natural", "max_tokens": TOKENS, "min_tokens": min_tokens}
+    run = Run(folder, pytorch={"batch_size": batch_size}, output=output)
+    expected = run.generated(eos_token_id=ends, min_new_tokens=min_tokens or None, pad_token_id=run.live.padding_id)
+    assert list(run.outputs.values()) == expected
+    for row in run.requests:
+        ids = run.outputs[row["prompt_index"]]
+        assert row["generated_tokens"] == len(ids) >= min_tokens
+        assert row["finish_reason"] == ("stop" if ids[-1] in ends else "length")
+        assert not set(ids[:-1]) & set(ends)
+    assert len(run.tokens) == sum(len(ids) for ids in run.outputs.values())
+    assert "stop" in {row["finish_reason"] for row in run.requests}
+    assert run.effective["output.mode"] == "natural"
+
+
+def test_natural_mode_of_a_model_without_an_end_is_not_confirmed(model_folder: Path, tmp_path: Path) -> None:
+    folder = ending_at(model_folder, tmp_path / "model", [])
+    run = Run(folder, TEXTS[:1], output={"mode": "natural", "max_tokens": 2})
+    assert run.unconfirmed == ["output.mode"]
+
+
+def test_token_times_are_strictly_ordered_and_shared_within_a_batch(greedy: Run) -> None:
+    by_request: dict[int, list[int]] = {}
+    for row in greedy.tokens:
+        by_request.setdefault(int(row["request_id"]), []).append(int(row["time_ns"]))
+    assert len(by_request) == 8
+    for times in by_request.values():
+        assert len(times) == TOKENS
+        assert all(later > earlier for earlier, later in itertools.pairwise(times))
+        assert times == by_request[0]
+    for row in greedy.requests:
+        assert row["arrival_ns"] <= row["scheduled_ns"] < row["first_token_ns"] < row["last_token_ns"]
+
+
+# --- every key takes effect -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_precision(model_folder: Path, precision: str) -> None:
+    run = Run(model_folder, TEXTS[:2], precision=precision)
+    assert {parameter.dtype for parameter in run.live.model.parameters()} == {getattr(torch, precision)}
+    assert run.effective["precision"] == precision
+
+
+def test_auto_precision_is_the_checkpoints_own(model_folder: Path) -> None:
+    checkpoint = json.loads((model_folder / "config.json").read_text())
+    run = Run(model_folder, TEXTS[:1], precision="auto")
+    assert run.effective["precision"] == checkpoint.get("dtype", checkpoint.get("torch_dtype"))
+    assert run.unconfirmed == []
+
+
+def test_dummy_weights_need_no_checkpoint_and_are_the_same_every_time(
+    model_folder: Path, tmp_path: Path, greedy: Run
+) -> None:
+    shape = tmp_path / "shape"
+    shutil.copytree(model_folder, shape, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
+    model: JsonValue = {"id": "tiny", "weights": "dummy"}
+    first, second = (Run(shape, model=model, pytorch={"batch_size": 8}) for _ in range(2))
+    assert first.outputs == second.outputs != greedy.outputs
+    assert first.effective["model.weights"] == "dummy"
+    assert first.unconfirmed == []
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_attention(model_folder: Path, attention: str) -> None:
+    run = Run(model_folder, TEXTS[:1], pytorch={"attn_implementation": attention})
+    assert run.effective["pytorch.attn_implementation"] == attention
+    assert run.unconfirmed == []
+
+
+def test_threads(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run = Run(model_folder, TEXTS[:1], pytorch={"num_threads": 2})
+    assert torch.get_num_threads() == 2
+    assert run.effective["pytorch.num_threads"] == 2
+
+
+def test_batch_size(model_folder: Path) -> None:
+    run = Run(model_folder, pytorch={"batch_size": 3})
+    assert [row["batch_id"] for row in run.requests] == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert run.effective["pytorch.batch_size"] == 3
+    assert run.unconfirmed == []
+
+
+def test_a_batch_that_can_not_be_filled_is_not_confirmed(model_folder: Path) -> None:
+    run = Run(model_folder, TEXTS[:2], pytorch={"batch_size": 4})
+    assert run.effective["pytorch.batch_size"] == 2
+    assert run.unconfirmed == ["pytorch.batch_size"]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        {"top_k": 2},
+        {"top_p": 0.2},
+        {"min_p": 0.9},
+        {"temperature": 0.05},
+        {"seed": 4},
+    ],
+)
+def test_every_decoding_key_changes_the_tokens(model_folder: Path, key: dict[str, JsonValue]) -> None:
+    base: dict[str, JsonValue] = {"temperature": 1.0, "seed": 3}
+    plain, again = (Run(model_folder, pytorch={"batch_size": 8}, decoding=base) for _ in range(2))
+    changed = Run(model_folder, pytorch={"batch_size": 8}, decoding={**base, **key})
+    assert plain.outputs == again.outputs != changed.outputs
+    for name, value in key.items():
+        if name != "seed":
+            assert changed.effective[f"decoding.{name}"] == value
+    assert changed.unconfirmed == []
+
+
+@pytest.mark.parametrize("key", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
+def test_sampling_from_one_token_is_greedy(model_folder: Path, greedy: Run, key: dict[str, JsonValue]) -> None:
+    decoding: JsonValue = {"temperature": 1.0, **key}
+    assert Run(model_folder, pytorch={"batch_size": 8}, decoding=decoding).outputs == greedy.outputs
+
+
+def test_repetition_penalty_works_under_greedy_decoding(model_folder: Path, greedy: Run) -> None:
+    run = Run(model_folder, pytorch={"batch_size": 8}, decoding={"repetition_penalty": 3.0})
+    assert list(run.outputs.values()) == run.generated(repetition_penalty=3.0)
+    assert run.outputs != greedy.outputs
+    assert run.effective["decoding.repetition_penalty"] == 3.0
+
+
+@pytest.mark.parametrize(("truncate", "part"), [("left", slice(-4, None)), ("right", slice(None, 4))])
+def test_truncation(model_folder: Path, greedy: Run, truncate: str, part: slice) -> None:
+    run = Run(model_folder, input={"max_tokens": 4, "truncate": truncate})
+    assert run.prompts[3].token_ids == greedy.prompts[3].token_ids[part]
+    assert max(row["prompt_tokens"] for row in run.requests) == 4
+
+
+def test_a_prompt_above_the_limit_is_refused_with_its_numbers(model_folder: Path, greedy: Run) -> None:
+    count = len(greedy.prompts[3].token_ids)
+    with pytest.raises(PromptRefused, match=rf"prompt 3 has {count} tokens and input.max_tokens is {count - 1}; raise"):
+        Run(model_folder, input={"max_tokens": count - 1})
+
+
+def test_prompt_and_answer_above_the_context_are_refused(model_folder: Path) -> None:
+    with pytest.raises(PromptRefused, match=r"above the model's context of \d+; lower output.max_tokens"):
+        Run(model_folder, TEXTS[:1], output={"max_tokens": 100_000})
+
+
+def test_chat_template(model_folder: Path, tmp_path: Path, greedy: Run) -> None:
+    run = Run(model_folder, TEXTS[:1], prompts={"chat_template": True})
+    text = run.live.tokenizer.decode(run.prompts[0].token_ids)
+    assert TEXTS[0] in text
+    assert len(run.prompts[0].token_ids) > len(greedy.prompts[0].token_ids)
+    bare = tmp_path / "bare"
+    shutil.copytree(model_folder, bare, ignore=shutil.ignore_patterns("chat_template*"))
+    settings = json.loads((bare / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (bare / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelRefused, match=r"has no chat template; set prompts\.chat_template to false"):
+        Run(bare, TEXTS[:1], prompts={"chat_template": True})
+
+
+def test_a_revision_of_a_local_folder_is_not_confirmed(model_folder: Path) -> None:
+    run = Run(model_folder, TEXTS[:1], model={"id": "tiny", "revision": "some-branch"})
+    assert run.unconfirmed == ["model.revision"]
+
+
+def test_text_has_no_special_tokens(greedy: Run) -> None:
+    ids = [greedy.live.tokenizer.eos_token_id, *greedy.prompts[0].token_ids, greedy.live.padding_id]
+    assert greedy.backend.text(ids) == TEXTS[0]
+
+
+def test_unloading_lets_go_of_the_model(model_folder: Path) -> None:
+    run = Run(model_folder, TEXTS[:1])
+    run.backend.unload()
+    with pytest.raises(Exception, match="not loaded"):
+        run.backend.text([1])

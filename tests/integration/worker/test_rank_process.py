@@ -1,0 +1,264 @@
+"""A rank as a process of its own: its messages, its evidence, and every way in which it can fail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lem_worker.models import resolve_model
+
+from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.evidence import StreamManifest, StreamName
+from lem_domain.evidence_codec import decode_chunk
+from lem_domain.states import FailureReason
+from lem_worker.process_protocol import Done, Failed, Go, Loaded, PhaseEdge, RankJob, Ready, Tick
+
+MODULE = "lem_worker.rank"
+TEXTS = ("one two three", "four five", "six", "seven eight nine ten")
+QUICK: dict[str, Any] = {
+    "backend": "simulated",
+    "model": "m",
+    "output": {"max_tokens": 4},
+    "window": {"min_duration_s": 0, "min_requests": 6},
+    "warmup": {"min_requests": 2, "window_size": 2, "max_requests": 3},
+}
+
+
+def job(folder: Path, *, rank: int = 0, world_size: int = 1, model_path: str = "m", **config: Any) -> RankJob:
+    return RankJob(
+        attempt_id="a",
+        rank=rank,
+        world_size=world_size,
+        config=ExperimentConfig.model_validate({**QUICK, "simulated": {"decode_ms_per_token": 1}, **config}),
+        model_path=model_path,
+        prompts=TEXTS,
+        spool=str(folder / f"spool-{rank}"),
+        devices=(),
+    )
+
+
+def pytorch_job(folder: Path, model: Path, **config: Any) -> RankJob:
+    return job(folder, model_path=str(model), **{"backend": "pytorch", "simulated": None, **config})
+
+
+def rows(task: RankJob, stream: StreamName) -> list[dict[str, Any]]:
+    """All rows of a stream, from the files in the spool."""
+    files = sorted(Path(task.spool).rglob(f"*{stream.value}*.arrow"))
+    return [row for file in files for row in decode_chunk(stream, file.read_bytes()).to_pylist()]
+
+
+def finish(process: Any) -> Done:
+    """From `Ready` to a good end."""
+    process.until(Ready)
+    process.send(Go())
+    done: Done = process.until(Done)
+    assert process.to_the_end() == 0, process.stderr()
+    return done
+
+
+def test_a_rank_loads_warms_up_waits_measures_and_seals(tmp_path: Path, drive: Callable[..., Any]) -> None:
+    task = job(tmp_path, simulated={"batch_size": 3})
+    process = drive(MODULE, task)
+    process.until(Ready)
+    assert process.is_silent_for(0.05)
+    process.send(Go())
+    done = process.until(Done)
+    assert process.to_the_end() == 0
+    order = [
+        (message.phase.value, message.edge) if isinstance(message, PhaseEdge) else message.type
+        for message in process.messages
+        if not isinstance(message, Tick)
+    ]
+    assert order == [
+        ("load", "begin"),
+        ("load", "end"),
+        "loaded",
+        ("warmup", "begin"),
+        ("warmup", "end"),
+        "ready",
+        ("measure", "begin"),
+        ("measure", "end"),
+        ("cleanup", "begin"),
+        ("cleanup", "end"),
+        "done",
+    ]
+    requests = rows(task, StreamName.REQUESTS)
+    assert [row["prompt_index"] for row in requests] == [0, 1, 2, 3] * 2
+    assert [row["generated_tokens"] for row in requests] == [4] * 8
+    assert len(rows(task, StreamName.TOKENS)) == 32
+    marks = [(row["phase"], row["edge"], row["time_ns"]) for row in rows(task, StreamName.PHASES)]
+    sent = [(edge.phase.value, edge.edge, edge.time_ns) for edge in process.messages if isinstance(edge, PhaseEdge)]
+    assert marks == sent
+    measure = {edge: time for phase, edge, time in marks if phase == "measure"}
+    assert all(measure["begin"] <= row["arrival_ns"] < row["last_token_ns"] <= measure["end"] for row in requests)
+    assert {manifest.stream for manifest in done.streams} == {
+        StreamName.REQUESTS,
+        StreamName.TOKENS,
+        StreamName.PHASES,
+        StreamName.EVENTS,
+    }
+    assert _rows_in(done, StreamName.REQUESTS) == 8
+    assert done.summary["requests"] == 8
+    assert done.summary["repetitions"] == 2
+    assert done.summary["prompt_tokens"] == 20
+    assert done.summary["generated_tokens"] == 32
+    assert done.summary["outputs_repeat"] is True
+
+
+def test_warm_up_is_recorded_with_its_outcome(tmp_path: Path, drive: Callable[..., Any]) -> None:
+    steady = job(tmp_path / "a", warmup={"min_requests": 2, "window_size": 2, "max_requests": 50, "cv_threshold": 1})
+    wild = job(tmp_path / "b", warmup={"min_requests": 2, "window_size": 2, "max_requests": 3, "cv_threshold": 1e-9})
+    none = job(tmp_path / "c", warmup={"enabled": False})
+    for task, converged, count in ((steady, True, 2), (wild, False, 3), (none, None, 0)):
+        done = finish(drive(MODULE, task))
+        assert (done.summary["warmup_converged"], done.summary["warmup_requests"]) == (converged, count)
+        events = [json.loads(row["detail"]) for row in rows(task, StreamName.EVENTS) if row["kind"] == "warmup"]
+        assert [(event["converged"], event["requests"]) for event in events] == ([(converged, count)] if count else [])
+
+
+def test_ranks_divide_prompts_and_requests_and_digests_repeat(tmp_path: Path, drive: Callable[..., Any]) -> None:
+    def measured(folder: str, rank: int) -> tuple[RankJob, Done]:
+        simulated = {"num_processes": 2, "decode_ms_per_token": 0}
+        task = job(tmp_path / folder, rank=rank, world_size=2, simulated=simulated)
+        return task, finish(drive(MODULE, task))
+
+    (first, done_first), (second, done_second), (_, again) = (
+        measured("a", 0),
+        measured("a", 1),
+        measured("b", 0),
+    )
+    assert [row["prompt_index"] for row in rows(first, StreamName.REQUESTS)] == [0, 2, 0, 2]
+    assert [row["prompt_index"] for row in rows(second, StreamName.REQUESTS)] == [1, 3, 1, 3]
+    for digest in ("prompts_sha256", "outputs_sha256"):
+        assert done_first.summary[digest] == again.summary[digest] != done_second.summary[digest]
+
+
+def test_what_to_record_is_up_to_the_user(tmp_path: Path, drive: Callable[..., Any]) -> None:
+    task = job(tmp_path, record={"tokens": False, "outputs": True})
+    done = finish(drive(MODULE, task))
+    assert _rows_in(done, StreamName.TOKENS) == 0
+    outputs = [json.loads(row["detail"]) for row in rows(task, StreamName.EVENTS) if row["kind"] == "output"]
+    assert [output["prompt_index"] for output in outputs] == [0, 1, 2, 3]
+    assert all(len(output["text"].split()) == 4 for output in outputs)
+
+
+def test_the_window_lasts_as_long_as_asked_and_ticks_on_the_way(tmp_path: Path, drive: Callable[..., Any]) -> None:
+    task = job(tmp_path, window={"min_duration_s": 1.2}, simulated={"decode_ms_per_token": 5})
+    process = drive(MODULE, task)
+    finish(process)
+    requests = rows(task, StreamName.REQUESTS)
+    assert requests[-1]["last_token_ns"] - requests[0]["arrival_ns"] >= 1.2e9
+    ticks = [message for message in process.messages if isinstance(message, Tick) and message.phase == "measure"]
+    assert ticks
+    assert len(ticks) <= 1 + (requests[-1]["last_token_ns"] - requests[0]["arrival_ns"]) / 0.5e9
+    assert 0 < (ticks[0].fraction or 0) <= 1
+    assert ticks[0].requests_done > 0
+    assert (ticks[0].output_rate_tok_s or 0) > 0
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", ["load", "warmup", "measure"])
+@pytest.mark.parametrize("how", ["raise", "out_of_memory", "hang", "exit", "kill"])
+def test_every_simulated_failure(tmp_path: Path, drive: Callable[..., Any], at: str, how: str) -> None:
+    task = job(tmp_path, simulated={"fail": {"at": at, "how": how}})
+    process = drive(MODULE, task)
+    if at == "measure":
+        process.until(Ready)
+        process.send(Go())
+    while (edge := process.until(PhaseEdge)).phase != at:
+        pass
+    assert edge.edge == "begin"
+    match how:
+        case "hang":
+            assert process.is_silent_for(0.3)
+            assert process.process.poll() is None
+        case "exit":
+            assert process.to_the_end() == 3
+        case "kill":
+            assert process.to_the_end() == -9
+        case _:
+            failed = process.until(Failed)
+            assert process.to_the_end() == 1
+            _check_failure(task, failed, at=at, how=how)
+    assert not any(isinstance(message, Done) for message in process.messages)
+
+
+def _check_failure(task: RankJob, failed: Failed, *, at: str, how: str) -> None:
+    if how == "out_of_memory":
+        assert failed.reason is FailureReason.OUT_OF_MEMORY
+    elif at == "load":
+        assert failed.reason is FailureReason.BACKEND_INITIALISATION
+    else:
+        assert failed.reason is FailureReason.INFERENCE
+    assert f"in {at}, as simulated.fail asks for." in failed.message
+    assert StreamName.PHASES in {manifest.stream for manifest in failed.streams}
+    assert rows(task, StreamName.PHASES)[-1]["edge"] == "end"
+    if at == "measure":
+        (row,) = rows(task, StreamName.REQUESTS)
+        assert (row["generated_tokens"], row["error"]) == (1, failed.message)
+
+
+def test_a_prompt_that_is_too_long_is_refused_while_loading(tmp_path: Path, drive: Callable[..., Any]) -> None:
+    process = drive(MODULE, job(tmp_path, input={"max_tokens": 3}))
+    failed = process.until(Failed)
+    assert failed.reason is FailureReason.BACKEND_INITIALISATION
+    assert failed.message.startswith("prompt 3 has 4 tokens and input.max_tokens is 3; raise input.max_tokens")
+    assert not any(isinstance(message, Loaded) for message in process.messages)
+
+
+def test_a_missing_package_is_named_with_what_to_install(tmp_path: Path, drive: Callable[..., Any]) -> None:
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
+    import os
+
+    path = os.pathsep.join([str(hidden), os.environ.get("PYTHONPATH", "")])
+    process = drive(MODULE, pytorch_job(tmp_path, tmp_path), PYTHONPATH=path)
+    failed = process.until(Failed)
+    assert failed.reason is FailureReason.BACKEND_UNAVAILABLE
+    assert "needs the package torch; install llm-energy-measurement[pytorch]" in failed.message
+
+
+def test_a_model_that_is_not_there_fails_the_load(tmp_path: Path, drive: Callable[..., Any]) -> None:
+    process = drive(MODULE, pytorch_job(tmp_path, tmp_path / "nowhere"), HF_HUB_OFFLINE="1")
+    assert process.until(Failed).reason is FailureReason.BACKEND_INITIALISATION
+
+
+def test_a_rank_whose_daemon_is_gone_ends(tmp_path: Path, drive: Callable[..., Any]) -> None:
+    process = drive(MODULE, job(tmp_path))
+    process.until(Ready)
+    process.hang_up()
+    assert process.process.wait() != 0
+    assert "DaemonGone" in process.stderr()
+
+
+# --- the real engine --------------------------------------------------------------------------------------------------
+
+
+def test_pytorch_in_a_process_of_its_own(tmp_path: Path, drive: Callable[..., Any]) -> None:
+    model = Path(resolve_model("builtin:tiny-llama", cache_dir=tmp_path / "models"))
+    task = pytorch_job(tmp_path, model, precision="float32", pytorch={"batch_size": 2, "num_threads": 1})
+    process = drive(MODULE, task)
+    loaded = process.until(Loaded)
+    effective = {parameter.name: parameter.effective for parameter in loaded.effective_config.parameters}
+    assert loaded.effective_config.engine.startswith("transformers ")
+    assert effective["precision"] == "float32"
+    assert effective["pytorch.batch_size"] == 2
+    assert effective["pytorch.num_threads"] == 1
+    assert all(parameter.confirmed for parameter in loaded.effective_config.parameters)
+    done = finish(process)
+    requests = rows(task, StreamName.REQUESTS)
+    assert [row["generated_tokens"] for row in requests] == [4] * 8
+    assert [row["batch_id"] for row in requests][0::2] == [row["batch_id"] for row in requests][1::2]
+    assert done.summary["outputs_repeat"] is True
+    assert len(rows(task, StreamName.TOKENS)) == 32
+
+
+def _rows_in(done: Done, stream: StreamName) -> int:
+    found: list[StreamManifest] = [manifest for manifest in done.streams if manifest.stream is stream]
+    return sum(manifest.rows for manifest in found)

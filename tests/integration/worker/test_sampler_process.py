@@ -1,0 +1,123 @@
+"""The sampler as a process of its own: its messages, its cadence and its evidence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.evidence import StreamName
+from lem_domain.evidence_codec import decode_chunk
+from lem_domain.states import FailureReason
+from lem_domain.wire.workers import Device, DeviceKind
+from lem_worker.process_protocol import Done, Failed, SamplerJob, Sampling, Stop, Tick
+
+MODULE = "lem_worker.energy.sampler"
+SIMULATED = tuple(Device(uuid=f"SIM-{place}", kind=DeviceKind.SIMULATED, name="simulated") for place in range(2))
+CPU = (Device(uuid="CPU-0", kind=DeviceKind.CPU, name="cpu"),)
+POWER_W = 40.0
+INTERVAL_NS = 20_000_000
+
+
+def job(folder: Path, devices: tuple[Device, ...] = SIMULATED, **config: Any) -> SamplerJob:
+    document = {
+        "backend": "simulated",
+        "model": "m",
+        "energy": {"interval_ms": 20},
+        **({"simulated": {"power_w": POWER_W}} if config.get("backend", "simulated") == "simulated" else {}),
+        **config,
+    }
+    return SamplerJob(
+        attempt_id="a", config=ExperimentConfig.model_validate(document), spool=str(folder / "spool"), devices=devices
+    )
+
+
+def rows(task: SamplerJob, stream: StreamName) -> list[dict[str, Any]]:
+    """All rows of a stream, from the files in the spool."""
+    files = sorted(Path(task.spool).rglob(f"*{stream.value}*.arrow"))
+    # The pattern of `power` fits the files of `host_power` too.
+    files = [file for file in files if stream is not StreamName.POWER or "host_power" not in str(file)]
+    return [row for file in files for row in decode_chunk(stream, file.read_bytes()).to_pylist()]
+
+
+def test_it_samples_from_the_first_to_the_last_moment(tmp_path: Path, drive: Callable[..., Any]) -> None:
+    task = job(tmp_path)
+    process = drive(MODULE, task)
+    (report,) = process.until(Sampling).sources
+    assert (report.name, report.opened, report.method, report.domains) == (
+        "simulated",
+        True,
+        "counter",
+        ("SIM-0", "SIM-1"),
+    )
+    assert process.until(Tick).power_w == 2 * POWER_W
+    assert process.until(Tick).power_w == 2 * POWER_W  # a second later
+    process.send(Stop())
+    done = process.until(Done)
+    assert process.to_the_end() == 0, process.stderr()
+    for device in (0, 1):
+        samples = [row for row in rows(task, StreamName.POWER) if row["device_index"] == device]
+        first, last = samples[0], samples[-1]
+        seconds = (last["time_ns"] - first["time_ns"]) / 1e9
+        assert seconds > 1
+        assert abs(last["energy_mj"] - first["energy_mj"] - POWER_W * 1000 * seconds) <= 1
+        assert {row["power_mw"] for row in samples} == {POWER_W * 1000}
+        # Every deadline of the grid was sampled or is counted as missed; the first and the last sample come on top.
+        assert len(samples) == int(str(done.summary["ticks"])) + 2
+    assert int(str(done.summary["ticks"])) + int(str(done.summary["missed"])) >= 1e9 // INTERVAL_NS
+    assert 0 <= float(str(done.summary["cpu_s"])) < 2
+    (event,) = [row for row in rows(task, StreamName.EVENTS) if row["kind"] == "sampler"]
+    assert json.loads(event["detail"]) == done.summary
+
+
+def test_a_source_that_can_not_exist_here_is_reported_and_the_run_goes_on(
+    tmp_path: Path, drive: Callable[..., Any]
+) -> None:
+    task = job(tmp_path, CPU)
+    process = drive(MODULE, task)
+    (report,) = process.until(Sampling).sources
+    assert not report.opened
+    assert "remove it from energy.sources" in (report.reason or "")
+    process.send(Stop())
+    done = process.until(Done)
+    assert process.to_the_end() == 0
+    assert rows(task, StreamName.POWER) == []
+    assert {row["kind"] for row in rows(task, StreamName.EVENTS)} == {"source_failed", "sampler"}
+    assert "remove it from energy.sources" in str(done.summary["sources"])
+
+
+def test_required_energy_that_can_not_be_had_fails_the_run(tmp_path: Path, drive: Callable[..., Any]) -> None:
+    process = drive(MODULE, job(tmp_path, CPU, energy={"required": True}))
+    failed = process.until(Failed)
+    assert process.to_the_end() == 1
+    assert failed.reason is FailureReason.BACKEND_INITIALISATION
+    assert "the energy source simulated failed and energy.required is set" in failed.message
+    assert [manifest.stream for manifest in failed.streams] == [StreamName.EVENTS]
+
+
+def test_codecarbon_is_the_automatic_source_of_a_real_backend(tmp_path: Path, drive: Callable[..., Any]) -> None:
+    task = job(tmp_path, CPU, backend="pytorch")
+    process = drive(MODULE, task)
+    (report,) = process.until(Sampling).sources
+    assert (report.name, report.opened, report.method, report.domains) == (
+        "codecarbon",
+        True,
+        "modelled",
+        ("package", "dram"),
+    )
+    process.send(Stop())
+    process.until(Done)
+    assert process.to_the_end() == 0
+    samples = rows(task, StreamName.HOST_POWER)
+    assert {row["domain"] for row in samples} == {"package", "dram"}
+    assert {row["method"] for row in samples} == {"modelled"}
+    assert len(samples) >= 4
+
+
+def test_a_sampler_whose_daemon_is_gone_ends(tmp_path: Path, drive: Callable[..., Any]) -> None:
+    process = drive(MODULE, job(tmp_path))
+    process.until(Sampling)
+    process.hang_up()
+    assert process.process.wait() != 0

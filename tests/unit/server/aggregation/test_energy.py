@@ -1,0 +1,174 @@
+"""The job's energy: each device once, host apart, nothing missing counted as nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from factories.evidence import Evidence, cpu, gpu, simulated
+from lem_domain.results import EnergyMethod, EnergyResult, FindingCode, RunResult, Severity
+from lem_server.aggregation.result import aggregate
+
+SAMPLES = [number * 0.1 for number in range(140)]
+
+
+def busy(**fields: object) -> Evidence:
+    """A window from 1 s to 12 s: eleven seconds."""
+    evidence = Evidence(**fields)  # type: ignore[arg-type]
+    evidence.request(0, 1.0, [2.0, 12.0])
+    return evidence
+
+
+def result_of(evidence: Evidence) -> RunResult:
+    stored = evidence.stored()
+    return aggregate(stored.inputs, stored.source)
+
+
+def energy_of(evidence: Evidence) -> EnergyResult:
+    return result_of(evidence).energy
+
+
+def test_the_counter_is_the_figure_where_both_exist() -> None:
+    evidence = busy()
+    evidence.power(SAMPLES, watts=lambda _: 90, joules=lambda t: 100 * t)
+    energy = energy_of(evidence)
+    assert energy.total.joules == pytest.approx(1100, abs=0.01)
+    assert energy.total.method is EnergyMethod.COUNTER
+    assert energy.includes == ("GPU-0",)
+    assert energy.mean_power_w.value == pytest.approx(100, abs=0.01)
+    assert energy.devices[0].peak_power_w.value == 90
+    assert energy.devices[0].samples == 111
+
+
+def test_a_counter_that_was_reset_gives_way_to_the_integral() -> None:
+    evidence = busy()
+    evidence.power(SAMPLES, watts=lambda _: 90, joules=lambda t: 100 * (t % 6))
+    energy = energy_of(evidence)
+    assert energy.total.joules == pytest.approx(990)
+    assert energy.total.method is EnergyMethod.INTEGRATED
+    assert energy.total.bound_j == pytest.approx(5 * 11)
+
+
+def test_a_counter_that_was_reset_and_no_power_give_null_with_both_reasons() -> None:
+    evidence = busy()
+    evidence.power(SAMPLES, joules=lambda t: 100 * (t % 6))
+    result = result_of(evidence)
+    assert result.energy.total.joules is None
+    assert "reset" in str(result.energy.total.reason)
+    assert "the power reading has no samples" in str(result.energy.total.reason)
+    assert result.energy.devices[0].peak_power_w.value is None
+    assert result.efficiency.energy_per_output_token_j.value is None
+    assert result.verdict == "questionable"
+
+
+def test_four_devices_add_up_with_their_bounds() -> None:
+    evidence = busy(devices=tuple(gpu(number) for number in range(4)))
+    for number in range(4):
+        evidence.power(SAMPLES, watts=lambda _, number=number: 100 * (number + 1), device=number)  # type: ignore[misc]
+    energy = energy_of(evidence)
+    assert [device.energy.joules for device in energy.devices] == pytest.approx([1100, 2200, 3300, 4400])
+    assert energy.total.joules == pytest.approx(11000)
+    assert energy.total.bound_j == pytest.approx(4 * 55)
+    assert energy.includes == ("GPU-0", "GPU-1", "GPU-2", "GPU-3")
+
+
+def test_a_device_shared_by_two_processes_counts_once() -> None:
+    evidence = busy(devices=(gpu(0), gpu(0)), processes=("rank-0", "rank-1", "sampler"))
+    evidence.request(0, 1.0, [2.0, 12.0], rank=1)
+    evidence.power(SAMPLES, watts=lambda _: 100, device=0)
+    evidence.power(SAMPLES, watts=lambda _: 100, device=1)
+    evidence.power(SAMPLES, watts=lambda _: 100, device=0, process="rank-1")
+    energy = energy_of(evidence)
+    assert energy.total.joules == pytest.approx(1100)
+    assert energy.includes == ("GPU-0",)
+    assert energy.devices[0].samples == 111
+
+
+def test_one_device_without_figure_makes_the_total_null() -> None:
+    evidence = busy(devices=(gpu(0), gpu(1)))
+    evidence.power(SAMPLES, watts=lambda _: 100, device=0)
+    energy = energy_of(evidence)
+    assert energy.devices[0].energy.joules == pytest.approx(1100)
+    assert energy.total.joules is None
+    assert energy.total.reason == "GPU-1: no power was sampled for this device"
+    assert energy.includes == ()
+
+
+def test_mixed_methods_are_called_by_the_weakest_and_say_so() -> None:
+    evidence = busy(devices=(gpu(0), gpu(1)))
+    evidence.power(SAMPLES, joules=lambda t: 100 * t, device=0)
+    evidence.power(SAMPLES, watts=lambda _: 100, device=1)
+    total = energy_of(evidence).total
+    assert total.method is EnergyMethod.INTEGRATED
+    assert total.source == "sum of counter and integrated figures"
+
+
+def test_the_host_s_energy_stays_apart_from_the_devices() -> None:
+    evidence = busy(devices=(simulated(),))
+    evidence.power(SAMPLES, joules=lambda t: 100 * t)
+    evidence.host_power("package", SAMPLES, joules=lambda t: 30 * t, method="counter")
+    energy = energy_of(evidence)
+    assert energy.total.joules == pytest.approx(1100, abs=0.01)
+    assert energy.host[0].energy.joules == pytest.approx(330, abs=0.001)
+    assert energy.host[0].energy.method is EnergyMethod.COUNTER
+
+
+def test_on_a_cpu_the_host_s_domains_are_the_job() -> None:
+    evidence = busy(devices=(cpu(),))
+    evidence.summaries["sampler"] = {
+        "sources": [{"name": "codecarbon", "opened": True, "domains": ["package", "dram"], "reason": None}]
+    }
+    evidence.host_power("package", SAMPLES, joules=lambda t: 30 * t)
+    evidence.host_power("dram", SAMPLES, joules=lambda t: 5 * t)
+    result = result_of(evidence)
+    total = result.energy.total
+    assert total.joules == pytest.approx(385, abs=0.001)
+    assert (total.method, total.source, total.bound_j) == (EnergyMethod.MODELLED, "codecarbon", None)
+    assert result.energy.includes == ("dram", "package")
+    assert "under host" in str(result.energy.devices[0].energy.reason)
+    assert [finding.code for finding in result.findings] == [FindingCode.ENERGY_MODELLED]
+    assert result.verdict == "questionable"
+
+
+def test_a_modelled_figure_never_stands_where_a_measured_one_does() -> None:
+    evidence = busy(devices=(cpu(),))
+    evidence.host_power("package", SAMPLES, joules=lambda t: 77 * t, method="modelled")
+    evidence.host_power("package", SAMPLES, joules=lambda t: 30 * t, method="counter")
+    energy = energy_of(evidence)
+    assert energy.total.joules == pytest.approx(330, abs=0.001)
+    assert energy.total.method is EnergyMethod.COUNTER
+
+
+def test_what_lies_inside_the_package_is_not_added_to_it() -> None:
+    evidence = busy(devices=(cpu(),))
+    for domain, watts in (("package-0", 30), ("core", 20), ("psys", 60), ("dram", 5)):
+        evidence.host_power(domain, SAMPLES, joules=lambda t, watts=watts: watts * t, method="counter")  # type: ignore[misc]
+    energy = energy_of(evidence)
+    assert energy.total.joules == pytest.approx(385, abs=0.001)
+    assert energy.includes == ("dram", "package-0")
+    assert len(energy.host) == 4
+
+
+def test_modelled_power_without_a_counter_is_integrated_and_stays_modelled() -> None:
+    evidence = busy(devices=(cpu(),))
+    evidence.host_power("package", SAMPLES, watts=lambda _: 40)
+    total = energy_of(evidence).total
+    assert (total.joules, total.method, total.bound_j) == (pytest.approx(440), EnergyMethod.MODELLED, None)
+
+
+@pytest.mark.parametrize(("required", "severity"), [(False, Severity.WARNING), (True, Severity.ERROR)])
+def test_no_energy_is_null_with_the_source_s_reason(required: bool, severity: Severity) -> None:
+    evidence = busy(devices=(cpu(),))
+    evidence.config = evidence.config.model_copy(
+        update={"energy": evidence.config.energy.model_copy(update={"required": required})}
+    )
+    evidence.summaries["sampler"] = {"sources": [{"name": "codecarbon", "opened": False, "reason": "no CPU table"}]}
+    result = result_of(evidence)
+    assert result.energy.total.reason == "nothing measured energy during the window (codecarbon: no CPU table)"
+    (finding,) = result.findings
+    assert (finding.code, finding.severity) == (FindingCode.ENERGY_UNAVAILABLE, severity)
+
+
+def test_an_untold_tale_of_the_sources_is_left_out() -> None:
+    evidence = busy(devices=(cpu(),))
+    evidence.summaries["sampler"] = {"sources": ["codecarbon", {"name": 3}, {"opened": True}]}
+    assert energy_of(evidence).total.reason == "nothing measured energy during the window"

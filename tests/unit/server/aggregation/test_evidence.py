@@ -1,0 +1,214 @@
+"""What is missing or changed is noticed, and the same evidence gives the same bytes."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from dataclasses import replace
+
+import pytest
+
+from factories.evidence import Evidence, MadeChunk, Stored
+from lem_domain.evidence import StreamName
+from lem_server.aggregation.errors import EvidenceCorrupt, EvidenceInvalid, EvidenceMissing, MissingPart, ranges_text
+from lem_server.aggregation.identity import aggregate_key, canonical_bytes, evidence_digest, held_digest
+from lem_server.aggregation.result import aggregate
+
+
+def evidence() -> Evidence:
+    """Two ranks and a sampler, every stream, several chunks each."""
+    made = Evidence(processes=("rank-0", "rank-1", "sampler"), chunk_rows=20)
+    for rank in range(2):
+        for number in range(30):
+            arrival = number * 0.4 + rank * 0.01
+            made.request(number, arrival, [arrival + 0.05 * step for step in range(1, 8)], rank=rank, scheduled=arrival)
+        made.phase(f"rank-{rank}", "measure", "begin", 0)
+        made.phase(f"rank-{rank}", "measure", "end", 13)
+        # The last word counts, so the order of chunks is the order of time.
+        made.event(f"rank-{rank}", "warmup", '{"converged": false, "requests": 5, "cv": 0.2}')
+        for _ in range(30):
+            made.event(f"rank-{rank}", "mark", None)
+        made.event(f"rank-{rank}", "warmup", '{"converged": true, "requests": 6, "cv": 0.02}')
+    made.power([number * 0.1 - 1 for number in range(150)], watts=lambda t: 100 + t, joules=lambda t: 100 * t + 500)
+    made.host_power("package", [number * 0.1 - 1 for number in range(150)], joules=lambda t: 50 * t + 100)
+    return made
+
+
+@pytest.fixture
+def stored() -> Stored:
+    return evidence().stored()
+
+
+def bytes_of(stored: Stored) -> bytes:
+    return canonical_bytes(aggregate(stored.inputs, stored.source))
+
+
+def test_the_same_evidence_gives_the_same_bytes(stored: Stored) -> None:
+    assert bytes_of(stored) == bytes_of(stored) == bytes_of(evidence().stored())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_order_of_arrival_does_not_matter(stored: Stored, seed: int) -> None:
+    shuffled = list(stored.chunks)
+    random.Random(seed).shuffle(shuffled)
+    views = list(stored.inputs.held)
+    random.Random(seed).shuffle(views)
+    held = tuple(view.model_copy(update={"chunks": tuple(reversed(view.chunks))}) for view in views)
+    other = Stored(replace(stored.inputs, held=held), tuple(shuffled))
+    assert bytes_of(other) == bytes_of(stored)
+
+
+def test_how_rows_were_cut_into_chunks_changes_only_the_digest(stored: Stored) -> None:
+    other = evidence()
+    other.chunk_rows = 7
+    cut = other.stored()
+    left, right = (aggregate(made.inputs, made.source).model_dump() for made in (stored, cut))
+    assert left.pop("evidence_sha256") != right.pop("evidence_sha256")
+    assert left == right
+
+
+def test_the_result_carries_the_digest_of_what_is_held(stored: Stored) -> None:
+    result = aggregate(stored.inputs, stored.source)
+    assert result.evidence_sha256 == held_digest(stored.inputs.held)
+    lines = [(chunk.process, chunk.stream.value, chunk.seq, chunk.sha256) for chunk in stored.chunks]
+    assert result.evidence_sha256 == evidence_digest(reversed(lines))
+    assert result.evidence_sha256 != evidence_digest(lines[1:])
+
+
+def test_the_key_depends_on_evidence_method_and_parameters() -> None:
+    keys = {
+        aggregate_key("a" * 64, "m1", {"allow_partial": False}),
+        aggregate_key("b" * 64, "m1", {"allow_partial": False}),
+        aggregate_key("a" * 64, "m2", {"allow_partial": False}),
+        aggregate_key("a" * 64, "m1", {"allow_partial": True}),
+    }
+    assert len(keys) == 4
+    assert aggregate_key("a" * 64, "m1", {"allow_partial": False}) in keys
+
+
+@pytest.mark.parametrize("stream", list(StreamName))
+@pytest.mark.parametrize("partial", [False, True])
+def test_a_flipped_byte_in_any_stream_is_noticed(stored: Stored, stream: StreamName, partial: bool) -> None:
+    victim = [chunk for chunk in stored.chunks if chunk.stream is stream][-1]
+    body = bytearray(victim.body)
+    body[len(body) // 2] ^= 1
+    inputs = evidence().stored(allow_partial=partial).inputs
+
+    def source(process: str, name: StreamName) -> list[tuple[int, bytes]]:
+        return [
+            (chunk.seq, bytes(body) if chunk is victim else chunk.body)
+            for chunk in stored.chunks
+            if (chunk.process, chunk.stream) == (process, name)
+        ]
+
+    with pytest.raises(EvidenceCorrupt) as raised:
+        aggregate(inputs, source)
+    assert (raised.value.process, raised.value.stream, raised.value.seq) == (victim.process, stream.value, victim.seq)
+
+
+def test_missing_chunks_are_listed_exactly(stored: Stored) -> None:
+    holed = stored.without("rank-1", StreamName.TOKENS, 2, 3, 7).without("sampler", StreamName.POWER, 0)
+    holed = holed.without("rank-0", StreamName.PHASES)
+    with pytest.raises(EvidenceMissing) as raised:
+        aggregate(holed.inputs, holed.source)
+    assert raised.value.missing == (
+        MissingPart("stream", "rank-0", "phases"),
+        MissingPart("chunks", "rank-1", "tokens", (2, 3, 7)),
+        MissingPart("chunks", "sampler", "power", (0,)),
+    )
+    assert "tokens of rank-1: chunks 2-3, 7" in str(raised.value)
+
+
+def test_a_process_without_completion_marker_is_missing(stored: Stored) -> None:
+    summaries = {name: summary for name, summary in stored.inputs.summaries.items() if name != "rank-1"}
+    with pytest.raises(EvidenceMissing, match="the completion marker of rank-1"):
+        aggregate(replace(stored.inputs, summaries=summaries), stored.source)
+
+
+def test_an_expected_rank_that_left_nothing_is_missing(stored: Stored) -> None:
+    inputs = replace(stored.inputs, processes=(*stored.inputs.processes, "rank-2"))
+    with pytest.raises(EvidenceMissing) as raised:
+        aggregate(inputs, stored.source)
+    assert raised.value.missing == (
+        MissingPart("completion_marker", "rank-2"),
+        MissingPart("stream", "rank-2", "requests"),
+    )
+
+
+def test_allow_partial_computes_and_marks() -> None:
+    holed = evidence().stored(allow_partial=True).without("rank-1", StreamName.TOKENS, 1)
+    result = aggregate(holed.inputs, holed.source)
+    assert result.verdict == "invalid"
+    missing = [finding for finding in result.findings if finding.code == "missing_evidence"]
+    assert missing[0].numbers == {"parts": 1, "chunks": 1}
+    assert "tokens of rank-1: chunks 1" in missing[0].message
+    assert result.speed.itl_ms.max == pytest.approx(50)  # no difference was taken across the hole
+    assert result.parameters == {"allow_partial": True}
+    assert result.evidence_sha256 == held_digest(holed.inputs.held)
+
+
+def test_allow_partial_without_a_whole_rank() -> None:
+    made = evidence().stored(allow_partial=True)
+    inputs = replace(made.inputs, processes=(*made.inputs.processes, "rank-2"), manifest=())
+    result = aggregate(inputs, made.source)
+    assert result.verdict == "invalid"
+    assert result.window.processes == 2
+
+
+def test_allow_partial_without_power_gives_null_energy() -> None:
+    holed = evidence().stored(allow_partial=True).without("sampler", StreamName.POWER)
+    assert aggregate(holed.inputs, holed.source).energy.total.joules is None
+
+
+def test_a_chunk_that_vanished_after_it_was_recorded_is_missing(stored: Stored) -> None:
+    def source(process: str, stream: StreamName) -> list[tuple[int, bytes]]:
+        return [(seq, body) for seq, body in stored.source(process, stream) if (stream, seq) != (StreamName.PHASES, 0)]
+
+    with pytest.raises(EvidenceMissing, match="phases of rank-0: chunks 0"):
+        aggregate(stored.inputs, source)
+    partial = evidence().stored(allow_partial=True)
+    result = aggregate(partial.inputs, source)
+    assert result.verdict == "invalid"
+    assert result.evidence_sha256 != held_digest(partial.inputs.held)
+
+
+def test_other_chunks_than_the_manifest_s_are_refused(stored: Stored) -> None:
+    (first, *rest) = stored.inputs.manifest
+    forged = replace(stored.inputs, manifest=(first.model_copy(update={"sha256": "0" * 64}), *rest))
+    with pytest.raises(EvidenceInvalid, match="not those of the attempt's manifest"):
+        aggregate(forged, stored.source)
+    with pytest.raises(EvidenceInvalid, match="held but not in the attempt's manifest"):
+        aggregate(replace(stored.inputs, manifest=tuple(rest)), stored.source)
+
+
+def test_a_whole_chunk_that_is_no_arrow_stream_is_refused(stored: Stored) -> None:
+    chunks = [
+        MadeChunk(chunk.process, chunk.stream, chunk.seq, chunk.rows, b"not arrow")
+        if (chunk.process, chunk.stream, chunk.seq) == ("sampler", StreamName.POWER, 0)
+        else chunk
+        for chunk in stored.chunks
+    ]
+    made = evidence()
+    made.chunks = lambda: chunks  # type: ignore[method-assign]
+    forged = made.stored()
+    with pytest.raises(EvidenceInvalid, match="chunk 0 of power of sampler"):
+        aggregate(forged.inputs, forged.source)
+
+
+def test_power_of_a_device_that_was_not_leased_is_refused() -> None:
+    made = evidence()
+    made.power([0, 1], watts=lambda _: 1, device=3)
+    forged = made.stored()
+    with pytest.raises(EvidenceInvalid, match="device 3"):
+        aggregate(forged.inputs, forged.source)
+
+
+def test_numbers_are_joined_to_ranges() -> None:
+    assert ranges_text([5, 3, 4, 0, 9, 3]) == "0, 3-5, 9"
+
+
+def test_errors_travel_between_processes() -> None:
+    missing = pickle.loads(pickle.dumps(EvidenceMissing([MissingPart("chunks", "rank-0", "tokens", (1,))])))
+    assert missing.missing == (MissingPart("chunks", "rank-0", "tokens", (1,)),)
+    corrupt = pickle.loads(pickle.dumps(EvidenceCorrupt("rank-0", "tokens", 3)))
+    assert (corrupt.process, corrupt.stream, corrupt.seq) == ("rank-0", "tokens", 3)

@@ -1,0 +1,76 @@
+"""Cycles of one experiment: mean and spread, worst verdict, distinct findings."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+
+from factories.evidence import Evidence, cpu, gpu
+from lem_domain.results import RunResult
+from lem_server.aggregation.result import aggregate
+from lem_server.aggregation.summaries import METRICS, summarise_cycles, summarise_experiment
+
+
+def cycle(watts: float | None, *, modelled: bool = False, tokens: int = 3) -> RunResult:
+    made = Evidence(devices=(cpu() if modelled else gpu(),))
+    made.request(0, 0.0, [1.0 + 11 * number / (tokens - 1) for number in range(tokens)])
+    times = [number * 0.1 - 1 for number in range(141)]
+    if watts is not None and modelled:
+        made.host_power("package", times, joules=lambda t: watts * t + 1000)
+    elif watts is not None:
+        made.power(times, joules=lambda t: watts * t + 1000)
+    stored = made.stored()
+    return aggregate(stored.inputs, stored.source)
+
+
+def test_mean_spread_and_order_of_cycles() -> None:
+    metrics = {summary.metric: summary for summary in summarise_cycles([cycle(100), cycle(130), cycle(110)])}
+    assert tuple(metrics) == METRICS
+    power = metrics["energy.mean_power_w"]
+    assert power.values == pytest.approx((100, 130, 110), abs=0.01)
+    assert power.mean == pytest.approx(statistics.fmean(power.values))
+    assert power.sd == pytest.approx(statistics.stdev(power.values))
+    assert power.cv == pytest.approx(statistics.stdev(power.values) / statistics.fmean(power.values))
+    assert metrics["energy.total"].values == pytest.approx((1200, 1560, 1320), abs=0.01)
+    assert metrics["efficiency.energy_per_output_token_j"].values == pytest.approx((400, 520, 440), abs=0.01)
+    assert metrics["work.generated_tokens"].values == (3, 3, 3)
+    assert metrics["work.generated_tokens"].cv == 0
+
+
+def test_one_cycle_has_no_spread() -> None:
+    summary = summarise_cycles([cycle(100)])[0]
+    assert (summary.sd, summary.cv) == (None, None)
+    assert summary.mean is not None
+
+
+def test_a_figure_that_no_cycle_has_is_null_with_the_reason() -> None:
+    metrics = {summary.metric: summary for summary in summarise_cycles([cycle(None), cycle(None)])}
+    assert metrics["energy.total"].values == ()
+    assert metrics["energy.total"].reason == "GPU-0: no power was sampled for this device"
+    assert metrics["speed.output_rate_tok_s"].mean == pytest.approx(0.25)
+
+
+def test_a_cycle_without_the_figure_is_left_out() -> None:
+    metrics = {summary.metric: summary for summary in summarise_cycles([cycle(None), cycle(100)])}
+    assert len(metrics["energy.total"].values) == 1
+    assert len(metrics["window.duration_s"].values) == 2
+
+
+def test_nothing_aggregated_yet() -> None:
+    summary = summarise_experiment([])
+    assert (summary.verdict, summary.energy_method, summary.findings) == (None, None, ())
+    assert {metric.reason for metric in summary.metrics} == {"no cycle has been aggregated"}
+
+
+def test_the_worst_verdict_and_each_finding_once() -> None:
+    summary = summarise_experiment([cycle(100), cycle(None), cycle(None)])
+    assert summary.verdict == "questionable"
+    assert len(summary.findings) == 1
+    assert (summary.energy_method, summary.energy_includes) == ("counter", ("GPU-0",))
+
+
+def test_cycles_with_different_methods_are_mixed() -> None:
+    summary = summarise_experiment([cycle(100), cycle(50, modelled=True)])
+    assert summary.energy_method == "mixed"
+    assert summary.energy_includes == ("GPU-0", "package")

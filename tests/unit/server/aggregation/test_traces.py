@@ -1,0 +1,239 @@
+"""Counter and integral against analytic truths."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from factories.evidence import ns
+from lem_domain.results import WindowResult
+from lem_server.aggregation.reading import NULL
+from lem_server.aggregation.traces import Reading, Trace, counter_energy, integrated_energy, make_trace
+
+Curve = Callable[[float], float]
+
+
+def window(begin: float, end: float) -> WindowResult:
+    length = ns(end) - ns(begin)
+    return WindowResult(begin_ns=ns(begin), end_ns=ns(end), duration_s=length / 1e9, processes=1, overlap=1)
+
+
+def trace(times: Sequence[float], watts: Curve | None = None, joules: Curve | None = None) -> Trace:
+    nulls = [NULL] * len(times)
+    return make_trace(
+        np.array([ns(time) for time in times], dtype=np.int64),
+        np.array([int(joules(time) * 1e3) for time in times] if joules else nulls, dtype=np.int64),
+        np.array([round(watts(time) * 1e3) for time in times] if watts else nulls, dtype=np.int64),
+    )
+
+
+def every(step: float, until: float) -> list[float]:
+    return [number * step for number in range(round(until / step) + 1)]
+
+
+def joules_of(reading: Reading) -> tuple[float, float]:
+    assert reading.joules is not None, reading.reason
+    assert reading.bound_j is not None
+    return reading.joules, reading.bound_j
+
+
+def counter(trace: Trace, begin: float, end: float) -> Reading:
+    return counter_energy(trace, 1e-3, window(begin, end))
+
+
+class TestCounter:
+    def test_constant_power_with_ends_between_samples(self) -> None:
+        energy, bound = joules_of(counter(trace(every(0.05, 12), joules=lambda t: 100 * t), 1.013, 11.037))
+        assert energy == pytest.approx(1002.4, abs=0.002)
+        # Mean power x observed period at both ends is the least; two more periods may hide between the samples.
+        assert 2 * 100 * 0.05 <= bound <= 3 * 100 * 0.05 + 0.002
+
+    def test_ramp(self) -> None:
+        energy, bound = joules_of(counter(trace(every(0.05, 12), joules=lambda t: 10 * t * t), 2.0, 10.0))
+        assert energy == pytest.approx(10 * (100 - 4), abs=0.002)
+        assert bound < 0.03 * energy
+
+    def test_interpolates_linearly_between_the_bracketing_samples(self) -> None:
+        energy, _ = joules_of(counter(trace([0, 1, 2, 3, 4, 5], joules=lambda t: 7 * t), 0.25, 3.5))
+        assert energy == pytest.approx(7 * 3.25, abs=1e-9)
+
+    def test_the_period_is_that_of_the_updates_not_of_the_samples(self) -> None:
+        stepped = trace(every(0.02, 12), joules=lambda t: 200 * (np.floor(t / 0.1 + 1e-9) * 0.1))
+        energy, bound = joules_of(counter(stepped, 1.03, 11.08))
+        assert abs(energy - 200 * 10.05) <= bound
+        assert bound >= 2 * 200 * 0.1 * 0.98
+
+    def test_a_burst_shorter_than_the_sampling_period_is_counted(self) -> None:
+        # 50 W, and 1,000 W for 10 ms between two samples.
+        burst = trace(every(0.1, 12), joules=lambda t: 50 * t + 950 * min(max(t - 5.02, 0), 0.01))
+        energy, bound = joules_of(counter(burst, 1, 11))
+        assert abs(energy - (500 + 9.5)) <= min(bound, 0.002)
+
+    def test_a_burst_at_the_window_s_end_stays_within_the_bound(self) -> None:
+        def joules(t: float) -> float:
+            return 10 * t + 990 * min(max(t - 10.9, 0), 0.2)
+
+        energy, bound = joules_of(counter(trace(every(0.5, 13), joules=joules), 1, 10.95))
+        error = abs(energy - (joules(10.95) - joules(1)))
+        assert 2 * (energy / 9.95) * 0.5 < error <= bound  # mean power x period alone would not do
+
+    def test_a_burst_that_a_slow_counter_shows_only_after_the_window_stays_within_the_bound(self) -> None:
+        def joules(t: float) -> float:
+            return 10 * t + 990 * min(max(t - 10.2, 0), 0.7)
+
+        slow = trace(every(0.1, 13), joules=lambda t: joules(np.floor(t + 1e-9)))
+        energy, bound = joules_of(counter(slow, 1.05, 10.85))
+        assert energy < 100
+        assert abs(energy - (joules(10.85) - joules(1.05))) <= bound
+
+    def test_a_reset_inside_gives_no_figure_but_a_reason(self) -> None:
+        reset = trace(every(0.1, 12), joules=lambda t: 100 * t if t < 6 else 100 * (t - 6))
+        assert counter(reset, 1, 11) == Reading(None, None, "the energy counter was reset inside the window")
+
+    @pytest.mark.parametrize("at", [0.45, 11.55])
+    def test_a_reset_outside_the_window_does_no_harm(self, at: float) -> None:
+        reset = trace(every(0.1, 12), joules=lambda t: 1000 + 100 * t if t < at else 100 * t)
+        energy, _ = joules_of(counter(reset, 1, 11))
+        assert energy == pytest.approx(1000, abs=0.01)
+
+    def test_samples_must_bracket_the_window(self) -> None:
+        samples = trace(every(0.1, 10), joules=lambda t: 100 * t)
+        assert counter(samples, -1, 9).reason == "the energy counter has no sample before the window began"
+        assert counter(samples, 1, 10.5).reason == "the energy counter has no sample after the window ended"
+        assert counter(trace([]), 1, 2).reason == "the energy counter has no samples"
+
+    def test_a_counter_that_never_moves_is_not_zero_joules(self) -> None:
+        assert counter(trace(every(0.1, 12), joules=lambda _: 5), 1, 11).joules is None
+
+    @given(
+        st.lists(st.floats(0, 1000), min_size=40, max_size=40),
+        st.floats(0.5, 4),
+        st.floats(6, 9),
+        st.sampled_from([0.02, 0.1, 0.3]),
+        st.sampled_from([0.03, 0.11, 0.25]),
+    )
+    def test_the_bound_contains_the_truth_of_any_trace(
+        self, watts: list[float], begin: float, end: float, update: float, interval: float
+    ) -> None:
+        """Power changes every 0.25 s at random; the counter shows the energy at its last update."""
+        sums = np.concatenate(([0.0], np.cumsum(np.array(watts) * 0.25)))
+
+        def truth(t: float) -> float:
+            return float(np.interp(t, np.arange(41) * 0.25, sums))
+
+        samples = trace(every(interval, 10 - interval), joules=lambda t: truth(np.floor(t / update) * update))
+        reading = counter(samples, begin, end)
+        if reading.joules is not None:
+            energy, bound = joules_of(reading)
+            assert abs(energy - (truth(end) - truth(begin))) <= bound + 1e-6
+
+    @given(
+        st.lists(st.floats(1, 500), min_size=20, max_size=20), st.floats(1.1, 3), st.floats(3.1, 6), st.floats(6.1, 9)
+    )
+    def test_the_energies_of_two_halves_add_up_to_the_whole(
+        self, watts: list[float], begin: float, middle: float, end: float
+    ) -> None:
+        sums = np.concatenate(([0.0], np.cumsum(np.array(watts) * 0.5)))
+        samples = trace(every(0.1, 10), joules=lambda t: float(np.interp(t, np.arange(21) * 0.5, sums)))
+        parts = [joules_of(counter(samples, *ends))[0] for ends in ((begin, middle), (middle, end), (begin, end))]
+        assert parts[0] + parts[1] == pytest.approx(parts[2], rel=1e-9)
+
+
+def integral(trace: Trace, begin: float, end: float, sensor_w: float | None = 5.0) -> Reading:
+    return integrated_energy(trace, sensor_w, window(begin, end))
+
+
+class TestIntegral:
+    def test_constant_power(self) -> None:
+        energy, bound = joules_of(integral(trace(every(0.1, 12), watts=lambda _: 100), 1.03, 11.07))
+        assert energy == pytest.approx(1004, rel=1e-9)
+        assert bound == pytest.approx(5 * 10.04)
+
+    def test_ramp(self) -> None:
+        energy, _ = joules_of(integral(trace(every(0.1, 12), watts=lambda t: 20 * t), 1.03, 11.07))
+        assert energy == pytest.approx(10 * (11.07**2 - 1.03**2), rel=1e-6)
+
+    def test_sawtooth_sampled_at_its_turns(self) -> None:
+        def sawtooth(t: float) -> float:
+            return 100 + 100 * abs((t + 1) % 2 - 1)
+
+        energy, bound = joules_of(integral(trace(every(0.25, 12), watts=sawtooth), 1, 11))
+        assert energy == pytest.approx(1500, rel=1e-6)
+        assert bound == pytest.approx(50 + 100 / 2 * 0.25 * 10)
+
+    def test_a_gap_widens_the_bound(self) -> None:
+        def step(t: float) -> float:
+            return 100 if t < 5.5 else 200
+
+        whole = every(0.1, 12)
+        holed = [time for time in whole if not 4 < time < 7]
+        truth = 100 * 4.5 + 200 * 5.5
+        bounds = []
+        for samples in (whole, holed):
+            energy, bound = joules_of(integral(trace(samples, watts=step), 1, 11, sensor_w=0))
+            assert abs(energy - truth) <= bound + 1e-9
+            bounds.append(bound)
+        assert bounds[1] > bounds[0]
+
+    def test_no_bound_where_the_sensor_s_accuracy_is_unknown(self) -> None:
+        assert integral(trace(every(0.1, 12), watts=lambda _: 100), 1, 11, sensor_w=None).bound_j is None
+
+    def test_samples_must_bracket_the_window(self) -> None:
+        reason = "the power reading has no sample before the window began"
+        assert integral(trace([2, 3], watts=lambda _: 1), 1, 2.5).reason == reason
+
+    @given(
+        st.lists(st.floats(0, 800), min_size=12, max_size=60),
+        st.floats(0.1, 4),
+        st.floats(5, 9.9),
+        st.floats(-5, 5),
+        st.lists(st.floats(0, 1), min_size=60, max_size=60),
+    )
+    def test_the_bound_contains_the_truth_of_power_that_moves_between_its_samples(
+        self, watts: list[float], begin: float, end: float, offset: float, shares: list[float]
+    ) -> None:
+        """Between two samples power stays at the first and jumps once to the second; the sensor is off by up to 5 W."""
+        times = np.linspace(0, 10, len(watts))
+        jumps = [
+            float(left + share * (right - left)) for left, right, share in zip(times, times[1:], shares, strict=False)
+        ]
+
+        def truth(until: float) -> float:
+            edges = [0.0, *jumps, 10.0]
+            place = bisect.bisect_right(edges, until) - 1
+            whole = sum(watts[i] * (edges[i + 1] - edges[i]) for i in range(place))
+            return whole + watts[min(place, len(watts) - 1)] * (until - edges[place])
+
+        read = dict(zip(times, watts, strict=True))
+        samples = trace(list(times), watts=lambda t: read[t] + offset)
+        energy, bound = joules_of(integral(samples, begin, end, sensor_w=5.002))  # samples are whole milliwatts
+        assert abs(energy - (truth(end) - truth(begin))) <= bound
+
+    @given(
+        st.lists(st.integers(0, 500), min_size=30, max_size=30), st.floats(1, 3), st.floats(3.1, 5), st.floats(5.1, 9)
+    )
+    def test_the_energies_of_two_halves_add_up_to_the_whole(
+        self, watts: list[int], begin: float, middle: float, end: float
+    ) -> None:
+        samples = trace([number / 3 for number in range(30)], watts=lambda t: watts[round(t * 3)])
+        parts = [integral(samples, *ends).joules for ends in ((begin, middle), (middle, end), (begin, end))]
+        assert parts[0] is not None and parts[1] is not None
+        assert parts[0] + parts[1] == pytest.approx(parts[2], rel=1e-6, abs=1e-6)
+
+
+def test_several_samples_of_one_instant_are_one() -> None:
+    twice = trace([0, 1, 1, 2, 3], watts=lambda _: 10)
+    assert twice.samples_in(window(0.5, 2.5)) == 2
+
+
+def test_gaps_are_longer_than_five_usual_intervals() -> None:
+    times = [time for time in every(0.1, 12) if not 4.05 < time < 4.95]
+    found = trace(times, watts=lambda _: 10).gaps(window(1, 11))
+    assert found is not None
+    assert (found.number, round(found.longest_s, 6), round(found.median_s, 6)) == (1, 1.0, 0.1)
+    assert trace(times, watts=lambda _: 10).gaps(window(6, 11)) is None

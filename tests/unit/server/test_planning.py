@@ -1,0 +1,85 @@
+"""Planning a campaign: what is refused before anything is queued, and what the plan says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lem_domain.config.campaign import CampaignSpec
+from lem_domain.errors import ConfigurationError
+from lem_server.campaigns import planning
+from lem_server.campaigns.queries import ServedBackend
+
+DIGEST = "ab" * 32
+
+
+def spec(experiment: dict[str, Any] | None = None, **keys: Any) -> CampaignSpec:
+    base = {"backend": "simulated", "model": "builtin:tiny-llama", **(experiment or {})}
+    return CampaignSpec.model_validate({"name": "a campaign", "experiment": base, **keys})
+
+
+def refusal(submitted: CampaignSpec, held: frozenset[str] = frozenset()) -> ConfigurationError:
+    with pytest.raises(ConfigurationError) as refused:
+        planning.refuse_missing_prompts(planning.plan(submitted), held=held)
+    return refused.value
+
+
+def test_a_problem_is_addressed_within_the_body() -> None:
+    error = refusal(spec({"output": {"max_tokens": 0}, "bacth": 1}))
+    assert {problem.pointer for problem in error.findings} == {"/experiment/output/max_tokens", "/experiment/bacth"}
+
+
+def test_a_file_of_prompts_is_refused_with_the_way_to_upload_it() -> None:
+    error = refusal(spec({"prompts": {"file": "prompts.txt"}}))
+    assert "only lemctl reads files; upload" in str(error)
+    assert [problem.pointer for problem in error.findings] == ["/experiment/prompts/file"]
+
+
+def test_an_unknown_builtin_set_is_refused_and_the_known_ones_are_named() -> None:
+    error = refusal(spec({"prompts": {"builtin": "no-such-set"}}))
+    assert "'no-such-set'" in str(error)
+    assert "choose one of" in str(error)
+
+
+def test_a_dataset_that_is_not_held_is_refused() -> None:
+    assert DIGEST in str(refusal(spec({"prompts": {"dataset": DIGEST}})))
+
+
+def test_a_dataset_that_is_held_is_accepted() -> None:
+    planned = planning.plan(spec({"prompts": {"dataset": DIGEST}}))
+    assert planning.datasets_of(planned) == {DIGEST}
+    planning.refuse_missing_prompts(planned, held={DIGEST})
+
+
+def test_every_problem_of_a_sweep_is_told_once() -> None:
+    error = refusal(spec(sweep={"prompts.builtin": ["one", "two"], "output.max_tokens": [1, 2]}))
+    assert len(error.findings) == 2
+
+
+def test_what_the_database_cannot_store_is_refused() -> None:
+    error = refusal(spec({"model": "a\x00b"}))
+    assert "U+0000" in str(error)
+    assert [problem.pointer for problem in error.findings] == ["/experiment/model"]
+
+
+def test_the_least_duration_is_the_sum_of_all_windows() -> None:
+    submitted = spec(sweep={"window.min_duration_s": [2, 5]}, execution={"cycles": 3})
+    view = planning.plan_view(submitted.name, planning.plan(submitted), ())
+    assert view.minimum_duration_s == 21
+    assert [(run.experiment, run.cycle, run.position) for run in view.runs[:3]] == [(0, 1, 0), (1, 1, 1), (0, 2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("served", "words"),
+    [
+        ([], ["No registered worker serves backend 'simulated'"]),
+        ([ServedBackend("simulated", 1)], ["need 2 devices"]),
+        ([ServedBackend("simulated", 2)], []),
+    ],
+)
+def test_notes_name_what_no_worker_can_run(served: list[ServedBackend], words: list[str]) -> None:
+    planned = planning.plan(spec({"devices": {"count": 2}}))
+    notes = planning.notes(planned.experiments, served)
+    assert len(notes) == len(words)
+    assert all(word in note for word, note in zip(words, notes, strict=True))

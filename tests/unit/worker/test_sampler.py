@@ -1,0 +1,202 @@
+"""The cadence, and sampling that goes on when a source fails."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.evidence import STREAMS, StreamName
+from lem_domain.results import EnergyMethod
+from lem_domain.wire.workers import Device, DeviceKind
+from lem_worker.energy import DeviceSample, EnergySource, HostSample, Sample, create_source, source_names
+from lem_worker.energy.cadence import DeadlineGrid
+from lem_worker.energy.sampling import EnergyRequired, Sampling
+
+DEVICES = (
+    Device(uuid="SIM-0", kind=DeviceKind.SIMULATED, name="simulated"),
+    Device(uuid="SIM-1", kind=DeviceKind.SIMULATED, name="simulated"),
+)
+CPU = Device(uuid="CPU-0", kind=DeviceKind.CPU, name="cpu")
+
+
+def config(**changes: object) -> ExperimentConfig:
+    return ExperimentConfig.model_validate({"backend": "simulated", "model": "m", **changes})
+
+
+# --- cadence ----------------------------------------------------------------------------------------------------------
+
+
+def test_ticks_on_time_are_neither_late_nor_missed() -> None:
+    grid = DeadlineGrid(1000, 100)
+    assert not grid.tick(1099)
+    assert [grid.tick(now) for now in (1100, 1210, 1350)] == [True] * 3
+    assert (grid.ticks, grid.late, grid.missed, grid.next_ns) == (3, 0, 0, 1400)
+
+
+def test_a_late_tick_does_not_move_the_grid() -> None:
+    grid = DeadlineGrid(0, 100)
+    assert grid.tick(160)
+    assert (grid.ticks, grid.late, grid.missed, grid.next_ns) == (1, 1, 0, 200)
+
+
+def test_deadlines_that_were_slept_through_are_missed_not_caught_up() -> None:
+    grid = DeadlineGrid(0, 100)
+    assert grid.tick(455)
+    assert (grid.ticks, grid.late, grid.missed, grid.next_ns) == (1, 1, 3, 500)
+    assert not grid.tick(499)
+
+
+# --- sources ----------------------------------------------------------------------------------------------------------
+
+
+class Source:
+    """Fails when told to."""
+
+    method = EnergyMethod.COUNTER
+    min_interval_s = 0.0
+
+    def __init__(self, name: str, fails: str | None = None, *, min_interval_s: float = 0.0) -> None:
+        self.name = name
+        self.min_interval_s = min_interval_s
+        self.fails = fails
+        self.closed = False
+
+    def open(self, devices: Sequence[Device]) -> tuple[str, ...]:
+        self._maybe_fail("open")
+        return ("package",)
+
+    def sample(self, now_ns: int) -> Sequence[Sample]:
+        self._maybe_fail("sample")
+        return [
+            HostSample("package", now_ns, 5, 7000, "modelled"),
+            DeviceSample(0, now_ns, power_mw=3000, energy_mj=1),
+        ]
+
+    def close(self) -> None:
+        self.closed = True
+        self._maybe_fail("close")
+
+    def _maybe_fail(self, where: str) -> None:
+        if self.fails == where:
+            raise RuntimeError(f"no {where} today.")
+
+
+class Table:
+    def __init__(self) -> None:
+        self.rows: dict[StreamName, list[dict[str, object]]] = {}
+
+    def __call__(self, stream: StreamName) -> "Table.Stream":
+        return Table.Stream(self.rows.setdefault(stream, []), stream)
+
+    class Stream:
+        def __init__(self, rows: list[dict[str, object]], stream: StreamName) -> None:
+            self.rows, self.names = rows, {column.name for column in STREAMS[stream]}
+
+        def append(self, **columns: object) -> None:
+            assert set(columns) == self.names
+            self.rows.append(columns)
+
+        def extend(self, **columns: object) -> None:
+            raise NotImplementedError
+
+
+def sampling(*sources: Source, required: bool = False) -> tuple[Sampling, Table]:
+    table = Table()
+    return (
+        Sampling(
+            {source.name: lambda source=source: source for source in sources}, table, lambda: 42, required=required
+        ),
+        table,
+    )
+
+
+def test_a_source_that_can_not_open_says_why_and_the_others_go_on() -> None:
+    under_test, table = sampling(Source("bad", "open"), Source("good"))
+    bad, good = under_test.open(DEVICES)
+    assert (bad.opened, bad.reason) == (False, "RuntimeError: no open today.")
+    assert (good.opened, good.method, good.domains, good.reason) == (True, "counter", ("package",), None)
+    assert len(table.rows[StreamName.HOST_POWER]) == 1
+    assert [row["kind"] for row in table.rows[StreamName.EVENTS]] == ["source_failed"]
+
+
+def test_a_source_that_fails_in_the_middle_is_not_asked_again() -> None:
+    source = Source("dying")
+    under_test, table = sampling(source)
+    under_test.open(DEVICES)
+    source.fails = "sample"
+    under_test.tick(50)
+    source.fails = None
+    under_test.tick(60)
+    under_test.close()
+    (report,) = under_test.reports()
+    assert (report.opened, report.reason) == (True, "RuntimeError: no sample today.")
+    assert [row["time_ns"] for row in table.rows[StreamName.POWER]] == [42]
+
+
+def test_a_source_that_fails_at_the_end_keeps_its_samples() -> None:
+    under_test, table = sampling(Source("last", "close"))
+    under_test.open(DEVICES)
+    under_test.tick(50)
+    under_test.close()
+    assert under_test.reports()[0].reason == "RuntimeError: no close today."
+    assert len(table.rows[StreamName.POWER]) == 3
+
+
+@pytest.mark.parametrize("where", ["open", "sample", "close"])
+def test_required_energy_makes_any_failure_fatal(where: str) -> None:
+    under_test, _ = sampling(Source("only", where), required=True)
+    with pytest.raises(EnergyRequired, match=rf"only failed and energy.required is set: .*no {where} today"):
+        under_test.open(DEVICES)
+        under_test.close()
+
+
+def test_a_slow_source_is_read_as_often_as_it_can_be_and_at_the_end() -> None:
+    slow, fast = Source("slow", min_interval_s=1.0), Source("fast")
+    under_test, table = sampling(slow, fast)
+    under_test.open(DEVICES)
+    for now in range(0, 2_500_000_001, 500_000_000):
+        under_test.tick(42 + now)
+    under_test.close()
+    assert slow.closed
+    assert len(table.rows[StreamName.POWER]) == (1 + 2 + 1) + (1 + 6 + 1)
+
+
+def test_the_power_is_that_of_the_devices_where_they_tell() -> None:
+    under_test, _ = sampling(Source("one"))
+    assert under_test.power_w() is None
+    under_test.open(DEVICES)
+    assert under_test.power_w() == 3.0
+
+
+# --- the simulated source and the choice of sources -------------------------------------------------------------------
+
+
+def test_the_simulated_counter_is_the_integral_of_the_power() -> None:
+    clock = iter([1_000_000_000])
+    source = create_source("simulated", config(simulated={"power_w": 250.0}), lambda: next(clock))
+    assert source.open((*DEVICES, CPU)) == ("SIM-0", "SIM-1")
+    samples = source.sample(3_500_000_000)
+    assert samples == [DeviceSample(index, 3_500_000_000, power_mw=250_000, energy_mj=625_000) for index in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "devices"),
+    [({}, (CPU,)), ({"backend": "pytorch"}, DEVICES)],
+)
+def test_the_simulated_source_refuses_what_is_not_simulated(
+    changes: dict[str, str], devices: tuple[Device, ...]
+) -> None:
+    source = create_source("simulated", config(**changes), lambda: 0)
+    with pytest.raises(Exception, match=r"remove it from energy.sources"):
+        source.open(devices)
+
+
+def test_auto_takes_the_source_that_fits_and_a_list_is_honoured() -> None:
+    assert source_names(config()) == ("simulated",)
+    assert source_names(config(backend="pytorch")) == ("codecarbon",)
+    assert source_names(config(energy={"sources": ["codecarbon", "simulated"]})) == ("codecarbon", "simulated")
+
+
+def test_a_source_keeps_to_the_protocol() -> None:
+    source: EnergySource = Source("typed")
+    assert source.name == "typed"

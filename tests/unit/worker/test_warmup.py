@@ -1,0 +1,77 @@
+"""When warm-up is over, and what it is sent."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lem_domain.config.experiment import WarmupConfig
+from lem_worker.prompts import PreparedPrompt, warmup_requests
+from lem_worker.warmup import assess, coefficient_of_variation, warm_up
+
+CONFIG = WarmupConfig(min_requests=5, max_requests=12, cv_threshold=0.05, window_size=5)
+
+
+def test_too_few_latencies_say_nothing() -> None:
+    assessment = assess([1.0] * 4, CONFIG)
+    assert (assessment.finished, assessment.converged, assessment.cv) == (False, False, None)
+
+
+def test_steady_latencies_end_it_at_once() -> None:
+    assessment = assess([1.0, 1.01, 0.99, 1.0, 1.0], CONFIG)
+    assert assessment.finished
+    assert assessment.converged
+    assert assessment.cv is not None
+    assert assessment.cv < 0.05
+
+
+def test_only_the_last_window_counts() -> None:
+    slow_start = [50.0, 9.0, 3.0]
+    assert not assess([*slow_start, 1.0, 1.0], CONFIG).finished
+    assert assess([*slow_start, 1.0, 1.0, 1.0, 1.0, 1.0], CONFIG).converged
+
+
+def test_the_minimum_holds_even_when_steady() -> None:
+    config = WarmupConfig(min_requests=10, max_requests=20, window_size=5)
+    assert not assess([1.0] * 9, config).finished
+    assert assess([1.0] * 10, config).converged
+
+
+def test_the_cap_ends_it_unconverged() -> None:
+    assessment = assess([1.0, 2.0] * 6, CONFIG)
+    assert (assessment.finished, assessment.converged, assessment.requests) == (True, False, 12)
+
+
+def test_a_cap_below_the_window_never_converges() -> None:
+    config = WarmupConfig(min_requests=1, max_requests=2, window_size=5)
+    assert assess([1.0, 1.0], config) == assess([1.0, 1.0], config)
+    assert (assess([1.0, 1.0], config).finished, assess([1.0, 1.0], config).converged) == (True, False)
+
+
+def test_the_variation_is_the_sample_standard_deviation_over_the_mean() -> None:
+    assert coefficient_of_variation([2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]) == pytest.approx(2.13809 / 5, rel=1e-4)
+    assert coefficient_of_variation([0.0, 0.0]) == 0.0
+
+
+def test_it_sends_until_steady_and_no_further() -> None:
+    latencies = iter([9.0, 4.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 77.0])
+    assessment = warm_up(lambda: next(latencies), CONFIG)
+    assert (assessment.converged, assessment.requests) == (True, 8)
+    assert next(latencies) == 77.0
+
+
+@given(st.lists(st.floats(min_value=1e-6, max_value=1e6), min_size=20, max_size=20))
+def test_it_always_ends_between_minimum_and_cap(latencies: list[float]) -> None:
+    source = iter(latencies)
+    assessment = warm_up(lambda: next(source), CONFIG)
+    assert CONFIG.min_requests <= assessment.requests <= CONFIG.max_requests
+
+
+def test_the_batch_with_the_longest_prompt_is_sent_with_its_tokens_reversed() -> None:
+    prompts = [
+        PreparedPrompt(0, (1, 2)),
+        PreparedPrompt(1, (3,)),
+        PreparedPrompt(2, (4, 5, 6)),
+        PreparedPrompt(3, (7,)),
+    ]
+    requests = warmup_requests(prompts, size=2, seed=0)
+    assert [request.token_ids for request in requests] == [(6, 5, 4), (7,)]

@@ -1,0 +1,104 @@
+"""The protocol between a rank and an inference engine, and the table of engines."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol, cast
+
+from lem_domain.config.experiment import BackendName
+from lem_domain.wire.runs import EffectiveConfig
+from lem_worker.failures import BackendUnavailable
+from lem_worker.process_protocol import RankJob
+from lem_worker.prompts import PreparedPrompt, Request
+from lem_worker.recorder import Recorder
+
+
+class LaunchMode(StrEnum):
+    """How the processes of an attempt are started."""
+
+    ACCELERATE = "accelerate"
+    TORCHRUN = "torchrun"
+    DIRECT = "direct"
+
+
+class CudaManagement(StrEnum):
+    """Who may touch CUDA first: nobody before the engine's own process, or whoever started it."""
+
+    BACKEND = "backend"
+    LAUNCHER = "launcher"
+
+
+@dataclass(frozen=True)
+class RuntimeCapabilities:
+    """How a backend wants to be run."""
+
+    launch_mode: LaunchMode
+    cuda_management: CudaManagement
+
+
+class InferenceBackend(Protocol):
+    """An engine in a rank's process. `run` fits lockstep batches, a step loop and asynchronous streams alike: all of
+    them report to the recorder when a request was scheduled, when tokens came, and how the request ended."""
+
+    def capabilities(self) -> RuntimeCapabilities:
+        """How it wants to be run; known before it is loaded."""
+
+    def load(self, job: RankJob) -> None:
+        """Bring the engine up."""
+
+    def prepare(self, prompts: Sequence[tuple[int, str]]) -> list[PreparedPrompt]:
+        """Tokenise (index, text) pairs, within the limits of the configuration; never inside the window."""
+
+    def in_flight(self) -> int:
+        """How many requests to hand over at once."""
+
+    def effective_config(self, sample: Sequence[Request]) -> EffectiveConfig:
+        """What the live engine says is in force; `sample` is the largest batch, to be tried where that tells more."""
+
+    def run(self, requests: Sequence[Request], recorder: Recorder) -> None:
+        """Send the requests and return when all are done."""
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Generated tokens as text."""
+
+    def unload(self) -> None:
+        """Let go of everything."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    module: str
+    factory: str
+    extra: str
+
+
+_BACKENDS = {
+    BackendName.PYTORCH: _Entry("lem_worker.backends.pytorch", "PyTorchBackend", "pytorch"),
+    BackendName.SIMULATED: _Entry("lem_worker.backends.simulated", "SimulatedBackend", "worker"),
+}
+
+
+def create_backend(name: BackendName) -> InferenceBackend:
+    """A backend that is not loaded yet; only the asked one's module is imported.
+
+    Raises:
+        BackendUnavailable: its engine is not installed.
+    """
+    entry = _BACKENDS[name]
+    try:
+        factory = getattr(importlib.import_module(entry.module), entry.factory)
+    except ImportError as error:
+        raise missing_package(name, error) from error
+    return cast("InferenceBackend", factory())
+
+
+def missing_package(name: BackendName, error: ImportError) -> BackendUnavailable:
+    """The error for a package that a backend needs and that can't be imported."""
+    extra = _BACKENDS[name].extra
+    return BackendUnavailable(
+        f"the {name.value} backend needs the package {error.name or 'named in: ' + str(error)}; "
+        f"install llm-energy-measurement[{extra}] in this worker's environment."
+    )

@@ -1,0 +1,184 @@
+"""The batched prefill and decode loop, with the time of every token taken when the device is done with it.
+
+Rows are padded on the left to the longest of the batch, masked, and positioned by the mask, which gives the same
+tokens as transformers' own `generate` (a test holds both against each other).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from lem_domain.config.experiment import DecodingConfig, OutputConfig
+from lem_worker.backends.pytorch_model import LiveModel
+from lem_worker.prompts import Request
+from lem_worker.recorder import IntArray, Recorder
+
+
+@dataclass
+class _Batch:
+    """The rows of a batch; the tensors but `padding` have room for what will be generated."""
+
+    sequence: torch.Tensor
+    mask: torch.Tensor | None
+    positions: torch.Tensor
+    padding: torch.Tensor
+    prompt_length: int
+
+
+class _Forward:
+    """Calls the model step by step on one batch with a cache of its own."""
+
+    def __init__(self, live: LiveModel, batch: _Batch, accepted: Collection[str]) -> None:
+        self._model = live.model
+        self._batch = batch
+        self._takes_positions = "position_ids" in accepted
+        self._options: dict[str, object] = {
+            "past_key_values": DynamicCache(config=live.model.config),
+            "use_cache": True,
+        }
+        if "logits_to_keep" in accepted:
+            # Without it the prefill would compute the logits of every position, which generate doesn't do either.
+            self._options["logits_to_keep"] = 1
+        self._done = 0
+
+    def __call__(self, length: int) -> torch.Tensor:
+        """The logits after the first `length` places of the sequence; called with growing lengths."""
+        batch, done = self._batch, self._done
+        if batch.mask is not None:
+            self._options["attention_mask"] = batch.mask[:, :length]
+        if self._takes_positions:
+            self._options["position_ids"] = batch.positions[:, done:length]
+        output = self._model(input_ids=batch.sequence[:, done:length], **self._options)
+        self._done = length
+        logits: torch.Tensor = output.logits[:, -1]
+        return logits
+
+
+class Decoder:
+    """Runs batches of a live model as the configuration says."""
+
+    def __init__(self, live: LiveModel, decoding: DecodingConfig, output: OutputConfig) -> None:
+        self._live = live
+        self._accepted = frozenset(inspect.signature(live.model.forward).parameters)
+        self._decoding = decoding
+        self._max_tokens = output.max_tokens
+        self._min_tokens = output.min_tokens
+        self.end_ids = live.end_ids if output.mode == "natural" else ()
+        """The tokens that end a row; none in fixed mode."""
+        self.samples = decoding.temperature > 0
+        self.processors = LogitsProcessorList()
+        """Those of the last batch."""
+        self._generator = torch.Generator(live.device)
+        self._end = torch.tensor(self.end_ids, dtype=torch.long, device=live.device)
+
+    @torch.inference_mode()
+    def probe(self, requests: Sequence[Request]) -> int:
+        """Prefill the requests as one batch; the answer is the number of rows that the model worked on."""
+        batch = self._assemble(requests)
+        self.processors = self._processors_for(batch)
+        return int(_Forward(self._live, batch, self._accepted)(batch.prompt_length).shape[0])
+
+    @torch.inference_mode()
+    def run(self, requests: Sequence[Request], recorder: Recorder, *, batch_id: int) -> None:
+        """One batch from prefill to the last row's last token."""
+        request_ids = np.array([request.request_id for request in requests], dtype=np.int64)
+        recorder.scheduled(request_ids, recorder.clock(), batch_id)
+        batch = self._assemble(requests)
+        self.processors = self._processors_for(batch)
+        self._generator.manual_seed(requests[0].seed)
+        lengths = self._decode(batch, request_ids, recorder)
+        generated = batch.sequence[:, batch.prompt_length :].tolist()
+        for request_id, row, length in zip(request_ids.tolist(), generated, lengths, strict=True):
+            ids = row[:length]
+            recorder.finished(request_id, "stop" if ids[-1] in self.end_ids else "length", ids)
+
+    def _decode(self, batch: _Batch, request_ids: IntArray, recorder: Recorder) -> list[int]:
+        """Fill the sequence; the answer is the number of tokens of each row."""
+        forward = _Forward(self._live, batch, self._accepted)
+        on_cuda = self._live.device.type == "cuda"
+        live = torch.ones(len(request_ids), dtype=torch.bool, device=self._live.device)
+        recorded = request_ids
+        lengths = torch.full_like(live, self._max_tokens, dtype=torch.long)
+        for step in range(self._max_tokens):
+            length = batch.prompt_length + step
+            chosen = self._choose(forward(length), batch.sequence[:, :length])
+            batch.sequence[:, length] = chosen
+            if on_cuda:
+                torch.cuda.synchronize(self._live.device)
+            recorder.tokens(recorded, recorder.clock())
+            if not self.end_ids:
+                continue
+            ended = torch.isin(chosen, self._end) & live
+            if bool(ended.any()):
+                lengths[ended] = step + 1
+                live &= ~ended
+                # Rows that have ended stay in the batch but are not recorded any more.
+                recorded = request_ids[live.cpu().numpy()]
+                if not len(recorded):
+                    break
+        return lengths.tolist()
+
+    def _choose(self, logits: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:
+        if not self.samples and not self.processors:
+            return logits.argmax(dim=-1)
+        scores = self.processors(cast("torch.LongTensor", sequence), logits.to(dtype=torch.float32, copy=True))
+        if not self.samples:
+            return scores.argmax(dim=-1)
+        probabilities = torch.softmax(scores, dim=-1)
+        return torch.multinomial(probabilities, num_samples=1, generator=self._generator)[:, 0]
+
+    def _assemble(self, requests: Sequence[Request]) -> _Batch:
+        longest = max(len(request.token_ids) for request in requests)
+        paddings = [longest - len(request.token_ids) for request in requests]
+        room = [self._live.padding_id] * self._max_tokens
+        rows = [
+            [self._live.padding_id] * padding + list(request.token_ids) + room
+            for padding, request in zip(paddings, requests, strict=True)
+        ]
+        sequence = torch.tensor(rows, dtype=torch.long, device=self._live.device)
+        padding = torch.tensor(paddings, dtype=torch.long, device=self._live.device)
+        places = torch.arange(sequence.shape[1], device=self._live.device)
+        # Like generate, no mask at all where nothing is padded: the kernels are faster then.
+        mask = (places[None, :] >= padding[:, None]).long() if any(paddings) else None
+        positions = (places[None, :] - padding[:, None]).clamp(min=0)
+        return _Batch(sequence, mask, positions, padding, longest)
+
+    def _processors_for(self, batch: _Batch) -> LogitsProcessorList:
+        """The same ones in the same order as in generate."""
+        decoding = self._decoding
+        processors = LogitsProcessorList()
+        if decoding.repetition_penalty is not None:
+            processors.append(
+                RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty, prompt_ignore_length=batch.padding)
+            )
+        if self._min_tokens and self.end_ids:
+            processors.append(
+                MinNewTokensLengthLogitsProcessor(
+                    batch.prompt_length, self._min_tokens, self._end, device=str(self._live.device)
+                )
+            )
+        if self.samples and decoding.temperature != 1:
+            processors.append(TemperatureLogitsWarper(decoding.temperature))
+        if decoding.top_k is not None:
+            processors.append(TopKLogitsWarper(decoding.top_k))
+        if decoding.top_p is not None:
+            processors.append(TopPLogitsWarper(decoding.top_p))
+        if decoding.min_p is not None:
+            processors.append(MinPLogitsWarper(decoding.min_p))
+        return processors

@@ -1,0 +1,97 @@
+"""The protocol between the sampler and whatever can tell power or energy, and the table of such sources."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, cast
+
+from lem_domain.config.experiment import BackendName, ExperimentConfig
+from lem_domain.errors import LemError
+from lem_domain.results import EnergyMethod
+from lem_domain.wire.workers import Device
+
+
+class SourceUnavailable(LemError):
+    """A source that can't be read here, or not any more."""
+
+
+class DeviceSample(NamedTuple):
+    """One row of the stream `power`."""
+
+    device_index: int
+    time_ns: int
+    power_mw: int | None = None
+    energy_mj: int | None = None
+    memory_used_bytes: int | None = None
+    gpu_percent: int | None = None
+    memory_percent: int | None = None
+    temperature_c: int | None = None
+    sm_clock_mhz: int | None = None
+    memory_clock_mhz: int | None = None
+    throttle_reasons: int | None = None
+
+
+class HostSample(NamedTuple):
+    """One row of the stream `host_power`."""
+
+    domain: str
+    time_ns: int
+    energy_uj: int | None
+    power_mw: int | None
+    method: str
+
+
+Sample = DeviceSample | HostSample
+
+
+class EnergySource(Protocol):
+    """Something that tells power or energy; any method may raise, and the sampler then goes on without it."""
+
+    name: str
+    method: EnergyMethod
+    min_interval_s: float
+    """Reading it more often gives nothing new; 0 is as often as the sampler likes."""
+
+    def open(self, devices: Sequence[Device]) -> tuple[str, ...]:
+        """Begin; the answer names what it covers: devices' UUIDs or parts of the host."""
+
+    def sample(self, now_ns: int) -> Sequence[Sample]:
+        """What it says now."""
+
+    def close(self) -> None:
+        """End."""
+
+
+class _Entry(NamedTuple):
+    module: str
+    factory: str
+
+
+_SOURCES = {
+    "codecarbon": _Entry("lem_worker.energy.codecarbon", "CodeCarbonSource"),
+    "simulated": _Entry("lem_worker.energy.simulated", "SimulatedSource"),
+}
+
+
+def source_names(config: ExperimentConfig) -> tuple[str, ...]:
+    """The sources to open: those named, or with `auto` the one that fits the backend."""
+    if config.energy.sources != "auto":
+        return config.energy.sources
+    return ("simulated",) if config.backend is BackendName.SIMULATED else ("codecarbon",)
+
+
+def create_source(name: str, config: ExperimentConfig, clock: Callable[[], int]) -> EnergySource:
+    """A source that is not open yet; only the asked one's module is imported.
+
+    Raises:
+        SourceUnavailable: what it needs is not installed.
+    """
+    entry = _SOURCES[name]
+    try:
+        factory = getattr(importlib.import_module(entry.module), entry.factory)
+    except ImportError as error:
+        raise SourceUnavailable(
+            f"the source {name} needs the package {error.name}; install llm-energy-measurement[worker]."
+        ) from error
+    return cast("EnergySource", factory(config, clock))

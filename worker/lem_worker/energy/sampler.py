@@ -1,0 +1,114 @@
+"""The sampler's process (`python -m lem_worker.energy.sampler JOB_FILE`): reads power at a fixed cadence until it is
+told to stop."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from pydantic.types import JsonValue
+
+from lem_domain.evidence import SAMPLER, PhaseName, StreamManifest, StreamName
+from lem_domain.states import FailureReason
+from lem_worker import processes
+from lem_worker.energy import create_source, source_names
+from lem_worker.energy.cadence import DeadlineGrid
+from lem_worker.energy.sampling import Sampling
+from lem_worker.failures import failure_of
+from lem_worker.process_control import ControlPipes, DaemonGone
+from lem_worker.process_protocol import Done, Failed, SamplerJob, Stop, Tick
+from lem_worker.process_protocol import Sampling as SamplingMessage
+from lem_worker.spool import EvidenceWriter, StreamWriter
+
+_TICK_NS = 1_000_000_000
+_FLUSH_S = 5.0
+"""Rows older than this go to the spool, so that they can be uploaded while the run lasts."""
+
+
+class SamplerProcess:
+    """One attempt's sampling."""
+
+    def __init__(self, job: SamplerJob, control: ControlPipes) -> None:
+        self._job = job
+        self._control = control
+        self._writer = EvidenceWriter(Path(job.spool), SAMPLER)
+        self._streams: dict[StreamName, StreamWriter] = {}
+        create = {
+            name: functools.partial(create_source, name, job.config, time.monotonic_ns)
+            for name in source_names(job.config)
+        }
+        self._sampling = Sampling(create, self._rows, time.monotonic_ns, required=job.config.energy.required)
+
+    def run(self) -> int:
+        """The answer is the exit code."""
+        try:
+            summary = self._sample()
+        except DaemonGone:
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            # There is no reason of its own for energy: to the run it is something that did not come up.
+            message = failure_of(error, PhaseName.LOAD).message
+            self._control.send(
+                Failed(reason=FailureReason.BACKEND_INITIALISATION, message=message, streams=self._seal())
+            )
+            return 1
+        self._control.send(Done(streams=self._seal(), summary=summary))
+        return 0
+
+    def _sample(self) -> dict[str, JsonValue]:
+        reports = self._sampling.open(self._job.devices)
+        self._control.send(SamplingMessage(sources=reports))
+        cpu_before = time.process_time()
+        interval_ns = self._job.config.energy.interval_ms * 1_000_000
+        grid = DeadlineGrid(time.monotonic_ns(), interval_ns)
+        self._until_stop(grid)
+        self._sampling.close()
+        summary: dict[str, JsonValue] = {
+            "interval_ns": interval_ns,
+            "ticks": grid.ticks,
+            "late": grid.late,
+            "missed": grid.missed,
+            "cpu_s": time.process_time() - cpu_before,
+            "sources": [report.model_dump(mode="json") for report in self._sampling.reports()],
+        }
+        self._sampling.event("sampler", summary)
+        return summary
+
+    def _until_stop(self, grid: DeadlineGrid) -> None:
+        tick_due = time.monotonic_ns()
+        while True:
+            wait_s = max(0.0, (grid.next_ns - time.monotonic_ns()) / 1e9)
+            if isinstance(self._control.receive(wait_s), Stop):
+                return
+            now = time.monotonic_ns()
+            if not grid.tick(now):
+                continue
+            self._sampling.tick(now)
+            if now >= tick_due:
+                tick_due = now + _TICK_NS
+                self._control.send(Tick(phase=PhaseName.MEASURE, power_w=self._sampling.power_w()))
+                self._writer.flush_older_than(_FLUSH_S)
+
+    def _rows(self, stream: StreamName) -> StreamWriter:
+        if stream not in self._streams:
+            self._streams[stream] = self._writer.stream(stream)
+        return self._streams[stream]
+
+    def _seal(self) -> tuple[StreamManifest, ...]:
+        return self._writer.seal()
+
+
+def main(arguments: list[str]) -> int:
+    """Run the job whose file is named."""
+    processes.die_with_parent()
+    job = SamplerJob.model_validate_json(Path(arguments[0]).read_bytes())
+    return SamplerProcess(job, ControlPipes.from_environment(os.environ)).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,139 @@
+"""Reads all sources of an attempt, and goes on without one that fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+from pydantic.types import JsonValue
+
+from lem_domain.errors import LemError
+from lem_domain.evidence import StreamName
+from lem_domain.wire.workers import Device
+from lem_worker.energy import DeviceSample, EnergySource, Sample, SourceUnavailable
+from lem_worker.process_protocol import SourceReport
+from lem_worker.recorder import Rows
+
+
+class EnergyRequired(LemError):
+    """A source failed and the configuration says that energy is required."""
+
+
+class _Slot:
+    """One source and how it fares."""
+
+    def __init__(self, name: str) -> None:
+        self.source: EnergySource | None = None
+        self.report = SourceReport(name=name, opened=False)
+        self.due_ns = 0
+
+
+class Sampling:
+    """The open sources; their rows go to the streams that `rows` gives."""
+
+    def __init__(
+        self,
+        create: Mapping[str, Callable[[], EnergySource]],
+        rows: Callable[[StreamName], Rows],
+        clock: Callable[[], int],
+        *,
+        required: bool,
+    ) -> None:
+        self._create = create
+        self._rows = rows
+        self._clock = clock
+        self._required = required
+        self._slots = [_Slot(name) for name in create]
+        self._device_mw: dict[int, int] = {}
+        self._host_mw: dict[str, int] = {}
+
+    def open(self, devices: Sequence[Device]) -> tuple[SourceReport, ...]:
+        """Open every source and take its first samples; a source that can't be opened says why.
+
+        Raises:
+            EnergyRequired: one can't, and energy is required.
+        """
+        for slot in self._slots:
+            name = slot.report.name
+            try:
+                source = self._create[name]()
+                domains = source.open(devices)
+            except Exception as error:
+                self._failed(slot, error)
+                continue
+            slot.source = source
+            slot.report = SourceReport(name=name, opened=True, method=source.method.value, domains=domains)
+            self._read(slot, self._clock())
+        return self.reports()
+
+    def reports(self) -> tuple[SourceReport, ...]:
+        """Every source, with the reason where it failed."""
+        return tuple(slot.report for slot in self._slots)
+
+    def tick(self, now_ns: int) -> None:
+        """Read the sources that have something new.
+
+        Raises:
+            EnergyRequired: one fails, and energy is required.
+        """
+        for slot in self._slots:
+            if now_ns >= slot.due_ns:
+                self._read(slot, now_ns)
+
+    def close(self) -> None:
+        """Read every source a last time, however short ago, and close it.
+
+        Raises:
+            EnergyRequired: one fails, and energy is required.
+        """
+        for slot in self._slots:
+            self._read(slot, self._clock())
+            source, slot.source = slot.source, None
+            if source is not None:
+                try:
+                    source.close()
+                except Exception as error:
+                    self._failed(slot, error)
+
+    def power_w(self) -> float | None:
+        """The latest power of all devices, or of the host's parts where no device tells."""
+        latest = self._device_mw or self._host_mw
+        return sum(latest.values()) / 1000 if latest else None
+
+    def _read(self, slot: _Slot, now_ns: int) -> None:
+        if slot.source is None:
+            return
+        slot.due_ns = now_ns + round(slot.source.min_interval_s * 1e9)
+        try:
+            samples = slot.source.sample(now_ns)
+        except Exception as error:
+            slot.source = None
+            self._failed(slot, error)
+            return
+        for sample in samples:
+            self._write(sample)
+
+    def _write(self, sample: Sample) -> None:
+        if isinstance(sample, DeviceSample):
+            self._rows(StreamName.POWER).append(**sample._asdict())
+            if sample.power_mw is not None:
+                self._device_mw[sample.device_index] = sample.power_mw
+        else:
+            self._rows(StreamName.HOST_POWER).append(**sample._asdict())
+            if sample.power_mw is not None:
+                self._host_mw[sample.domain] = sample.power_mw
+
+    def _failed(self, slot: _Slot, error: Exception) -> None:
+        name = slot.report.name
+        reason = str(error) if isinstance(error, SourceUnavailable) else f"{type(error).__name__}: {error}"
+        slot.report = slot.report.model_copy(update={"reason": reason})
+        self.event("source_failed", {"source": name, "reason": reason})
+        if self._required:
+            raise EnergyRequired(
+                f"the energy source {name} failed and energy.required is set: {reason} "
+                "Mend the source, choose others in energy.sources, or set energy.required to false."
+            ) from error
+
+    def event(self, kind: str, detail: dict[str, JsonValue]) -> None:
+        """A row of the stream `events`."""
+        self._rows(StreamName.EVENTS).append(time_ns=self._clock(), kind=kind, detail=json.dumps(detail))

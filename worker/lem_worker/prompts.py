@@ -1,0 +1,105 @@
+"""A rank's share of the prompts as token ids, and the requests of one repetition of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from lem_domain.config.experiment import InputConfig
+from lem_domain.errors import LemError
+
+_SEED_STRIDE = 1_000_003
+"""Keeps the seeds of different repetitions apart for up to a million prompts (the largest `sample_size`)."""
+
+
+class PromptRefused(LemError):
+    """A prompt that can't be sent as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedPrompt:
+    """A prompt after tokenisation and truncation; `index` is its place in the experiment's list."""
+
+    index: int
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One sending of a prompt to the engine."""
+
+    request_id: int
+    prompt_index: int
+    token_ids: tuple[int, ...]
+    seed: int
+    """Of this request's sampling; the same in every run of the experiment."""
+
+
+def share_of(prompts: Sequence[str], rank: int, world_size: int) -> tuple[tuple[int, str], ...]:
+    """The rank's prompts with their indices: every `world_size`-th, beginning with its own number.
+
+    Raises:
+        PromptRefused: nothing is left for this rank.
+    """
+    share = tuple(enumerate(prompts))[rank::world_size]
+    if not share:
+        raise PromptRefused(
+            f"rank {rank} has no prompt: there are {len(prompts)} prompts for {world_size} processes; "
+            "lower the number of processes or add prompts."
+        )
+    return share
+
+
+def fit(index: int, token_ids: Sequence[int], limits: InputConfig) -> PreparedPrompt:
+    """The prompt within `input.max_tokens`.
+
+    Raises:
+        PromptRefused: it is too long and `input.truncate` is `error`, or it has no tokens at all.
+    """
+    if not token_ids:
+        raise PromptRefused(f"prompt {index} has no tokens; remove it or give it a text.")
+    limit = limits.max_tokens
+    if len(token_ids) <= limit:
+        return PreparedPrompt(index, tuple(token_ids))
+    match limits.truncate:
+        case "left":
+            return PreparedPrompt(index, tuple(token_ids[-limit:]))
+        case "right":
+            return PreparedPrompt(index, tuple(token_ids[:limit]))
+        case "error":
+            raise PromptRefused(
+                f"prompt {index} has {len(token_ids)} tokens and input.max_tokens is {limit}; "
+                "raise input.max_tokens, set input.truncate to left or right, or shorten the prompt."
+            )
+
+
+def requests_of(prompts: Sequence[PreparedPrompt], *, repetition: int, first_id: int, seed: int) -> tuple[Request, ...]:
+    """One request for each prompt, numbered on from `first_id`."""
+    return tuple(
+        Request(
+            request_id=first_id + place,
+            prompt_index=prompt.index,
+            token_ids=prompt.token_ids,
+            seed=(seed + repetition * _SEED_STRIDE + prompt.index) % 2**63,
+        )
+        for place, prompt in enumerate(prompts)
+    )
+
+
+def batches(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
+    """The requests in order, `size` at a time; the last batch may be smaller."""
+    for begin in range(0, len(requests), size):
+        yield requests[begin : begin + size]
+
+
+def warmup_requests(prompts: Sequence[PreparedPrompt], *, size: int, seed: int) -> tuple[Request, ...]:
+    """The batch that warm-up sends: the one with the longest prompt, so that a lack of memory shows before the window.
+
+    Each prompt has its tokens in reverse order: the same lengths as in the window, but no prefix in common with a
+    measured prompt that a cache could keep.
+    """
+    whole = requests_of(prompts, repetition=0, first_id=0, seed=seed)
+    largest = max(batches(whole, size), key=lambda batch: max(len(request.token_ids) for request in batch))
+    return tuple(
+        Request(request.request_id, request.prompt_index, request.token_ids[::-1], request.seed) for request in largest
+    )

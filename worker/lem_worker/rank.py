@@ -1,0 +1,178 @@
+"""One rank's life: `python -m lem_worker.rank JOB_FILE` loads, warms up, waits for `Go`, measures, seals and ends."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic.types import JsonValue
+
+from lem_domain.evidence import PhaseName, StreamName, rank_name
+from lem_worker import processes
+from lem_worker.backends import InferenceBackend, create_backend
+from lem_worker.digests import OutputLedger, digest_of_set, digest_of_tokens
+from lem_worker.failures import failure_of
+from lem_worker.measuring import Goal, Ticker, measure
+from lem_worker.phases import Phases
+from lem_worker.process_control import ControlPipes, DaemonGone
+from lem_worker.process_protocol import Done, Failed, Go, Loaded, RankJob, Ready
+from lem_worker.prompts import PreparedPrompt, Request, share_of, warmup_requests
+from lem_worker.recorder import Recorder, Sinks
+from lem_worker.spool import EvidenceWriter
+from lem_worker.warmup import Assessment, warm_up
+
+_FLUSH_S = 5.0
+"""Rows older than this go to the spool, so that they can be uploaded while the window is open."""
+
+
+class Rank:
+    """One job in this process."""
+
+    def __init__(self, job: RankJob, control: ControlPipes) -> None:
+        self._job = job
+        self._config = job.config
+        self._control = control
+        self._clock = time.monotonic_ns
+        self._writer = EvidenceWriter(Path(job.spool), rank_name(job.rank))
+        self._events = self._writer.stream(StreamName.EVENTS)
+        self._phases = Phases(self._writer.stream(StreamName.PHASES), control.send, self._clock)
+
+    def run(self) -> int:
+        """The answer is the exit code."""
+        try:
+            summary = self._live()
+        except DaemonGone:
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            failure = failure_of(error, self._phases.current)
+            self._control.send(Failed(reason=failure.reason, message=failure.message, streams=self._writer.seal()))
+            return 1
+        self._control.send(Done(streams=self._writer.seal(), summary=summary))
+        return 0
+
+    def _live(self) -> dict[str, JsonValue]:
+        with self._phases.phase(PhaseName.LOAD):
+            backend, prompts, sample = self._load()
+            effective = backend.effective_config(sample)
+        self._control.send(Loaded(effective_config=effective))
+        warmup = self._warm_up(backend, sample)
+        # What loading left behind is not looked at again by a collection inside the window.
+        gc.collect()
+        gc.freeze()
+        self._control.send(Ready())
+        self._wait_for_go()
+        summary = self._measure(backend, prompts)
+        self._clean_up(backend)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {
+            **summary,
+            "warmup_converged": warmup.converged if warmup else None,
+            "warmup_requests": warmup.requests if warmup else 0,
+            "peak_rss_bytes": peak,
+        }
+
+    def _load(self) -> tuple[InferenceBackend, Sequence[PreparedPrompt], Sequence[Request]]:
+        share = share_of(self._job.prompts, self._job.rank, self._job.world_size)
+        backend = create_backend(self._config.backend)
+        backend.load(self._job)
+        prompts = backend.prepare(share)
+        sample = warmup_requests(prompts, size=backend.in_flight(), seed=self._config.decoding.seed)
+        return backend, prompts, sample
+
+    def _warm_up(self, backend: InferenceBackend, requests: Sequence[Request]) -> Assessment | None:
+        if not self._config.warmup.enabled:
+            return None
+        with self._phases.phase(PhaseName.WARMUP):
+            recorder = Recorder(
+                PhaseName.WARMUP,
+                progress=Ticker(PhaseName.WARMUP, self._control.send, self._clock()),
+                clock=self._clock,
+            )
+
+            def send() -> float:
+                begin = self._clock()
+                recorder.reserve(len(requests) * self._config.output.max_tokens)
+                recorder.release(requests, begin)
+                backend.run(requests, recorder)
+                recorder.drain()
+                return float(recorder.last_token_ns - begin)
+
+            assessment = warm_up(send, self._config.warmup)
+        self._event(
+            "warmup",
+            {"converged": assessment.converged, "requests": assessment.requests, "cv": assessment.cv},
+        )
+        return assessment
+
+    def _wait_for_go(self) -> None:
+        while not isinstance(self._control.receive(), Go):
+            pass
+
+    def _measure(self, backend: InferenceBackend, prompts: Sequence[PreparedPrompt]) -> dict[str, JsonValue]:
+        config = self._config
+        goal = Goal.of(config.window, world_size=self._job.world_size)
+        ledger = OutputLedger(keep_ids=config.record.outputs)
+        tokens = self._writer.stream(StreamName.TOKENS) if config.record.tokens else None
+        sinks = Sinks(self._writer.stream(StreamName.REQUESTS), tokens, ledger)
+        with self._phases.phase(PhaseName.MEASURE):
+            ticker = Ticker(
+                PhaseName.MEASURE,
+                self._control.send,
+                self._clock(),
+                lambda duration_ns, requests: goal.fraction(duration_ns, requests, share=len(prompts)),
+            )
+            recorder = Recorder(PhaseName.MEASURE, sinks, ticker, self._clock)
+            try:
+                repetitions = measure(
+                    backend,
+                    prompts,
+                    recorder,
+                    goal=goal,
+                    seed=config.decoding.seed,
+                    max_tokens=config.output.max_tokens,
+                    between_batches=lambda: self._writer.flush_older_than(_FLUSH_S),
+                )
+            except Exception as error:
+                recorder.abandon(failure_of(error, PhaseName.MEASURE).message)
+                raise
+        for index, token_ids in ledger.kept():
+            self._event("output", {"prompt_index": index, "text": backend.text(token_ids)})
+        return {
+            "prompts": len(prompts),
+            "repetitions": repetitions,
+            "requests": recorder.requests_done,
+            "prompt_tokens": repetitions * sum(len(prompt.token_ids) for prompt in prompts),
+            "generated_tokens": recorder.generated_tokens,
+            "prompts_sha256": digest_of_set((prompt.index, digest_of_tokens(prompt.token_ids)) for prompt in prompts),
+            "outputs_sha256": ledger.digest(),
+            "outputs_repeat": ledger.repeats,
+        }
+
+    def _clean_up(self, backend: InferenceBackend) -> None:
+        with self._phases.phase(PhaseName.CLEANUP):
+            try:
+                backend.unload()
+            except Exception as error:
+                self._event("cleanup_failed", {"message": failure_of(error, PhaseName.CLEANUP).message})
+
+    def _event(self, kind: str, detail: dict[str, JsonValue]) -> None:
+        self._events.append(time_ns=self._clock(), kind=kind, detail=json.dumps(detail))
+
+
+def main(arguments: list[str]) -> int:
+    """Run the job whose file is named."""
+    processes.die_with_parent()
+    job = RankJob.model_validate_json(Path(arguments[0]).read_bytes())
+    return Rank(job, ControlPipes.from_environment(os.environ)).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

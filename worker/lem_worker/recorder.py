@@ -1,0 +1,237 @@
+"""Records when tokens came: integers into preallocated buffers while the engine runs, evidence rows in between.
+
+A backend reports `scheduled`, `tokens` and `finished`; whoever sends the requests reports `release` and calls `drain`
+outside the engine's work. Several tokens of one request in one step, requests that enter and leave at any time, and a
+drain in the middle of a request are all allowed, so that lockstep, continuous and streaming engines record alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lem_domain.errors import LemError
+from lem_domain.evidence import PhaseName
+from lem_worker.prompts import Request
+
+IntArray = NDArray[np.int64]
+Clock = Callable[[], int]
+FinishReason = Literal["length", "stop"]
+
+_INITIAL_CAPACITY = 65_536
+_NEVER = 2**63 - 1
+
+
+class RecordingError(LemError):
+    """A backend reported tokens that don't add up."""
+
+
+class Rows(Protocol):
+    """Where rows of one evidence stream go."""
+
+    def append(self, **columns: object) -> None:
+        """One row."""
+
+    def extend(self, **columns: Sequence[object] | IntArray) -> None:
+        """Rows as columns of equal length."""
+
+
+class Outputs(Protocol):
+    """Who wants to know the generated tokens."""
+
+    def add(self, prompt_index: int, token_ids: Sequence[int]) -> None:
+        """One request's generated token ids."""
+
+
+class Progress(Protocol):
+    """Who wants to know now and then how far the work is."""
+
+    def due_ns(self) -> int:
+        """When to be told next."""
+
+    def report(self, now_ns: int, *, requests_done: int, generated_tokens: int) -> None:
+        """The work done so far."""
+
+
+@dataclass(frozen=True)
+class Sinks:
+    """Where the evidence of a recorder goes; `tokens` is None where the user wants no token times."""
+
+    requests: Rows
+    tokens: Rows | None
+    outputs: Outputs
+
+
+@dataclass(slots=True)
+class _InFlight:
+    request: Request
+    arrival_ns: int
+    scheduled_ns: int | None = None
+    batch_id: int | None = None
+    first_token_ns: int | None = None
+    last_token_ns: int | None = None
+    generated: int = 0
+    cached_prompt_tokens: int | None = None
+    finish_reason: FinishReason | None = None
+    token_ids: Sequence[int] = ()
+
+
+class Recorder:
+    """Request and token times of one phase; without sinks it only counts (warm-up)."""
+
+    def __init__(
+        self,
+        phase: PhaseName,
+        sinks: Sinks | None = None,
+        progress: Progress | None = None,
+        clock: Clock = time.monotonic_ns,
+    ) -> None:
+        self.phase = phase
+        self.clock = clock
+        self.requests_done = 0
+        self.generated_tokens = 0
+        self.last_token_ns = 0
+        self._sinks = sinks
+        self._progress = progress
+        self._progress_due = progress.due_ns() if progress is not None else _NEVER
+        self._ids: IntArray = np.empty(_INITIAL_CAPACITY, dtype=np.int64)
+        self._times: IntArray = np.empty(_INITIAL_CAPACITY, dtype=np.int64)
+        self._used = 0
+        self._in_flight: dict[int, _InFlight] = {}
+        self._finished: list[int] = []
+
+    # --- while the engine runs ----------------------------------------------------------------------------------------
+
+    def release(self, requests: Sequence[Request], time_ns: int) -> None:
+        """The requests are handed to the backend now: their arrival."""
+        for request in requests:
+            self._in_flight[request.request_id] = _InFlight(request, time_ns)
+
+    def scheduled(self, request_ids: Sequence[int] | IntArray, time_ns: int, batch_id: int | None = None) -> None:
+        """The engine begins to work on the requests; those decoded in lockstep share a `batch_id`."""
+        for request_id in request_ids:
+            state = self._in_flight[int(request_id)]
+            state.scheduled_ns = time_ns
+            state.batch_id = batch_id
+
+    def tokens(self, request_ids: IntArray, time_ns: int) -> None:
+        """One more token of each listed request was there at `time_ns`."""
+        begin = self._used
+        end = begin + len(request_ids)
+        if end > len(self._ids):
+            self._grow(end)
+        self._ids[begin:end] = request_ids
+        self._times[begin:end] = time_ns
+        self._used = end
+        self.generated_tokens += end - begin
+        self.last_token_ns = time_ns
+        if time_ns >= self._progress_due:
+            self._report(time_ns)
+
+    def finished(
+        self,
+        request_id: int,
+        reason: FinishReason,
+        token_ids: Sequence[int],
+        *,
+        cached_prompt_tokens: int | None = None,
+    ) -> None:
+        """The request is done; `token_ids` are its generated tokens, up to and with the end of sequence."""
+        state = self._in_flight[request_id]
+        state.finish_reason = reason
+        state.token_ids = token_ids
+        state.cached_prompt_tokens = cached_prompt_tokens
+        self._finished.append(request_id)
+        self.requests_done += 1
+
+    # --- in between ---------------------------------------------------------------------------------------------------
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for so many tokens, so that nothing is allocated while they come."""
+        if self._used + tokens > len(self._ids):
+            self._grow(self._used + tokens)
+
+    def drain(self) -> None:
+        """Turn what was recorded into evidence rows.
+
+        Raises:
+            RecordingError: a finished request has another number of token times than of tokens.
+        """
+        self._drain_tokens()
+        done = [self._in_flight.pop(request_id) for request_id in self._finished]
+        self._finished.clear()
+        for state in done:
+            if state.generated != len(state.token_ids):
+                raise RecordingError(
+                    f"request {state.request.request_id} has {state.generated} token times but "
+                    f"{len(state.token_ids)} tokens; this is a fault of the backend's adapter, please report it."
+                )
+        if self._sinks is None or not done:
+            return
+        self._write_requests(done, error=None)
+        for state in done:
+            self._sinks.outputs.add(state.request.prompt_index, state.token_ids)
+
+    def abandon(self, error: str) -> None:
+        """After a failure: what is finished is kept, what is in flight is written as failed."""
+        self.drain()
+        unfinished = list(self._in_flight.values())
+        self._in_flight.clear()
+        if self._sinks is not None and unfinished:
+            self._write_requests(unfinished, error=error)
+
+    def _drain_tokens(self) -> None:
+        used, self._used = self._used, 0
+        if not used:
+            return
+        # A stable sort keeps the order of a request's own tokens.
+        order = np.argsort(self._ids[:used], kind="stable")
+        ids, times = self._ids[:used][order], self._times[:used][order]
+        unique, starts, counts = np.unique(ids, return_index=True, return_counts=True)
+        already = np.empty(len(unique), dtype=np.int64)
+        for place, (request_id, start, count) in enumerate(
+            zip(unique.tolist(), starts.tolist(), counts.tolist(), strict=True)
+        ):
+            state = self._in_flight[request_id]
+            already[place] = state.generated
+            if state.first_token_ns is None:
+                state.first_token_ns = int(times[start])
+            state.last_token_ns = int(times[start + count - 1])
+            state.generated += count
+        if self._sinks is not None and self._sinks.tokens is not None:
+            index = np.arange(used) - np.repeat(starts - already, counts)
+            self._sinks.tokens.extend(request_id=ids, index=index, time_ns=times)
+
+    def _write_requests(self, states: Sequence[_InFlight], *, error: str | None) -> None:
+        assert self._sinks is not None  # noqa: S101 - both callers have checked
+        self._sinks.requests.extend(
+            request_id=[state.request.request_id for state in states],
+            prompt_index=[state.request.prompt_index for state in states],
+            arrival_ns=[state.arrival_ns for state in states],
+            scheduled_ns=[state.scheduled_ns for state in states],
+            first_token_ns=[state.first_token_ns for state in states],
+            last_token_ns=[state.last_token_ns for state in states],
+            prompt_tokens=[len(state.request.token_ids) for state in states],
+            cached_prompt_tokens=[state.cached_prompt_tokens for state in states],
+            generated_tokens=[state.generated for state in states],
+            finish_reason=[state.finish_reason for state in states],
+            batch_id=[state.batch_id for state in states],
+            error=[error] * len(states),
+        )
+
+    def _grow(self, needed: int) -> None:
+        capacity = max(needed, 2 * len(self._ids))
+        for name in ("_ids", "_times"):
+            larger = np.empty(capacity, dtype=np.int64)
+            larger[: self._used] = getattr(self, name)[: self._used]
+            setattr(self, name, larger)
+
+    def _report(self, now_ns: int) -> None:
+        if self._progress is not None:
+            self._progress.report(now_ns, requests_done=self.requests_done, generated_tokens=self.generated_tokens)
+            self._progress_due = self._progress.due_ns()
