@@ -165,7 +165,7 @@ def store(folder: Path, size: Size, ranks: Sequence[RankTokens]) -> int:
         processes=processes,
         manifest=tuple(manifest_of(view) for view in views),
         held=tuple(views),
-        summaries={name: {"warmup": {"converged": True, "requests": 5, "cv": 0.01}} for name in processes},
+        summaries={name: {"warmup_converged": True, "warmup_requests": 5} for name in processes},
         effective_config=EffectiveConfig(engine="benchmark", parameters=()),
     )
     (folder / "inputs").write_bytes(pickle.dumps(inputs))

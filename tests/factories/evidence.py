@@ -80,7 +80,7 @@ class Evidence:
 
     def __post_init__(self) -> None:
         for process in self.processes:
-            warm = {} if process == SAMPLER else {"warmup": {"converged": True, "requests": 5, "cv": 0.01}}
+            warm = {} if process == SAMPLER else {"warmup_converged": True, "warmup_requests": 5}
             self.summaries.setdefault(process, warm)
 
     # --- rows ---------------------------------------------------------------------------------------------------------

@@ -27,7 +27,9 @@ class Warmup(NamedTuple):
 
 
 def read_warmup(reader: EvidenceReader, process: str, summaries: Summaries) -> Warmup | None:
-    """From the rank's last `warmup` event, else from `warmup` in its completion marker; None where neither tells.
+    """From the rank's last `warmup` event, else from `warmup_converged` and `warmup_requests` in its completion marker.
+
+    None where neither tells.
 
     Raises:
         EvidenceCorrupt, EvidenceMissing: see `EvidenceReader.read`.
@@ -38,7 +40,8 @@ def read_warmup(reader: EvidenceReader, process: str, summaries: Summaries) -> W
         warmup = _warmup(_parsed(detail))
         if warmup is not None:
             return warmup
-    return _warmup(summaries.get(process, {}).get("warmup"))
+    summary = summaries.get(process, {})
+    return _warmup({"converged": summary.get("warmup_converged"), "requests": summary.get("warmup_requests")})
 
 
 def _parsed(detail: str | None) -> JsonValue:

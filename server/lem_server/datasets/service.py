@@ -8,7 +8,7 @@ from functools import cache
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from lem_domain.errors import ProblemCode
-from lem_domain.prompt_sets import builtin_prompt_sets, prompts_digest
+from lem_domain.prompt_sets import builtin_prompt_sets, load_builtin_prompts, prompts_digest
 from lem_domain.wire.datasets import DatasetContent, DatasetUpload, DatasetView
 from lem_server.datasets import queries
 from lem_server.problems import ProblemError
@@ -86,12 +86,12 @@ async def held(connection: AsyncConnection, wanted: Collection[str]) -> frozense
 @cache
 def _builtin() -> dict[str, DatasetContent]:
     """The built-in sets by digest."""
-    return {
-        (sha256 := prompts_digest(texts)): DatasetContent(
-            name=name, sha256=sha256, builtin=True, prompts=len(texts), texts=tuple(texts)
-        )
-        for name, texts in builtin_prompt_sets().items()
-    }
+    found = {}
+    for name in builtin_prompt_sets():
+        texts = tuple(prompt.text for prompt in load_builtin_prompts(name))
+        sha256 = prompts_digest(texts)
+        found[sha256] = DatasetContent(name=name, sha256=sha256, builtin=True, prompts=len(texts), texts=texts)
+    return found
 
 
 def _without_texts(content: DatasetContent) -> DatasetView:

@@ -139,9 +139,9 @@ async def test_the_same_key_with_another_body_is_refused(api: httpx.AsyncClient,
     [
         ({"experiment": {"backend": "simulated"}}, "/experiment/model", "'model' is required; add it"),
         (
-            {"experiment": {"backend": "simulated", "model": "m", "bacth": 1}},
-            "/experiment/bacth",
-            "unknown key 'bacth'; did you mean 'batch",
+            {"experiment": {"backend": "simulated", "model": "m", "outptu": {}}},
+            "/experiment/outptu",
+            "unknown key 'outptu'; did you mean 'output'?",
         ),
         (
             {"experiment": {"backend": "simulated", "model": "m", "output": {"max_tokens": "many"}}},

@@ -85,7 +85,7 @@ def test_a_warm_up_that_did_not_converge_is_told_by_its_event(detail: str) -> No
 
 def test_the_event_goes_before_the_marker_and_nonsense_is_passed_over() -> None:
     made = sampled(clean())
-    made.summaries["rank-0"] = {"warmup": {"converged": False}}
+    made.summaries["rank-0"] = {"warmup_converged": False}
     made.event("rank-0", "warmup", '{"converged": true, "requests": 6, "cv": 0.01}')
     made.event("rank-0", "warmup", "not json")
     made.event("rank-0", "output", '{"converged": false}')
