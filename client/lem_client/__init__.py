@@ -1,1 +1,7 @@
-"""The thin client: a public Python client and the `lemctl` command line on top of it."""
+"""The thin client of LEM: a Python library and the command `lemctl`."""
+
+from lem_client.async_client import AsyncClient
+from lem_client.client import Client
+from lem_client.files import CampaignFile, load_campaign_file
+
+__all__ = ["AsyncClient", "CampaignFile", "Client", "load_campaign_file"]

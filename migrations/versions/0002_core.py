@@ -217,14 +217,15 @@ CREATE TABLE logs (
 
 -- `result` is json, not jsonb: it keeps the canonical text byte for byte.
 CREATE TABLE aggregates (
-    key             bytea NOT NULL CONSTRAINT pk_aggregates PRIMARY KEY,
+    key             bytea NOT NULL,
     run_id          uuid NOT NULL CONSTRAINT fk_aggregates_run_id_runs REFERENCES runs (id),
     attempt_id      uuid NOT NULL CONSTRAINT fk_aggregates_attempt_id_attempts REFERENCES attempts (id),
     method          text NOT NULL,
     parameters      jsonb NOT NULL,
     evidence_sha256 bytea NOT NULL,
     result          json NOT NULL,
-    created_at      timestamptz NOT NULL DEFAULT now()
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT pk_aggregates PRIMARY KEY (attempt_id, key)
 );
 CREATE INDEX ix_aggregates_run_id ON aggregates (run_id, created_at);
 

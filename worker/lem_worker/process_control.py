@@ -1,4 +1,4 @@
-"""The process's end of the two pipes to the daemon."""
+"""The process's end of the two pipes to the daemon, and how a failure is told."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import time
 from collections.abc import Mapping
 
 from lem_domain.errors import LemError
-from lem_worker.process_protocol import CONTROL_IN, CONTROL_OUT, Message, ToProcess, decode_to_process, encode
+from lem_domain.states import FailureReason
+from lem_worker.process_protocol import CONTROL_IN, CONTROL_OUT, Failed, Message, ToProcess, decode_to_process, encode
+from lem_worker.spool import EvidenceWriter
 
 
 class DaemonGone(LemError):
@@ -67,3 +69,13 @@ class ControlPipes:
             self._buffer += received
         line, _, self._buffer = self._buffer.partition(b"\n")
         return decode_to_process(line)
+
+
+def send_failure(control: ControlPipes, writer: EvidenceWriter, reason: FailureReason, message: str) -> None:
+    """Seal what evidence there is and tell the daemon why the process ends."""
+    try:
+        streams = writer.seal()
+    except LemError as error:  # the disk may be what failed
+        streams = ()
+        message = f"{message} The evidence so far is lost: {error}"
+    control.send(Failed(reason=reason, message=message, streams=streams))

@@ -21,8 +21,8 @@ from lem_worker.digests import OutputLedger, digest_of_set, digest_of_tokens
 from lem_worker.failures import failure_of
 from lem_worker.measuring import Goal, Ticker, measure
 from lem_worker.phases import Phases
-from lem_worker.process_control import ControlPipes, DaemonGone
-from lem_worker.process_protocol import Done, Failed, Go, Loaded, RankJob, Ready
+from lem_worker.process_control import ControlPipes, DaemonGone, send_failure
+from lem_worker.process_protocol import Done, Go, Loaded, RankJob, Ready
 from lem_worker.prompts import PreparedPrompt, Request, share_of, warmup_requests
 from lem_worker.recorder import Recorder, Sinks
 from lem_worker.spool import EvidenceWriter
@@ -53,7 +53,7 @@ class Rank:
         except Exception as error:
             traceback.print_exc()
             failure = failure_of(error, self._phases.current)
-            self._control.send(Failed(reason=failure.reason, message=failure.message, streams=self._writer.seal()))
+            send_failure(self._control, self._writer, failure.reason, failure.message)
             return 1
         self._control.send(Done(streams=self._writer.seal(), summary=summary))
         return 0

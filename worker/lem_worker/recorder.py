@@ -37,7 +37,7 @@ class Rows(Protocol):
     def append(self, **columns: object) -> None:
         """One row."""
 
-    def extend(self, **columns: Sequence[object] | IntArray) -> None:
+    def extend(self, **columns: Sequence[object]) -> None:
         """Rows as columns of equal length."""
 
 
@@ -205,7 +205,7 @@ class Recorder:
             state.generated += count
         if self._sinks is not None and self._sinks.tokens is not None:
             index = np.arange(used) - np.repeat(starts - already, counts)
-            self._sinks.tokens.extend(request_id=ids, index=index, time_ns=times)
+            self._sinks.tokens.extend(request_id=ids.tolist(), index=index.tolist(), time_ns=times.tolist())
 
     def _write_requests(self, states: Sequence[_InFlight], *, error: str | None) -> None:
         assert self._sinks is not None  # noqa: S101 - both callers have checked

@@ -46,7 +46,7 @@ async def run_row(connection: AsyncConnection, run_id: UUID, *, lock: bool = Fal
 _INSERT = text("""
     INSERT INTO aggregates (key, run_id, attempt_id, method, parameters, evidence_sha256, result)
     VALUES (:key, :run_id, :attempt_id, :method, :parameters, :evidence_sha256, CAST(:result AS json))
-    ON CONFLICT (key) DO NOTHING
+    ON CONFLICT (attempt_id, key) DO NOTHING
 """).bindparams(bindparam("parameters", type_=JSONB))
 
 
@@ -76,10 +76,10 @@ async def insert_aggregate(
     )
 
 
-async def aggregate_text(connection: AsyncConnection, key: bytes) -> bytes | None:
+async def aggregate_text(connection: AsyncConnection, attempt_id: UUID, key: bytes) -> bytes | None:
     """The canonical text of a stored aggregate (the column's type keeps it byte for byte)."""
     found = (
-        await connection.execute(text("SELECT CAST(result AS text) FROM aggregates WHERE key = :key"), {"key": key})
+        await connection.execute(text("SELECT CAST(result AS text) FROM aggregates WHERE attempt_id = :a AND key = :key"), {"a": attempt_id, "key": key})
     ).scalar_one_or_none()
     return None if found is None else found.encode()
 

@@ -60,7 +60,7 @@ async def aggregate_run(engine: AsyncEngine, run_id: UUID, parameters: Aggregati
             raise ProblemError(
                 ProblemCode.CONFLICT, "the run was queued again while it was aggregated; aggregate it when it is done."
             )
-        stored = await queries.aggregate_text(connection, computed.key)
+        stored = await queries.aggregate_text(connection, _attempt(row), computed.key)
         if stored is not None and stored != computed.body:
             raise ProblemError(
                 ProblemCode.AGGREGATE_NOT_REPRODUCIBLE,

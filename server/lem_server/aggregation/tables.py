@@ -10,9 +10,9 @@ from lem_server.database.metadata import metadata
 aggregates = Table(
     "aggregates",
     metadata,
+    Column("attempt_id", Uuid, ForeignKey("attempts.id"), primary_key=True),
     Column("key", LargeBinary, primary_key=True),
     Column("run_id", Uuid, ForeignKey("runs.id"), nullable=False),
-    Column("attempt_id", Uuid, ForeignKey("attempts.id"), nullable=False),
     Column("method", Text, nullable=False),
     Column("parameters", JSONB, nullable=False),
     Column("evidence_sha256", LargeBinary, nullable=False),

@@ -90,6 +90,11 @@ class Hub:
         self.stopping = True
         self.ring_all()
 
+    @property
+    def campaigns_followed(self) -> int:
+        """How many campaigns somebody follows."""
+        return len(self._campaigns)
+
     async def wait_until_listening(self) -> None:
         """Return once notifications are known to arrive."""
         await self._listener.connected.wait()

@@ -213,7 +213,7 @@ async def test_campaigns_are_listed_newest_first_and_pages_stay_stable(api: http
 
 
 async def test_campaigns_are_filtered_by_name_and_state(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
-    active, cancelled, done = [await submit(api, name=name) for name in ("active", "cancelled", "done")]
+    _active, cancelled, done = [await submit(api, name=name) for name in ("active", "cancelled", "done")]
     await api.post(f"/api/v1/campaigns/{cancelled['id']}:cancel")
     await complete(engine, (await run_ids(api, done))[0])
 
@@ -375,9 +375,12 @@ async def test_results_take_the_latest_aggregate(api: httpx.AsyncClient, engine:
     assert metrics["energy.mean_power_w"]["values"] == pytest.approx([200], abs=0.01)
 
 
-async def test_results_of_more_runs_than_one_statement_reads(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
-    view = await submit(api, sweep={"output.max_tokens": [1, 2, 3]}, execution={"cycles": 150})
-    results = (await api.get(f"/api/v1/campaigns/{view['id']}/results")).json()
-    assert [[one["cycle"] for one in experiment["outcomes"]] for experiment in results["experiments"]] == [
-        list(range(1, 151))
-    ] * 3
+@pytest.mark.parametrize(("experiments", "cycles"), [(3, 150), (450, 1), (2, 200), (1, 401)])
+async def test_results_of_more_runs_than_one_statement_reads(
+    api: httpx.AsyncClient, experiments: int, cycles: int
+) -> None:
+    sweep = {"output.max_tokens": list(range(1, experiments + 1))}
+    view = await submit(api, sweep=sweep, execution={"cycles": cycles})
+    results = (await api.get(f"/api/v1/campaigns/{view['id']}/results")).json()["experiments"]
+    assert [experiment["varied"]["output.max_tokens"] for experiment in results] == sweep["output.max_tokens"]
+    assert all([one["cycle"] for one in experiment["outcomes"]] == list(range(1, cycles + 1)) for experiment in results)

@@ -219,8 +219,6 @@ async def test_an_unknown_attempt_is_a_404_with_a_sentence(api: httpx.AsyncClien
 @pytest.mark.parametrize(
     "parameters", [{"state": "nope"}, {"campaign_id": "cmp_1"}, {"limit": 501}], ids=["state", "campaign", "limit"]
 )
-async def test_a_list_refuses_what_it_does_not_understand(
-    api: httpx.AsyncClient, parameters: dict[str, Any]
-) -> None:
+async def test_a_list_refuses_what_it_does_not_understand(api: httpx.AsyncClient, parameters: dict[str, Any]) -> None:
     answer = await api.get("/api/v1/runs", params=parameters)
     assert (answer.status_code, answer.json()["code"]) == (422, "validation")

@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from lem_worker.models import resolve_model
 from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence import PhaseName
+from lem_domain.states import FailureReason
 from lem_worker.backends import create_backend
 from lem_worker.backends.pytorch import PyTorchBackend
 from lem_worker.backends.pytorch_model import ModelRefused
+from lem_worker.failures import failure_of
+from lem_worker.models import resolve_model
 from lem_worker.process_protocol import RankJob
 from lem_worker.prompts import PromptRefused, batches, requests_of
 from lem_worker.recorder import Recorder, Sinks
@@ -359,3 +361,12 @@ def test_unloading_lets_go_of_the_model(model_folder: Path) -> None:
     run.backend.unload()
     with pytest.raises(Exception, match="not loaded"):
         run.backend.text([1])
+
+
+def test_a_lack_of_memory_is_told_apart_from_other_failures() -> None:
+    with pytest.raises(RuntimeError) as allocation:
+        torch.empty(2**46, dtype=torch.uint8)
+    for error in (allocation.value, torch.OutOfMemoryError("CUDA out of memory.")):
+        assert failure_of(error, PhaseName.MEASURE).reason is FailureReason.OUT_OF_MEMORY
+    assert failure_of(RuntimeError("mat1 and mat2"), PhaseName.WARMUP).reason is FailureReason.INFERENCE
+    assert failure_of(RuntimeError("mat1 and mat2"), PhaseName.LOAD).reason is FailureReason.BACKEND_INITIALISATION

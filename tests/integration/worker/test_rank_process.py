@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lem_worker.models import resolve_model
 
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence import StreamManifest, StreamName
 from lem_domain.evidence_codec import decode_chunk
 from lem_domain.states import FailureReason
+from lem_worker.models import resolve_model
 from lem_worker.process_protocol import Done, Failed, Go, Loaded, PhaseEdge, RankJob, Ready, Tick
+from lem_worker.spool import chunks
 
 MODULE = "lem_worker.rank"
 TEXTS = ("one two three", "four five", "six", "seven eight nine ten")
@@ -46,7 +48,7 @@ def pytorch_job(folder: Path, model: Path, **config: Any) -> RankJob:
 
 def rows(task: RankJob, stream: StreamName) -> list[dict[str, Any]]:
     """All rows of a stream, from the files in the spool."""
-    files = sorted(Path(task.spool).rglob(f"*{stream.value}*.arrow"))
+    files = [chunk.path for chunk in chunks(Path(task.spool)) if chunk.stream is stream]
     return [row for file in files for row in decode_chunk(stream, file.read_bytes()).to_pylist()]
 
 
@@ -215,8 +217,6 @@ def test_a_missing_package_is_named_with_what_to_install(tmp_path: Path, drive: 
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     (hidden / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
-    import os
-
     path = os.pathsep.join([str(hidden), os.environ.get("PYTHONPATH", "")])
     process = drive(MODULE, pytorch_job(tmp_path, tmp_path), PYTHONPATH=path)
     failed = process.until(Failed)

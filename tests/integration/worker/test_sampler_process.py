@@ -13,6 +13,7 @@ from lem_domain.evidence_codec import decode_chunk
 from lem_domain.states import FailureReason
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_worker.process_protocol import Done, Failed, SamplerJob, Sampling, Stop, Tick
+from lem_worker.spool import chunks
 
 MODULE = "lem_worker.energy.sampler"
 SIMULATED = tuple(Device(uuid=f"SIM-{place}", kind=DeviceKind.SIMULATED, name="simulated") for place in range(2))
@@ -36,9 +37,7 @@ def job(folder: Path, devices: tuple[Device, ...] = SIMULATED, **config: Any) ->
 
 def rows(task: SamplerJob, stream: StreamName) -> list[dict[str, Any]]:
     """All rows of a stream, from the files in the spool."""
-    files = sorted(Path(task.spool).rglob(f"*{stream.value}*.arrow"))
-    # The pattern of `power` fits the files of `host_power` too.
-    files = [file for file in files if stream is not StreamName.POWER or "host_power" not in str(file)]
+    files = [chunk.path for chunk in chunks(Path(task.spool)) if chunk.stream is stream]
     return [row for file in files for row in decode_chunk(stream, file.read_bytes()).to_pylist()]
 
 

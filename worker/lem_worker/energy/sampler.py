@@ -12,17 +12,17 @@ from pathlib import Path
 
 from pydantic.types import JsonValue
 
-from lem_domain.evidence import SAMPLER, PhaseName, StreamManifest, StreamName
+from lem_domain.evidence import SAMPLER, PhaseName
 from lem_domain.states import FailureReason
 from lem_worker import processes
 from lem_worker.energy import create_source, source_names
 from lem_worker.energy.cadence import DeadlineGrid
 from lem_worker.energy.sampling import Sampling
 from lem_worker.failures import failure_of
-from lem_worker.process_control import ControlPipes, DaemonGone
-from lem_worker.process_protocol import Done, Failed, SamplerJob, Stop, Tick
+from lem_worker.process_control import ControlPipes, DaemonGone, send_failure
+from lem_worker.process_protocol import Done, SamplerJob, Stop, Tick
 from lem_worker.process_protocol import Sampling as SamplingMessage
-from lem_worker.spool import EvidenceWriter, StreamWriter
+from lem_worker.spool import EvidenceWriter
 
 _TICK_NS = 1_000_000_000
 _FLUSH_S = 5.0
@@ -36,12 +36,11 @@ class SamplerProcess:
         self._job = job
         self._control = control
         self._writer = EvidenceWriter(Path(job.spool), SAMPLER)
-        self._streams: dict[StreamName, StreamWriter] = {}
         create = {
             name: functools.partial(create_source, name, job.config, time.monotonic_ns)
             for name in source_names(job.config)
         }
-        self._sampling = Sampling(create, self._rows, time.monotonic_ns, required=job.config.energy.required)
+        self._sampling = Sampling(create, self._writer.stream, time.monotonic_ns, required=job.config.energy.required)
 
     def run(self) -> int:
         """The answer is the exit code."""
@@ -53,11 +52,9 @@ class SamplerProcess:
             traceback.print_exc()
             # There is no reason of its own for energy: to the run it is something that did not come up.
             message = failure_of(error, PhaseName.LOAD).message
-            self._control.send(
-                Failed(reason=FailureReason.BACKEND_INITIALISATION, message=message, streams=self._seal())
-            )
+            send_failure(self._control, self._writer, FailureReason.BACKEND_INITIALISATION, message)
             return 1
-        self._control.send(Done(streams=self._seal(), summary=summary))
+        self._control.send(Done(streams=self._writer.seal(), summary=summary))
         return 0
 
     def _sample(self) -> dict[str, JsonValue]:
@@ -93,14 +90,6 @@ class SamplerProcess:
                 tick_due = now + _TICK_NS
                 self._control.send(Tick(phase=PhaseName.MEASURE, power_w=self._sampling.power_w()))
                 self._writer.flush_older_than(_FLUSH_S)
-
-    def _rows(self, stream: StreamName) -> StreamWriter:
-        if stream not in self._streams:
-            self._streams[stream] = self._writer.stream(stream)
-        return self._streams[stream]
-
-    def _seal(self) -> tuple[StreamManifest, ...]:
-        return self._writer.seal()
 
 
 def main(arguments: list[str]) -> int:

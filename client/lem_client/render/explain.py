@@ -1,0 +1,221 @@
+"""Campaigns, runs and figures in words: what a number is, how it was got, and how far it can be believed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from pydantic.types import JsonValue
+
+from lem_client.render.numbers import MISSING, duration, number, quantity
+from lem_domain.results import Distribution, EnergyFigure, EnergyMethod, Figure, RunResult, Severity
+from lem_domain.states import RunState
+from lem_domain.wire.campaigns import CampaignView, ExperimentView
+from lem_domain.wire.runs import AttemptView, EffectiveConfig, RunView, TransitionView
+from lem_domain.wire.workers import WorkerView
+
+_METHODS = {
+    EnergyMethod.COUNTER: "read from the device's own energy counter",
+    EnergyMethod.INTEGRATED: "integrated from power samples",
+    EnergyMethod.MODELLED: "estimated by a model from load and rated power, not measured",
+}
+_DOMAINS = {"package": "the CPU package", "dram": "the memory"}
+_SEVERITIES = {Severity.INFO: "note", Severity.WARNING: "warning", Severity.ERROR: "error"}
+
+
+def moment(at: datetime) -> str:
+    """A time in the reader's zone, to the second."""
+    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def counts(campaign: CampaignView) -> str:
+    """`4 aggregated, 1 failed`."""
+    present = [f"{count} {state.value}" for state in RunState if (count := getattr(campaign.runs, state.value))]
+    return ", ".join(present) or "none"
+
+
+def campaign(one: CampaignView) -> list[str]:
+    """A campaign's own facts."""
+    execution = one.execution
+    lines = [
+        f"campaign    {one.name}",
+        f"id          {one.id}",
+        f"state       {one.state.value}",
+        f"runs        {counts(one)}",
+        f"experiments {one.experiments}, {execution.cycles} cycles, {execution.order}",
+        f"submitted   {moment(one.created_at)} by {one.submitted_by}",
+    ]
+    if one.labels:
+        lines.append(f"labels      {', '.join(f'{key}={value}' for key, value in one.labels.items())}")
+    return lines
+
+
+def experiment(one: ExperimentView) -> list[str]:
+    """An experiment with its whole configuration."""
+    config = one.config.model_dump(mode="json", exclude_none=True)
+    return [
+        f"experiment  {one.display_name}",
+        f"id          {one.id}",
+        f"campaign    {one.campaign_id}",
+        f"hash        {one.config_hash}",
+        "",
+        "Configuration",
+        *values(config),
+    ]
+
+
+def worker(one: WorkerView) -> list[str]:
+    """A worker's own facts."""
+    lines = [
+        f"worker      {one.name}",
+        f"id          {one.id}",
+        f"state       {one.state.value}, last heard of {moment(one.last_seen_at)}",
+        f"host        {one.host}",
+        f"backend     {one.backend}",
+        f"devices     {', '.join(f'{device.name} ({device.kind.value}, {device.uuid})' for device in one.devices)}",
+        f"busy with   {', '.join(one.current_runs) or 'nothing'}",
+    ]
+    lines += [f"{name:<11} {version}" for name, version in sorted(one.versions.items())]
+    return lines
+
+
+def run(one: RunView) -> list[str]:
+    """A run's own facts."""
+    lines = [
+        f"run         {one.display_name}, cycle {one.cycle}",
+        f"id          {one.id}",
+        f"campaign    {one.campaign_id}",
+        f"state       {one.state.value}{' (cancel asked for)' if one.cancel_requested else ''}",
+        f"backend     {one.backend}",
+    ]
+    if one.reason or one.message:
+        lines.append(f"why         {' – '.join(part for part in (one.reason, one.message) if part)}")
+    if one.progress is not None:
+        now = one.progress
+        lines.append(f"now         {now.phase}, {now.requests_done} requests, {now.generated_tokens} tokens")
+    return lines
+
+
+def history(transitions: Sequence[TransitionView]) -> list[str]:
+    """One line per change of state, with how long the state before lasted."""
+    lines = []
+    before: datetime | None = None
+    for one in transitions:
+        lasted = "" if before is None else f"after {duration((one.at - before).total_seconds())}"
+        why = " – ".join(part for part in (one.reason, one.message) if part)
+        line = f"  {moment(one.at)}  {one.target.value:<12} {lasted:<18} {one.actor.value} {one.actor_name}"
+        lines.append(line.rstrip() + (f": {why}" if why else ""))
+        before = one.at
+    return lines
+
+
+def attempt(one: AttemptView) -> list[str]:
+    """One try at a run."""
+    lines = [
+        f"Attempt {one.number}: {one.id}",
+        f"  worker      {one.worker_name} ({one.worker_id}), devices {', '.join(one.devices)}",
+        f"  claimed     {moment(one.claimed_at)}",
+        f"  window open {MISSING if one.started_at is None else moment(one.started_at)}",
+        f"  ended       {MISSING if one.ended_at is None else moment(one.ended_at)} {one.outcome or ''}".rstrip(),
+    ]
+    if one.reason or one.message:
+        lines.append(f"  why         {' – '.join(part for part in (one.reason, one.message) if part)}")
+    return lines
+
+
+def configuration(effective: EffectiveConfig) -> list[str]:
+    """What was asked for against what the live engine says is in force."""
+    lines = [f"  as {effective.engine} reports it:"]
+    for one in effective.parameters:
+        asked = "not requested" if one.requested is None else f"requested {_value(one.requested)}"
+        mark = "" if one.confirmed else "   <- NOT as requested"
+        lines.append(f"  {one.name:<34} {_value(one.effective):<20} {asked}{mark}")
+    return lines
+
+
+def no_result(one: RunView) -> list[str]:
+    """Why there is none, and what can be done."""
+    if one.state is RunState.COMPLETED:
+        return [f"  not aggregated yet; `lemctl results {one.campaign_id}` does it"]
+    return [f"  none: the run is {one.state.value}"]
+
+
+def result(one: RunResult) -> list[str]:
+    """Every figure with its method, bound and samples."""
+    window, work = one.window, one.work
+    lines = [
+        f"  verdict     {one.verdict} (method {one.method})",
+        f"  window      {duration(window.duration_s)}, {window.processes} process(es), {work.requests} requests "
+        f"({work.failed_requests} failed), {work.prompt_tokens} prompt and {work.generated_tokens} generated tokens",
+        f"  output rate {_figure(one.speed.output_rate_tok_s)}",
+        f"  TTFT        {_distribution(one.speed.ttft_ms)}",
+        f"  ITL         {_distribution(one.speed.itl_ms)}",
+        f"  E2E         {_distribution(one.speed.e2e_ms)}",
+        "",
+        "Energy",
+        f"  per output token   {_figure(one.efficiency.energy_per_output_token_j)}",
+        f"  per request        {_figure(one.efficiency.energy_per_request_j)}",
+        f"  mean power         {_figure(one.energy.mean_power_w)}",
+        f"  whole window       {energy(one.energy.total)}",
+        f"  included           {', '.join(_part(name) for name in one.energy.includes) or 'nothing'}",
+    ]
+    lines += [f"  device {part.uuid}: {energy(part.energy, samples=part.samples)}" for part in one.energy.devices]
+    lines += [f"  {_part(part.domain)}: {energy(part.energy, samples=part.samples)}" for part in one.energy.host]
+    lines += ["", "Findings"]
+    lines += [f"  {_SEVERITIES[found.severity]}: {found.message}" for found in one.findings] or ["  none"]
+    return lines
+
+
+def energy(figure: EnergyFigure, *, samples: int | None = None) -> str:
+    """`12.3 J, integrated from power samples, source nvml (412 samples in the window), true within ± 0.4 J …`."""
+    if figure.joules is None or figure.method is None:
+        return f"{MISSING} ({figure.reason})"
+    counted = "" if samples is None else f" ({samples} samples in the window)"
+    source = f", source {figure.source}" if figure.source else ""
+    if figure.bound_j is not None:
+        bound = f", true within ± {quantity(figure.bound_j, 'J')} as far as sampling goes"
+    else:
+        bound = ", with no stated bound"
+    return f"{quantity(figure.joules, 'J')}, {_METHODS[figure.method]}{source}{counted}{bound}"
+
+
+def evidence(server: str, one: AttemptView) -> list[str]:
+    """Where the raw streams are, and how much of them there is."""
+    lines = [f"  {server}/api/v1/attempts/{one.id}/streams"]
+    if one.manifest is None:
+        return [*lines, "  the attempt left no manifest; what it sent until it ended is kept"]
+    lines += [f"  {part.process}/{part.stream}: {part.rows} rows in {part.chunks} chunks" for part in one.manifest]
+    return lines
+
+
+def values(tree: Mapping[str, JsonValue], prefix: str = "") -> list[str]:
+    """A tree as dotted paths with their values."""
+    lines = []
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            lines += values(value, f"{prefix}{key}.")
+        else:
+            lines.append(f"  {prefix + key:<34} {_value(value)}")
+    return lines
+
+
+def _figure(figure: Figure) -> str:
+    return f"{MISSING} ({figure.reason})" if figure.value is None else quantity(figure.value, figure.unit)
+
+
+def _distribution(one: Distribution) -> str:
+    if one.mean is None:
+        return f"{MISSING} ({one.reason})"
+    return (
+        f"mean {number(one.mean)} {one.unit}, p50 {number(one.p50)}, p90 {number(one.p90)}, p99 {number(one.p99)} "
+        f"(n = {one.count})"
+    )
+
+
+def _part(name: str) -> str:
+    return f"{_DOMAINS[name]} ({name})" if name in _DOMAINS else name
+
+
+def _value(value: JsonValue) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

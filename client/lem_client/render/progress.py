@@ -1,0 +1,155 @@
+"""A campaign as its events tell it: a picture for the live view, and plain lines for where nothing may move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from lem_client.events import Event
+from lem_client.render.numbers import MISSING, duration, number
+from lem_domain.states import ENDED_STATES, LIVE_STATES, RunState
+from lem_domain.wire.campaigns import CampaignView
+from lem_domain.wire.events import CampaignEvent, RunProgressEvent, RunTransitionEvent
+from lem_domain.wire.runs import Progress
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+PROGRESS_LINE_S = 10.0
+"""A log is read afterwards: one line per run and this many seconds is enough."""
+
+
+class Picture:
+    """How things stand after the events so far."""
+
+    def __init__(self) -> None:
+        self.campaign: CampaignView | None = None
+        self.busy: dict[str, BusyRun] = {}
+
+    def take(self, event: Event) -> None:
+        """Note an event."""
+        if isinstance(event, CampaignEvent):
+            self.campaign = event.campaign
+        elif isinstance(event, RunTransitionEvent):
+            if event.target in LIVE_STATES:
+                self.busy.setdefault(event.run_id, BusyRun(event.display_name, event.cycle)).state = event.target
+            else:
+                self.busy.pop(event.run_id, None)
+        elif event.run_id in self.busy:
+            self.busy[event.run_id].progress = event.progress
+
+    @property
+    def done(self) -> int:
+        """Runs that nothing more happens to."""
+        return 0 if self.campaign is None else self.campaign.runs.in_states(*ENDED_STATES)
+
+    def summary(self) -> str:
+        """`3 of 8 runs: 2 completed, 1 failed, 1 running, 4 queued`."""
+        if self.campaign is None:
+            return "waiting for the server"
+        counts = self.campaign.runs
+        present = [f"{count} {state.value}" for state in _ORDER if (count := getattr(counts, state.value))]
+        return f"{self.done} of {counts.total} runs: {', '.join(present)}"
+
+
+_ORDER: Sequence[RunState] = (
+    RunState.AGGREGATED,
+    RunState.COMPLETED,
+    RunState.FAILED,
+    RunState.INTERRUPTED,
+    RunState.CANCELLED,
+    RunState.RUNNING,
+    RunState.INITIALISED,
+    RunState.QUEUED,
+)
+
+
+class BusyRun:
+    """A run that a worker holds."""
+
+    def __init__(self, display_name: str, cycle: int) -> None:
+        self.display_name = display_name
+        self.cycle = cycle
+        self.state = RunState.INITIALISED
+        self.progress: Progress | None = None
+
+    def cells(self) -> tuple[str, ...]:
+        """Name, cycle, phase, how far, requests, tokens, rate and power."""
+        now = self.progress
+        if now is None:
+            return (self.display_name, str(self.cycle), self.state.value, *[MISSING] * 5)
+        return (
+            self.display_name,
+            str(self.cycle),
+            now.phase,
+            duration(now.elapsed_s) if now.fraction is None else f"{now.fraction:.0%}",
+            str(now.requests_done),
+            str(now.generated_tokens),
+            MISSING if now.output_rate_tok_s is None else number(now.output_rate_tok_s),
+            MISSING if now.power_w is None else number(now.power_w),
+        )
+
+
+class Lines:
+    """One line per transition, and progress now and then."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._told: dict[str, float] = {}
+
+    def of(self, event: Event) -> Iterator[str]:
+        """The lines of an event."""
+        if isinstance(event, RunTransitionEvent):
+            yield transition_line(event)
+        elif isinstance(event, RunProgressEvent):
+            now = self._clock()
+            if now - self._told.get(event.run_id, float("-inf")) >= PROGRESS_LINE_S:
+                self._told[event.run_id] = now
+                yield progress_line(event)
+
+
+def transition_line(event: RunTransitionEvent) -> str:
+    """`10:02:11  batch_size=8, cycle 1: running (was initialised)`, with the reason where there is one."""
+    at = event.at.astimezone().strftime("%H:%M:%S")
+    was = f" (was {event.source.value})" if event.source is not None else ""
+    why = " – ".join(part for part in (event.reason, event.message) if part)
+    return f"{at}  {event.display_name}, cycle {event.cycle}: {event.target.value}{was}{f': {why}' if why else ''}"
+
+
+def progress_line(event: RunProgressEvent) -> str:
+    """`          batch_size=8, cycle 1: measure 40%, 12 requests, 384 tokens, 61.2 tok/s, 18.3 W`."""
+    now = event.progress
+    parts = [now.phase if now.fraction is None else f"{now.phase} {now.fraction:.0%}"]
+    parts += [f"{now.requests_done} requests", f"{now.generated_tokens} tokens"]
+    if now.output_rate_tok_s is not None:
+        parts.append(f"{number(now.output_rate_tok_s)} tok/s")
+    if now.power_w is not None:
+        parts.append(f"{number(now.power_w)} W")
+    return f"          {event.display_name}, cycle {event.cycle}: {', '.join(parts)}"
+
+
+def live_view(picture: Picture, elapsed_s: float) -> RenderableType:
+    """The bar over all runs, and what each busy one is doing."""
+    from rich import box  # noqa: PLC0415 - only where somebody looks
+    from rich.console import Group  # noqa: PLC0415
+    from rich.progress_bar import ProgressBar  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    total = picture.campaign.runs.total if picture.campaign else 1
+    partial = sum((busy.progress.fraction or 0.0) for busy in picture.busy.values() if busy.progress)
+    parts: list[RenderableType] = [
+        Text(f"{picture.summary()}, {duration(elapsed_s)}"),
+        ProgressBar(total=max(total, 1), completed=min(picture.done + partial, total), width=60),
+    ]
+    if picture.busy:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        headings = ("experiment", "cycle", "phase", "done", "requests", "tokens", "tok/s", "W")
+        for heading in headings:
+            table.add_column(heading, justify="left" if heading in ("experiment", "phase") else "right")
+        for busy in list(picture.busy.values()):
+            table.add_row(*(Text(cell) for cell in busy.cells()))
+        parts.append(table)
+    elif picture.campaign is not None and picture.done < total:
+        parts.append(Text("waiting for a worker"))
+    return Group(*parts)

@@ -1,0 +1,236 @@
+"""Sends operations and reads their answers, synchronously or not, and sends again what may be sent again."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from lem_client.errors import NoAnswerInTime, ServerFailed, ServerUnreachable, error_of, unexpected
+from lem_client.operations import Operation
+
+M = TypeVar("M", bound=BaseModel)
+
+READ_TIMEOUT_S = 300.0
+"""Aggregating a long run takes the server that long at most; everything else answers in milliseconds."""
+TIMEOUT = httpx.Timeout(10.0, read=READ_TIMEOUT_S, write=60.0)
+STREAM_SILENCE_S = 45.0
+"""The server sends a comment every 15 s; a stream that misses three is dead."""
+STREAM_TIMEOUT = httpx.Timeout(10.0, read=STREAM_SILENCE_S)
+
+_AGAIN = frozenset({429, 503})
+
+
+@dataclass(frozen=True)
+class Retries:
+    """How often a repeatable request is sent, and how long to wait in between: doubled each time, with full jitter."""
+
+    attempts: int = 4
+    first_pause_s: float = 0.4
+    longest_pause_s: float = 10.0
+    spread: Callable[[], float] = random.random
+
+    def pause_s(self, attempt: int, retry_after: str | None = None) -> float:
+        """The pause after the given attempt (from 1); at least what the server asked for, within the bound."""
+        backoff = self.first_pause_s * 2.0 ** (attempt - 1) * self.spread()
+        asked = float(retry_after) if retry_after is not None and retry_after.isdecimal() else 0.0
+        return min(max(backoff, asked), self.longest_pause_s)
+
+
+class Exchange:
+    """What both senders share: how a request is made, when it is sent again, what its answer means."""
+
+    def __init__(self, url: str, token: str | None, retries: Retries) -> None:
+        self.url = url
+        self._token = token
+        self._retries = retries
+
+    def client_options(self) -> dict[str, Any]:
+        """Options of the httpx client."""
+        try:
+            version = package_version("llm-energy-measurement")
+        except PackageNotFoundError:
+            version = "0"
+        headers = {"User-Agent": f"lem-client/{version}"}
+        if self._token is not None:
+            headers["Authorization"] = f"Bearer {self._token}"
+        # A proxy for the outside world must not get what is meant for this machine.
+        return {"base_url": self.url, "headers": headers, "timeout": TIMEOUT, "trust_env": not _is_loopback(self.url)}
+
+    def request(self, client: httpx.Client | httpx.AsyncClient, operation: Operation[M]) -> httpx.Request:
+        """The request of an operation."""
+        headers = {"Accept": "application/json"}
+        content = None
+        if operation.body is not None:
+            headers["Content-Type"] = "application/json"
+            content = operation.body.model_dump_json(exclude_unset=True).encode()
+        if operation.idempotency_key is not None:
+            headers["Idempotency-Key"] = operation.idempotency_key
+        return client.build_request(
+            operation.method, operation.path, params=dict(operation.parameters), content=content, headers=headers
+        )
+
+    def pause_after(self, operation: Operation[M], attempt: int, outcome: httpx.Response | Exception) -> float | None:
+        """How long to wait before sending again; None where that isn't done."""
+        if attempt >= self._retries.attempts:
+            return None
+        if isinstance(outcome, httpx.Response):
+            again = operation.repeatable and outcome.status_code in _AGAIN
+            return self._retries.pause_s(attempt, outcome.headers.get("Retry-After")) if again else None
+        # Where no connection came about nothing was sent, whatever it was.
+        sent = not isinstance(outcome, httpx.ConnectError | httpx.ConnectTimeout)
+        if isinstance(outcome, httpx.ReadTimeout) or (sent and not operation.repeatable):
+            return None
+        return self._retries.pause_s(attempt)
+
+    def failure(self, error: httpx.TransportError) -> ServerUnreachable | NoAnswerInTime:
+        """The error that a failed exchange stands for."""
+        if isinstance(error, httpx.ReadTimeout):
+            return NoAnswerInTime(self.url, READ_TIMEOUT_S)
+        return ServerUnreachable(self.url, str(error))
+
+    def answer(self, operation: Operation[M], response: httpx.Response) -> M:
+        """The answer's model.
+
+        Raises:
+            AnswerError: the answer is no success, or not what this client understands.
+        """
+        if not response.is_success:
+            raise error_of(response.status_code, response.content, url=self.url)
+        try:
+            return operation.answer.model_validate_json(response.content)
+        except ValidationError as error:
+            what = f"{self.url}{operation.path} answered something this client does not understand"
+            raise ServerFailed(response.status_code, unexpected(response.status_code, what)) from error
+
+
+class Sender:
+    """Sends operations and waits for their answers."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None,
+        *,
+        retries: Retries | None = None,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._exchange = Exchange(url, token, retries or Retries())
+        self._client = httpx.Client(**self._exchange.client_options(), transport=transport)
+        self._sleep = sleep
+
+    @property
+    def url(self) -> str:
+        """The server's address."""
+        return self._exchange.url
+
+    def send(self, operation: Operation[M]) -> M:
+        """The operation's answer."""
+        attempt = 0
+        while True:
+            attempt += 1
+            outcome: httpx.Response | httpx.TransportError
+            try:
+                outcome = self._client.send(self._exchange.request(self._client, operation))
+            except httpx.TransportError as error:
+                outcome = error
+            pause = self._exchange.pause_after(operation, attempt, outcome)
+            if pause is not None:
+                self._sleep(pause)
+            elif isinstance(outcome, httpx.Response):
+                return self._exchange.answer(operation, outcome)
+            else:
+                raise self._exchange.failure(outcome) from outcome
+
+    @contextmanager
+    def stream(self, path: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+        """An open event stream; transport errors come through as they are, for the follower to go on after them."""
+        with self._client.stream("GET", path, headers=dict(headers), timeout=STREAM_TIMEOUT) as response:
+            if not response.is_success:
+                raise error_of(response.status_code, response.read(), url=self.url)
+            yield response
+
+    def wait(self, seconds: float) -> None:
+        """Wait before something is tried again."""
+        self._sleep(seconds)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+
+class AsyncSender:
+    """Sends operations without blocking."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None,
+        *,
+        retries: Retries | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._exchange = Exchange(url, token, retries or Retries())
+        self._client = httpx.AsyncClient(**self._exchange.client_options(), transport=transport)
+        self._sleep = sleep
+
+    @property
+    def url(self) -> str:
+        """The server's address."""
+        return self._exchange.url
+
+    async def send(self, operation: Operation[M]) -> M:
+        """The operation's answer."""
+        attempt = 0
+        while True:
+            attempt += 1
+            outcome: httpx.Response | httpx.TransportError
+            try:
+                outcome = await self._client.send(self._exchange.request(self._client, operation))
+            except httpx.TransportError as error:
+                outcome = error
+            pause = self._exchange.pause_after(operation, attempt, outcome)
+            if pause is not None:
+                await self._sleep(pause)
+            elif isinstance(outcome, httpx.Response):
+                return self._exchange.answer(operation, outcome)
+            else:
+                raise self._exchange.failure(outcome) from outcome
+
+    @asynccontextmanager
+    async def stream(self, path: str, headers: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
+        """An open event stream; transport errors come through as they are, for the follower to go on after them."""
+        async with self._client.stream("GET", path, headers=dict(headers), timeout=STREAM_TIMEOUT) as response:
+            if not response.is_success:
+                raise error_of(response.status_code, await response.aread(), url=self.url)
+            yield response
+
+    async def wait(self, seconds: float) -> None:
+        """Wait before something is tried again."""
+        await self._sleep(seconds)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+
+def _is_loopback(url: str) -> bool:
+    host = httpx.URL(url).host
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,229 @@
+"""Campaign files: what they become, and one sentence with its place for each thing that is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lem_client.documents import parse_value
+from lem_client.errors import FileError
+from lem_client.files import load_campaign_file
+from lem_domain.prompt_sets import prompts_digest
+
+BASE = "backend: simulated\nmodel: builtin:tiny-llama\n"
+
+
+def write(folder: Path, text: str | bytes, name: str = "c.yaml") -> Path:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def problems(path: Path, **options: object) -> list[str]:
+    with pytest.raises(FileError) as caught:
+        load_campaign_file(path, **options)  # type: ignore[arg-type]
+    assert str(caught.value) == caught.value.problems[0]
+    return [problem.replace(f"{path.parent}/", "") for problem in caught.value.problems]
+
+
+# --- what they become -------------------------------------------------------------------------------------------------
+
+
+def test_a_file_becomes_a_campaign_named_after_it(tmp_path: Path) -> None:
+    loaded = load_campaign_file(write(tmp_path, BASE + "sweep: {simulated.batch_size: [1, 8]}\n", "night.yaml"))
+    assert loaded.spec.name == "night"
+    assert [one.display_name for one in loaded.plan.experiments] == ["batch_size=1", "batch_size=8"]
+    assert loaded.prompt_sets == ()
+
+
+def test_toml_says_the_same_as_yaml(tmp_path: Path) -> None:
+    toml = 'backend = "simulated"\nmodel = "builtin:tiny-llama"\n[sweep]\n"simulated.batch_size" = [1, 8]\n'
+    yaml = BASE + "sweep: {simulated.batch_size: [1, 8]}\n"
+    assert load_campaign_file(write(tmp_path, toml, "c.toml")).spec == load_campaign_file(write(tmp_path, yaml)).spec
+
+
+def test_aliases_and_merges_are_followed(tmp_path: Path) -> None:
+    text = BASE + "limits: &l {load_s: 7}\nlabels: {a: b}\noutput:\n  <<: {max_tokens: 5}\n  mode: natural\n"
+    config = load_campaign_file(write(tmp_path, text)).plan.experiments[0].config
+    assert (config.output.max_tokens, config.output.mode, config.limits.load_s) == (5, "natural", 7)
+
+
+def test_a_date_is_the_text_that_was_written(tmp_path: Path) -> None:
+    assert load_campaign_file(write(tmp_path, BASE + "labels: {day: 2026-01-02}\n")).spec.labels == {"day": "2026-01-02"}
+
+
+def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, BASE + "name: a\nsweep: {simulated.batch_size: [1, 8]}\n")
+    overrides = ("simulated.batch_size=3", "execution.cycles=2", "model.revision=main", "sweep.output.max_tokens=[1, 2]")
+    loaded = load_campaign_file(path, name="b", overrides=overrides)
+    assert loaded.spec.name == "b"
+    assert [one.varied for one in loaded.plan.experiments] == [{"output.max_tokens": 1}, {"output.max_tokens": 2}]
+    config = loaded.plan.experiments[0].config
+    assert config.simulated is not None
+    assert (config.simulated.batch_size, config.model.revision, len(loaded.plan.runs)) == (3, "main", 4)
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [("8", 8), ("[1, 2]", [1, 2]), ("bfloat16", "bfloat16"), ("null", None), ("", None), ("2026-01-02", "2026-01-02")],
+)
+def test_values_of_the_command_line_are_yaml(written: str, value: object) -> None:
+    assert parse_value(written) == value
+
+
+# --- prompts ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_file_beside_the_campaign_file_becomes_its_digest(tmp_path: Path) -> None:
+    write(tmp_path, "one\n\ntwo\n", "p.txt")
+    loaded = load_campaign_file(write(tmp_path, BASE + "prompts: {file: p.txt, sample_size: 1}\n"))
+    digest = prompts_digest(("one", "two"))
+    assert loaded.spec.experiment["prompts"] == {"sample_size": 1, "dataset": digest}
+    assert [(one.name, one.sha256, one.prompts) for one in loaded.prompt_sets] == [("p.txt", digest, ("one", "two"))]
+    assert loaded.plan.experiments[0].config.prompts.dataset == digest
+
+
+def test_prompt_files_along_a_sweep_become_digests(tmp_path: Path) -> None:
+    write(tmp_path, json.dumps({"q": "one"}), "a.jsonl")
+    write(tmp_path, json.dumps({"q": "two"}), "b.jsonl")
+    text = BASE + "prompts: {column: q}\nsweep: {prompts.file: [a.jsonl, b.jsonl]}\n"
+    loaded = load_campaign_file(write(tmp_path, text))
+    assert loaded.spec.sweep == {"prompts.dataset": [prompts_digest(("one",)), prompts_digest(("two",))]}
+    text = BASE + "sweep: {prompts: [{file: a.jsonl, column: q}, {sample_size: 2}]}\n"
+    loaded = load_campaign_file(write(tmp_path, text))
+    assert loaded.spec.sweep == {"prompts": [{"dataset": prompts_digest(("one",))}, {"sample_size": 2}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "extra", "message"),
+    [
+        (None, "p.txt", "", "there is no file p.txt; check the path"),
+        (b"\n", "p.txt", "", "p.txt: the file holds no prompts; write one per line."),
+        (b"a\n\xff\n", "p.txt", "", "p.txt:2: this is no UTF-8 text; save the file as UTF-8"),
+        (b"{}\n", "p.jsonl", "", "p.jsonl: line 1 has no column 'text' (it has none); set prompts.column."),
+        (b"{\n", "p.jsonl", "", "p.jsonl: line 1 is no JSON"),
+        (b"a\n", "p.txt", ", column: q", "a text file has no columns"),
+        (b"x" * (4 * 2**20 + 1), "p.txt", "", "larger than 4096 KiB"),
+    ],
+)
+def test_an_unusable_prompt_file_is_named_with_its_place(
+    tmp_path: Path, content: bytes | None, name: str, extra: str, message: str
+) -> None:
+    if content is not None:
+        write(tmp_path, content, name)
+    path = write(tmp_path, f"{BASE}prompts:\n  file: {name}\n".replace(f"file: {name}", f"{{file: {name}{extra}}}"))
+    (problem,) = problems(path)
+    assert problem.startswith("c.yaml:")
+    assert ": prompts.file: " in problem
+    assert message in problem
+
+
+def test_sweeping_the_column_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, BASE + "prompts: {file: p.jsonl}\nsweep: {prompts.column: [a, b]}\n")
+    assert "prompts.column can't be swept" in problems(path)[0]
+
+
+# --- what is wrong ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (BASE + "outptu: {}\n", ["c.yaml:3: outptu: unknown key 'outptu'; did you mean 'output'?"]),
+        (
+            BASE + "simulated:\n  bacth_size: 4\n",
+            ["c.yaml:4: simulated.bacth_size: unknown key 'bacth_size'; did you mean 'batch_size'?"],
+        ),
+        (
+            BASE + "output:\n  max_tokens: many\nsweep:\n  simulated.batch_size: [1, -2]\n",
+            ["c.yaml:4: output.max_tokens: ", "c.yaml:6: simulated.batch_size: "],
+        ),
+        (BASE + "execution:\n  cycles: 0\n", ["c.yaml:4: execution.cycles: "]),
+        ("backend: simulated\n", ["c.yaml: model: 'model' is required; add it"]),
+        (BASE + "prompts: {builtin: nope}\n", ["c.yaml:3: prompts.builtin: there is no built-in set of prompts 'nope'"]),
+        (BASE + "sweep: {output.max_tokens: []}\n", ["c.yaml: sweep.output.max_tokens has no values"]),
+        (BASE + "model: again\n", ["c.yaml:3: key 'model' stands on line 2 already; keep one of them"]),
+        (BASE + "1: x\n", ["c.yaml:3: '1' is no text, and keys must be; put it in quotes"]),
+        (BASE + "labels: !!python/object:os.system {}\n", ["c.yaml:3: tag !!python/object:os.system is not supported"]),
+        (BASE + "labels: !!set {a}\n", ["c.yaml:3: tag !!set is not supported; write a plain value"]),
+        (BASE + "decoding: {temperature: .nan}\n", ["c.yaml:3: .nan is no number that can be configured"]),
+        (BASE + "labels: {a: [}\n", ["c.yaml:3: this is no YAML: "]),
+        (BASE + 'labels: {a: "\\uD800"}\n', ["c.yaml:3: the text holds half of a character"]),
+        ("- a\n", ["c.yaml:1: the top level must be keys with values (key: value)"]),
+        ("", ["c.yaml is empty; write at least `model: …` into it"]),
+        ("a: \x01\n", ["c.yaml: this is no YAML: "]),
+        (b"model: \xff\n", ["c.yaml:1: this is no UTF-8 text; save the file as UTF-8"]),
+        ("a: " + "[" * 500 + "]" * 500, ["c.yaml:1: values are nested deeper than 50 levels; flatten them"]),
+        ("a: " + "[" * 50_000, ["c.yaml: values are nested deeper than 50 levels; flatten the file"]),
+        ("a: &a [*a]\n", ["c.yaml:1: values are nested deeper than 50 levels; flatten them"]),
+        ("x: " + "9" * 5000 + "\n", ["c.yaml: "]),
+        ("#" * (2**20 + 1), ["c.yaml is larger than 1024 KiB, the limit for a campaign file; make it smaller"]),
+    ],
+)
+def test_each_problem_is_a_sentence_with_its_place(tmp_path: Path, text: str | bytes, expected: list[str]) -> None:
+    found = problems(write(tmp_path, text))
+    assert len(found) == len(expected), found
+    for problem, begin in zip(found, expected, strict=True):
+        assert problem.startswith(begin), problem
+        assert "\n" not in problem
+
+
+def test_an_alias_bomb_is_refused_before_it_goes_off(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+    assert "too many values once its aliases are followed" in problems(write(tmp_path, "\n".join(lines)))[0]
+
+
+def test_a_bomb_of_long_texts_is_refused(tmp_path: Path) -> None:
+    text = f"a: &a {'x' * 500_000}\nb: [{', '.join(['*a'] * 100)}]\n"
+    assert "too many values once its aliases are followed" in problems(write(tmp_path, text))[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "begin"),
+    [
+        ("model = \n", "c.toml: this is no TOML: "),
+        ("", "c.toml is empty"),
+        ("model = 2026-01-01\n", "c.toml: model: 2026-01-01 is no plain value"),
+        ("a = nan\n", "c.toml: a: nan is no plain value"),
+        ('model = "x"\n[output]\nmax_tokens = 0\n', "c.toml: output.max_tokens: "),
+        ("a = " + "[" * 5000, "c.toml: "),
+    ],
+)
+def test_problems_of_toml(tmp_path: Path, text: str, begin: str) -> None:
+    assert problems(write(tmp_path, text, "c.toml"))[0].startswith(begin)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("nonsense", "--set nonsense: write it as path=value"),
+        ("a..b=1", "--set a..b=1: write it as path=value"),
+        ("output.max_tokens=[", "--set output.max_tokens: '[' is no value as YAML writes one"),
+        ("backend.x=1", "'backend' is a plain value in the file; correct the path"),
+        ("output.max_tokens=-1", "--set output.max_tokens: output.max_tokens: input should be greater"),
+    ],
+)
+def test_problems_of_the_command_line_name_the_option(tmp_path: Path, override: str, message: str) -> None:
+    assert message in problems(write(tmp_path, BASE), overrides=(override,))[0]
+
+
+def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
+    assert problems(tmp_path / "no.yaml") == ["there is no file no.yaml; check the path"]
+    with pytest.raises(FileError, match="is no file; name a campaign file"):
+        load_campaign_file(tmp_path)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_get_past_the_reader_as_anything_but_a_file_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    for suffix in ("yaml", "toml"):
+        path = tmp_path_factory.getbasetemp() / f"any.{suffix}"
+        path.write_bytes(content)
+        with pytest.raises(FileError):
+            load_campaign_file(path)

@@ -1,0 +1,205 @@
+"""Heartbeats, in a process of their own, so that a busy engine can't starve them (`python -m lem_worker.beat`).
+
+The daemon writes JSON lines to its standard input (what is held, and how far it is) and reads JSON lines from its
+standard output (what became of it). It ends with the daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import sys
+from typing import Annotated, Literal
+from uuid import UUID
+
+import httpx
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from lem_domain.errors import ProblemCode
+from lem_domain.wire.runs import Progress
+from lem_domain.wire.workers import AttemptBeat, BeatVerdict, Heartbeat
+from lem_worker.processes import die_with_parent
+from lem_worker.server_api import ServerApi, ServerRefused
+
+logger = logging.getLogger("lem_worker.beat")
+
+PROGRESS_EVERY_S = 2.0
+"""New progress is told so often, so that whoever watches sees it move; a beat costs the server one row update."""
+
+TRUST_MARGIN_S = 10.0
+"""A worker stops trusting its lease so long before it ends by the server's clock."""
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BeatStart(_Line):
+    """First line from the daemon."""
+
+    type: Literal["start"] = "start"
+    server: str
+    token: str
+    worker_id: str
+    boot_id: UUID
+    interval_s: float
+
+
+class Hold(_Line):
+    """An attempt is held, or has new progress."""
+
+    type: Literal["hold"] = "hold"
+    attempt_id: str
+    lease_s: float | None = Field(default=None, description="Of a new lease.")
+    progress: Progress | None = None
+
+
+class Release(_Line):
+    """An attempt is not held any more."""
+
+    type: Literal["release"] = "release"
+    attempt_id: str
+
+
+class Verdict(_Line):
+    """To the daemon: what to do with an attempt."""
+
+    type: Literal["verdict"] = "verdict"
+    attempt_id: str
+    verdict: BeatVerdict
+    why: str
+
+
+class Drain(_Line):
+    """To the daemon: claim nothing more."""
+
+    type: Literal["drain"] = "drain"
+
+
+class Superseded(_Line):
+    """To the daemon: another boot of this worker is registered."""
+
+    type: Literal["superseded"] = "superseded"
+
+
+ToBeat = Annotated[BeatStart | Hold | Release, Field(discriminator="type")]
+FromBeat = Annotated[Verdict | Drain | Superseded, Field(discriminator="type")]
+to_beat: TypeAdapter[ToBeat] = TypeAdapter(ToBeat)
+from_beat: TypeAdapter[FromBeat] = TypeAdapter(FromBeat)
+
+
+class Beats:
+    """What is held, until when it is trusted, and the loop that renews it."""
+
+    def __init__(self, start: BeatStart, api: ServerApi) -> None:
+        self._start = start
+        self._api = api
+        self._held: dict[str, Progress | None] = {}
+        self._trusted_until: dict[str, float] = {}
+        self._interval_s = start.interval_s
+        self._changed = asyncio.Event()
+        self._last_beat = 0.0
+
+    def take(self, line: Hold | Release) -> None:
+        """What the daemon says."""
+        if isinstance(line, Release):
+            self._held.pop(line.attempt_id, None)
+            self._trusted_until.pop(line.attempt_id, None)
+            return
+        self._held[line.attempt_id] = line.progress or self._held.get(line.attempt_id)
+        if line.lease_s is not None:
+            self._trust(line.attempt_id, _now(), line.lease_s)
+            # A new attempt beats at once, so that its first sign of life does not wait for the interval.
+            self._changed.set()
+        elif line.progress is not None and _now() - self._last_beat >= PROGRESS_EVERY_S:
+            self._changed.set()
+
+    async def run(self) -> None:
+        """Beat until the process ends."""
+        while True:
+            await self._beat()
+            self._distrust_expired()
+            pause = self._interval_s * random.uniform(0.8, 1.2)
+            try:
+                await asyncio.wait_for(self._changed.wait(), timeout=pause)
+            except TimeoutError:
+                continue
+            self._changed.clear()
+
+    async def _beat(self) -> None:
+        began = self._last_beat = _now()
+        held = tuple(AttemptBeat(attempt_id=name, progress=progress) for name, progress in self._held.items())
+        try:
+            answer = await self._api.beat(Heartbeat(boot_id=self._start.boot_id, attempts=held))
+        except httpx.HTTPError as error:
+            logger.warning("a beat got no answer: %s", error or type(error).__name__)
+            return
+        except ServerRefused as error:
+            if error.problem.code is ProblemCode.BOOT_SUPERSEDED:
+                _tell(Superseded())
+            logger.warning("a beat was refused: %s", error)
+            return
+        self._interval_s = answer.next_beat_s
+        for one in answer.attempts:
+            if one.lease_s is not None:
+                self._trust(one.attempt_id, began, one.lease_s)
+            if one.verdict is not BeatVerdict.OK and one.attempt_id in self._held:
+                _tell(Verdict(attempt_id=one.attempt_id, verdict=one.verdict, why="the server said so"))
+        if answer.drain:
+            _tell(Drain())
+
+    def _trust(self, attempt_id: str, began: float, lease_s: float) -> None:
+        margin = min(TRUST_MARGIN_S, lease_s / 4)
+        self._trusted_until[attempt_id] = began + lease_s - margin
+
+    def _distrust_expired(self) -> None:
+        for attempt_id, until in list(self._trusted_until.items()):
+            if _now() >= until:
+                self._trusted_until.pop(attempt_id)
+                _tell(
+                    Verdict(
+                        attempt_id=attempt_id,
+                        verdict=BeatVerdict.LOST,
+                        why="no beat was answered for as long as the lease can be trusted",
+                    )
+                )
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _tell(line: Verdict | Drain | Superseded) -> None:
+    sys.stdout.write(line.model_dump_json() + "\n")
+    sys.stdout.flush()
+
+
+async def _main() -> None:
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    start = to_beat.validate_json(await reader.readline())
+    if not isinstance(start, BeatStart):
+        sys.exit("the first line must be a start; let lem-worker start this module")
+    api = ServerApi(start.server, start.token, worker_id=start.worker_id, boot_id=start.boot_id)
+    beats = Beats(start, api)
+    loop = asyncio.create_task(beats.run())
+    while line := await reader.readline():
+        message = to_beat.validate_json(line)
+        if not isinstance(message, BeatStart):
+            beats.take(message)
+        if loop.done():
+            loop.result()
+    loop.cancel()
+    await api.aclose()
+
+
+def main() -> None:
+    """Beat until the daemon closes the pipe."""
+    die_with_parent()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    asyncio.run(_main())
+
+
+if __name__ == "__main__":
+    main()

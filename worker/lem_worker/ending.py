@@ -1,0 +1,31 @@
+"""How an attempt ends for its worker."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lem_domain.errors import LemError
+from lem_domain.states import FailureReason
+
+INFRASTRUCTURE = frozenset({FailureReason.BACKEND_UNAVAILABLE, FailureReason.BACKEND_INITIALISATION})
+"""Failures that speak of the machine rather than of the run."""
+
+
+class AttemptEnded(LemError):
+    """The attempt is over without a result; raised where that is known, told to the server in one place."""
+
+    def __init__(
+        self, outcome: Literal["failed", "interrupted", "cancelled"], reason: FailureReason, message: str
+    ) -> None:
+        super().__init__(message)
+        self.outcome: Literal["failed", "interrupted", "cancelled"] = outcome
+        self.reason = reason
+
+
+class AttemptLost(LemError):
+    """The lease is gone: stop everything, nothing more is sent."""
+
+
+def failed(reason: FailureReason, message: str) -> AttemptEnded:
+    """The attempt failed."""
+    return AttemptEnded("failed", reason, message)

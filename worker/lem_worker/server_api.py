@@ -1,0 +1,236 @@
+"""The worker's side of the REST API: one method per endpoint, and the rule for what is tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import random
+from collections.abc import Sequence
+from typing import TypeVar
+from uuid import UUID
+
+import httpx
+from pydantic import BaseModel
+
+from lem_domain.errors import LemError, Problem, ProblemCode
+from lem_domain.evidence import CHUNK_MEDIA_TYPE
+from lem_domain.wire.base import BOOT_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION, WORKER_HEADER
+from lem_domain.wire.datasets import DatasetContent
+from lem_domain.wire.runs import AttemptView
+from lem_domain.wire.workers import (
+    Assignment,
+    BeatAnswer,
+    ClaimRequest,
+    CompleteAttempt,
+    EndAttempt,
+    Heartbeat,
+    LogText,
+    MissingChunks,
+    ProcessCompletion,
+    Registered,
+    RegisterWorker,
+    StartAttempt,
+)
+from lem_worker.spool import SpooledChunk
+
+logger = logging.getLogger(__name__)
+
+LONGEST_PAUSE_S = 30.0
+_TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class ServerRefused(LemError):
+    """The server will not have this request, however often it is sent."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+
+class LeaseLost(ServerRefused):
+    """The attempt is not this worker's any more."""
+
+
+class NotAllowed(ServerRefused):
+    """The token, or the worker's version, is not accepted; trying again is of no use."""
+
+
+class ManifestIncomplete(ServerRefused):
+    """The server lacks chunks; `missing` says which."""
+
+    def __init__(self, problem: Problem, missing: tuple[MissingChunks, ...]) -> None:
+        super().__init__(problem)
+        self.missing = missing
+
+
+class ServerApi:
+    """Calls of one boot of one worker. Connection faults, 429 and 5xx are tried again for ever, with full jitter."""
+
+    def __init__(
+        self,
+        server: str,
+        token: str,
+        *,
+        worker_id: str,
+        boot_id: UUID,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._worker_id = worker_id
+        self._client = httpx.AsyncClient(
+            base_url=server,
+            headers={
+                "Authorization": f"Bearer {token}",
+                WORKER_HEADER: worker_id,
+                BOOT_HEADER: str(boot_id),
+                PROTOCOL_HEADER: str(PROTOCOL_VERSION),
+            },
+            timeout=httpx.Timeout(60, connect=5),
+            transport=transport,
+        )
+        self._server = server
+        self._waiting = False
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def register(self, request: RegisterWorker) -> Registered:
+        """Announce this boot."""
+        return _read(Registered, await self._send("POST", "/api/v1/workers", body=request))
+
+    async def sign_off(self, boot_id: UUID) -> None:
+        """Leave; one try, for a worker that ends must not wait for a server."""
+        try:
+            await self._client.post(
+                f"/api/v1/workers/{self._worker_id}:sign_off", json={"boot_id": str(boot_id)}, timeout=5
+            )
+        except httpx.HTTPError as error:
+            logger.warning("could not sign off: %s", error)
+
+    async def claim(self, request: ClaimRequest) -> Assignment | None:
+        """The next run, or None after waiting."""
+        answer = await self._send("POST", f"/api/v1/workers/{self._worker_id}/claims", body=request)
+        return None if answer.status_code == 204 else _read(Assignment, answer)
+
+    async def beat(self, request: Heartbeat) -> BeatAnswer:
+        """Renew leases; one try, because the next beat comes anyway.
+
+        Raises:
+            httpx.HTTPError: the server did not answer.
+            ServerRefused: it refused.
+        """
+        answer = await self._client.post(
+            f"/api/v1/workers/{self._worker_id}/heartbeat",
+            content=request.model_dump_json(),
+            headers={"Content-Type": "application/json"},
+            timeout=10,
+        )
+        if answer.status_code in _TRY_AGAIN:
+            answer.raise_for_status()
+        _raise_refusal(answer)
+        return _read(BeatAnswer, answer)
+
+    async def start(self, attempt_id: str, request: StartAttempt) -> AttemptView:
+        """The window may open when this returns."""
+        return _read(AttemptView, await self._send("POST", f"/api/v1/attempts/{attempt_id}:start", body=request))
+
+    async def put_chunk(self, attempt_id: str, chunk: SpooledChunk) -> None:
+        """Send a spooled chunk; when this returns it is durable on the server."""
+        digest = base64.b64encode(bytes.fromhex(chunk.sha256)).decode()
+        await self._send(
+            "PUT",
+            f"/api/v1/attempts/{attempt_id}/processes/{chunk.process}/streams/{chunk.stream.value}/chunks/{chunk.seq}",
+            content=chunk.path.read_bytes(),
+            headers={"Content-Type": CHUNK_MEDIA_TYPE, "Content-Digest": f"sha-256=:{digest}:"},
+        )
+
+    async def put_log(self, attempt_id: str, process: str, seq: int, text: str) -> None:
+        """Send a piece of a process's output."""
+        await self._send(
+            "PUT", f"/api/v1/attempts/{attempt_id}/processes/{process}/logs/{seq}", body=LogText(text=text)
+        )
+
+    async def put_completion(self, attempt_id: str, process: str, marker: ProcessCompletion) -> None:
+        """A process wrote everything."""
+        await self._send("PUT", f"/api/v1/attempts/{attempt_id}/processes/{process}/completion", body=marker)
+
+    async def complete(self, attempt_id: str, request: CompleteAttempt) -> AttemptView:
+        """End the attempt with its manifest.
+
+        Raises:
+            ManifestIncomplete: naming what to send again.
+        """
+        return _read(AttemptView, await self._send("POST", f"/api/v1/attempts/{attempt_id}:complete", body=request))
+
+    async def end(self, attempt_id: str, request: EndAttempt) -> AttemptView:
+        """End the attempt without a result."""
+        return _read(AttemptView, await self._send("POST", f"/api/v1/attempts/{attempt_id}:end", body=request))
+
+    async def dataset(self, sha256: str) -> DatasetContent:
+        """A set of prompts."""
+        return _read(DatasetContent, await self._send("GET", f"/api/v1/datasets/{sha256}"))
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: BaseModel | None = None,
+        content: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> httpx.Response:
+        if body is not None:
+            content, headers = body.model_dump_json().encode(), {"Content-Type": "application/json"}
+        pause_s = 0.5
+        while True:
+            asked_s = None
+            try:
+                answer = await self._client.request(method, path, content=content, headers=headers)
+            except httpx.TransportError as error:
+                why = f"no answer from {self._server} ({error or type(error).__name__})"
+            else:
+                if answer.status_code not in _TRY_AGAIN:
+                    if self._waiting:
+                        logger.info("the server answers again")
+                        self._waiting = False
+                    _raise_refusal(answer)
+                    return answer
+                why = f"{self._server} answered {answer.status_code}"
+                asked = answer.headers.get("retry-after", "")
+                asked_s = float(asked) if asked.isdigit() else None
+            if not self._waiting:
+                logger.warning("%s; trying again until it does, nothing is lost meanwhile", why)
+                self._waiting = True
+            await asyncio.sleep(min(LONGEST_PAUSE_S, random.uniform(0.1, 1) * max(pause_s, asked_s or 0)))
+            pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
+
+
+def _read(model: type[M], answer: httpx.Response) -> M:
+    return model.model_validate_json(answer.content)
+
+
+def _raise_refusal(answer: httpx.Response) -> None:
+    if answer.is_success:
+        return
+    try:
+        problem = Problem.model_validate_json(answer.content)
+    except ValueError:
+        problem = Problem(
+            type="about:blank",
+            title="unexpected answer",
+            status=answer.status_code,
+            code=ProblemCode.INTERNAL,
+            detail=f"the server answered {answer.status_code} with something that is no problem document; "
+            "check that LEM_SERVER names a LEM server.",
+        )
+    if problem.code in (ProblemCode.LEASE_LOST, ProblemCode.ATTEMPT_CLOSED, ProblemCode.BOOT_SUPERSEDED):
+        raise LeaseLost(problem)
+    if problem.code is ProblemCode.MANIFEST_INCOMPLETE:
+        missing: Sequence[object] = (problem.model_extra or {}).get("missing", ())
+        raise ManifestIncomplete(problem, tuple(MissingChunks.model_validate(one) for one in missing))
+    if answer.status_code in (401, 403, 426):
+        raise NotAllowed(problem)
+    raise ServerRefused(problem)

@@ -1,0 +1,230 @@
+"""The worker's fsynced spool: evidence lies here before it is sent, and until it is acknowledged.
+
+    <spool>/<attempt id>/
+        assignment.json                                     what was claimed, and under which boot
+        chunks/<process>/<stream>/<seq>.<rows>.<sha256>.chunk          sealed, not acknowledged
+        chunks/<process>/<stream>/<seq>.<rows>.<bytes>.<sha256>.acked  acknowledged; its bytes are gone
+        <process>.done.json                                 the process wrote all that it was going to write
+
+A chunk appears under its name only when its bytes are on the disk (write, fsync, rename, fsync of the folder), so that
+a power cut or a SIGKILL leaves whole chunks and nothing else that counts.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel
+
+from lem_domain.errors import LemError
+from lem_domain.evidence import STREAMS, StreamManifest, StreamName, digest_of_digests
+from lem_domain.evidence_codec import encode_chunk
+from lem_domain.wire.workers import ProcessCompletion
+
+ROWS_PER_CHUNK = 65_536
+"""About 1 MB of tokens before compression: above the size where requests cost more than bytes, far below the limit."""
+
+
+class SpoolError(LemError):
+    """The spool can't be written."""
+
+
+class SpooledChunk(NamedTuple):
+    """A sealed chunk, known from its file's name."""
+
+    process: str
+    stream: StreamName
+    seq: int
+    rows: int
+    sha256: str
+    path: Path
+    bytes: int
+    acknowledged: bool
+
+
+class StreamWriter:
+    """Rows of one stream of one process, sealed into chunks."""
+
+    def __init__(self, attempt_dir: Path, process: str, stream: StreamName) -> None:
+        self._folder = attempt_dir / "chunks" / process / stream.value
+        self._process = process
+        self._stream = stream
+        self._columns: dict[str, list[object]] = {column.name: [] for column in STREAMS[stream]}
+        self._rows = 0
+        self._oldest: float | None = None
+        self._sealed: list[tuple[int, int, str]] = []
+
+    def append(self, **row: object) -> None:
+        """Add one row; columns that are left out are null."""
+        for name, values in self._columns.items():
+            values.append(row.get(name))
+        self._added(1)
+
+    def extend(self, **columns: Sequence[object]) -> None:
+        """Add many rows, as columns of equal length; columns that are left out are null."""
+        count = len(next(iter(columns.values())))
+        for name, values in self._columns.items():
+            given = columns.get(name)
+            values.extend([None] * count if given is None else given)
+        self._added(count)
+
+    def flush(self) -> None:
+        """Seal what is buffered, durably.
+
+        Raises:
+            SpoolError: the disk is full or can't be written.
+        """
+        while self._rows:
+            count = min(self._rows, ROWS_PER_CHUNK)
+            self._seal({name: values[:count] for name, values in self._columns.items()}, count)
+            for values in self._columns.values():
+                del values[:count]
+            self._rows -= count
+        self._oldest = None
+
+    def flush_older_than(self, seconds: float) -> None:
+        """Seal what is buffered when its oldest row is that old."""
+        if self._oldest is not None and time.monotonic() - self._oldest >= seconds:
+            self.flush()
+
+    def manifest(self) -> StreamManifest | None:
+        """What was sealed; None when it is nothing."""
+        if not self._sealed:
+            return None
+        return StreamManifest(
+            process=self._process,
+            stream=self._stream,
+            chunks=len(self._sealed),
+            rows=sum(rows for rows, _, _ in self._sealed),
+            bytes=sum(size for _, size, _ in self._sealed),
+            sha256=digest_of_digests(digest for _, _, digest in self._sealed),
+        )
+
+    def _added(self, count: int) -> None:
+        self._rows += count
+        if self._oldest is None:
+            self._oldest = time.monotonic()
+        if self._rows >= ROWS_PER_CHUNK:
+            self.flush()
+
+    def _seal(self, columns: dict[str, list[object]], rows: int) -> None:
+        body = encode_chunk(self._stream, columns)
+        digest = hashlib.sha256(body).hexdigest()
+        write_durably(self._folder / f"{len(self._sealed):08d}.{rows}.{digest}.chunk", body)
+        self._sealed.append((rows, len(body), digest))
+
+
+class EvidenceWriter:
+    """All streams of one process of an attempt."""
+
+    def __init__(self, attempt_dir: Path, process: str) -> None:
+        self._attempt_dir = attempt_dir
+        self._process = process
+        self._streams: dict[StreamName, StreamWriter] = {}
+
+    def stream(self, name: StreamName) -> StreamWriter:
+        """The writer of a stream."""
+        if name not in self._streams:
+            self._streams[name] = StreamWriter(self._attempt_dir, self._process, name)
+        return self._streams[name]
+
+    def flush_older_than(self, seconds: float) -> None:
+        """Seal every stream whose oldest buffered row is that old."""
+        for writer in self._streams.values():
+            writer.flush_older_than(seconds)
+
+    def seal(self) -> tuple[StreamManifest, ...]:
+        """Seal everything and say what there is; streams without a row are left out."""
+        for writer in self._streams.values():
+            writer.flush()
+        manifests = (self._streams[name].manifest() for name in sorted(self._streams))
+        return tuple(manifest for manifest in manifests if manifest is not None)
+
+
+def write_durably(path: Path, body: bytes) -> None:
+    """Make a file that is either whole and on the disk under its name, or not there.
+
+    Raises:
+        SpoolError: the disk is full or can't be written.
+    """
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with fresh.open("wb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.rename(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        remedy = "free space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the state folder"
+        raise SpoolError(f"the spool can't write {path.name} ({error.strerror}); {remedy} and run it again.") from error
+
+
+def write_model(path: Path, model: BaseModel) -> None:
+    """Write a model as JSON, durably."""
+    write_durably(path, model.model_dump_json().encode())
+
+
+def chunks(attempt_dir: Path) -> Iterator[SpooledChunk]:
+    """Every sealed chunk of an attempt, in order of process, stream and number."""
+    for folder in sorted((attempt_dir / "chunks").glob("*/*")):
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith("."):
+                continue
+            number, rows, *rest, ending = path.name.split(".")
+            acknowledged = ending == "acked"
+            size = int(rest[0]) if acknowledged else path.stat().st_size
+            yield SpooledChunk(
+                folder.parent.name, StreamName(folder.name), int(number), int(rows), rest[-1], path, size, acknowledged
+            )
+
+
+def pending(attempt_dir: Path) -> list[SpooledChunk]:
+    """Chunks that nobody acknowledged yet."""
+    return [chunk for chunk in chunks(attempt_dir) if not chunk.acknowledged]
+
+
+def mark_acknowledged(chunk: SpooledChunk) -> None:
+    """Keep the facts of an acknowledged chunk and drop its bytes."""
+    marker = chunk.path.with_name(f"{chunk.seq:08d}.{chunk.rows}.{chunk.bytes}.{chunk.sha256}.acked")
+    marker.touch()
+    _sync_folder(chunk.path.parent)
+    chunk.path.unlink(missing_ok=True)
+
+
+def mark_done(attempt_dir: Path, process: str, marker: ProcessCompletion) -> None:
+    """A process wrote all that it was going to write."""
+    write_model(attempt_dir / f"{process}.done.json", marker)
+
+
+def done(attempt_dir: Path, process: str) -> ProcessCompletion | None:
+    """A process's completion marker."""
+    path = attempt_dir / f"{process}.done.json"
+    return ProcessCompletion.model_validate_json(path.read_bytes()) if path.exists() else None
+
+
+def is_whole(attempt_dir: Path, processes: Sequence[str]) -> bool:
+    """Whether every process finished, so that the attempt can be completed from here."""
+    return all(done(attempt_dir, process) is not None for process in processes)
+
+
+def remove(attempt_dir: Path) -> None:
+    """Forget an attempt."""
+    shutil.rmtree(attempt_dir, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,257 @@
+"""Follows the processes of one attempt: what they say, whether they live, and whether they keep their limits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from lem_domain.config.experiment import LimitsConfig
+from lem_domain.evidence import SAMPLER, PhaseName
+from lem_domain.states import FailureReason
+from lem_domain.wire.runs import EffectiveConfig, Progress
+from lem_worker.ending import AttemptEnded, AttemptLost, failed
+from lem_worker.process_protocol import Done, Failed, FromProcess, Loaded, PhaseEdge, Ready, Sampling, Tick
+from lem_worker.processes import Child
+from lem_worker.upload import tail
+
+_BEFORE_THE_WINDOW = frozenset({None, PhaseName.LOAD, PhaseName.COMPILE})
+
+
+class Supervision:
+    """The state of an attempt's processes, and waits for what must come next."""
+
+    def __init__(
+        self,
+        limits: LimitsConfig,
+        ranks: tuple[str, ...],
+        on_progress: Callable[[Progress], None],
+        *,
+        log_dir: Path,
+    ) -> None:
+        self._limits = limits
+        self._ranks = ranks
+        self._on_progress = on_progress
+        self._log_dir = log_dir
+        self._children: dict[str, Child] = {}
+        self._readers: list[asyncio.Task[None]] = []
+        self._changed = asyncio.Event()
+        self._stopped: asyncio.Future[None] | None = None
+        self._stop_reason: AttemptEnded | AttemptLost | None = None
+        self._loaded: dict[str, EffectiveConfig] = {}
+        self._ready: set[str] = set()
+        self._done: dict[str, Done] = {}
+        self._sampling = False
+        self._sampler_gone = False
+        self._phase: dict[str, PhaseName | None] = {}
+        self._ticks: dict[str, Tick] = {}
+        self._last_sign: dict[str, float] = {}
+        self._phase_began = 0.0
+        self._power_w: float | None = None
+
+    @property
+    def effective_config(self) -> EffectiveConfig | None:
+        """What rank 0 read back from its engine, when it has."""
+        return self._loaded.get(self._ranks[0])
+
+    def stop(self, why: AttemptEnded | AttemptLost) -> None:
+        """End the attempt from outside; the first reason counts."""
+        if self._stop_reason is None:
+            self._stop_reason = why
+        if self._stopped is not None and not self._stopped.done():
+            self._stopped.set_exception(self._stop_reason)
+
+    async def guard(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work until it ends, somebody stops the attempt, a process fails, or its time is up.
+
+        Raises:
+            AttemptEnded: it failed, or was stopped.
+            AttemptLost: its lease is gone.
+        """
+        loop = asyncio.get_running_loop()
+        self._stopped = loop.create_future()
+        if self._stop_reason is not None:
+            self._stopped.set_exception(self._stop_reason)
+        task = loop.create_task(work)
+        try:
+            done, _ = await asyncio.wait(
+                {task, self._stopped}, timeout=self._limits.run_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                raise _timeout("the attempt", self._limits.run_s, "run_s")
+            if self._stopped in done:
+                self._stopped.result()
+            await task
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            if self._stopped.done():
+                self._stopped.exception()
+
+    def watch(self, task: asyncio.Task[None]) -> None:
+        """End the attempt with the error of a task that runs beside it."""
+
+        def ended(finished: asyncio.Task[None]) -> None:
+            if finished.cancelled():
+                return
+            error = finished.exception()
+            if error is not None and self._stopped is not None and not self._stopped.done():
+                self._stopped.set_exception(error)
+
+        task.add_done_callback(ended)
+
+    def follow(self, child: Child) -> None:
+        """Read what a process says until it closes its pipe."""
+        self._children[child.name] = child
+        self._last_sign[child.name] = _now()
+        self._readers.append(asyncio.create_task(self._read(child), name=f"lem-read-{child.name}"))
+
+    async def until_sampling(self, sampler: Child) -> None:
+        """Wait for the sampler's first samples."""
+        await self._until(
+            lambda: self._sampling or self._sampler_gone, self._limits.load_s, "opening the energy sources"
+        )
+        if self._sampler_gone:
+            ended = await sampler.wait()
+            raise failed(
+                FailureReason.BACKEND_INITIALISATION,
+                f"the sampler {ended} before its first sample:\n{tail(self._log_dir / f'{SAMPLER}.log')}",
+            )
+
+    async def until_loaded(self) -> EffectiveConfig:
+        """Wait until every rank's engine is up; what rank 0 read back."""
+        await self._until(lambda: len(self._loaded) == len(self._ranks), self._limits.load_s, "load_s")
+        return self._loaded[self._ranks[0]]
+
+    async def until_ready(self) -> None:
+        """Wait until every rank is warm."""
+        await self._until(lambda: len(self._ready) == len(self._ranks), self._limits.warmup_s, "warmup_s", silence=True)
+
+    async def until_done(self) -> dict[str, Done]:
+        """Wait until every rank has sealed its evidence."""
+        self._last_sign = dict.fromkeys(self._last_sign, _now())
+        await self._until(
+            lambda: all(rank in self._done for rank in self._ranks), self._limits.run_s, "run_s", silence=True
+        )
+        return {rank: self._done[rank] for rank in self._ranks}
+
+    async def until_sampler_done(self) -> Done | None:
+        """Wait until the sampler has sealed its evidence; None when it died."""
+        await self._until(lambda: SAMPLER in self._done or self._sampler_gone, 60.0, "sealing the power samples")
+        return self._done.get(SAMPLER)
+
+    async def kill_all(self, grace_s: float) -> None:
+        """End every process and every reader."""
+        await asyncio.gather(*(child.kill(grace_s) for child in self._children.values()))
+        self._children.clear()
+        for reader in self._readers:
+            reader.cancel()
+        await asyncio.gather(*self._readers, return_exceptions=True)
+        self._readers.clear()
+
+    async def _until(self, met: Callable[[], bool], limit_s: float, name: str, *, silence: bool = False) -> None:
+        deadline = _now() + limit_s
+        while not met():
+            wake = min(deadline, self._silent_at()) if silence else deadline
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), timeout=max(0.0, wake - _now()))
+            except TimeoutError:
+                if met():
+                    return
+                if _now() >= deadline:
+                    raise _timeout("the step", limit_s, name) from None
+                if silence and _now() >= self._silent_at():
+                    raise failed(
+                        FailureReason.SILENT,
+                        f"no rank made progress for {self._limits.silence_s:g} s (limits.silence_s); "
+                        f"the last lines:\n{self._tails()}",
+                    ) from None
+
+    def _silent_at(self) -> float:
+        """When the first rank that should be busy has said nothing for too long."""
+        busy = [rank for rank in self._ranks if rank not in self._done and self._is_busy(rank)]
+        return min((self._last_sign[rank] for rank in busy), default=_now()) + self._limits.silence_s
+
+    def _is_busy(self, rank: str) -> bool:
+        """A rank that is warm waits for the others until all are."""
+        return rank not in self._ready or len(self._ready) == len(self._ranks)
+
+    async def _read(self, child: Child) -> None:
+        while (message := await child.receive()) is not None:
+            self._last_sign[child.name] = _now()
+            self._take(child.name, message)
+            self._changed.set()
+        if child.name in self._done:
+            return
+        if child.name == SAMPLER:
+            self._sampler_gone = True
+            self._changed.set()
+            return
+        ended = await child.wait()
+        phase = self._phase.get(child.name)
+        reason = FailureReason.BACKEND_INITIALISATION if phase in _BEFORE_THE_WINDOW else FailureReason.INFERENCE
+        during = f" during {phase.value}" if phase else ""
+        self.stop(
+            failed(
+                reason, f"{child.name} {ended}{during}; its last lines:\n{tail(self._log_dir / f'{child.name}.log')}"
+            )
+        )
+
+    def _take(self, name: str, message: FromProcess) -> None:
+        match message:
+            case Loaded():
+                self._loaded[name] = message.effective_config
+            case Ready():
+                self._ready.add(name)
+            case Done():
+                self._done[name] = message
+            case Sampling():
+                self._sampling = True
+            case Failed():
+                self.stop(failed(message.reason, message.message))
+            case PhaseEdge():
+                self._phase[name] = message.phase if message.edge == "begin" else None
+                if name == self._ranks[0] and message.edge == "begin":
+                    self._phase_began = _now()
+                    self._ticks.clear()
+                    self._report()
+            case Tick():
+                if name == SAMPLER:
+                    self._power_w = message.power_w
+                else:
+                    self._ticks[name] = message
+                self._report()
+
+    def _report(self) -> None:
+        phase = self._phase.get(self._ranks[0])
+        ticks = self._ticks.values()
+        rates = [tick.output_rate_tok_s for tick in ticks if tick.output_rate_tok_s is not None]
+        fractions = [tick.fraction for tick in ticks if tick.fraction is not None]
+        self._on_progress(
+            Progress(
+                phase=phase.value if phase else "preparing",
+                requests_done=sum(tick.requests_done for tick in ticks),
+                generated_tokens=sum(tick.generated_tokens for tick in ticks),
+                elapsed_s=max(0.0, _now() - self._phase_began) if phase else 0.0,
+                fraction=min(fractions) if fractions else None,
+                output_rate_tok_s=sum(rates) if rates else None,
+                power_w=self._power_w,
+            )
+        )
+
+    def _tails(self) -> str:
+        return "\n".join(tail(self._log_dir / f"{rank}.log", lines=5, most=500) for rank in self._ranks)
+
+
+def _timeout(what: str, limit_s: float, name: str) -> AttemptEnded:
+    return failed(
+        FailureReason.TIMEOUT,
+        f"{what} took longer than {limit_s:g} s ({name}); raise the limit or make the run smaller.",
+    )
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
