@@ -128,9 +128,9 @@ def _show_campaign(session: Session, campaign_id: str) -> None:
     if session.as_json:
         session.print_json(
             {
-                **_json(campaign),
-                "experiments_list": [_json(one) for one in experiments],
-                "runs_list": [_json(one) for one in runs],
+                "campaign": _json(campaign),
+                "experiments": [_json(one) for one in experiments],
+                "runs": [_json(one) for one in runs],
             }
         )
         return
@@ -151,9 +151,9 @@ def _show_run(session: Session, run_id: str) -> None:
     if session.as_json:
         session.print_json(
             {
-                **_json(run),
+                "run": _json(run),
                 "transitions": [_json(one) for one in transitions],
-                "attempts_list": [_json(one) for one in attempts],
+                "attempts": [_json(one) for one in attempts],
                 "result": None if result is None else _json(result),
             }
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +19,10 @@ from lem_client.client import Client
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-PIPED_WIDTH = 180
-"""Columns where nobody looks through a window: wide enough that no table breaks its lines."""
+PIPED_WIDTH = 1000
+"""Columns where nobody looks through a window: wide enough that no table breaks its lines or shortens an id."""
+
+_ID_WIDTH = 36
 
 _ANYTHING: TypeAdapter[JsonValue] = TypeAdapter(JsonValue)
 
@@ -46,7 +47,7 @@ class Session:
         """Standard output. Text from files and servers is never taken for markup."""
         from rich.console import Console  # noqa: PLC0415 - a quarter of the start's time, and --json needs none of it
 
-        piped = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH
+        piped = None if sys.stdout.isatty() else PIPED_WIDTH
         return Console(markup=False, highlight=False, emoji=False, width=piped, soft_wrap=not sys.stdout.isatty())
 
     @property
@@ -102,7 +103,13 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequ
 
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in headings:
-        made.add_column(heading, justify="right" if heading in right else "left", no_wrap=heading in ("id", *right))
+        made.add_column(
+            heading,
+            justify="right" if heading in right else "left",
+            no_wrap=heading in right,
+            overflow="fold",
+            min_width=_ID_WIDTH if heading == "id" else None,
+        )
     for row in rows:
         made.add_row(*(clean(cell) for cell in row))
     return made

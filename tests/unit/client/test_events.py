@@ -15,7 +15,7 @@ from lem_client.transport import Retries
 
 STREAM = (
     "\ufeff: hello\r\n\r\n"
-    "event: transition\nid: 7-1\ndata: {\"a\":\ndata: 1}\n\n"
+    'event: transition\nid: 7-1\ndata: {"a":\ndata: 1}\n\n'
     "data: grün ✓ \u2028 same line\r\r"
     "event: progress\r\ndata:no space\r\n\r\n"
     "event: nothing\n\n"

@@ -1,0 +1,447 @@
+"""`lemctl` and the Python client against the real application over a real PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from sqlalchemy.engine import URL
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from factories.evidence import Evidence
+from factories.runs import claim, complete, move, set_progress, store_aggregate
+from lem_client import AsyncClient, Client
+from lem_client.cli.main import main
+from lem_client.errors import NotFound
+from lem_domain.states import RunState
+from lem_domain.wire.events import CampaignEvent, RunProgressEvent, RunTransitionEvent
+from lem_server.access.service import OWNER_TOKEN_FILE
+from lem_server.aggregation.identity import canonical_bytes
+from lem_server.aggregation.result import aggregate
+from lem_server.app import create_app
+from lem_server.database.engine import make_engine
+from lem_server.settings import Settings
+
+T = TypeVar("T")
+
+CAMPAIGN = """\
+backend: simulated
+model: builtin:tiny-llama
+sweep: {simulated.batch_size: [1, 8]}
+execution: {cycles: 2}
+"""
+BUSY = {"phase": "measure", "requests_done": 3, "generated_tokens": 9}
+
+
+class Answer(NamedTuple):
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one JSON document of the output."""
+        return json.loads(self.out)
+
+
+class Lem:
+    """A served application and the command that talks to it."""
+
+    def __init__(self, url: str, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+        self.url = url
+        self._capsys = capsys
+        self._folder = folder
+
+    def __call__(self, *arguments: str) -> Answer:
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        output = self._capsys.readouterr()
+        assert isinstance(caught.value.code, int)
+        return Answer(caught.value.code, output.out, output.err)
+
+    def file(self, text: str = CAMPAIGN, name: str = "night.yaml") -> str:
+        path = self._folder / name
+        path.write_text(text)
+        return str(path)
+
+
+class Served(uvicorn.Server):
+    """Says when it listens, and lets go of open streams before it ends, as `lem-server` does."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        assert isinstance(self.config.app, FastAPI)
+        self.config.app.state.context.hub.release()
+        await super().shutdown(sockets)
+
+
+@pytest.fixture
+def lem(
+    database_url: URL,
+    server_settings: Settings,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Iterator[Lem]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        served = Served(uvicorn.Config(create_app(server_settings, database_url), log_config=None))
+        thread = threading.Thread(target=served.run, kwargs={"sockets": [listener]})
+        thread.start()
+        assert served.listening.wait(60)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        for name in ("LEM_TOKEN", "LEM_TOKEN_FILE"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("LEM_SERVER", url)
+        monkeypatch.setenv("LEM_DATA_DIR", str(server_settings.data_dir))
+        yield Lem(url, capsys, tmp_path)
+        served.should_exit = True
+        thread.join()
+
+
+def by_sql(database_url: URL, steps: Callable[[AsyncEngine], Awaitable[T]]) -> T:
+    """Run steps of the factories, which are asynchronous, from a test that isn't."""
+
+    async def run() -> T:
+        engine = make_engine(database_url)
+        try:
+            return await steps(engine)
+        finally:
+            await engine.dispose()
+
+    return asyncio.run(run())
+
+
+def submitted(lem: Lem, text: str = CAMPAIGN) -> tuple[str, list[str]]:
+    """A queued campaign and its runs in order."""
+    campaign = lem("submit", lem.file(text), "--quiet").out.strip()
+    with Client() as client:
+        return campaign, [run.id for run in client.runs(campaign_id=campaign)]
+
+
+def result_json(watts: float = 100.0) -> str:
+    """The aggregate of a run of known power."""
+    made = Evidence()
+    made.request(0, 0.0, [1.0, 6.0, 12.0])
+    made.power([number * 0.1 - 1 for number in range(141)], joules=lambda time: watts * time + 1000)
+    stored = made.stored()
+    return canonical_bytes(aggregate(stored.inputs, stored.source)).decode()
+
+
+# --- plan and submit --------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_shows_the_runs_in_order_and_queues_nothing(lem: Lem) -> None:
+    answer = lem("plan", lem.file())
+    assert answer.code == 0, answer.err
+    assert answer.out.startswith("night: 2 experiments, 4 runs, at least 40 s of measuring")
+    assert "note: No registered worker serves backend 'simulated'" in answer.out
+    assert [line.split()[:3] for line in answer.out.splitlines() if "batch_size=" in line] == [
+        ["1", "batch_size=1", "1"],
+        ["2", "batch_size=8", "1"],
+        ["3", "batch_size=1", "2"],
+        ["4", "batch_size=8", "2"],
+    ]
+    assert lem("list", "--json").json == []
+
+
+def test_a_plan_as_json_is_the_servers(lem: Lem) -> None:
+    plan = lem("plan", lem.file(), "--json", "--set", "execution.cycles=1").json
+    assert (len(plan["runs"]), plan["minimum_duration_s"]) == (2, 20)
+
+
+def test_a_plan_without_a_server_says_so(lem: Lem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lem_client.transport.Retries.pause_s", lambda *_: 0.0)
+    answer = lem("plan", lem.file(), "--server", "http://127.0.0.1:9")
+    assert answer.code == 0
+    assert "night: 2 experiments, 4 runs" in answer.out
+    assert "note: Planned without a server" in answer.out
+
+
+def test_submitting_prints_the_id_and_says_that_nobody_will_run_it(lem: Lem) -> None:
+    answer = lem("submit", lem.file(), "--name", "other")
+    assert answer.code == 0
+    campaign = answer.out.split()[0]
+    assert campaign.startswith("cmp_")
+    assert answer.err.startswith("note: no simulated worker is online; the runs wait until one is started")
+    (listed,) = lem("list", "--json").json
+    assert (listed["id"], listed["name"], listed["runs"]["queued"]) == (campaign, "other", 4)
+    assert campaign in lem("list").out
+
+
+def test_prompt_files_are_uploaded_once(lem: Lem, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("one\ntwo\n")
+    file = lem.file(CAMPAIGN + "prompts: {file: p.txt}\n")
+    assert lem("submit", file).code == 0
+    assert lem("submit", file).code == 0
+    (uploaded,) = (one for one in lem("datasets", "--json").json if not one["builtin"])
+    assert (uploaded["name"], uploaded["prompts"]) == ("p.txt", 2)
+    assert uploaded["sha256"] in lem("datasets").out
+
+
+def test_what_only_the_server_can_refuse_names_the_line_too(lem: Lem) -> None:
+    file = lem.file(CAMPAIGN + f"prompts:\n  dataset: {'a' * 64}\n")
+    for command in ("plan", "submit"):
+        answer = lem(command, file)
+        assert answer.code == 2
+        assert answer.err.startswith(f"error: {file}:6: prompts.dataset: the server holds no dataset aaa")
+        assert answer.err.count("\n") == 1
+    assert lem("list", "--json").json == []
+
+
+def test_a_wrong_file_leaves_nothing_behind(lem: Lem) -> None:
+    answer = lem("run", lem.file(CAMPAIGN + "outptu: {}\n"))
+    assert answer.code == 2
+    assert answer.err.endswith("night.yaml:5: outptu: unknown key 'outptu'; did you mean 'output'?\n")
+    assert lem("list", "--json").json == []
+
+
+# --- access -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_token_is_one_sentence(lem: Lem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEM_TOKEN", "nonsense")
+    answer = lem("list")
+    assert answer.code == 1
+    assert answer.err.startswith("error: the token is mistyped")
+    assert answer.err.count("\n") == 1
+
+
+def test_no_token_is_one_sentence_too(lem: Lem, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LEM_DATA_DIR", str(tmp_path / "elsewhere"))
+    answer = lem("list")
+    assert (answer.code, answer.err.count("\n")) == (1, 1)
+    assert "--token-file" in answer.err
+
+
+def test_the_token_may_come_from_a_file(lem: Lem, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = Path(tmp_path / "data" / OWNER_TOKEN_FILE)
+    monkeypatch.setenv("LEM_DATA_DIR", str(tmp_path / "elsewhere"))
+    assert lem("list", "--token-file", str(file)).code == 0
+
+
+# --- show, cancel, results --------------------------------------------------------------------------------------------
+
+
+def test_a_campaign_is_shown_by_id_and_by_name(lem: Lem) -> None:
+    campaign, runs = submitted(lem)
+    by_id = lem("show", campaign)
+    assert by_id.code == 0
+    assert lem("show", "night").out == by_id.out
+    assert all(run in by_id.out for run in runs)
+    shown = lem("show", "night", "--json").json
+    assert [run["id"] for run in shown["runs"]] == runs
+    assert [one["varied"] for one in shown["experiments"]] == [{"simulated.batch_size": 1}, {"simulated.batch_size": 8}]
+    experiment = lem("show", shown["experiments"][0]["id"])
+    assert "simulated.batch_size" in experiment.out
+
+
+@pytest.mark.parametrize("what", ["nobody", f"run_{'0' * 32}", f"exp_{'0' * 32}", f"wrk_{'0' * 32}", f"att_{'0' * 32}"])
+def test_what_is_not_there_is_one_sentence(lem: Lem, what: str) -> None:
+    answer = lem("show", what)
+    assert (answer.code, answer.out, answer.err.count("\n")) == (1, "", 1)
+
+
+def test_a_run_is_shown_with_its_history_and_every_figure_in_words(lem: Lem, database_url: URL) -> None:
+    _, (first, second, third, _) = submitted(lem)
+
+    async def live(engine: AsyncEngine) -> str:
+        attempt = await complete(engine, first)
+        await store_aggregate(engine, first, attempt, result_json())
+        await claim(engine, second)
+        await move(engine, second, "failed", reason="out_of_memory", message="lower the batch size")
+        return attempt
+
+    attempt = by_sql(database_url, live)
+    shown = lem("show", first).out
+    for words in ("queued", "initialised", "running", "completed", "aggregated", attempt, "verdict"):
+        assert words in shown
+    assert "per output token" in shown
+    assert f"/api/v1/attempts/{attempt}/streams" in shown
+    assert lem("show", first, "--json").json["result"]["verdict"] in ("valid", "questionable")
+    assert "out_of_memory – lower the batch size" in lem("show", second).out
+    assert "none: the run is queued" in lem("show", third).out
+    assert attempt in lem("show", attempt).out
+    (worker, *_) = lem("workers", "--json").json
+    assert worker["name"] in lem("show", worker["id"]).out
+    assert worker["id"] in lem("workers").out
+
+
+def test_cancelling_by_name_cancels_what_is_queued(lem: Lem) -> None:
+    campaign, runs = submitted(lem)
+    assert lem("cancel", runs[0]).out == f"{runs[0]} is cancelled\n"
+    assert lem("cancel", "night").out == f"night ({campaign}) is cancelled: 4 cancelled\n"
+    assert lem("cancel", campaign, "--json").json["state"] == "cancelled"
+
+
+def test_results_before_anything_ran_are_dashes_with_their_reasons(lem: Lem) -> None:
+    campaign, _ = submitted(lem)
+    answer = lem("results", campaign)
+    assert answer.code == 0
+    assert "0 of 2" in answer.out
+    assert "– batch_size=1: cycles 1–2: no result, queued" in answer.out
+    assert lem("results", "night", "--json").json["runs"]["queued"] == 4
+    assert lem("results", "night", "--format", "json").json["campaign_id"] == campaign
+    assert lem("results", "night", "--format", "markdown").out.startswith("### night\n")
+
+
+def test_results_are_mean_and_spread_with_their_method(lem: Lem, database_url: URL) -> None:
+    _, runs = submitted(lem)
+
+    async def measure(engine: AsyncEngine) -> None:
+        for run, watts in zip(runs, (100, 20, 110, 20), strict=True):
+            await store_aggregate(engine, run, await complete(engine, run), result_json(watts))
+
+    by_sql(database_url, measure)
+    answer = lem("results", "night")
+    assert answer.code == 0
+    (row,) = (line for line in answer.out.splitlines() if "batch_size=1 " in line)
+    assert "±" in row
+    assert "2" in row.split()
+    lines = lem("results", "night", "--format", "csv").out.splitlines()
+    assert lines[0].startswith("experiment_id,experiment,verdict,energy_method")
+    assert len(lines) > 10
+
+
+def test_a_run_that_cannot_be_aggregated_is_named_and_fails_the_command(lem: Lem, database_url: URL) -> None:
+    _, runs = submitted(lem)
+    by_sql(database_url, lambda engine: complete(engine, runs[0]))
+    answer = lem("results", "night")
+    assert answer.code == 1
+    assert answer.err.startswith(f"error: {runs[0]}: ")
+    assert answer.err.count("\n") == 1
+
+
+# --- watch ------------------------------------------------------------------------------------------------------------
+
+
+def test_watching_a_settled_campaign_tells_its_story_and_its_results(lem: Lem, database_url: URL) -> None:
+    campaign, runs = submitted(lem)
+
+    async def measure(engine: AsyncEngine) -> None:
+        for run in runs[:3]:
+            await store_aggregate(engine, run, await complete(engine, run), result_json())
+        await claim(engine, runs[3])
+        await move(engine, runs[3], "failed", reason="out_of_memory", message="lower the batch size")
+
+    by_sql(database_url, measure)
+    answer = lem("watch", "night")
+    assert answer.code == 1
+    assert answer.out.startswith(f"night: {campaign}, 4 runs\n")
+    assert "batch_size=8, cycle 2: failed (was initialised): out_of_memory – lower the batch size" in answer.out
+    assert "\x1b" not in answer.out
+    lines = [json.loads(line) for line in lem("watch", "night", "--json").out.splitlines()]
+    assert [line["type"] for line in lines][:1] == ["campaign"]
+    assert lines[-1]["type"] == "results"
+    assert sum(line["type"] == "transition" for line in lines) == 4 + 3 * 4 + 2
+    quiet = lem("watch", "night", "--quiet").out
+    assert "cycle 2: failed" not in quiet.split("–")[0]
+
+
+def test_ctrl_c_leaves_the_campaign_running_and_says_how_to_come_back(lem: Lem) -> None:
+    campaign, _ = submitted(lem)
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "lem_client.cli.main", "watch", campaign],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert watching.stdout is not None
+    assert watching.stdout.readline().startswith("night: ")
+    watching.send_signal(signal.SIGINT)
+    _, told = watching.communicate(timeout=60)
+    assert watching.returncode == 130
+    assert f"lemctl watch {campaign}" in told
+    assert f"lemctl cancel {campaign}" in told
+    assert lem("show", campaign, "--json").json["campaign"]["state"] == "active"
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_doctor_looks_at_the_server(lem: Lem) -> None:
+    answer = lem("doctor", "--json")
+    assert answer.code == 0
+    grades = {check["name"]: check["grade"] for check in answer.json}
+    assert (grades["token"], grades["workers"]) == ("ok", "warn")
+    assert "ok    token" in lem("doctor").out
+
+
+def test_the_doctor_fails_without_a_server(lem: Lem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lem_client.transport.Retries.pause_s", lambda *_: 0.0)
+    answer = lem("doctor", "--server", "http://127.0.0.1:9")
+    assert answer.code == 1
+    assert "fail  server       no LEM server answers" in answer.out
+
+
+def test_config_show_gives_every_setting_without_a_server(lem: Lem) -> None:
+    answer = lem("config", "show", lem.file(), "--json", "--server", "http://127.0.0.1:9")
+    configs = [one["config"] for one in answer.json["experiments"]]
+    assert [one["simulated"]["batch_size"] for one in configs] == [1, 8]
+    assert configs[0]["energy"]["interval_ms"] == 50
+    assert "interval_ms: 50" in lem("config", "show", lem.file()).out
+
+
+# --- the Python client ------------------------------------------------------------------------------------------------
+
+
+def test_the_python_client_follows_a_run_as_it_happens(lem: Lem, database_url: URL) -> None:
+    _, runs = submitted(lem)
+    run = runs[0]
+    seen: list[RunState] = []
+    told = False
+    with Client() as client:
+        for event in client.follow_run(run):
+            if isinstance(event, RunTransitionEvent):
+                seen.append(event.target)
+                if event.target is RunState.QUEUED:
+                    by_sql(database_url, lambda engine: claim(engine, run))
+                elif event.target is RunState.INITIALISED:
+                    by_sql(database_url, lambda engine: move(engine, run, "running"))
+                elif event.target is RunState.RUNNING:
+                    by_sql(database_url, lambda engine: set_progress(engine, run, BUSY))
+            elif isinstance(event, RunProgressEvent) and not told:
+                told = event.progress.requests_done == 3
+                by_sql(database_url, lambda engine: move(engine, run, "failed", reason="inference"))
+        assert client.run(run).state is RunState.FAILED
+    assert told
+    assert [state.value for state in seen] == ["queued", "initialised", "running", "failed"]
+
+
+def test_the_asynchronous_client_does_the_same(lem: Lem, database_url: URL) -> None:
+    campaign, runs = submitted(lem)
+
+    async def look() -> None:
+        async with AsyncClient() as client:
+            assert await client.is_ready()
+            assert [run.id async for run in client.runs(campaign_id=campaign)] == runs
+            assert (await client.cancel_campaign(campaign)).runs.cancelled == 4
+            events = [event async for event in client.follow_campaign(campaign)]
+            assert isinstance(events[-1], CampaignEvent)
+            assert events[-1].settled
+            assert (await client.results(campaign)).runs.cancelled == 4
+            with pytest.raises(NotFound):
+                await client.result(runs[0])
+
+    asyncio.run(look())

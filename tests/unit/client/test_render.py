@@ -1,0 +1,221 @@
+"""Numbers, tables, lines and explanations as people see them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lem_client.cli.session import clean
+from lem_client.render import explain
+from lem_client.render.numbers import Scale, duration, mean_and_spread, number, quantity, scale_for
+from lem_client.render.progress import Lines, Picture, transition_line
+from lem_client.render.results import csv_text, markdown, result_table
+from lem_domain.results import CycleSummary, EnergyFigure, EnergyMethod
+from lem_domain.states import CampaignState, RunState
+from lem_domain.wire.campaigns import CampaignResults, ExperimentResults, RunCounts, RunOutcome
+from lem_domain.wire.events import RunProgressEvent, RunTransitionEvent
+from lem_domain.wire.runs import Progress
+
+AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "shown"),
+    [
+        (0.01234, "J", "12.3 mJ"),
+        (1234.0, "J", "1.23 kJ"),
+        (0.0000012, "J", "1.20 µJ"),
+        (0.0, "J", "0 J"),
+        (15.25, "W", "15.2 W"),
+        (0.5, "tok/s", "0.500 tok/s"),
+        (4033.2, "tok/s", "4033 tok/s"),
+        (None, "J", "–"),
+    ],
+)
+def test_quantities_are_scaled_where_a_unit_takes_prefixes(value: float | None, unit: str, shown: str) -> None:
+    assert quantity(value, unit) == shown
+
+
+@given(st.floats(min_value=-1e300, max_value=1e300))
+def test_a_shown_number_is_the_number_to_three_digits(value: float) -> None:
+    assert math.isclose(float(number(value)), value, rel_tol=0.006)
+
+
+def test_a_column_has_one_unit_that_its_largest_value_chooses() -> None:
+    assert scale_for([0.2, 0.02], "J") == Scale(1e-3, "mJ")
+    assert scale_for([2.0, 0.02], "J") == Scale(1.0, "J")
+    assert scale_for([], "J") == Scale(1.0, "J")
+    assert scale_for([1e-12], "J") == Scale(1e-9, "nJ")
+
+
+@pytest.mark.parametrize(
+    ("mean", "sd", "shown"),
+    [
+        (0.1955, 0.0001, "195.5 ± 0.1"),
+        (0.1955, None, "196"),
+        (0.1955, 0.05, "196 ± 50"),
+        (0.1, 1e-15, "100 ± 0"),
+        (None, None, "–"),
+    ],
+)
+def test_the_mean_has_the_digits_that_its_spread_allows(mean: float | None, sd: float | None, shown: str) -> None:
+    assert mean_and_spread(mean, sd, Scale(1e-3, "mJ")) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.25, "0.2 s"), (9, "9 s"), (59.7, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
+)
+def test_durations_are_read_at_a_glance(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+
+def summary(metric: str, unit: str, *values: float, reason: str | None = None) -> CycleSummary:
+    mean = sum(values) / len(values) if values else None
+    return CycleSummary(
+        metric=metric, unit=unit, values=values, mean=mean, sd=0.0 if len(values) > 1 else None, cv=None, reason=reason
+    )
+
+
+def results(**changes: object) -> CampaignResults:
+    one = ExperimentResults(
+        experiment_id=f"exp_{'1' * 32}",
+        display_name="batch_size=1",
+        varied={},
+        outcomes=(
+            RunOutcome(run_id=f"run_{'1' * 32}", cycle=1, state=RunState.AGGREGATED, verdict="questionable"),
+            RunOutcome(run_id=f"run_{'2' * 32}", cycle=2, state=RunState.FAILED, reason="out_of_memory"),
+            RunOutcome(run_id=f"run_{'3' * 32}", cycle=3, state=RunState.QUEUED, reason="queued"),
+            RunOutcome(run_id=f"run_{'4' * 32}", cycle=4, state=RunState.QUEUED, reason="queued"),
+        ),
+        verdict="questionable",
+        energy_method="modelled",
+        energy_includes=("package", "dram"),
+        findings=("the energy is modelled", "few samples"),
+        metrics=(
+            summary("efficiency.energy_per_output_token_j", "J", 0.0123),
+            summary("speed.output_rate_tok_s", "tok/s", 20.0),
+            summary("speed.ttft_ms.mean", "ms", reason="no request has a first token"),
+        ),
+    ).model_copy(update=changes)
+    return CampaignResults(
+        campaign_id=f"cmp_{'1' * 32}",
+        name="a|b",
+        state=CampaignState.COMPLETED,
+        runs=RunCounts(aggregated=1, failed=1, queued=2),
+        experiments=(one,),
+    )
+
+
+def test_the_table_says_method_spread_and_what_is_missing_and_why() -> None:
+    table = result_table(results())
+    row = dict(zip(table.headings, table.rows[0], strict=True))
+    assert row["mJ per output token"] == "12.3"
+    assert row["method"] == "modelled: package+dram"
+    assert (row["n"], row["verdict"], row["TTFT ms"]) == ("1 of 4", "questionable", "–")
+    assert table.notes == (
+        "– batch_size=1: TTFT ms: no request has a first token",
+        "– batch_size=1: cycle 2: no result, failed (out_of_memory)",
+        "– batch_size=1: cycles 3–4: no result, queued",
+        "the energy is modelled",
+        "few samples",
+    )
+
+
+def test_a_campaign_without_results_has_no_figures_at_all() -> None:
+    table = result_table(results(verdict=None, energy_method=None, metrics=(), findings=()))
+    assert set(table.rows[0][2:]) == {"–"}
+
+
+def test_markdown_cannot_be_broken_by_a_name() -> None:
+    text = markdown(results(display_name="x|y<script>"))
+    assert text.startswith("### a\\|b\n")
+    assert "| x\\|y&lt;script> |" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in rows}) == 1
+
+
+def test_csv_keeps_full_precision_and_reasons_and_runs_nothing() -> None:
+    rows = list(csv.DictReader(io.StringIO(csv_text(results(display_name="=1+1")))))
+    assert [(row["metric"], row["mean"], row["n"], row["reason"]) for row in rows] == [
+        ("efficiency.energy_per_output_token_j", "0.0123", "1", ""),
+        ("speed.output_rate_tok_s", "20.0", "1", ""),
+        ("speed.ttft_ms.mean", "", "0", "no request has a first token"),
+    ]
+    assert rows[0]["experiment"] == "'=1+1"
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+
+def transition(target: RunState, **values: str) -> RunTransitionEvent:
+    return RunTransitionEvent(
+        run_id=f"run_{'1' * 32}",
+        display_name="batch_size=8",
+        cycle=1,
+        source=RunState.QUEUED,
+        target=target,
+        at=AT,
+        reason=values.get("reason"),
+        message=values.get("message"),
+    )
+
+
+def progress(tokens: int) -> RunProgressEvent:
+    now = Progress(phase="measure", requests_done=2, generated_tokens=tokens, fraction=0.4, output_rate_tok_s=61.25)
+    return RunProgressEvent(
+        run_id=f"run_{'1' * 32}", attempt_id=f"att_{'1' * 32}", display_name="batch_size=8", cycle=1, progress=now
+    )
+
+
+def test_a_transition_is_a_line_with_its_reason() -> None:
+    line = transition_line(transition(RunState.FAILED, reason="out_of_memory", message="lower the batch size"))
+    assert line.endswith("batch_size=8, cycle 1: failed (was queued): out_of_memory – lower the batch size")
+
+
+def test_progress_is_a_line_every_ten_seconds_at_most() -> None:
+    now = 0.0
+    lines = Lines(lambda: now)
+    assert [line.strip() for line in lines.of(progress(1))] == [
+        "batch_size=8, cycle 1: measure 40%, 2 requests, 1 tokens, 61.2 tok/s"
+    ]
+    now = 9.9
+    assert list(lines.of(progress(2))) == []
+    now = 10.0
+    assert len(list(lines.of(progress(3)))) == 1
+
+
+def test_the_picture_holds_the_runs_that_are_busy() -> None:
+    picture = Picture()
+    picture.take(transition(RunState.INITIALISED))
+    picture.take(progress(64))
+    (busy,) = picture.busy.values()
+    assert busy.cells() == ("batch_size=8", "1", "measure", "40%", "2", "64", "61.2", "–")
+    picture.take(transition(RunState.COMPLETED))
+    assert not picture.busy
+
+
+# --- explanations -----------------------------------------------------------------------------------------------------
+
+
+def test_an_energy_is_explained_in_words() -> None:
+    measured = EnergyFigure(joules=12.34, method=EnergyMethod.INTEGRATED, source="nvml", bound_j=0.4)
+    assert explain.energy(measured, samples=41) == (
+        "12.3 J, integrated from power samples, source nvml (41 samples in the window), "
+        "true within ± 400 mJ as far as sampling goes"
+    )
+    modelled = EnergyFigure(joules=3.0, method=EnergyMethod.MODELLED, source="codecarbon")
+    assert explain.energy(modelled).endswith("not measured, source codecarbon, with no stated bound")
+    assert explain.energy(EnergyFigure(joules=None, reason="no source")) == "– (no source)"
+
+
+def test_text_from_elsewhere_cannot_drive_the_terminal() -> None:
+    assert clean("a\x1b[31mb\rc\nd") == "a�[31mb�c\nd"

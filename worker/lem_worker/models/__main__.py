@@ -1,0 +1,28 @@
+"""`python -m lem_worker.models MODEL`: make a built-in model now, and print where a model is."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from lem_worker.models import ModelNotFound, default_cache_dir, resolve_model
+
+
+def main() -> int:
+    """The exit code: 0, or 2 when there is no such model."""
+    parser = argparse.ArgumentParser(prog="python -m lem_worker.models", description=__doc__)
+    parser.add_argument("model", help="for example builtin:smollm2-135m-instruct")
+    parser.add_argument("--cache-dir", type=Path, default=None, help="default LEM_CACHE_DIR or ~/.cache/lem")
+    options = parser.parse_args()
+    try:
+        source = resolve_model(options.model, cache_dir=options.cache_dir or default_cache_dir())
+    except ModelNotFound as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    print(source.path_or_id)  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""From what a configuration calls a model to what an engine can load."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lem_domain.errors import LemError
+from lem_worker.models.cache import build_once
+
+BUILTIN_PREFIX = "builtin:"
+_DIGESTED = (".json", ".safetensors", ".bin", ".model", ".gguf", ".jinja")
+
+
+class ModelNotFound(LemError):
+    """The model can't be had; says what to do."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that an engine can load; `file_digests` are SHA-256 by file name, of local folders only."""
+
+    requested: str
+    path_or_id: str
+    is_local: bool
+    revision: str | None = None
+    file_digests: dict[str, str] = field(default_factory=dict)
+
+
+def resolve_model(model_id: str, *, cache_dir: Path, revision: str | None = None) -> ModelSource:
+    """Find a model; a built-in one is made here if it is not in the cache yet.
+
+    A hub id can't be checked without the hub, so it is handed on as it is and the engine's load decides.
+
+    Raises:
+        ModelNotFound: an unknown built-in name, a folder that isn't there or holds no model, a missing package.
+    """
+    if model_id.startswith(BUILTIN_PREFIX):
+        name = model_id.removeprefix(BUILTIN_PREFIX)
+        recipes = _builtin_recipes()
+        if name not in recipes:
+            known = ", ".join(BUILTIN_PREFIX + one for one in sorted(recipes))
+            raise ModelNotFound(f"there is no built-in model {model_id!r}; there is {known}.")
+        recipe, build = recipes[name]
+        return _local(model_id, build_once(cache_dir / "models" / name, recipe=recipe, build=build), cache_dir)
+    folder = Path(model_id).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelNotFound(f"the folder {model_id} holds no config.json; name the folder of a model.")
+        return _local(model_id, folder.resolve(), cache_dir)
+    if model_id.startswith(("/", "./", "../", "~")):
+        raise ModelNotFound(f"there is no folder {model_id} on the worker's machine; correct model.id.")
+    return ModelSource(requested=model_id, path_or_id=model_id, is_local=False, revision=revision)
+
+
+def _builtin_recipes() -> dict[str, tuple[str, Callable[[Path], None]]]:
+    # Their modules import engines inside their functions only.
+    from lem_worker.models import smollm2, tiny_llama  # noqa: PLC0415 - a cycle otherwise
+
+    return {
+        "tiny-llama": (tiny_llama.RECIPE, tiny_llama.build),
+        "smollm2-135m-instruct": (smollm2.RECIPE, smollm2.build),
+    }
+
+
+def _local(requested: str, folder: Path, cache_dir: Path) -> ModelSource:
+    return ModelSource(
+        requested=requested, path_or_id=str(folder), is_local=True, file_digests=_digests(folder, cache_dir)
+    )
+
+
+def _digests(folder: Path, cache_dir: Path) -> dict[str, str]:
+    """SHA-256 of the model's files; remembered by size and time of change, since weights are large."""
+    known_file = cache_dir / "digests" / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:32]}.json"
+    try:
+        known: dict[str, list[object]] = json.loads(known_file.read_text())
+    except (OSError, ValueError):
+        known = {}
+    found: dict[str, list[object]] = {}
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() or path.suffix not in _DIGESTED:
+            continue
+        status = path.stat()
+        mark: list[object] = [status.st_size, status.st_mtime_ns]
+        before = known.get(path.name, [])
+        found[path.name] = [*mark, before[2] if before[:2] == mark else _sha256(path)]
+    if found != known:
+        known_file.parent.mkdir(parents=True, exist_ok=True)
+        known_file.write_text(json.dumps(found))
+    return {name: str(entry[2]) for name, entry in found.items()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

