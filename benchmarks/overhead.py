@@ -24,7 +24,7 @@ from lem_domain.evidence import PhaseName, StreamName, rank_name
 from lem_worker.backends.pytorch import PyTorchBackend
 from lem_worker.digests import OutputLedger
 from lem_worker.measuring import Ticker
-from lem_worker.models import resolve_model
+from lem_worker.models import default_cache_dir, resolve_model
 from lem_worker.process_protocol import RankJob
 from lem_worker.prompts import Request, requests_of
 from lem_worker.recorder import Recorder, Sinks
@@ -68,7 +68,7 @@ def compare(model: str, folder: Path, *, batch_size: int, pairs: int, max_tokens
         rank=0,
         world_size=1,
         config=config,
-        model_path=str(resolve_model(model, cache_dir=folder / "models")),
+        model_path=resolve_model(model, cache_dir=default_cache_dir()).path_or_id,
         prompts=(TEXT,) * batch_size,
         spool=str(folder / "spool"),
         devices=(),

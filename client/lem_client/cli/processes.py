@@ -60,10 +60,10 @@ class Process:
         """The end of what it wrote."""
         return self.output().splitlines()[-LAST_LINES:]
 
-    def stop(self, patience_s: float) -> None:
+    def stop(self, patience_s: float, *, by: signal.Signals = signal.SIGTERM) -> None:
         """Ask it to end, and end its whole session when it does not."""
         if self.code is None:
-            self._child.terminate()
+            self._child.send_signal(by)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._child.wait(patience_s)
         if self.code is None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -163,10 +165,13 @@ class _House:
     def stop(self) -> None:
         if self._server is None:
             return
-        self._session.say("stopping …")
+        # Whoever read the output may be gone, which rich answers with SystemExit; everything is stopped all the same.
+        with contextlib.suppress(OSError, SystemExit):
+            self._session.say("stopping …")
         for worker in self._workers:
             worker.stop(WORKER_STOP_S)
-        self._server.stop(SERVER_STOP_S)
+        # After a SIGTERM, uvicorn raises it again once it has shut down, and PostgreSQL would be left behind.
+        self._server.stop(SERVER_STOP_S, by=signal.SIGINT)
 
 
 def _installed() -> tuple[BackendName, ...]:

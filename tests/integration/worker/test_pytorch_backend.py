@@ -40,7 +40,7 @@ TOKENS = 12
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(resolve_model("builtin:tiny-llama", cache_dir=tmp_path_factory.mktemp("models")))
+    return Path(resolve_model("builtin:tiny-llama", cache_dir=tmp_path_factory.mktemp("models")).path_or_id)
 
 
 @pytest.fixture(autouse=True)

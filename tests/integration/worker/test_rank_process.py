@@ -241,7 +241,7 @@ def test_a_rank_whose_daemon_is_gone_ends(tmp_path: Path, drive: Callable[..., A
 
 
 def test_pytorch_in_a_process_of_its_own(tmp_path: Path, drive: Callable[..., Any]) -> None:
-    model = Path(resolve_model("builtin:tiny-llama", cache_dir=tmp_path / "models"))
+    model = Path(resolve_model("builtin:tiny-llama", cache_dir=tmp_path / "models").path_or_id)
     task = pytorch_job(tmp_path, model, precision="float32", pytorch={"batch_size": 2, "num_threads": 1})
     process = drive(MODULE, task)
     loaded = process.until(Loaded)
