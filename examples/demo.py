@@ -1,6 +1,6 @@
 """The demonstration behind `make demo`: starts everything on this machine, measures, shows the table, stops.
 
-It does by hand what a person does with `lemctl up` in one terminal and `lemctl run examples/quickstart.yaml` in another.
+It does what a person does with `lemctl up` in one terminal and `lemctl run examples/quickstart.yaml` in another.
 """
 
 from __future__ import annotations
@@ -45,9 +45,7 @@ def main() -> int:
     try:
         if not _wait_until_up(up):
             return 1
-        _say(
-            f"lemctl run {options.file.relative_to(Path.cwd()) if options.file.is_relative_to(Path.cwd()) else options.file}"
-        )
+        _say(f"lemctl run {os.path.relpath(options.file)}")
         code = subprocess.run([BIN / "lemctl", "run", options.file], env=environment, check=False).returncode
         server = environment["LEM_SERVER"]
         _say(f"raw evidence: {server}/api/v1/runs and …/attempts/<id>/streams, kept in {options.data_dir}")
@@ -63,8 +61,7 @@ def main() -> int:
 
 
 def _wait_until_up(up: subprocess.Popen[str]) -> bool:
-    assert up.stdout is not None
-    for line in up.stdout:
+    for line in up.stdout or ():
         print(line, end="", flush=True)  # noqa: T201
         if READY in line:
             return True

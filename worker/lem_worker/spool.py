@@ -5,6 +5,7 @@
         chunks/<process>/<stream>/<seq>.<rows>.<sha256>.chunk          sealed, not acknowledged
         chunks/<process>/<stream>/<seq>.<rows>.<bytes>.<sha256>.acked  acknowledged; its bytes are gone
         <process>.done.json                                 the process wrote all that it was going to write
+        <process>.job.json, <process>.log                   what it was told, and its output
 
 A chunk appears under its name only when its bytes are on the disk (write, fsync, rename, fsync of the folder), so that
 a power cut or a SIGKILL leaves whole chunks and nothing else that counts.
@@ -12,6 +13,7 @@ a power cut or a SIGKILL leaves whole chunks and nothing else that counts.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -25,11 +27,15 @@ from pydantic import BaseModel
 
 from lem_domain.errors import LemError
 from lem_domain.evidence import STREAMS, StreamManifest, StreamName, digest_of_digests
-from lem_domain.evidence_codec import encode_chunk
+from lem_domain.evidence_codec import ChunkError, encode_chunk
 from lem_domain.wire.workers import ProcessCompletion
 
-ROWS_PER_CHUNK = 65_536
-"""About 1 MB of tokens before compression: above the size where requests cost more than bytes, far below the limit."""
+CHUNK_SIZE = 256 * 2**10
+"""Estimated bytes before compression at which a chunk is sealed: a request is worth its cost then, and even text of four
+bytes a character stays far below what a server decodes."""
+
+_WIDTHS = {"int64": 8, "int32": 4, "float64": 8, "string": 4}
+"""Bytes of a value in an Arrow buffer; of a string, its offset, and its characters are added."""
 
 
 class SpoolError(LemError):
@@ -57,23 +63,47 @@ class StreamWriter:
         self._process = process
         self._stream = stream
         self._columns: dict[str, list[object]] = {column.name: [] for column in STREAMS[stream]}
+        self._width = sum(_WIDTHS[column.type] for column in STREAMS[stream])
+        self._texts = [column.name for column in STREAMS[stream] if column.type == "string"]
         self._rows = 0
+        self._size = 0
         self._oldest: float | None = None
         self._sealed: list[tuple[int, int, str]] = []
 
     def append(self, **row: object) -> None:
-        """Add one row; columns that are left out are null."""
-        for name, values in self._columns.items():
-            values.append(row.get(name))
-        self._added(1)
+        """Add one row; columns that are left out are null.
+
+        Raises:
+            ChunkError: the stream has no such column.
+            SpoolError: a chunk was full and can't be written.
+        """
+        self.extend(**{name: (value,) for name, value in row.items()})
 
     def extend(self, **columns: Sequence[object]) -> None:
-        """Add many rows, as columns of equal length; columns that are left out are null."""
-        count = len(next(iter(columns.values())))
+        """Add many rows, as columns of equal length; columns that are left out are null.
+
+        Raises:
+            ChunkError: the stream has no such column, or the lengths differ.
+            SpoolError: a chunk was full and can't be written.
+        """
+        lengths = {len(values) for values in columns.values()}
+        if len(lengths) != 1 or not columns.keys() <= self._columns.keys():
+            raise ChunkError(
+                f"rows of stream {self._stream.value} are equally long columns out of {', '.join(self._columns)}, "
+                f"not {', '.join(columns)} of {sorted(lengths)} values."
+            )
+        count = lengths.pop()
+        if not count:
+            return
         for name, values in self._columns.items():
             given = columns.get(name)
             values.extend([None] * count if given is None else given)
-        self._added(count)
+        self._rows += count
+        self._size += self._width * count + sum(_characters(columns.get(name, ())) for name in self._texts)
+        if self._oldest is None:
+            self._oldest = time.monotonic()
+        if self._size >= CHUNK_SIZE:
+            self.flush()
 
     def flush(self) -> None:
         """Seal what is buffered, durably.
@@ -82,11 +112,12 @@ class StreamWriter:
             SpoolError: the disk is full or can't be written.
         """
         while self._rows:
-            count = min(self._rows, ROWS_PER_CHUNK)
+            count = self._rows_of_next_chunk()
             self._seal({name: values[:count] for name, values in self._columns.items()}, count)
             for values in self._columns.values():
                 del values[:count]
             self._rows -= count
+        self._size = 0
         self._oldest = None
 
     def flush_older_than(self, seconds: float) -> None:
@@ -107,12 +138,15 @@ class StreamWriter:
             sha256=digest_of_digests(digest for _, _, digest in self._sealed),
         )
 
-    def _added(self, count: int) -> None:
-        self._rows += count
-        if self._oldest is None:
-            self._oldest = time.monotonic()
-        if self._rows >= ROWS_PER_CHUNK:
-            self.flush()
+    def _rows_of_next_chunk(self) -> int:
+        if not self._texts:
+            return min(self._rows, max(1, CHUNK_SIZE // self._width))
+        size = 0
+        for row in range(self._rows):
+            size += self._width + sum(_characters(self._columns[name][row : row + 1]) for name in self._texts)
+            if size >= CHUNK_SIZE:
+                return row + 1
+        return self._rows
 
     def _seal(self, columns: dict[str, list[object]], rows: int) -> None:
         body = encode_chunk(self._stream, columns)
@@ -155,18 +189,19 @@ def write_durably(path: Path, body: bytes) -> None:
         SpoolError: the disk is full or can't be written.
     """
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with fresh.open("wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.rename(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        remedy = "free space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the state folder"
-        raise SpoolError(f"the spool can't write {path.name} ({error.strerror}); {remedy} and run it again.") from error
+    with _spool_errors(path):
+        try:
+            _make_folder(path.parent)
+            with fresh.open("wb") as file:
+                file.write(body)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.rename(path)
+            _sync_folder(path.parent)
+        except OSError:
+            with contextlib.suppress(OSError):
+                fresh.unlink(missing_ok=True)
+            raise
 
 
 def write_model(path: Path, model: BaseModel) -> None:
@@ -177,15 +212,20 @@ def write_model(path: Path, model: BaseModel) -> None:
 def chunks(attempt_dir: Path) -> Iterator[SpooledChunk]:
     """Every sealed chunk of an attempt, in order of process, stream and number."""
     for folder in sorted((attempt_dir / "chunks").glob("*/*")):
-        for path in sorted(folder.iterdir()):
+        found: dict[int, SpooledChunk] = {}
+        for path in sorted(folder.iterdir(), reverse=True):
             if path.name.startswith("."):
                 continue
             number, rows, *rest, ending = path.name.split(".")
             acknowledged = ending == "acked"
+            seq = int(number)
+            if seq in found and not acknowledged:
+                continue  # the marker was written and the bytes were not dropped yet when the worker was killed
             size = int(rest[0]) if acknowledged else path.stat().st_size
-            yield SpooledChunk(
-                folder.parent.name, StreamName(folder.name), int(number), int(rows), rest[-1], path, size, acknowledged
+            found[seq] = SpooledChunk(
+                folder.parent.name, StreamName(folder.name), seq, int(rows), rest[-1], path, size, acknowledged
             )
+        yield from (found[seq] for seq in sorted(found))
 
 
 def pending(attempt_dir: Path) -> list[SpooledChunk]:
@@ -194,11 +234,34 @@ def pending(attempt_dir: Path) -> list[SpooledChunk]:
 
 
 def mark_acknowledged(chunk: SpooledChunk) -> None:
-    """Keep the facts of an acknowledged chunk and drop its bytes."""
+    """Keep the facts of an acknowledged chunk and drop its bytes.
+
+    Raises:
+        SpoolError: the disk can't be written.
+    """
     marker = chunk.path.with_name(f"{chunk.seq:08d}.{chunk.rows}.{chunk.bytes}.{chunk.sha256}.acked")
-    marker.touch()
-    _sync_folder(chunk.path.parent)
-    chunk.path.unlink(missing_ok=True)
+    with _spool_errors(marker):
+        marker.touch()
+        _sync_folder(chunk.path.parent)
+        chunk.path.unlink(missing_ok=True)
+
+
+def manifests(attempt_dir: Path) -> tuple[StreamManifest, ...]:
+    """What an attempt's folder says that there is, acknowledged or not."""
+    by_stream: dict[tuple[str, StreamName], list[SpooledChunk]] = {}
+    for chunk in chunks(attempt_dir):
+        by_stream.setdefault((chunk.process, chunk.stream), []).append(chunk)
+    return tuple(
+        StreamManifest(
+            process=process,
+            stream=stream,
+            chunks=len(found),
+            rows=sum(chunk.rows for chunk in found),
+            bytes=sum(chunk.bytes for chunk in found),
+            sha256=digest_of_digests(chunk.sha256 for chunk in found),
+        )
+        for (process, stream), found in sorted(by_stream.items())
+    )
 
 
 def mark_done(attempt_dir: Path, process: str, marker: ProcessCompletion) -> None:
@@ -213,13 +276,54 @@ def done(attempt_dir: Path, process: str) -> ProcessCompletion | None:
 
 
 def is_whole(attempt_dir: Path, processes: Sequence[str]) -> bool:
-    """Whether every process finished, so that the attempt can be completed from here."""
-    return all(done(attempt_dir, process) is not None for process in processes)
+    """Whether every process finished and all that it says it wrote is here, so that the attempt can be completed."""
+    said: list[StreamManifest] = []
+    for process in processes:
+        marker = done(attempt_dir, process)
+        if marker is None:
+            return False
+        said += marker.streams
+    return sorted(said, key=_place) == sorted(manifests(attempt_dir), key=_place)
 
 
 def remove(attempt_dir: Path) -> None:
     """Forget an attempt."""
     shutil.rmtree(attempt_dir, ignore_errors=True)
+
+
+def set_aside(attempt_dir: Path) -> Path:
+    """Take an attempt whose evidence the server refused out of the spool, for somebody to look at; says where it is."""
+    kept = attempt_dir.parent.parent / "refused" / attempt_dir.name
+    with _spool_errors(kept):
+        _make_folder(kept.parent)
+        attempt_dir.rename(kept)
+    return kept
+
+
+def _place(one: StreamManifest) -> tuple[str, str]:
+    return one.process, one.stream.value
+
+
+def _characters(values: Sequence[object]) -> int:
+    return sum(len(value) for value in values if isinstance(value, str))
+
+
+@contextlib.contextmanager
+def _spool_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        remedy = "free space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the state folder"
+        raise SpoolError(f"the spool can't write {path.name} ({error.strerror}); {remedy} and run it again.") from error
+
+
+def _make_folder(folder: Path) -> None:
+    """Make it with its parents, each one's entry on the disk."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -79,7 +79,10 @@ async def insert_aggregate(
 async def aggregate_text(connection: AsyncConnection, attempt_id: UUID, key: bytes) -> bytes | None:
     """The canonical text of a stored aggregate (the column's type keeps it byte for byte)."""
     found = (
-        await connection.execute(text("SELECT CAST(result AS text) FROM aggregates WHERE attempt_id = :a AND key = :key"), {"a": attempt_id, "key": key})
+        await connection.execute(
+            text("SELECT CAST(result AS text) FROM aggregates WHERE attempt_id = :a AND key = :key"),
+            {"a": attempt_id, "key": key},
+        )
     ).scalar_one_or_none()
     return None if found is None else found.encode()
 

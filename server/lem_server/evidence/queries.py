@@ -18,7 +18,7 @@ class StoredChunk(NamedTuple):
     stream: str
     seq: int
     rows: int
-    bytes: int
+    size: int
     sha256: bytes
 
 
@@ -37,7 +37,7 @@ async def chunk_digest(
 
 _INSERT_CHUNK = text("""
     INSERT INTO chunks (attempt_id, process, stream, seq, rows, t_min_ns, t_max_ns, sha256, bytes, body)
-    VALUES (:attempt_id, :process, :stream, :seq, :rows, :t_min_ns, :t_max_ns, :sha256, :bytes, :body)
+    VALUES (:attempt_id, :process, :stream, :seq, :rows, :t_min_ns, :t_max_ns, :sha256, :size, :body)
     ON CONFLICT (attempt_id, process, stream, seq) DO NOTHING
 """)
 

@@ -139,7 +139,7 @@ async def streams_of(engine: AsyncEngine, attempt_id: UUID) -> tuple[StreamView,
             process=process,
             stream=StreamName(stream),
             chunks=tuple(
-                ChunkView(seq=one.seq, rows=one.rows, bytes=one.bytes, sha256=one.sha256.hex()) for one in found
+                ChunkView(seq=one.seq, rows=one.rows, bytes=one.size, sha256=one.sha256.hex()) for one in found
             ),
         )
         for (process, stream), found in _by_stream(chunks).items()
@@ -210,7 +210,7 @@ async def verify_manifest(
     named = {(one.process, one.stream.value): one for one in manifest}
     for place, chunks in stored.items():
         one = named.get(place)
-        if one is None or (len(chunks), sum(c.rows for c in chunks), sum(c.bytes for c in chunks)) != (
+        if one is None or (len(chunks), sum(c.rows for c in chunks), sum(c.size for c in chunks)) != (
             one.chunks,
             one.rows,
             one.bytes,

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lem_domain.errors import LemError
 from lem_worker.models.cache import build_once
+from lem_worker.models.missing import ModelNotFound
 
 BUILTIN_PREFIX = "builtin:"
+RECIPES = {"tiny-llama": "tiny-llama 1", "smollm2-135m-instruct": "smollm2-135m-instruct 1"}
+"""Built-in models and the version of how each is made; another version is made anew."""
 _DIGESTED = (".json", ".safetensors", ".bin", ".model", ".gguf", ".jinja")
-
-
-class ModelNotFound(LemError):
-    """The model can't be had; says what to do."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,11 @@ def resolve_model(model_id: str, *, cache_dir: Path, revision: str | None = None
     """
     if model_id.startswith(BUILTIN_PREFIX):
         name = model_id.removeprefix(BUILTIN_PREFIX)
-        recipes = _builtin_recipes()
-        if name not in recipes:
-            known = ", ".join(BUILTIN_PREFIX + one for one in sorted(recipes))
+        if name not in RECIPES:
+            known = ", ".join(BUILTIN_PREFIX + one for one in sorted(RECIPES))
             raise ModelNotFound(f"there is no built-in model {model_id!r}; there is {known}.")
-        recipe, build = recipes[name]
-        return _local(model_id, build_once(cache_dir / "models" / name, recipe=recipe, build=build), cache_dir)
+        folder = build_once(cache_dir / "models" / name, recipe=RECIPES[name], build=lambda fresh: _build(name, fresh))
+        return _local(model_id, folder, cache_dir)
     folder = Path(model_id).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -56,14 +54,18 @@ def resolve_model(model_id: str, *, cache_dir: Path, revision: str | None = None
     return ModelSource(requested=model_id, path_or_id=model_id, is_local=False, revision=revision)
 
 
-def _builtin_recipes() -> dict[str, tuple[str, Callable[[Path], None]]]:
-    # Their modules import engines inside their functions only.
-    from lem_worker.models import smollm2, tiny_llama  # noqa: PLC0415 - a cycle otherwise
-
-    return {
-        "tiny-llama": (tiny_llama.RECIPE, tiny_llama.build),
-        "smollm2-135m-instruct": (smollm2.RECIPE, smollm2.build),
-    }
+def _build(name: str, folder: Path) -> None:
+    """Make a built-in model in a process of its own: it needs an engine, and the daemon imports none."""
+    made = subprocess.run(
+        [sys.executable, "-m", "lem_worker.models.build", name, str(folder)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if made.returncode != 0:
+        lines = made.stderr.strip().splitlines() or [f"making it ended with exit code {made.returncode}"]
+        raise ModelNotFound(lines[-1])
 
 
 def _local(requested: str, folder: Path, cache_dir: Path) -> ModelSource:

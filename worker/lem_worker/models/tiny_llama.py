@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lem_domain.prompt_sets import DEFAULT_PROMPT_SET, load_builtin_prompts
 
-RECIPE = "tiny-llama 1"
 VOCABULARY = 1024
 CONTEXT = 2048
 _PAD, _BOS, _EOS = "<pad>", "<s>", "</s>"
@@ -19,9 +21,6 @@ _CHAT_TEMPLATE = (
 
 def build(folder: Path) -> None:
     """Write model and tokenizer; the same bytes every time."""
-    import torch  # noqa: PLC0415 - the daemon imports this module without an engine
-    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
-
     tokenizer = _tokenizer()
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(
@@ -43,10 +42,7 @@ def build(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def _tokenizer() -> Any:  # noqa: ANN401 - transformers is imported inside
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers  # noqa: PLC0415
-    from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
-
+def _tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
