@@ -1,7 +1,7 @@
 """What every test may use: a real PostgreSQL, the application over it, and a client with the owner's token.
 
-One embedded PostgreSQL serves the whole session, all xdist workers included; every test that asks gets a database of its
-own, copied from a migrated template. `LEM_TEST_DATABASE_URL` names another server to use instead (a superuser's URL).
+One embedded PostgreSQL serves the whole session, all xdist workers included; every test that asks gets a database of
+its own, copied from a migrated template. `LEM_TEST_DATABASE_URL` names another server to use (a superuser's URL).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
         return
     shared = _shared_root(tmp_path_factory)
     note = shared / "cluster.json"
-    with _locked(shared / "cluster.lock"):
+    with _Locked(shared / "cluster.lock"):
         state = json.loads(note.read_text()) if note.exists() else None
         if state is None:
             folder = Path(tempfile.mkdtemp(prefix="lem-tests-"))
@@ -70,7 +70,7 @@ def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
         state["users"] += 1
         note.write_text(json.dumps(state))
     yield checked_url(state["url"])
-    with _locked(shared / "cluster.lock"):
+    with _Locked(shared / "cluster.lock"):
         state = json.loads(note.read_text())
         state["users"] -= 1
         if state["users"]:
@@ -85,7 +85,7 @@ def _shared_root(factory: pytest.TempPathFactory) -> Path:
     return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
 
 
-class _locked:
+class _Locked:
     def __init__(self, path: Path) -> None:
         self._path = path
 

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import ipaddress
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -90,7 +91,14 @@ def _serve(settings: Settings) -> None:
             ),
             ready=f"LEM server ready at {address} (data in {settings.data_dir})",
         )
+        _let_uvicorn_end_by_itself()
         server.run(sockets=[listener])
+
+
+def _let_uvicorn_end_by_itself() -> None:
+    """Uvicorn raises the signal that ended it once more; by default that kills the process with PostgreSQL running."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
 
 
 class _Server(uvicorn.Server):

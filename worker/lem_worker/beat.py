@@ -7,9 +7,11 @@ standard output (what became of it). It ends with the daemon.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import sys
+from collections.abc import Callable
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -68,7 +70,13 @@ class Verdict(_Line):
     type: Literal["verdict"] = "verdict"
     attempt_id: str
     verdict: BeatVerdict
-    why: str
+
+
+class Expired(_Line):
+    """To the daemon: nobody says that an attempt is lost, but its lease can't be trusted any more."""
+
+    type: Literal["expired"] = "expired"
+    attempt_id: str
 
 
 class Drain(_Line):
@@ -84,7 +92,7 @@ class Superseded(_Line):
 
 
 ToBeat = Annotated[BeatStart | Hold | Release, Field(discriminator="type")]
-FromBeat = Annotated[Verdict | Drain | Superseded, Field(discriminator="type")]
+FromBeat = Annotated[Verdict | Expired | Drain | Superseded, Field(discriminator="type")]
 to_beat: TypeAdapter[ToBeat] = TypeAdapter(ToBeat)
 from_beat: TypeAdapter[FromBeat] = TypeAdapter(FromBeat)
 
@@ -92,11 +100,12 @@ from_beat: TypeAdapter[FromBeat] = TypeAdapter(FromBeat)
 class Beats:
     """What is held, until when it is trusted, and the loop that renews it."""
 
-    def __init__(self, start: BeatStart, api: ServerApi) -> None:
+    def __init__(self, start: BeatStart, api: ServerApi, tell: Callable[[FromBeat], None]) -> None:
         self._start = start
         self._api = api
+        self._tell = tell
         self._held: dict[str, Progress | None] = {}
-        self._trusted_until: dict[str, float] = {}
+        self._deadlines: dict[str, asyncio.TimerHandle] = {}
         self._interval_s = start.interval_s
         self._changed = asyncio.Event()
         self._last_beat = 0.0
@@ -105,7 +114,7 @@ class Beats:
         """What the daemon says."""
         if isinstance(line, Release):
             self._held.pop(line.attempt_id, None)
-            self._trusted_until.pop(line.attempt_id, None)
+            self._distrust(line.attempt_id)
             return
         self._held[line.attempt_id] = line.progress or self._held.get(line.attempt_id)
         if line.lease_s is not None:
@@ -116,15 +125,12 @@ class Beats:
             self._changed.set()
 
     async def run(self) -> None:
-        """Beat until the process ends."""
+        """Beat for ever."""
         while True:
             await self._beat()
-            self._distrust_expired()
             pause = self._interval_s * random.uniform(0.8, 1.2)
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), timeout=pause)
-            except TimeoutError:
-                continue
             self._changed.clear()
 
     async def _beat(self) -> None:
@@ -137,40 +143,42 @@ class Beats:
             return
         except ServerRefused as error:
             if error.problem.code is ProblemCode.BOOT_SUPERSEDED:
-                _tell(Superseded())
+                self._tell(Superseded())
             logger.warning("a beat was refused: %s", error)
             return
         self._interval_s = answer.next_beat_s
         for one in answer.attempts:
+            if one.attempt_id not in self._held:
+                continue  # let go of while the beat was under way
             if one.lease_s is not None:
                 self._trust(one.attempt_id, began, one.lease_s)
-            if one.verdict is not BeatVerdict.OK and one.attempt_id in self._held:
-                _tell(Verdict(attempt_id=one.attempt_id, verdict=one.verdict, why="the server said so"))
+            if one.verdict is not BeatVerdict.OK:
+                self._tell(Verdict(attempt_id=one.attempt_id, verdict=one.verdict))
         if answer.drain:
-            _tell(Drain())
+            self._tell(Drain())
 
     def _trust(self, attempt_id: str, began: float, lease_s: float) -> None:
-        margin = min(TRUST_MARGIN_S, lease_s / 4)
-        self._trusted_until[attempt_id] = began + lease_s - margin
+        """Until shortly before the lease ends, counted from before it was asked for. A timer of its own says when that
+        is over: a beat that hangs must not delay it."""
+        self._distrust(attempt_id)
+        until = began + lease_s - min(TRUST_MARGIN_S, lease_s / 4)
+        self._deadlines[attempt_id] = asyncio.get_running_loop().call_at(until, self._expire, attempt_id)
 
-    def _distrust_expired(self) -> None:
-        for attempt_id, until in list(self._trusted_until.items()):
-            if _now() >= until:
-                self._trusted_until.pop(attempt_id)
-                _tell(
-                    Verdict(
-                        attempt_id=attempt_id,
-                        verdict=BeatVerdict.LOST,
-                        why="no beat was answered for as long as the lease can be trusted",
-                    )
-                )
+    def _distrust(self, attempt_id: str) -> None:
+        deadline = self._deadlines.pop(attempt_id, None)
+        if deadline is not None:
+            deadline.cancel()
+
+    def _expire(self, attempt_id: str) -> None:
+        self._deadlines.pop(attempt_id, None)
+        self._tell(Expired(attempt_id=attempt_id))
 
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _tell(line: Verdict | Drain | Superseded) -> None:
+def _print(line: FromBeat) -> None:
     sys.stdout.write(line.model_dump_json() + "\n")
     sys.stdout.flush()
 
@@ -182,16 +190,19 @@ async def _main() -> None:
     if not isinstance(start, BeatStart):
         sys.exit("the first line must be a start; let lem-worker start this module")
     api = ServerApi(start.server, start.token, worker_id=start.worker_id, boot_id=start.boot_id)
-    beats = Beats(start, api)
-    loop = asyncio.create_task(beats.run())
+    beats = Beats(start, api, _print)
+    # Whichever ends first ends the process: the daemon closed the pipe, or beating failed and is to be started anew.
+    tasks = {asyncio.create_task(beats.run()), asyncio.create_task(_listen(reader, beats))}
+    ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in ended:
+        task.result()
+
+
+async def _listen(reader: asyncio.StreamReader, beats: Beats) -> None:
     while line := await reader.readline():
         message = to_beat.validate_json(line)
         if not isinstance(message, BeatStart):
             beats.take(message)
-        if loop.done():
-            loop.result()
-    loop.cancel()
-    await api.aclose()
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -12,6 +13,13 @@ from pydantic import BaseModel
 
 from lem_domain.wire.runs import Progress
 from lem_worker.beat import BeatStart, FromBeat, Hold, Release, from_beat
+
+logger = logging.getLogger(__name__)
+
+_RESTART_PAUSE_S = 1.0
+_RESTART_TRUST_S = 20.0
+"""How long a lease is taken to last that a beat process held when it ended: nobody knows when it was renewed last, so
+the new process has time for a first beat and no more."""
 
 
 class BeatProcess:
@@ -22,18 +30,15 @@ class BeatProcess:
         self._on_news = on_news
         self._process: asyncio.subprocess.Process | None = None
         self._held: dict[str, Progress | None] = {}
-        self._leases: dict[str, float] = {}
         self._keeper: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Start it."""
-        await self._spawn()
-        self._keeper = asyncio.create_task(self._keep(), name="lem-beat")
+        self._keeper = asyncio.create_task(self._keep(await self._spawn()), name="lem-beat")
 
     def hold(self, attempt_id: str, lease_s: float) -> None:
         """An attempt was claimed."""
         self._held[attempt_id] = None
-        self._leases[attempt_id] = lease_s
         self._write(Hold(attempt_id=attempt_id, lease_s=lease_s))
 
     def progress(self, attempt_id: str, progress: Progress) -> None:
@@ -45,7 +50,6 @@ class BeatProcess:
     def release(self, attempt_id: str) -> None:
         """An attempt is over."""
         self._held.pop(attempt_id, None)
-        self._leases.pop(attempt_id, None)
         self._write(Release(attempt_id=attempt_id))
 
     async def close(self) -> None:
@@ -58,8 +62,8 @@ class BeatProcess:
                 self._process.kill()
             await self._process.wait()
 
-    async def _spawn(self) -> None:
-        self._process = await asyncio.create_subprocess_exec(
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "lem_worker.beat",
@@ -68,18 +72,21 @@ class BeatProcess:
             start_new_session=True,
             env={**os.environ, "LEM_PARENT": str(os.getpid())},
         )
+        self._process = process
         self._write(self._start)
-        for attempt_id, progress in self._held.items():
-            self._write(Hold(attempt_id=attempt_id, lease_s=self._leases[attempt_id], progress=progress))
+        return process
 
-    async def _keep(self) -> None:
+    async def _keep(self, process: asyncio.subprocess.Process) -> None:
         while True:
-            process = self._process
-            assert process is not None and process.stdout is not None
-            while line := await process.stdout.readline():
-                self._on_news(from_beat.validate_json(line))
-            await process.wait()
-            await self._spawn()
+            if process.stdout is not None:
+                while line := await process.stdout.readline():
+                    self._on_news(from_beat.validate_json(line))
+            code = await process.wait()
+            logger.error("the beat process ended with code %d; starting it again", code)
+            await asyncio.sleep(_RESTART_PAUSE_S)
+            process = await self._spawn()
+            for attempt_id, progress in self._held.items():
+                self._write(Hold(attempt_id=attempt_id, lease_s=_RESTART_TRUST_S, progress=progress))
 
     def _write(self, line: BaseModel) -> None:
         if self._process is not None and self._process.stdin is not None and not self._process.stdin.is_closing():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -23,7 +24,10 @@ from lem_worker.process_protocol import (
     encode,
 )
 
+logger = logging.getLogger(__name__)
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_SURELY_DEAD_S = 10.0
 _LONGEST_LINE = 4 * 2**20
 ATTEMPT_VARIABLE = "LEM_ATTEMPT"
 """In the environment of everything that an attempt starts, so that what is left of it can be found."""
@@ -62,6 +66,7 @@ class Child:
         self._process = process
         self._reader = reader
         self._out = out
+        self._born = _birth(process.pid)
 
     @classmethod
     async def start(
@@ -128,7 +133,10 @@ class Child:
 
     async def kill(self, grace_s: float) -> None:
         """End the whole group: SIGTERM, `grace_s` later SIGKILL, and return when no member lives."""
-        await kill_group(self.pid, grace_s=grace_s)
+        # A process id can't be given away while its group has members; so a leader that was born at another time leads
+        # somebody else's group, and ours is gone.
+        if self._process.returncode is None or _birth(self.pid) in (None, self._born):
+            await kill_group(self.pid, grace_s=grace_s)
         await self._process.wait()
         self.close()
 
@@ -144,9 +152,7 @@ async def kill_group(group: int, *, grace_s: float) -> None:
     _signal_group(group, signal.SIGTERM)
     if await _ends_within(lambda: group_members(group), grace_s):
         return
-    while group_members(group):
-        _signal_group(group, signal.SIGKILL)
-        await asyncio.sleep(0.02)
+    await _until_dead(lambda: group_members(group))
 
 
 def group_members(group: int) -> list[psutil.Process]:
@@ -173,11 +179,7 @@ async def kill_leftovers(attempts: Iterable[str], *, grace_s: float = 1.0) -> in
             process.terminate()
     if await _ends_within(left, grace_s):
         return len(found)
-    while remaining := left():
-        for process in remaining:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        await asyncio.sleep(0.02)
+    await _until_dead(left)
     return len(found)
 
 
@@ -206,6 +208,29 @@ async def _ends_within(left: Callable[[], list[psutil.Process]], seconds: float)
             return False
         await asyncio.sleep(0.02)
     return True
+
+
+async def _until_dead(left: Callable[[], list[psutil.Process]]) -> None:
+    loop = asyncio.get_running_loop()
+    say_at = loop.time() + _SURELY_DEAD_S
+    while remaining := left():
+        for process in remaining:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        if loop.time() >= say_at:
+            say_at += _SURELY_DEAD_S
+            pids = ", ".join(str(process.pid) for process in remaining)
+            logger.error(
+                "SIGKILL does not end process %s, a driver holds it; nothing is claimed until it is gone", pids
+            )
+        await asyncio.sleep(0.02)
+
+
+def _birth(pid: int) -> float | None:
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        return None
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:

@@ -7,11 +7,12 @@ import base64
 import logging
 import random
 from collections.abc import Sequence
-from typing import TypeVar
+from http import HTTPStatus
+from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 import httpx
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from lem_domain.errors import LemError, Problem, ProblemCode
 from lem_domain.evidence import CHUNK_MEDIA_TYPE
@@ -32,12 +33,16 @@ from lem_domain.wire.workers import (
     RegisterWorker,
     StartAttempt,
 )
-from lem_worker.spool import SpooledChunk
+
+if TYPE_CHECKING:  # the beat process calls the server too, and needs no Arrow for it
+    from lem_worker.spool import SpooledChunk
 
 logger = logging.getLogger(__name__)
 
+FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
-_TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
+LONGEST_ASKED_PAUSE_S = 300.0
+"""A `Retry-After` beyond this is not waited for: a proxy's mistake must not hold a measurement for a day."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -78,6 +83,8 @@ class ServerApi:
         boot_id: UUID,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        if not server.startswith(("http://", "https://")):
+            raise LemError(f"{server!r} is no address of a server; one looks like http://lem.example:8420.")
         self._worker_id = worker_id
         self._client = httpx.AsyncClient(
             base_url=server,
@@ -128,7 +135,7 @@ class ServerApi:
             headers={"Content-Type": "application/json"},
             timeout=10,
         )
-        if answer.status_code in _TRY_AGAIN:
+        if _is_passing(answer):
             answer.raise_for_status()
         _raise_refusal(answer)
         return _read(BeatAnswer, answer)
@@ -184,7 +191,7 @@ class ServerApi:
     ) -> httpx.Response:
         if body is not None:
             content, headers = body.model_dump_json().encode(), {"Content-Type": "application/json"}
-        pause_s = 0.5
+        pause_s = FIRST_PAUSE_S
         while True:
             asked_s = None
             try:
@@ -192,7 +199,7 @@ class ServerApi:
             except httpx.TransportError as error:
                 why = f"no answer from {self._server} ({error or type(error).__name__})"
             else:
-                if answer.status_code not in _TRY_AGAIN:
+                if not _is_passing(answer):
                     if self._waiting:
                         logger.info("the server answers again")
                         self._waiting = False
@@ -200,16 +207,25 @@ class ServerApi:
                     return answer
                 why = f"{self._server} answered {answer.status_code}"
                 asked = answer.headers.get("retry-after", "")
-                asked_s = float(asked) if asked.isdigit() else None
+                asked_s = min(float(asked), LONGEST_ASKED_PAUSE_S) if asked.isdigit() else None
             if not self._waiting:
                 logger.warning("%s; trying again until it does, nothing is lost meanwhile", why)
                 self._waiting = True
-            await asyncio.sleep(min(LONGEST_PAUSE_S, random.uniform(0.1, 1) * max(pause_s, asked_s or 0)))
+            # What the server asks for is the least; the jitter on top keeps workers from coming back together.
+            await asyncio.sleep((asked_s or 0.0) + random.uniform(0, FIRST_PAUSE_S if asked_s else pause_s))
             pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
 
 
+def _is_passing(answer: httpx.Response) -> bool:
+    """Whether the same request may be answered otherwise later."""
+    return answer.status_code == HTTPStatus.TOO_MANY_REQUESTS or answer.is_server_error
+
+
 def _read(model: type[M], answer: httpx.Response) -> M:
-    return model.model_validate_json(answer.content)
+    try:
+        return model.model_validate_json(answer.content)
+    except ValidationError:
+        raise ServerRefused(_no_lem_server(answer)) from None
 
 
 def _raise_refusal(answer: httpx.Response) -> None:
@@ -218,14 +234,7 @@ def _raise_refusal(answer: httpx.Response) -> None:
     try:
         problem = Problem.model_validate_json(answer.content)
     except ValueError:
-        problem = Problem(
-            type="about:blank",
-            title="unexpected answer",
-            status=answer.status_code,
-            code=ProblemCode.INTERNAL,
-            detail=f"the server answered {answer.status_code} with something that is no problem document; "
-            "check that LEM_SERVER names a LEM server.",
-        )
+        problem = _no_lem_server(answer)
     if problem.code in (ProblemCode.LEASE_LOST, ProblemCode.ATTEMPT_CLOSED, ProblemCode.BOOT_SUPERSEDED):
         raise LeaseLost(problem)
     if problem.code is ProblemCode.MANIFEST_INCOMPLETE:
@@ -234,3 +243,14 @@ def _raise_refusal(answer: httpx.Response) -> None:
     if answer.status_code in (401, 403, 426):
         raise NotAllowed(problem)
     raise ServerRefused(problem)
+
+
+def _no_lem_server(answer: httpx.Response) -> Problem:
+    return Problem(
+        type="about:blank",
+        title="unexpected answer",
+        status=answer.status_code,
+        code=ProblemCode.INTERNAL,
+        detail=f"the server answered {answer.status_code} with something that a LEM server of this version doesn't "
+        "say; check that LEM_SERVER names one.",
+    )

@@ -31,8 +31,8 @@ from lem_domain.evidence_codec import ChunkError, encode_chunk
 from lem_domain.wire.workers import ProcessCompletion
 
 CHUNK_SIZE = 256 * 2**10
-"""Estimated bytes before compression at which a chunk is sealed: a request is worth its cost then, and even text of four
-bytes a character stays far below what a server decodes."""
+"""Estimated bytes before compression at which a chunk is sealed: worth a request of its own, and even as text of four
+bytes a character far below what a server decodes."""
 
 _WIDTHS = {"int64": 8, "int32": 4, "float64": 8, "string": 4}
 """Bytes of a value in an Arrow buffer; of a string, its offset, and its characters are added."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-from lem_domain.evidence import StreamManifest, StreamName, digest_of_digests
 from lem_domain.wire.workers import CompleteAttempt, MissingChunks
 from lem_worker import spool
 from lem_worker.server_api import ManifestIncomplete, ServerApi
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 UPLOAD_EVERY_S = 1.0
 LOG_PIECE_CHARACTERS = 32_768
 LOG_LIMIT_BYTES = 4 * 2**20
-"""What a process writes beyond this stays in the file on the worker; the run log says so."""
+"""What a process writes beyond this is not sent; the run log says so."""
 
 
 class Uploader:
@@ -51,7 +51,7 @@ class Uploader:
             marker = spool.done(self._dir, process)
             if marker is not None:
                 await self._api.put_completion(self._attempt_id, process, marker)
-        request = CompleteAttempt(processes=tuple(processes), manifest=manifests(self._dir))
+        request = CompleteAttempt(processes=tuple(processes), manifest=spool.manifests(self._dir))
         try:
             await self._api.complete(self._attempt_id, request)
         except ManifestIncomplete as error:
@@ -69,21 +69,31 @@ class Uploader:
 
     async def _send_log(self, path: Path) -> None:
         cursor = self._logs.setdefault(path.name, _LogCursor())
-        for piece in cursor.new_pieces(path):
+        while (piece := cursor.piece(path)) is not None:
             await self._api.put_log(self._attempt_id, path.stem, cursor.seq, piece)
-            cursor.seq += 1
+            cursor.sent()
 
 
 class _LogCursor:
-    """How much of a log file was sent."""
+    """How much of a log file was sent. A piece keeps its number and its text until the server has it."""
 
     def __init__(self) -> None:
         self.seq = 0
         self._offset = 0
+        self._pieces: deque[str] = deque()
 
-    def new_pieces(self, path: Path) -> list[str]:
-        if self._offset >= LOG_LIMIT_BYTES:
-            return []
+    def piece(self, path: Path) -> str | None:
+        """What to send next."""
+        if not self._pieces and self._offset < LOG_LIMIT_BYTES:
+            self._pieces.extend(self._read(path))
+        return self._pieces[0] if self._pieces else None
+
+    def sent(self) -> None:
+        """The server has the piece."""
+        self._pieces.popleft()
+        self.seq += 1
+
+    def _read(self, path: Path) -> list[str]:
         with path.open("rb") as file:
             file.seek(self._offset)
             content = file.read(LOG_LIMIT_BYTES - self._offset)
@@ -92,32 +102,16 @@ class _LogCursor:
         self._offset += len(content)
         text = content.decode("utf-8", errors="replace")
         if self._offset >= LOG_LIMIT_BYTES:
-            text += f"\n[the rest of this output is only on the worker, in {path.name}]\n"
+            text += f"\n[{path.stem} wrote {LOG_LIMIT_BYTES // 2**20} MiB; what follows is not kept]\n"
         return [text[at : at + LOG_PIECE_CHARACTERS] for at in range(0, len(text), LOG_PIECE_CHARACTERS)]
-
-
-def manifests(attempt_dir: Path) -> tuple[StreamManifest, ...]:
-    """What an attempt's folder says that there is, acknowledged or not."""
-    by_stream: dict[tuple[str, StreamName], list[spool.SpooledChunk]] = {}
-    for chunk in spool.chunks(attempt_dir):
-        by_stream.setdefault((chunk.process, chunk.stream), []).append(chunk)
-    return tuple(
-        StreamManifest(
-            process=process,
-            stream=stream,
-            chunks=len(chunks),
-            rows=sum(chunk.rows for chunk in chunks),
-            bytes=sum(chunk.bytes for chunk in chunks),
-            sha256=digest_of_digests(chunk.sha256 for chunk in chunks),
-        )
-        for (process, stream), chunks in sorted(by_stream.items())
-    )
 
 
 def tail(path: Path, lines: int = 12, most: int = 2000) -> str:
     """The last lines of a log file, for a failure's message."""
     try:
-        content = path.read_bytes()[-8 * most :].decode("utf-8", errors="replace")
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4 * most))
+            content = file.read().decode("utf-8", errors="replace")
     except OSError:
         return ""
     return "\n".join(content.splitlines()[-lines:])[-most:]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
 
+from anyio import to_thread
 from sqlalchemy.ext.asyncio import AsyncEngine
 from uuid_utils.compat import uuid7
 
@@ -95,13 +96,7 @@ async def ensure_owner_token(engine: AsyncEngine, data_dir: Path) -> Path:
         if row is not None and row.revoked_at is None:
             return path
     made = await create(engine, TokenCreate(name="owner", kind=TokenKind.OWNER))
-    data_dir.mkdir(parents=True, exist_ok=True)
-    fresh = data_dir / f".{OWNER_TOKEN_FILE}.{os.getpid()}"
-    fresh.unlink(missing_ok=True)
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(made.token + "\n")
-    fresh.replace(path)
+    await to_thread.run_sync(_write_secret, path, made.token)
     return path
 
 
@@ -126,3 +121,14 @@ def _view(row: queries.TokenRow) -> TokenView:
 
 def _unauthenticated(detail: str) -> ProblemError:
     return ProblemError(ProblemCode.UNAUTHENTICATED, detail)
+
+
+def _write_secret(path: Path, token: str) -> None:
+    """Readable by its owner alone from the first moment, and never half written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(token + "\n")
+    fresh.replace(path)

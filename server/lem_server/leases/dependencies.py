@@ -22,7 +22,7 @@ def require_protocol(
     if protocol != PROTOCOL_VERSION:
         raise ProblemError(
             ProblemCode.CLIENT_TOO_OLD,
-            f"this server speaks protocol {PROTOCOL_VERSION} and the worker {protocol}; install the same version on both.",
+            f"the server speaks protocol {PROTOCOL_VERSION}, the worker {protocol}; install the same version on both.",
         )
 
 

@@ -52,7 +52,7 @@ def build(folder: Path) -> None:
 
 
 def _split_as_smollm(tokenizer: object) -> None:
-    """GGUF names the pre-tokenizer ("smollm": digits one by one, then bytes) and transformers does not know the name."""
+    """GGUF names the pre-tokenizer "smollm" (digits one by one, then bytes); transformers does not know the name."""
     backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
