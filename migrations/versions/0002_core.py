@@ -325,6 +325,21 @@ END $$
 """,
 )
 
+# Neither privileges nor statement triggers of a table are its partitions', and each can be named in a statement. The
+# application reaches them through their table only, for which it needs no right on them.
+PARTITION_TRIGGER = """
+CREATE TRIGGER immutable BEFORE UPDATE OR TRUNCATE ON chunks_p{partition}
+    FOR EACH STATEMENT EXECUTE FUNCTION lem_refuse_change()
+"""
+PARTITION_RIGHTS = """
+DO $$
+BEGIN
+    IF EXISTS (SELECT 1 FROM pg_roles WHERE rolname = 'lem_app') THEN
+        REVOKE ALL ON chunks_p{partition} FROM lem_app;
+    END IF;
+END $$
+"""
+
 
 def upgrade() -> None:
     for statement in TABLES.split(";\n"):
@@ -339,6 +354,9 @@ def upgrade() -> None:
     op.execute(f"INSERT INTO run_edges (source, target, actor) VALUES {edges}")
     for statement in GUARD:
         op.execute(statement)
+    for partition in range(CHUNK_PARTITIONS):
+        op.execute(PARTITION_TRIGGER.format(partition=partition))
+        op.execute(PARTITION_RIGHTS.format(partition=partition))
 
 
 def downgrade() -> None:

@@ -5,26 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.types import JsonValue
 
+from lem_domain.errors import ProblemCode
 from lem_domain.evidence import SAMPLER, rank_name
 from lem_domain.ids import AttemptId
 from lem_domain.states import FailureReason
 from lem_domain.wire.runs import Progress
 from lem_domain.wire.workers import Assignment, Device, EndAttempt, ProcessCompletion, StartAttempt
 from lem_worker import spool
-from lem_worker.ending import AttemptEnded, AttemptLost, failed
+from lem_worker.ending import AttemptEnded, AttemptLost, cancelled, failed
 from lem_worker.environment import snapshot
 from lem_worker.preparation import Prepared, prepare
 from lem_worker.process_protocol import Go, RankJob, SamplerJob, Stop
-from lem_worker.processes import Child
-from lem_worker.server_api import LeaseLost, ServerApi, ServerRefused
+from lem_worker.processes import Child, kill_leftovers
+from lem_worker.server_api import LeaseLost, NotAllowed, ServerApi, ServerRefused
 from lem_worker.supervision import Supervision
 from lem_worker.upload import Uploader
 
@@ -77,37 +78,62 @@ class Attempt:
         self._processes = (*self._ranks, SAMPLER)
         self._supervision = Supervision(config.limits, self._ranks, on_progress, log_dir=self._dir)
         self._uploader = Uploader(api, assignment.attempt_id, self._dir)
+        self._refused = False
 
     def stop(self, why: AttemptEnded | AttemptLost) -> None:
         """Bring the attempt to an end from outside: cancelled, interrupted, or its lease lost."""
         self._supervision.stop(why)
 
+    def hurry(self) -> None:
+        """Whatever is killed from now on gets no grace."""
+        self._kill_grace_s = 0
+
     async def run(self) -> AttemptEnded | AttemptLost | None:
-        """Measure. None when the attempt is completed, else why it is not; none of its processes lives then."""
-        self._dir.mkdir(parents=True, exist_ok=True)
-        marker = SpooledAssignment(
-            attempt_id=self.assignment.attempt_id, boot_id=self._boot_id, processes=self._processes
-        )
-        spool.write_model(self._dir / "assignment.json", marker)
+        """Measure. None when the attempt is completed, else why it is not; none of its processes lives then.
+
+        Raises:
+            NotAllowed: the server does not accept this worker any more; the evidence stays in the spool.
+        """
         try:
-            await self._supervision.guard(self._measure())
-        except LeaseLost as error:
-            return await self._give_up(AttemptLost(str(error)))
-        except (AttemptEnded, AttemptLost) as error:
-            return await self._give_up(error)
-        except ServerRefused as error:
-            return await self._give_up(
-                failed(FailureReason.INVALID_EVIDENCE, f"the server refused what was sent: {error}")
-            )
-        except spool.SpoolError as error:
-            return await self._give_up(failed(FailureReason.INFERENCE, str(error)))
+            why = await self._failure_of(self._supervision.guard(self._measure()))
+            if why is not None:
+                await self._kill_all()
+                return await self._give_up(why)
         finally:
             await self._kill_all()
         spool.remove(self._dir)
         return None
 
+    async def _failure_of(self, work: Coroutine[Any, Any, object]) -> AttemptEnded | AttemptLost | None:
+        """Do the work; says why it could not be done. The one place where an error becomes an attempt's end."""
+        try:
+            await work
+        except (AttemptEnded, AttemptLost) as why:
+            return why
+        except LeaseLost as error:
+            return AttemptLost(str(error))
+        except NotAllowed:
+            raise
+        except ServerRefused as error:
+            self._refused = True
+            return failed(FailureReason.INVALID_EVIDENCE, f"the server refused what was sent: {error}")
+        except spool.SpoolError as error:
+            return failed(FailureReason.BACKEND_UNAVAILABLE, str(error))
+        except Exception as error:
+            logger.exception("the worker itself failed at %s", self.assignment.attempt_id)
+            return failed(
+                FailureReason.BACKEND_UNAVAILABLE,
+                f"the worker itself failed ({type(error).__name__}: {error}); its log says where, please report it.",
+            )
+        return None
+
     async def _measure(self) -> None:
         config = self.assignment.config
+        self._dir.mkdir(parents=True, exist_ok=True)
+        marker = SpooledAssignment(
+            attempt_id=self.assignment.attempt_id, boot_id=self._boot_id, processes=self._processes
+        )
+        spool.write_model(self._dir / "assignment.json", marker)
         prepared = await prepare(config, self._api, self._cache_dir)
         sampler = await self._start_sampler()
         await self._supervision.until_sampling(sampler)
@@ -116,18 +142,11 @@ class Attempt:
         self._supervision.watch(uploading)
         try:
             effective = await self._supervision.until_loaded()
-            for parameter in effective.parameters:
-                if not parameter.confirmed:
-                    raise failed(
-                        FailureReason.NOT_AS_REQUESTED,
-                        f"{parameter.name} was requested as {parameter.requested!r} and the engine says that "
-                        f"{parameter.effective!r} is in force; request what it can do.",
-                    )
+            self._require_as_requested()
             await self._supervision.until_ready()
-            environment: dict[str, JsonValue] = {**snapshot(self._devices), "model_files": {**prepared.model_files}}
-            await self._api.start(
-                self.assignment.attempt_id, StartAttempt(environment=environment, effective_config=effective)
-            )
+            facts = await asyncio.to_thread(snapshot, self._devices)
+            environment: dict[str, JsonValue] = {**facts, "model_files": {**prepared.model_files}}
+            await self._open_window(StartAttempt(environment=environment, effective_config=effective))
             for rank in ranks:
                 rank.send(Go())
             for name, message in (await self._supervision.until_done()).items():
@@ -140,6 +159,26 @@ class Attempt:
                 await uploading
         await self._uploader.complete(self._processes)
 
+    def _require_as_requested(self) -> None:
+        for effective in self._supervision.effective_configs:
+            for parameter in effective.parameters:
+                if not parameter.confirmed:
+                    raise failed(
+                        FailureReason.NOT_AS_REQUESTED,
+                        f"{parameter.name} was requested as {parameter.requested!r} and the engine says that "
+                        f"{parameter.effective!r} is in force; request what it can do.",
+                    )
+
+    async def _open_window(self, request: StartAttempt) -> None:
+        try:
+            await self._api.start(self.assignment.attempt_id, request)
+        except LeaseLost:
+            raise
+        except ServerRefused as error:
+            if error.problem.code is ProblemCode.CONFLICT:  # a cancel that the next beat would have told
+                raise cancelled() from error
+            raise
+
     async def _sampler_marker(self, sampler: Child) -> ProcessCompletion:
         """The sampler's own marker, or one in its place when it died: energy is missing then, and the run stands."""
         message = await self._supervision.until_sampler_done()
@@ -148,7 +187,8 @@ class Attempt:
         if self.assignment.config.energy.required:
             raise failed(FailureReason.BACKEND_INITIALISATION, "the sampler died, and energy.required is set.")
         ended = await sampler.wait()
-        return ProcessCompletion(streams=(), summary={"failed": f"the sampler {ended}"})
+        sealed = tuple(one for one in spool.manifests(self._dir) if one.process == SAMPLER)
+        return ProcessCompletion(streams=sealed, summary={"failed": f"the sampler {ended}"})
 
     async def _start_sampler(self) -> Child:
         job = SamplerJob(
@@ -180,38 +220,65 @@ class Attempt:
     async def _start(self, name: str, module: str, job: BaseModel, environment: dict[str, str]) -> Child:
         job_file = self._dir / f"{name}.job.json"
         spool.write_model(job_file, job)
-        child = await Child.start(
-            name,
-            module,
-            job_file,
-            log_file=self._dir / f"{name}.log",
-            attempt_id=self.assignment.attempt_id,
-            environment=environment,
-        )
+        try:
+            child = await Child.start(
+                name,
+                module,
+                job_file,
+                log_file=self._dir / f"{name}.log",
+                attempt_id=self.assignment.attempt_id,
+                environment=environment,
+            )
+        except OSError as error:
+            raise failed(
+                FailureReason.BACKEND_INITIALISATION,
+                f"{name} can't be started ({error.strerror}); free memory or processes on the worker's machine.",
+            ) from error
         self._supervision.follow(child)
         return child
 
-    async def _give_up(self, why: AttemptEnded | AttemptLost) -> AttemptEnded | AttemptLost:
-        """Kill everything, send what there is, tell the server."""
-        await self._kill_all()
+    async def _give_up(self, why: AttemptEnded | AttemptLost) -> AttemptEnded | AttemptLost | None:
+        """Send what there is and tell the server; an interrupted attempt whose evidence is whole is completed instead.
+
+        Without an answer this waits for the server: it decides whether the attempt is still ours, and until then its
+        folder stays.
+        """
+        if isinstance(why, AttemptEnded) and why.outcome == "interrupted" and self._is_whole():
+            unfinished = await self._failure_of(self._uploader.complete(self._processes))
+            if unfinished is None:
+                spool.remove(self._dir)
+                return None
+            why = unfinished
         if isinstance(why, AttemptEnded):
-            effective = self._supervision.effective_config
-            request = EndAttempt(
-                outcome=why.outcome,
-                reason=why.reason,
-                message=str(why)[:4000],
-                environment=snapshot(self._devices),
-                effective_config=effective,
-            )
-            try:
-                await self._uploader.send_pending()
-                await self._api.end(self.assignment.attempt_id, request)
-            except LeaseLost as error:
-                why = AttemptLost(str(error))
-            except ServerRefused as error:
-                logger.error("the server refused the end of %s: %s", self.assignment.attempt_id, error)
-        spool.remove(self._dir)
+            refused = await self._failure_of(self._uploader.send_pending())
+            if isinstance(refused, AttemptEnded):
+                logger.error("not all evidence of %s was sent: %s", self.assignment.attempt_id, refused)
+            end = await self._failure_of(self._api.end(self.assignment.attempt_id, self._end_of(why)))
+            if isinstance(end, AttemptLost):
+                why = end
+            elif end is not None:
+                logger.error("the server refused the end of %s: %s", self.assignment.attempt_id, end)
+        if self._refused and isinstance(why, AttemptEnded):
+            kept = spool.set_aside(self._dir)
+            logger.error("what the server refused is kept in %s; remove it when you have looked at it", kept)
+        else:
+            spool.remove(self._dir)
         return why
 
+    def _end_of(self, why: AttemptEnded) -> EndAttempt:
+        return EndAttempt(
+            outcome=why.outcome,
+            reason=why.reason,
+            # An engine may print anything, and PostgreSQL's text can't hold U+0000.
+            message=str(why).replace("\x00", "\N{REPLACEMENT CHARACTER}")[:4000],
+            environment=snapshot(self._devices),
+            effective_config=self._supervision.effective_config,
+        )
+
+    def _is_whole(self) -> bool:
+        return spool.is_whole(self._dir, self._processes)
+
     async def _kill_all(self) -> None:
+        """The processes with their groups, and then what left its group and still bears the attempt's name."""
         await self._supervision.kill_all(self._kill_grace_s)
+        await kill_leftovers([self.assignment.attempt_id], grace_s=self._kill_grace_s)

@@ -130,7 +130,8 @@ class Beats:
             await self._beat()
             pause = self._interval_s * random.uniform(0.8, 1.2)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), timeout=pause)
+                async with asyncio.timeout(pause):
+                    await self._changed.wait()
             self._changed.clear()
 
     async def _beat(self) -> None:

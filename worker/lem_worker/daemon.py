@@ -14,13 +14,12 @@ from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 from lem_domain.config.experiment import BackendName
-from lem_domain.errors import LemError
-from lem_domain.states import FailureReason
+from lem_domain.errors import LemError, ProblemCode
 from lem_domain.wire.workers import Assignment, BeatVerdict, ClaimRequest, Device, RegisterWorker
 from lem_worker.attempt import Attempt, Modules
-from lem_worker.beat import BeatStart, Drain, FromBeat, Superseded, Verdict
+from lem_worker.beat import BeatStart, Drain, Expired, FromBeat, Superseded, Verdict
 from lem_worker.devices import cpu_device, simulated_devices
-from lem_worker.ending import INFRASTRUCTURE, AttemptEnded, AttemptLost
+from lem_worker.ending import INFRASTRUCTURE, AttemptEnded, AttemptLost, cancelled, handed_back, out_of_touch
 from lem_worker.heartbeat import BeatProcess
 from lem_worker.identity import StateFolder
 from lem_worker.models import default_cache_dir
@@ -50,6 +49,8 @@ class Daemon:
         self._api = self._connect(self._state.boot_id)
         self._ending = asyncio.Event()
         self._attempt: Attempt | None = None
+        self._running: asyncio.Task[AttemptEnded | AttemptLost | None] | None = None
+        self._signals = 0
         self._runs = 0
         self._failures_in_a_row = 0
 
@@ -84,9 +85,9 @@ class Daemon:
             RegisterWorker(
                 id=self._state.worker_id,
                 boot_id=self._state.boot_id,
-                name=self._settings.name or f"{socket.gethostname()} ({self._settings.backend})",
+                name=self._settings.name or f"{socket.gethostname()} ({self._settings.backend.value})",
                 host=socket.gethostname(),
-                backend=self._settings.backend,
+                backend=self._settings.backend.value,
                 devices=self._devices,
                 versions=_versions(),
             )
@@ -125,7 +126,7 @@ class Daemon:
         try:
             return await self._api.claim(request)
         except LeaseLost as error:
-            if error.problem.code.value == "boot_superseded":
+            if error.problem.code is ProblemCode.BOOT_SUPERSEDED:
                 raise LemError(
                     "another worker was started with this one's identity; give each its own --state-dir."
                 ) from error
@@ -148,14 +149,18 @@ class Daemon:
         self._attempt = attempt
         self._beats.hold(assignment.attempt_id, assignment.lease_s)
         if self._ending.is_set():
-            attempt.stop(_handed_back())
+            attempt.stop(handed_back())
+        self._running = asyncio.create_task(attempt.run(), name="lem-attempt")
         try:
-            ended = await attempt.run()
+            await asyncio.wait({self._running})
         finally:
             self._attempt = None
             self._beats.release(assignment.attempt_id)
-        infrastructure = isinstance(ended, AttemptEnded) and ended.reason in INFRASTRUCTURE
-        self._failures_in_a_row = self._failures_in_a_row + 1 if infrastructure else 0
+        if self._running.cancelled():
+            logger.warning("%s cycle %d: dropped", assignment.display_name, assignment.cycle)
+            return
+        ended = self._running.result()
+        self._count_failure(ended)
         if ended is None:
             logger.info("%s cycle %d: completed", assignment.display_name, assignment.cycle)
         elif isinstance(ended, AttemptEnded):
@@ -169,6 +174,13 @@ class Daemon:
             )
         else:
             logger.warning("%s cycle %d: the lease was lost: %s", assignment.display_name, assignment.cycle, ended)
+
+    def _count_failure(self, ended: AttemptEnded | AttemptLost | None) -> None:
+        """An attempt that was stopped from outside says nothing of the machine, neither good nor bad."""
+        if isinstance(ended, AttemptEnded) and ended.reason in INFRASTRUCTURE:
+            self._failures_in_a_row += 1
+        elif ended is None or (isinstance(ended, AttemptEnded) and ended.outcome == "failed"):
+            self._failures_in_a_row = 0
 
     async def _pause_after_failures(self, ending: asyncio.Task[bool]) -> None:
         """The circuit breaker: a machine that can't bring its engine up must not burn through a whole campaign."""
@@ -194,23 +206,28 @@ class Daemon:
         return None
 
     def _on_signal(self) -> None:
-        logger.info("told to end; handing back what is held")
+        self._signals += 1
         self._ending.set()
-        if self._attempt is not None:
-            self._attempt.stop(_handed_back())
+        if self._attempt is None:
+            return
+        if self._signals == 1:
+            logger.info("told to end; handing back what is held (a second signal ends at once)")
+            self._attempt.stop(handed_back())
+        elif self._running is not None:
+            logger.warning("told to end at once; what was not sent stays in the spool")
+            self._attempt.hurry()
+            self._running.cancel()
 
     def _on_news(self, news: FromBeat) -> None:
+        held = self._attempt
         match news:
-            case Verdict():
-                attempt = self._attempt
-                if attempt is None or attempt.assignment.attempt_id != news.attempt_id:
-                    return
+            case Verdict() if held is not None and held.assignment.attempt_id == news.attempt_id:
                 if news.verdict is BeatVerdict.CANCEL:
-                    attempt.stop(
-                        AttemptEnded("cancelled", FailureReason.USER_CANCELLED, "cancelled while it was measured")
-                    )
+                    held.stop(cancelled())
                 elif news.verdict is BeatVerdict.LOST:
-                    attempt.stop(AttemptLost(news.why))
+                    held.stop(AttemptLost("the server says that the lease is not this worker's any more"))
+            case Expired() if held is not None and held.assignment.attempt_id == news.attempt_id:
+                held.stop(out_of_touch())
             case Drain():
                 if not self._ending.is_set():
                     logger.info("drained: finishing what is held, then ending")
@@ -218,21 +235,15 @@ class Daemon:
             case Superseded():
                 logger.error("another worker was started with this one's identity; ending")
                 self._ending.set()
-                if self._attempt is not None:
-                    self._attempt.stop(AttemptLost("another boot of this worker is registered"))
+                if held is not None:
+                    held.stop(AttemptLost("another boot of this worker is registered"))
 
     def _connect(self, boot_id: UUID) -> ServerApi:
         return ServerApi(self._settings.server, self._token, worker_id=self._state.worker_id, boot_id=boot_id)
 
 
-def _handed_back() -> AttemptEnded:
-    return AttemptEnded(
-        "interrupted", FailureReason.WORKER_SHUTDOWN, "the worker was told to end and handed the run back"
-    )
-
-
 def _inventory(settings: WorkerSettings, worker_id: str) -> tuple[Device, ...]:
-    if settings.backend == BackendName.SIMULATED:
+    if settings.backend is BackendName.SIMULATED:
         return simulated_devices(worker_id, settings.devices)
     return (cpu_device(),)
 

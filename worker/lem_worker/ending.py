@@ -29,3 +29,24 @@ class AttemptLost(LemError):
 def failed(reason: FailureReason, message: str) -> AttemptEnded:
     """The attempt failed."""
     return AttemptEnded("failed", reason, message)
+
+
+def cancelled() -> AttemptEnded:
+    """The user cancelled the run."""
+    return AttemptEnded("cancelled", FailureReason.USER_CANCELLED, "cancelled while it was measured")
+
+
+def handed_back() -> AttemptEnded:
+    """The worker ends before the run."""
+    return AttemptEnded(
+        "interrupted", FailureReason.WORKER_SHUTDOWN, "the worker was told to end and handed the run back"
+    )
+
+
+def out_of_touch() -> AttemptEnded:
+    """The lease can't be trusted any more; whether it is lost the server says when it answers again."""
+    return AttemptEnded(
+        "interrupted",
+        FailureReason.WORKER_LOST,
+        "the server answered no beat for as long as the lease could be trusted, so the worker stopped the run",
+    )

@@ -14,7 +14,7 @@ from uuid import UUID
 from lem_worker import spool
 from lem_worker.attempt import SpooledAssignment
 from lem_worker.processes import kill_leftovers
-from lem_worker.server_api import ServerApi, ServerRefused
+from lem_worker.server_api import LeaseLost, NotAllowed, ServerApi, ServerRefused
 from lem_worker.upload import Uploader
 
 logger = logging.getLogger(__name__)
@@ -28,23 +28,34 @@ async def clean_up(leftovers: list[Path]) -> None:
 
 
 async def recover(leftovers: list[Path], connect: Callable[[UUID], ServerApi]) -> None:
-    """Complete whole attempts under the boot that made them; forget the others."""
+    """Complete whole attempts under the boot that made them; forget the others.
+
+    Raises:
+        NotAllowed: the server does not accept this worker; everything stays in the spool.
+    """
     for folder in leftovers:
         assignment = _assignment(folder)
         if assignment is not None and spool.is_whole(folder, assignment.processes):
             await _complete(folder, assignment, connect(assignment.boot_id))
         else:
             logger.warning("%s was not finished when the worker ended; it will be measured again", folder.name)
-        spool.remove(folder)
+            spool.remove(folder)
 
 
 async def _complete(folder: Path, assignment: SpooledAssignment, api: ServerApi) -> None:
     try:
         await Uploader(api, assignment.attempt_id, folder, send_logs=False).complete(assignment.processes)
-    except ServerRefused as error:
+    except NotAllowed:
+        raise
+    except LeaseLost as error:
         logger.warning("%s was measured, but the server does not want it any more: %s", assignment.attempt_id, error)
+        spool.remove(folder)
+    except ServerRefused as error:
+        kept = spool.set_aside(folder)
+        logger.error("the server refused the evidence of %s, it is kept in %s: %s", folder.name, kept, error)
     else:
         logger.info("%s was measured before the worker ended; completed it from the spool", assignment.attempt_id)
+        spool.remove(folder)
     finally:
         await api.aclose()
 

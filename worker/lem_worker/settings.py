@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pydantic import AliasChoices, Field
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from lem_domain.config.experiment import BackendName
 
 
 def _data_dir() -> Path:
@@ -26,15 +28,15 @@ class WorkerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="LEM_WORKER_", frozen=True, extra="ignore", populate_by_name=True)
 
-    backend: str = Field(description="The backend that this worker serves.")
+    backend: BackendName = Field(description="The backend that this worker serves.")
     server: str = Field(
         default="http://127.0.0.1:8420",
-        validation_alias=AliasChoices("server", "LEM_SERVER"),
+        validation_alias="LEM_SERVER",
         description="The server's address.",
     )
     token_file: Path = Field(
         default_factory=_token_file,
-        validation_alias=AliasChoices("token_file", "LEM_TOKEN_FILE"),
+        validation_alias="LEM_TOKEN_FILE",
         description="A file with a token that has the scopes read and work.",
     )
     state_dir: Path | None = Field(default=None, description="Identity and spool; kept over restarts.")
@@ -48,4 +50,4 @@ class WorkerSettings(BaseSettings):
     @property
     def state_folder(self) -> Path:
         """Where the worker's identity and spool lie."""
-        return self.state_dir or _data_dir() / "workers" / self.backend
+        return self.state_dir or _data_dir() / "workers" / self.backend.value

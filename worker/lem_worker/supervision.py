@@ -16,7 +16,7 @@ from lem_worker.process_protocol import Done, Failed, FromProcess, Loaded, Phase
 from lem_worker.processes import Child
 from lem_worker.upload import tail
 
-_BEFORE_THE_WINDOW = frozenset({None, PhaseName.LOAD, PhaseName.COMPILE})
+_NOT_LOADED = frozenset({None, PhaseName.LOAD, PhaseName.COMPILE})
 
 
 class Supervision:
@@ -54,6 +54,11 @@ class Supervision:
     def effective_config(self) -> EffectiveConfig | None:
         """What rank 0 read back from its engine, when it has."""
         return self._loaded.get(self._ranks[0])
+
+    @property
+    def effective_configs(self) -> tuple[EffectiveConfig, ...]:
+        """What each rank that is loaded read back."""
+        return tuple(self._loaded[rank] for rank in self._ranks if rank in self._loaded)
 
     def stop(self, why: AttemptEnded | AttemptLost) -> None:
         """End the attempt from outside; the first reason counts."""
@@ -157,7 +162,9 @@ class Supervision:
             wake = min(deadline, self._silent_at()) if silence else deadline
             self._changed.clear()
             try:
-                await asyncio.wait_for(self._changed.wait(), timeout=max(0.0, wake - _now()))
+                # Not wait_for: before Python 3.12 it swallows a cancel that comes together with the event.
+                async with asyncio.timeout(max(0.0, wake - _now())):
+                    await self._changed.wait()
             except TimeoutError:
                 if met():
                     return
@@ -180,10 +187,16 @@ class Supervision:
         return rank not in self._ready or len(self._ready) == len(self._ranks)
 
     async def _read(self, child: Child) -> None:
-        while (message := await child.receive()) is not None:
-            self._last_sign[child.name] = _now()
-            self._take(child.name, message)
-            self._changed.set()
+        try:
+            while (message := await child.receive()) is not None:
+                self._last_sign[child.name] = _now()
+                self._take(child.name, message)
+                self._changed.set()
+        except ValueError as error:  # no message, or one that is too long
+            self.stop(
+                failed(FailureReason.BACKEND_INITIALISATION, f"{child.name} said something unintelligible: {error}")
+            )
+            return
         if child.name in self._done:
             return
         if child.name == SAMPLER:
@@ -192,7 +205,8 @@ class Supervision:
             return
         ended = await child.wait()
         phase = self._phase.get(child.name)
-        reason = FailureReason.BACKEND_INITIALISATION if phase in _BEFORE_THE_WINDOW else FailureReason.INFERENCE
+        loading = phase in _NOT_LOADED and child.name not in self._ready
+        reason = FailureReason.BACKEND_INITIALISATION if loading else FailureReason.INFERENCE
         during = f" during {phase.value}" if phase else ""
         self.stop(
             failed(

@@ -39,7 +39,8 @@ async def aggregate_run(engine: AsyncEngine, run_id: UUID, parameters: Aggregati
     """Compute a run's result from its evidence, every digest checked, and return its canonical JSON.
 
     A completed run becomes `aggregated`, or `failed` with reason `invalid_evidence` when its evidence can't be used.
-    An aggregated run is computed again and compared with what is stored.
+    An aggregated run is computed again and compared with what is stored; one that failed so stays failed and is
+    computed where partial evidence is allowed.
 
     Raises:
         ProblemError: `not_found`; `conflict` when the run has no finished attempt; `evidence_missing`,
@@ -47,7 +48,7 @@ async def aggregate_run(engine: AsyncEngine, run_id: UUID, parameters: Aggregati
     """
     async with engine.connect() as connection:
         row = await queries.run_row(connection, run_id)
-    row = _finished(row, run_id)
+    row = _finished(row, run_id, parameters)
     inputs = await _inputs(engine, row, parameters)
     try:
         computed = await to_thread.run_sync(_compute, inputs, _source(engine, row))
@@ -168,10 +169,13 @@ def _problem(error: AggregationError) -> ProblemError:
     return ProblemError(ProblemCode.EVIDENCE_INVALID, str(error))
 
 
-def _finished(row: queries.RunRow | None, run_id: UUID) -> queries.RunRow:
+def _finished(row: queries.RunRow | None, run_id: UUID, parameters: AggregationParameters) -> queries.RunRow:
     if row is None:
         raise _no_run(run_id)
-    if row.outcome != "completed" or row.state not in (RunState.COMPLETED, RunState.AGGREGATED):
+    # What a run that failed for its evidence still shows may be looked at; it stays failed.
+    failed_here = row.state == RunState.FAILED and row.reason == FailureReason.INVALID_EVIDENCE
+    finished = row.state in (RunState.COMPLETED, RunState.AGGREGATED) or (failed_here and parameters.allow_partial)
+    if row.outcome != "completed" or not finished:
         run = format_id(IdKind.RUN, run_id)
         raise ProblemError(
             ProblemCode.CONFLICT, f"{run} is {row.state}, so there is nothing to aggregate; wait until it is completed."

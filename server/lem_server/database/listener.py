@@ -55,7 +55,8 @@ class Signal:
         """Whether it rang since the ticket was taken; waits no longer than told."""
         if self._rings == ticket:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._next.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._next.wait()
         return self._rings != ticket
 
 
@@ -208,7 +209,8 @@ class Listener:
                     self.connected.set()
                     self._missed()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(closed.wait(), SELF_TEST_INTERVAL_S)
+                    async with asyncio.timeout(SELF_TEST_INTERVAL_S):
+                        await closed.wait()
             raise ConnectionError("the database closed it")
         finally:
             await _close(connection)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from uuid import UUID
 
 from anyio import to_thread
@@ -19,6 +20,7 @@ from lem_domain.wire.runs import ChunkView, StreamView
 from lem_domain.wire.workers import MissingChunks, ProcessCompletion
 from lem_server.evidence import queries
 from lem_server.evidence.queries import StoredChunk
+from lem_server.evidence.texts import storable, storable_text
 from lem_server.evidence.validation import check_chunk
 from lem_server.leases.fence import Holder, require_lease
 from lem_server.problems import ProblemError
@@ -84,8 +86,7 @@ async def put_log(engine: AsyncEngine, holder: Holder, *, process: str, seq: int
     Raises:
         ProblemError: `chunk_conflict`, `lease_lost`.
     """
-    # PostgreSQL's text can't hold U+0000.
-    content = content.replace("\x00", "\N{REPLACEMENT CHARACTER}")
+    content = storable_text(content)
     async with engine.begin() as connection:
         stored = await queries.log_text(connection, holder.attempt_id, process, seq)
         if stored is None:
@@ -109,7 +110,7 @@ async def put_completion(engine: AsyncEngine, holder: Holder, *, process: str, m
         ProblemError: `conflict` (another marker is stored), `lease_lost`.
     """
     streams = [one.model_dump(mode="json") for one in marker.streams]
-    summary = dict(marker.summary)
+    summary = storable(marker.summary)
     async with engine.begin() as connection:
         stored = await queries.completion(connection, holder.attempt_id, process)
         if stored is None:
@@ -228,10 +229,10 @@ async def verify_manifest(
 
 
 def _missing(one: StreamManifest, chunks: Iterable[StoredChunk]) -> MissingChunks | None:
-    gaps = sorted(set(range(one.chunks)) - {chunk.seq for chunk in chunks})
-    if not gaps:
-        return None
-    return MissingChunks(process=one.process, stream=one.stream.value, seqs=tuple(gaps[:MAX_MISSING_LISTED]))
+    held = {chunk.seq for chunk in chunks}
+    # Lazily: the manifest may name any number of chunks.
+    gaps = tuple(islice((seq for seq in range(one.chunks) if seq not in held), MAX_MISSING_LISTED))
+    return MissingChunks(process=one.process, stream=one.stream.value, seqs=gaps) if gaps else None
 
 
 def _by_stream(chunks: Iterable[StoredChunk]) -> dict[tuple[str, str], list[StoredChunk]]:

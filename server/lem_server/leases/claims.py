@@ -79,8 +79,12 @@ async def _take(
     if worker is None:
         raise ProblemError(
             ProblemCode.BOOT_SUPERSEDED,
-            "this boot of the worker is not registered, or a newer one is; register again.",
+            "this boot of the worker is not registered, has signed off, or a newer one is; register again.",
         )
+    # The worker's row is locked now: the same claim, sent twice at once, has made its attempt by here or never will.
+    made_before = await queries.claim_row(connection, request.claim_id)
+    if made_before is not None:
+        return made_before
     if worker.draining:
         return None
     devices = await queries.free_devices(connection, worker_id, request.devices)

@@ -25,6 +25,7 @@ async def maintain(engine: AsyncEngine, terms: LeaseTerms, stopping: asyncio.Eve
         except (SQLAlchemyError, OSError):
             logger.exception("looking for expired leases failed; trying again in %.0f s", interval)
         try:
-            await asyncio.wait_for(stopping.wait(), timeout=interval)
+            async with asyncio.timeout(interval):
+                await stopping.wait()
         except TimeoutError:
             continue

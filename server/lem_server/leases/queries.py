@@ -152,9 +152,10 @@ _INSERT_LEASE = text("""
     VALUES (:attempt_id, :run_id, :worker_id, :boot_id, now() + :ttl)
 """)
 
+# Sorted, so that two workers that take the same devices can't wait for each other.
 _INSERT_DEVICE_LEASES = text("""
     INSERT INTO device_leases (device_uuid, attempt_id)
-    SELECT device, :attempt_id FROM unnest(:devices) AS device
+    SELECT device, :attempt_id FROM unnest(:devices) AS device ORDER BY device
     ON CONFLICT (device_uuid) DO NOTHING
 """).bindparams(bindparam("devices", type_=ARRAY(Text)))
 
@@ -226,12 +227,15 @@ async def beat(
 
 
 async def touch_worker(connection: AsyncConnection, worker_id: UUID, boot_id: UUID) -> WorkerBoot | None:
-    """Note that a worker was heard of; None when this is not its current boot."""
+    """Note that a worker was heard of and lock its row; None when this is not its current boot, or it has signed off.
+
+    A claim may outlive its worker's connection, so only a registration brings a boot that has left back.
+    """
     row = (
         await connection.execute(
             text("""
-                UPDATE workers SET last_seen_at = now(), signed_off_at = NULL
-                 WHERE id = :id AND boot_id = :boot_id
+                UPDATE workers SET last_seen_at = now()
+                 WHERE id = :id AND boot_id = :boot_id AND signed_off_at IS NULL
                 RETURNING boot_id, backend, draining
             """),
             {"id": worker_id, "boot_id": boot_id},
@@ -256,6 +260,8 @@ async def hold_fence(connection: AsyncConnection, *, attempt_id: UUID, worker_id
     return found
 
 
+# Whoever waited for the run sees only the locked rows as they are by then, so the attempt is locked too: in a mode that
+# lets evidence refer to it, because a writer of evidence holds the lease already and would turn the order of locks.
 _LOCK_ATTEMPT = text("""
     SELECT a.id, a.run_id, a.worker_id, a.boot_id, r.state, r.current_attempt, a.outcome, a.started_at IS NOT NULL,
            a.manifest, r.cancel_requested_at IS NOT NULL, r.retries_left, r.losses_left, c.state
@@ -264,11 +270,12 @@ _LOCK_ATTEMPT = text("""
       JOIN campaigns c ON c.id = r.campaign_id
      WHERE a.id = :attempt_id
        FOR UPDATE OF r
+       FOR NO KEY UPDATE OF a
 """)
 
 
 async def lock_attempt(connection: AsyncConnection, attempt_id: UUID) -> AttemptRow | None:
-    """An attempt with its run's row locked."""
+    """An attempt, its run's row and its own locked."""
     row = (await connection.execute(_LOCK_ATTEMPT, {"attempt_id": attempt_id})).one_or_none()
     return None if row is None else AttemptRow(*row)
 
@@ -367,7 +374,7 @@ async def requeue(connection: AsyncConnection, run_id: UUID, *, retries: int, lo
     await connection.execute(
         text("""
             UPDATE runs
-               SET state = 'queued', message = :message,
+               SET state = 'queued', reason = NULL, message = :message,
                    retries_left = retries_left - :retries, losses_left = losses_left - :losses
              WHERE id = :run_id
         """),
@@ -379,6 +386,15 @@ async def expired_attempts(connection: AsyncConnection, grace: timedelta) -> lis
     """Attempts whose lease ended more than the grace ago (the table is tiny: a scan)."""
     rows = await connection.execute(
         text("SELECT attempt_id FROM leases WHERE until + :grace < now() ORDER BY attempt_id"), {"grace": grace}
+    )
+    return list(rows.scalars())
+
+
+async def attempts_of_boot(connection: AsyncConnection, worker_id: UUID, boot_id: UUID) -> list[UUID]:
+    """Attempts that this boot of a worker leases."""
+    rows = await connection.execute(
+        text("SELECT attempt_id FROM leases WHERE worker_id = :w AND boot_id = :b ORDER BY attempt_id"),
+        {"w": worker_id, "b": boot_id},
     )
     return list(rows.scalars())
 

@@ -23,6 +23,7 @@ from lem_domain.wire.workers import (
     StartAttempt,
 )
 from lem_server.evidence import service as evidence
+from lem_server.evidence.texts import storable, storable_text
 from lem_server.leases import queries
 from lem_server.leases.endings import end
 from lem_server.leases.fence import Holder, lease_lost
@@ -51,7 +52,7 @@ async def heartbeat(engine: AsyncEngine, terms: LeaseTerms, *, worker_id: UUID, 
         if worker is None:
             raise ProblemError(
                 ProblemCode.BOOT_SUPERSEDED,
-                "this boot of the worker is not registered, or a newer one is; register again.",
+                "this boot of the worker is not registered, has signed off, or a newer one is; register again.",
             )
         renewed = (
             await queries.beat(
@@ -95,8 +96,8 @@ async def start(engine: AsyncEngine, holder: Holder, request: StartAttempt) -> N
         await queries.store_start(
             connection,
             holder.attempt_id,
-            environment=dict(request.environment),
-            effective_config=request.effective_config.model_dump(mode="json"),
+            environment=storable(request.environment),
+            effective_config=storable(request.effective_config.model_dump(mode="json")),
         )
         await set_actor(connection, ActorKind.WORKER, format_id(IdKind.WORKER, holder.worker_id))
         await queries.move_run(connection, row.run_id, RunState.RUNNING.value)
@@ -111,7 +112,7 @@ async def complete(engine: AsyncEngine, holder: Holder, request: CompleteAttempt
     manifest = [one.model_dump(mode="json") for one in sorted(request.manifest, key=_place)]
     async with engine.begin() as connection:
         row = await _attempt(connection, holder)
-        if row.outcome == "completed" and row.manifest == manifest:
+        if _is_of(row, holder) and row.outcome == "completed" and row.manifest == manifest:
             return
         await _require_open(connection, row, holder)
         await evidence.verify_manifest(
@@ -131,7 +132,9 @@ async def end_attempt(engine: AsyncEngine, holder: Holder, request: EndAttempt) 
     """
     async with engine.begin() as connection:
         row = await _attempt(connection, holder)
-        if row.outcome == request.outcome:
+        # An interruption of a run that nobody wants any more ended as its cancel (see `end`).
+        same = (request.outcome, "cancelled") if request.outcome == "interrupted" else (request.outcome,)
+        if _is_of(row, holder) and row.outcome in same:
             return
         await _require_open(connection, row, holder)
         await end(
@@ -141,10 +144,10 @@ async def end_attempt(engine: AsyncEngine, holder: Holder, request: EndAttempt) 
             actor_name=format_id(IdKind.WORKER, holder.worker_id),
             outcome=request.outcome,
             reason=request.reason,
-            message=request.message,
-            environment=None if request.environment is None else dict(request.environment),
+            message=storable_text(request.message),
+            environment=None if request.environment is None else storable(request.environment),
             effective_config=(
-                None if request.effective_config is None else request.effective_config.model_dump(mode="json")
+                None if request.effective_config is None else storable(request.effective_config.model_dump(mode="json"))
             ),
         )
 
@@ -184,6 +187,25 @@ async def end_older_boots(connection: AsyncConnection, *, worker_id: UUID, boot_
     return ended
 
 
+async def end_leaving_boot(connection: AsyncConnection, *, worker_id: UUID, boot_id: UUID) -> None:
+    """End what a boot that leaves still leases, above all a claim whose answer it did not wait for."""
+    for attempt_id in await queries.attempts_of_boot(connection, worker_id, boot_id):
+        row = await queries.lock_attempt(connection, attempt_id)
+        if row is None or not await queries.lock_lease(
+            connection, attempt_id=attempt_id, worker_id=worker_id, boot_id=boot_id
+        ):
+            continue
+        await end(
+            connection,
+            row,
+            actor=ActorKind.WORKER,
+            actor_name=format_id(IdKind.WORKER, worker_id),
+            outcome="interrupted",
+            reason=FailureReason.WORKER_SHUTDOWN,
+            message="the worker left while it held the run",
+        )
+
+
 async def _lose(connection: AsyncConnection, row: queries.AttemptRow, message: str) -> None:
     await end(
         connection,
@@ -211,7 +233,7 @@ async def _locked(connection: AsyncConnection, holder: Holder) -> queries.Attemp
 
 
 async def _require_open(connection: AsyncConnection, row: queries.AttemptRow, holder: Holder) -> None:
-    if row.worker_id == holder.worker_id and row.boot_id == holder.boot_id and row.outcome in ("completed", "failed"):
+    if _is_of(row, holder) and row.outcome in ("completed", "failed"):
         raise ProblemError(
             ProblemCode.ATTEMPT_CLOSED, f"the attempt has already ended as {row.outcome}; nothing more is taken."
         )
@@ -219,6 +241,10 @@ async def _require_open(connection: AsyncConnection, row: queries.AttemptRow, ho
         connection, attempt_id=holder.attempt_id, worker_id=holder.worker_id, boot_id=holder.boot_id
     ):
         raise lease_lost()
+
+
+def _is_of(row: queries.AttemptRow, holder: Holder) -> bool:
+    return (row.worker_id, row.boot_id) == (holder.worker_id, holder.boot_id)
 
 
 def _place(one: StreamManifest) -> tuple[str, str]:

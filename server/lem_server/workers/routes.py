@@ -73,5 +73,5 @@ async def drain_worker(context: Context, worker_id: WorkerPath) -> WorkerView:
     dependencies=[Depends(require_protocol)],
 )
 async def sign_off_worker(context: Context, worker_id: WorkerPath, request: SignOff) -> None:
-    """The worker leaves and is shown offline at once."""
+    """The worker leaves: it is shown offline at once, and the runs that it still holds are interrupted."""
     await service.sign_off(context.engine, worker_id, request.boot_id)

@@ -73,7 +73,7 @@ async def drain(engine: AsyncEngine, terms: LeaseTerms, worker_id: UUID) -> Work
 
 
 async def sign_off(engine: AsyncEngine, worker_id: UUID, boot_id: UUID) -> None:
-    """The worker leaves; it is shown offline at once.
+    """The worker leaves: it is shown offline at once, and what it still leases is interrupted.
 
     Raises:
         ProblemError: `boot_superseded`.
@@ -83,6 +83,7 @@ async def sign_off(engine: AsyncEngine, worker_id: UUID, boot_id: UUID) -> None:
             raise ProblemError(
                 ProblemCode.BOOT_SUPERSEDED, "this boot of the worker is not registered, or a newer one is."
             )
+        await leases.end_leaving_boot(connection, worker_id=worker_id, boot_id=boot_id)
 
 
 def _view(row: queries.WorkerRow) -> WorkerView:

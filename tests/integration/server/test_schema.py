@@ -245,6 +245,16 @@ async def test_the_application_role_cannot_rewrite_history(
     assert await refusal(connection, statement) == NO_PRIVILEGE
 
 
+@pytest.mark.parametrize("table", ["chunks", *(f"chunks_p{number}" for number in range(8))])
+@pytest.mark.parametrize("statement", ["UPDATE {} SET rows = 0", "TRUNCATE {}"])
+async def test_chunks_never_change_in_their_table_or_in_a_partition(
+    connection: AsyncConnection, table: str, statement: str
+) -> None:
+    assert await refusal(connection, statement.format(table)) == APPEND_ONLY
+    await connection.execute(text("SET LOCAL ROLE lem_app"))
+    assert await refusal(connection, statement.format(table)) == NO_PRIVILEGE
+
+
 async def test_the_application_role_moves_runs_and_its_moves_are_logged(
     connection: AsyncConnection, run_id: UUID
 ) -> None:

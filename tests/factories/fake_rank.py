@@ -1,0 +1,90 @@
+"""`python -m factories.fake_rank JOB_FILE`: a rank that does what `LEM_TEST_RANK` says, over the real protocol."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from lem_domain.evidence import PhaseName, StreamName, rank_name
+from lem_domain.states import FailureReason
+from lem_domain.wire.runs import EffectiveConfig, EffectiveParameter
+from lem_worker.process_control import ControlPipes
+from lem_worker.process_protocol import Done, Failed, Go, Loaded, PhaseEdge, RankJob, Ready, Tick
+from lem_worker.processes import die_with_parent
+from lem_worker.spool import EvidenceWriter
+
+REQUESTS = 4
+
+
+def main(job_file: str) -> int:
+    """The exit code."""
+    die_with_parent()
+    job = RankJob.model_validate_json(Path(job_file).read_bytes())
+    act = os.environ.get("LEM_TEST_RANK", "measure")
+    control = ControlPipes.from_environment(os.environ)
+    writer = EvidenceWriter(Path(job.spool), rank_name(job.rank))
+
+    def mark(phase: PhaseName, edge: str) -> None:
+        now = time.monotonic_ns()
+        writer.stream(StreamName.PHASES).append(phase=phase.value, edge=edge, time_ns=now)
+        control.send(PhaseEdge(phase=phase, edge=edge, time_ns=now))  # type: ignore[arg-type]
+
+    print(f"{rank_name(job.rank)} loads {job.model_path}", flush=True)  # noqa: T201
+    mark(PhaseName.LOAD, "begin")
+    if act == "die_loading":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if act == "fail_loading":
+        control.send(Failed(reason=FailureReason.OUT_OF_MEMORY, message="the model needs 9 GB"))
+        return 1
+    if act == "babble":
+        os.write(int(os.environ["LEM_CONTROL_OUT"]), b"hello\n")
+        signal.pause()
+    mark(PhaseName.LOAD, "end")
+    parameter = EffectiveParameter(
+        name="simulated.batch_size", requested=8, effective=4, confirmed=not (act == "disobey" and job.rank == 1)
+    )
+    control.send(Loaded(effective_config=EffectiveConfig(engine="fake 1", parameters=(parameter,))))
+    control.send(Ready())
+    while not isinstance(control.receive(), Go):
+        pass
+    mark(PhaseName.MEASURE, "begin")
+    stream = writer.stream(StreamName.REQUESTS)
+    for number in range(REQUESTS):
+        stream.append(
+            request_id=number,
+            prompt_index=number,
+            arrival_ns=time.monotonic_ns(),
+            prompt_tokens=1,
+            generated_tokens=2,
+            finish_reason="length",
+        )
+    stream.flush()
+    control.send(Tick(phase=PhaseName.MEASURE, requests_done=REQUESTS, generated_tokens=2 * REQUESTS, fraction=1.0))
+    if act == "die_measuring":
+        print("last words", flush=True)  # noqa: T201
+        os._exit(3)
+    if act == "hang":
+        hang(control)
+    mark(PhaseName.MEASURE, "end")
+    control.send(Done(streams=writer.seal(), summary={"requests": REQUESTS}))
+    return 0
+
+
+def hang(control: ControlPipes) -> None:
+    """For ever, deaf to SIGTERM, with a child of the same kind outside of the group."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    deaf = "import os, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.write(1, b'.'); signal.pause()"
+    child = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE, start_new_session=True)
+    assert child.stdout is not None
+    child.stdout.read(1)
+    control.send(Tick(phase=PhaseName.MEASURE, requests_done=REQUESTS, fraction=0.5))
+    while True:
+        signal.pause()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,41 @@
+"""`python -m factories.fake_sampler JOB_FILE`: a sampler with two samples; `LEM_TEST_SAMPLER=die`: it dies after one."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from lem_domain.evidence import SAMPLER, StreamName
+from lem_worker.process_control import ControlPipes
+from lem_worker.process_protocol import Done, SamplerJob, Sampling, Stop
+from lem_worker.processes import die_with_parent
+from lem_worker.spool import EvidenceWriter
+
+
+def main(job_file: str) -> int:
+    """The exit code."""
+    die_with_parent()
+    job = SamplerJob.model_validate_json(Path(job_file).read_bytes())
+    control = ControlPipes.from_environment(os.environ)
+    writer = EvidenceWriter(Path(job.spool), SAMPLER)
+
+    def sample() -> None:
+        for index, _ in enumerate(job.devices):
+            writer.stream(StreamName.POWER).append(device_index=index, time_ns=time.monotonic_ns(), power_mw=50_000)
+
+    sample()
+    writer.stream(StreamName.POWER).flush()
+    control.send(Sampling(sources=()))
+    if os.environ.get("LEM_TEST_SAMPLER") == "die":
+        return 9
+    while not isinstance(control.receive(), Stop):
+        pass
+    sample()
+    control.send(Done(streams=writer.seal(), summary={"ticks": 2}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,300 @@
+"""A stand-in for the LEM server as a worker sees it: the real wire models over real HTTP, and faults on order."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.evidence import CHUNK_MEDIA_TYPE, StreamManifest, StreamName, digest_of_digests
+from lem_domain.evidence_codec import decode_chunk
+from lem_domain.wire.base import BOOT_HEADER
+from lem_domain.wire.workers import (
+    ClaimRequest,
+    CompleteAttempt,
+    EndAttempt,
+    Heartbeat,
+    LogText,
+    ProcessCompletion,
+    RegisterWorker,
+    StartAttempt,
+)
+
+QUICK: dict[str, Any] = {"backend": "simulated", "model": "m", "prompts": {"sample_size": 4}}
+
+Answer = Callable[[], Response]
+
+
+class Call(NamedTuple):
+    """One request that the server got, whatever it answered."""
+
+    method: str
+    path: str
+    boot: str
+
+
+@dataclass
+class Fault:
+    """An answer in place of the right one."""
+
+    pattern: re.Pattern[str]
+    answer: Answer
+    left: int
+
+
+def problem(status: int, code: str, **more: Any) -> Response:
+    """An RFC 9457 answer."""
+    body = {"type": f"/problems/{code}", "title": code, "status": status, "code": code, "detail": f"it is {code}."}
+    return JSONResponse({**body, **more}, status, media_type="application/problem+json")
+
+
+@dataclass
+class FakeServer:
+    """What the worker told it, and what it is to answer."""
+
+    lease_s: float = 60.0
+    beat_interval_s: float = 0.05
+    queue: deque[dict[str, Any]] = field(default_factory=deque)
+    verdict: str = "ok"
+    drain: bool = False
+    calls: list[Call] = field(default_factory=list)
+    registered: list[RegisterWorker] = field(default_factory=list)
+    claims: list[ClaimRequest] = field(default_factory=list)
+    beats: list[Heartbeat] = field(default_factory=list)
+    started: dict[str, StartAttempt] = field(default_factory=dict)
+    chunks: dict[tuple[str, str, str, int], bytes] = field(default_factory=dict)
+    logs: dict[tuple[str, str, int], str] = field(default_factory=dict)
+    markers: dict[tuple[str, str], ProcessCompletion] = field(default_factory=dict)
+    completed: dict[str, CompleteAttempt] = field(default_factory=dict)
+    ended: dict[str, EndAttempt] = field(default_factory=dict)
+    url: str = ""
+
+    def __post_init__(self) -> None:
+        self._faults: list[Fault] = []
+        self._events = threading.Condition()
+        attempt = "/api/v1/attempts/{attempt}"
+        process = attempt + "/processes/{process}"
+        self._routes = Starlette(
+            routes=[
+                Route("/api/v1/workers", self._register, methods=["POST"]),
+                Route("/api/v1/workers/{worker}/claims", self._claim, methods=["POST"]),
+                Route("/api/v1/workers/{worker}/heartbeat", self._beat, methods=["POST"]),
+                Route("/api/v1/workers/{worker}:sign_off", self._sign_off, methods=["POST"]),
+                Route(attempt + ":start", self._start, methods=["POST"]),
+                Route(attempt + ":complete", self._complete, methods=["POST"]),
+                Route(attempt + ":end", self._end, methods=["POST"]),
+                Route(process + "/streams/{stream}/chunks/{seq:int}", self._put_chunk, methods=["PUT"]),
+                Route(process + "/logs/{seq:int}", self._put_log, methods=["PUT"]),
+                Route(process + "/completion", self._put_completion, methods=["PUT"]),
+            ]
+        )
+
+    # --- for tests ----------------------------------------------------------------------------------------------------
+
+    def enqueue(self, **config: Any) -> str:
+        """A run to hand out; the answer is the attempt's id."""
+        attempt = f"att_{uuid4().hex}"
+        parsed = ExperimentConfig.model_validate({**QUICK, **config})
+        self.queue.append({"attempt_id": attempt, "config": parsed.model_dump(mode="json")})
+        return attempt
+
+    def fail(self, pattern: str, answer: Answer, times: int = 1_000_000) -> None:
+        """Answer so to the next requests whose "METHOD path" matches."""
+        self._faults.append(Fault(re.compile(pattern), answer, times))
+
+    def heal(self) -> None:
+        """No more faults."""
+        self._faults.clear()
+
+    def wait_until(self, met: Callable[[], bool]) -> None:
+        """Return when a request made it so; blocks, so call it in a thread."""
+        with self._events:
+            assert self._events.wait_for(met, timeout=60), self.calls[-20:]
+
+    def paths(self, pattern: str) -> list[str]:
+        """The "METHOD path" of matching calls, in order."""
+        told = [f"{call.method} {call.path}" for call in self.calls]
+        return [one for one in told if re.search(pattern, one)]
+
+    def log_of(self, attempt: str, process: str) -> str:
+        """A process's output."""
+        pieces = {seq: text for (a, p, seq), text in self.logs.items() if (a, p) == (attempt, process)}
+        assert sorted(pieces) == list(range(len(pieces)))
+        return "".join(pieces[seq] for seq in sorted(pieces))
+
+    def __enter__(self) -> FakeServer:
+        config = uvicorn.Config(self, host="127.0.0.1", port=0, log_level="warning", lifespan="off", loop="asyncio")
+        self._uvicorn = uvicorn.Server(config)
+        up = threading.Event()
+        startup = self._uvicorn.startup
+
+        async def told_startup(sockets: Any = None) -> None:
+            await startup(sockets)
+            up.set()
+
+        self._uvicorn.startup = told_startup  # type: ignore[method-assign]
+        self._thread = threading.Thread(target=self._uvicorn.run, daemon=True)
+        self._thread.start()
+        assert up.wait(30)
+        self.url = f"http://127.0.0.1:{self._uvicorn.servers[0].sockets[0].getsockname()[1]}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._uvicorn.force_exit = self._uvicorn.should_exit = True
+        self._thread.join()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        name = f"{request.method} {request.url.path}"
+        fault = next((one for one in self._faults if one.left > 0 and one.pattern.search(name)), None)
+        if fault is not None:
+            fault.left -= 1
+            await request.body()
+            await fault.answer()(scope, receive, send)
+        else:
+            await self._routes(scope, receive, send)
+        with self._events:
+            self.calls.append(Call(request.method, request.url.path, request.headers.get(BOOT_HEADER, "")))
+            self._events.notify_all()
+
+    # --- endpoints ----------------------------------------------------------------------------------------------------
+
+    async def _register(self, request: Request) -> Response:
+        self.registered.append(RegisterWorker.model_validate_json(await request.body()))
+        return JSONResponse(
+            {
+                "id": self.registered[-1].id,
+                "beat_interval_s": self.beat_interval_s,
+                "lease_ttl_s": self.lease_s,
+                "ended_attempts": [],
+            }
+        )
+
+    async def _claim(self, request: Request) -> Response:
+        claim = ClaimRequest.model_validate_json(await request.body())
+        self.claims.append(claim)
+        if not self.queue:
+            return Response(status_code=204)
+        run = self.queue.popleft()
+        count = ExperimentConfig.model_validate(run["config"]).devices.count
+        return JSONResponse(
+            {
+                **run,
+                "run_id": f"run_{uuid4().hex}",
+                "campaign_id": f"cmp_{uuid4().hex}",
+                "display_name": "fake",
+                "cycle": 1,
+                "number": 1,
+                "config_hash": "0" * 64,
+                "devices": claim.devices[:count],
+                "lease_s": self.lease_s,
+                "beat_interval_s": self.beat_interval_s,
+            }
+        )
+
+    async def _beat(self, request: Request) -> Response:
+        beat = Heartbeat.model_validate_json(await request.body())
+        self.beats.append(beat)
+        lease_s = None if self.verdict == "lost" else self.lease_s
+        verdicts = [
+            {"attempt_id": one.attempt_id, "verdict": self.verdict, "lease_s": lease_s} for one in beat.attempts
+        ]
+        return JSONResponse({"attempts": verdicts, "next_beat_s": self.beat_interval_s, "drain": self.drain})
+
+    async def _sign_off(self, request: Request) -> Response:
+        return Response(status_code=204)
+
+    async def _start(self, request: Request) -> Response:
+        self.started[request.path_params["attempt"]] = StartAttempt.model_validate_json(await request.body())
+        return self._view(request, None)
+
+    async def _put_chunk(self, request: Request) -> Response:
+        body = await request.body()
+        at = request.path_params
+        digest = base64.b64encode(hashlib.sha256(body).digest()).decode()
+        assert request.headers["content-type"] == CHUNK_MEDIA_TYPE
+        assert request.headers["content-digest"] == f"sha-256=:{digest}:"
+        decode_chunk(StreamName(at["stream"]), body)
+        return self._store(self.chunks, (at["attempt"], at["process"], at["stream"], at["seq"]), body)
+
+    async def _put_log(self, request: Request) -> Response:
+        at = request.path_params
+        text = LogText.model_validate_json(await request.body()).text
+        return self._store(self.logs, (at["attempt"], at["process"], at["seq"]), text)
+
+    async def _put_completion(self, request: Request) -> Response:
+        at = request.path_params
+        marker = ProcessCompletion.model_validate_json(await request.body())
+        return self._store(self.markers, (at["attempt"], at["process"]), marker)
+
+    async def _complete(self, request: Request) -> Response:
+        attempt = request.path_params["attempt"]
+        body = CompleteAttempt.model_validate_json(await request.body())
+        assert sorted(body.manifest, key=str) == sorted(self._manifest(attempt), key=str)
+        assert all((attempt, process) in self.markers for process in body.processes)
+        self.completed[attempt] = body
+        return self._view(request, "completed")
+
+    async def _end(self, request: Request) -> Response:
+        body = EndAttempt.model_validate_json(await request.body())
+        self.ended[request.path_params["attempt"]] = body
+        return self._view(request, body.outcome)
+
+    def _manifest(self, attempt: str) -> list[StreamManifest]:
+        streams: dict[tuple[str, str], list[bytes]] = {}
+        for (owner, process, stream, _), body in sorted(self.chunks.items()):
+            if owner == attempt:
+                streams.setdefault((process, stream), []).append(body)
+        return [
+            StreamManifest(
+                process=process,
+                stream=StreamName(stream),
+                chunks=len(bodies),
+                rows=sum(decode_chunk(StreamName(stream), body).num_rows for body in bodies),
+                bytes=sum(map(len, bodies)),
+                sha256=digest_of_digests(hashlib.sha256(body).hexdigest() for body in bodies),
+            )
+            for (process, stream), bodies in streams.items()
+        ]
+
+    @staticmethod
+    def _store(held: dict[Any, Any], key: object, value: object) -> Response:
+        if held.setdefault(key, value) != value:
+            return problem(409, "chunk_conflict")
+        return JSONResponse({}, 201)
+
+    @staticmethod
+    def _view(request: Request, outcome: str | None) -> Response:
+        return JSONResponse(
+            {
+                "id": request.path_params["attempt"],
+                "run_id": f"run_{'0' * 32}",
+                "number": 1,
+                "worker_id": f"wrk_{'0' * 32}",
+                "worker_name": "w",
+                "devices": [],
+                "claimed_at": "2026-01-01T00:00:00Z",
+                "started_at": None,
+                "ended_at": None,
+                "outcome": outcome,
+                "reason": None,
+                "message": None,
+                "environment": None,
+                "effective_config": None,
+                "manifest": None,
+            }
+        )

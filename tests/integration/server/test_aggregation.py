@@ -1,0 +1,185 @@
+"""A run's result from its stored evidence: what arithmetic says, the same bytes every time, none of spoilt bytes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from factories.runs import run_ids, submit
+from factories.worker import FakeWorker, plain_evidence
+from lem_domain.evidence import SAMPLER
+from lem_domain.ids import IdKind, parse_id
+from lem_domain.results import RunResult
+
+pytestmark = pytest.mark.anyio
+
+SECONDS, WATTS, TOKENS = 4, 50.0, 16
+
+
+@pytest.fixture
+async def worker(api: httpx.AsyncClient) -> FakeWorker:
+    """A worker, and a run that it may claim."""
+    await submit(api)
+    return await FakeWorker(api).ready()
+
+
+@pytest.fixture
+async def run(worker: FakeWorker) -> str:
+    """A completed run: 16 tokens in 4 s on one device at 50 W."""
+    return (await worker.whole_attempt(plain_evidence(seconds=SECONDS, watts=WATTS, chunk_rows=10))).run_id
+
+
+async def aggregate(api: httpx.AsyncClient, run: str, **parameters: bool) -> httpx.Response:
+    return await api.post(f"/api/v1/runs/{run}:aggregate", params=parameters)
+
+
+async def state_of(api: httpx.AsyncClient, run: str) -> tuple[str, str | None]:
+    view = (await api.get(f"/api/v1/runs/{run}")).json()
+    return view["state"], view["reason"]
+
+
+def refusal(answer: httpx.Response) -> tuple[int, str]:
+    assert answer.headers["content-type"] == "application/problem+json", answer.text
+    return answer.status_code, answer.json()["code"]
+
+
+async def spoil_one_byte(engine: AsyncEngine, run: str) -> None:
+    """Flip a byte of a power chunk, as only the database's owner can who turns the protection off."""
+    async with engine.begin() as connection:
+        await connection.execute(text("SET LOCAL ROLE NONE"))
+        await connection.execute(text("ALTER TABLE chunks DISABLE TRIGGER immutable"))
+        done = await connection.execute(
+            text("""
+                UPDATE chunks SET body = set_byte(body, 500, get_byte(body, 500) # 1)
+                 WHERE process = :process AND stream = 'power' AND seq = 1
+                   AND attempt_id = (SELECT current_attempt FROM runs WHERE id = :run)
+            """),
+            {"process": SAMPLER, "run": parse_id(IdKind.RUN, run)},
+        )
+        assert done.rowcount == 1
+        await connection.execute(text("ALTER TABLE chunks ENABLE TRIGGER immutable"))
+
+
+async def aggregates_of(engine: AsyncEngine, run: str) -> int:
+    async with engine.connect() as connection:
+        counted = await connection.execute(
+            text("SELECT count(DISTINCT key) FROM aggregates WHERE run_id = :id"), {"id": parse_id(IdKind.RUN, run)}
+        )
+        return int(counted.scalar_one())
+
+
+async def test_the_energy_per_output_token_is_what_arithmetic_says(api: httpx.AsyncClient, run: str) -> None:
+    answer = await aggregate(api, run)
+    assert answer.status_code == 200, answer.text
+    result = RunResult.model_validate_json(answer.content)
+    assert result.run_id == run
+    assert result.window.duration_s == SECONDS
+    assert (result.work.requests, result.work.generated_tokens) == (1, TOKENS)
+    assert result.energy.total.joules == pytest.approx(WATTS * SECONDS)
+    assert result.efficiency.energy_per_output_token_j.value == pytest.approx(WATTS * SECONDS / TOKENS)
+    assert result.speed.output_rate_tok_s.value == pytest.approx(TOKENS / SECONDS)
+    assert await state_of(api, run) == ("aggregated", None)
+
+
+async def test_the_same_evidence_gives_the_same_bytes(api: httpx.AsyncClient, engine: AsyncEngine, run: str) -> None:
+    first, second = await aggregate(api, run), await aggregate(api, run)
+    stored = await api.get(f"/api/v1/runs/{run}/aggregate")
+    assert first.content == second.content == stored.content
+    assert await aggregates_of(engine, run) == 1
+    log = (await api.get(f"/api/v1/runs/{run}/transitions")).json()["items"]
+    assert [(one["target"], one["actor"]) for one in log[-2:]] == [("completed", "worker"), ("aggregated", "server")]
+
+
+async def test_two_that_aggregate_at_once_agree(api: httpx.AsyncClient, engine: AsyncEngine, run: str) -> None:
+    first, second = await asyncio.gather(aggregate(api, run), aggregate(api, run))
+    assert (first.status_code, second.status_code) == (200, 200)
+    assert first.content == second.content
+    assert await aggregates_of(engine, run) == 1
+
+
+async def test_what_the_user_asked_for_is_part_of_the_key(
+    api: httpx.AsyncClient, engine: AsyncEngine, run: str
+) -> None:
+    strict = RunResult.model_validate_json((await aggregate(api, run)).content)
+    partial = RunResult.model_validate_json((await aggregate(api, run, allow_partial=True)).content)
+    assert (strict.parameters, partial.parameters) == ({"allow_partial": False}, {"allow_partial": True})
+    assert strict.evidence_sha256 == partial.evidence_sha256
+    assert strict.energy == partial.energy
+    assert await aggregates_of(engine, run) == 2
+
+
+async def test_the_protocol_cannot_change_a_stored_chunk(engine: AsyncEngine, run: str) -> None:
+    for role, refused in (("lem_app", "42501"), ("NONE", "LE003")):
+        async with engine.connect() as connection:
+            await connection.execute(text(f"SET LOCAL ROLE {role}"))
+            with pytest.raises(DBAPIError) as error:
+                await connection.execute(text("UPDATE chunks SET body = set_byte(body, 0, 0)"))
+            assert getattr(error.value.orig, "sqlstate", None) == refused
+
+
+async def test_a_run_of_spoilt_evidence_has_failed(api: httpx.AsyncClient, engine: AsyncEngine, run: str) -> None:
+    await spoil_one_byte(engine, run)
+    answer = await aggregate(api, run)
+    assert refusal(answer) == (409, "evidence_corrupt")
+    assert "chunk 1 of power of sampler" in answer.json()["detail"]
+    assert await state_of(api, run) == ("failed", "invalid_evidence")
+    assert refusal(await api.get(f"/api/v1/runs/{run}/aggregate")) == (404, "not_found")
+    assert refusal(await aggregate(api, run)) == (409, "conflict")
+
+
+async def test_an_aggregated_run_keeps_its_result_when_its_evidence_is_spoilt_later(
+    api: httpx.AsyncClient, engine: AsyncEngine, run: str
+) -> None:
+    result = (await aggregate(api, run)).content
+    await spoil_one_byte(engine, run)
+    assert refusal(await aggregate(api, run)) == (409, "evidence_corrupt")
+    assert await state_of(api, run) == ("aggregated", None)
+    assert (await api.get(f"/api/v1/runs/{run}/aggregate")).content == result
+
+
+async def test_a_spoilt_chunk_is_not_given_out(api: httpx.AsyncClient, engine: AsyncEngine, run: str) -> None:
+    attempt = (await api.get(f"/api/v1/runs/{run}")).json()["current_attempt"]
+    await spoil_one_byte(engine, run)
+    place = f"/api/v1/attempts/{attempt}/processes/{SAMPLER}/streams/power/chunks"
+    assert (await api.get(f"{place}/0")).status_code == 200
+    assert refusal(await api.get(f"{place}/1")) == (409, "evidence_corrupt")
+
+
+async def test_a_run_that_is_not_completed_has_nothing_to_aggregate(api: httpx.AsyncClient, worker: FakeWorker) -> None:
+    (run,) = [one["id"] for one in (await api.get("/api/v1/runs")).json()["items"]]
+    assert refusal(await aggregate(api, run)) == (409, "conflict")
+    attempt = (await worker.started()).attempt_id
+    assert refusal(await aggregate(api, run)) == (409, "conflict")
+    assert refusal(await api.get(f"/api/v1/runs/{run}/aggregate")) == (404, "not_found")
+    await worker.end(attempt)
+    assert refusal(await aggregate(api, run)) == (409, "conflict")
+    assert await state_of(api, run) == ("failed", "inference")
+
+
+async def test_an_unknown_run_has_no_result(api: httpx.AsyncClient) -> None:
+    unknown = "run_" + "0" * 32
+    assert refusal(await aggregate(api, unknown)) == (404, "not_found")
+    assert refusal(await api.get(f"/api/v1/runs/{unknown}/aggregate")) == (404, "not_found")
+
+
+async def test_incomplete_evidence_gives_a_result_only_where_it_was_asked_for(api: httpx.AsyncClient) -> None:
+    first, second = await run_ids(api, await submit(api, execution={"cycles": 2}))
+    worker = await FakeWorker(api).ready()
+    evidence = plain_evidence()
+    evidence.processes = (SAMPLER,)
+    for run in (first, second):
+        assert (await worker.whole_attempt(evidence)).run_id == run
+    partial = await aggregate(api, first, allow_partial=True)
+    assert RunResult.model_validate_json(partial.content).verdict == "invalid"
+    assert refusal(await aggregate(api, second)) == (409, "evidence_missing")
+    assert await state_of(api, second) == ("failed", "invalid_evidence")
+    assert refusal(await aggregate(api, second)) == (409, "conflict")
+    partial = await aggregate(api, second, allow_partial=True)
+    assert RunResult.model_validate_json(partial.content).verdict == "invalid"
+    assert (await api.get(f"/api/v1/runs/{second}/aggregate")).content == partial.content
+    assert await state_of(api, second) == ("failed", "invalid_evidence")

@@ -1,0 +1,65 @@
+"""What follows the end of an attempt, as a truth table."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from lem_domain.states import RunState
+from lem_server.leases.endings import Outcome, Sequel, sequel
+
+NOTHING = Sequel(None)
+AGAIN_FOR_A_LOSS = Sequel(RunState.QUEUED, losses=1)
+AGAIN_FOR_A_RETRY = Sequel(RunState.QUEUED, retries=1)
+PUT_ASIDE = Sequel(RunState.FAILED)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "retries_left", "losses_left", "expected"),
+    [
+        ("interrupted", 0, 0, PUT_ASIDE),
+        ("interrupted", 5, 0, PUT_ASIDE),
+        ("interrupted", 0, 1, AGAIN_FOR_A_LOSS),
+        ("interrupted", 5, 3, AGAIN_FOR_A_LOSS),
+        ("failed", 0, 0, NOTHING),
+        ("failed", 0, 3, NOTHING),
+        ("failed", 1, 0, AGAIN_FOR_A_RETRY),
+        ("failed", 5, 3, AGAIN_FOR_A_RETRY),
+        ("cancelled", 5, 3, NOTHING),
+    ],
+)
+def test_each_kind_of_ending_costs_its_own_budget(
+    outcome: Outcome, retries_left: int, losses_left: int, expected: Sequel
+) -> None:
+    assert (
+        sequel(
+            outcome,
+            retries_left=retries_left,
+            losses_left=losses_left,
+            cancel_requested=False,
+            campaign_cancelled=False,
+        )
+        == expected
+    )
+
+
+OUTCOMES: tuple[Outcome, ...] = ("failed", "interrupted", "cancelled")
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+@pytest.mark.parametrize(("cancel_requested", "campaign_cancelled"), [(True, False), (False, True), (True, True)])
+def test_nothing_follows_when_nobody_wants_the_run_any_more(
+    outcome: Outcome, cancel_requested: bool, campaign_cancelled: bool
+) -> None:
+    for retries_left, losses_left in itertools.product((0, 1, 3), repeat=2):
+        assert (
+            sequel(
+                outcome,
+                retries_left=retries_left,
+                losses_left=losses_left,
+                cancel_requested=cancel_requested,
+                campaign_cancelled=campaign_cancelled,
+            )
+            == NOTHING
+        )

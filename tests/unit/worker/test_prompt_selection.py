@@ -1,0 +1,51 @@
+"""Which prompts are sent, and in which order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lem_domain.config.experiment import PromptsConfig
+from lem_worker.prompt_selection import select_prompts
+
+PROMPTS = ("bb", "a", "dddd", "ccc", "ee")
+
+
+def select(**config: Any) -> tuple[str, ...]:
+    return select_prompts(PROMPTS, PromptsConfig(**config))
+
+
+def test_prompts_are_sent_as_they_are_unless_asked_otherwise() -> None:
+    assert select() == PROMPTS
+
+
+def test_longest_first_goes_by_characters_and_keeps_the_order_of_equals() -> None:
+    assert select(order="longest_first") == ("dddd", "ccc", "bb", "ee", "a")
+
+
+def test_a_sample_is_taken_after_ordering() -> None:
+    assert select(order="longest_first", sample_size=2) == ("dddd", "ccc")
+    assert select(sample_size=2) == ("bb", "a")
+
+
+def test_a_sample_beyond_the_set_is_the_set() -> None:
+    assert select(sample_size=99) == PROMPTS
+
+
+def test_a_shuffle_is_what_its_seed_says() -> None:
+    """Pinned: the same seed gives the same order in every version, or results of one configuration differ."""
+    assert select(order="shuffled", seed=1) == select(order="shuffled", seed=1)
+    assert select(order="shuffled", seed=1) == ("dddd", "ccc", "ee", "bb", "a")
+    assert select(order="shuffled", seed=2) != select(order="shuffled", seed=1)
+
+
+@given(
+    st.lists(st.text(max_size=5), max_size=30),
+    st.sampled_from(["as_is", "shuffled", "longest_first"]),
+    st.integers(0, 1000),
+)
+def test_ordering_neither_loses_nor_repeats_a_prompt(prompts: list[str], order: Any, seed: int) -> None:
+    chosen = select_prompts(prompts, PromptsConfig(order=order, seed=seed))
+    assert sorted(chosen) == sorted(prompts)

@@ -1,0 +1,202 @@
+"""The spool keeps every sealed row, whatever happens to the process that writes it."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lem_domain.evidence import MAX_CHUNK_BYTES, StreamName
+from lem_domain.evidence_codec import ChunkError, decode_chunk
+from lem_domain.wire.workers import ProcessCompletion
+from lem_worker import spool
+from lem_worker.spool import CHUNK_SIZE, EvidenceWriter, SpoolError, StreamWriter
+
+RANK = "rank-0"
+
+
+def rows_in(folder: Path, stream: StreamName) -> list[dict[str, Any]]:
+    found = [chunk for chunk in spool.chunks(folder) if chunk.stream is stream]
+    return [row for chunk in found for row in decode_chunk(stream, chunk.path.read_bytes()).to_pylist()]
+
+
+def event(number: int, detail: str | None = None) -> dict[str, Any]:
+    return {"time_ns": number, "kind": "test", "detail": detail}
+
+
+def written(folder: Path, chunks: int = 3) -> EvidenceWriter:
+    """A folder with so many chunks of one row in one stream."""
+    writer = EvidenceWriter(folder, RANK)
+    for number in range(chunks):
+        writer.stream(StreamName.EVENTS).append(**event(number))
+        writer.stream(StreamName.EVENTS).flush()
+    return writer
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(
+        st.one_of(
+            st.just("flush"),
+            st.lists(st.tuples(st.integers(0, 2**62), st.none() | st.text(max_size=30)), min_size=1, max_size=20),
+        ),
+        max_size=8,
+    )
+)
+def test_what_was_appended_is_read_back_in_order_and_the_manifest_tells_it(steps: list[Any]) -> None:
+    expected = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        writer = EvidenceWriter(folder, RANK)
+        stream = writer.stream(StreamName.EVENTS)
+        for step in steps:
+            if step == "flush":
+                stream.flush()
+                continue
+            rows = [event(time_ns, detail) for time_ns, detail in step]
+            stream.append(**rows[0])
+            stream.extend(**{key: [row[key] for row in rows[1:]] for key in rows[0]})
+            expected += rows
+        manifest = writer.seal()
+        assert rows_in(folder, StreamName.EVENTS) == expected
+        assert manifest == spool.manifests(folder)
+        assert sum(one.rows for one in manifest) == len(expected)
+        assert bool(manifest) is bool(expected)
+
+
+def test_a_full_buffer_is_sealed_without_being_asked(tmp_path: Path) -> None:
+    stream = StreamWriter(tmp_path, RANK, StreamName.TOKENS)
+    count = 2 * CHUNK_SIZE // 20
+    stream.extend(request_id=[0] * count, index=range(count), time_ns=range(count))
+    stream.flush()
+    assert [row["index"] for row in rows_in(tmp_path, StreamName.TOKENS)] == list(range(count))
+    assert len(spool.pending(tmp_path)) >= 2
+
+
+def test_long_texts_make_many_chunks_that_a_server_takes(tmp_path: Path) -> None:
+    """By rows alone, a chunk of generated texts would decode to more than any server accepts."""
+    texts = [os.urandom(50_000).hex() for _ in range(60)]
+    stream = StreamWriter(tmp_path, RANK, StreamName.EVENTS)
+    stream.extend(time_ns=range(60), kind=["output"] * 60, detail=texts)
+    stream.flush()
+    found = spool.pending(tmp_path)
+    assert len(found) >= 20
+    assert max(chunk.bytes for chunk in found) < MAX_CHUNK_BYTES / 4
+    assert [row["detail"] for row in rows_in(tmp_path, StreamName.EVENTS)] == texts
+
+
+def test_a_column_that_the_stream_has_not_is_refused_instead_of_dropped(tmp_path: Path) -> None:
+    stream = StreamWriter(tmp_path, RANK, StreamName.EVENTS)
+    with pytest.raises(ChunkError, match="detial"):
+        stream.append(time_ns=1, kind="x", detial="y")
+    with pytest.raises(ChunkError, match="equally long"):
+        stream.extend(time_ns=[1, 2], kind=["x"])
+
+
+def test_old_rows_are_sealed_and_young_ones_wait(tmp_path: Path) -> None:
+    writer = EvidenceWriter(tmp_path, RANK)
+    writer.stream(StreamName.EVENTS).append(**event(0))
+    writer.flush_older_than(3600)
+    assert spool.pending(tmp_path) == []
+    writer.flush_older_than(0)
+    assert len(spool.pending(tmp_path)) == 1
+
+
+def test_acknowledged_chunks_leave_the_disk_and_stay_in_the_manifest(tmp_path: Path) -> None:
+    before = written(tmp_path).seal()
+    for chunk in spool.pending(tmp_path):
+        spool.mark_acknowledged(chunk)
+    assert spool.pending(tmp_path) == []
+    assert spool.manifests(tmp_path) == before
+    assert all(chunk.path.stat().st_size == 0 for chunk in spool.chunks(tmp_path))
+
+
+def test_a_kill_between_marker_and_removal_counts_the_chunk_once(tmp_path: Path) -> None:
+    before = written(tmp_path).seal()
+    chunk = spool.pending(tmp_path)[1]
+    body = chunk.path.read_bytes()
+    spool.mark_acknowledged(chunk)
+    chunk.path.write_bytes(body)
+    assert [one.seq for one in spool.chunks(tmp_path)] == [0, 1, 2]
+    assert [one.seq for one in spool.pending(tmp_path)] == [0, 2]
+    assert spool.manifests(tmp_path) == before
+
+
+def test_an_attempt_is_whole_only_with_all_that_its_markers_name(tmp_path: Path) -> None:
+    marker = ProcessCompletion(streams=written(tmp_path).seal())
+    assert not spool.is_whole(tmp_path, [RANK])
+    spool.mark_done(tmp_path, RANK, marker)
+    assert spool.is_whole(tmp_path, [RANK])
+    assert not spool.is_whole(tmp_path, [RANK, "sampler"])
+    spool.pending(tmp_path)[-1].path.unlink()
+    assert not spool.is_whole(tmp_path, [RANK])
+
+
+def test_what_the_server_refused_leaves_the_spool_and_is_kept(tmp_path: Path) -> None:
+    attempt = tmp_path / "spool" / "att_1"
+    written(attempt)
+    kept = spool.set_aside(attempt)
+    assert not attempt.exists()
+    assert len(spool.pending(kept)) == 3
+
+
+def test_a_full_disk_is_told_and_leaves_no_chunk_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = written(tmp_path, chunks=1)
+    writer.stream(StreamName.EVENTS).append(**event(1))
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(SpoolError, match=r"No space left on device.*free space"):
+            writer.seal()
+    assert [chunk.seq for chunk in spool.chunks(tmp_path)] == [0]
+    assert not list(tmp_path.rglob(".*"))
+    assert [one.rows for one in writer.seal()] == [2]
+
+
+WRITE_FOR_EVER = """
+import sys
+from pathlib import Path
+from lem_domain.evidence import StreamName
+from lem_worker.spool import EvidenceWriter
+writer = EvidenceWriter(Path(sys.argv[1]), "rank-0")
+number = 0
+while True:
+    for stream in (StreamName.TOKENS, StreamName.EVENTS):
+        for _ in range(50):
+            row = {"request_id": 0, "index": number} if stream is StreamName.TOKENS else {"kind": "k", "detail": "d"}
+            writer.stream(stream).append(time_ns=number, **row)
+            number += 1
+        writer.stream(stream).flush()
+    print("sealed", flush=True)
+"""
+
+
+@pytest.mark.parametrize("rounds", [1, 3, 7, 20])
+def test_a_kill_at_any_instant_leaves_whole_chunks_without_a_gap(tmp_path: Path, rounds: int) -> None:
+    with subprocess.Popen([sys.executable, "-c", WRITE_FOR_EVER, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for _ in range(rounds):
+            assert process.stdout.readline() == b"sealed\n"
+        process.send_signal(signal.SIGKILL)
+    found = list(spool.chunks(tmp_path))
+    for stream in (StreamName.TOKENS, StreamName.EVENTS):
+        mine = [chunk for chunk in found if chunk.stream is stream]
+        assert [chunk.seq for chunk in mine] == list(range(len(mine)))
+        assert len(mine) >= rounds
+    for chunk in found:
+        body = chunk.path.read_bytes()
+        assert hashlib.sha256(body).hexdigest() == chunk.sha256
+        assert decode_chunk(chunk.stream, body).num_rows == chunk.rows == 50
