@@ -1,4 +1,4 @@
-"""`python -m factories.fake_sampler JOB_FILE`: a sampler with two samples; `LEM_TEST_SAMPLER=die`: it dies after one."""
+"""`python -m factories.fake_sampler JOB_FILE`: samples twice; with `LEM_TEST_SAMPLER=die` once, and it dies."""
 
 from __future__ import annotations
 
