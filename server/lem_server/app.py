@@ -10,7 +10,6 @@ from importlib.metadata import version
 from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 from sqlalchemy.engine import URL
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from lem_server import documentation, health, middleware, problems
 from lem_server.access.guard import Authentication, check_scope
@@ -87,7 +86,7 @@ def create_app(settings: Settings, url: URL) -> FastAPI:
     )
     app.add_middleware(middleware.BodyLimit)
     app.add_middleware(Authentication)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.trusted_hosts))
+    app.add_middleware(middleware.TrustedHosts, hosts=settings.trusted_hosts)
     app.add_middleware(middleware.Envelope)
     problems.install(app)
     app.include_router(health.router)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -12,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lem_domain.errors import ProblemCode
 from lem_domain.evidence import MAX_CHUNK_BYTES
 from lem_domain.wire.datasets import MAX_DATASET_BYTES
-from lem_server.problems import ProblemError, problem_response
+from lem_server.problems import ProblemError, problem_of, problem_response
 
 JSON_LIMIT_BYTES = 2**20
 _LARGER = (
@@ -30,7 +31,7 @@ SECURITY_HEADERS = {
 
 
 class Envelope:
-    """Gives every request an id (`Lem-Request-Id`) and every answer the security headers."""
+    """Gives every request an id (`Lem-Request-Id`) and every answer the security headers, the one to a failure too."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -42,16 +43,48 @@ class Envelope:
             return
         request_id = uuid4().hex
         scope["lem.request_id"] = request_id
+        started = False
 
         async def send_with_headers(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 headers = MutableHeaders(scope=message)
                 headers["Lem-Request-Id"] = request_id
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 
-        await self._app(scope, receive, send_with_headers)
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except Exception as error:
+            problem = problem_of(error, request_id)
+            if started:
+                raise
+            await problem_response(problem, request_id)(scope, receive, send_with_headers)
+
+
+class TrustedHosts:
+    """Answers only requests for the hosts that the server is known by, so that no page elsewhere can rebind a name."""
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
+        self._app = app
+        self._hosts = frozenset(host.lower() for host in hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection (ASGI)."""
+        if scope["type"] == "http" and not self._hosts & {"*", host_of(Headers(scope=scope).get("host", ""))}:
+            error = ProblemError(
+                ProblemCode.BAD_REQUEST, "this server is not known by that Host; add it to LEM_TRUSTED_HOSTS."
+            )
+            await problem_response(error, scope.get("lem.request_id"))(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def host_of(header: str) -> str:
+    """A Host header without its port; an IPv6 address keeps its brackets."""
+    return re.sub(r":[0-9]*$", "", header).lower()
 
 
 class BodyLimit:

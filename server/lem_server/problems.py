@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
+import asyncpg
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic.types import JsonValue
@@ -149,23 +150,29 @@ def install(app: FastAPI) -> None:
         return problem_response(ProblemError(code, detail, headers=dict(error.headers or {})), _request_id(request))
 
     @app.exception_handler(DBAPIError)
-    async def _database(request: Request, error: DBAPIError) -> Response:
-        return problem_response(_from_database(error), _request_id(request))
-
     @app.exception_handler(PoolTimeout)
-    @app.exception_handler(ConnectionError)
-    async def _busy(request: Request, _error: Exception) -> Response:
-        return problem_response(_away(), _request_id(request))
+    @app.exception_handler(asyncpg.PostgresError)
+    @app.exception_handler(OSError)
+    async def _other(request: Request, error: Exception) -> Response:
+        request_id = _request_id(request)
+        return problem_response(problem_of(error, request_id), request_id)
 
-    @app.exception_handler(Exception)
-    async def _unexpected(request: Request, _error: Exception) -> Response:
-        # Starlette logs the traceback itself after this handler.
-        return problem_response(
-            ProblemError(
-                ProblemCode.INTERNAL, "the server failed to answer this; its log has the details under the request id."
-            ),
-            _request_id(request),
-        )
+
+def problem_of(error: Exception, request_id: str | None) -> ProblemError:
+    """What is answered where something failed that no route meant to refuse; logged here under the request's id."""
+    if isinstance(error, ProblemError):
+        return error
+    if isinstance(error, DBAPIError):
+        found = _from_database(error)
+    elif isinstance(error, (PoolTimeout, asyncpg.PostgresError, OSError)):
+        found = _away()  # nothing but the database's connections is opened while a request is answered
+    else:
+        found = _internal()
+    if found.code is ProblemCode.INTERNAL:
+        logger.error("request %s failed", request_id, exc_info=error)
+    elif found.code is ProblemCode.NOT_READY:
+        logger.warning("request %s: the database is busy or away: %s", request_id, type(error).__name__)
+    return found
 
 
 def _from_validation(error: RequestValidationError) -> ProblemError:
@@ -194,15 +201,18 @@ def _from_database(error: DBAPIError) -> ProblemError:
         return ProblemError(ProblemCode.ILLEGAL_TRANSITION, f"{message}; look at its present state.")
     if error.connection_invalidated or state is None or state[:2] in ("08", "53", "57", "40", "55"):
         return _away()
-    logger.exception("a statement failed", exc_info=error)
-    return ProblemError(
-        ProblemCode.INTERNAL, "the server failed to answer this; its log has the details under the request id."
-    )
+    return _internal()
 
 
 def _away() -> ProblemError:
     return ProblemError(
         ProblemCode.NOT_READY, "the database is busy or away; send the request again.", headers={"Retry-After": "1"}
+    )
+
+
+def _internal() -> ProblemError:
+    return ProblemError(
+        ProblemCode.INTERNAL, "the server failed to answer this; its log has the details under the request id."
     )
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,11 +129,16 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def house(tmp_path: Path, model_cache: Path) -> Iterator[House]:
-    """A server that is up; workers are started by the test."""
-    made = House(tmp_path, model_cache)
+def house(model_cache: Path) -> Iterator[House]:
+    """A server that is up; workers are started by the test.
+
+    Not below pytest's own folder: that is for one user only, and as root PostgreSQL runs as another.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="lem-e2e-"))
+    made = House(folder, model_cache)
     try:
         made.start_server()
         yield made
     finally:
         made.stop()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from e2e_files import campaign
 
+from e2e_files import campaign
 from lem_client import Client
 from lem_domain.results import RunResult
 from lem_domain.states import RunState

@@ -172,8 +172,16 @@ async def exists(connection: AsyncConnection, campaign_id: UUID) -> bool:
     return row.one_or_none() is not None
 
 
-# The first statement of a cancel: the campaign's row is locked before any of its runs.
-_CANCEL = text("UPDATE campaigns SET state = 'cancelled' WHERE id = :id RETURNING id")
+# The first statement of a cancel: the campaign's row is locked before any of its runs. One that has nothing left to do
+# stays completed. Index ix_runs_campaign_id_state.
+_CANCEL = text("""
+    UPDATE campaigns c
+       SET state = CASE WHEN EXISTS (SELECT 1 FROM runs r
+                                      WHERE r.campaign_id = c.id AND r.state IN ('queued', 'initialised', 'running'))
+                        THEN 'cancelled' ELSE c.state END
+     WHERE c.id = :id
+    RETURNING c.id
+""")
 
 
 async def cancel(connection: AsyncConnection, campaign_id: UUID) -> bool:
