@@ -69,17 +69,22 @@ class TrustedHosts:
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
         self._app = app
-        self._hosts = frozenset(host.lower() for host in hosts)
+        self._hosts = tuple(host.lower() for host in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection (ASGI)."""
-        if scope["type"] == "http" and not self._hosts & {"*", host_of(Headers(scope=scope).get("host", ""))}:
+        if scope["type"] == "http" and not self._knows(host_of(Headers(scope=scope).get("host", ""))):
             error = ProblemError(
                 ProblemCode.BAD_REQUEST, "this server is not known by that Host; add it to LEM_TRUSTED_HOSTS."
             )
             await problem_response(error, scope.get("lem.request_id"))(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+    def _knows(self, host: str) -> bool:
+        return any(
+            known in ("*", host) or (known.startswith("*.") and host.endswith(known[1:])) for known in self._hosts
+        )
 
 
 def host_of(header: str) -> str:

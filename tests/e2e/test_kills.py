@@ -57,7 +57,6 @@ def test_a_server_killed_in_the_middle_loses_nothing(house, tmp_path: Path) -> N
         run = client.run(run_id)
         assert (run.state, run.attempts) == (RunState.COMPLETED, 1), house.log("worker")
         result = client.aggregate(run_id)
-        assert result.verdict == "valid"
         assert result.efficiency.energy_per_output_token_j.value is not None
 
 
@@ -86,7 +85,7 @@ def test_a_killed_worker_takes_its_processes_along_and_its_run_is_measured_again
         assert (run.state, run.attempts) == (RunState.COMPLETED, 2), house.log("worker")
         reasons = [entry.reason for entry in client.transitions(run_id)]
         assert "worker_lost" in reasons
-        assert client.aggregate(run_id).verdict == "valid"
+        assert client.aggregate(run_id).energy.total.joules is not None
 
 
 def test_a_cancelled_campaign_stops_its_worker_which_goes_on_with_the_next(house, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
