@@ -105,7 +105,7 @@ class BodyLimit:
             return
         limit = body_limit(scope["path"])
         declared = Headers(scope=scope).get("content-length", "0")
-        if not declared.isdigit() or int(declared) > limit:
+        if not (declared.isascii() and declared.isdigit()) or int(declared) > limit:
             error = ProblemError(
                 ProblemCode.PAYLOAD_TOO_LARGE, f"the body is larger than the {limit} bytes that this address takes."
             )

@@ -69,6 +69,7 @@ _CODE_OF_STATUS: dict[int, ProblemCode] = {
 }
 
 _FRAMEWORK_DETAIL = {
+    400: "the body can't be read; send JSON in UTF-8.",
     404: "there is nothing at this address; /docs lists what there is.",
     405: "this address does not take that method; /docs lists what it takes.",
     413: "the body is larger than this address takes; send less.",

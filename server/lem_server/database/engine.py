@@ -49,6 +49,7 @@ def make_engine(url: URL, *, pool_size: int = 10) -> AsyncEngine:
         max_overflow=0,
         pool_timeout=10,
         pool_pre_ping=True,
+        hide_parameters=True,  # an error's text gets into the log, and what users send does not belong there
         connect_args={
             "server_settings": {
                 "application_name": "lem-server",

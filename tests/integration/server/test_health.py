@@ -1,0 +1,59 @@
+"""Whether it lives, whether it can serve, and which version it is: for everybody, and without waiting for long."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from sqlalchemy.engine import URL
+
+from lem_domain.results import METHOD_VERSION
+from lem_domain.wire.base import PROTOCOL_VERSION
+from lem_server import health
+from lem_server.database.engine import make_engine
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_everybody_may_ask_how_the_server_is(anonymous: httpx.AsyncClient) -> None:
+    assert (await anonymous.get("/livez")).json() == {"status": "ok"}
+    assert (await anonymous.get("/readyz")).json() == {"status": "ok"}
+
+
+async def test_the_versions_are_those_of_the_code(anonymous: httpx.AsyncClient) -> None:
+    assert (await anonymous.get("/version")).json() == {
+        "version": version("llm-energy-measurement"),
+        "protocol": PROTOCOL_VERSION,
+        "method": METHOD_VERSION,
+    }
+
+
+async def test_without_its_database_the_server_lives_and_is_not_ready(
+    app: FastAPI, anonymous: httpx.AsyncClient, database_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = make_engine(database_url.set(host="127.0.0.1", port=1, query={}))
+    context = app.state.context
+    monkeypatch.setattr(app.state, "context", type(context)(settings=context.settings, engine=gone, hub=context.hub))
+    assert (await anonymous.get("/livez")).status_code == 200
+    answer = await anonymous.get("/readyz")
+    assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+    assert (answer.headers["content-type"], answer.headers["retry-after"]) == ("application/problem+json", "1")
+    await gone.dispose()
+
+
+async def test_a_database_that_keeps_its_askers_waiting_is_not_ready(
+    app: FastAPI, anonymous: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "DATABASE_ANSWERS_WITHIN_S", 0.05)
+    engine = app.state.context.engine
+    held = [await engine.connect() for _ in range(engine.pool.size())]
+    try:
+        assert (await anonymous.get("/readyz")).status_code == 503
+        assert (await anonymous.get("/livez")).status_code == 200
+    finally:
+        for connection in held:
+            await connection.close()
+    monkeypatch.undo()
+    assert (await anonymous.get("/readyz")).status_code == 200
