@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from importlib.metadata import version as package_version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import NamedTuple
 
 import typer
@@ -82,25 +80,13 @@ def _installed(name: str, modules: tuple[str, ...], remedy: str) -> Check:
 
 
 def _energy() -> Check:
-    """Which meters a worker here could read."""
-    meters = []
-    if any(os.access(counter, os.R_OK) for counter in Path("/sys/class/powercap").glob("*/energy_uj")):
-        meters.append("RAPL counters")
-    if Path("/dev/nvidiactl").exists():
-        meters.append("an NVIDIA device")
-    if meters:
-        return Check("energy", Grade.OK, f"{' and '.join(meters)} can be read here")
+    """What a worker here would know of energy: this version reads no meter."""
     if find_spec("codecarbon"):
-        return Check(
-            "energy",
-            Grade.WARN,
-            "no meter can be read here; energy is modelled by CodeCarbon and such results are marked as modelled",
-            "for measured CPU energy, let the worker's user read /sys/class/powercap/*/energy_uj",
-        )
+        return Check("energy", Grade.OK, "is modelled by CodeCarbon, not measured; results say so")
     return Check(
         "energy",
         Grade.WARN,
-        "no meter can be read here and CodeCarbon is not installed; results of a worker here have no energy",
+        "CodeCarbon is not installed; results of a worker here have no energy",
         "pip install 'llm-energy-measurement[worker]'",
     )
 

@@ -15,8 +15,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
+from sqlalchemy.engine import make_url
 
+from lem_server.app import create_app
 from lem_server.documentation import ASSETS
+from lem_server.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
@@ -25,9 +28,15 @@ _METHODS = ("get", "put", "post", "delete", "patch")
 
 
 @pytest.fixture
-def document(app: FastAPI) -> dict[str, Any]:
+def described(server_settings: Settings) -> FastAPI:
+    """The application, not started."""
+    return create_app(server_settings, make_url("postgresql+asyncpg://nowhere/lem"))
+
+
+@pytest.fixture
+def document(described: FastAPI) -> dict[str, Any]:
     """The OpenAPI document."""
-    return app.openapi()
+    return described.openapi()
 
 
 def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -121,10 +130,10 @@ def test_the_assets_are_those_that_their_readme_names() -> None:
 # --- the document -----------------------------------------------------------------------------------------------------
 
 
-def test_every_operation_is_named_after_its_function(app: FastAPI, document: dict[str, Any]) -> None:
+def test_every_operation_is_named_after_its_function(described: FastAPI, document: dict[str, Any]) -> None:
     functions = {
         (method, context.path): context.endpoint.__name__
-        for context in iter_route_contexts(app.routes)
+        for context in iter_route_contexts(described.routes)
         if isinstance(context.original_route, APIRoute) and context.include_in_schema
         for method in context.methods
     }
