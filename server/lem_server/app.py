@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
@@ -51,6 +52,13 @@ Send `Authorization: Bearer <token>`; the owner's token is in the server's data 
 """
 
 
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            problems.describe(super().openapi())
+        return super().openapi()
+
+
 def create_app(settings: Settings, url: URL) -> FastAPI:
     """The application over the database at `url`, whose schema must be at head when it starts."""
 
@@ -75,7 +83,7 @@ def create_app(settings: Settings, url: URL) -> FastAPI:
         finally:
             await engine.dispose()
 
-    app = FastAPI(
+    app = _Application(
         title="LEM, the LLM energy measurement service",
         version=version("llm-energy-measurement"),
         description=_DESCRIPTION,

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import uvicorn
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -61,6 +62,8 @@ def main(arguments: list[str] | None = None) -> None:
         first = error.errors()[0]
         name = "LEM_" + "_".join(str(part) for part in first["loc"]).upper()
         _leave(f"{name}: {first['msg']}", EXIT_USAGE)
+    except SettingsError:
+        _leave('LEM_TRUSTED_HOSTS is no JSON list; write for example ["lem.example", "localhost"].', EXIT_USAGE)
     except DatabaseError as error:
         _leave(str(error), EXIT_USAGE)
     except LemError as error:
@@ -92,7 +95,10 @@ def _serve(settings: Settings) -> None:
             ready=f"LEM server ready at {address} (data in {settings.data_dir})",
         )
         _let_uvicorn_end_by_itself()
-        server.run(sockets=[listener])
+        try:
+            server.run(sockets=[listener])
+        except SystemExit as end:  # uvicorn's, where the application did not start
+            raise StartError("the server did not start; what it logged above says why.") from end
 
 
 def _let_uvicorn_end_by_itself() -> None:

@@ -127,6 +127,14 @@ def problem_responses(*codes: ProblemCode) -> dict[int | str, dict[str, Any]]:
     return described
 
 
+def describe(document: dict[str, Any]) -> None:
+    """Add the schema that `problem_responses` refers to; FastAPI knows only models of `application/json`."""
+    schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    document.setdefault("components", {}).setdefault("schemas", {}).update(
+        {**schema.pop("$defs", {}), Problem.__name__: schema}
+    )
+
+
 def install(app: FastAPI) -> None:
     """Make every error of the application a problem."""
 

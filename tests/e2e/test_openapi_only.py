@@ -7,7 +7,6 @@ from typing import Any
 
 import httpx
 import pyarrow as pa
-import pytest
 
 
 class Generic:

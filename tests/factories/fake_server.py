@@ -160,6 +160,8 @@ class FakeServer:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         name = f"{request.method} {request.url.path}"
+        # Before it is answered: whoever gets the answer may look at once.
+        self.calls.append(Call(request.method, request.url.path, request.headers.get(BOOT_HEADER, "")))
         fault = next((one for one in self._faults if one.left > 0 and one.pattern.search(name)), None)
         if fault is not None:
             fault.left -= 1
@@ -168,7 +170,6 @@ class FakeServer:
         else:
             await self._routes(scope, receive, send)
         with self._events:
-            self.calls.append(Call(request.method, request.url.path, request.headers.get(BOOT_HEADER, "")))
             self._events.notify_all()
 
     # --- endpoints ----------------------------------------------------------------------------------------------------

@@ -109,13 +109,19 @@ class ServerApi:
         return _read(Registered, await self._send("POST", "/api/v1/workers", body=request))
 
     async def sign_off(self, boot_id: UUID) -> None:
-        """Leave; one try, for a worker that ends must not wait for a server."""
-        try:
-            await self._client.post(
-                f"/api/v1/workers/{self._worker_id}:sign_off", json={"boot_id": str(boot_id)}, timeout=5
-            )
-        except httpx.HTTPError as error:
-            logger.warning("could not sign off: %s", error)
+        """Leave. Two tries at most: a worker that ends must not wait for a server, but the first may meet a connection
+        that the server has just closed."""
+        why: httpx.HTTPError | None = None
+        for _ in range(2):
+            try:
+                await self._client.post(
+                    f"/api/v1/workers/{self._worker_id}:sign_off", json={"boot_id": str(boot_id)}, timeout=5
+                )
+            except httpx.HTTPError as error:
+                why = error
+            else:
+                return
+        logger.warning("could not sign off: %s", why or type(why).__name__)
 
     async def claim(self, request: ClaimRequest) -> Assignment | None:
         """The next run, or None after waiting."""

@@ -106,6 +106,9 @@ async def revoke(connection: AsyncConnection, token_id: UUID) -> bool:
 async def others_than_owner(connection: AsyncConnection) -> bool:
     """Whether any usable token stands besides minted owner tokens."""
     row = await connection.execute(
-        text("SELECT 1 FROM api_tokens WHERE kind <> 'owner' AND revoked_at IS NULL LIMIT 1")
+        text("""
+            SELECT 1 FROM api_tokens
+             WHERE kind <> 'owner' AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now()) LIMIT 1
+        """)
     )
     return row.one_or_none() is not None

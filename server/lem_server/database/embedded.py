@@ -55,14 +55,20 @@ class EmbeddedPostgres:
             server = server_class(self._folder, cleanup_mode="stop", postgres_version=MAJOR)
             try:
                 server.start()
-            except subprocess.SubprocessError as error:
+                asyncio.run(_make_database(make_url(server.get_uri())))
+            # A PostgreSQL that was killed a moment ago is found running although it is not, or is still recovering.
+            except (
+                subprocess.SubprocessError,
+                ConnectionError,
+                FileNotFoundError,
+                asyncpg.CannotConnectNowError,
+            ) as error:
                 last = error
                 time.sleep(1)
                 continue
             except (OSError, AssertionError) as error:
                 raise DatabaseError(f"PostgreSQL can't use {self._folder}: {error}.") from error
             self._server = server
-            asyncio.run(_make_database(make_url(server.get_uri())))
             return
         raise DatabaseError(
             f"PostgreSQL did not start in {self._folder} ({last}); its log is {self._folder / 'log'}."
@@ -71,8 +77,15 @@ class EmbeddedPostgres:
     def stop(self) -> None:
         """Stop PostgreSQL if nobody else uses it."""
         if self._server is not None:
+            self._forget_the_dead()
             self._server._cleanup()
             self._server = None
+
+    def _forget_the_dead(self) -> None:
+        """The library counts its users in a file; one that was killed never signed off, and would count for ever."""
+        with self._server._lock:
+            users = self._server.global_process_id_list
+            users.put([pid for pid in users._get() if _is_alive(pid)])
 
     @property
     def url(self) -> URL:
@@ -92,6 +105,16 @@ class EmbeddedPostgres:
                 f"{self._folder} was made by PostgreSQL {marker.read_text().strip()} and this is {MAJOR}; "
                 "move the data with pg_dump, or set LEM_DATA_DIR to another folder."
             )
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
 
 
 def _library() -> Any:

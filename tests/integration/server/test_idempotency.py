@@ -75,6 +75,7 @@ async def blocked(engine: AsyncEngine) -> None:
     """Until somebody waits for another's transaction."""
     async with engine.connect() as connection:
         await connection.execute(text("SET ROLE NONE"))
+        await connection.commit()
         while not (
             await connection.execute(
                 text("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
@@ -94,9 +95,7 @@ async def test_another_body_under_the_same_key_is_refused(api: httpx.AsyncClient
 async def test_the_same_request_written_differently_is_the_same(api: httpx.AsyncClient) -> None:
     first = await post(api, "one")
     body = campaign_body(priority=0, labels={})
-    again = await api.post(
-        CAMPAIGNS, json=dict(reversed(list(body.items()))), headers={"Idempotency-Key": "one"}
-    )
+    again = await api.post(CAMPAIGNS, json=dict(reversed(list(body.items()))), headers={"Idempotency-Key": "one"})
     assert (again.status_code, again.content) == (201, first.content)
 
 
@@ -152,7 +151,7 @@ async def test_a_key_of_no_use_is_refused(api: httpx.AsyncClient, engine: AsyncE
     assert await count(engine, "campaigns") == 0
 
 
-@pytest.mark.parametrize("key", ["x" * 200, "a key, with: \"punctuation\" and %00", "clé"])
+@pytest.mark.parametrize("key", ["x" * 200, 'a key, with: "punctuation" and %00', "clé"])
 async def test_any_text_may_be_a_key(api: httpx.AsyncClient, key: str) -> None:
     answers = []
     for _ in range(2):

@@ -14,6 +14,7 @@ import pytest
 
 from lem_domain.wire.runs import Progress
 from lem_domain.wire.workers import Heartbeat
+from lem_worker import beat
 from lem_worker.beat import Beats, BeatStart, Drain, Expired, FromBeat, Hold, Release, Superseded, Verdict
 from lem_worker.server_api import ServerApi
 
@@ -93,16 +94,19 @@ async def test_trust_ends_before_the_lease_though_the_beat_hangs(running: Runnin
     assert len([beat for beat in running.sent if beat.attempts]) == 1  # and it hangs still
 
 
-async def test_trust_is_counted_from_before_the_beat_was_sent(running: Running) -> None:
+async def test_trust_is_counted_from_before_the_beat_was_sent(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An answer that took longer than the lease is no proof that it is still held."""
+    now = asyncio.get_running_loop().time
+    monkeypatch.setattr(beat, "_now", lambda: now() - 100)
 
-    async def slow(beat: Heartbeat) -> httpx.Response:
-        await asyncio.sleep(0.2)
-        running.answer = never
-        return answered(beat, "ok", lease_s=0.1)
+    async def slow(sent: Heartbeat) -> httpx.Response:
+        monkeypatch.setattr(beat, "_now", now)  # 100 s have passed
+        return answered(sent, "ok", lease_s=60)
 
     running.answer = slow
-    running.beats.take(Hold(attempt_id=ATTEMPT, lease_s=60))
+    running.beats.take(Hold(attempt_id=ATTEMPT, lease_s=1000))
     assert await running.next() == Expired(attempt_id=ATTEMPT)
 
 
