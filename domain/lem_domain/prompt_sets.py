@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from functools import cache
@@ -66,7 +67,8 @@ def parse_jsonl_prompts(text: str, column: str = DEFAULT_COLUMN) -> tuple[str, .
         PromptFileError: a line is no JSON object, lacks the column, or holds no text there.
     """
     prompts = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines: it also cuts at U+2028 and its like, which may stand inside a JSON string as they are.
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
         if not line.strip():
             continue
         try:

@@ -1,91 +1,225 @@
-"""Everything that the client can do, done from the OpenAPI document alone: no code of the client is used."""
+"""Everything can be done with nothing but `openapi.json`: no client library, no address but those that it names."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-from typing import Any
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import httpx
-import pyarrow as pa
+import pytest
+
+DOCUMENT = json.loads((Path(__file__).parents[2] / "openapi.json").read_text())
+BIN = Path(sys.executable).parent
 
 
-class Generic:
-    """Calls operations by their ids, knowing nothing but the document."""
+class Operation(NamedTuple):
+    """An operation as the document tells it."""
 
-    def __init__(self, url: str, token: str) -> None:
-        self._http = httpx.Client(base_url=url, timeout=60)
-        document = self._http.get("/openapi.json").json()
-        self._operations: dict[str, tuple[str, str, dict[str, Any]]] = {
-            operation["operationId"]: (method, path, operation)
-            for path, methods in document["paths"].items()
-            for method, operation in methods.items()
-        }
-        schemes = document["components"]["securitySchemes"]
-        assert {scheme["scheme"] for scheme in schemes.values()} == {"bearer"}
-        self._http.headers["Authorization"] = f"Bearer {token}"
+    method: str
+    path: str
+    parameters: dict[str, str]
+    body: str | None
+    statuses: frozenset[int]
 
-    def call(self, operation_id: str, body: object = None, **parameters: object) -> httpx.Response:
-        """Fill the path, put what is left into the query, and check that the answer is a documented one."""
-        method, path, operation = self._operations[operation_id]
-        declared = {one["name"]: one["in"] for one in operation.get("parameters", ())}
-        assert set(parameters) <= set(declared), f"{operation_id} takes {declared}"
-        in_path = {name: value for name, value in parameters.items() if declared[name] == "path"}
-        query = {name: value for name, value in parameters.items() if declared[name] == "query"}
-        answer = self._http.request(method, path.format(**in_path), params=query, json=body)
-        assert str(answer.status_code) in operation["responses"], f"{operation_id} answered {answer.status_code}"
+
+OPERATIONS = {
+    operation["operationId"]: Operation(
+        method.upper(),
+        path,
+        {one["name"]: one["in"] for one in operation.get("parameters", ())},
+        next(iter(operation.get("requestBody", {}).get("content", {})), None),
+        frozenset(map(int, operation["responses"])),
+    )
+    for path, methods in DOCUMENT["paths"].items()
+    for method, operation in methods.items()
+}
+
+
+class Caller:
+    """Calls operations by their id; knows of the service only what the document says."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        self._http = http
+
+    def request(self, name: str, body: Any = None, **arguments: Any) -> httpx.Request:
+        operation = OPERATIONS[name]
+        path = operation.path
+        sent: dict[str, dict[str, str]] = {"query": {}, "header": {}}
+        for parameter, value in arguments.items():
+            place = operation.parameters[parameter]
+            if place == "path":
+                path = path.replace(f"{{{parameter}}}", str(value))
+            else:
+                sent[place][parameter] = str(value)
+        assert "{" not in path, f"{name} needs {re.findall(r'{(.+?)}', path)}"
+        content = None
+        if body is not None:
+            assert operation.body is not None
+            sent["header"]["Content-Type"] = operation.body
+            content = json.dumps(body)
+        return self._http.build_request(
+            operation.method, path, params=sent["query"], headers=sent["header"], content=content
+        )
+
+    def __call__(self, name: str, body: Any = None, **arguments: Any) -> httpx.Response:
+        answer = self._http.send(self.request(name, body, **arguments))
+        assert answer.status_code in OPERATIONS[name].statuses, f"{name} answered {answer.status_code}: {answer.text}"
         return answer
 
-    def stream(self, operation_id: str, **in_path: object) -> list[dict[str, Any]]:
-        """The events of a stream, until the server ends it."""
-        method, path, _ = self._operations[operation_id]
-        with self._http.stream(method, path.format(**in_path), timeout=120) as answer:
-            lines = list(answer.iter_lines())
-        return [json.loads(line.removeprefix("data:")) for line in lines if line.startswith("data:")]
+    def get(self, name: str, body: Any = None, **arguments: Any) -> Any:
+        """The JSON of a success."""
+        answer = self(name, body, **arguments)
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    def all(self, name: str, **arguments: Any) -> list[Any]:
+        """The items of all pages."""
+        items: list[Any] = []
+        cursor: dict[str, Any] = {}
+        while True:
+            page = self.get(name, **arguments, **cursor)
+            items += page["items"]
+            if not page.get("next"):
+                return items
+            cursor = {"cursor": page["next"]}
+
+    def events(self, name: str, **arguments: Any) -> Iterator[tuple[str, Any]]:
+        """Kind and data of every event, until the server ends the stream."""
+        answer = self._http.send(self.request(name, **arguments), stream=True)
+        try:
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            event: dict[str, str] = {}
+            for line in answer.iter_lines():
+                if not line and "data" in event:
+                    yield event.get("event", "message"), json.loads(event["data"])
+                if not line:
+                    event = {}
+                elif not line.startswith(":"):
+                    key, _, value = line.partition(":")
+                    event[key] = value.removeprefix(" ")
+        finally:
+            answer.close()
 
 
-def test_submit_follow_and_read_with_the_document_alone(house) -> None:  # type: ignore[no-untyped-def]
-    house.start_worker("simulated")
-    api = Generic(house.url, house.token_file.read_text().strip())
-    spec = {
-        "name": "generic",
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """For processes of the test's own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LEM_")}
+    return {**kept, "LEM_DATA_DIR": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def call(tmp_path: Path, environment: dict[str, str]) -> Iterator[Caller]:
+    """A caller of a real server."""
+    with (tmp_path / "server.log").open("ab") as log:
+        server = subprocess.Popen(
+            [BIN / "lem-server", "serve", "--port", "0"], env=environment, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+    try:
+        assert server.stdout is not None
+        ready = re.search(r"http://\S+", server.stdout.readline())
+        assert ready, (tmp_path / "server.log").read_text()
+        token = (tmp_path / "data" / "owner.token").read_text().strip()
+        with httpx.Client(base_url=ready[0], headers={"Authorization": f"Bearer {token}"}, timeout=60) as http:
+            yield Caller(http)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        try:
+            server.wait(60)
+        finally:
+            server.kill()
+            note = tmp_path / "data" / "postgres" / "postmaster.pid"
+            if note.exists():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(note.read_text().split("\n", 1)[0]), signal.SIGQUIT)
+
+
+def test_a_campaign_from_its_plan_to_its_evidence(call: Caller, tmp_path: Path, environment: dict[str, str]) -> None:
+    version = call.get("get_version")
+    assert version["version"] == DOCUMENT["info"]["version"]
+    campaign = {
+        "name": "by the document",
         "experiment": {
             "backend": "simulated",
-            "model": {"id": "m"},
+            "model": "m",
             "prompts": {"sample_size": 4},
             "output": {"max_tokens": 8},
             "window": {"min_duration_s": 1},
             "warmup": {"max_requests": 5},
-            "simulated": {"power_w": 50},
         },
-        "sweep": {"simulated.batch_size": [1, 2]},
+        "execution": {"cycles": 2},
     }
-    plan = api.call("plan_campaign", spec).json()
-    assert len(plan["runs"]) == 2
-    campaign = api.call("submit_campaign", spec).json()
-    events = api.stream("campaign_events", campaign_id=campaign["id"])
-    assert events[-1]["settled"] is True
-    assert {event["target"] for event in events if event["type"] == "transition"} >= {"queued", "running", "completed"}
-    runs = api.call("list_runs", campaign_id=campaign["id"]).json()["items"]
-    for run in runs:
-        result = api.call("aggregate_run", run_id=run["id"]).json()
-        assert (
-            result["energy"]["mean_power_w"]["value"] == 50.0 or abs(result["energy"]["mean_power_w"]["value"] - 50) < 1
+    plan = call.get("plan_campaign", campaign)
+    assert (len(plan["experiments"]), len(plan["runs"])) == (1, 2)
+    submitted = call.get("submit_campaign", campaign, **{"Idempotency-Key": "once"})
+    assert call.get("submit_campaign", campaign, **{"Idempotency-Key": "once"}) == submitted
+
+    with (tmp_path / "worker.log").open("ab") as log:
+        worker = subprocess.Popen(
+            [BIN / "lem-worker", "run", "--backend", "simulated", "--until-idle", "--server", str(call._http.base_url)],
+            env=environment,
+            stderr=log,
         )
-        assert api.call("get_aggregate", run_id=run["id"]).json() == result
-        [attempt] = api.call("list_run_attempts", run_id=run["id"]).json()["items"]
-        assert attempt["effective_config"]["parameters"]
-        for stream in api.call("list_streams", attempt_id=attempt["id"]).json()["items"]:
-            for chunk in stream["chunks"]:
-                raw = api.call(
-                    "get_chunk",
-                    attempt_id=attempt["id"],
-                    process=stream["process"],
-                    stream=stream["stream"],
-                    seq=chunk["seq"],
-                )
-                assert pa.ipc.open_stream(raw.content).read_all().num_rows == chunk["rows"]
-    results = api.call("get_campaign_results", campaign_id=campaign["id"]).json()
-    assert [len(experiment["outcomes"]) for experiment in results["experiments"]] == [1, 1]
-    assert {experiment["energy_method"] for experiment in results["experiments"]} == {"counter"}
-    assert api.call("cancel_campaign", campaign_id=campaign["id"]).status_code == 200
-    assert api.call("get_campaign", campaign_id=campaign["id"]).json()["state"] == "completed"
+    try:
+        told = list(call.events("campaign_events", campaign_id=submitted["id"]))
+        assert worker.wait(120) == 0, (tmp_path / "worker.log").read_text()
+    finally:
+        if worker.poll() is None:
+            worker.kill()
+            worker.wait()
+    assert {kind for kind, _ in told} <= {"campaign", "transition", "progress"}
+    ended = [data["run_id"] for kind, data in told if kind == "transition" and data["target"] == "completed"]
+    assert len(set(ended)) == 2, "the stream ends when the campaign has settled"
+
+    runs = call.all("list_runs", campaign_id=submitted["id"], limit=1)
+    assert [run["state"] for run in runs] == ["completed"] * 2, (tmp_path / "worker.log").read_text()
+    for run in runs:
+        result = call.get("aggregate_run", run_id=run["id"])
+        assert call.get("get_aggregate", run_id=run["id"]) == result
+        assert result["work"]["generated_tokens"] == result["work"]["requests"] * 8 > 0
+        assert result["energy"]["total"]["joules"] > 0
+        per_token = result["efficiency"]["energy_per_output_token_j"]["value"]
+        assert per_token == pytest.approx(result["energy"]["total"]["joules"] / result["work"]["generated_tokens"])
+        assert [entry["target"] for entry in call.all("list_run_transitions", run_id=run["id"])] == [
+            "queued",
+            "initialised",
+            "running",
+            "completed",
+            "aggregated",
+        ]
+        [attempt] = call.all("list_run_attempts", run_id=run["id"])
+        assert evidence_of(call, attempt["id"]) > 0
+
+    table = call.get("get_campaign_results", campaign_id=submitted["id"])
+    assert [one["state"] for one in table["experiments"][0]["outcomes"]] == ["aggregated"] * 2
+
+
+def evidence_of(call: Caller, attempt: str) -> int:
+    """Read every raw chunk and compare it with its digest; how many there are."""
+    chunks = 0
+    for stream in call.get("list_streams", attempt_id=attempt)["items"]:
+        for chunk in stream["chunks"]:
+            answer = call(
+                "get_chunk", attempt_id=attempt, process=stream["process"], stream=stream["stream"], seq=chunk["seq"]
+            )
+            assert answer.headers["content-type"] == "application/vnd.apache.arrow.stream"
+            assert hashlib.sha256(answer.content).hexdigest() == chunk["sha256"]
+            chunks += 1
+    return chunks
+
+
+def test_a_refusal_is_what_the_document_says(call: Caller) -> None:
+    answer = call("get_run", run_id=f"run_{'0' * 32}")
+    assert answer.status_code == 404
+    required = set(DOCUMENT["components"]["schemas"]["Problem"]["required"])
+    assert required <= set(answer.json())
+    assert set(answer.json()) <= set(DOCUMENT["components"]["schemas"]["Problem"]["properties"])

@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence import CHUNK_MEDIA_TYPE, StreamManifest, StreamName, digest_of_digests
@@ -160,17 +160,22 @@ class FakeServer:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         name = f"{request.method} {request.url.path}"
-        # Before it is answered: whoever gets the answer may look at once.
-        self.calls.append(Call(request.method, request.url.path, request.headers.get(BOOT_HEADER, "")))
+
+        async def noting(message: Message) -> None:
+            # Before the worker can see the answer, so that a test that saw the worker act on it finds the call.
+            if message["type"] == "http.response.start":
+                with self._events:
+                    self.calls.append(Call(request.method, request.url.path, request.headers.get(BOOT_HEADER, "")))
+                    self._events.notify_all()
+            await send(message)
+
         fault = next((one for one in self._faults if one.left > 0 and one.pattern.search(name)), None)
         if fault is not None:
             fault.left -= 1
             await request.body()
-            await fault.answer()(scope, receive, send)
+            await fault.answer()(scope, receive, noting)
         else:
-            await self._routes(scope, receive, send)
-        with self._events:
-            self._events.notify_all()
+            await self._routes(scope, receive, noting)
 
     # --- endpoints ----------------------------------------------------------------------------------------------------
 

@@ -93,7 +93,7 @@ def test_every_route_of_the_api_checks_the_scope(server_settings: Settings) -> N
     made = create_app(server_settings, _NOWHERE)
     checked = 0
     for context in iter_route_contexts(made.routes):
-        if isinstance(context.original_route, APIRoute) and context.path.startswith("/api/"):
+        if isinstance(context.original_route, APIRoute) and (context.path or "").startswith("/api/"):
             assert check_scope in calls(context.dependant), context.path
             checked += 1
     assert checked == sum(path.startswith("/api/") for _, path, _ in operations(made))
@@ -222,7 +222,7 @@ async def test_an_authorization_that_is_no_bearer_token_is_refused(anonymous: ht
 
 
 async def test_what_is_no_text_is_a_mistyped_token(anonymous: httpx.AsyncClient) -> None:
-    answer = await anonymous.get(CAMPAIGNS, headers={b"Authorization": b"Bearer \xff\x00\xfe"})  # type: ignore[dict-item]
+    answer = await anonymous.get(CAMPAIGNS, headers={b"Authorization": b"Bearer \xff\x00\xfe"})
     assert "mistyped" in unauthenticated(answer)
 
 
@@ -288,7 +288,9 @@ async def test_the_owners_token_stays_over_restarts(app: FastAPI, engine: AsyncE
     assert path.read_text() == first
 
 
-@pytest.mark.parametrize("wrong", ["", "not a token\n", mint(TokenKind.OWNER) + "\n"])
+@pytest.mark.parametrize(
+    "wrong", ["", "not a token\n", mint(TokenKind.OWNER) + "\n"], ids=["empty", "words", "unknown"]
+)
 async def test_the_owners_token_is_made_anew_where_the_database_does_not_know_it(
     app: FastAPI, anonymous: httpx.AsyncClient, engine: AsyncEngine, server_settings: Settings, wrong: str
 ) -> None:

@@ -115,11 +115,8 @@ async def test_scripts_are_served_as_scripts(anonymous: httpx.AsyncClient) -> No
 
 
 def test_the_assets_are_those_that_their_readme_names() -> None:
-    named = dict(
-        reversed(line.split())  # type: ignore[misc]
-        for line in (ASSETS / "README.md").read_text().splitlines()
-        if re.match(r"^[0-9a-f]{64} ", line)
-    )
+    listed = re.findall(r"^([0-9a-f]{64})  (\S+)$", (ASSETS / "README.md").read_text(), re.MULTILINE)
+    named = {name: digest for digest, name in listed}
     assert len(named) == 3
     for name, digest in named.items():
         assert hashlib.sha256((ASSETS / name).read_bytes()).hexdigest() == digest, name
@@ -132,10 +129,10 @@ def test_the_assets_are_those_that_their_readme_names() -> None:
 
 def test_every_operation_is_named_after_its_function(described: FastAPI, document: dict[str, Any]) -> None:
     functions = {
-        (method, context.path): context.endpoint.__name__
+        (method, context.path): context.original_route.endpoint.__name__
         for context in iter_route_contexts(described.routes)
         if isinstance(context.original_route, APIRoute) and context.include_in_schema
-        for method in context.methods
+        for method in context.original_route.methods or ()
     }
     named = {place: operation["operationId"] for place, operation in operations(document).items()}
     assert named == functions

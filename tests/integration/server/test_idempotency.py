@@ -156,6 +156,6 @@ async def test_any_text_may_be_a_key(api: httpx.AsyncClient, key: str) -> None:
     answers = []
     for _ in range(2):
         headers = {b"Idempotency-Key": key.encode("latin-1")}
-        answers.append(await api.post(CAMPAIGNS, json=campaign_body(), headers=headers))  # type: ignore[arg-type]
+        answers.append(await api.post(CAMPAIGNS, json=campaign_body(), headers=headers))
     assert [answer.status_code for answer in answers] == [201, 201]
     assert answers[0].content == answers[1].content

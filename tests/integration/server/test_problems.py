@@ -21,7 +21,7 @@ from factories.worker import FakeWorker
 from lem_domain.errors import ProblemCode
 from lem_domain.evidence import MAX_CHUNK_BYTES
 from lem_domain.states import ActorKind
-from lem_server.campaigns import routes as campaign_routes
+from lem_server.campaigns import service as campaigns
 from lem_server.database.engine import make_engine
 from lem_server.middleware import JSON_LIMIT_BYTES, SECURITY_HEADERS, body_limit
 from lem_server.problems import STATUS
@@ -131,7 +131,7 @@ async def test_a_body_whose_declared_length_is_too_large_is_refused_at_once(api:
 @pytest.mark.parametrize("length", ["-1", "1e3", "a", "", "²"])
 async def test_a_length_that_is_no_number_is_refused(api: httpx.AsyncClient, length: str) -> None:
     headers = {b"Content-Length": length.encode("latin-1")}
-    answer = await api.post(CAMPAIGNS, content=b"{}", headers=headers)  # type: ignore[arg-type]
+    answer = await api.post(CAMPAIGNS, content=b"{}", headers=headers)
     assert answer.status_code in (400, 413)
     problem(answer, answer.status_code, answer.json()["code"])
 
@@ -218,7 +218,7 @@ async def test_a_database_that_is_away_is_a_503_that_says_when_to_come_again(
     async def broken(*_: Any, **__: Any) -> None:
         raise failure
 
-    monkeypatch.setattr(campaign_routes.service, "list_campaigns", broken)
+    monkeypatch.setattr(campaigns, "list_campaigns", broken)
     answer = await api.get(CAMPAIGNS)
     problem(answer, 503, "not_ready")
     assert answer.headers["retry-after"] == "1"
@@ -253,7 +253,7 @@ async def test_a_statement_of_ours_that_is_wrong_is_a_500(
         async with engine.connect() as connection:
             await connection.execute(text("SELECT secret_column FROM runs"))
 
-    monkeypatch.setattr(campaign_routes.service, "list_campaigns", wrong)
+    monkeypatch.setattr(campaigns, "list_campaigns", wrong)
     answer = await api.get(CAMPAIGNS)
     problem(answer, 500, "internal")
     assert "secret_column" not in answer.text
@@ -268,7 +268,7 @@ async def test_an_unexpected_failure_is_a_500_that_tells_nothing_of_the_inside(
     async def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("the password is swordfish")
 
-    monkeypatch.setattr(campaign_routes.service, "list_campaigns", broken)
+    monkeypatch.setattr(campaigns, "list_campaigns", broken)
     with caplog.at_level(logging.ERROR):
         answer = await api.get(CAMPAIGNS)
     body = problem(answer, 500, "internal")

@@ -10,15 +10,19 @@ from lem_worker.models import ModelNotFound, default_cache_dir, resolve_model
 
 
 def main() -> int:
-    """The exit code: 0, or 2 when there is no such model."""
+    """The exit code: 0, or 2 when there is no such model or no place to make it."""
     parser = argparse.ArgumentParser(prog="python -m lem_worker.models", description=__doc__)
     parser.add_argument("model", help="for example builtin:smollm2-135m-instruct")
     parser.add_argument("--cache-dir", type=Path, default=None, help="default LEM_CACHE_DIR or ~/.cache/lem")
     options = parser.parse_args()
+    cache = options.cache_dir or default_cache_dir()
     try:
-        source = resolve_model(options.model, cache_dir=options.cache_dir or default_cache_dir())
+        source = resolve_model(options.model, cache_dir=cache)
     except ModelNotFound as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except OSError as error:
+        print(f"error: the cache {cache} can't be used ({error.strerror}); set --cache-dir.", file=sys.stderr)  # noqa: T201
         return 2
     print(source.path_or_id)  # noqa: T201
     return 0

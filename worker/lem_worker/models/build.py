@@ -6,19 +6,20 @@ A process of its own, because making one needs an engine, and the daemon never i
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
-from lem_worker.models import smollm2, tiny_llama
 from lem_worker.models.missing import ModelNotFound
 
-_BUILDERS = {"tiny-llama": tiny_llama.build, "smollm2-135m-instruct": smollm2.build}
+_BUILDERS = {"tiny-llama": "lem_worker.models.tiny_llama", "smollm2-135m-instruct": "lem_worker.models.smollm2"}
 
 
 def main(arguments: list[str]) -> int:
     """The exit code: 0, or 2 with a sentence when something is missing."""
     name, folder = arguments
     try:
-        _BUILDERS[name](Path(folder))
+        # Only now, so that a missing engine is told in a sentence.
+        import_module(_BUILDERS[name]).build(Path(folder))
     except ModelNotFound as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 2

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 _COMPLETE = ".complete"
 
@@ -21,7 +22,8 @@ def build_once(target: Path, *, recipe: str, build: Callable[[Path], None]) -> P
     """`target`, built by `build(folder)` unless it is there from the same recipe.
 
     Others that come meanwhile wait and get the first one's work. A build that is killed leaves a folder beside the
-    target that the next build removes.
+    target that the next build removes. Every build has a folder of its own: the lock ends with its holder, and a
+    process that the holder started to do the work may outlive it and go on writing.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if _is_complete(target, recipe):
@@ -30,8 +32,9 @@ def build_once(target: Path, *, recipe: str, build: Callable[[Path], None]) -> P
         fcntl.flock(lock, fcntl.LOCK_EX)
         if _is_complete(target, recipe):
             return target
-        fresh = target.parent / f".{target.name}.building"
-        shutil.rmtree(fresh, ignore_errors=True)
+        for abandoned in target.parent.glob(f".{target.name}.building*"):
+            shutil.rmtree(abandoned, ignore_errors=True)
+        fresh = target.parent / f".{target.name}.building-{uuid4().hex}"
         fresh.mkdir()
         build(fresh)
         (fresh / _COMPLETE).write_text(recipe)

@@ -15,7 +15,7 @@ from lem_worker.models.missing import ModelNotFound
 BUILTIN_PREFIX = "builtin:"
 RECIPES = {"tiny-llama": "tiny-llama 1", "smollm2-135m-instruct": "smollm2-135m-instruct 1"}
 """Built-in models and the version of how each is made; another version is made anew."""
-_DIGESTED = (".json", ".safetensors", ".bin", ".model", ".gguf", ".jinja")
+_DIGESTED = (".json", ".safetensors", ".bin", ".model", ".gguf", ".jinja", ".txt")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,12 @@ def resolve_model(model_id: str, *, cache_dir: Path, revision: str | None = None
             raise ModelNotFound(f"there is no built-in model {model_id!r}; there is {known}.")
         folder = build_once(cache_dir / "models" / name, recipe=RECIPES[name], build=lambda fresh: _build(name, fresh))
         return _local(model_id, folder, cache_dir)
-    folder = Path(model_id).expanduser()
+    try:
+        folder = Path(model_id).expanduser()
+    except RuntimeError:
+        raise ModelNotFound(
+            f"{model_id} lies in the home of a user that the worker's machine does not have; correct model.id."
+        ) from None
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelNotFound(f"the folder {model_id} holds no config.json; name the folder of a model.")

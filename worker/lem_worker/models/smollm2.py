@@ -26,9 +26,8 @@ def build(folder: Path) -> None:
     """Convert the package's file.
 
     Raises:
-        ModelNotFound: the package, or what reads its file, is not installed.
+        ModelNotFound: the package, or what reads its file, is not installed or not the expected one.
     """
-
     source = _gguf_file()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     quantised = AutoModelForCausalLM.from_pretrained(
@@ -39,7 +38,10 @@ def build(folder: Path) -> None:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     model = LlamaForCausalLM(config).to(torch.bfloat16)  # type: ignore[arg-type]
-    model.load_state_dict(quantised.state_dict(), strict=False)
+    differs = model.load_state_dict(quantised.state_dict(), strict=False)
+    # The output layer is tied to the embedding; anything else that is missing would stay random.
+    if set(differs.missing_keys) - {"lm_head.weight"} or differs.unexpected_keys:
+        raise ModelNotFound(f"the weights in {PACKAGE} are not those of this recipe; run `{_INSTALL}`.")
     model.tie_weights()
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=1, eos_token_id=2, pad_token_id=2
