@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+import pyarrow as pa
 import pytest
 
 DOCUMENT = json.loads((Path(__file__).parents[2] / "openapi.json").read_text())
@@ -144,6 +145,8 @@ def call(tmp_path: Path, environment: dict[str, str]) -> Iterator[Caller]:
 
 
 def test_a_campaign_from_its_plan_to_its_evidence(call: Caller, tmp_path: Path, environment: dict[str, str]) -> None:
+    assert call._http.get("/openapi.json").json() == DOCUMENT
+    assert {one["scheme"] for one in DOCUMENT["components"]["securitySchemes"].values()} == {"bearer"}
     version = call.get("get_version")
     assert version["version"] == DOCUMENT["info"]["version"]
     campaign = {
@@ -155,6 +158,7 @@ def test_a_campaign_from_its_plan_to_its_evidence(call: Caller, tmp_path: Path, 
             "output": {"max_tokens": 8},
             "window": {"min_duration_s": 1},
             "warmup": {"max_requests": 5},
+            "simulated": {"power_w": 50},
         },
         "execution": {"cycles": 2},
     }
@@ -178,7 +182,10 @@ def test_a_campaign_from_its_plan_to_its_evidence(call: Caller, tmp_path: Path, 
             worker.wait()
     assert {kind for kind, _ in told} <= {"campaign", "transition", "progress"}
     ended = [data["run_id"] for kind, data in told if kind == "transition" and data["target"] == "completed"]
-    assert len(set(ended)) == 2, "the stream ends when the campaign has settled"
+    assert len(set(ended)) == 2
+    assert [data["settled"] for kind, data in told if kind == "campaign"][-1], (
+        "the stream ends when nothing more will happen"
+    )
 
     runs = call.all("list_runs", campaign_id=submitted["id"], limit=1)
     assert [run["state"] for run in runs] == ["completed"] * 2, (tmp_path / "worker.log").read_text()
@@ -186,7 +193,7 @@ def test_a_campaign_from_its_plan_to_its_evidence(call: Caller, tmp_path: Path, 
         result = call.get("aggregate_run", run_id=run["id"])
         assert call.get("get_aggregate", run_id=run["id"]) == result
         assert result["work"]["generated_tokens"] == result["work"]["requests"] * 8 > 0
-        assert result["energy"]["total"]["joules"] > 0
+        assert result["energy"]["mean_power_w"]["value"] == pytest.approx(50, abs=1)
         per_token = result["efficiency"]["energy_per_output_token_j"]["value"]
         assert per_token == pytest.approx(result["energy"]["total"]["joules"] / result["work"]["generated_tokens"])
         assert [entry["target"] for entry in call.all("list_run_transitions", run_id=run["id"])] == [
@@ -197,10 +204,15 @@ def test_a_campaign_from_its_plan_to_its_evidence(call: Caller, tmp_path: Path, 
             "aggregated",
         ]
         [attempt] = call.all("list_run_attempts", run_id=run["id"])
+        assert attempt["effective_config"]["parameters"]
         assert evidence_of(call, attempt["id"]) > 0
 
     table = call.get("get_campaign_results", campaign_id=submitted["id"])
-    assert [one["state"] for one in table["experiments"][0]["outcomes"]] == ["aggregated"] * 2
+    [experiment] = table["experiments"]
+    assert [one["state"] for one in experiment["outcomes"]] == ["aggregated"] * 2
+    assert experiment["energy_method"] == "counter"
+    call.get("cancel_campaign", campaign_id=submitted["id"])
+    assert call.get("get_campaign", campaign_id=submitted["id"])["state"] == "completed", "what is done stays done"
 
 
 def evidence_of(call: Caller, attempt: str) -> int:
@@ -213,6 +225,7 @@ def evidence_of(call: Caller, attempt: str) -> int:
             )
             assert answer.headers["content-type"] == "application/vnd.apache.arrow.stream"
             assert hashlib.sha256(answer.content).hexdigest() == chunk["sha256"]
+            assert pa.ipc.open_stream(answer.content).read_all().num_rows == chunk["rows"]
             chunks += 1
     return chunks
 
