@@ -29,12 +29,19 @@ BEGIN
 END $$
 """
 
+# The grant is made even to the role's maker: since PostgreSQL 16 making it gives the right to administer it and not to
+# take it on. It fails where another login made the role (the server then works as this login), or where another
+# database of the cluster does the same at this moment ("tuple concurrently updated" is an internal_error).
 GRANTS = """
 DO $$
 BEGIN
     IF EXISTS (SELECT 1 FROM pg_roles WHERE rolname = 'lem_app') THEN
-        IF NOT pg_has_role(current_user, 'lem_app', 'MEMBER') THEN
-            EXECUTE format('GRANT lem_app TO %I', current_user);
+        IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+            BEGIN
+                EXECUTE format('GRANT lem_app TO %I', current_user);
+            EXCEPTION WHEN insufficient_privilege OR duplicate_object OR unique_violation OR internal_error THEN
+                NULL;
+            END;
         END IF;
         GRANT USAGE ON SCHEMA public TO lem_app;
         ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO lem_app;

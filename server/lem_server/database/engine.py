@@ -65,9 +65,18 @@ def make_engine(url: URL, *, pool_size: int = 10) -> AsyncEngine:
     return engine
 
 
+# Since PostgreSQL 16 a member may lack the right to SET ROLE: whoever makes a role is only its administrator.
+_MAY_TAKE_ROLE = """
+    SELECT 1 FROM pg_roles
+     WHERE rolname = 'lem_app' AND pg_has_role(
+         current_user, oid, CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END
+     )
+"""
+
+
 def _take_application_role(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
-    cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = 'lem_app' AND pg_has_role(current_user, oid, 'MEMBER')")
+    cursor.execute(_MAY_TAKE_ROLE)
     if cursor.fetchone() is not None:
         cursor.execute(f"SET ROLE {APPLICATION_ROLE}")
     cursor.close()

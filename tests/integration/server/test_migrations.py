@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import tempfile
+from pathlib import Path
 
+import asyncpg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -11,6 +15,8 @@ from sqlalchemy import Connection, text
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from lem_server.database.embedded import EmbeddedPostgres
+from lem_server.database.engine import make_engine
 from lem_server.database.migrate import (
     SchemaNotAtHead,
     current_revision,
@@ -72,3 +78,41 @@ async def test_the_tables_are_those_of_the_metadata(engine: AsyncEngine) -> None
 
     async with engine.connect() as connection:
         assert await connection.run_sync(differences) == []
+
+
+async def test_a_login_that_may_make_roles_but_is_no_superuser_acts_under_the_role() -> None:
+    """The usual owner of a managed database. A cluster of its own, because the role belongs to the whole cluster."""
+    folder = Path(tempfile.mkdtemp(prefix="lem-roles-"))
+    postgres = EmbeddedPostgres(folder / "postgres")
+    await asyncio.to_thread(postgres.start)
+    try:
+        maker = await login_with_database(postgres.url, "maker", "LOGIN CREATEROLE")
+        await upgrade(maker)
+        assert await acts_as(maker) == "lem_app"
+        # Another login of the same cluster finds the role made, and may not have it.
+        plain = await login_with_database(postgres.url, "plain", "LOGIN")
+        await upgrade(plain)
+        assert await acts_as(plain) == "plain"
+        await downgrade(plain, "base")
+        await upgrade(plain)
+    finally:
+        await asyncio.to_thread(postgres.stop)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def login_with_database(cluster: URL, name: str, attributes: str) -> URL:
+    connection = await asyncpg.connect(host=cluster.query["host"], user=cluster.username, database="postgres")
+    await connection.execute(f"CREATE ROLE {name} {attributes}")
+    await connection.execute(f"CREATE DATABASE {name} OWNER {name}")
+    await connection.close()
+    return cluster.set(username=name, database=name)
+
+
+async def acts_as(url: URL) -> str:
+    engine = make_engine(url)
+    try:
+        await require_head(engine)
+        async with engine.connect() as connection:
+            return str((await connection.execute(text("SELECT current_user"))).scalar_one())
+    finally:
+        await engine.dispose()
