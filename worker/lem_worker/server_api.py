@@ -109,19 +109,18 @@ class ServerApi:
         return _read(Registered, await self._send("POST", "/api/v1/workers", body=request))
 
     async def sign_off(self, boot_id: UUID) -> None:
-        """Leave. Two tries at most: a worker that ends must not wait for a server, but the first may meet a connection
-        that the server has just closed."""
-        why: httpx.HTTPError | None = None
-        for _ in range(2):
+        """Leave. A worker that ends must not wait for a server that is gone; only a connection that the server has just
+        closed is worth a second try."""
+        for tries_left in (1, 0):
             try:
                 await self._client.post(
                     f"/api/v1/workers/{self._worker_id}:sign_off", json={"boot_id": str(boot_id)}, timeout=5
                 )
             except httpx.HTTPError as error:
-                why = error
-            else:
-                return
-        logger.warning("could not sign off: %s", why or type(why).__name__)
+                if tries_left and isinstance(error, httpx.RemoteProtocolError):
+                    continue
+                logger.warning("could not sign off: %s", error or type(error).__name__)
+            return
 
     async def claim(self, request: ClaimRequest) -> Assignment | None:
         """The next run, or None after waiting."""

@@ -148,3 +148,9 @@ async def test_every_call_says_who_calls() -> None:
 
 async def test_signing_off_does_not_wait_for_a_server() -> None:
     await asyncio.wait_for(api([httpx.ConnectError("refused")]).sign_off(uuid4()), 5)
+
+
+async def test_signing_off_tries_again_where_the_server_just_closed_the_connection() -> None:
+    answers: Script = [httpx.RemoteProtocolError("closed"), httpx.Response(204)]
+    await api(answers).sign_off(uuid4())
+    assert answers == []
