@@ -13,7 +13,7 @@ from lem_worker.models.cache import build_once
 from lem_worker.models.missing import ModelNotFound
 
 BUILTIN_PREFIX = "builtin:"
-RECIPES = {"tiny-llama": "tiny-llama 1", "smollm2-135m-instruct": "smollm2-135m-instruct 1"}
+RECIPES = {"tiny-llama": "tiny-llama 2", "smollm2-135m-instruct": "smollm2-135m-instruct 1"}
 """Built-in models and the version of how each is made; another version is made anew."""
 _DIGESTED = (".json", ".safetensors", ".bin", ".model", ".gguf", ".jinja", ".txt")
 
