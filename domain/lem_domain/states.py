@@ -52,6 +52,7 @@ class FailureReason(StrEnum):
     NOT_AS_REQUESTED = "not_as_requested"
     INVALID_EVIDENCE = "invalid_evidence"
     USER_CANCELLED = "user_cancelled"
+    USER_PAUSED = "user_paused"
 
 
 class CampaignState(StrEnum):

@@ -186,7 +186,6 @@ class FakeServer:
                 "id": self.registered[-1].id,
                 "beat_interval_s": self.beat_interval_s,
                 "lease_ttl_s": self.lease_s,
-                "ended_attempts": [],
             }
         )
 

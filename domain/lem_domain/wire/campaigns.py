@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Literal
 
 from pydantic import Field
 from pydantic.types import JsonValue
@@ -12,7 +13,7 @@ from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.ids import CampaignId, ExperimentId, RunId, Sha256
 from lem_domain.results import CycleSummary, Verdict
 from lem_domain.states import CampaignState, RunState
-from lem_domain.wire.base import AnswerModel
+from lem_domain.wire.base import AnswerModel, RequestModel
 
 __all__ = [
     "CampaignPlan",
@@ -21,8 +22,10 @@ __all__ = [
     "CampaignView",
     "ExperimentResults",
     "ExperimentView",
+    "PauseCampaign",
     "PlannedExperimentView",
     "PlannedRunView",
+    "RetriedRuns",
     "RunOutcome",
 ]
 
@@ -47,6 +50,22 @@ class RunCounts(AnswerModel):
     def in_states(self, *states: RunState) -> int:
         """Runs in any of the given states."""
         return sum(getattr(self, state.value) for state in states)
+
+
+class PauseCampaign(RequestModel):
+    """How a campaign is paused."""
+
+    live_runs: Literal["finish", "stop"] = Field(
+        default="finish",
+        description="finish: what is being measured goes on to its end; stop: its worker stops it within seconds, and "
+        "it waits with the others, without cost to its retries.",
+    )
+
+
+class RetriedRuns(AnswerModel):
+    """What a retry queued again."""
+
+    run_ids: tuple[RunId, ...]
 
 
 class CampaignView(AnswerModel):

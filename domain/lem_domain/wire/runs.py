@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Literal
 
 from pydantic import Field
@@ -80,6 +81,24 @@ class TransitionView(AnswerModel):
     reason: str | None
     message: str | None
     attempt_id: AttemptId | None
+
+
+class LeaseEventKind(StrEnum):
+    """What happened to a lease while its run kept its state."""
+
+    SUSPECT = "suspect"
+    """It ran out without a beat; the run waits for the grace to end."""
+    RECOVERED = "recovered"
+    """The same attempt beat again before the grace ended, and goes on."""
+
+
+class LeaseEventView(AnswerModel):
+    """One entry of the append-only log of leases."""
+
+    attempt_id: AttemptId
+    kind: LeaseEventKind
+    at: datetime
+    silent_s: float = Field(description="Since the last beat.")
 
 
 class LogChunk(AnswerModel):

@@ -61,7 +61,6 @@ class Registered(AnswerModel):
     id: WorkerId
     beat_interval_s: float
     lease_ttl_s: float
-    ended_attempts: tuple[AttemptId, ...] = Field(description="Attempts of an older boot whose leases ended just now.")
 
 
 class WorkerView(AnswerModel):
@@ -125,6 +124,8 @@ class BeatVerdict(StrEnum):
 
     OK = "ok"
     CANCEL = "cancel"
+    PAUSE = "pause"
+    """Stop it and hand it back; it is queued again and waits until its campaign is resumed."""
     LOST = "lost"
 
 

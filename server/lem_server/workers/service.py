@@ -28,13 +28,8 @@ async def register(engine: AsyncEngine, terms: LeaseTerms, request: RegisterWork
                 "boot_id": request.boot_id,
             },
         )
-        ended = await leases.end_older_boots(connection, worker_id=worker_id, boot_id=request.boot_id)
-    return Registered(
-        id=request.id,
-        beat_interval_s=terms.beat_interval_s,
-        lease_ttl_s=terms.ttl_s,
-        ended_attempts=tuple(format_id(IdKind.ATTEMPT, attempt) for attempt in ended),
-    )
+        await leases.end_older_boots(connection, worker_id=worker_id, boot_id=request.boot_id)
+    return Registered(id=request.id, beat_interval_s=terms.beat_interval_s, lease_ttl_s=terms.ttl_s)
 
 
 async def list_workers(

@@ -19,7 +19,7 @@ from lem_worker.server_api import LeaseLost, ManifestIncomplete, NotAllowed, Ser
 pytestmark = pytest.mark.anyio
 
 WORKER = f"wrk_{uuid4().hex}"
-REGISTERED = {"id": WORKER, "beat_interval_s": 15, "lease_ttl_s": 60, "ended_attempts": []}
+REGISTERED = {"id": WORKER, "beat_interval_s": 15, "lease_ttl_s": 60}
 REGISTER = RegisterWorker.model_validate(
     {
         "id": WORKER,
