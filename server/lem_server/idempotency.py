@@ -14,7 +14,7 @@ from uuid import UUID
 from fastapi import Header
 from pydantic import BaseModel
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from lem_domain.errors import ProblemCode
 from lem_server.problems import ProblemError
@@ -25,8 +25,8 @@ IdempotencyKey = Annotated[
         alias="Idempotency-Key",
         min_length=1,
         max_length=200,
-        description="Any text of your own, for example a UUID: sent again with the same body, nothing is created twice "
-        "and the first answer is given again.",
+        description="Any text of your own, for example a UUID: sent again with the same body within 7 days, nothing is "
+        "done twice and the first answer is given again.",
     ),
 ]
 
@@ -59,6 +59,31 @@ def fingerprint(*models: BaseModel) -> bytes:
     for model in models:
         whole.update(model.model_dump_json().encode() + b"\n")
     return whole.digest()
+
+
+KEPT_DAYS = 7
+"""A key sent again later than this is a new request."""
+_AT_ONCE = 1000
+# Index ix_idempotency_keys_created_at. Replicas that do this at the same time take different keys.
+_FORGET = text("""
+    DELETE FROM idempotency_keys
+     WHERE (principal, route, key) IN (
+           SELECT principal, route, key FROM idempotency_keys
+            WHERE created_at < now() - CAST(:days AS integer) * interval '1 day'
+            ORDER BY created_at LIMIT :most
+              FOR UPDATE SKIP LOCKED)
+""")
+
+
+async def forget_old_keys(engine: AsyncEngine) -> int:
+    """Remove the keys that are older than they are kept, in short transactions; says how many."""
+    forgotten = 0
+    while True:
+        async with engine.begin() as connection:
+            removed = (await connection.execute(_FORGET, {"days": KEPT_DAYS, "most": _AT_ONCE})).rowcount
+        forgotten += removed
+        if removed < _AT_ONCE:
+            return forgotten
 
 
 async def run_once(

@@ -121,7 +121,7 @@ async def insert_experiments(
 # Index ix_runs_campaign_id_state counts the runs and tells whether one is open, both from the same few groups: an
 # EXISTS of its own is planned as a scan of all runs as soon as open ones are common.
 _SELECT = """
-    SELECT c.id, c.name, CASE WHEN c.state = 'active' AND NOT work.open THEN 'completed' ELSE c.state END,
+    SELECT c.id, c.name, CASE WHEN c.state <> 'cancelled' AND NOT work.open THEN 'completed' ELSE c.state END,
            c.created_at, c.submitted_by, c.spec -> 'execution', c.priority, c.labels,
            (SELECT count(*) FROM experiments e WHERE e.campaign_id = c.id), work.runs
       FROM campaigns c
@@ -134,8 +134,8 @@ _SELECT = """
 _NAMED = "c.name = :name"
 _IN_STATE = {
     "active": "c.state = 'active' AND work.open",
-    "completed": "c.state = 'active' AND NOT work.open",
-    "paused": "c.state = 'paused'",
+    "completed": "c.state <> 'cancelled' AND NOT work.open",
+    "paused": "c.state = 'paused' AND work.open",
     "cancelled": "c.state = 'cancelled'",
 }
 
@@ -187,6 +187,40 @@ _CANCEL = text("""
 async def cancel(connection: AsyncConnection, campaign_id: UUID) -> bool:
     """Mark a campaign cancelled; False when there is none."""
     return (await connection.execute(_CANCEL, {"id": campaign_id})).one_or_none() is not None
+
+
+# The campaign's row is the first that is locked, as in a cancel. One that has nothing left to do stays completed.
+_SET_PAUSED = text("""
+    UPDATE campaigns c
+       SET state = CASE WHEN c.state = 'active'
+                         AND EXISTS (SELECT 1 FROM runs r
+                                      WHERE r.campaign_id = c.id AND r.state IN ('queued', 'initialised', 'running'))
+                        THEN 'paused' ELSE c.state END
+     WHERE c.id = :id
+    RETURNING c.state
+""")
+_SET_ACTIVE = text("""
+    UPDATE campaigns SET state = CASE WHEN state = 'paused' THEN 'active' ELSE state END WHERE id = :id RETURNING state
+""")
+_LOCK = text("SELECT state FROM campaigns WHERE id = :id FOR NO KEY UPDATE")
+
+
+async def pause(connection: AsyncConnection, campaign_id: UUID) -> str | None:
+    """Pause an active campaign that has something left to do; its stored state then, None when there is none."""
+    state: str | None = (await connection.execute(_SET_PAUSED, {"id": campaign_id})).scalar_one_or_none()
+    return state
+
+
+async def resume(connection: AsyncConnection, campaign_id: UUID) -> str | None:
+    """Make a paused campaign active; its stored state then, None when there is none."""
+    state: str | None = (await connection.execute(_SET_ACTIVE, {"id": campaign_id})).scalar_one_or_none()
+    return state
+
+
+async def lock(connection: AsyncConnection, campaign_id: UUID) -> str | None:
+    """Lock a campaign before its runs; its stored state, None when there is none."""
+    state: str | None = (await connection.execute(_LOCK, {"id": campaign_id})).scalar_one_or_none()
+    return state
 
 
 async def tell(connection: AsyncConnection, campaign_id: UUID) -> None:

@@ -14,13 +14,21 @@ from lem_domain.errors import ProblemCode
 from lem_domain.states import CampaignState
 from lem_domain.wire.access import Scope
 from lem_domain.wire.base import Page
-from lem_domain.wire.campaigns import CampaignPlan, CampaignResults, CampaignView, ExperimentView
+from lem_domain.wire.campaigns import (
+    CampaignPlan,
+    CampaignResults,
+    CampaignView,
+    ExperimentView,
+    PauseCampaign,
+    RetriedRuns,
+)
+from lem_domain.wire.runs import RunView
 from lem_server.access.guard import CurrentPrincipal, requires
 from lem_server.campaigns import results, service
 from lem_server.context import Context
 from lem_server.idempotency import IdempotencyKey, fingerprint, run_once
 from lem_server.paging import Cursor, Int4, Limit, decode_cursor, encode_cursor
-from lem_server.path_ids import CampaignPath
+from lem_server.path_ids import CampaignPath, RunPath
 from lem_server.problems import problem_responses
 
 router = APIRouter(prefix="/api/v1", tags=["campaigns"])
@@ -107,6 +115,83 @@ async def list_experiments(
     (after,) = decode_cursor("experiments", cursor, _ORDINAL) or (-1,)
     items, following = await service.list_experiments(context.engine, campaign_id, after=after, limit=limit)
     return Page(items=items, next=None if following is None else encode_cursor("experiments", (following,)))
+
+
+_STANDING = problem_responses(ProblemCode.BAD_REQUEST, ProblemCode.NOT_FOUND, ProblemCode.CONFLICT)
+
+
+@router.post("/campaigns/{campaign_id}:pause", responses=_STANDING, openapi_extra=requires(Scope.SUBMIT))
+async def pause_campaign(
+    context: Context, campaign_id: CampaignPath, request: PauseCampaign | None = None
+) -> CampaignView:
+    """Nothing of it is claimed until it is resumed. Live runs finish, or are stopped and queued again (`live_runs`)."""
+    return await service.pause(context.engine, campaign_id, live_runs=(request or PauseCampaign()).live_runs)
+
+
+@router.post("/campaigns/{campaign_id}:resume", responses=_STANDING, openapi_extra=requires(Scope.SUBMIT))
+async def resume_campaign(context: Context, campaign_id: CampaignPath) -> CampaignView:
+    """Go on with a paused campaign. What failed is queued again by `:retry_failed`."""
+    return await service.resume(context.engine, campaign_id)
+
+
+_RETRIED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "What was queued again, now or at the first time of this Idempotency-Key."},
+    **problem_responses(ProblemCode.NOT_FOUND, ProblemCode.CONFLICT, ProblemCode.IDEMPOTENCY_MISMATCH),
+}
+
+
+@router.post(
+    "/campaigns/{campaign_id}:retry_failed",
+    response_model=RetriedRuns,
+    responses=_RETRIED,
+    openapi_extra=requires(Scope.SUBMIT),
+)
+async def retry_failed_runs(
+    context: Context, principal: CurrentPrincipal, campaign_id: CampaignPath, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Queue every failed or interrupted run again, each as a new attempt with fresh budgets."""
+    async with context.engine.begin() as connection:
+
+        async def produce() -> tuple[int, BaseModel]:
+            retried = await service.retry_failed(connection, campaign_id, retried_by=principal.name)
+            return status.HTTP_200_OK, retried
+
+        answer = await run_once(
+            connection,
+            principal=principal.token_id,
+            route="retry_failed_runs",
+            key=idempotency_key,
+            request=campaign_id.bytes,
+            produce=produce,
+        )
+    return Response(answer.body, answer.status, media_type="application/json")
+
+
+@router.post(
+    "/runs/{run_id}:retry",
+    response_model=RunView,
+    responses=_RETRIED,
+    openapi_extra=requires(Scope.SUBMIT),
+    tags=["runs"],
+)
+async def retry_run(
+    context: Context, principal: CurrentPrincipal, run_id: RunPath, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Queue a failed or interrupted run again as a new attempt; one that is queued or live stays as it is."""
+    async with context.engine.begin() as connection:
+
+        async def produce() -> tuple[int, BaseModel]:
+            return status.HTTP_200_OK, await service.retry_run(connection, run_id, retried_by=principal.name)
+
+        answer = await run_once(
+            connection,
+            principal=principal.token_id,
+            route="retry_run",
+            key=idempotency_key,
+            request=run_id.bytes,
+            produce=produce,
+        )
+    return Response(answer.body, answer.status, media_type="application/json")
 
 
 @router.post("/campaigns/{campaign_id}:cancel", responses=_ONE, openapi_extra=requires(Scope.SUBMIT))

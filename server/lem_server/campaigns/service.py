@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Literal
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -16,10 +17,10 @@ from lem_domain.config.hashing import canonical_json
 from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, format_id
 from lem_domain.states import CampaignState
-from lem_domain.wire.campaigns import CampaignPlan, CampaignView, ExperimentView, RunCounts
+from lem_domain.wire.campaigns import CampaignPlan, CampaignView, ExperimentView, RetriedRuns, RunCounts
+from lem_domain.wire.runs import RunView
 from lem_server.campaigns import planning, queries
 from lem_server.datasets import service as datasets
-from lem_server.leases.endings import LOSSES_PER_RUN
 from lem_server.problems import ProblemError
 from lem_server.runs import service as runs
 
@@ -89,7 +90,6 @@ async def submit(connection: AsyncConnection, spec: CampaignSpec, planned: Plan,
         campaign_id=campaign_id,
         priority=spec.priority,
         retries=spec.execution.retries,
-        losses=LOSSES_PER_RUN,
         submitted_by=submitted_by,
     )
     return await _get(connection, campaign_id)
@@ -144,6 +144,62 @@ async def cancel(engine: AsyncEngine, campaign_id: UUID, *, cancelled_by: str) -
         await runs.cancel_runs_of_campaign(connection, campaign_id, cancelled_by=cancelled_by)
         await queries.tell(connection, campaign_id)
         return await _get(connection, campaign_id)
+
+
+async def pause(engine: AsyncEngine, campaign_id: UUID, *, live_runs: Literal["finish", "stop"]) -> CampaignView:
+    """Nothing of the campaign is claimed any more; done again it changes nothing.
+
+    Raises:
+        ProblemError: `not_found`, or `conflict` when it was cancelled.
+    """
+    async with engine.begin() as connection:
+        _require_standing(campaign_id, await queries.pause(connection, campaign_id))
+        if live_runs == "stop":
+            await runs.ask_campaign_to_pause(connection, campaign_id, pause=True)
+        await queries.tell(connection, campaign_id)
+        return await _get(connection, campaign_id)
+
+
+async def resume(engine: AsyncEngine, campaign_id: UUID) -> CampaignView:
+    """What waits is claimed again; a live run that a pause asked to stop goes on if its worker has not heard of it yet.
+
+    Raises:
+        ProblemError: `not_found`, or `conflict` when it was cancelled.
+    """
+    async with engine.begin() as connection:
+        _require_standing(campaign_id, await queries.resume(connection, campaign_id))
+        await runs.ask_campaign_to_pause(connection, campaign_id, pause=False)
+        await runs.wake_claims(connection, campaign_id)
+        await queries.tell(connection, campaign_id)
+        return await _get(connection, campaign_id)
+
+
+async def retry_failed(connection: AsyncConnection, campaign_id: UUID, *, retried_by: str) -> RetriedRuns:
+    """Queue every failed or interrupted run of the campaign again.
+
+    Raises:
+        ProblemError: `not_found`, or `conflict` when it was cancelled.
+    """
+    _require_standing(campaign_id, await queries.lock(connection, campaign_id))
+    return RetriedRuns(run_ids=await runs.retry_runs_of_campaign(connection, campaign_id, retried_by=retried_by))
+
+
+async def retry_run(connection: AsyncConnection, run_id: UUID, *, retried_by: str) -> RunView:
+    """Queue one failed or interrupted run again.
+
+    Raises:
+        ProblemError: `not_found`, or `conflict` when it can't be queued again.
+    """
+    campaign_id = await runs.campaign_of(connection, run_id)
+    _require_standing(campaign_id, await queries.lock(connection, campaign_id))
+    return await runs.retry_run(connection, run_id, retried_by=retried_by)
+
+
+def _require_standing(campaign_id: UUID, state: str | None) -> None:
+    if state is None:
+        raise _no_campaign(campaign_id)
+    if state == CampaignState.CANCELLED:
+        raise ProblemError(ProblemCode.CONFLICT, "the campaign was cancelled, which is for good; submit it again.")
 
 
 async def _get(connection: AsyncConnection, campaign_id: UUID) -> CampaignView:

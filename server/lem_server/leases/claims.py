@@ -15,7 +15,7 @@ from lem_domain.ids import IdKind, format_id
 from lem_domain.states import ActorKind
 from lem_domain.wire.workers import Assignment, ClaimRequest
 from lem_server.database.listener import Hub
-from lem_server.leases import queries
+from lem_server.leases import claim_queries as queries
 from lem_server.leases.terms import LeaseTerms
 from lem_server.problems import ProblemError
 from lem_server.runs.transitions import set_actor

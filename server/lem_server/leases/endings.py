@@ -11,10 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lem_domain.states import ActorKind, FailureReason, RunState
 from lem_server.leases import queries
+from lem_server.runs.budgets import LOSSES_PER_RUN
 from lem_server.runs.transitions import set_actor
-
-LOSSES_PER_RUN = 3
-"""How many workers a run may lose before it is put aside as failed."""
 
 Outcome = Literal["failed", "interrupted", "cancelled"]
 
@@ -29,13 +27,22 @@ class Sequel(NamedTuple):
 
 
 def sequel(
-    outcome: Outcome, *, retries_left: int, losses_left: int, cancel_requested: bool, campaign_cancelled: bool
+    outcome: Outcome,
+    reason: FailureReason,
+    *,
+    retries_left: int,
+    losses_left: int,
+    cancel_requested: bool,
+    campaign_cancelled: bool,
 ) -> Sequel:
     """What the server does with a run after its attempt ended so.
 
-    An interruption costs the budget for losses, a failure the user's retries, and neither the other's.
+    An interruption costs the budget for losses, a failure the user's retries, and neither the other's; a pause costs
+    nothing.
     """
     wanted = not (cancel_requested or campaign_cancelled)
+    if outcome == "interrupted" and wanted and reason is FailureReason.USER_PAUSED:
+        return Sequel(RunState.QUEUED)
     if outcome == "interrupted" and wanted:
         return Sequel(RunState.QUEUED, losses=1) if losses_left > 0 else Sequel(RunState.FAILED)
     if outcome == "failed" and wanted and retries_left > 0:
@@ -73,6 +80,7 @@ async def end(
     await queries.move_run(connection, row.run_id, outcome, reason=reason.value, message=message)
     then = sequel(
         outcome,
+        reason,
         retries_left=row.retries_left,
         losses_left=row.losses_left,
         cancel_requested=row.cancel_requested,
@@ -90,6 +98,7 @@ async def end(
             connection,
             row.run_id,
             then.state.value,
-            reason=reason.value,
-            message=f"put aside after losing {LOSSES_PER_RUN + 1} workers; the last: {message}",
+            reason=FailureReason.WORKER_LOST.value,
+            message=f"put aside after {LOSSES_PER_RUN + 1} workers did not finish it (lemctl retry tries again); "
+            f"the last: {message}",
         )

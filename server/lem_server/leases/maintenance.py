@@ -1,31 +1,45 @@
-"""The loop in which every server process ends expired leases; doing it twice at once does no harm."""
+"""The loop in which every server process ends expired leases and clears away; doing it twice at once does no harm."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from lem_server.leases.service import expire
+from lem_server import idempotency
+from lem_server.leases.service import expire, mark_suspects
 from lem_server.leases.terms import LeaseTerms
 
 logger = logging.getLogger(__name__)
 
 INTERVAL_S = 5.0
+CLEAN_UP_INTERVAL_S = 3600.0
 
 
 async def maintain(engine: AsyncEngine, terms: LeaseTerms, stopping: asyncio.Event) -> None:
-    """End expired leases every few seconds until the server stops; a database that is away is waited for."""
+    """Look at the leases every few seconds until the server stops; a database that is away is waited for."""
     interval = min(INTERVAL_S, max(0.05, terms.ttl_s / 4))
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_every(interval, lambda: _look_at_leases(engine, terms), stopping))
+        group.create_task(_every(CLEAN_UP_INTERVAL_S, lambda: idempotency.forget_old_keys(engine), stopping))
+
+
+async def _look_at_leases(engine: AsyncEngine, terms: LeaseTerms) -> None:
+    await mark_suspects(engine)
+    await expire(engine, terms)
+
+
+async def _every(seconds: float, work: Callable[[], Awaitable[object]], stopping: asyncio.Event) -> None:
     while not stopping.is_set():
         try:
-            await expire(engine, terms)
+            await work()
         except (SQLAlchemyError, OSError):
-            logger.exception("looking for expired leases failed; trying again in %.0f s", interval)
+            logger.exception("maintenance failed; trying again in %.0f s", seconds)
         try:
-            async with asyncio.timeout(interval):
+            async with asyncio.timeout(seconds):
                 await stopping.wait()
         except TimeoutError:
             continue

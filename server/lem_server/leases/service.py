@@ -24,7 +24,7 @@ from lem_domain.wire.workers import (
 )
 from lem_server.evidence import service as evidence
 from lem_server.evidence.texts import storable, storable_text
-from lem_server.leases import queries
+from lem_server.leases import beat_queries, claim_queries, queries
 from lem_server.leases.endings import end
 from lem_server.leases.fence import Holder, lease_lost
 from lem_server.leases.terms import LeaseTerms
@@ -48,14 +48,14 @@ async def heartbeat(engine: AsyncEngine, terms: LeaseTerms, *, worker_id: UUID, 
         for attempt in request.attempts
     ]
     async with engine.begin() as connection:
-        worker = await queries.touch_worker(connection, worker_id, request.boot_id)
+        worker = await claim_queries.touch_worker(connection, worker_id, request.boot_id)
         if worker is None:
             raise ProblemError(
                 ProblemCode.BOOT_SUPERSEDED,
                 "this boot of the worker is not registered, has signed off, or a newer one is; register again.",
             )
         renewed = (
-            await queries.beat(
+            await beat_queries.beat(
                 connection,
                 worker_id=worker_id,
                 boot_id=request.boot_id,
@@ -67,8 +67,7 @@ async def heartbeat(engine: AsyncEngine, terms: LeaseTerms, *, worker_id: UUID, 
         )
     verdicts = []
     for attempt_id, _ in held:
-        cancel = renewed.get(attempt_id)
-        verdict = BeatVerdict.LOST if cancel is None else BeatVerdict.CANCEL if cancel else BeatVerdict.OK
+        verdict = _verdict(renewed.get(attempt_id))
         verdicts.append(
             AttemptVerdict(
                 attempt_id=format_id(IdKind.ATTEMPT, attempt_id),
@@ -77,6 +76,16 @@ async def heartbeat(engine: AsyncEngine, terms: LeaseTerms, *, worker_id: UUID, 
             )
         )
     return BeatAnswer(attempts=tuple(verdicts), next_beat_s=terms.beat_interval_s, drain=worker.draining)
+
+
+def _verdict(row: beat_queries.BeatRow | None) -> BeatVerdict:
+    if row is None:
+        return BeatVerdict.LOST
+    if row.was_late:
+        logger.warning("%s was not heard of in time and goes on", format_id(IdKind.ATTEMPT, row.attempt_id))
+    if row.cancel:
+        return BeatVerdict.CANCEL
+    return BeatVerdict.PAUSE if row.pause else BeatVerdict.OK
 
 
 async def start(engine: AsyncEngine, holder: Holder, request: StartAttempt) -> None:
@@ -152,6 +161,15 @@ async def end_attempt(engine: AsyncEngine, holder: Holder, request: EndAttempt) 
         )
 
 
+async def mark_suspects(engine: AsyncEngine) -> int:
+    """Write down which leases ran out since the last look; says how many."""
+    async with engine.begin() as connection:
+        suspects = await beat_queries.mark_suspects(connection)
+    for attempt_id in suspects:
+        logger.warning("%s missed its beats and is suspect", format_id(IdKind.ATTEMPT, attempt_id))
+    return len(suspects)
+
+
 async def expire(engine: AsyncEngine, terms: LeaseTerms) -> int:
     """End every attempt whose lease ran out longer than the grace ago; any replica may do this at any time.
 
@@ -159,12 +177,12 @@ async def expire(engine: AsyncEngine, terms: LeaseTerms) -> int:
     """
     grace = timedelta(seconds=terms.grace_s)
     async with engine.connect() as connection:
-        candidates = await queries.expired_attempts(connection, grace)
+        candidates = await beat_queries.expired_attempts(connection, grace)
     ended = 0
     for attempt_id in candidates:
         async with engine.begin() as connection:
             row = await queries.lock_attempt(connection, attempt_id)
-            if row is None or not await queries.still_expired(connection, attempt_id, grace):
+            if row is None or not await beat_queries.still_expired(connection, attempt_id, grace):
                 continue
             await _lose(connection, row, f"the worker was not heard of for {terms.ttl_s + terms.grace_s:.0f} s")
             ended += 1

@@ -1,28 +1,13 @@
-"""SQL of runs: adding them in bulk, reading them, cancelling them, and what their log says."""
+"""SQL that reads runs, their attempts, and what their logs say."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Uuid, text
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.sql import bindparam
-from sqlalchemy.types import Integer, Text
-
-
-class NewRun(NamedTuple):
-    """A run to be queued."""
-
-    id: UUID
-    experiment_id: UUID
-    cycle: int
-    position: int
-    backend: str
-    device_count: int
 
 
 class RunRow(NamedTuple):
@@ -87,6 +72,16 @@ class TransitionRow(NamedTuple):
     attempt_id: UUID | None
 
 
+class LeaseEventRow(NamedTuple):
+    """One entry of the log of leases."""
+
+    id: int
+    attempt_id: UUID
+    kind: str
+    at: datetime
+    silent_s: float
+
+
 class LogPlace(NamedTuple):
     """A piece of output's place among all of a run's."""
 
@@ -104,47 +99,6 @@ class LogRow(NamedTuple):
     seq: int
     received_at: datetime
     text: str
-
-
-_UUIDS: ARRAY[UUID] = ARRAY(Uuid)
-
-_INSERT = text("""
-    INSERT INTO runs (id, campaign_id, experiment_id, cycle, position, backend, device_count, priority,
-                      retries_left, losses_left)
-    SELECT new.id, :campaign_id, new.experiment_id, new.cycle, new.position, new.backend, new.device_count, :priority,
-           :retries, :losses
-      FROM unnest(:ids, :experiment_ids, :cycles, :positions, :backends, :device_counts)
-           AS new (id, experiment_id, cycle, position, backend, device_count)
-     ORDER BY new.position
-""").bindparams(
-    bindparam("ids", type_=_UUIDS),
-    bindparam("experiment_ids", type_=_UUIDS),
-    bindparam("cycles", type_=ARRAY(Integer)),
-    bindparam("positions", type_=ARRAY(Integer)),
-    bindparam("backends", type_=ARRAY(Text)),
-    bindparam("device_counts", type_=ARRAY(Integer)),
-)
-
-
-async def insert(
-    connection: AsyncConnection, runs: Sequence[NewRun], *, campaign_id: UUID, priority: int, retries: int, losses: int
-) -> None:
-    """Queue runs with one statement."""
-    await connection.execute(
-        _INSERT,
-        {
-            "campaign_id": campaign_id,
-            "priority": priority,
-            "retries": retries,
-            "losses": losses,
-            "ids": [run.id for run in runs],
-            "experiment_ids": [run.experiment_id for run in runs],
-            "cycles": [run.cycle for run in runs],
-            "positions": [run.position for run in runs],
-            "backends": [run.backend for run in runs],
-            "device_counts": [run.device_count for run in runs],
-        },
-    )
 
 
 _SELECT_RUNS = """
@@ -199,51 +153,18 @@ async def get_run(connection: AsyncConnection, run_id: UUID) -> RunRow | None:
     return None if row is None else RunRow(*row)
 
 
-async def lock_run(connection: AsyncConnection, run_id: UUID) -> str | None:
-    """Lock a run against every other change of its state; its state, or None when there is no such run."""
-    state: str | None = (
-        await connection.execute(text("SELECT state FROM runs WHERE id = :id FOR NO KEY UPDATE"), {"id": run_id})
-    ).scalar_one_or_none()
-    return state
-
-
-# Index ix_runs_campaign_id_state. A run that is just being queued again is waited for here, so that no statement
-# after this one can overlook it.
-_LOCK_OPEN = text("""
-    SELECT id FROM runs
-     WHERE campaign_id = :campaign_id AND state IN ('queued', 'initialised', 'running', 'failed', 'interrupted')
-     ORDER BY id
-       FOR NO KEY UPDATE
+_LEASE_EVENTS = text("""
+    SELECT id, attempt_id, kind, at, silent_s FROM lease_events
+     WHERE run_id = :run_id AND id > :after ORDER BY id LIMIT :limit
 """)
 
 
-async def lock_open_runs(connection: AsyncConnection, campaign_id: UUID) -> list[UUID]:
-    """Lock every run of a campaign that could still move, in the order of their ids."""
-    return list((await connection.execute(_LOCK_OPEN, {"campaign_id": campaign_id})).scalars())
-
-
-_CANCEL_WAITING = text("""
-    UPDATE runs SET state = 'cancelled', reason = 'user_cancelled', message = :message, cancel_requested_at = now()
-     WHERE id = ANY(:ids) AND state IN ('queued', 'interrupted')
-""").bindparams(bindparam("ids", type_=_UUIDS))
-
-_REQUEST_CANCEL = text("""
-    UPDATE runs SET cancel_requested_at = now()
-     WHERE id = ANY(:ids) AND state IN ('initialised', 'running') AND cancel_requested_at IS NULL
-""").bindparams(bindparam("ids", type_=_UUIDS))
-
-# Index uq_leases_run_id. The order of locks is that of the lease protocol: runs first, then leases.
-_CANCEL_LEASES = text("""
-    UPDATE leases SET cancel = true WHERE run_id = ANY(:ids) AND NOT cancel
-""").bindparams(bindparam("ids", type_=_UUIDS))
-
-
-async def cancel(connection: AsyncConnection, run_ids: Sequence[UUID], *, message: str) -> None:
-    """Cancel those of the locked runs that wait, and ask the workers of those that are live."""
-    ids = list(run_ids)
-    await connection.execute(_CANCEL_WAITING, {"ids": ids, "message": message})
-    await connection.execute(_REQUEST_CANCEL, {"ids": ids})
-    await connection.execute(_CANCEL_LEASES, {"ids": ids})
+async def list_lease_events(
+    connection: AsyncConnection, run_id: UUID, *, after: int, limit: int
+) -> list[LeaseEventRow]:
+    """What happened to the leases of a run's attempts. Index ix_lease_events_run_id."""
+    rows = await connection.execute(_LEASE_EVENTS, {"run_id": run_id, "after": after, "limit": limit})
+    return [LeaseEventRow(*row) for row in rows]
 
 
 _SELECT_ATTEMPTS = """

@@ -14,7 +14,7 @@ from lem_domain.ids import CampaignId, IdKind, parse_id
 from lem_domain.states import RunState
 from lem_domain.wire.access import Scope
 from lem_domain.wire.base import Page
-from lem_domain.wire.runs import AttemptView, LogChunk, RunView, TransitionView
+from lem_domain.wire.runs import AttemptView, LeaseEventView, LogChunk, RunView, TransitionView
 from lem_server.access.guard import CurrentPrincipal, requires
 from lem_server.context import Context
 from lem_server.paging import Cursor, Int4, Int8, Limit, decode_cursor, encode_cursor
@@ -72,6 +72,16 @@ async def list_run_transitions(
     (after,) = decode_cursor("transitions", cursor, _ENTRY) or (0,)
     items, following = await service.list_transitions(context.engine, run_id, after=after, limit=limit)
     return Page(items=items, next=None if following is None else encode_cursor("transitions", (following,)))
+
+
+@router.get("/runs/{run_id}/lease_events", responses=_LIST_OF_ONE, openapi_extra=requires(Scope.READ))
+async def list_run_lease_events(
+    context: Context, run_id: RunPath, limit: Limit = 100, cursor: Cursor = None
+) -> Page[LeaseEventView]:
+    """When the leases of the run's attempts became suspect, and when they recovered, the oldest first."""
+    (after,) = decode_cursor("lease_events", cursor, _ENTRY) or (0,)
+    items, following = await service.list_lease_events(context.engine, run_id, after=after, limit=limit)
+    return Page(items=items, next=None if following is None else encode_cursor("lease_events", (following,)))
 
 
 @router.get("/runs/{run_id}/attempts", responses=_LIST_OF_ONE, openapi_extra=requires(Scope.READ))

@@ -1,4 +1,4 @@
-"""What can be asked of runs and their attempts, and how one is cancelled."""
+"""What can be asked of runs and their attempts, and how users cancel, pause and retry them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,21 @@ from lem_domain.errors import ProblemCode
 from lem_domain.evidence import StreamManifest
 from lem_domain.ids import IdKind, format_id
 from lem_domain.states import ActorKind, FailureReason, RunState
-from lem_domain.wire.runs import AttemptView, EffectiveConfig, LogChunk, Progress, RunView, TransitionView
+from lem_domain.wire.runs import (
+    AttemptView,
+    EffectiveConfig,
+    LeaseEventKind,
+    LeaseEventView,
+    LogChunk,
+    Progress,
+    RunView,
+    TransitionView,
+)
 from lem_server.problems import ProblemError
-from lem_server.runs import queries
-from lem_server.runs.queries import LogPlace, NewRun, Place
+from lem_server.runs import change_queries, queries
+from lem_server.runs.budgets import LOSSES_PER_RUN
+from lem_server.runs.change_queries import NewRun
+from lem_server.runs.queries import LogPlace, Place
 from lem_server.runs.transitions import set_actor
 
 __all__ = [
@@ -24,15 +35,21 @@ __all__ = [
     "NewRun",
     "Place",
     "RunFilter",
+    "ask_campaign_to_pause",
+    "campaign_of",
     "cancel_run",
     "cancel_runs_of_campaign",
     "get_attempt",
     "get_run",
     "list_attempts",
+    "list_lease_events",
     "list_logs",
     "list_runs",
     "list_transitions",
     "queue_runs",
+    "retry_run",
+    "retry_runs_of_campaign",
+    "wake_claims",
 ]
 
 INSERT_AT_ONCE = 10_000
@@ -55,19 +72,18 @@ async def queue_runs(
     campaign_id: UUID,
     priority: int,
     retries: int,
-    losses: int,
     submitted_by: str,
 ) -> None:
     """Queue the runs of a new campaign within its transaction."""
     await set_actor(connection, ActorKind.USER, submitted_by)
     for first in range(0, len(runs), INSERT_AT_ONCE):
-        await queries.insert(
+        await change_queries.insert(
             connection,
             runs[first : first + INSERT_AT_ONCE],
             campaign_id=campaign_id,
             priority=priority,
             retries=retries,
-            losses=losses,
+            losses=LOSSES_PER_RUN,
         )
 
 
@@ -104,7 +120,7 @@ async def cancel_run(engine: AsyncEngine, run_id: UUID, *, cancelled_by: str) ->
         ProblemError: `not_found`.
     """
     async with engine.begin() as connection:
-        if await queries.lock_run(connection, run_id) is None:
+        if await change_queries.lock_run(connection, run_id) is None:
             raise _no_run(run_id)
         await _cancel(connection, [run_id], cancelled_by)
     return await get_run(engine, run_id)
@@ -112,7 +128,80 @@ async def cancel_run(engine: AsyncEngine, run_id: UUID, *, cancelled_by: str) ->
 
 async def cancel_runs_of_campaign(connection: AsyncConnection, campaign_id: UUID, *, cancelled_by: str) -> None:
     """Cancel every run of a campaign whose row this transaction has locked."""
-    await _cancel(connection, await queries.lock_open_runs(connection, campaign_id), cancelled_by)
+    await _cancel(connection, await change_queries.lock_open_runs(connection, campaign_id), cancelled_by)
+
+
+async def ask_campaign_to_pause(connection: AsyncConnection, campaign_id: UUID, *, pause: bool) -> None:
+    """Ask the workers of a campaign's live runs to hand them back, or not to; its row is locked by this transaction."""
+    await change_queries.ask_for_pause(connection, campaign_id, pause=pause)
+
+
+async def wake_claims(connection: AsyncConnection, campaign_id: UUID) -> None:
+    """Let claims look again at what a campaign has queued."""
+    await change_queries.tell_queue(connection, campaign_id)
+
+
+async def retry_run(connection: AsyncConnection, run_id: UUID, *, retried_by: str) -> RunView:
+    """Queue a failed or interrupted run again, with fresh budgets; one that is queued or live already stays as it is.
+
+    Whoever calls it has locked the run's campaign.
+
+    Raises:
+        ProblemError: `not_found`, or `conflict` when the run has a result or was cancelled.
+    """
+    state = await change_queries.lock_run(connection, run_id)
+    if state is None:
+        raise _no_run(run_id)
+    if state in (RunState.COMPLETED, RunState.AGGREGATED, RunState.CANCELLED):
+        raise ProblemError(
+            ProblemCode.CONFLICT,
+            f"the run is {state} and stays so; submit its configuration again to measure it once more.",
+        )
+    await set_actor(connection, ActorKind.USER, retried_by)
+    await change_queries.retry(connection, run_id, losses=LOSSES_PER_RUN, message=f"queued again by {retried_by}")
+    row = await queries.get_run(connection, run_id)
+    if row is None:
+        raise _no_run(run_id)
+    return _run(row)
+
+
+async def retry_runs_of_campaign(connection: AsyncConnection, campaign_id: UUID, *, retried_by: str) -> tuple[str, ...]:
+    """Queue every failed or interrupted run of a campaign again, with fresh budgets; which ones, in order.
+
+    Whoever calls it has locked the campaign.
+    """
+    await set_actor(connection, ActorKind.USER, retried_by)
+    retried = await change_queries.retry_of_campaign(
+        connection, campaign_id, losses=LOSSES_PER_RUN, message=f"queued again by {retried_by}"
+    )
+    return tuple(format_id(IdKind.RUN, run_id) for run_id in retried)
+
+
+async def campaign_of(connection: AsyncConnection, run_id: UUID) -> UUID:
+    """The campaign of a run.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    campaign_id = await change_queries.campaign_of(connection, run_id)
+    if campaign_id is None:
+        raise _no_run(run_id)
+    return campaign_id
+
+
+async def list_lease_events(
+    engine: AsyncEngine, run_id: UUID, *, after: int, limit: int
+) -> tuple[tuple[LeaseEventView, ...], int | None]:
+    """One page of the log of a run's leases, and the entry that the next one begins after.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    async with engine.connect() as connection:
+        await _require_run(connection, run_id)
+        rows = await queries.list_lease_events(connection, run_id, after=after, limit=limit + 1)
+    shown = rows[:limit]
+    return tuple(_lease_event(row) for row in shown), shown[-1].id if len(rows) > limit else None
 
 
 async def list_attempts(
@@ -180,7 +269,7 @@ async def list_logs(
 
 async def _cancel(connection: AsyncConnection, run_ids: Sequence[UUID], cancelled_by: str) -> None:
     await set_actor(connection, ActorKind.USER, cancelled_by)
-    await queries.cancel(connection, run_ids, message=f"cancelled by {cancelled_by}")
+    await change_queries.cancel(connection, run_ids, message=f"cancelled by {cancelled_by}")
 
 
 async def _require_run(connection: AsyncConnection, run_id: UUID) -> None:
@@ -241,6 +330,15 @@ def _transition(row: queries.TransitionRow) -> TransitionView:
         reason=row.reason,
         message=row.message,
         attempt_id=_attempt_id(row.attempt_id),
+    )
+
+
+def _lease_event(row: queries.LeaseEventRow) -> LeaseEventView:
+    return LeaseEventView(
+        attempt_id=format_id(IdKind.ATTEMPT, row.attempt_id),
+        kind=LeaseEventKind(row.kind),
+        at=row.at,
+        silent_s=row.silent_s,
     )
 
 

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from lem_domain.states import RunState
+from lem_domain.states import FailureReason, RunState
 from lem_server.leases.endings import Outcome, Sequel, sequel
 
 NOTHING = Sequel(None)
@@ -35,6 +35,7 @@ def test_each_kind_of_ending_costs_its_own_budget(
     assert (
         sequel(
             outcome,
+            FailureReason.WORKER_LOST,
             retries_left=retries_left,
             losses_left=losses_left,
             cancel_requested=False,
@@ -48,14 +49,16 @@ OUTCOMES: tuple[Outcome, ...] = ("failed", "interrupted", "cancelled")
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
+@pytest.mark.parametrize("reason", [FailureReason.WORKER_LOST, FailureReason.USER_PAUSED])
 @pytest.mark.parametrize(("cancel_requested", "campaign_cancelled"), [(True, False), (False, True), (True, True)])
 def test_nothing_follows_when_nobody_wants_the_run_any_more(
-    outcome: Outcome, cancel_requested: bool, campaign_cancelled: bool
+    outcome: Outcome, reason: FailureReason, cancel_requested: bool, campaign_cancelled: bool
 ) -> None:
     for retries_left, losses_left in itertools.product((0, 1, 3), repeat=2):
         assert (
             sequel(
                 outcome,
+                reason,
                 retries_left=retries_left,
                 losses_left=losses_left,
                 cancel_requested=cancel_requested,
@@ -63,3 +66,15 @@ def test_nothing_follows_when_nobody_wants_the_run_any_more(
             )
             == NOTHING
         )
+
+
+@pytest.mark.parametrize(("retries_left", "losses_left"), [(0, 0), (2, 3)])
+def test_a_pause_costs_nothing(retries_left: int, losses_left: int) -> None:
+    assert sequel(
+        "interrupted",
+        FailureReason.USER_PAUSED,
+        retries_left=retries_left,
+        losses_left=losses_left,
+        cancel_requested=False,
+        campaign_cancelled=False,
+    ) == Sequel(RunState.QUEUED)
