@@ -84,6 +84,7 @@ STREAMS: dict[StreamName, tuple[Column, ...]] = {
         Column("finish_reason", "string", None, True, "length or stop."),
         Column("batch_id", "int64", None, True, "Requests that were decoded in lockstep share it."),
         Column("error", "string", None, True, "Why the request failed."),
+        Column("released_ns", "int64", "ns", True, "When it was handed to the engine, where that is not its arrival."),
     ),
     StreamName.TOKENS: (
         Column("request_id", "int64", None, False, "Number of the request within its process."),

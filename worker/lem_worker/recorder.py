@@ -71,6 +71,7 @@ class Sinks:
 class _InFlight:
     request: Request
     arrival_ns: int
+    released_ns: int | None = None
     scheduled_ns: int | None = None
     batch_id: int | None = None
     first_token_ns: int | None = None
@@ -222,6 +223,7 @@ class Recorder:
             finish_reason=[state.finish_reason for state in states],
             batch_id=[state.batch_id for state in states],
             error=[error] * len(states),
+            released_ns=[state.released_ns for state in states],
         )
 
     def _grow(self, needed: int) -> None:

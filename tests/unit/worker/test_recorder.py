@@ -76,6 +76,7 @@ def test_a_lockstep_batch_becomes_rows() -> None:
         "finish_reason": "length",
         "batch_id": 7,
         "error": None,
+        "released_ns": None,
     }
     assert (second["last_token_ns"], second["generated_tokens"], second["finish_reason"]) == (130, 2, "stop")
     assert [tuple(row.values()) for row in evidence.tokens.rows()] == [
