@@ -10,10 +10,39 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from lem_domain.config.measurement import (
+    BaselineConfig,
+    EnergyConfig,
+    LimitsConfig,
+    RecordConfig,
+    SettleConfig,
+    TrafficConfig,
+    WarmupConfig,
+    WindowConfig,
+)
 from lem_domain.config.model_base import ConfigModel, unit
 from lem_domain.config.pytorch import PyTorchConfig
 from lem_domain.config.simulated import SimulatedConfig
 from lem_domain.ids import Sha256
+
+__all__ = [
+    "BackendName",
+    "BaselineConfig",
+    "DecodingConfig",
+    "DevicesConfig",
+    "EnergyConfig",
+    "ExperimentConfig",
+    "InputConfig",
+    "LimitsConfig",
+    "ModelConfig",
+    "OutputConfig",
+    "PromptsConfig",
+    "RecordConfig",
+    "SettleConfig",
+    "TrafficConfig",
+    "WarmupConfig",
+    "WindowConfig",
+]
 
 
 class BackendName(StrEnum):
@@ -157,74 +186,6 @@ class DevicesConfig(ConfigModel):
     )
 
 
-class WindowConfig(ConfigModel):
-    """How long the measured window lasts: whole repetitions of the prompt set until both minima hold."""
-
-    min_duration_s: float = Field(
-        default=10.0,
-        ge=0,
-        le=86_400,
-        description="Shortest window; power counters update every 20 to 100 ms.",
-        json_schema_extra=unit("s"),
-    )
-    min_requests: int = Field(default=1, ge=1, description="Fewest requests.", json_schema_extra=unit("requests"))
-
-
-class WarmupConfig(ConfigModel):
-    """Requests sent before the window through the same path, until their latency is steady."""
-
-    enabled: bool = Field(default=True, description="Warm up at all.")
-    min_requests: int = Field(default=5, ge=1, le=10_000, description="Fewest warm-up requests (batches).")
-    max_requests: int = Field(default=50, ge=1, le=10_000, description="The cap, converged or not.")
-    cv_threshold: float = Field(
-        default=0.05,
-        gt=0,
-        le=1,
-        description="Converged when the last `window_size` latencies' coefficient of variation is below.",
-    )
-    window_size: int = Field(default=5, ge=2, le=100, description="How many latencies the criterion looks at.")
-
-    @model_validator(mode="after")
-    def _min_below_max(self) -> Self:
-        if self.min_requests > self.max_requests:
-            raise ValueError(f"min_requests {self.min_requests} is above max_requests {self.max_requests}; lower it")
-        return self
-
-
-class EnergyConfig(ConfigModel):
-    """Where power and energy are read, and how often."""
-
-    sources: tuple[Literal["codecarbon", "simulated"], ...] | Literal["auto"] = Field(
-        default="auto", description="`auto` takes every source that the worker's machine has, or a list of names."
-    )
-    interval_ms: int = Field(
-        default=50,
-        ge=5,
-        le=5000,
-        description="Cadence of the sampler; a slower source is read as often as it can be.",
-        json_schema_extra=unit("ms"),
-    )
-    required: bool = Field(default=False, description="A run whose energy can't be read fails instead of giving null.")
-
-
-class RecordConfig(ConfigModel):
-    """What evidence is kept beside power and requests."""
-
-    tokens: bool = Field(default=True, description="The time of every generated token (needed for ITL percentiles).")
-    outputs: bool = Field(default=False, description="The generated text, as events.")
-
-
-class LimitsConfig(ConfigModel):
-    """Past any of these the attempt is ended and its processes are killed."""
-
-    load_s: float = Field(default=900, gt=0, description="Loading the model.", json_schema_extra=unit("s"))
-    warmup_s: float = Field(default=600, gt=0, description="Warming up.", json_schema_extra=unit("s"))
-    run_s: float = Field(default=3600, gt=0, description="The whole attempt.", json_schema_extra=unit("s"))
-    silence_s: float = Field(
-        default=300, gt=0, description="No sign of progress from a rank.", json_schema_extra=unit("s")
-    )
-
-
 def _model_from_text(value: Any) -> Any:
     return {"id": value} if isinstance(value, str) else value
 
@@ -244,8 +205,11 @@ class ExperimentConfig(ConfigModel):
     output: OutputConfig = Field(default_factory=OutputConfig, description="Output length.")
     decoding: DecodingConfig = Field(default_factory=DecodingConfig, description="Choice of tokens.")
     devices: DevicesConfig = Field(default_factory=DevicesConfig, description="Devices of a run.")
+    traffic: TrafficConfig = Field(default_factory=TrafficConfig, description="How requests arrive.")
     window: WindowConfig = Field(default_factory=WindowConfig, description="The measured window.")
     warmup: WarmupConfig = Field(default_factory=WarmupConfig, description="Before the window.")
+    baseline: BaselineConfig = Field(default_factory=BaselineConfig, description="Power without work.")
+    settle: SettleConfig = Field(default_factory=SettleConfig, description="Waiting for a cool device.")
     energy: EnergyConfig = Field(default_factory=EnergyConfig, description="Power and energy sources.")
     record: RecordConfig = Field(default_factory=RecordConfig, description="Evidence kept.")
     limits: LimitsConfig = Field(default_factory=LimitsConfig, description="Time limits.")
