@@ -83,6 +83,20 @@ async def insert(
     return TokenRow(*row.one())
 
 
+async def replace_digest(connection: AsyncConnection, token_id: UUID, digest: bytes) -> TokenRow | None:
+    """Put another secret's digest in place of a token's; None when it was revoked. Primary key of api_tokens."""
+    row = (
+        await connection.execute(
+            text(
+                "UPDATE api_tokens SET sha256 = :digest WHERE id = :id AND revoked_at IS NULL "  # noqa: S608
+                f"RETURNING {_COLUMNS}"
+            ),
+            {"id": token_id, "digest": digest},
+        )
+    ).one_or_none()
+    return None if row is None else TokenRow(*row)
+
+
 async def list_tokens(connection: AsyncConnection, *, after: UUID | None, limit: int) -> list[TokenRow]:
     """Tokens in order of their making."""
     rows = await connection.execute(

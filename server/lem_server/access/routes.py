@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Response, status
@@ -13,8 +13,9 @@ from lem_domain.ids import IdKind, TokenId, parse_id
 from lem_domain.wire.access import Scope, TokenCreate, TokenCreated, TokenView
 from lem_domain.wire.base import Page
 from lem_server.access import service
-from lem_server.access.guard import requires
+from lem_server.access.guard import CurrentPrincipal, requires
 from lem_server.context import Context
+from lem_server.idempotency import IdempotencyKey, fingerprint, run_once
 from lem_server.paging import Cursor, Limit, decode_cursor, encode_cursor
 from lem_server.problems import problem_responses
 
@@ -22,15 +23,45 @@ router = APIRouter(prefix="/api/v1/tokens", tags=["tokens"])
 
 _PLACE: TypeAdapter[tuple[UUID]] = TypeAdapter(tuple[UUID])
 
+_CREATED: dict[int | str, dict[str, Any]] = {
+    201: {"description": "The token. Under an Idempotency-Key sent again: the same token with a new secret."},
+    **problem_responses(ProblemCode.CONFLICT, ProblemCode.IDEMPOTENCY_MISMATCH),
+}
 
-@router.post(
-    "", status_code=status.HTTP_201_CREATED, responses=problem_responses(), openapi_extra=requires(Scope.ADMIN)
-)
-async def create_token(context: Context, request: TokenCreate, response: Response) -> TokenCreated:
-    """Make a token. Its secret is in this answer and nowhere else."""
-    created = await service.create(context.engine, request)
+
+@router.post("", status_code=status.HTTP_201_CREATED, responses=_CREATED, openapi_extra=requires(Scope.ADMIN))
+async def create_token(
+    context: Context,
+    principal: CurrentPrincipal,
+    request: TokenCreate,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> TokenCreated:
+    """Make a token. Its secret is in this answer and nowhere else, the server keeps a digest of it alone.
+
+    Where the answer got lost, send the request again under the same Idempotency-Key: the same token gets a new secret,
+    and the one that was on its way stops working at once. This is the one answer that is not the first one again.
+    """
+    async with context.engine.begin() as connection:
+        made: list[TokenCreated] = []
+
+        async def produce() -> tuple[int, TokenView]:
+            made.append(await service.create_in(connection, request))
+            return status.HTTP_201_CREATED, service.without_secret(made[0])
+
+        answer = await run_once(
+            connection,
+            principal=principal.token_id,
+            route="create_token",
+            key=idempotency_key,
+            request=fingerprint(request),
+            produce=produce,
+        )
+        if answer.replayed:
+            first = TokenView.model_validate_json(answer.body)
+            made.append(await service.renew_secret(connection, parse_id(IdKind.TOKEN, first.id), first.kind))
     response.headers["Cache-Control"] = "no-store"
-    return created
+    return made[0]
 
 
 @router.get("", responses=problem_responses(ProblemCode.BAD_REQUEST), openapi_extra=requires(Scope.ADMIN))

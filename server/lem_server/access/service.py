@@ -8,7 +8,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from anyio import to_thread
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from uuid_utils.compat import uuid7
 
 from lem_domain.errors import ProblemCode
@@ -51,19 +51,45 @@ async def authenticate(engine: AsyncEngine, token: str) -> Principal:
 
 async def create(engine: AsyncEngine, request: TokenCreate) -> TokenCreated:
     """Make a token; its secret is in the answer and nowhere else."""
+    async with engine.begin() as connection:
+        return await create_in(connection, request)
+
+
+async def create_in(connection: AsyncConnection, request: TokenCreate) -> TokenCreated:
+    """The same inside a transaction of the caller's."""
     token = tokens.mint(request.kind)
     scopes = request.scopes or DEFAULT_SCOPES[request.kind]
-    async with engine.begin() as connection:
-        row = await queries.insert(
-            connection,
-            token_id=uuid7(),
-            name=request.name,
-            kind=request.kind.value,
-            digest=tokens.digest(token),
-            scopes=[scope.value for scope in scopes],
-            expires_in_days=request.expires_in_days,
+    row = await queries.insert(
+        connection,
+        token_id=uuid7(),
+        name=request.name,
+        kind=request.kind.value,
+        digest=tokens.digest(token),
+        scopes=[scope.value for scope in scopes],
+        expires_in_days=request.expires_in_days,
+    )
+    return TokenCreated(token=token, **_view(row).model_dump())
+
+
+async def renew_secret(connection: AsyncConnection, token_id: UUID, kind: TokenKind) -> TokenCreated:
+    """Give a token a new secret in place of one whose answer may be lost; the old one stops working.
+
+    Raises:
+        ProblemError: `conflict` when the token was revoked meanwhile.
+    """
+    token = tokens.mint(kind)
+    row = await queries.replace_digest(connection, token_id, tokens.digest(token))
+    if row is None:
+        raise ProblemError(
+            ProblemCode.CONFLICT,
+            f"{format_id(IdKind.TOKEN, token_id)}, made under this Idempotency-Key, was revoked; send a new key.",
         )
     return TokenCreated(token=token, **_view(row).model_dump())
+
+
+def without_secret(created: TokenCreated) -> TokenView:
+    """What may be kept of the answer that brings a new token."""
+    return TokenView.model_validate(created.model_dump(exclude={"token"}))
 
 
 async def list_tokens(engine: AsyncEngine, *, after: UUID | None, limit: int) -> tuple[list[TokenView], UUID | None]:
