@@ -49,6 +49,10 @@ class SamplerJob(Message):
     devices: tuple[Device, ...]
 
 
+BaselineContext = Literal["idle", "ready", "ready_after"]
+"""Before the engine is there, with it loaded and waiting, and the same after the window."""
+
+
 # --- from a process to the daemon -------------------------------------------------------------------------------------
 
 
@@ -84,6 +88,9 @@ class Tick(Message):
     fraction: float | None = None
     output_rate_tok_s: float | None = None
     power_w: float | None = None
+    power_slope: float | None = Field(
+        default=None, description="Of the sampler: change of power over the last 5 s as a fraction of its mean."
+    )
 
 
 class SourceReport(Message):
@@ -103,6 +110,22 @@ class Sampling(Message):
     sources: tuple[SourceReport, ...]
 
 
+class Baselined(Message):
+    """The sampler's answer to `Baseline`: the phase is over. Its power is what the parts drew in the mean."""
+
+    type: Literal["baselined"] = "baselined"
+    context: BaselineContext
+    stationary: bool
+    power_w: float | None = None
+
+
+class Settled(Message):
+    """The sampler's answer to `Settle`: the conditions hold, or the time is up."""
+
+    type: Literal["settled"] = "settled"
+    settled: bool
+
+
 class Done(Message):
     """The process has sealed all its evidence and ends."""
 
@@ -120,7 +143,9 @@ class Failed(Message):
     streams: tuple[StreamManifest, ...] = ()
 
 
-FromProcess = Annotated[PhaseEdge | Loaded | Ready | Tick | Sampling | Done | Failed, Field(discriminator="type")]
+FromProcess = Annotated[
+    PhaseEdge | Loaded | Ready | Tick | Sampling | Baselined | Settled | Done | Failed, Field(discriminator="type")
+]
 
 # --- from the daemon to a process -------------------------------------------------------------------------------------
 
@@ -137,7 +162,20 @@ class Stop(Message):
     type: Literal["stop"] = "stop"
 
 
-ToProcess = Annotated[Go | Stop, Field(discriminator="type")]
+class Baseline(Message):
+    """To the sampler: nothing works now; take the power of that until it is steady."""
+
+    type: Literal["baseline"] = "baseline"
+    context: BaselineContext
+
+
+class Settle(Message):
+    """To the sampler: say when the devices are as cool as `settle` asks for."""
+
+    type: Literal["settle"] = "settle"
+
+
+ToProcess = Annotated[Go | Stop | Baseline | Settle, Field(discriminator="type")]
 
 _from_process: TypeAdapter[FromProcess] = TypeAdapter(FromProcess)
 _to_process: TypeAdapter[ToProcess] = TypeAdapter(ToProcess)

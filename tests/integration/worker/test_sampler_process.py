@@ -12,7 +12,18 @@ from lem_domain.evidence import StreamName
 from lem_domain.evidence_codec import decode_chunk
 from lem_domain.states import FailureReason
 from lem_domain.wire.workers import Device, DeviceKind
-from lem_worker.process_protocol import Done, Failed, SamplerJob, Sampling, Stop, Tick
+from lem_worker.process_protocol import (
+    Baseline,
+    Baselined,
+    Done,
+    Failed,
+    SamplerJob,
+    Sampling,
+    Settle,
+    Settled,
+    Stop,
+    Tick,
+)
 from lem_worker.spool import chunks
 
 MODULE = "lem_worker.energy.sampler"
@@ -83,7 +94,7 @@ def test_a_source_that_can_not_exist_here_is_reported_and_the_run_goes_on(
     done = process.until(Done)
     assert process.to_the_end() == 0
     assert rows(task, StreamName.POWER) == []
-    assert {row["kind"] for row in rows(task, StreamName.EVENTS)} == {"source_failed", "sampler"}
+    assert {row["kind"] for row in rows(task, StreamName.EVENTS)} == {"source_failed", "clock", "sampler"}
     assert "remove it from energy.sources" in str(done.summary["sources"])
 
 
@@ -96,23 +107,43 @@ def test_required_energy_that_can_not_be_had_fails_the_run(tmp_path: Path, drive
     assert [manifest.stream for manifest in failed.streams] == [StreamName.EVENTS]
 
 
-def test_codecarbon_is_the_automatic_source_of_a_real_backend(tmp_path: Path, drive: Callable[..., Any]) -> None:
+def test_the_host_is_measured_where_it_can_be_and_modelled_elsewhere(tmp_path: Path, drive: Callable[..., Any]) -> None:
     task = job(tmp_path, CPU, backend="pytorch")
     process = drive(MODULE, task)
-    (report,) = process.until(Sampling).sources
-    assert (report.name, report.opened, report.method, report.domains) == (
-        "codecarbon",
-        True,
-        "modelled",
-        ("package", "dram"),
-    )
+    rapl, codecarbon = process.until(Sampling).sources
+    assert (rapl.name, codecarbon.name) == ("rapl", "codecarbon")
+    assert rapl.opened != codecarbon.opened, (rapl, codecarbon)
+    assert rapl.reason or codecarbon.reason == "not needed beside rapl"
     process.send(Stop())
     process.until(Done)
     assert process.to_the_end() == 0
     samples = rows(task, StreamName.HOST_POWER)
-    assert {row["domain"] for row in samples} == {"package", "dram"}
-    assert {row["method"] for row in samples} == {"modelled"}
-    assert len(samples) >= 4
+    assert {row["domain"] for row in samples} == set((rapl if rapl.opened else codecarbon).domains)
+    assert {row["method"] for row in samples} == {"counter" if rapl.opened else "modelled"}
+    assert len(samples) >= 2
+
+
+def test_a_baseline_is_a_phase_of_the_sampler_and_ends_by_itself(tmp_path: Path, drive: Callable[..., Any]) -> None:
+    task = job(tmp_path, baseline={"min_s": 3, "max_s": 20}, simulated={"power_w": 70})
+    process = drive(MODULE, task)
+    process.until(Sampling)
+    process.send(Baseline(context="idle"))
+    assert process.until(Baselined) == Baselined(context="idle", stationary=True, power_w=140)
+    process.send(Settle())
+    assert process.until(Settled).settled
+    process.send(Baseline(context="ready"))
+    process.send(Stop())
+    summary = process.until(Done).summary
+    assert process.to_the_end() == 0
+    marks = rows(task, StreamName.PHASES)
+    assert [(row["phase"], row["edge"]) for row in marks] == [
+        (phase, edge) for phase in ("baseline", "settle", "baseline") for edge in ("begin", "end")
+    ]
+    assert json.loads(str(marks[-1]["detail"]))["stationary"] is False, "it was broken off"
+    assert 0 <= summary["cpu_s"] <= summary["duration_s"]
+    first, last = (json.loads(str(row["detail"])) for row in rows(task, StreamName.EVENTS) if row["kind"] == "clock")
+    passed_ns = last["monotonic_ns"] - first["monotonic_ns"]
+    assert abs(last["utc_ns"] - first["utc_ns"] - passed_ns) < 1_000_000_000
 
 
 def test_a_sampler_whose_daemon_is_gone_ends(tmp_path: Path, drive: Callable[..., Any]) -> None:

@@ -3,12 +3,22 @@
 from collections.abc import Sequence
 
 import pytest
+from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence import STREAMS, StreamName
 from lem_domain.results import EnergyMethod
 from lem_domain.wire.workers import Device, DeviceKind
-from lem_worker.energy import DeviceSample, EnergySource, HostSample, Sample, create_source, source_names
+from lem_worker.energy import (
+    DeviceSample,
+    EnergySource,
+    HostSample,
+    PlannedSource,
+    Sample,
+    SourceEvent,
+    create_source,
+    plan_sources,
+)
 from lem_worker.energy.cadence import DeadlineGrid
 from lem_worker.energy.sampling import EnergyRequired, Sampling
 
@@ -17,6 +27,7 @@ DEVICES = (
     Device(uuid="SIM-1", kind=DeviceKind.SIMULATED, name="simulated"),
 )
 CPU = Device(uuid="CPU-0", kind=DeviceKind.CPU, name="cpu")
+GPU = Device(uuid="GPU-0", kind=DeviceKind.GPU, name="gpu")
 
 
 def config(**changes: object) -> ExperimentConfig:
@@ -72,6 +83,9 @@ class Source:
             DeviceSample(0, now_ns, power_mw=3000, energy_mj=1),
         ]
 
+    def facts(self) -> list[dict[str, JsonValue]]:
+        return [{"index": 0, "name": self.name}]
+
     def close(self) -> None:
         self.closed = True
         self._maybe_fail("close")
@@ -100,14 +114,13 @@ class Table:
             raise NotImplementedError
 
 
-def sampling(*sources: Source, required: bool = False) -> tuple[Sampling, Table]:
+def sampling(
+    *sources: Source, required: bool = False, plan: Sequence[PlannedSource] | None = None
+) -> tuple[Sampling, Table]:
     table = Table()
-    return (
-        Sampling(
-            {source.name: lambda source=source: source for source in sources}, table, lambda: 42, required=required
-        ),
-        table,
-    )
+    by_name = {source.name: source for source in sources}
+    planned = plan or [PlannedSource(source.name) for source in sources]
+    return Sampling(planned, by_name.__getitem__, table, lambda: 42, required=required), table
 
 
 def test_a_source_that_can_not_open_says_why_and_the_others_go_on() -> None:
@@ -191,10 +204,44 @@ def test_the_simulated_source_refuses_what_is_not_simulated(
         source.open(devices)
 
 
-def test_auto_takes_the_source_that_fits_and_a_list_is_honoured() -> None:
-    assert source_names(config()) == ("simulated",)
-    assert source_names(config(backend="pytorch")) == ("codecarbon",)
-    assert source_names(config(energy={"sources": ["codecarbon", "simulated"]})) == ("codecarbon", "simulated")
+def planned(devices: Sequence[Device], **changes: object) -> list[str]:
+    return [source.name for source in plan_sources(config(**changes), devices)]
+
+
+def test_auto_takes_the_sources_that_fit_and_a_list_is_honoured() -> None:
+    assert planned(DEVICES) == ["simulated"]
+    assert planned((CPU,), backend="pytorch") == ["rapl", "codecarbon"]
+    assert planned((GPU,), backend="pytorch") == ["nvml", "rapl", "codecarbon"]
+    assert planned((CPU,), energy={"sources": ["codecarbon", "simulated"]}) == ["codecarbon", "simulated"]
+
+
+STAND_IN = (PlannedSource("meter", optional=True), PlannedSource("model", instead_of="meter"))
+
+
+def test_a_model_is_not_opened_where_a_meter_is() -> None:
+    model = Source("model")
+    under_test, table = sampling(Source("meter"), model, plan=STAND_IN)
+    meter, other = under_test.open(DEVICES)
+    assert (meter.opened, other.opened, other.reason) == (True, False, "not needed beside meter")
+    assert len(table.rows[StreamName.POWER]) == 1
+
+
+def test_a_model_takes_the_place_of_a_meter_that_is_not_there_even_where_energy_is_required() -> None:
+    under_test, table = sampling(Source("meter", "open"), Source("model"), required=True, plan=STAND_IN)
+    meter, model = under_test.open(DEVICES)
+    assert (meter.opened, meter.reason, model.opened) == (False, "RuntimeError: no open today.", True)
+    assert StreamName.EVENTS not in table.rows
+
+
+def test_what_sources_know_and_notice_is_kept() -> None:
+    class Noticing(Source):
+        def sample(self, now_ns: int) -> Sequence[Sample]:
+            return [SourceEvent(now_ns, "foreign_process", {"pid": 7})]
+
+    under_test, table = sampling(Noticing("one"), Source("two"))
+    under_test.open(DEVICES)
+    assert under_test.facts() == [{"index": 0, "name": "one"}, {"index": 0, "name": "two"}]
+    assert table.rows[StreamName.EVENTS] == [{"time_ns": 42, "kind": "foreign_process", "detail": '{"pid": 7}'}]
 
 
 def test_a_source_keeps_to_the_protocol() -> None:

@@ -6,10 +6,12 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, cast
 
+from pydantic.types import JsonValue
+
 from lem_domain.config.experiment import BackendName, ExperimentConfig
 from lem_domain.errors import LemError
 from lem_domain.results import EnergyMethod
-from lem_domain.wire.workers import Device
+from lem_domain.wire.workers import Device, DeviceKind
 
 
 class SourceUnavailable(LemError):
@@ -42,7 +44,15 @@ class HostSample(NamedTuple):
     method: str
 
 
-Sample = DeviceSample | HostSample
+class SourceEvent(NamedTuple):
+    """One row of the stream `events`: something that a source noticed."""
+
+    time_ns: int
+    kind: str
+    detail: dict[str, JsonValue]
+
+
+Sample = DeviceSample | HostSample | SourceEvent
 
 
 class EnergySource(Protocol):
@@ -59,6 +69,9 @@ class EnergySource(Protocol):
     def sample(self, now_ns: int) -> Sequence[Sample]:
         """What it says now."""
 
+    def facts(self) -> list[dict[str, JsonValue]]:
+        """What it knows of each device that does not change (see `devices` in the sampler's summary)."""
+
     def close(self) -> None:
         """End."""
 
@@ -69,16 +82,32 @@ class _Entry(NamedTuple):
 
 
 _SOURCES = {
+    "nvml": _Entry("lem_worker.energy.nvml", "NvmlSource"),
+    "rapl": _Entry("lem_worker.energy.rapl", "RaplSource"),
     "codecarbon": _Entry("lem_worker.energy.codecarbon", "CodeCarbonSource"),
     "simulated": _Entry("lem_worker.energy.simulated", "SimulatedSource"),
 }
 
 
-def source_names(config: ExperimentConfig) -> tuple[str, ...]:
-    """The sources to open: those named, or with `auto` the one that fits the backend."""
+class PlannedSource(NamedTuple):
+    """A source to open."""
+
+    name: str
+    instead_of: str | None = None
+    """It is only opened where this one is not there."""
+    optional: bool = False
+    """Something else takes its place where it is not there, so that this is no failure."""
+
+
+def plan_sources(config: ExperimentConfig, devices: Sequence[Device]) -> tuple[PlannedSource, ...]:
+    """The sources to open: those named, or with `auto` whatever measures the leased devices and the host, and
+    CodeCarbon's model only where nothing measures the host."""
     if config.energy.sources != "auto":
-        return config.energy.sources
-    return ("simulated",) if config.backend is BackendName.SIMULATED else ("codecarbon",)
+        return tuple(PlannedSource(name) for name in config.energy.sources)
+    if config.backend is BackendName.SIMULATED:
+        return (PlannedSource("simulated"),)
+    gpus = (PlannedSource("nvml"),) if any(device.kind is DeviceKind.GPU for device in devices) else ()
+    return (*gpus, PlannedSource("rapl", optional=True), PlannedSource("codecarbon", instead_of="rapl"))
 
 
 def create_source(name: str, config: ExperimentConfig, clock: Callable[[], int]) -> EnergySource:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from codecarbon import OfflineEmissionsTracker
+from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.results import EnergyMethod
@@ -71,6 +72,10 @@ class CodeCarbonSource:
         self._last_ns = now_ns
         self._start_task()
         return self._samples(now_ns)
+
+    def facts(self) -> list[dict[str, JsonValue]]:
+        """Nothing that the power stream lacks."""
+        return []
 
     def close(self) -> None:
         """End the last task and the tracker's threads."""

@@ -3,7 +3,6 @@ told to stop."""
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 import time
@@ -12,19 +11,22 @@ from pathlib import Path
 
 from pydantic.types import JsonValue
 
-from lem_domain.evidence import SAMPLER, PhaseName
+from lem_domain.evidence import SAMPLER, PhaseName, StreamName
 from lem_domain.states import FailureReason
 from lem_worker import processes
-from lem_worker.energy import create_source, source_names
+from lem_worker.energy import create_source, plan_sources
 from lem_worker.energy.cadence import DeadlineGrid
+from lem_worker.energy.quiet import Quiet
 from lem_worker.energy.sampling import Sampling
+from lem_worker.energy.stationarity import PowerHistory
 from lem_worker.failures import failure_of
 from lem_worker.process_control import ControlPipes, DaemonGone, send_failure
-from lem_worker.process_protocol import Done, SamplerJob, Stop, Tick
+from lem_worker.process_protocol import Baseline, Done, SamplerJob, Settle, Stop, Tick
 from lem_worker.process_protocol import Sampling as SamplingMessage
 from lem_worker.spool import EvidenceWriter
 
 _TICK_NS = 1_000_000_000
+_CLOCK_NS = 60_000_000_000
 _FLUSH_S = 5.0
 """Rows older than this go to the spool, so that they can be uploaded while the run lasts."""
 
@@ -36,11 +38,22 @@ class SamplerProcess:
         self._job = job
         self._control = control
         self._writer = EvidenceWriter(Path(job.spool), SAMPLER)
-        create = {
-            name: functools.partial(create_source, name, job.config, time.monotonic_ns)
-            for name in source_names(job.config)
-        }
-        self._sampling = Sampling(create, self._writer.stream, time.monotonic_ns, required=job.config.energy.required)
+        self._sampling = Sampling(
+            plan_sources(job.config, job.devices),
+            lambda name: create_source(name, job.config, time.monotonic_ns),
+            self._writer.stream,
+            time.monotonic_ns,
+            required=job.config.energy.required,
+        )
+        self._history = PowerHistory()
+        self._quiet = Quiet(
+            job.config.baseline,
+            job.config.settle,
+            self._writer.stream(StreamName.PHASES),
+            self._sampling,
+            self._history,
+        )
+        self._clock_due_ns = 0
 
     def run(self) -> int:
         """The answer is the exit code."""
@@ -60,18 +73,22 @@ class SamplerProcess:
     def _sample(self) -> dict[str, JsonValue]:
         reports = self._sampling.open(self._job.devices)
         self._control.send(SamplingMessage(sources=reports))
-        cpu_before = time.process_time()
+        cpu_before, began_ns = time.process_time(), time.monotonic_ns()
         interval_ns = self._job.config.energy.interval_ms * 1_000_000
-        grid = DeadlineGrid(time.monotonic_ns(), interval_ns)
+        grid = DeadlineGrid(began_ns, interval_ns)
         self._until_stop(grid)
+        self._quiet.end(time.monotonic_ns())
         self._sampling.close()
+        self._note_clock(time.monotonic_ns())
         summary: dict[str, JsonValue] = {
             "interval_ns": interval_ns,
             "ticks": grid.ticks,
             "late": grid.late,
             "missed": grid.missed,
             "cpu_s": time.process_time() - cpu_before,
+            "duration_s": (time.monotonic_ns() - began_ns) / 1e9,
             "sources": [report.model_dump(mode="json") for report in self._sampling.reports()],
+            "devices": [*self._sampling.facts()],
         }
         self._sampling.event("sampler", summary)
         return summary
@@ -80,16 +97,37 @@ class SamplerProcess:
         tick_due = time.monotonic_ns()
         while True:
             wait_s = max(0.0, (grid.next_ns - time.monotonic_ns()) / 1e9)
-            if isinstance(self._control.receive(wait_s), Stop):
-                return
+            match self._control.receive(wait_s):
+                case Stop():
+                    return
+                case Baseline() | Settle() as wait:
+                    self._quiet.begin(wait, time.monotonic_ns())
             now = time.monotonic_ns()
             if not grid.tick(now):
                 continue
             self._sampling.tick(now)
+            if (power_w := self._sampling.power_w()) is not None:
+                self._history.add(now, power_w)
+            if (answer := self._quiet.look(now)) is not None:
+                self._control.send(answer)
             if now >= tick_due:
                 tick_due = now + _TICK_NS
-                self._control.send(Tick(phase=PhaseName.MEASURE, power_w=self._sampling.power_w()))
+                self._control.send(
+                    Tick(phase=PhaseName.MEASURE, power_w=power_w, power_slope=self._history.relative_slope(now))
+                )
                 self._writer.flush_older_than(_FLUSH_S)
+            if now >= self._clock_due_ns:
+                self._note_clock(now)
+
+    def _note_clock(self, now_ns: int) -> None:
+        """What the wall clock says, so that a jump of it, or a sleep of the machine, can be seen."""
+        self._clock_due_ns = now_ns + _CLOCK_NS
+        before = time.monotonic_ns()
+        utc_ns = time.time_ns()
+        after = time.monotonic_ns()
+        self._sampling.event(
+            "clock", {"monotonic_ns": (before + after) // 2, "utc_ns": utc_ns, "uncertainty_ns": after - before}
+        )
 
 
 def main(arguments: list[str]) -> int:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from pydantic.types import JsonValue
 
 from lem_domain.errors import LemError
 from lem_domain.evidence import StreamName
 from lem_domain.wire.workers import Device
-from lem_worker.energy import DeviceSample, EnergySource, Sample, SourceUnavailable
+from lem_worker.energy import DeviceSample, EnergySource, PlannedSource, Sample, SourceEvent, SourceUnavailable
 from lem_worker.process_protocol import SourceReport
 from lem_worker.recorder import Rows
+
+INSIDE_OTHERS = ("core", "uncore", "psys")
+"""Host domains that are part of a package's power, or contain it."""
 
 
 class EnergyRequired(LemError):
@@ -22,9 +25,10 @@ class EnergyRequired(LemError):
 class _Slot:
     """One source and how it fares."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, planned: PlannedSource) -> None:
+        self.planned = planned
         self.source: EnergySource | None = None
-        self.report = SourceReport(name=name, opened=False)
+        self.report = SourceReport(name=planned.name, opened=False)
         self.due_ns = 0
 
 
@@ -33,7 +37,8 @@ class Sampling:
 
     def __init__(
         self,
-        create: Mapping[str, Callable[[], EnergySource]],
+        plan: Sequence[PlannedSource],
+        create: Callable[[str], EnergySource],
         rows: Callable[[StreamName], Rows],
         clock: Callable[[], int],
         *,
@@ -43,24 +48,33 @@ class Sampling:
         self._rows = rows
         self._clock = clock
         self._required = required
-        self._slots = [_Slot(name) for name in create]
+        self._slots = [_Slot(planned) for planned in plan]
+        self._facts: list[dict[str, JsonValue]] = []
         self._device_mw: dict[int, int] = {}
         self._host_mw: dict[str, int] = {}
+        self._temperature_c: dict[int, int] = {}
 
     def open(self, devices: Sequence[Device]) -> tuple[SourceReport, ...]:
-        """Open every source and take its first samples; a source that can't be opened says why.
+        """Open every planned source and take its first samples; a source that can't be opened says why.
 
         Raises:
             EnergyRequired: one can't, and energy is required.
         """
+        there: set[str] = set()
         for slot in self._slots:
-            name = slot.report.name
+            name, stands_in_for = slot.planned.name, slot.planned.instead_of
+            if stands_in_for in there:
+                reason = f"not needed beside {stands_in_for}"
+                slot.report = slot.report.model_copy(update={"reason": reason})
+                continue
             try:
-                source = self._create[name]()
+                source = self._create(name)
                 domains = source.open(devices)
+                self._facts += source.facts()
             except Exception as error:
                 self._failed(slot, error)
                 continue
+            there.add(name)
             slot.source = source
             slot.report = SourceReport(name=name, opened=True, method=source.method.value, domains=domains)
             self._read(slot, self._clock())
@@ -69,6 +83,10 @@ class Sampling:
     def reports(self) -> tuple[SourceReport, ...]:
         """Every source, with the reason where it failed."""
         return tuple(slot.report for slot in self._slots)
+
+    def facts(self) -> list[dict[str, JsonValue]]:
+        """What the sources know of the devices."""
+        return self._facts
 
     def tick(self, now_ns: int) -> None:
         """Read the sources that have something new.
@@ -97,8 +115,14 @@ class Sampling:
 
     def power_w(self) -> float | None:
         """The latest power of all devices, or of the host's parts where no device tells."""
-        latest = self._device_mw or self._host_mw
-        return sum(latest.values()) / 1000 if latest else None
+        if self._device_mw:
+            return sum(self._device_mw.values()) / 1000
+        parts = [power for domain, power in self._host_mw.items() if not domain.startswith(INSIDE_OTHERS)]
+        return sum(parts) / 1000 if parts else None
+
+    def hottest_c(self) -> int | None:
+        """The latest temperature of the hottest device; None where no source tells."""
+        return max(self._temperature_c.values(), default=None)
 
     def _read(self, slot: _Slot, now_ns: int) -> None:
         if slot.source is None:
@@ -118,6 +142,12 @@ class Sampling:
             self._rows(StreamName.POWER).append(**sample._asdict())
             if sample.power_mw is not None:
                 self._device_mw[sample.device_index] = sample.power_mw
+            if sample.temperature_c is not None:
+                self._temperature_c[sample.device_index] = sample.temperature_c
+        elif isinstance(sample, SourceEvent):
+            self._rows(StreamName.EVENTS).append(
+                time_ns=sample.time_ns, kind=sample.kind, detail=json.dumps(sample.detail)
+            )
         else:
             self._rows(StreamName.HOST_POWER).append(**sample._asdict())
             if sample.power_mw is not None:
@@ -127,6 +157,8 @@ class Sampling:
         name = slot.report.name
         reason = str(error) if isinstance(error, SourceUnavailable) else f"{type(error).__name__}: {error}"
         slot.report = slot.report.model_copy(update={"reason": reason})
+        if slot.planned.optional and slot.source is None and not slot.report.opened:
+            return
         self.event("source_failed", {"source": name, "reason": reason})
         if self._required:
             raise EnergyRequired(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from pydantic.types import JsonValue
+
 from lem_domain.config.experiment import BackendName, ExperimentConfig
 from lem_domain.config.simulated import SimulatedConfig
 from lem_domain.results import EnergyMethod
@@ -39,6 +41,10 @@ class SimulatedSource:
         """One sample of each device."""
         energy_mj = self._power_mw * (now_ns - self._opened_ns) // 1_000_000_000
         return [DeviceSample(place, now_ns, power_mw=self._power_mw, energy_mj=energy_mj) for place in self._indices]
+
+    def facts(self) -> list[dict[str, JsonValue]]:
+        """Nothing that the power stream lacks."""
+        return []
 
     def close(self) -> None:
         """Nothing is held."""

@@ -1,0 +1,127 @@
+"""Baselines that end when power is steady, and devices that have to settle."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lem_domain.config.measurement import BaselineConfig, SettleConfig
+from lem_worker.energy.quiet import Quiet
+from lem_worker.energy.stationarity import PowerHistory
+from lem_worker.process_protocol import Baseline, Baselined, Message, Settle, Settled
+
+SECOND = 1_000_000_000
+TICK = SECOND // 20
+
+
+class Rows:
+    def __init__(self) -> None:
+        self.rows: list[tuple[object, object, int, object]] = []
+
+    def append(self, *, phase: str, edge: str, time_ns: int, detail: str | None) -> None:
+        self.rows.append((phase, edge, time_ns, json.loads(detail) if detail else None))
+
+    def extend(self, **columns: object) -> None:
+        raise NotImplementedError
+
+
+class House:
+    """A device whose power and temperature the test sets, and time that passes in ticks."""
+
+    def __init__(self, *, baseline: BaselineConfig | None = None, settle: SettleConfig | None = None) -> None:
+        self.watts: float | None = 50.0
+        self.celsius: int | None = 40
+        self.now_ns = 0
+        self.phases = Rows()
+        self.history = PowerHistory()
+        self.quiet = Quiet(
+            baseline or BaselineConfig(min_s=3, max_s=10), settle or SettleConfig(), self.phases, self, self.history
+        )
+
+    def power_w(self) -> float | None:
+        return self.watts
+
+    def hottest_c(self) -> int | None:
+        return self.celsius
+
+    def until_answer(self, most_s: float) -> Message | None:
+        end_ns = self.now_ns + round(most_s * SECOND)
+        while self.now_ns < end_ns:
+            self.now_ns += TICK
+            if self.watts is not None:
+                self.history.add(self.now_ns, self.watts)
+            if (answer := self.quiet.look(self.now_ns)) is not None:
+                return answer
+        return None
+
+
+def test_a_baseline_ends_at_its_minimum_when_power_is_steady() -> None:
+    house = House()
+    house.quiet.begin(Baseline(context="idle"), house.now_ns)
+    assert house.until_answer(20) == Baselined(context="idle", stationary=True, power_w=50)
+    assert house.now_ns == pytest.approx(3 * SECOND, abs=TICK)
+    assert house.phases.rows == [
+        ("baseline", "begin", 0, {"context": "idle"}),
+        ("baseline", "end", house.now_ns, {"context": "idle", "stationary": True, "standard_error": 0}),
+    ]
+
+
+def test_a_baseline_that_does_not_become_steady_ends_at_its_cap_and_says_so() -> None:
+    house = House()
+    house.quiet.begin(Baseline(context="ready"), house.now_ns)
+    answer = None
+    while answer is None:
+        house.watts = 50.0 if (house.now_ns // SECOND) % 2 else 150.0
+        answer = house.until_answer(0.05)
+    assert isinstance(answer, Baselined) and not answer.stationary
+    assert house.now_ns == pytest.approx(10 * SECOND, abs=TICK)
+
+
+def test_a_baseline_without_any_power_does_not_wait_for_its_cap() -> None:
+    house = House()
+    house.watts = None
+    house.quiet.begin(Baseline(context="idle"), house.now_ns)
+    assert house.until_answer(20) == Baselined(context="idle", stationary=False, power_w=None)
+    assert house.now_ns == pytest.approx(3 * SECOND, abs=TICK)
+
+
+def test_without_a_condition_there_is_nothing_to_wait_for() -> None:
+    house = House()
+    house.quiet.begin(Settle(), house.now_ns)
+    assert house.until_answer(1) == Settled(settled=True)
+    assert house.now_ns == TICK
+
+
+def test_settling_waits_for_temperature_and_idle_power() -> None:
+    house = House(settle=SettleConfig(temperature_c=45, idle_power=True, max_s=60))
+    house.quiet.begin(Baseline(context="ready"), house.now_ns)
+    house.until_answer(20)
+    house.watts, house.celsius = 200.0, 60
+    house.quiet.begin(Settle(), house.now_ns)
+    assert house.until_answer(5) is None
+    house.celsius = 45
+    assert house.until_answer(5) is None
+    house.watts = 54.0
+    assert house.until_answer(5) == Settled(settled=True)
+    assert house.phases.rows[-1][3] == {"settled": True, "reason": None}
+
+
+def test_settling_gives_up_at_its_cap_and_says_why() -> None:
+    house = House(settle=SettleConfig(temperature_c=35, max_s=2))
+    house.quiet.begin(Settle(), house.now_ns)
+    assert house.until_answer(5) == Settled(settled=False)
+    assert house.phases.rows[-1][3] == {
+        "settled": False,
+        "reason": "a device has 40 °C and settle.temperature_c is 35",
+    }
+
+
+def test_a_wait_that_is_broken_off_is_closed() -> None:
+    house = House()
+    house.quiet.begin(Baseline(context="idle"), house.now_ns)
+    house.until_answer(1)
+    house.quiet.end(house.now_ns)
+    house.quiet.end(house.now_ns)
+    assert [row[1] for row in house.phases.rows] == ["begin", "end"]
+    assert house.until_answer(5) is None
