@@ -1,47 +1,28 @@
 """The measured window of one rank: whole repetitions of its prompts until the asked length is reached.
 
-Traffic is `offline`: a batch is released when the one before it is done, as many requests at a time as the backend
+Under `offline` traffic a batch is released when the one before it is done, as many requests at a time as the backend
 takes. A request's arrival is therefore the moment its batch is handed to the backend, and queueing behind earlier
-batches is no part of its latency.
+batches is no part of its latency. Under `open` and `closed` traffic requests arrive by themselves (see
+`lem_worker.traffic`), and their wait for a place in a batch is.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from lem_domain.config.experiment import WindowConfig
+from lem_domain.config.measurement import TrafficConfig
 from lem_domain.evidence import PhaseName
 from lem_worker.backends import InferenceBackend
+from lem_worker.goal import Goal
 from lem_worker.process_protocol import Message, Tick
 from lem_worker.prompts import PreparedPrompt, batches, requests_of
 from lem_worker.recorder import Recorder
+from lem_worker.traffic import Arrival, Feed, make_feed
 
 _TICK_NS = 500_000_000
 """The protocol allows about two ticks a second."""
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """The least that a rank's window holds."""
-
-    duration_ns: int
-    requests: int
-
-    @classmethod
-    def of(cls, window: WindowConfig, *, world_size: int) -> Goal:
-        """The rank's part: the whole duration, and its share of the requests rounded up."""
-        return cls(round(window.min_duration_s * 1e9), -(-window.min_requests // world_size))
-
-    def is_met(self, duration_ns: int, requests: int) -> bool:
-        """Whether both minima hold."""
-        return duration_ns >= self.duration_ns and requests >= self.requests
-
-    def fraction(self, duration_ns: int, requests: int, *, share: int) -> float:
-        """How much of the window is over, as far as foreseeable; requests count in whole repetitions of `share`."""
-        needed = share * max(1, -(-self.requests // share))
-        elapsed = duration_ns / self.duration_ns if self.duration_ns else 1.0
-        return max(0.0, min(1.0, elapsed, requests / needed))
 
 
 class Ticker:
@@ -81,6 +62,13 @@ class Ticker:
         )
 
 
+class Share(NamedTuple):
+    """Which of the ranks this is."""
+
+    rank: int = 0
+    world_size: int = 1
+
+
 def measure(
     backend: InferenceBackend,
     prompts: Sequence[PreparedPrompt],
@@ -90,9 +78,16 @@ def measure(
     seed: int,
     max_tokens: int,
     between_batches: Callable[[], None],
+    traffic: TrafficConfig | None = None,
+    share: Share | None = None,
 ) -> int:
     """Run the window; the answer is the number of repetitions."""
+    traffic, share = traffic or TrafficConfig(), share or Share()
     begin_ns = recorder.clock()
+    if traffic.mode != "offline":
+        feed = make_feed(traffic, prompts, goal=goal, seed=seed, begin_ns=begin_ns, **share._asdict())
+        _serve(backend, feed, recorder, max_tokens=max_tokens, between_batches=between_batches)
+        return recorder.requests_done // len(prompts)
     repetition = 0
     while True:
         requests = requests_of(prompts, repetition=repetition, first_id=repetition * len(prompts), seed=seed)
@@ -105,3 +100,31 @@ def measure(
         repetition += 1
         if goal.is_met(recorder.last_token_ns - begin_ns, recorder.requests_done):
             return repetition
+
+
+def _serve(
+    backend: InferenceBackend,
+    feed: Feed,
+    recorder: Recorder,
+    *,
+    max_tokens: int,
+    between_batches: Callable[[], None],
+) -> None:
+    """Batches of what waits, as large as the backend takes, as soon as it is free."""
+    waiting: list[Arrival] = []
+    while True:
+        waiting += feed.take(recorder.clock())
+        if not waiting:
+            next_ns = feed.next_ns()
+            if next_ns is None:
+                return
+            time.sleep(max(0, next_ns - recorder.clock()) / 1e9)
+            continue
+        batch, waiting = waiting[: backend.in_flight()], waiting[backend.in_flight() :]
+        recorder.reserve(len(batch) * max_tokens)
+        for arrival in batch:
+            recorder.release([arrival.request], arrival.arrival_ns)
+        backend.run([arrival.request for arrival in batch], recorder)
+        feed.finished(len(batch))
+        recorder.drain()
+        between_batches()

@@ -19,7 +19,8 @@ from lem_worker import processes
 from lem_worker.backends import InferenceBackend, create_backend
 from lem_worker.digests import OutputLedger, digest_of_set, digest_of_tokens
 from lem_worker.failures import failure_of
-from lem_worker.measuring import Goal, Ticker, measure
+from lem_worker.goal import Goal
+from lem_worker.measuring import Share, Ticker, measure
 from lem_worker.phases import Phases
 from lem_worker.process_control import ControlPipes, DaemonGone, send_failure
 from lem_worker.process_protocol import Done, Go, Loaded, RankJob, Ready
@@ -139,6 +140,8 @@ class Rank:
                     seed=config.decoding.seed,
                     max_tokens=config.output.max_tokens,
                     between_batches=lambda: self._writer.flush_older_than(_FLUSH_S),
+                    traffic=config.traffic,
+                    share=Share(self._job.rank, self._job.world_size),
                 )
             except Exception as error:
                 recorder.abandon(failure_of(error, PhaseName.MEASURE).message)

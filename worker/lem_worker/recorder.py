@@ -109,7 +109,7 @@ class Recorder:
     # --- while the engine runs ----------------------------------------------------------------------------------------
 
     def release(self, requests: Sequence[Request], time_ns: int) -> None:
-        """The requests are handed to the backend now: their arrival."""
+        """The requests go to the backend; `time_ns` is their arrival."""
         for request in requests:
             self._in_flight[request.request_id] = _InFlight(request, time_ns)
 

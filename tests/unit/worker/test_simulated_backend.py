@@ -10,7 +10,8 @@ from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence import PhaseName
 from lem_worker.backends import InferenceBackend, create_backend
 from lem_worker.backends.simulated import SimulatedEngineError, generated_ids
-from lem_worker.measuring import Goal, measure
+from lem_worker.goal import Goal
+from lem_worker.measuring import measure
 from lem_worker.process_protocol import RankJob
 from lem_worker.prompts import PreparedPrompt, PromptRefused, share_of
 from lem_worker.recorder import Recorder, Sinks

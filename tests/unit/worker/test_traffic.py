@@ -1,0 +1,184 @@
+"""Arrivals that don't wait for answers, and a concurrency that is kept: in a time of the test's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice, pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lem_domain.config.measurement import TrafficConfig, WindowConfig
+from lem_domain.evidence import PhaseName
+from lem_worker import measuring
+from lem_worker.goal import Goal
+from lem_worker.measuring import Share, measure
+from lem_worker.prompts import PreparedPrompt, Request
+from lem_worker.recorder import Recorder, Sinks
+from lem_worker.traffic import TrafficRefused, arrival_gaps, make_feed
+
+MS = 1_000_000
+PROMPTS = tuple(PreparedPrompt(index, (1, 2)) for index in range(3))
+
+
+@dataclass
+class World:
+    """A clock that only moves when somebody works or sleeps, and an engine that takes its time for a batch."""
+
+    batch_ms: float = 10.0
+    batch_size: int = 2
+    now_ns: int = 1_000
+    batches: list[int] = field(default_factory=list)
+
+    def clock(self) -> int:
+        return self.now_ns
+
+    def sleep(self, seconds: float) -> None:
+        self.now_ns += max(1, round(seconds * 1e9))
+
+    def in_flight(self) -> int:
+        return self.batch_size
+
+    def run(self, requests: Sequence[Request], recorder: Recorder) -> None:
+        ids = np.array([request.request_id for request in requests], dtype=np.int64)
+        recorder.scheduled(ids, self.now_ns, batch_id=len(self.batches))
+        self.batches.append(len(requests))
+        self.now_ns += round(self.batch_ms * MS)
+        recorder.tokens(ids, self.now_ns)
+        for request in requests:
+            recorder.finished(request.request_id, "length", [1])
+
+
+class Rows:
+    def __init__(self) -> None:
+        self.rows: list[dict[str, int]] = []
+
+    def append(self, **columns: object) -> None:
+        raise NotImplementedError
+
+    def extend(self, **columns: Sequence[object]) -> None:
+        names = list(columns)
+        self.rows += [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]  # type: ignore[arg-type]
+
+    def add(self, prompt_index: int, token_ids: Sequence[int]) -> None:
+        pass
+
+
+def measured(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, goal: Goal, share: Share | None = None, **traffic: object
+) -> tuple[list[dict[str, int]], int]:
+    monkeypatch.setattr(measuring.time, "sleep", world.sleep)
+    rows = Rows()
+    recorder = Recorder(PhaseName.MEASURE, Sinks(rows, None, rows), clock=world.clock)
+    repetitions = measure(
+        world,  # type: ignore[arg-type]
+        PROMPTS,
+        recorder,
+        goal=goal,
+        seed=0,
+        max_tokens=1,
+        between_batches=lambda: None,
+        traffic=TrafficConfig.model_validate(traffic),
+        share=share,
+    )
+    return rows.rows, repetitions
+
+
+def test_open_arrivals_do_not_wait_for_a_slow_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(batch_ms=100, batch_size=1)
+    rows, repetitions = measured(world, monkeypatch, goal=Goal(0, 6), mode="open", rate_per_s=100, arrivals="constant")
+    assert repetitions == 2
+    assert [row["arrival_ns"] - 1_000 for row in rows] == [place * 10 * MS for place in range(6)]
+    waits = [(row["last_token_ns"] - row["arrival_ns"]) / MS for row in rows]
+    assert waits == [100 + 90 * place for place in range(6)], "the queue is in the latency"
+
+
+def test_an_engine_with_nothing_to_do_waits_for_the_next_arrival(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(batch_ms=1)
+    rows, _ = measured(world, monkeypatch, goal=Goal(50 * MS, 1), mode="open", rate_per_s=50, arrivals="constant")
+    assert [round((row["last_token_ns"] - row["arrival_ns"]) / MS) for row in rows] == [1] * 3
+    assert world.batches == [1, 1, 1]
+
+
+@given(st.integers(1, 7), st.integers(1, 4), st.integers(1, 30))
+def test_closed_traffic_keeps_its_concurrency_and_whole_repetitions(
+    concurrency: int, batch_size: int, least: int
+) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        world = World(batch_size=batch_size)
+        rows, repetitions = measured(world, monkeypatch, goal=Goal(0, least), mode="closed", concurrency=concurrency)
+    assert len(rows) == repetitions * len(PROMPTS) >= least
+    assert sorted(row["request_id"] for row in rows) == list(range(len(rows)))
+    edges = sorted(
+        [(row["arrival_ns"], 1) for row in rows] + [(row["last_token_ns"], -1) for row in rows],
+        key=lambda edge: (edge[0], edge[1]),
+    )
+    in_flight = np.cumsum([change for _, change in edges])
+    assert in_flight.max() <= concurrency
+    last_arrival = max(row["arrival_ns"] for row in rows)
+    between = [count for (at, _), count in zip(edges, in_flight, strict=True) if 1_000 < at < last_arrival]
+    if len(rows) > concurrency:
+        assert all(count >= concurrency - batch_size for count in between), "what is done is replaced at once"
+
+
+@given(st.integers(1, 6), st.sampled_from(["poisson", "constant"]), st.integers(0, 2**62))
+def test_ranks_together_have_the_rate_that_was_asked_for(world_size: int, arrivals: str, seed: int) -> None:
+    traffic = TrafficConfig.model_validate({"mode": "open", "rate_per_s": 40, "arrivals": arrivals, "seed": seed})
+    streams = [
+        np.cumsum(list(islice(arrival_gaps(traffic, rank=rank, world_size=world_size), 3000)))
+        for rank in range(world_size)
+    ]
+    horizon = min(stream[-1] for stream in streams)
+    together = sorted(time for stream in streams for time in stream if time <= horizon)
+    assert len(together) / horizon == pytest.approx(40, rel=0.15)
+    if arrivals == "constant":
+        assert [later - earlier for earlier, later in pairwise(together)] == pytest.approx(
+            [1 / 40] * (len(together) - 1)
+        )
+
+
+def test_poisson_gaps_spread_as_an_exponential_does_and_repeat_with_their_seed() -> None:
+    traffic = TrafficConfig(mode="open", rate_per_s=10, seed=3)
+    gaps = list(islice(arrival_gaps(traffic, rank=0, world_size=1), 20_000))
+    assert np.mean(gaps) == pytest.approx(0.1, rel=0.03)
+    assert np.std(gaps) == pytest.approx(0.1, rel=0.05)
+    assert gaps == list(islice(arrival_gaps(traffic, rank=0, world_size=1), 20_000))
+    assert gaps[:10] != list(islice(arrival_gaps(traffic, rank=1, world_size=2), 10))
+
+
+def test_the_concurrency_is_divided_without_loss_and_never_to_nothing() -> None:
+    traffic = TrafficConfig(mode="closed", concurrency=5)
+
+    def first(rank: int, world_size: int) -> int:
+        feed = make_feed(
+            traffic,
+            PROMPTS * 4,
+            goal=Goal.of(WindowConfig(), world_size=world_size),
+            seed=0,
+            rank=rank,
+            world_size=world_size,
+            begin_ns=0,
+        )
+        return len(feed.take(0))
+
+    assert [first(rank, 3) for rank in range(3)] == [2, 2, 1]
+    with pytest.raises(TrafficRefused, match=r"traffic.concurrency 5 leaves nothing for rank 5 of 6"):
+        first(5, 6)
+
+
+@pytest.mark.parametrize(
+    ("given_keys", "message"),
+    [
+        ({"mode": "open"}, "traffic.mode open needs rate_per_s"),
+        ({"mode": "closed"}, "traffic.mode closed needs concurrency"),
+        ({"concurrency": 3}, "concurrency has no effect under traffic.mode offline"),
+        ({"mode": "closed", "concurrency": 3, "rate_per_s": 2}, "rate_per_s has no effect under traffic.mode closed"),
+        ({"slo": {}}, "slo states no limit"),
+    ],
+)
+def test_traffic_that_says_too_little_or_too_much_is_refused(given_keys: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrafficConfig.model_validate(given_keys)

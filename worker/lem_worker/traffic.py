@@ -1,0 +1,188 @@
+"""When requests arrive: at their own times (open), or as others finish (closed).
+
+Both send the rank's prompts in whole repetitions until the window's minima hold, then nothing more; what is in flight
+by then is still finished. Of several ranks each gets its part of the rate or of the concurrency.
+
+An open arrival does not wait for the engine: a request that a busy engine takes late has its planned time as arrival,
+so that the wait is in its latency (otherwise a slow answer would thin out the load that follows it: coordinated
+omission).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from lem_domain.config.measurement import TrafficConfig
+from lem_domain.errors import LemError
+from lem_worker.goal import Goal
+from lem_worker.prompts import PreparedPrompt, Request, requests_of
+
+
+class TrafficRefused(LemError):
+    """Traffic that a rank can't take part in."""
+
+
+class Arrival(NamedTuple):
+    """A request and when it arrived, in ns of the rank's clock."""
+
+    request: Request
+    arrival_ns: int
+
+
+class Feed(Protocol):
+    """Where an engine, or the loop that feeds it, gets its requests from."""
+
+    def take(self, now_ns: int) -> Sequence[Arrival]:
+        """What has arrived by now and was not taken yet."""
+
+    def next_ns(self) -> int | None:
+        """When the next one arrives; None when that depends on others, or nothing more comes."""
+
+    def finished(self, requests: int) -> None:
+        """So many requests are done."""
+
+    @property
+    def over(self) -> bool:
+        """Nothing more comes."""
+
+
+class OpenFeed:
+    """Arrivals at times that are fixed before the first of them."""
+
+    def __init__(
+        self,
+        prompts: Sequence[PreparedPrompt],
+        gaps_s: Iterator[float],
+        *,
+        goal: Goal,
+        seed: int,
+        begin_ns: int,
+    ) -> None:
+        self._requests = _in_repetitions(prompts, seed, lambda sent: goal.is_met(self._at_ns - begin_ns, sent))
+        self._gaps_s = gaps_s
+        self._at_ns = begin_ns
+        self._next: Arrival | None = None
+        self._advance()
+
+    def take(self, now_ns: int) -> Sequence[Arrival]:
+        """All whose time has come."""
+        taken = []
+        while self._next is not None and self._next.arrival_ns <= now_ns:
+            taken.append(self._next)
+            self._advance()
+        return taken
+
+    def next_ns(self) -> int | None:
+        """The next one's time."""
+        return None if self._next is None else self._next.arrival_ns
+
+    def finished(self, requests: int) -> None:
+        """Nothing to do with arrivals."""
+
+    @property
+    def over(self) -> bool:
+        """All have arrived."""
+        return self._next is None
+
+    def _advance(self) -> None:
+        self._at_ns += round(next(self._gaps_s) * 1e9)
+        request = next(self._requests, None)
+        self._next = None if request is None else Arrival(request, self._at_ns)
+
+
+class ClosedFeed:
+    """Always the same number in flight: one arrives in the moment in which another is done."""
+
+    def __init__(
+        self,
+        prompts: Sequence[PreparedPrompt],
+        *,
+        concurrency: int,
+        goal: Goal,
+        seed: int,
+        begin_ns: int,
+    ) -> None:
+        self._now_ns = begin_ns
+        self._requests = _in_repetitions(prompts, seed, lambda sent: goal.is_met(self._now_ns - begin_ns, sent))
+        self._free = concurrency
+        self._over = False
+
+    def take(self, now_ns: int) -> Sequence[Arrival]:
+        """One for each that is free."""
+        self._now_ns = now_ns
+        taken = []
+        while self._free and not self._over:
+            request = next(self._requests, None)
+            if request is None:
+                self._over = True
+                break
+            self._free -= 1
+            taken.append(Arrival(request, now_ns))
+        return taken
+
+    def next_ns(self) -> int | None:
+        """It depends on the others."""
+        return None
+
+    def finished(self, requests: int) -> None:
+        """So many are free again."""
+        self._free += requests
+
+    @property
+    def over(self) -> bool:
+        """The last repetition has arrived."""
+        return self._over
+
+
+def make_feed(
+    traffic: TrafficConfig,
+    prompts: Sequence[PreparedPrompt],
+    *,
+    goal: Goal,
+    seed: int,
+    rank: int,
+    world_size: int,
+    begin_ns: int,
+) -> Feed:
+    """The feed of a rank under open or closed traffic, from `begin_ns` on.
+
+    Raises:
+        TrafficRefused: there is less concurrency than there are ranks.
+    """
+    if traffic.rate_per_s is not None:
+        gaps_s = arrival_gaps(traffic, rank=rank, world_size=world_size)
+        return OpenFeed(prompts, gaps_s, goal=goal, seed=seed, begin_ns=begin_ns)
+    concurrency = (traffic.concurrency or 0) // world_size + (rank < (traffic.concurrency or 0) % world_size)
+    if not concurrency:
+        raise TrafficRefused(
+            f"traffic.concurrency {traffic.concurrency} leaves nothing for rank {rank} of {world_size}; raise it."
+        )
+    return ClosedFeed(prompts, concurrency=concurrency, goal=goal, seed=seed, begin_ns=begin_ns)
+
+
+def arrival_gaps(traffic: TrafficConfig, *, rank: int, world_size: int) -> Iterator[float]:
+    """Seconds between the arrivals at one rank; the first is from the beginning of the window.
+
+    A Poisson stream divided at random among ranks is a Poisson stream of the divided rate at each. Constant arrivals
+    are dealt out in turn.
+    """
+    if traffic.rate_per_s is None:
+        return
+    if traffic.arrivals == "constant":
+        yield rank / traffic.rate_per_s
+        while True:
+            yield world_size / traffic.rate_per_s
+    random = np.random.default_rng([traffic.seed, rank])
+    while True:
+        yield from random.exponential(world_size / traffic.rate_per_s, size=1024).tolist()
+
+
+def _in_repetitions(prompts: Sequence[PreparedPrompt], seed: int, enough: Callable[[int], bool]) -> Iterator[Request]:
+    """The requests of one repetition after the other; `enough` is asked, with how many there were, before each."""
+    repetition = 0
+    while repetition == 0 or not enough(repetition * len(prompts)):
+        yield from requests_of(prompts, repetition=repetition, first_id=repetition * len(prompts), seed=seed)
+        repetition += 1
