@@ -1,4 +1,6 @@
-"""`python -m factories.fake_rank JOB_FILE`: a rank that does what `LEM_TEST_RANK` says, over the real protocol."""
+"""`python -m factories.fake_rank JOB_FILE`: a rank that does what `LEM_TEST_RANK` says, over the real protocol.
+
+`as_told`: what the configuration's model says."""
 
 from __future__ import annotations
 
@@ -25,6 +27,8 @@ def main(job_file: str) -> int:
     die_with_parent()
     job = RankJob.model_validate_json(Path(job_file).read_bytes())
     act = os.environ.get("LEM_TEST_RANK", "measure")
+    if act == "as_told":
+        act = job.model_path
     control = ControlPipes.from_environment(os.environ)
     writer = EvidenceWriter(Path(job.spool), rank_name(job.rank))
 
@@ -39,6 +43,9 @@ def main(job_file: str) -> int:
         os.kill(os.getpid(), signal.SIGSEGV)
     if act == "fail_loading":
         control.send(Failed(reason=FailureReason.OUT_OF_MEMORY, message="the model needs 9 GB"))
+        return 1
+    if act == "long_prompt":
+        control.send(Failed(reason=FailureReason.BACKEND_INITIALISATION, message="prompt 3 has too many tokens"))
         return 1
     if act == "babble":
         os.write(int(os.environ["LEM_CONTROL_OUT"]), b"hello\n")

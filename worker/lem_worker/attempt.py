@@ -20,7 +20,7 @@ from lem_domain.states import FailureReason
 from lem_domain.wire.runs import Progress
 from lem_domain.wire.workers import Assignment, Device, EndAttempt, ProcessCompletion, StartAttempt
 from lem_worker import spool
-from lem_worker.ending import AttemptEnded, AttemptLost, cancelled, failed
+from lem_worker.ending import AttemptEnded, AttemptLost, broken, cancelled, failed
 from lem_worker.environment import snapshot
 from lem_worker.preparation import Prepared, prepare
 from lem_worker.process_protocol import Go, RankJob, SamplerJob, Stop
@@ -118,10 +118,10 @@ class Attempt:
             self._refused = True
             return failed(FailureReason.INVALID_EVIDENCE, f"the server refused what was sent: {error}")
         except spool.SpoolError as error:
-            return failed(FailureReason.BACKEND_UNAVAILABLE, str(error))
+            return broken(FailureReason.BACKEND_UNAVAILABLE, str(error))
         except Exception as error:
             logger.exception("the worker itself failed at %s", self.assignment.attempt_id)
-            return failed(
+            return broken(
                 FailureReason.BACKEND_UNAVAILABLE,
                 f"the worker itself failed ({type(error).__name__}: {error}); its log says where, please report it.",
             )
@@ -185,7 +185,7 @@ class Attempt:
         if message is not None:
             return ProcessCompletion(streams=message.streams, summary=message.summary)
         if self.assignment.config.energy.required:
-            raise failed(FailureReason.BACKEND_INITIALISATION, "the sampler died, and energy.required is set.")
+            raise broken(FailureReason.BACKEND_INITIALISATION, "the sampler died, and energy.required is set.")
         ended = await sampler.wait()
         sealed = tuple(one for one in spool.manifests(self._dir) if one.process == SAMPLER)
         return ProcessCompletion(streams=sealed, summary={"failed": f"the sampler {ended}"})
@@ -230,9 +230,9 @@ class Attempt:
                 environment=environment,
             )
         except OSError as error:
-            raise failed(
-                FailureReason.BACKEND_INITIALISATION,
-                f"{name} can't be started ({error.strerror}); free memory or processes on the worker's machine.",
+            raise broken(
+                FailureReason.BACKEND_UNAVAILABLE,
+                f"{name} can't be started ({error.strerror}); free space, memory or processes on the worker's machine.",
             ) from error
         self._supervision.follow(child)
         return child

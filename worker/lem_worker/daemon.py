@@ -19,7 +19,7 @@ from lem_domain.wire.workers import Assignment, BeatVerdict, ClaimRequest, Devic
 from lem_worker.attempt import Attempt, Modules
 from lem_worker.beat import BeatStart, Drain, Expired, FromBeat, Superseded, Verdict
 from lem_worker.devices import cpu_device, simulated_devices
-from lem_worker.ending import INFRASTRUCTURE, AttemptEnded, AttemptLost, cancelled, handed_back, out_of_touch
+from lem_worker.ending import AttemptEnded, AttemptLost, cancelled, handed_back, out_of_touch, paused
 from lem_worker.heartbeat import BeatProcess
 from lem_worker.identity import StateFolder
 from lem_worker.models import default_cache_dir
@@ -53,6 +53,7 @@ class Daemon:
         self._signals = 0
         self._runs = 0
         self._failures_in_a_row = 0
+        self._last_failure = ""
 
     async def run(self) -> None:
         """Work until told to end, or until `max_runs` or `until_idle` is reached."""
@@ -176,22 +177,24 @@ class Daemon:
             logger.warning("%s cycle %d: the lease was lost: %s", assignment.display_name, assignment.cycle, ended)
 
     def _count_failure(self, ended: AttemptEnded | AttemptLost | None) -> None:
-        """An attempt that was stopped from outside says nothing of the machine, neither good nor bad."""
-        if isinstance(ended, AttemptEnded) and ended.reason in INFRASTRUCTURE:
-            self._failures_in_a_row += 1
-        elif ended is None or (isinstance(ended, AttemptEnded) and ended.outcome == "failed"):
+        """Only a result proves that the machine is well: a run that failed by itself, or was stopped, says nothing."""
+        if ended is None:
             self._failures_in_a_row = 0
+        elif isinstance(ended, AttemptEnded) and ended.speaks_of_machine:
+            self._failures_in_a_row += 1
+            self._last_failure = str(ended).partition("\n")[0]
 
     async def _pause_after_failures(self, ending: asyncio.Task[bool]) -> None:
-        """The circuit breaker: a machine that can't bring its engine up must not burn through a whole campaign."""
+        """The circuit breaker: a broken machine must not burn through a whole campaign."""
         beyond = self._failures_in_a_row - FAILURES_BEFORE_PAUSE
         if beyond < 0:
             return
         pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**beyond)
         logger.error(
-            "%d runs in a row failed before they measured anything; claiming nothing for %.0f s, look at the engine",
+            "%d runs in a row failed because of this machine; claiming nothing for %.0f s. The last one: %s",
             self._failures_in_a_row,
             pause_s,
+            self._last_failure,
         )
         await asyncio.wait({ending}, timeout=pause_s)
 
@@ -224,6 +227,8 @@ class Daemon:
             case Verdict() if held is not None and held.assignment.attempt_id == news.attempt_id:
                 if news.verdict is BeatVerdict.CANCEL:
                     held.stop(cancelled())
+                elif news.verdict is BeatVerdict.PAUSE:
+                    held.stop(paused())
                 elif news.verdict is BeatVerdict.LOST:
                     held.stop(AttemptLost("the server says that the lease is not this worker's any more"))
             case Expired() if held is not None and held.assignment.attempt_id == news.attempt_id:

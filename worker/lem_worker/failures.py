@@ -8,8 +8,11 @@ from typing import NamedTuple
 from lem_domain.errors import LemError
 from lem_domain.evidence import PhaseName
 from lem_domain.states import FailureReason
+from lem_worker.spool import DISK_IS_FULL, SpoolError
 
 _MAX_MESSAGE = 2000
+_SIGNS_OF_A_DRIVER = ("No CUDA GPUs are available", "CUDA driver", "NVIDIA driver", "CUDA unknown error")
+"""From what PyTorch says when CUDA can't be initialised at all; there are no exception classes for it."""
 
 
 class BackendUnavailable(LemError):
@@ -32,11 +35,18 @@ def failure_of(error: BaseException, phase: PhaseName) -> Failure:
 def _reason(error: BaseException, phase: PhaseName) -> FailureReason:
     if _is_out_of_memory(error):
         return FailureReason.OUT_OF_MEMORY
-    if isinstance(error, BackendUnavailable):
+    if isinstance(error, BackendUnavailable) or _is_of_the_machine(error):
         return FailureReason.BACKEND_UNAVAILABLE
     if phase is PhaseName.LOAD:
         return FailureReason.BACKEND_INITIALISATION
     return FailureReason.INFERENCE
+
+
+def _is_of_the_machine(error: BaseException) -> bool:
+    """Whether a disk or a driver is at fault, and any other run would fail here too."""
+    if isinstance(error, SpoolError) or (isinstance(error, OSError) and error.errno in DISK_IS_FULL):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS_OF_A_DRIVER)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

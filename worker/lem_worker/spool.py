@@ -34,6 +34,8 @@ CHUNK_SIZE = 256 * 2**10
 """Estimated bytes before compression at which a chunk is sealed: worth a request of its own, and even as text of four
 bytes a character far below what a server decodes."""
 
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 _WIDTHS = {"int64": 8, "int32": 4, "float64": 8, "string": 4}
 """Bytes of a value in an Arrow buffer; of a string, its offset, and its characters are added."""
 
@@ -313,7 +315,7 @@ def _spool_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = "free space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the state folder"
+        remedy = "free space" if error.errno in DISK_IS_FULL else "check the state folder"
         raise SpoolError(f"the spool can't write {path.name} ({error.strerror}); {remedy} and run it again.") from error
 
 

@@ -11,7 +11,7 @@ from lem_domain.config.experiment import LimitsConfig
 from lem_domain.evidence import SAMPLER, PhaseName
 from lem_domain.states import FailureReason
 from lem_domain.wire.runs import EffectiveConfig, Progress
-from lem_worker.ending import AttemptEnded, AttemptLost, failed
+from lem_worker.ending import AttemptEnded, AttemptLost, broken, failed
 from lem_worker.process_protocol import Done, Failed, FromProcess, Loaded, PhaseEdge, Ready, Sampling, Tick
 from lem_worker.processes import Child
 from lem_worker.upload import tail
@@ -120,7 +120,7 @@ class Supervision:
         )
         if self._sampler_gone:
             ended = await sampler.wait()
-            raise failed(
+            raise broken(
                 FailureReason.BACKEND_INITIALISATION,
                 f"the sampler {ended} before its first sample:\n{tail(self._log_dir / f'{SAMPLER}.log')}",
             )
@@ -194,7 +194,7 @@ class Supervision:
                 self._changed.set()
         except ValueError as error:  # no message, or one that is too long
             self.stop(
-                failed(FailureReason.BACKEND_INITIALISATION, f"{child.name} said something unintelligible: {error}")
+                broken(FailureReason.BACKEND_INITIALISATION, f"{child.name} said something unintelligible: {error}")
             )
             return
         if child.name in self._done:
@@ -206,12 +206,13 @@ class Supervision:
         ended = await child.wait()
         phase = self._phase.get(child.name)
         loading = phase in _NOT_LOADED and child.name not in self._ready
-        reason = FailureReason.BACKEND_INITIALISATION if loading else FailureReason.INFERENCE
         during = f" during {phase.value}" if phase else ""
+        message = f"{child.name} {ended}{during}; its last lines:\n{tail(self._log_dir / f'{child.name}.log')}"
+        # An engine that can't be loaded raises; one that takes its process down has trouble with the machine.
         self.stop(
-            failed(
-                reason, f"{child.name} {ended}{during}; its last lines:\n{tail(self._log_dir / f'{child.name}.log')}"
-            )
+            broken(FailureReason.BACKEND_INITIALISATION, message)
+            if loading
+            else failed(FailureReason.INFERENCE, message)
         )
 
     def _take(self, name: str, message: FromProcess) -> None:
@@ -225,7 +226,8 @@ class Supervision:
             case Sampling():
                 self._sampling = True
             case Failed():
-                self.stop(failed(message.reason, message.message))
+                of_machine = name == SAMPLER or message.reason is FailureReason.BACKEND_UNAVAILABLE
+                self.stop((broken if of_machine else failed)(message.reason, message.message))
             case PhaseEdge():
                 self._phase[name] = message.phase if message.edge == "begin" else None
                 if name == self._ranks[0] and message.edge == "begin":

@@ -1,4 +1,4 @@
-"""A real process of an attempt at the other end of two real pipes, driven the way the daemon does."""
+"""Two ends of a worker: a process of an attempt driven the way the daemon does, and a daemon against a FakeServer."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
+from factories.fake_daemon import FAKES
+from factories.fake_server import FakeServer
+from lem_worker import server_api
+from lem_worker.daemon import Daemon
 from lem_worker.process_protocol import (
     CONTROL_IN,
     CONTROL_OUT,
@@ -22,7 +26,9 @@ from lem_worker.process_protocol import (
     decode_from_process,
     encode,
 )
+from lem_worker.settings import WorkerSettings
 
+TESTS = Path(__file__).parents[2]
 M = TypeVar("M", bound=Message)
 
 
@@ -110,3 +116,38 @@ def drive() -> Iterator[Drive]:
     yield start
     for process in started:
         process.end()
+
+
+@pytest.fixture
+def worker_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing of the machine's own settings, a token, and short pauses between tries."""
+    for name in [name for name in os.environ if name.startswith("LEM_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *sys.path]))
+    monkeypatch.setenv("LEM_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(server_api, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(server_api, "LONGEST_PAUSE_S", 0.05)
+    (tmp_path / "owner.token").write_text("secret")
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as running:
+        yield running
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def work(server: FakeServer, state: Path) -> Callable[..., Coroutine[Any, Any, None]]:
+    """Run a worker until the queue is empty."""
+
+    async def run(**settings: Any) -> None:
+        modules = settings.pop("modules", FAKES)
+        chosen = {"server": server.url, "state_dir": state, "until_idle": True, "kill_grace_s": 0.1, **settings}
+        await Daemon(WorkerSettings(backend="simulated", **chosen), modules=modules).run()  # type: ignore[arg-type]
+
+    return run

@@ -7,69 +7,26 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.responses import Response
 
-from factories.fake_daemon import FAKES
+from factories.fake_daemon import nothing_lives_of, spooled
 from factories.fake_server import FakeServer, problem
 from lem_domain.evidence import SAMPLER
 from lem_domain.states import FailureReason
 from lem_worker import daemon, server_api
 from lem_worker.daemon import Daemon
 from lem_worker.identity import StateInUse
-from lem_worker.processes import kill_leftovers
 from lem_worker.server_api import NotAllowed
 from lem_worker.settings import WorkerSettings
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("worker_environment")]
 
-TESTS = Path(__file__).parents[2]
 Work = Callable[..., Coroutine[Any, Any, None]]
-
-
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [name for name in os.environ if name.startswith("LEM_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *sys.path]))
-    monkeypatch.setenv("LEM_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(server_api, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(server_api, "LONGEST_PAUSE_S", 0.05)
-    (tmp_path / "owner.token").write_text("secret")
-
-
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with FakeServer() as running:
-        yield running
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    return tmp_path / "state"
-
-
-@pytest.fixture
-def work(server: FakeServer, state: Path) -> Work:
-    """Run a worker until the queue is empty."""
-
-    async def run(**settings: Any) -> None:
-        chosen = {"server": server.url, "state_dir": state, "until_idle": True, "kill_grace_s": 0.1, **settings}
-        await Daemon(WorkerSettings(backend="simulated", **chosen), modules=FAKES).run()  # type: ignore[arg-type]
-
-    return run
-
-
-def spooled(state: Path) -> list[str]:
-    return [path.name for path in (state / "spool").iterdir()]
-
-
-async def nothing_lives_of(attempt: str) -> bool:
-    return await kill_leftovers([attempt]) == 0
 
 
 # --- what goes well ---------------------------------------------------------------------------------------------------
@@ -240,6 +197,49 @@ async def test_after_three_failures_of_the_machine_nothing_is_claimed_for_a_whil
         await work()
     told = [record.getMessage() for record in caplog.records if "claiming nothing" in record.getMessage()]
     assert [text.split()[0] for text in told] == ["3", "4"]
+    assert "claiming nothing for 0 s. The last one: rank-0 was killed by SIGSEGV during load" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("endings", "pauses"),
+    [
+        ("die die die result die die", 1),
+        ("die die result die die die die", 2),
+        ("die missing_model missing_dataset die missing_model", 0),
+        ("die die missing_model die result", 1),
+        ("long_prompt long_prompt long_prompt long_prompt", 0),
+    ],
+)
+async def test_only_the_machine_opens_the_circuit_breaker_and_only_a_result_closes_it(
+    server: FakeServer,
+    work: Work,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    endings: str,
+    pauses: int,
+) -> None:
+    monkeypatch.setattr(daemon, "FIRST_PAUSE_S", 0.01)
+    server.fail("GET .*/datasets/", lambda: problem(404, "not_found"))
+    monkeypatch.setenv("LEM_TEST_RANK", "as_told")
+    attempts = {}
+    for ending in endings.split():
+        match ending:
+            case "missing_model":
+                config: dict[str, Any] = {"backend": "pytorch", "model": "/nowhere"}
+            case "missing_dataset":
+                config = {"prompts": {"dataset": "0" * 64}}
+            case "long_prompt":
+                config = {"model": "long_prompt"}
+            case _:
+                config = {"model": {"die": "die_loading", "result": "measure"}[ending]}
+        attempts[server.enqueue(**config)] = ending
+    with caplog.at_level(logging.ERROR, "lem_worker.daemon"):
+        await work()
+    told = [record for record in caplog.records if "claiming nothing" in record.getMessage()]
+    assert len(told) == pauses
+    for attempt, ending in attempts.items():
+        assert (attempt in server.completed) is (ending == "result")
+    assert all(server.ended[one].reason is FailureReason.BACKEND_INITIALISATION for one in server.ended)
 
 
 # --- what comes from outside ------------------------------------------------------------------------------------------
@@ -264,6 +264,35 @@ async def test_a_cancel_that_comes_when_the_window_opens_is_a_cancel(server: Fak
     server.fail(":start", lambda: problem(409, "conflict"))
     await work()
     assert server.ended[attempt].outcome == "cancelled"
+
+
+async def test_a_pause_stops_the_run_and_hands_it_back(
+    server: FakeServer, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEM_TEST_RANK", "hang")
+    attempt = server.enqueue()
+    running = asyncio.create_task(work())
+    await asyncio.to_thread(server.wait_until, lambda: attempt in server.started)
+    server.verdict = "pause"
+    await running
+    end = server.ended[attempt]
+    assert (end.outcome, end.reason) == ("interrupted", FailureReason.USER_PAUSED)
+    assert end.message == "the campaign was paused and the run handed back"
+    assert await nothing_lives_of(attempt)
+
+
+async def test_a_pause_when_all_is_measured_completes_the_run(server: FakeServer, work: Work) -> None:
+    attempt = server.enqueue()
+    server.fail("completion", lambda: Response(status_code=503))
+    running = asyncio.create_task(work())
+    await asyncio.to_thread(server.wait_until, lambda: bool(server.paths("completion")))
+    server.verdict = "pause"
+    told = len(server.beats) + 2
+    await asyncio.to_thread(server.wait_until, lambda: len(server.beats) >= told)
+    server.heal()
+    await running
+    assert attempt in server.completed
+    assert server.ended == {}
 
 
 async def test_a_lost_lease_stops_everything_and_nothing_more_is_sent(
