@@ -149,6 +149,7 @@ class Rank:
         for index, token_ids in ledger.kept():
             self._event("output", {"prompt_index": index, "text": backend.text(token_ids)})
         return {
+            **backend.facts(),
             "prompts": len(prompts),
             "repetitions": repetitions,
             "requests": recorder.requests_done,

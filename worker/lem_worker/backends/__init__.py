@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, cast
 
+from pydantic.types import JsonValue
+
 from lem_domain.config.experiment import BackendName
 from lem_domain.wire.runs import EffectiveConfig
 from lem_worker.failures import BackendUnavailable
@@ -60,6 +62,10 @@ class InferenceBackend(Protocol):
 
     def run(self, requests: Sequence[Request], recorder: Recorder) -> None:
         """Send the requests and return when all are done."""
+
+    def facts(self) -> dict[str, JsonValue]:
+        """What the loaded model is and used: `model` for the estimate of its work, `peak_device_memory_bytes`. Asked
+        once, after the window."""
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Generated tokens as text."""

@@ -10,6 +10,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from pydantic.types import JsonValue
+
 from lem_domain.config.experiment import BackendName
 from lem_domain.config.pytorch import PyTorchConfig
 from lem_domain.errors import LemError
@@ -101,6 +103,16 @@ class PyTorchBackend:
         """Decode the requests as one batch in lockstep."""
         _need(self._decoder).run(requests, recorder, batch_id=self._batches)
         self._batches += 1
+
+    def facts(self) -> dict[str, JsonValue]:
+        """Sizes of the model, and the most memory that its tensors held."""
+        from lem_worker.backends import pytorch_facts  # noqa: PLC0415 - needs torch
+
+        live = _need(self._live)
+        return {
+            "model": pytorch_facts.model_facts(live.model),
+            "peak_device_memory_bytes": pytorch_facts.peak_memory_bytes(live.device),
+        }
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Without special tokens."""

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
+from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import OutputConfig
 from lem_domain.config.simulated import SimulatedConfig, SimulatedFailure
@@ -114,6 +115,10 @@ class SimulatedBackend:
             fail(failure)
         for request, ids in zip(requests, outputs, strict=True):
             recorder.finished(request.request_id, "length" if len(ids) == output.max_tokens else "stop", ids)
+
+    def facts(self) -> dict[str, JsonValue]:
+        """There is no model."""
+        return {}
 
     def text(self, token_ids: Sequence[int]) -> str:
         """The ids themselves."""
