@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from lem_domain.config.experiment import WarmupConfig
 from lem_worker.prompts import PreparedPrompt, warmup_requests
-from lem_worker.warmup import assess, coefficient_of_variation, warm_up
+from lem_worker.warmup import POWER_CAP_S, PowerTrend, assess, coefficient_of_variation, warm_up
 
 CONFIG = WarmupConfig(min_requests=5, max_requests=12, cv_threshold=0.05, window_size=5)
 
@@ -57,6 +57,41 @@ def test_it_sends_until_steady_and_no_further() -> None:
     assessment = warm_up(lambda: next(latencies), CONFIG)
     assert (assessment.converged, assessment.requests) == (True, 8)
     assert next(latencies) == 77.0
+
+
+STEADY = [1.0] * 5
+
+
+@pytest.mark.parametrize(
+    ("trend", "converged"),
+    [
+        (PowerTrend(known=False), True),
+        (PowerTrend(known=True, slope=None), False),
+        (PowerTrend(known=True, slope=0.3), False),
+        (PowerTrend(known=True, slope=-0.3), False),
+        (PowerTrend(known=True, slope=0.019), True),
+        (PowerTrend(known=True, slope=-0.019), True),
+    ],
+)
+def test_power_must_have_settled_too_where_somebody_tells_it(trend: PowerTrend, converged: bool) -> None:
+    assessment = assess(STEADY, CONFIG, trend)
+    assert (assessment.finished, assessment.converged, assessment.power_slope) == (converged, converged, trend.slope)
+    unconcerned = CONFIG.model_copy(update={"power_slope": None})
+    assert assess(STEADY, unconcerned, trend).converged
+
+
+def test_the_cap_gives_power_the_time_that_a_trend_needs() -> None:
+    rising = PowerTrend(known=True, slope=0.3)
+    many = [1.0] * 500
+    assert not assess(many, CONFIG, rising, POWER_CAP_S - 1).finished
+    assessment = assess(many, CONFIG, rising, POWER_CAP_S)
+    assert (assessment.finished, assessment.converged) == (True, False)
+
+
+def test_it_goes_on_until_power_has_settled() -> None:
+    trends = iter([PowerTrend(known=True, slope=slope) for slope in [0.5] * 30 + [0.01]])
+    assessment = warm_up(lambda: 1.0, CONFIG, lambda: next(trends), lambda: 0.0)
+    assert (assessment.converged, assessment.requests) == (True, 31)
 
 
 @given(st.lists(st.floats(min_value=1e-6, max_value=1e6), min_size=20, max_size=20))
