@@ -249,6 +249,8 @@ class FakeServer:
     async def _complete(self, request: Request) -> Response:
         attempt = request.path_params["attempt"]
         body = CompleteAttempt.model_validate_json(await request.body())
+        if missing := self._missing(attempt, body):
+            return problem(409, "manifest_incomplete", missing=missing)
         assert sorted(body.manifest, key=str) == sorted(self._manifest(attempt), key=str)
         assert all((attempt, process) in self.markers for process in body.processes)
         self.completed[attempt] = body
@@ -258,6 +260,14 @@ class FakeServer:
         body = EndAttempt.model_validate_json(await request.body())
         self.ended[request.path_params["attempt"]] = body
         return self._view(request, body.outcome)
+
+    def _missing(self, attempt: str, body: CompleteAttempt) -> list[dict[str, Any]]:
+        gaps = []
+        for one in body.manifest:
+            held = {seq for (*at, seq) in self.chunks if at == [attempt, one.process, one.stream.value]}
+            if seqs := sorted(set(range(one.chunks)) - held):
+                gaps.append({"process": one.process, "stream": one.stream.value, "seqs": seqs})
+        return gaps
 
     def _manifest(self, attempt: str) -> list[StreamManifest]:
         streams: dict[tuple[str, str], list[bytes]] = {}

@@ -129,7 +129,6 @@ class Attempt:
 
     async def _measure(self) -> None:
         config = self.assignment.config
-        self._dir.mkdir(parents=True, exist_ok=True)
         marker = SpooledAssignment(
             attempt_id=self.assignment.attempt_id, boot_id=self._boot_id, processes=self._processes
         )

@@ -2,6 +2,10 @@
 
 The earlier boot's lease still stands until the new boot registers, so finished evidence is completed under the earlier
 boot's name, before that. What is not whole is dropped: the server gives the run to somebody as a new attempt.
+
+What is marked as sent is not sent again, and the server need not be asked what it holds: a chunk that it took just
+before the worker ended is sent once more, which changes nothing, and what it lacks it names when it is told the
+manifest.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ async def recover(leftovers: list[Path], connect: Callable[[UUID], ServerApi]) -
         NotAllowed: the server does not accept this worker; everything stays in the spool.
     """
     for folder in leftovers:
+        spool.sweep(folder)
         assignment = _assignment(folder)
         if assignment is not None and spool.is_whole(folder, assignment.processes):
             await _complete(folder, assignment, connect(assignment.boot_id))

@@ -1,14 +1,14 @@
-"""The worker's fsynced spool: evidence lies here before it is sent, and until it is acknowledged.
+"""The worker's fsynced spool: evidence lies here before it is sent, and until its attempt is over.
 
     <spool>/<attempt id>/
-        assignment.json                                     what was claimed, and under which boot
-        chunks/<process>/<stream>/<seq>.<rows>.<sha256>.chunk          sealed, not acknowledged
-        chunks/<process>/<stream>/<seq>.<rows>.<bytes>.<sha256>.acked  acknowledged; its bytes are gone
-        <process>.done.json                                 the process wrote all that it was going to write
-        <process>.job.json, <process>.log                   what it was told, and its output
+        assignment.json                                      what was claimed, and under which boot
+        chunks/<process>/<stream>/<seq>.<rows>.<sha256>.chunk  sealed, not acknowledged
+        chunks/<process>/<stream>/<seq>.<rows>.<sha256>.sent   acknowledged; kept in case the server asks for it again
+        <process>.done.json                                  the process wrote all that it was going to write
+        <process>.job.json, <process>.log                    what it was told, and its output
 
-A chunk appears under its name only when its bytes are on the disk (write, fsync, rename, fsync of the folder), so that
-a power cut or a SIGKILL leaves whole chunks and nothing else that counts.
+A file appears under its name only when its bytes are on the disk (write, fsync, rename, fsync of the folder), so that a
+power cut or a SIGKILL leaves whole files and nothing else that counts: what was being written begins with a dot.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ CHUNK_SIZE = 256 * 2**10
 """Estimated bytes before compression at which a chunk is sealed: worth a request of its own, and even as text of four
 bytes a character far below what a server decodes."""
 
+_SEALED, _SENT = ".chunk", ".sent"
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _WIDTHS = {"int64": 8, "int32": 4, "float64": 8, "string": 4}
@@ -153,7 +154,7 @@ class StreamWriter:
     def _seal(self, columns: dict[str, list[object]], rows: int) -> None:
         body = encode_chunk(self._stream, columns)
         digest = hashlib.sha256(body).hexdigest()
-        write_durably(self._folder / f"{len(self._sealed):08d}.{rows}.{digest}.chunk", body)
+        write_durably(self._folder / f"{len(self._sealed):08d}.{rows}.{digest}{_SEALED}", body)
         self._sealed.append((rows, len(body), digest))
 
 
@@ -214,20 +215,20 @@ def write_model(path: Path, model: BaseModel) -> None:
 def chunks(attempt_dir: Path) -> Iterator[SpooledChunk]:
     """Every sealed chunk of an attempt, in order of process, stream and number."""
     for folder in sorted((attempt_dir / "chunks").glob("*/*")):
-        found: dict[int, SpooledChunk] = {}
-        for path in sorted(folder.iterdir(), reverse=True):
-            if path.name.startswith("."):
+        for path in sorted(folder.iterdir()):
+            if path.suffix not in (_SEALED, _SENT) or path.name.startswith("."):
                 continue
-            number, rows, *rest, ending = path.name.split(".")
-            acknowledged = ending == "acked"
-            seq = int(number)
-            if seq in found and not acknowledged:
-                continue  # the marker was written and the bytes were not dropped yet when the worker was killed
-            size = int(rest[0]) if acknowledged else path.stat().st_size
-            found[seq] = SpooledChunk(
-                folder.parent.name, StreamName(folder.name), seq, int(rows), rest[-1], path, size, acknowledged
+            seq, rows, digest = path.stem.split(".")
+            yield SpooledChunk(
+                folder.parent.name,
+                StreamName(folder.name),
+                int(seq),
+                int(rows),
+                digest,
+                path,
+                path.stat().st_size,
+                acknowledged=path.suffix == _SENT,
             )
-        yield from (found[seq] for seq in sorted(found))
 
 
 def pending(attempt_dir: Path) -> list[SpooledChunk]:
@@ -236,16 +237,15 @@ def pending(attempt_dir: Path) -> list[SpooledChunk]:
 
 
 def mark_acknowledged(chunk: SpooledChunk) -> None:
-    """Keep the facts of an acknowledged chunk and drop its bytes.
+    """Note, durably, that the server has a chunk; its bytes stay.
 
     Raises:
         SpoolError: the disk can't be written.
     """
-    marker = chunk.path.with_name(f"{chunk.seq:08d}.{chunk.rows}.{chunk.bytes}.{chunk.sha256}.acked")
-    with _spool_errors(marker):
-        marker.touch()
-        _sync_folder(chunk.path.parent)
-        chunk.path.unlink(missing_ok=True)
+    sent = chunk.path.with_suffix(_SENT)
+    with _spool_errors(sent):
+        chunk.path.rename(sent)
+        _sync_folder(sent.parent)
 
 
 def manifests(attempt_dir: Path) -> tuple[StreamManifest, ...]:
@@ -272,9 +272,11 @@ def mark_done(attempt_dir: Path, process: str, marker: ProcessCompletion) -> Non
 
 
 def done(attempt_dir: Path, process: str) -> ProcessCompletion | None:
-    """A process's completion marker."""
-    path = attempt_dir / f"{process}.done.json"
-    return ProcessCompletion.model_validate_json(path.read_bytes()) if path.exists() else None
+    """A process's completion marker; None when there is none that can be read."""
+    try:
+        return ProcessCompletion.model_validate_json((attempt_dir / f"{process}.done.json").read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def is_whole(attempt_dir: Path, processes: Sequence[str]) -> bool:
@@ -288,6 +290,12 @@ def is_whole(attempt_dir: Path, processes: Sequence[str]) -> bool:
     return sorted(said, key=_place) == sorted(manifests(attempt_dir), key=_place)
 
 
+def sweep(attempt_dir: Path) -> None:
+    """Remove what was being written when its writer ended."""
+    for path in attempt_dir.rglob(".*"):
+        path.unlink(missing_ok=True)
+
+
 def remove(attempt_dir: Path) -> None:
     """Forget an attempt."""
     shutil.rmtree(attempt_dir, ignore_errors=True)
@@ -299,6 +307,8 @@ def set_aside(attempt_dir: Path) -> Path:
     with _spool_errors(kept):
         _make_folder(kept.parent)
         attempt_dir.rename(kept)
+        _sync_folder(kept.parent)
+        _sync_folder(attempt_dir.parent)
     return kept
 
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-from lem_domain.wire.workers import CompleteAttempt, MissingChunks
+from lem_domain.wire.workers import CompleteAttempt
 from lem_worker import spool
 from lem_worker.server_api import ManifestIncomplete, ServerApi
 
@@ -18,6 +18,10 @@ UPLOAD_EVERY_S = 1.0
 LOG_PIECE_CHARACTERS = 32_768
 LOG_LIMIT_BYTES = 4 * 2**20
 """What a process writes beyond this is not sent; the run log says so."""
+
+
+_Place = tuple[str, str, int]
+"""Process, stream and number of a chunk."""
 
 
 class Uploader:
@@ -52,20 +56,29 @@ class Uploader:
             if marker is not None:
                 await self._api.put_completion(self._attempt_id, process, marker)
         request = CompleteAttempt(processes=tuple(processes), manifest=spool.manifests(self._dir))
-        try:
-            await self._api.complete(self._attempt_id, request)
-        except ManifestIncomplete as error:
-            await self._send_again(error.missing)
-            await self._api.complete(self._attempt_id, request)
+        sent_again: set[_Place] = set()
+        while True:
+            try:
+                await self._api.complete(self._attempt_id, request)
+            except ManifestIncomplete as error:
+                # The server names only so many at a time.
+                named = {(gap.process, gap.stream, seq) for gap in error.missing for seq in gap.seqs} - sent_again
+                if not await self._send_again(named):
+                    raise
+                sent_again |= named
+            else:
+                return
 
-    async def _send_again(self, missing: Sequence[MissingChunks]) -> None:
-        """Chunks that the server lacks although they may have been acknowledged; only unsent ones are still here."""
-        wanted = {(gap.process, gap.stream, seq) for gap in missing for seq in gap.seqs}
+    async def _send_again(self, wanted: set[_Place]) -> set[_Place]:
+        """Send what the server lacks, although it may have acknowledged it; says what that was."""
         logger.warning("the server lacks %d chunks; sending them again", len(wanted))
-        for chunk in spool.pending(self._dir):
-            if (chunk.process, chunk.stream.value, chunk.seq) in wanted:
+        sent = set()
+        for chunk in spool.chunks(self._dir):
+            place = (chunk.process, chunk.stream.value, chunk.seq)
+            if place in wanted:
                 await self._api.put_chunk(self._attempt_id, chunk)
-                spool.mark_acknowledged(chunk)
+                sent.add(place)
+        return sent
 
     async def _send_log(self, path: Path) -> None:
         cursor = self._logs.setdefault(path.name, _LogCursor())

@@ -495,6 +495,8 @@ async def test_whole_evidence_of_a_killed_worker_is_completed_and_not_measured_a
     assert attempt in server.completed
     assert len(server.started) == 1
     assert spooled(state) == []
+    sent = server.paths("PUT .*/chunks/")
+    assert len(sent) == len(set(sent)) == len(server.chunks)
     completion = next(call for call in reversed(server.calls) if call.path.endswith(":complete"))
     assert completion.boot == str(first.boot_id)
     assert server.calls.index(completion) < max(
@@ -510,6 +512,37 @@ async def test_whole_evidence_under_a_superseded_lease_is_dropped(server: FakeSe
     server.fail("completion", lambda: problem(409, "lease_lost"))
     await work()
     assert server.completed == {}
+    assert spooled(state) == []
+
+
+async def test_chunks_that_the_server_lost_are_sent_again_after_a_restart(
+    server: FakeServer, work: Work, state: Path
+) -> None:
+    attempt = server.enqueue()
+    server.fail(":complete", lambda: Response(status_code=503))
+    await killed_worker(server, state, lambda: bool(server.paths(":complete")))
+    server.heal()
+    lost = [key for key in server.chunks if key[1] == SAMPLER]
+    for key in lost:
+        del server.chunks[key]
+    await work()
+    assert attempt in server.completed
+    assert lost and all(key in server.chunks for key in lost)
+
+
+@pytest.mark.parametrize("cut", ["assignment.json", "rank-0.done.json"])
+async def test_an_attempt_whose_files_were_cut_short_counts_as_unfinished(
+    server: FakeServer, work: Work, state: Path, cut: str
+) -> None:
+    attempt = server.enqueue()
+    server.fail(":complete", lambda: Response(status_code=503))
+    await killed_worker(server, state, lambda: bool(server.paths(":complete")))
+    os.truncate(state / "spool" / attempt / cut, 0)
+    (state / "spool" / attempt / ".assignment.json.77").write_bytes(b"{")
+    server.heal()
+    await work()
+    assert server.completed == server.ended == {}
+    assert len(server.registered) == 2
     assert spooled(state) == []
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,23 +112,15 @@ def test_old_rows_are_sealed_and_young_ones_wait(tmp_path: Path) -> None:
     assert len(spool.pending(tmp_path)) == 1
 
 
-def test_acknowledged_chunks_leave_the_disk_and_stay_in_the_manifest(tmp_path: Path) -> None:
+def test_acknowledged_chunks_are_not_pending_and_their_bytes_stay(tmp_path: Path) -> None:
     before = written(tmp_path).seal()
-    for chunk in spool.pending(tmp_path):
-        spool.mark_acknowledged(chunk)
-    assert spool.pending(tmp_path) == []
-    assert spool.manifests(tmp_path) == before
-    assert all(chunk.path.stat().st_size == 0 for chunk in spool.chunks(tmp_path))
-
-
-def test_a_kill_between_marker_and_removal_counts_the_chunk_once(tmp_path: Path) -> None:
-    before = written(tmp_path).seal()
-    chunk = spool.pending(tmp_path)[1]
-    body = chunk.path.read_bytes()
-    spool.mark_acknowledged(chunk)
-    chunk.path.write_bytes(body)
-    assert [one.seq for one in spool.chunks(tmp_path)] == [0, 1, 2]
-    assert [one.seq for one in spool.pending(tmp_path)] == [0, 2]
+    first, *others = spool.pending(tmp_path)
+    body = first.path.read_bytes()
+    spool.mark_acknowledged(first)
+    assert spool.pending(tmp_path) == others
+    again = next(spool.chunks(tmp_path))
+    assert again.acknowledged and again.path.read_bytes() == body
+    assert again == first._replace(path=again.path, acknowledged=True)
     assert spool.manifests(tmp_path) == before
 
 
@@ -139,6 +132,98 @@ def test_an_attempt_is_whole_only_with_all_that_its_markers_name(tmp_path: Path)
     assert not spool.is_whole(tmp_path, [RANK, "sampler"])
     spool.pending(tmp_path)[-1].path.unlink()
     assert not spool.is_whole(tmp_path, [RANK])
+
+
+@pytest.mark.parametrize("name", ["rank-0.done.json", "*.chunk"])
+def test_an_attempt_with_a_file_that_was_cut_short_is_not_whole(tmp_path: Path, name: str) -> None:
+    """Such as a disk leaves that does not keep what it was told to."""
+    spool.mark_done(tmp_path, RANK, ProcessCompletion(streams=written(tmp_path).seal()))
+    assert spool.is_whole(tmp_path, [RANK])
+    path = next(tmp_path.rglob(name))
+    os.truncate(path, path.stat().st_size // 2)
+    assert not spool.is_whole(tmp_path, [RANK])
+    os.truncate(path, 0)
+    assert not spool.is_whole(tmp_path, [RANK])
+
+
+def test_what_was_being_written_does_not_count_and_is_swept_away(tmp_path: Path) -> None:
+    spool.mark_done(tmp_path, RANK, ProcessCompletion(streams=written(tmp_path).seal()))
+    before = sorted(tmp_path.rglob("*"))
+    chunk = spool.pending(tmp_path)[-1]
+    for name, body in (
+        (f".{chunk.seq + 1:08d}.1.{'0' * 64}.chunk.77", b"half of"),
+        (f".{chunk.path.name}.77", chunk.path.read_bytes()),
+    ):
+        (chunk.path.parent / name).write_bytes(body)
+    (tmp_path / ".rank-1.done.json.77").write_bytes(b"")
+    assert spool.is_whole(tmp_path, [RANK])
+    assert [one.seq for one in spool.chunks(tmp_path)] == [0, 1, 2]
+    spool.sweep(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+class Recording:
+    """What happens to files, in order: `sync` of a file or a folder, `rename` to a name."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.steps: list[tuple[str, str]] = []
+        fsync, rename = os.fsync, os.rename
+
+        def recorded_fsync(descriptor: int) -> None:
+            self.steps.append(("sync", Path(f"/proc/self/fd/{descriptor}").readlink().name))
+            fsync(descriptor)
+
+        def recorded_rename(source: Path, target: Path) -> None:
+            self.steps.append(("rename", f"{Path(source).name} -> {Path(target).name}"))
+            rename(source, target)
+
+        monkeypatch.setattr(os, "fsync", recorded_fsync)
+        monkeypatch.setattr(os, "rename", recorded_rename)
+
+
+def seal_a_chunk(attempt: Path) -> str:
+    written(attempt, chunks=1)
+    return spool.pending(attempt)[0].path.name
+
+
+def mark_a_process(attempt: Path) -> str:
+    spool.mark_done(attempt, RANK, ProcessCompletion(streams=()))
+    return "rank-0.done.json"
+
+
+def note_the_assignment(attempt: Path) -> str:
+    spool.write_model(attempt / "assignment.json", ProcessCompletion(streams=()))
+    return "assignment.json"
+
+
+@pytest.mark.parametrize("write", [seal_a_chunk, mark_a_process, note_the_assignment])
+def test_a_file_gets_its_name_when_it_is_on_the_disk_and_the_name_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], str]
+) -> None:
+    recording = Recording(monkeypatch)
+    name = write(tmp_path / "spool" / "att_1")
+    target = next(tmp_path.rglob(name))
+    fresh = f".{name}.{os.getpid()}"
+    *folders, synced, renamed, named = recording.steps
+    assert [synced, renamed, named] == [
+        ("sync", fresh),
+        ("rename", f"{fresh} -> {name}"),
+        ("sync", target.parent.name),
+    ]
+    # Each folder that had to be made: its own entry, in its parent.
+    made = target.parent.relative_to(tmp_path).parts
+    assert folders == [("sync", parent) for parent in (tmp_path.name, *made[:-1])]
+
+
+def test_an_acknowledgement_is_on_the_disk_when_it_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path, chunks=1)
+    [chunk] = spool.pending(tmp_path)
+    recording = Recording(monkeypatch)
+    spool.mark_acknowledged(chunk)
+    assert recording.steps == [
+        ("rename", f"{chunk.path.name} -> {chunk.path.stem}.sent"),
+        ("sync", chunk.path.parent.name),
+    ]
 
 
 def test_what_the_server_refused_leaves_the_spool_and_is_kept(tmp_path: Path) -> None:
