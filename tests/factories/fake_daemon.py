@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from factories.fake_server import FakeServer
 from lem_worker.attempt import Modules
 from lem_worker.daemon import Daemon
 from lem_worker.processes import kill_leftovers
@@ -22,6 +26,42 @@ def spooled(state: Path) -> list[str]:
 async def nothing_lives_of(attempt: str) -> bool:
     """Whether no process bears the attempt's name; what does is killed."""
     return await kill_leftovers([attempt]) == 0
+
+
+async def until(met: Callable[[], bool]) -> None:
+    """Wait for what other processes bring about."""
+    async with asyncio.timeout(60):
+        while not met():  # noqa: ASYNC110 - nothing here is told of it
+            await asyncio.sleep(0.02)
+
+
+async def start_worker(server: FakeServer, state: Path, **settings: str) -> asyncio.subprocess.Process:
+    """A worker in a process of its own, which ends when there is nothing to do."""
+    environment = {
+        "LEM_WORKER_BACKEND": "simulated",
+        "LEM_SERVER": server.url,
+        "LEM_WORKER_STATE_DIR": str(state),
+        "LEM_WORKER_UNTIL_IDLE": "true",
+        "LEM_WORKER_KILL_GRACE_S": "0.1",
+        **settings,
+    }
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "factories.fake_daemon",
+        env={**os.environ, **environment},
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+
+
+async def killed_worker(server: FakeServer, state: Path, met: Callable[[], bool]) -> None:
+    """A worker in a process of its own that is killed when it is so far."""
+    process = await start_worker(server, state)
+    try:
+        await until(met)
+    finally:
+        process.kill()
+        await process.wait()
 
 
 async def main() -> None:

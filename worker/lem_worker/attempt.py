@@ -133,7 +133,9 @@ class Attempt:
             attempt_id=self.assignment.attempt_id, boot_id=self._boot_id, processes=self._processes
         )
         spool.write_model(self._dir / "assignment.json", marker)
-        prepared = await prepare(config, self._api, self._cache_dir)
+        prepared = await self._supervision.until_prepared(
+            prepare(config, self._api, attempt_id=self.assignment.attempt_id, cache_dir=self._cache_dir)
+        )
         sampler = await self._start_sampler()
         await self._supervision.until_sampling(sampler)
         ranks = [await self._start_rank(number, prepared) for number in range(config.processes)]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from lem_domain.config.experiment import BackendName, ExperimentConfig
+from lem_domain.config.experiment import BackendName, ExperimentConfig, ModelConfig
 from lem_domain.errors import LemError
 from lem_domain.prompt_sets import DEFAULT_PROMPT_SET, PromptFileError, load_builtin_prompts
 from lem_domain.states import FailureReason
-from lem_worker.ending import failed
-from lem_worker.models import ModelNotFound, resolve_model
+from lem_worker.ending import broken, failed
+from lem_worker.models import ModelSource, find
+from lem_worker.processes import ATTEMPT_VARIABLE, Exit
 from lem_worker.prompt_selection import select_prompts
 from lem_worker.server_api import ServerApi
 
@@ -25,8 +29,8 @@ class Prepared(NamedTuple):
     prompts: tuple[str, ...]
 
 
-async def prepare(config: ExperimentConfig, api: ServerApi, cache_dir: Path) -> Prepared:
-    """Find the model and the prompts; a built-in model may be converted here, once.
+async def prepare(config: ExperimentConfig, api: ServerApi, *, attempt_id: str, cache_dir: Path) -> Prepared:
+    """Find the model and the prompts; a built-in model may be made here, once.
 
     Raises:
         AttemptEnded: one of them is not there.
@@ -34,13 +38,39 @@ async def prepare(config: ExperimentConfig, api: ServerApi, cache_dir: Path) -> 
     prompts = await _prompts(config, api)
     if config.backend is BackendName.SIMULATED:
         return Prepared(config.model.id, True, {}, prompts)
-    try:
-        model = await asyncio.to_thread(
-            resolve_model, config.model.id, cache_dir=cache_dir, revision=config.model.revision
-        )
-    except ModelNotFound as error:
-        raise failed(FailureReason.BACKEND_INITIALISATION, str(error)) from error
+    model = await _model(config.model, attempt_id=attempt_id, cache_dir=cache_dir)
     return Prepared(model.path_or_id, model.is_local, model.file_digests, prompts)
+
+
+async def _model(wanted: ModelConfig, *, attempt_id: str, cache_dir: Path) -> ModelSource:
+    """Found by a process that bears the attempt's name and is gone when this ends, however it ends."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "lem_worker.models.find", wanted.id, str(cache_dir)),
+        *([wanted.revision] if wanted.revision else []),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, ATTEMPT_VARIABLE: attempt_id, "LEM_PARENT": str(os.getpid())},
+    )
+    try:
+        said, complained = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode == 0:
+        return ModelSource(**json.loads(said))
+    lines = complained.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+    if process.returncode == find.NOT_FOUND:
+        raise failed(FailureReason.BACKEND_INITIALISATION, lines[-1])
+    if process.returncode == find.NO_PLACE:
+        raise broken(FailureReason.BACKEND_UNAVAILABLE, lines[-1])
+    raise broken(
+        FailureReason.BACKEND_INITIALISATION,
+        f"looking for the model {wanted.id} {Exit(process.returncode or 0)}; its last line: {lines[-1]}",
+    )
 
 
 async def _prompts(config: ExperimentConfig, api: ServerApi) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lem_domain.config.experiment import LimitsConfig
 from lem_domain.evidence import SAMPLER, PhaseName
@@ -15,6 +15,8 @@ from lem_worker.ending import AttemptEnded, AttemptLost, broken, failed
 from lem_worker.process_protocol import Done, Failed, FromProcess, Loaded, PhaseEdge, Ready, Sampling, Tick
 from lem_worker.processes import Child
 from lem_worker.upload import tail
+
+T = TypeVar("T")
 
 _NOT_LOADED = frozenset({None, PhaseName.LOAD, PhaseName.COMPILE})
 
@@ -113,6 +115,16 @@ class Supervision:
         self._last_sign[child.name] = _now()
         self._readers.append(asyncio.create_task(self._read(child), name=f"lem-read-{child.name}"))
 
+    async def until_prepared(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do what comes before any process starts."""
+        try:
+            async with asyncio.timeout(self._limits.load_s) as limit:
+                return await work
+        except TimeoutError:
+            if limit.expired():
+                raise _timeout("finding the model and the prompts", self._limits.load_s, "load_s") from None
+            raise
+
     async def until_sampling(self, sampler: Child) -> None:
         """Wait for the sampler's first samples."""
         await self._until(
@@ -207,12 +219,10 @@ class Supervision:
         phase = self._phase.get(child.name)
         loading = phase in _NOT_LOADED and child.name not in self._ready
         during = f" during {phase.value}" if phase else ""
-        message = f"{child.name} {ended}{during}; its last lines:\n{tail(self._log_dir / f'{child.name}.log')}"
+        said = f"{child.name} {ended}{during}; its last lines:\n{tail(self._log_dir / f'{child.name}.log')}"
         # An engine that can't be loaded raises; one that takes its process down has trouble with the machine.
         self.stop(
-            broken(FailureReason.BACKEND_INITIALISATION, message)
-            if loading
-            else failed(FailureReason.INFERENCE, message)
+            broken(FailureReason.BACKEND_INITIALISATION, said) if loading else failed(FailureReason.INFERENCE, said)
         )
 
     def _take(self, name: str, message: FromProcess) -> None:

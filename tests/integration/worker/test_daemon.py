@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from starlette.responses import Response
 
-from factories.fake_daemon import nothing_lives_of, spooled
+from factories.fake_daemon import killed_worker, nothing_lives_of, spooled
 from factories.fake_server import FakeServer, problem
 from lem_domain.evidence import SAMPLER
 from lem_domain.states import FailureReason
@@ -462,24 +462,6 @@ async def test_a_worker_that_is_not_allowed_any_more_ends_and_keeps_its_evidence
 
 
 # --- what a kill leaves -----------------------------------------------------------------------------------------------
-
-
-async def killed_worker(server: FakeServer, state: Path, met: Callable[[], bool]) -> None:
-    """A worker in a process of its own that is killed when the server has seen enough."""
-    environment = {
-        **os.environ,
-        "LEM_WORKER_BACKEND": "simulated",
-        "LEM_SERVER": server.url,
-        "LEM_WORKER_STATE_DIR": str(state),
-    }
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "factories.fake_daemon", env=environment, stderr=asyncio.subprocess.DEVNULL
-    )
-    try:
-        await asyncio.to_thread(server.wait_until, met)
-    finally:
-        process.kill()
-        await process.wait()
 
 
 async def test_whole_evidence_of_a_killed_worker_is_completed_and_not_measured_again(

@@ -9,6 +9,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from lem_worker import processes
 from lem_worker.models.missing import ModelNotFound
 
 _BUILDERS = {"tiny-llama": "lem_worker.models.tiny_llama", "smollm2-135m-instruct": "lem_worker.models.smollm2"}
@@ -16,6 +17,7 @@ _BUILDERS = {"tiny-llama": "lem_worker.models.tiny_llama", "smollm2-135m-instruc
 
 def main(arguments: list[str]) -> int:
     """The exit code: 0, or 2 with a sentence when something is missing."""
+    processes.die_with_parent()
     name, folder = arguments
     try:
         # Only now, so that a missing engine is told in a sentence.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -60,13 +61,15 @@ def resolve_model(model_id: str, *, cache_dir: Path, revision: str | None = None
 
 
 def _build(name: str, folder: Path) -> None:
-    """Make a built-in model in a process of its own: it needs an engine, and the daemon imports none."""
+    """Make a built-in model in a process of its own that ends with this one: it needs an engine, and whoever looks for
+    a model imports none."""
     made = subprocess.run(
         [sys.executable, "-m", "lem_worker.models.build", name, str(folder)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, "LEM_PARENT": str(os.getpid())},
     )
     if made.returncode != 0:
         lines = made.stderr.strip().splitlines() or [f"making it ended with exit code {made.returncode}"]

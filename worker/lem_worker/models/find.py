@@ -1,0 +1,38 @@
+"""Finds a model for an attempt (`python -m lem_worker.models.find MODEL CACHE [REVISION]`) and prints where it is.
+
+A process of its own, because making a model or hashing its weights takes minutes, and an attempt can be stopped at any
+time: a process can be killed, a thread can't.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from lem_worker import processes
+from lem_worker.models import ModelNotFound, resolve_model
+
+NOT_FOUND, NO_PLACE = 2, 3
+"""Exit codes: the model can't be had; the cache can't be used."""
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code: 0, or with a sentence `NOT_FOUND` or `NO_PLACE`."""
+    processes.die_with_parent()
+    model, cache, *revision = arguments
+    try:
+        source = resolve_model(model, cache_dir=Path(cache), revision=revision[0] if revision else None)
+    except ModelNotFound as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return NOT_FOUND
+    except OSError as error:
+        print(f"the cache {cache} can't be used ({error.strerror}); free space or set --cache-dir.", file=sys.stderr)  # noqa: T201
+        return NO_PLACE
+    print(json.dumps(asdict(source)))  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
