@@ -77,8 +77,25 @@ def main(job_file: str) -> int:
     if act == "hang":
         hang(control)
     mark(PhaseName.MEASURE, "end")
+    if act == "leave_child":
+        leave_child()
     control.send(Done(streams=writer.seal(), summary={"requests": REQUESTS}))
     return 0
+
+
+def leave_child() -> None:
+    """A daemon of its own: out of the group and the session, without a parent, deaf to SIGTERM."""
+    deaf, up = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.write(up, b".")
+        while True:
+            signal.pause()
+    os.wait()
+    os.read(deaf, 1)
 
 
 def hang(control: ControlPipes) -> None:

@@ -1,8 +1,10 @@
-"""`python -m factories.fake_sampler JOB_FILE`: samples twice; with `LEM_TEST_SAMPLER=die` once, and it dies."""
+"""`python -m factories.fake_sampler JOB_FILE`: samples twice; with `LEM_TEST_SAMPLER=die` once, and it dies;
+with `hang` it never seals."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -32,6 +34,10 @@ def main(job_file: str) -> int:
         return 9
     while not isinstance(control.receive(), Stop):
         pass
+    if os.environ.get("LEM_TEST_SAMPLER") == "hang":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            signal.pause()
     sample()
     control.send(Done(streams=writer.seal(), summary={"ticks": 2}))
     return 0

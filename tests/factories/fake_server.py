@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import re
 import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -33,6 +35,7 @@ from lem_domain.wire.workers import (
     RegisterWorker,
     StartAttempt,
 )
+from lem_worker.processes import ATTEMPT_VARIABLE
 
 QUICK: dict[str, Any] = {"backend": "simulated", "model": "m", "prompts": {"sample_size": 4}}
 
@@ -62,6 +65,17 @@ def problem(status: int, code: str, **more: Any) -> Response:
     return JSONResponse({**body, **more}, status, media_type="application/problem+json")
 
 
+def processes_of(attempt: str) -> list[int]:
+    """Living processes that bear an attempt's name."""
+    name = f"{ATTEMPT_VARIABLE}={attempt}".encode()
+    living = []
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if folder.name.isdigit() and name in (folder / "environ").read_bytes().split(b"\0"):
+                living.append(int(folder.name))
+    return living
+
+
 @dataclass
 class FakeServer:
     """What the worker told it, and what it is to answer."""
@@ -81,6 +95,8 @@ class FakeServer:
     markers: dict[tuple[str, str], ProcessCompletion] = field(default_factory=dict)
     completed: dict[str, CompleteAttempt] = field(default_factory=dict)
     ended: dict[str, EndAttempt] = field(default_factory=dict)
+    processes_at_the_end: dict[str, list[int]] = field(default_factory=dict)
+    """Processes of attempts that lived when their end was told; there must be none."""
     url: str = ""
 
     def __post_init__(self) -> None:
@@ -156,6 +172,7 @@ class FakeServer:
     def __exit__(self, *_: object) -> None:
         self._uvicorn.force_exit = self._uvicorn.should_exit = True
         self._thread.join()
+        assert self.processes_at_the_end == {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -248,6 +265,7 @@ class FakeServer:
 
     async def _complete(self, request: Request) -> Response:
         attempt = request.path_params["attempt"]
+        self._look_for_processes(attempt)
         body = CompleteAttempt.model_validate_json(await request.body())
         if missing := self._missing(attempt, body):
             return problem(409, "manifest_incomplete", missing=missing)
@@ -257,9 +275,14 @@ class FakeServer:
         return self._view(request, "completed")
 
     async def _end(self, request: Request) -> Response:
+        self._look_for_processes(request.path_params["attempt"])
         body = EndAttempt.model_validate_json(await request.body())
         self.ended[request.path_params["attempt"]] = body
         return self._view(request, body.outcome)
+
+    def _look_for_processes(self, attempt: str) -> None:
+        if living := processes_of(attempt):
+            self.processes_at_the_end[attempt] = living
 
     def _missing(self, attempt: str, body: CompleteAttempt) -> list[dict[str, Any]]:
         gaps = []

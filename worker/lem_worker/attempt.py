@@ -158,6 +158,9 @@ class Attempt:
             uploading.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await uploading
+        # The server gives the devices to somebody else as soon as it knows that the attempt is over.
+        await self._supervision.until_gone(self._kill_grace_s)
+        await self._kill_all()
         await self._uploader.complete(self._processes)
 
     def _require_as_requested(self) -> None:
@@ -181,12 +184,14 @@ class Attempt:
             raise
 
     async def _sampler_marker(self, sampler: Child) -> ProcessCompletion:
-        """The sampler's own marker, or one in its place when it died: energy is missing then, and the run stands."""
+        """The sampler's own marker, or one in its place when it died or hangs: energy is missing then, and the run
+        stands."""
         message = await self._supervision.until_sampler_done()
         if message is not None:
             return ProcessCompletion(streams=message.streams, summary=message.summary)
         if self.assignment.config.energy.required:
-            raise broken(FailureReason.BACKEND_INITIALISATION, "the sampler died, and energy.required is set.")
+            raise broken(FailureReason.BACKEND_INITIALISATION, "the sampler died or hangs, and energy.required is set.")
+        await sampler.kill(self._kill_grace_s)
         ended = await sampler.wait()
         sealed = tuple(one for one in spool.manifests(self._dir) if one.process == SAMPLER)
         return ProcessCompletion(streams=sealed, summary={"failed": f"the sampler {ended}"})

@@ -1,7 +1,8 @@
-"""One rank's life: `python -m lem_worker.rank JOB_FILE` loads, warms up, waits for `Go`, measures, seals and ends."""
+"""One rank's life: `python -m lem_worker.rank JOB_FILE` loads, warms up, waits for `Go`, measures, seals, unloads."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -48,18 +49,22 @@ class Rank:
     def run(self) -> int:
         """The answer is the exit code."""
         try:
-            summary = self._live()
+            backend, summary = self._live()
+            done = Done(streams=self._writer.seal(), summary=summary)
         except DaemonGone:
             raise
         except Exception as error:
-            traceback.print_exc()
+            with contextlib.suppress(OSError):  # the log may lie on the disk that is full
+                traceback.print_exc()
             failure = failure_of(error, self._phases.current)
             send_failure(self._control, self._writer, failure.reason, failure.message)
             return 1
-        self._control.send(Done(streams=self._writer.seal(), summary=summary))
+        self._control.send(done)
+        # Only now: an engine that can't be unloaded must not cost a run that is measured.
+        backend.unload()
         return 0
 
-    def _live(self) -> dict[str, JsonValue]:
+    def _live(self) -> tuple[InferenceBackend, dict[str, JsonValue]]:
         with self._phases.phase(PhaseName.LOAD):
             backend, prompts, sample = self._load()
             effective = backend.effective_config(sample)
@@ -71,9 +76,8 @@ class Rank:
         self._control.send(Ready())
         self._wait_for_go()
         summary = self._measure(backend, prompts)
-        self._clean_up(backend)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return {
+        return backend, {
             **summary,
             "warmup_converged": warmup.converged if warmup else None,
             "warmup_requests": warmup.requests if warmup else 0,
@@ -159,13 +163,6 @@ class Rank:
             "outputs_sha256": ledger.digest(),
             "outputs_repeat": ledger.repeats,
         }
-
-    def _clean_up(self, backend: InferenceBackend) -> None:
-        with self._phases.phase(PhaseName.CLEANUP):
-            try:
-                backend.unload()
-            except Exception as error:
-                self._event("cleanup_failed", {"message": failure_of(error, PhaseName.CLEANUP).message})
 
     def _event(self, kind: str, detail: dict[str, JsonValue]) -> None:
         self._events.append(time_ns=self._clock(), kind=kind, detail=json.dumps(detail))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,9 @@ from lem_worker.processes import Child
 from lem_worker.upload import tail
 
 T = TypeVar("T")
+
+SEALING_S = 60.0
+"""A driver may hold the sampler for ever."""
 
 _NOT_LOADED = frozenset({None, PhaseName.LOAD, PhaseName.COMPILE})
 
@@ -155,9 +159,18 @@ class Supervision:
         return {rank: self._done[rank] for rank in self._ranks}
 
     async def until_sampler_done(self) -> Done | None:
-        """Wait until the sampler has sealed its evidence; None when it died."""
-        await self._until(lambda: SAMPLER in self._done or self._sampler_gone, 60.0, "sealing the power samples")
+        """Wait until the sampler has sealed its evidence; None when it died, or goes on for too long."""
+        with contextlib.suppress(AttemptEnded):
+            await self._until(
+                lambda: SAMPLER in self._done or self._sampler_gone, SEALING_S, "sealing the power samples"
+            )
         return self._done.get(SAMPLER)
+
+    async def until_gone(self, grace_s: float) -> None:
+        """Wait for the processes to end by themselves, at most so long: an engine may hang while it is unloaded."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await asyncio.gather(*(child.wait() for child in self._children.values()))
 
     async def kill_all(self, grace_s: float) -> None:
         """End every process and every reader."""

@@ -12,7 +12,9 @@ from lem_domain.config.model_base import ConfigModel, unit
 class SimulatedFailure(ConfigModel):
     """A failure that the simulated backend produces on purpose."""
 
-    at: Literal["load", "warmup", "measure"] = Field(description="The phase in which it happens.")
+    at: Literal["load", "warmup", "measure", "cleanup"] = Field(
+        description="The phase in which it happens; in cleanup everything is measured already."
+    )
     how: Literal["raise", "out_of_memory", "hang", "exit", "kill"] = Field(
         description="raise: an engine error; out_of_memory: the engine says so; hang: no progress any more; "
         "exit: the process ends with code 3; kill: it dies by SIGKILL."

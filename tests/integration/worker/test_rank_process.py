@@ -14,9 +14,10 @@ from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence import StreamManifest, StreamName
 from lem_domain.evidence_codec import decode_chunk
 from lem_domain.states import FailureReason
+from lem_domain.wire.workers import ProcessCompletion
 from lem_worker.models import resolve_model
 from lem_worker.process_protocol import Done, Failed, Go, Loaded, PhaseEdge, RankJob, Ready, Tick
-from lem_worker.spool import chunks
+from lem_worker.spool import chunks, is_whole, mark_done
 
 MODULE = "lem_worker.rank"
 TEXTS = ("one two three", "four five", "six", "seven eight nine ten")
@@ -83,8 +84,6 @@ def test_a_rank_loads_warms_up_waits_measures_and_seals(tmp_path: Path, drive: C
         "ready",
         ("measure", "begin"),
         ("measure", "end"),
-        ("cleanup", "begin"),
-        ("cleanup", "end"),
         "done",
     ]
     requests = rows(task, StreamName.REQUESTS)
@@ -188,6 +187,25 @@ def test_every_simulated_failure(tmp_path: Path, drive: Callable[..., Any], at: 
             assert process.to_the_end() == 1
             _check_failure(task, failed, at=at, how=how)
     assert not any(isinstance(message, Done) for message in process.messages)
+
+
+@pytest.mark.parametrize("how", ["raise", "exit", "kill", "hang"])
+def test_what_fails_while_it_unloads_costs_nothing_that_was_measured(
+    tmp_path: Path, drive: Callable[..., Any], how: str
+) -> None:
+    task = job(tmp_path, simulated={"fail": {"at": "cleanup", "how": how}})
+    process = drive(MODULE, task)
+    process.until(Ready)
+    process.send(Go())
+    done = process.until(Done)
+    assert is_whole(Path(task.spool), ["rank-0"]) is False
+    mark_done(Path(task.spool), "rank-0", ProcessCompletion(streams=done.streams))
+    assert is_whole(Path(task.spool), ["rank-0"])
+    if how == "hang":
+        assert process.is_silent_for(0.3)
+        assert process.process.poll() is None
+    else:
+        assert process.to_the_end() == {"raise": 1, "exit": 3, "kill": -9}[how]
 
 
 def _check_failure(task: RankJob, failed: Failed, *, at: str, how: str) -> None:

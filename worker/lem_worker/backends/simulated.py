@@ -126,6 +126,8 @@ class SimulatedBackend:
 
     def unload(self) -> None:
         """Nothing is held."""
+        if (failure := self._failure("cleanup")) is not None:
+            fail(failure)
         self._job = None
 
     def _loaded(self) -> RankJob:
