@@ -28,7 +28,7 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 bench: $(VENV)/.installed  ## Ratios against named peers, printed.
-	$(BIN)/python benchmarks/overhead.py && $(BIN)/python benchmarks/aggregate.py
+	$(BIN)/python benchmarks/overhead.py && $(BIN)/python benchmarks/sampler.py && $(BIN)/python benchmarks/aggregate.py
 
 openapi: $(VENV)/.installed  ## Write openapi.json from the application.
 	$(BIN)/python -m lem_server.openapi > openapi.json

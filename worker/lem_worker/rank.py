@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic.types import JsonValue
 
 from lem_domain.evidence import PhaseName, StreamName, rank_name
+from lem_domain.evidence_codec import be_ready
 from lem_worker import processes
 from lem_worker.backends import InferenceBackend, create_backend
 from lem_worker.digests import OutputLedger, digest_of_set, digest_of_tokens
@@ -171,6 +172,7 @@ class Rank:
 def main(arguments: list[str]) -> int:
     """Run the job whose file is named."""
     processes.die_with_parent()
+    be_ready()
     job = RankJob.model_validate_json(Path(arguments[0]).read_bytes())
     return Rank(job, ControlPipes.from_environment(os.environ)).run()
 

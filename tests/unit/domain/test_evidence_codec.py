@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -106,3 +108,17 @@ def test_every_stream_has_a_time_and_unique_columns() -> None:
 
 def test_the_digest_of_digests_depends_on_order() -> None:
     assert digest_of_digests(["00" * 32, "11" * 32]) != digest_of_digests(["11" * 32, "00" * 32])
+
+
+def test_whoever_is_ready_imports_nothing_at_the_first_chunk() -> None:
+    script = """
+import sys
+from lem_domain.evidence import StreamName
+from lem_domain.evidence_codec import be_ready, encode_chunk
+be_ready()
+before = set(sys.modules)
+encode_chunk(StreamName.TOKENS, {"request_id": [1], "index": [0], "time_ns": [5]})
+print(sorted(set(sys.modules) - before))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic.types import JsonValue
 
 from lem_domain.evidence import SAMPLER, PhaseName, StreamName
+from lem_domain.evidence_codec import be_ready
 from lem_domain.states import FailureReason
 from lem_worker import processes
 from lem_worker.energy import create_source, plan_sources
@@ -71,6 +72,7 @@ class SamplerProcess:
         return 0
 
     def _sample(self) -> dict[str, JsonValue]:
+        be_ready()
         reports = self._sampling.open(self._job.devices)
         self._control.send(SamplingMessage(sources=reports))
         cpu_before, began_ns = time.process_time(), time.monotonic_ns()
