@@ -1,0 +1,77 @@
+"""Builds the simulated NVML with the system's compiler, and writes the state file that tells it what to say.
+
+A line of the state file is one thing; places are GPUs (`0`) or MIG instances of them (`0.1`):
+
+    driver 580.65.06
+    device 0 uuid GPU-... name "NVIDIA H100" pci 00000000:1B:00.0 memory_total 85899345920 memory_used 524288000
+    device 1 uuid GPU-... name "NVIDIA H100" mig yes memory_total ...
+    device 1.0 uuid MIG-... name "NVIDIA H100 MIG 1g.10gb" gi 7 ci 0 memory_total ...
+    process 0 pid 4711 memory 1073741824        in memory_used as long as process 4711 lives
+    process 0 pid 4711 memory ... lingers_ms 500  and so long after its death
+    process 0 pid 4711 memory ... bound no      always there, whatever 4711 is here: a pid of another namespace
+    process 0 pid 4711 memory ... reported no   NVML lists the process and has no figure for it
+    process 0 pid 4711 memory ... kind graphics listed as graphics (or mps), not as compute
+    error nvmlDeviceGetMemoryInfo 15            that symbol (any version of it) answers so, everywhere
+    error nvmlDeviceGetMemoryInfo 15 1          or on device 1 and its instances
+    delay nvmlDeviceGetMemoryInfo 500           that symbol takes half a second
+
+The file is read again at every call, so a test changes the machine by writing it anew. A line that is not understood
+makes every call fail and is printed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+_SOURCES = ("state.c", "nvml.c")
+_FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread")
+
+
+def built(folder: Path) -> Path:
+    """The folder in which `libnvidia-ml.so.1` lies; compiled when its sources changed since, safely from many tests."""
+    digest = hashlib.sha256(" ".join(_FLAGS).encode())
+    for source in sorted(_HERE.glob("*.[ch]")):
+        digest.update(source.read_bytes())
+    place = folder / f"nvml-{digest.hexdigest()[:16]}"
+    library = place / "libnvidia-ml.so.1"
+    if not library.exists():
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place) as scratch:
+            made = Path(scratch) / library.name
+            command = ["cc", *_FLAGS, "-o", str(made), *(str(_HERE / source) for source in _SOURCES)]
+            compiled = subprocess.run(command, capture_output=True, text=True, check=False)
+            if compiled.returncode != 0:
+                raise AssertionError(f"the simulated NVML does not compile:\n{compiled.stderr}")
+            made.replace(library)
+    return place
+
+
+class SimulatedNvml:
+    """A machine's NVML: what is written is in force at the next call of whoever uses it."""
+
+    def __init__(self, library: Path, state: Path) -> None:
+        self._library = library
+        self._state = state
+        self.write()
+
+    def write(self, *lines: str) -> None:
+        """Replace the machine; a reader sees the old one or the new one, never half of one."""
+        draft = self._state.with_suffix(".draft")
+        draft.write_text("\n".join(("driver 580.65.06", *lines, "")))
+        draft.replace(self._state)
+
+    def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The environment of a process that is to find this NVML instead of the machine's."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("CUDA_")}
+        return {
+            **inherited,
+            "LD_LIBRARY_PATH": str(self._library),
+            "LEM_FAKE_NVML": str(self._state),
+            **(more or {}),
+        }

@@ -1,0 +1,375 @@
+/* NVML's symbols over the state file, with the struct layouts of nvml.h as nvidia-ml-py declares them.
+ *
+ * One function per symbol: it enters, which looks for the simulated errors and delays under the symbol's own name, and
+ * then answers from the table of devices. */
+#include "state.h"
+
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+typedef int nvmlReturn_t;
+typedef struct nvmlDevice_st *nvmlDevice_t;
+
+enum {
+    SUCCESS = 0,
+    UNINITIALIZED = 1,
+    INVALID_ARGUMENT = 2,
+    NOT_SUPPORTED = 3,
+    NOT_FOUND = 6,
+    INSUFFICIENT_SIZE = 7,
+    DRIVER_NOT_LOADED = 9,
+    GPU_IS_LOST = 15,
+    ARGUMENT_VERSION_MISMATCH = 25,
+    UNKNOWN = 999,
+};
+
+typedef struct {
+    unsigned long long total, free, used;
+} nvmlMemory_t;
+
+typedef struct {
+    unsigned version;
+    unsigned long long total, reserved, free, used;
+} nvmlMemory_v2_t;
+
+typedef struct {
+    unsigned pid;
+    unsigned long long used_gpu_memory;
+    unsigned gpu_instance_id, compute_instance_id;
+} nvmlProcessInfo_t;
+
+typedef struct {
+    char bus_id_legacy[16];
+    unsigned domain, bus, device, pci_device_id, pci_subsystem_id;
+    char bus_id[32];
+} nvmlPciInfo_t;
+
+_Static_assert(sizeof(nvmlMemory_v2_t) == 0x28, "the version number 0x02000028 holds the size");
+_Static_assert(sizeof(nvmlProcessInfo_t) == 24, "as nvmlProcessInfo_v2_t");
+_Static_assert(sizeof(nvmlPciInfo_t) == 68, "as nvmlPciInfo_v3_t");
+
+static const unsigned MEMORY_V2 = 0x02000028;
+static const unsigned long long NOT_AVAILABLE = ~0ULL;
+static const unsigned NO_INSTANCE = ~0U;
+
+static atomic_int users;
+
+/* --- Handles: a number that says the place, so that they outlive every reading of the file. --- */
+
+static const uintptr_t HANDLE_MARK = 0x4e560000;
+
+static nvmlDevice_t handle_of(struct place place) {
+    return (nvmlDevice_t)(HANDLE_MARK | (uintptr_t)place.gpu << 8 | (uintptr_t)(place.instance + 1));
+}
+
+static bool place_of(nvmlDevice_t handle, struct place *place) {
+    uintptr_t number = (uintptr_t)handle;
+    if ((number & ~(uintptr_t)0xffff) != HANDLE_MARK) return false;
+    place->gpu = (int)(number >> 8 & 0xff);
+    place->instance = (int)(number & 0xff) - 1;
+    return true;
+}
+
+static const struct device *find(const struct state *state, struct place place) {
+    for (int i = 0; i < state->devices; i++) {
+        if (same_place(state->device[i].place, place)) return &state->device[i];
+    }
+    return NULL;
+}
+
+/* --- Entering: what every call begins with. --- */
+
+static bool names(const char *rule, const char *symbol) {
+    size_t length = strlen(rule);
+    return strncmp(rule, symbol, length) == 0 && (symbol[length] == '\0' || strncmp(symbol + length, "_v", 2) == 0);
+}
+
+static nvmlReturn_t follow_rules(const struct state *state, const char *symbol, const struct place *place) {
+    for (int i = 0; i < state->rules; i++) {
+        const struct rule *rule = &state->rule[i];
+        bool here = place == NULL ? rule->place.gpu < 0 : rule->place.gpu >= 0 && within(*place, rule->place);
+        if (!here || !names(rule->symbol, symbol)) continue;
+        struct timespec delay = {(time_t)(rule->delay_ms / 1000), (long)(rule->delay_ms % 1000) * 1000000};
+        nanosleep(&delay, NULL);
+        if (rule->error != SUCCESS) return rule->error;
+    }
+    return SUCCESS;
+}
+
+static nvmlReturn_t load(const char *symbol, const struct state **state) {
+    bool exists;
+    *state = state_read(&exists);
+    if (*state == NULL) return exists ? UNKNOWN : DRIVER_NOT_LOADED;
+    return follow_rules(*state, symbol, NULL);
+}
+
+static nvmlReturn_t enter(const char *symbol, const struct state **state) {
+    return atomic_load(&users) > 0 ? load(symbol, state) : UNINITIALIZED;
+}
+
+static nvmlReturn_t enter_place(
+    const char *symbol, struct place place, nvmlReturn_t missing, const struct state **state,
+    const struct device **device) {
+    nvmlReturn_t status = enter(symbol, state);
+    if (status != SUCCESS) return status;
+    *device = find(*state, place);
+    return *device == NULL ? missing : follow_rules(*state, symbol, &place);
+}
+
+static nvmlReturn_t enter_device(
+    const char *symbol, nvmlDevice_t handle, const struct state **state, const struct device **device) {
+    struct place place;
+    if (!place_of(handle, &place)) return atomic_load(&users) > 0 ? INVALID_ARGUMENT : UNINITIALIZED;
+    return enter_place(symbol, place, GPU_IS_LOST, state, device);
+}
+
+#define ENTER()                                                                                                        \
+    const struct state *state;                                                                                         \
+    nvmlReturn_t status = enter(__func__, &state);                                                                     \
+    if (status != SUCCESS) return status
+
+#define ENTER_DEVICE(handle)                                                                                           \
+    const struct state *state;                                                                                         \
+    const struct device *device;                                                                                       \
+    nvmlReturn_t status = enter_device(__func__, handle, &state, &device);                                             \
+    if (status != SUCCESS) return status
+
+static nvmlReturn_t give_text(const char *text, char *buffer, unsigned length) {
+    if (strlen(text) >= length) return INSUFFICIENT_SIZE;
+    strcpy(buffer, text);
+    return SUCCESS;
+}
+
+/* --- The library. --- */
+
+nvmlReturn_t nvmlInitWithFlags(unsigned flags) {
+    (void)flags;
+    const struct state *state;
+    nvmlReturn_t status = load(__func__, &state);
+    if (status == SUCCESS) atomic_fetch_add(&users, 1);
+    return status;
+}
+
+nvmlReturn_t nvmlInit_v2(void) {
+    const struct state *state;
+    nvmlReturn_t status = load(__func__, &state);
+    if (status == SUCCESS) atomic_fetch_add(&users, 1);
+    return status;
+}
+
+nvmlReturn_t nvmlShutdown(void) {
+    int before = atomic_load(&users);
+    while (before > 0 && !atomic_compare_exchange_weak(&users, &before, before - 1)) {
+    }
+    return before > 0 ? SUCCESS : UNINITIALIZED;
+}
+
+const char *nvmlErrorString(nvmlReturn_t result) {
+    switch (result) {
+        case SUCCESS: return "Success";
+        case UNINITIALIZED: return "Uninitialized";
+        case INVALID_ARGUMENT: return "Invalid Argument";
+        case NOT_SUPPORTED: return "Not Supported";
+        case NOT_FOUND: return "Not Found";
+        case INSUFFICIENT_SIZE: return "Insufficient Size";
+        case DRIVER_NOT_LOADED: return "Driver Not Loaded";
+        case GPU_IS_LOST: return "GPU is lost";
+        case ARGUMENT_VERSION_MISMATCH: return "Argument version mismatch";
+        default: return "Unknown Error";
+    }
+}
+
+nvmlReturn_t nvmlSystemGetDriverVersion(char *version, unsigned length) {
+    ENTER();
+    return give_text(state->driver, version, length);
+}
+
+/* --- Devices. --- */
+
+nvmlReturn_t nvmlDeviceGetCount_v2(unsigned *count) {
+    ENTER();
+    *count = 0;
+    for (int i = 0; i < state->devices; i++) *count += state->device[i].place.instance < 0;
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned index, nvmlDevice_t *handle) {
+    const struct state *state;
+    const struct device *device;
+    struct place place = {(int)index, -1};
+    nvmlReturn_t status = enter_place(__func__, place, INVALID_ARGUMENT, &state, &device);
+    if (status == SUCCESS) *handle = handle_of(place);
+    return status;
+}
+
+nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *handle) {
+    ENTER();
+    for (int i = 0; i < state->devices; i++) {
+        if (strcmp(state->device[i].uuid, uuid) != 0) continue;
+        status = follow_rules(state, __func__, &state->device[i].place);
+        if (status == SUCCESS) *handle = handle_of(state->device[i].place);
+        return status;
+    }
+    return NOT_FOUND;
+}
+
+nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t handle, char *uuid, unsigned length) {
+    ENTER_DEVICE(handle);
+    return give_text(device->uuid, uuid, length);
+}
+
+nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t handle, char *name, unsigned length) {
+    ENTER_DEVICE(handle);
+    return give_text(device->name, name, length);
+}
+
+nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t handle, unsigned *index) {
+    ENTER_DEVICE(handle);
+    *index = (unsigned)(device->place.instance < 0 ? device->place.gpu : device->place.instance);
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t handle, nvmlPciInfo_t *info) {
+    ENTER_DEVICE(handle);
+    unsigned function;
+    memset(info, 0, sizeof *info);
+    if (device->pci[0] == '\0') return NOT_SUPPORTED;
+    if (sscanf(device->pci, "%x:%x:%x.%x", &info->domain, &info->bus, &info->device, &function) != 4) return UNKNOWN;
+    snprintf(info->bus_id, sizeof info->bus_id, "%08X:%02X:%02X.0", info->domain, info->bus, info->device);
+    snprintf(
+        info->bus_id_legacy, sizeof info->bus_id_legacy, "%04X:%02X:%02X.0", info->domain & 0xffff, info->bus & 0xff,
+        info->device & 0xff);
+    return SUCCESS;
+}
+
+/* --- Memory and the processes that hold it. --- */
+
+static unsigned long long memory_in_use(const struct state *state, struct place place) {
+    unsigned long long used = 0;
+    for (int i = 0; i < state->devices; i++) {
+        if (within(state->device[i].place, place)) used += state->device[i].memory_used;
+    }
+    for (int i = 0; i < state->processes; i++) {
+        const struct process *process = &state->process[i];
+        if (within(process->place, place) && process_holds(process)) used += process->memory;
+    }
+    return used;
+}
+
+nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t handle, nvmlMemory_t *memory) {
+    ENTER_DEVICE(handle);
+    memory->total = device->memory_total;
+    memory->used = memory_in_use(state, device->place) + device->memory_reserved;
+    memory->free = memory->total - memory->used;
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t handle, nvmlMemory_v2_t *memory) {
+    ENTER_DEVICE(handle);
+    if (memory->version != MEMORY_V2) return ARGUMENT_VERSION_MISMATCH;
+    memory->total = device->memory_total;
+    memory->reserved = device->memory_reserved;
+    memory->used = memory_in_use(state, device->place);
+    memory->free = memory->total - memory->used - memory->reserved;
+    return SUCCESS;
+}
+
+static nvmlReturn_t list_processes(
+    const struct state *state, const struct device *device, enum kind kind, unsigned *room, nvmlProcessInfo_t *infos) {
+    const struct process *found[MAX_PROCESSES];
+    unsigned count = 0;
+    for (int i = 0; i < state->processes; i++) {
+        const struct process *process = &state->process[i];
+        if (process->kind == kind && within(process->place, device->place) && process_holds(process)) {
+            found[count++] = process;
+        }
+    }
+    unsigned given = *room;
+    *room = count;
+    if (count == 0) return SUCCESS;
+    if (given < count) return INSUFFICIENT_SIZE;
+    if (infos == NULL) return INVALID_ARGUMENT;
+    for (unsigned i = 0; i < count; i++) {
+        const struct device *instance = found[i]->place.instance < 0 ? NULL : find(state, found[i]->place);
+        infos[i] = (nvmlProcessInfo_t){
+            .pid = found[i]->pid,
+            .used_gpu_memory = found[i]->reported ? found[i]->memory : NOT_AVAILABLE,
+            .gpu_instance_id = instance == NULL ? NO_INSTANCE : instance->gpu_instance,
+            .compute_instance_id = instance == NULL ? NO_INSTANCE : instance->compute_instance,
+        };
+    }
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t handle, unsigned *count, nvmlProcessInfo_t *infos) {
+    ENTER_DEVICE(handle);
+    return list_processes(state, device, COMPUTE, count, infos);
+}
+
+nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t handle, unsigned *count, nvmlProcessInfo_t *infos) {
+    ENTER_DEVICE(handle);
+    return list_processes(state, device, GRAPHICS, count, infos);
+}
+
+nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses_v3(
+    nvmlDevice_t handle, unsigned *count, nvmlProcessInfo_t *infos) {
+    ENTER_DEVICE(handle);
+    return list_processes(state, device, MPS, count, infos);
+}
+
+/* --- MIG. --- */
+
+nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t handle, unsigned *current, unsigned *pending) {
+    ENTER_DEVICE(handle);
+    if (device->place.instance >= 0) return INVALID_ARGUMENT;
+    if (!device->has_mig) return NOT_SUPPORTED;
+    *current = *pending = device->mig_enabled;
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetMaxMigDeviceCount(nvmlDevice_t handle, unsigned *count) {
+    ENTER_DEVICE(handle);
+    *count = device->place.instance < 0 && device->has_mig ? device->mig_slots : 0;
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t handle, unsigned index, nvmlDevice_t *instance) {
+    ENTER_DEVICE(handle);
+    if (device->place.instance >= 0) return INVALID_ARGUMENT;
+    if (!device->mig_enabled) return NOT_SUPPORTED;
+    if (index >= device->mig_slots) return INVALID_ARGUMENT;
+    struct place place = {device->place.gpu, (int)index};
+    if (find(state, place) == NULL) return NOT_FOUND;
+    *instance = handle_of(place);
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceIsMigDeviceHandle(nvmlDevice_t handle, unsigned *is_instance) {
+    ENTER_DEVICE(handle);
+    *is_instance = device->place.instance >= 0;
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetDeviceHandleFromMigDeviceHandle(nvmlDevice_t instance, nvmlDevice_t *handle) {
+    ENTER_DEVICE(instance);
+    if (device->place.instance < 0) return INVALID_ARGUMENT;
+    *handle = handle_of((struct place){device->place.gpu, -1});
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetGpuInstanceId(nvmlDevice_t handle, unsigned *id) {
+    ENTER_DEVICE(handle);
+    if (device->place.instance < 0) return INVALID_ARGUMENT;
+    *id = device->gpu_instance;
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetComputeInstanceId(nvmlDevice_t handle, unsigned *id) {
+    ENTER_DEVICE(handle);
+    if (device->place.instance < 0) return INVALID_ARGUMENT;
+    *id = device->compute_instance;
+    return SUCCESS;
+}
