@@ -131,6 +131,10 @@ class Cluster:
         self._workers.append(worker)
         return worker
 
+    def log(self, name: str) -> str:
+        """What a server or worker said."""
+        return (self.folder / f"{name}.log").read_text()
+
     def logs(self) -> str:
         """What everybody said."""
         return "\n".join(f"== {log.name}\n{log.read_text()}" for log in sorted(self.folder.glob("*.log")))
