@@ -53,7 +53,6 @@ class Hold(_Line):
 
     type: Literal["hold"] = "hold"
     attempt_id: str
-    lease_s: float | None = Field(default=None, description="Of a new lease.")
     progress: Progress | None = None
 
 
@@ -72,11 +71,12 @@ class Verdict(_Line):
     verdict: BeatVerdict
 
 
-class Expired(_Line):
-    """To the daemon: nobody says that an attempt is lost, but its lease can't be trusted any more."""
+class Renewed(_Line):
+    """To the daemon: a beat renewed an attempt's lease."""
 
-    type: Literal["expired"] = "expired"
+    type: Literal["renewed"] = "renewed"
     attempt_id: str
+    until: float = Field(description="How long it is trusted, in seconds of CLOCK_MONOTONIC.")
 
 
 class Drain(_Line):
@@ -92,20 +92,25 @@ class Superseded(_Line):
 
 
 ToBeat = Annotated[BeatStart | Hold | Release, Field(discriminator="type")]
-FromBeat = Annotated[Verdict | Expired | Drain | Superseded, Field(discriminator="type")]
+FromBeat = Annotated[Verdict | Renewed | Drain | Superseded, Field(discriminator="type")]
 to_beat: TypeAdapter[ToBeat] = TypeAdapter(ToBeat)
 from_beat: TypeAdapter[FromBeat] = TypeAdapter(FromBeat)
 
 
+def trusted_until(asked_at: float, lease_s: float) -> float:
+    """When to stop trusting a lease: shortly before it ends, counted from before it was asked for."""
+    return asked_at + lease_s - min(TRUST_MARGIN_S, lease_s / 4)
+
+
 class Beats:
-    """What is held, until when it is trusted, and the loop that renews it."""
+    """What is held, and the loop that renews it. How long it is trusted is the daemon's to watch, for whatever becomes
+    of this process."""
 
     def __init__(self, start: BeatStart, api: ServerApi, tell: Callable[[FromBeat], None]) -> None:
         self._start = start
         self._api = api
         self._tell = tell
         self._held: dict[str, Progress | None] = {}
-        self._deadlines: dict[str, asyncio.TimerHandle] = {}
         self._interval_s = start.interval_s
         self._changed = asyncio.Event()
         self._last_beat = 0.0
@@ -114,11 +119,10 @@ class Beats:
         """What the daemon says."""
         if isinstance(line, Release):
             self._held.pop(line.attempt_id, None)
-            self._distrust(line.attempt_id)
             return
+        is_new = line.attempt_id not in self._held
         self._held[line.attempt_id] = line.progress or self._held.get(line.attempt_id)
-        if line.lease_s is not None:
-            self._trust(line.attempt_id, _now(), line.lease_s)
+        if is_new:
             # A new attempt beats at once, so that its first sign of life does not wait for the interval.
             self._changed.set()
         elif line.progress is not None and _now() - self._last_beat >= PROGRESS_EVERY_S:
@@ -152,27 +156,11 @@ class Beats:
             if one.attempt_id not in self._held:
                 continue  # let go of while the beat was under way
             if one.lease_s is not None:
-                self._trust(one.attempt_id, began, one.lease_s)
+                self._tell(Renewed(attempt_id=one.attempt_id, until=trusted_until(began, one.lease_s)))
             if one.verdict is not BeatVerdict.OK:
                 self._tell(Verdict(attempt_id=one.attempt_id, verdict=one.verdict))
         if answer.drain:
             self._tell(Drain())
-
-    def _trust(self, attempt_id: str, began: float, lease_s: float) -> None:
-        """Until shortly before the lease ends, counted from before it was asked for. A timer of its own says when that
-        is over: a beat that hangs must not delay it."""
-        self._distrust(attempt_id)
-        until = began + lease_s - min(TRUST_MARGIN_S, lease_s / 4)
-        self._deadlines[attempt_id] = asyncio.get_running_loop().call_at(until, self._expire, attempt_id)
-
-    def _distrust(self, attempt_id: str) -> None:
-        deadline = self._deadlines.pop(attempt_id, None)
-        if deadline is not None:
-            deadline.cancel()
-
-    def _expire(self, attempt_id: str) -> None:
-        self._deadlines.pop(attempt_id, None)
-        self._tell(Expired(attempt_id=attempt_id))
 
 
 def _now() -> float:

@@ -17,10 +17,10 @@ from lem_domain.config.experiment import BackendName
 from lem_domain.errors import LemError, ProblemCode
 from lem_domain.wire.workers import Assignment, BeatVerdict, ClaimRequest, Device, RegisterWorker
 from lem_worker.attempt import Attempt, Modules
-from lem_worker.beat import BeatStart, Drain, Expired, FromBeat, Superseded, Verdict
+from lem_worker.beat import BeatStart, Drain, Superseded, Verdict
 from lem_worker.devices import cpu_device, simulated_devices
 from lem_worker.ending import AttemptEnded, AttemptLost, cancelled, handed_back, out_of_touch, paused
-from lem_worker.heartbeat import BeatProcess
+from lem_worker.heartbeat import BeatProcess, Expired, News
 from lem_worker.identity import StateFolder
 from lem_worker.models import default_cache_dir
 from lem_worker.recovery import clean_up, recover
@@ -221,7 +221,7 @@ class Daemon:
             self._attempt.hurry()
             self._running.cancel()
 
-    def _on_news(self, news: FromBeat) -> None:
+    def _on_news(self, news: News) -> None:
         held = self._attempt
         match news:
             case Verdict() if held is not None and held.assignment.attempt_id == news.attempt_id:
