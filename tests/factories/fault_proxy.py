@@ -293,7 +293,7 @@ def parse_target(text: str) -> Target:
 async def _main(targets: Sequence[str]) -> None:
     proxy = FaultProxy([parse_target(one) for one in targets])
     await proxy.start()
-    print(proxy.port, flush=True)
+    print(proxy.port, flush=True)  # noqa: T201 - what whoever started it waits for
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     lasting: set[asyncio.Task[None]] = set()
