@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,3 +76,11 @@ class SimulatedNvml:
             "LEM_FAKE_NVML": str(self._state),
             **(more or {}),
         }
+
+    def python(self, script: str, more: Mapping[str, str] | None = None) -> str:
+        """What a Python process prints that finds this NVML; its errors are the test's."""
+        ran = subprocess.run(
+            [sys.executable, "-c", script], env=self.environment(more), capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout

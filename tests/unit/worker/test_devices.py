@@ -1,0 +1,294 @@
+"""What a worker owns, and the wait for its GPUs' memory after an attempt, over a simulated driver library."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes.nvml.library import SimulatedNvml, built
+from lem_domain.wire.workers import DeviceKind
+from lem_worker.devices import cpu_device, of_attempt, simulated_devices, until_free, use_before
+
+pytestmark = pytest.mark.anyio
+
+MIB = 2**20
+GIB = 2**30
+ATTEMPT = "att_under_test"
+A = "GPU-aaaa1111-0000-0000-0000-000000000001"
+B = "GPU-bbbb2222-0000-0000-0000-000000000002"
+M = "MIG-11111111-0000-0000-0000-000000000001"
+GPU_A = f'device 0 uuid {A} name "NVIDIA H100" pci 00000000:1B:00.0 memory_total {80 * GIB} memory_used {GIB}'
+GPU_B = f'device 1 uuid {B} name "NVIDIA H100" pci 00000000:43:00.0 memory_total {80 * GIB} memory_used {GIB} mig yes'
+MIG = f'device 1.0 uuid {M} name "NVIDIA H100 MIG 1g.10gb" gi 7 ci 0 memory_total {10 * GIB} memory_used 0'
+
+WAITING = f"""
+import asyncio, json, sys
+from lem_domain.errors import LemError
+from lem_domain.wire.workers import Device, DeviceKind
+from lem_worker.devices import holders, of_attempt, until_free, use_before
+devices = [Device(uuid=uuid, kind=DeviceKind.GPU, name="gpu") for uuid in sys.argv[2:]]
+ours = of_attempt("{ATTEMPT}")
+async def main():
+    baseline = await use_before(devices)
+    print("taken", flush=True)
+    sys.stdin.readline()
+    said = await until_free(devices, baseline=baseline, timeout_s=float(sys.argv[1]), ours=ours)
+    print(json.dumps(said), flush=True)
+asyncio.run(main())
+if sys.stdin.readline() == "look\\n":
+    try:
+        left = holders(sys.argv[2:], ours)
+    except LemError as error:
+        left = [str(error)]
+    print(json.dumps(left), flush=True)
+"""
+
+LONG_S = 120.0
+"""Longer than any of this takes: what is waited for comes, or the test fails."""
+
+
+@pytest.fixture
+def nvml(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> SimulatedNvml:
+    return SimulatedNvml(built(tmp_path_factory.getbasetemp().parent), tmp_path / "nvml.state")
+
+
+@contextmanager
+def process(variables: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A real process that does nothing until it is killed."""
+    started = subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True); input()"],
+        env={**os.environ, **(variables or {})},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert started.stdout is not None
+        started.stdout.readline()
+        yield started
+    finally:
+        started.kill()
+        started.communicate()
+
+
+def of_the_attempt() -> Any:
+    return process({"LEM_ATTEMPT": ATTEMPT})
+
+
+def wait_for_free(
+    nvml: SimulatedNvml,
+    *,
+    before: tuple[str, ...],
+    after: tuple[str, ...],
+    timeout_s: float,
+    uuids: tuple[str, ...] = (A,),
+    meanwhile: Callable[[], None] | None = None,
+    look_after: bool = True,
+) -> tuple[str | None, list[list[Any]]]:
+    """What `until_free` says, and who holds memory then; the machine is as in `before` when the baseline is taken."""
+    nvml.write(*before)
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", WAITING, str(timeout_s), *uuids],
+        env=nvml.environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert waiting.stdin is not None
+        assert waiting.stdout is not None
+        assert waiting.stdout.readline() == "taken\n"
+        nvml.write(*after)
+        waiting.stdin.write("\n")
+        waiting.stdin.flush()
+        if meanwhile is not None:
+            meanwhile()
+        said = json.loads(waiting.stdout.readline())
+        rest, _ = waiting.communicate("look\n" if look_after else "end\n")
+        assert waiting.returncode == 0
+        return said, json.loads(rest) if look_after else []
+    finally:
+        waiting.kill()
+        waiting.communicate()
+
+
+def test_gpus_become_devices_by_uuid(nvml: SimulatedNvml) -> None:
+    nvml.write(GPU_A, GPU_B, MIG)
+    script = (
+        "import sys\n"
+        "from lem_worker.devices import gpu_devices\n"
+        "assert 'pynvml' not in sys.modules\n"
+        "for device in gpu_devices(): print(device.uuid, device.kind.value, device.name)\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    assert nvml.python(script).splitlines() == [f"{A} gpu NVIDIA H100", f"{M} gpu NVIDIA H100 MIG 1g.10gb"]
+    assert nvml.python(script, {"CUDA_VISIBLE_DEVICES": "MIG-"}).splitlines() == [f"{M} gpu NVIDIA H100 MIG 1g.10gb"]
+    nvml.write("error nvmlInitWithFlags 9")
+    assert nvml.python(script) == ""
+
+
+async def test_cpu_and_simulated_devices_are_free_at_once() -> None:
+    devices = (cpu_device(), *simulated_devices("wrk_1", 2))
+    assert {device.kind for device in devices} == {DeviceKind.CPU, DeviceKind.SIMULATED}
+    baseline = await use_before(devices)
+    assert baseline == {}
+    assert await until_free(devices, baseline=baseline, timeout_s=0, ours=lambda _: True) is None
+
+
+def test_the_attempts_processes_are_told_from_others_and_from_what_cant_be_looked_at() -> None:
+    ours = of_attempt(ATTEMPT)
+    with of_the_attempt() as one, process({"LEM_ATTEMPT": f"{ATTEMPT}2"}) as other:
+        assert ours(one.pid) is True
+        assert ours(other.pid) is False
+        one.kill()
+        os.waitid(os.P_PID, one.pid, os.WEXITED | os.WNOWAIT)
+        assert ours(one.pid) is None, "a zombie has no environment"
+    assert ours(one.pid) is None
+    assert ours(os.getpid()) is False
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")
+def test_a_process_of_another_user_is_not_ours_though_its_environment_is_closed() -> None:
+    script = (
+        "import os, sys\n"
+        "from lem_worker.devices import of_attempt\n"
+        "os.setgid(65534); os.setuid(65534)\n"
+        "print(of_attempt('att_1')(int(sys.argv[1])))\n"
+    )
+    with process() as somebody:
+        command = [sys.executable, "-c", script, str(somebody.pid)]
+        said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert said.stdout == "False\n", said.stderr
+
+
+def test_memory_that_the_attempt_held_is_waited_for_until_the_driver_lets_go(nvml: SimulatedNvml) -> None:
+    with of_the_attempt() as rank:
+        held = f"process 0 pid {rank.pid} memory {3 * GIB} lingers_ms 400"
+        said, left = wait_for_free(nvml, before=(GPU_A,), after=(GPU_A, held), timeout_s=LONG_S, meanwhile=rank.kill)
+    assert (said, left) == (None, [])
+
+
+def test_a_process_of_the_attempt_that_lives_is_named_with_what_it_holds(nvml: SimulatedNvml) -> None:
+    with of_the_attempt() as rank:
+        held = f"process 0 pid {rank.pid} memory {3 * GIB}"
+        said, left = wait_for_free(nvml, before=(GPU_A,), after=(GPU_A, held), timeout_s=2)
+    assert said == (
+        f"After 2 s {A} has 3.00 GiB more than before the run in use (process {rank.pid}, of the run, holds 3.00 GiB); "
+        "end what holds it, then the worker goes on."
+    )
+    assert left == [[A, rank.pid, 3 * GIB, True]]
+
+
+def test_a_process_of_the_attempt_counts_even_where_nvml_has_no_figures(nvml: SimulatedNvml) -> None:
+    with of_the_attempt() as rank:
+        held = f"process 0 pid {rank.pid} memory 0 reported no"
+        no_memory = "error nvmlDeviceGetMemoryInfo 3"
+        said, _ = wait_for_free(nvml, before=(GPU_A, no_memory), after=(GPU_A, no_memory, held), timeout_s=2)
+    assert said is not None
+    assert f"(process {rank.pid}, of the run, holds memory)" in said
+
+
+def test_every_device_of_the_attempt_is_waited_for(nvml: SimulatedNvml) -> None:
+    with of_the_attempt() as rank:
+        held = f"process 1.0 pid {rank.pid} memory {2 * GIB}"
+        machine = (GPU_A, GPU_B, MIG)
+        said, left = wait_for_free(nvml, before=machine, after=(*machine, held), timeout_s=2, uuids=(A, M))
+    assert said is not None
+    assert said.startswith(f"After 2 s {M} has 2.00 GiB more than before the run in use (process {rank.pid}")
+    assert left == [[M, rank.pid, 2 * GIB, True]]
+
+
+def test_memory_that_nobody_is_seen_to_hold_is_not_free(nvml: SimulatedNvml) -> None:
+    taken = GPU_A.replace(f"memory_used {GIB}", f"memory_used {GIB + 65 * MIB}")
+    said, _ = wait_for_free(nvml, before=(GPU_A,), after=(taken,), timeout_s=2)
+    assert said is not None
+    assert "65 MiB more than before the run in use (NVML lists no new process)" in said
+
+
+def test_a_difference_within_the_tolerance_is_free(nvml: SimulatedNvml) -> None:
+    moved = GPU_A.replace(f"memory_used {GIB}", f"memory_used {GIB + 64 * MIB}")
+    said, _ = wait_for_free(nvml, before=(GPU_A,), after=(moved,), timeout_s=LONG_S)
+    assert said is None
+
+
+def test_a_stranger_that_came_meanwhile_keeps_the_device_and_is_named(nvml: SimulatedNvml) -> None:
+    with process() as stranger:
+        held = f"process 0 pid {stranger.pid} memory {GIB}"
+        said, left = wait_for_free(nvml, before=(GPU_A,), after=(GPU_A, held), timeout_s=2)
+    assert said is not None
+    assert f"process {stranger.pid}, of somebody else, holds 1.00 GiB" in said
+    assert left == [[A, stranger.pid, GIB, False]]
+
+
+def test_whoever_was_there_before_the_attempt_does_not_matter(nvml: SimulatedNvml) -> None:
+    elsewhere = f"process 0 pid 4999999 bound no memory {GIB}"
+    with process() as neighbour:
+        near = f"process 0 pid {neighbour.pid} memory {GIB}"
+        machine = (GPU_A, elsewhere, near)
+        said, left = wait_for_free(nvml, before=machine, after=machine, timeout_s=LONG_S)
+    assert said is None
+    assert left == [[A, 4999999, GIB, None], [A, neighbour.pid, GIB, False]]
+
+
+def test_a_new_process_that_cant_be_looked_at_counts_as_the_attempts(nvml: SimulatedNvml) -> None:
+    said, _ = wait_for_free(
+        nvml, before=(GPU_A,), after=(GPU_A, f"process 0 pid 4999999 bound no memory {MIB}"), timeout_s=1
+    )
+    assert said is not None
+    assert "process 4999999, which can't be looked at from here, holds 1 MiB" in said
+
+
+def test_where_nvml_lists_no_processes_memory_decides(nvml: SimulatedNvml) -> None:
+    no_list = "error nvmlDeviceGetComputeRunningProcesses 3"
+    said, _ = wait_for_free(nvml, before=(GPU_A, no_list), after=(GPU_A, no_list), timeout_s=LONG_S)
+    assert said is None
+    taken = GPU_A.replace(f"memory_used {GIB}", f"memory_used {2 * GIB}")
+    said, _ = wait_for_free(nvml, before=(GPU_A, no_list), after=(taken, no_list), timeout_s=2)
+    assert said is not None
+
+
+def test_a_lost_gpu_is_said_and_raises_nothing(nvml: SimulatedNvml) -> None:
+    lost = "error nvmlDeviceGetHandleByUUID 15 0"
+    said, left = wait_for_free(nvml, before=(GPU_A,), after=(GPU_A, lost), timeout_s=2)
+    assert said == f"After 2 s NVML does not answer about {A} (GPU is lost); see what nvidia-smi says."
+    assert left == [f"NVML does not answer about {A} (GPU is lost); see what nvidia-smi says."]
+
+
+def test_a_driver_that_comes_back_is_used_again(nvml: SimulatedNvml) -> None:
+    gone = "error nvmlInitWithFlags 999"
+    said, left = wait_for_free(
+        nvml, before=(GPU_A,), after=(GPU_A, gone), timeout_s=LONG_S, meanwhile=lambda: nvml.write(GPU_A)
+    )
+    assert (said, left) == (None, [])
+
+
+def test_without_a_baseline_the_processes_decide(nvml: SimulatedNvml) -> None:
+    gone = "error nvmlInitWithFlags 9"
+    said, _ = wait_for_free(nvml, before=(GPU_A, gone), after=(GPU_A,), timeout_s=LONG_S)
+    assert said is None
+
+
+def test_a_driver_that_hangs_holds_up_neither_the_worker_nor_its_end(nvml: SimulatedNvml) -> None:
+    said, _ = wait_for_free(
+        nvml, before=(GPU_A,), after=(GPU_A, "delay nvmlInitWithFlags 3600000"), timeout_s=0.5, look_after=False
+    )
+    assert said == "After 0.5 s NVML has not answered; see what nvidia-smi says."
+
+
+def test_a_driver_that_hangs_before_the_attempt_leaves_no_baseline(nvml: SimulatedNvml) -> None:
+    nvml.write(GPU_A, "delay nvmlInitWithFlags 3600000")
+    script = (
+        "import asyncio\n"
+        "from lem_domain.wire.workers import Device, DeviceKind\n"
+        "from lem_worker.devices import use_before\n"
+        f"gpu = Device(uuid={A!r}, kind=DeviceKind.GPU, name='gpu')\n"
+        "print(asyncio.run(use_before([gpu], timeout_s=0.2)))\n"
+    )
+    assert nvml.python(script) == "{}\n"

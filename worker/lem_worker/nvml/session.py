@@ -1,0 +1,209 @@
+"""NVML, typed: the GPUs of the machine, their memory, and the processes that hold it. Nothing here touches CUDA."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lem_domain.errors import LemError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+
+class NvmlUnavailable(LemError):
+    """There is no NVML here; the message says why in one sentence."""
+
+
+class NvmlFailed(LemError):
+    """NVML could not answer about a device."""
+
+
+class MigInstance(NamedTuple):
+    """A part of a GPU that is a device of its own."""
+
+    uuid: str
+    name: str
+    memory_total_bytes: int | None
+    gpu_instance: int
+    compute_instance: int
+
+
+class Gpu(NamedTuple):
+    """A GPU of the machine."""
+
+    uuid: str
+    name: str
+    memory_total_bytes: int | None
+    """None where NVML has no such figure, as on chips that share the host's memory."""
+    mig: tuple[MigInstance, ...] | None
+    """Its instances; None where it is not split."""
+
+
+class Machine(NamedTuple):
+    """All GPUs that this process may use, in the order of their PCI bus addresses (NVML promises no order)."""
+
+    gpus: tuple[Gpu, ...]
+    unreadable: tuple[str, ...]
+    """One sentence for each thing that is there and can't be used."""
+
+
+class GpuProcess(NamedTuple):
+    """A process that holds memory of a device."""
+
+    pid: int
+    """As the driver sees it: inside a container it may be the host's number."""
+    memory_bytes: int | None
+    """None where NVML has no figure."""
+
+
+@contextlib.contextmanager
+def open_nvml() -> Iterator[Nvml]:
+    """NVML for as long as the block lasts.
+
+    Raises:
+        NvmlUnavailable: the package or the driver is not there, or the driver does not work.
+    """
+    try:
+        import pynvml  # noqa: PLC0415 - a worker without GPUs needs neither the package nor the driver
+    except ImportError as error:
+        raise NvmlUnavailable(
+            "the package nvidia-ml-py is not installed; install llm-energy-measurement[worker]."
+        ) from error
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        raise NvmlUnavailable(
+            f"no NVIDIA driver answers here ({error}); see what nvidia-smi says, and in a container ask for its GPUs."
+        ) from error
+    try:
+        yield Nvml(pynvml)
+    finally:
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+
+class Nvml:
+    """An open NVML; devices are addressed by UUID."""
+
+    def __init__(self, pynvml: ModuleType) -> None:
+        self._nvml: Any = pynvml
+
+    def machine(self) -> Machine:
+        """Every GPU that this process has the right to use.
+
+        Raises:
+            NvmlFailed: they can't even be counted.
+        """
+        found: list[tuple[tuple[int, int, int] | None, Gpu]] = []
+        unreadable: list[str] = []
+        for index in range(self._ask("the number of GPUs", self._nvml.nvmlDeviceGetCount)):
+            try:
+                handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
+                found.append((self._pci(handle), self._gpu(handle, unreadable)))
+            except self._nvml.NVMLError as error:
+                # The count includes GPUs that a cgroup keeps from this process; CUDA does not see those either.
+                if error.value != self._nvml.NVML_ERROR_NO_PERMISSION:
+                    unreadable.append(f"GPU {index} can't be used ({error}); see what nvidia-smi says of it.")
+        if all(address is not None for address, _ in found):
+            found.sort(key=lambda one: one[0] or ())
+        return Machine(tuple(gpu for _, gpu in found), tuple(unreadable))
+
+    def memory_used(self, uuid: str) -> int | None:
+        """Bytes in use on a device by whomever; None where NVML has no such figure. Raises NvmlFailed."""
+        memory = self._ask(uuid, lambda: self._optional(lambda: self._nvml.nvmlDeviceGetMemoryInfo(self._handle(uuid))))
+        return None if memory is None else int(memory.used)
+
+    def processes(self, uuid: str) -> tuple[GpuProcess, ...] | None:
+        """The processes that hold memory of a device, for computing or for graphics, each once; None where NVML does
+        not list those that compute. Raises NvmlFailed."""
+        listed = self._ask(
+            uuid, lambda: [self._running(kind, self._handle(uuid)) for kind in ("Compute", "MPSCompute", "Graphics")]
+        )
+        if listed[0] is None:
+            return None
+        found: dict[int, GpuProcess] = {}
+        for one in (one for kind in listed for one in kind or ()):
+            found.setdefault(int(one.pid), GpuProcess(int(one.pid), one.usedGpuMemory))
+        return tuple(found.values())
+
+    def _gpu(self, handle: Any, unreadable: list[str]) -> Gpu:
+        uuid = str(self._nvml.nvmlDeviceGetUUID(handle))
+        mode = self._optional(lambda: self._nvml.nvmlDeviceGetMigMode(handle))
+        split = mode is not None and mode[0] == self._nvml.NVML_DEVICE_MIG_ENABLE
+        return Gpu(
+            uuid=uuid,
+            name=str(self._nvml.nvmlDeviceGetName(handle)),
+            memory_total_bytes=self._memory_total(handle),
+            mig=self._instances(uuid, handle, unreadable) if split else None,
+        )
+
+    def _instances(self, parent: str, handle: Any, unreadable: list[str]) -> tuple[MigInstance, ...]:
+        found = []
+        for index in range(self._nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+            try:
+                instance = self._nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+            except self._nvml.NVMLError as error:
+                if error.value in (self._nvml.NVML_ERROR_NOT_FOUND, self._nvml.NVML_ERROR_NO_PERMISSION):
+                    continue
+                raise
+            uuid = str(self._nvml.nvmlDeviceGetUUID(instance))
+            if "/" in uuid:
+                unreadable.append(
+                    f"MIG instance {index} of {parent} has no UUID of its own; install NVIDIA's driver 470 or newer."
+                )
+                continue
+            found.append(
+                MigInstance(
+                    uuid=uuid,
+                    name=str(self._nvml.nvmlDeviceGetName(instance)),
+                    memory_total_bytes=self._memory_total(instance),
+                    gpu_instance=self._nvml.nvmlDeviceGetGpuInstanceId(instance),
+                    compute_instance=self._nvml.nvmlDeviceGetComputeInstanceId(instance),
+                )
+            )
+        return tuple(found)
+
+    def _memory_total(self, handle: Any) -> int | None:
+        memory = self._optional(lambda: self._nvml.nvmlDeviceGetMemoryInfo(handle))
+        return None if memory is None else int(memory.total)
+
+    def _pci(self, handle: Any) -> tuple[int, int, int] | None:
+        info = self._optional(lambda: self._nvml.nvmlDeviceGetPciInfo_v3(handle))
+        return None if info is None else (int(info.domain), int(info.bus), int(info.device))
+
+    def _running(self, kind: str, handle: Any) -> list[Any] | None:
+        # Drivers before 510 have no third version; the names without a version hide that behind another exception.
+        for version in (3, 2):
+            listed = self._optional(
+                partial(getattr(self._nvml, f"nvmlDeviceGet{kind}RunningProcesses_v{version}"), handle)
+            )
+            if listed is not None:
+                return list(listed)
+        return None
+
+    def _handle(self, uuid: str) -> Any:
+        return self._nvml.nvmlDeviceGetHandleByUUID(uuid)
+
+    def _optional(self, read: Callable[[], Any]) -> Any:
+        """What not every chip, driver or right offers; None where it is not offered."""
+        try:
+            return read()
+        except self._nvml.NVMLError as error:
+            offered = (
+                self._nvml.NVML_ERROR_NOT_SUPPORTED,
+                self._nvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+                self._nvml.NVML_ERROR_NO_PERMISSION,
+                self._nvml.NVML_ERROR_INVALID_ARGUMENT,
+            )
+            if error.value in offered:
+                return None
+            raise
+
+    def _ask(self, what: str, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except self._nvml.NVMLError as error:
+            raise NvmlFailed(f"NVML does not answer about {what} ({error}); see what nvidia-smi says.") from error
