@@ -1,4 +1,4 @@
-"""What the workers were told, written down outside of the system: each answered chunk, fsynced before it is delivered."""
+"""What the workers were told, written down outside of the system: each answered chunk, fsynced before delivery."""
 
 from __future__ import annotations
 

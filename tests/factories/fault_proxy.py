@@ -86,12 +86,12 @@ class FaultProxy:
     async def start(self) -> None:
         """Accept connections, also again after `refuse`."""
         if self._server is None:
-            self._server = await asyncio.start_server(self._accept, sock=_bound(self.port))
+            self._server = await asyncio.start_server(self._accepted, sock=_bound(self.port))
 
     async def close(self) -> None:
         """End every connection and give the port back."""
         await self.refuse()
-        tasks = [link.task for link in self._links]
+        tasks = [link.task for link in self._links if link.task is not None]
         self.cut()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._reserved.close()
@@ -153,22 +153,27 @@ class FaultProxy:
         try:
             await asyncio.sleep(seconds)
         finally:
-            self.heal()
+            self._open.set()
 
-    def heal(self) -> None:
-        """End the black hole and the delay, and forget the cuts and drops that have not happened."""
-        self._open.set()
-        self._delay_s = 0.0
+    def forget(self) -> None:
+        """Give up the cuts and drops that have not happened."""
         self._drops.clear()
         self._limits.clear()
 
+    def heal(self) -> None:
+        """End the black hole and the delay, and give up the cuts and drops that have not happened."""
+        self._open.set()
+        self._delay_s = 0.0
+        self.forget()
+
     # --- passing on ---------------------------------------------------------------------------------------------------
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        link = _Link(task, writer, self._tap() if self._tap is not None else None)
+    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        link = _Link(writer, self._tap() if self._tap is not None else None)
         self._links.add(link)
+        link.task = asyncio.create_task(self._serve(link, reader))
+
+    async def _serve(self, link: _Link, reader: asyncio.StreamReader) -> None:
         try:
             await self._open.wait()
             target = await self._connect()
@@ -178,7 +183,7 @@ class FaultProxy:
             link.target = target[1]
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._pump(link, reader, target[1], "request"))
-                both.create_task(self._pump(link, target[0], writer, "answer"))
+                both.create_task(self._pump(link, target[0], link.incoming, "answer"))
         except* (OSError, _Ended):
             pass
         finally:
@@ -253,8 +258,8 @@ class _Limit:
 class _Link:
     """A connection and its continuation."""
 
-    def __init__(self, task: asyncio.Task[None], incoming: asyncio.StreamWriter, tap: Tap | None) -> None:
-        self.task = task
+    def __init__(self, incoming: asyncio.StreamWriter, tap: Tap | None) -> None:
+        self.task: asyncio.Task[None] | None = None
         self.incoming = incoming
         self.target: asyncio.StreamWriter | None = None
         self.tap = tap
@@ -271,7 +276,8 @@ class _Link:
         for writer in (self.incoming, self.target):
             if writer is not None:
                 writer.transport.abort()
-        self.task.cancel()
+        if self.task is not None:
+            self.task.cancel()
 
 
 def _bound(port: int) -> socket.socket:
