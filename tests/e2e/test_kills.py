@@ -43,8 +43,9 @@ def test_a_server_killed_in_the_middle_loses_nothing(house, tmp_path: Path) -> N
         model="m",
         prompts={"sample_size": 4},
         output={"max_tokens": 8},
+        baseline={"enabled": False},
         window={"min_duration_s": 3},
-        warmup={"max_requests": 5},
+        warmup={"max_requests": 5, "power_slope": None},
     )
     campaign_id = submit(house, path)
     with house.client() as client:
@@ -68,8 +69,9 @@ def test_a_killed_worker_takes_its_processes_along_and_its_run_is_measured_again
         model="m",
         prompts={"sample_size": 4},
         output={"max_tokens": 8},
+        baseline={"enabled": False},
         window={"min_duration_s": 4},
-        warmup={"max_requests": 5},
+        warmup={"max_requests": 5, "power_slope": None},
     )
     campaign_id = submit(house, path)
     with house.client() as client:
@@ -96,8 +98,9 @@ def test_a_cancelled_campaign_stops_its_worker_which_goes_on_with_the_next(house
         backend="simulated",
         model="m",
         prompts={"sample_size": 4},
+        baseline={"enabled": False},
         window={"min_duration_s": 600},
-        warmup={"max_requests": 5},
+        warmup={"max_requests": 5, "power_slope": None},
         execution={"cycles": 2},
     )
     campaign_id = submit(house, long)
@@ -109,6 +112,6 @@ def test_a_cancelled_campaign_stops_its_worker_which_goes_on_with_the_next(house
         assert {run.state for run in client.runs(campaign_id=campaign_id)} == {RunState.CANCELLED}
         assert client.run(run_id).reason == "user_cancelled"
     quick = campaign(
-        tmp_path, "quick", backend="simulated", model="m", prompts={"sample_size": 2}, window={"min_duration_s": 0.1}
+        tmp_path, "quick", backend="simulated", model="m", prompts={"sample_size": 2}, baseline={"enabled": False}, window={"min_duration_s": 0.1}
     )
     assert house.lemctl("run", quick).returncode == 0

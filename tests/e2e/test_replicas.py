@@ -334,7 +334,7 @@ class TestShortLeases:
 
 # --- real workers -----------------------------------------------------------------------------------------------------
 
-RUNS = 4
+RUNS = 5
 
 
 def spec() -> CampaignSpec:
@@ -346,22 +346,24 @@ def spec() -> CampaignSpec:
                 "model": "m",
                 "prompts": {"sample_size": 4},
                 "output": {"max_tokens": 8},
+                "baseline": {"enabled": False},
                 "window": {"min_duration_s": 3},
-                "warmup": {"max_requests": 5},
+                "warmup": {"max_requests": 5, "power_slope": None},
             },
             "execution": {"cycles": RUNS},
         }
     )
 
 
-def wait_until(client: Client, campaign: str, *, running: bool, completed: int, logs: Cluster) -> None:
-    """Until so many runs are completed and, if asked for, another is being measured."""
+def wait_until(client: Client, campaign: str, cluster: Cluster, *, live: bool = False, completed: int = 0) -> None:
+    """Until so many runs are completed and, if asked for, another is being measured (unless none is left for that)."""
     deadline = time.monotonic() + LONG_S
     while True:
         states = [run.state for run in client.runs(campaign_id=campaign)]
-        if states.count(RunState.COMPLETED) >= completed and (not running or RunState.RUNNING in states):
+        done = states.count(RunState.COMPLETED)
+        if done >= completed and (not live or RunState.RUNNING in states or done == RUNS):
             return
-        assert time.monotonic() < deadline, (states, logs.logs())
+        assert time.monotonic() < deadline, (states, cluster.logs())
         time.sleep(0.05)
 
 
@@ -372,12 +374,13 @@ def test_real_workers_over_a_balancer_do_not_mind_that_one_server_after_the_othe
         cluster.start_worker(address, name)
     with one.client() as at_one, two.client() as at_two:
         campaign = at_one.submit(spec()).id
-        wait_until(at_two, campaign, running=True, completed=0, logs=cluster)
+        wait_until(at_two, campaign, cluster, live=True)
         one.kill()
-        wait_until(at_two, campaign, running=True, completed=1, logs=cluster)
+        wait_until(at_two, campaign, cluster, completed=1)
         one.start()
+        wait_until(at_one, campaign, cluster, live=True, completed=1)
         two.kill()
-        wait_until(at_one, campaign, running=False, completed=RUNS, logs=cluster)
+        wait_until(at_one, campaign, cluster, completed=RUNS)
         two.start()
         for run in at_one.runs(campaign_id=campaign):
             assert (run.state, run.attempts) == (RunState.COMPLETED, 1), cluster.logs()

@@ -37,7 +37,12 @@ from lem_domain.wire.workers import (
 )
 from lem_worker.processes import ATTEMPT_VARIABLE
 
-QUICK: dict[str, Any] = {"backend": "simulated", "model": "m", "prompts": {"sample_size": 4}}
+QUICK: dict[str, Any] = {
+    "backend": "simulated",
+    "model": "m",
+    "prompts": {"sample_size": 4},
+    "baseline": {"enabled": False},
+}
 
 Answer = Callable[[], Response]
 

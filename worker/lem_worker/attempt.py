@@ -22,8 +22,18 @@ from lem_domain.wire.workers import Assignment, Device, EndAttempt, ProcessCompl
 from lem_worker import spool
 from lem_worker.ending import AttemptEnded, AttemptLost, broken, cancelled, failed
 from lem_worker.environment import snapshot
+from lem_worker.idle_baselines import IdleBaselines
 from lem_worker.preparation import Prepared, prepare
-from lem_worker.process_protocol import Go, RankJob, SamplerJob, Stop
+from lem_worker.process_protocol import (
+    BaselineContext,
+    Baselined,
+    Finish,
+    Go,
+    RankJob,
+    SamplerJob,
+    Stop,
+    WarmUp,
+)
 from lem_worker.processes import Child, kill_leftovers
 from lem_worker.server_api import LeaseLost, NotAllowed, ServerApi, ServerRefused
 from lem_worker.supervision import Supervision
@@ -64,6 +74,7 @@ class Attempt:
         kill_grace_s: float,
         on_progress: Callable[[Progress], None],
         modules: Modules,
+        baselines: IdleBaselines,
     ) -> None:
         self.assignment = assignment
         self._api = api
@@ -72,6 +83,7 @@ class Attempt:
         self._devices = devices
         self._kill_grace_s = kill_grace_s
         self._modules = modules
+        self._baselines = baselines
         self._boot_id = boot_id
         config = assignment.config
         self._ranks = tuple(rank_name(rank) for rank in range(config.processes))
@@ -138,18 +150,28 @@ class Attempt:
         )
         sampler = await self._start_sampler()
         await self._supervision.until_sampling(sampler)
+        await self._idle_baseline(sampler)
         ranks = [await self._start_rank(number, prepared) for number in range(config.processes)]
         uploading = asyncio.create_task(self._uploader.run(), name="lem-upload")
         self._supervision.watch(uploading)
         try:
             effective = await self._supervision.until_loaded()
             self._require_as_requested()
+            await self._baseline(sampler, "ready")
+            for rank in ranks:
+                rank.send(WarmUp(power_known=self._supervision.power_known))
             await self._supervision.until_ready()
+            if config.settle.temperature_c is not None or config.settle.idle_power:
+                await self._supervision.settle(sampler, limit_s=config.settle.max_s)
             facts = await asyncio.to_thread(snapshot, self._devices)
             environment: dict[str, JsonValue] = {**facts, "model_files": {**prepared.model_files}}
             await self._open_window(StartAttempt(environment=environment, effective_config=effective))
             for rank in ranks:
                 rank.send(Go())
+            await self._supervision.until_measured()
+            await self._baseline(sampler, "ready_after")
+            for rank in ranks:
+                rank.send(Finish())
             for name, message in (await self._supervision.until_done()).items():
                 spool.mark_done(self._dir, name, ProcessCompletion(streams=message.streams, summary=message.summary))
             sampler.send(Stop())
@@ -162,6 +184,26 @@ class Attempt:
         await self._supervision.until_gone(self._kill_grace_s)
         await self._kill_all()
         await self._uploader.complete(self._processes)
+
+    async def _idle_baseline(self, sampler: Child) -> None:
+        config = self.assignment.config.baseline
+        if not config.enabled:
+            return
+        known = self._baselines.find(self._devices, self.assignment.config.energy, ttl_s=config.ttl_s)
+        if known is not None:
+            sampler.send(known)
+            return
+        taken = await self._baseline(sampler, "idle")
+        if taken is not None and taken.stationary:
+            self._baselines.keep(
+                self._devices, self.assignment.config.energy, taken.parts_w, self.assignment.attempt_id
+            )
+
+    async def _baseline(self, sampler: Child, context: BaselineContext) -> Baselined | None:
+        config = self.assignment.config.baseline
+        if not config.enabled:
+            return None
+        return await self._supervision.baseline(sampler, context, limit_s=config.max_s)
 
     def _require_as_requested(self) -> None:
         for effective in self._supervision.effective_configs:

@@ -22,6 +22,7 @@ from lem_worker.devices import cpu_device, simulated_devices
 from lem_worker.ending import AttemptEnded, AttemptLost, cancelled, handed_back, out_of_touch, paused
 from lem_worker.heartbeat import BeatProcess, Expired, News
 from lem_worker.identity import StateFolder
+from lem_worker.idle_baselines import IdleBaselines
 from lem_worker.models import default_cache_dir
 from lem_worker.recovery import clean_up, recover
 from lem_worker.server_api import LeaseLost, ServerApi
@@ -45,6 +46,7 @@ class Daemon:
         self._modules = modules or Modules()
         self._token = _read_token(settings.token_file)
         self._state = StateFolder(settings.state_folder)
+        self._baselines = IdleBaselines()
         self._devices = _inventory(settings, self._state.worker_id)
         self._api = self._connect(self._state.boot_id)
         self._ending = asyncio.Event()
@@ -146,6 +148,7 @@ class Daemon:
             kill_grace_s=self._settings.kill_grace_s,
             on_progress=lambda progress: self._beats.progress(assignment.attempt_id, progress),
             modules=self._modules,
+            baselines=self._baselines,
         )
         self._attempt = attempt
         self._beats.hold(assignment.attempt_id, assignment.lease_s)

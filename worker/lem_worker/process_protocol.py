@@ -66,10 +66,16 @@ class PhaseEdge(Message):
 
 
 class Loaded(Message):
-    """The engine is up; this is what it says of itself."""
+    """The engine is up and waits for `WarmUp`; this is what it says of itself."""
 
     type: Literal["loaded"] = "loaded"
     effective_config: EffectiveConfig
+
+
+class Measured(Message):
+    """The last request is done; the engine is still loaded and waits for `Finish`."""
+
+    type: Literal["measured"] = "measured"
 
 
 class Ready(Message):
@@ -111,12 +117,13 @@ class Sampling(Message):
 
 
 class Baselined(Message):
-    """The sampler's answer to `Baseline`: the phase is over. Its power is what the parts drew in the mean."""
+    """The sampler's answer to `Baseline`: the phase is over."""
 
     type: Literal["baselined"] = "baselined"
     context: BaselineContext
     stationary: bool
     power_w: float | None = None
+    parts_w: dict[str, float] = Field(default_factory=dict, description="Mean power by device UUID or host domain.")
 
 
 class Settled(Message):
@@ -144,10 +151,31 @@ class Failed(Message):
 
 
 FromProcess = Annotated[
-    PhaseEdge | Loaded | Ready | Tick | Sampling | Baselined | Settled | Done | Failed, Field(discriminator="type")
+    PhaseEdge | Loaded | Ready | Measured | Tick | Sampling | Baselined | Settled | Done | Failed,
+    Field(discriminator="type"),
 ]
 
 # --- from the daemon to a process -------------------------------------------------------------------------------------
+
+
+class WarmUp(Message):
+    """To a rank: the baseline is taken; warm up. While it does, `Trend` tells it of the power."""
+
+    type: Literal["warm_up"] = "warm_up"
+    power_known: bool = Field(default=False, description="Some source tells power at all.")
+
+
+class Trend(Message):
+    """To a rank that warms up: change of power over the last 5 s as a fraction of its mean, when they are over."""
+
+    type: Literal["trend"] = "trend"
+    slope: float | None
+
+
+class Finish(Message):
+    """To a rank: seal the evidence, unload the engine and end."""
+
+    type: Literal["finish"] = "finish"
 
 
 class Go(Message):
@@ -169,13 +197,24 @@ class Baseline(Message):
     context: BaselineContext
 
 
+class ReuseBaseline(Message):
+    """To the sampler: an idle baseline of an earlier attempt stands for this one's; write it down."""
+
+    type: Literal["reuse_baseline"] = "reuse_baseline"
+    parts_w: dict[str, float]
+    age_s: float
+    taken_by: str
+
+
 class Settle(Message):
     """To the sampler: say when the devices are as cool as `settle` asks for."""
 
     type: Literal["settle"] = "settle"
 
 
-ToProcess = Annotated[Go | Stop | Baseline | Settle, Field(discriminator="type")]
+ToProcess = Annotated[
+    WarmUp | Trend | Go | Finish | Stop | Baseline | ReuseBaseline | Settle, Field(discriminator="type")
+]
 
 _from_process: TypeAdapter[FromProcess] = TypeAdapter(FromProcess)
 _to_process: TypeAdapter[ToProcess] = TypeAdapter(ToProcess)

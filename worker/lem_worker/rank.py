@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic.types import JsonValue
 
@@ -25,11 +26,24 @@ from lem_worker.goal import Goal
 from lem_worker.measuring import Share, Ticker, measure
 from lem_worker.phases import Phases
 from lem_worker.process_control import ControlPipes, DaemonGone, send_failure
-from lem_worker.process_protocol import Done, Go, Loaded, RankJob, Ready
+from lem_worker.process_protocol import (
+    Done,
+    Finish,
+    Go,
+    Loaded,
+    Measured,
+    Message,
+    RankJob,
+    Ready,
+    Trend,
+    WarmUp,
+)
 from lem_worker.prompts import PreparedPrompt, Request, share_of, warmup_requests
 from lem_worker.recorder import Recorder, Sinks
 from lem_worker.spool import EvidenceWriter
-from lem_worker.warmup import Assessment, warm_up
+from lem_worker.warmup import Assessment, PowerTrend, warm_up
+
+M = TypeVar("M", bound=Message)
 
 _FLUSH_S = 5.0
 """Rows older than this go to the spool, so that they can be uploaded while the window is open."""
@@ -70,13 +84,16 @@ class Rank:
             backend, prompts, sample = self._load()
             effective = backend.effective_config(sample)
         self._control.send(Loaded(effective_config=effective))
-        warmup = self._warm_up(backend, sample)
+        told = self._wait_for(WarmUp)
+        warmup = self._warm_up(backend, sample, power_known=told.power_known)
         # What loading left behind is not looked at again by a collection inside the window.
         gc.collect()
         gc.freeze()
         self._control.send(Ready())
-        self._wait_for_go()
+        self._wait_for(Go)
         summary = self._measure(backend, prompts)
+        self._control.send(Measured())
+        self._wait_for(Finish)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return backend, {
             **summary,
@@ -93,7 +110,9 @@ class Rank:
         sample = warmup_requests(prompts, size=backend.in_flight(), seed=self._config.decoding.seed)
         return backend, prompts, sample
 
-    def _warm_up(self, backend: InferenceBackend, requests: Sequence[Request]) -> Assessment | None:
+    def _warm_up(
+        self, backend: InferenceBackend, requests: Sequence[Request], *, power_known: bool
+    ) -> Assessment | None:
         if not self._config.warmup.enabled:
             return None
         with self._phases.phase(PhaseName.WARMUP):
@@ -111,16 +130,31 @@ class Rank:
                 recorder.drain()
                 return float(recorder.last_token_ns - begin)
 
-            assessment = warm_up(send, self._config.warmup)
+            slope: float | None = None
+
+            def power() -> PowerTrend:
+                nonlocal slope
+                while (message := self._control.receive(0)) is not None:
+                    if isinstance(message, Trend):
+                        slope = message.slope
+                return PowerTrend(power_known, slope)
+
+            assessment = warm_up(send, self._config.warmup, power)
         self._event(
             "warmup",
-            {"converged": assessment.converged, "requests": assessment.requests, "cv": assessment.cv},
+            {
+                "converged": assessment.converged,
+                "requests": assessment.requests,
+                "cv": assessment.cv,
+                "power_slope": assessment.power_slope,
+            },
         )
         return assessment
 
-    def _wait_for_go(self) -> None:
-        while not isinstance(self._control.receive(), Go):
+    def _wait_for(self, kind: type[M]) -> M:
+        while not isinstance(message := self._control.receive(), kind):
             pass
+        return message
 
     def _measure(self, backend: InferenceBackend, prompts: Sequence[PreparedPrompt]) -> dict[str, JsonValue]:
         config = self._config

@@ -13,8 +13,23 @@ from lem_domain.evidence import SAMPLER, PhaseName
 from lem_domain.states import FailureReason
 from lem_domain.wire.runs import EffectiveConfig, Progress
 from lem_worker.ending import AttemptEnded, AttemptLost, broken, failed
-from lem_worker.process_protocol import Done, Failed, FromProcess, Loaded, PhaseEdge, Ready, Sampling, Tick
+from lem_worker.process_protocol import (
+    Baseline,
+    BaselineContext,
+    Baselined,
+    Done,
+    Failed,
+    FromProcess,
+    Loaded,
+    Measured,
+    PhaseEdge,
+    Ready,
+    Settle,
+    Tick,
+    Trend,
+)
 from lem_worker.processes import Child
+from lem_worker.sampler_state import SamplerState
 from lem_worker.upload import tail
 
 T = TypeVar("T")
@@ -48,13 +63,13 @@ class Supervision:
         self._loaded: dict[str, EffectiveConfig] = {}
         self._ready: set[str] = set()
         self._done: dict[str, Done] = {}
-        self._sampling = False
-        self._sampler_gone = False
+        self._measured: set[str] = set()
+        self._sampler = SamplerState()
+        self._quiet: PhaseName | None = None
         self._phase: dict[str, PhaseName | None] = {}
         self._ticks: dict[str, Tick] = {}
         self._last_sign: dict[str, float] = {}
         self._phase_began = 0.0
-        self._power_w: float | None = None
 
     @property
     def effective_config(self) -> EffectiveConfig | None:
@@ -132,9 +147,9 @@ class Supervision:
     async def until_sampling(self, sampler: Child) -> None:
         """Wait for the sampler's first samples."""
         await self._until(
-            lambda: self._sampling or self._sampler_gone, self._limits.load_s, "opening the energy sources"
+            lambda: self._sampler.sampling or self._sampler.gone, self._limits.load_s, "opening the energy sources"
         )
-        if self._sampler_gone:
+        if self._sampler.gone:
             ended = await sampler.wait()
             raise broken(
                 FailureReason.BACKEND_INITIALISATION,
@@ -150,6 +165,32 @@ class Supervision:
         """Wait until every rank is warm."""
         await self._until(lambda: len(self._ready) == len(self._ranks), self._limits.warmup_s, "warmup_s", silence=True)
 
+    @property
+    def power_known(self) -> bool:
+        """Some source tells power."""
+        return self._sampler.power_w is not None and not self._sampler.gone
+
+    async def baseline(self, sampler: Child, context: BaselineContext, *, limit_s: float) -> Baselined | None:
+        """Let the sampler take the power of the devices while nothing works; None when it can't."""
+        sampler.send(Baseline(context=context))
+        await self._until_quiet(lambda: context in self._sampler.baselines, PhaseName.BASELINE, limit_s)
+        return self._sampler.baselines.get(context)
+
+    async def settle(self, sampler: Child, *, limit_s: float) -> None:
+        """Let the devices cool down; whether they did stands in the sampler's evidence."""
+        sampler.send(Settle())
+        await self._until_quiet(lambda: self._sampler.settled is not None, PhaseName.SETTLE, limit_s)
+
+    async def until_measured(self) -> None:
+        """Wait until every rank has sent its last request and got its last token."""
+        self._last_sign = dict.fromkeys(self._last_sign, _now())
+        await self._until(
+            lambda: all(rank in self._measured or rank in self._done for rank in self._ranks),
+            self._limits.run_s,
+            "run_s",
+            silence=True,
+        )
+
     async def until_done(self) -> dict[str, Done]:
         """Wait until every rank has sealed its evidence."""
         self._last_sign = dict.fromkeys(self._last_sign, _now())
@@ -162,7 +203,7 @@ class Supervision:
         """Wait until the sampler has sealed its evidence; None when it died, or goes on for too long."""
         with contextlib.suppress(AttemptEnded):
             await self._until(
-                lambda: SAMPLER in self._done or self._sampler_gone, SEALING_S, "sealing the power samples"
+                lambda: SAMPLER in self._done or self._sampler.gone, SEALING_S, "sealing the power samples"
             )
         return self._done.get(SAMPLER)
 
@@ -180,6 +221,16 @@ class Supervision:
             reader.cancel()
         await asyncio.gather(*self._readers, return_exceptions=True)
         self._readers.clear()
+
+    async def _until_quiet(self, met: Callable[[], bool], phase: PhaseName, limit_s: float) -> None:
+        """A sampler that is gone or hangs is not waited for: what it should have seen is missing then."""
+        self._quiet, self._phase_began = phase, _now()
+        self._report()
+        try:
+            with contextlib.suppress(AttemptEnded):
+                await self._until(lambda: met() or self._sampler.gone, limit_s + SEALING_S, phase.value)
+        finally:
+            self._quiet = None
 
     async def _until(self, met: Callable[[], bool], limit_s: float, name: str, *, silence: bool = False) -> None:
         deadline = _now() + limit_s
@@ -225,7 +276,7 @@ class Supervision:
         if child.name in self._done:
             return
         if child.name == SAMPLER:
-            self._sampler_gone = True
+            self._sampler.gone = True
             self._changed.set()
             return
         ended = await child.wait()
@@ -239,6 +290,8 @@ class Supervision:
         )
 
     def _take(self, name: str, message: FromProcess) -> None:
+        if name == SAMPLER:
+            self._sampler.take(message)
         match message:
             case Loaded():
                 self._loaded[name] = message.effective_config
@@ -246,8 +299,8 @@ class Supervision:
                 self._ready.add(name)
             case Done():
                 self._done[name] = message
-            case Sampling():
-                self._sampling = True
+            case Measured():
+                self._measured.add(name)
             case Failed():
                 of_machine = name == SAMPLER or message.reason is FailureReason.BACKEND_UNAVAILABLE
                 self.stop((broken if of_machine else failed)(message.reason, message.message))
@@ -259,13 +312,18 @@ class Supervision:
                     self._report()
             case Tick():
                 if name == SAMPLER:
-                    self._power_w = message.power_w
+                    self._tell_trend()
                 else:
                     self._ticks[name] = message
                 self._report()
 
+    def _tell_trend(self) -> None:
+        for rank in self._ranks:
+            if self._phase.get(rank) is PhaseName.WARMUP:
+                self._children[rank].send(Trend(slope=self._sampler.power_slope))
+
     def _report(self) -> None:
-        phase = self._phase.get(self._ranks[0])
+        phase = self._quiet or self._phase.get(self._ranks[0])
         ticks = self._ticks.values()
         rates = [tick.output_rate_tok_s for tick in ticks if tick.output_rate_tok_s is not None]
         fractions = [tick.fraction for tick in ticks if tick.fraction is not None]
@@ -277,7 +335,7 @@ class Supervision:
                 elapsed_s=max(0.0, _now() - self._phase_began) if phase else 0.0,
                 fraction=min(fractions) if fractions else None,
                 output_rate_tok_s=sum(rates) if rates else None,
-                power_w=self._power_w,
+                power_w=self._sampler.power_w,
             )
         )
 

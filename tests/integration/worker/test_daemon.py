@@ -61,7 +61,7 @@ async def test_no_rank_sends_before_the_server_knows_that_the_window_opens(serve
     await work()
     order = server.paths(":start|streams/requests")
     assert order[0].endswith(":start")
-    assert len(order) == 2
+    assert len(set(order)) == 2
 
 
 async def test_beats_carry_what_is_held_and_how_far_it_is(

@@ -16,7 +16,20 @@ from lem_domain.evidence_codec import decode_chunk
 from lem_domain.states import FailureReason
 from lem_domain.wire.workers import ProcessCompletion
 from lem_worker.models import resolve_model
-from lem_worker.process_protocol import Done, Failed, Go, Loaded, PhaseEdge, RankJob, Ready, Tick
+from lem_worker.process_protocol import (
+    Done,
+    Failed,
+    Finish,
+    Go,
+    Loaded,
+    Measured,
+    PhaseEdge,
+    RankJob,
+    Ready,
+    Tick,
+    Trend,
+    WarmUp,
+)
 from lem_worker.spool import chunks, is_whole, mark_done
 
 MODULE = "lem_worker.rank"
@@ -53,11 +66,26 @@ def rows(task: RankJob, stream: StreamName) -> list[dict[str, Any]]:
     return [row for file in files for row in decode_chunk(stream, file.read_bytes()).to_pylist()]
 
 
-def finish(process: Any) -> Done:
-    """From `Ready` to a good end."""
+def ready(process: Any) -> None:
+    """Until it is warm."""
+    process.until(Loaded)
+    process.send(WarmUp())
     process.until(Ready)
-    process.send(Go())
+
+
+def sealed(process: Any) -> Done:
+    """From the window to its evidence."""
+    process.until(Measured)
+    process.send(Finish())
     done: Done = process.until(Done)
+    return done
+
+
+def finish(process: Any) -> Done:
+    """From its start to a good end."""
+    ready(process)
+    process.send(Go())
+    done = sealed(process)
     assert process.to_the_end() == 0, process.stderr()
     return done
 
@@ -65,10 +93,10 @@ def finish(process: Any) -> Done:
 def test_a_rank_loads_warms_up_waits_measures_and_seals(tmp_path: Path, drive: Callable[..., Any]) -> None:
     task = job(tmp_path, simulated={"batch_size": 3})
     process = drive(MODULE, task)
-    process.until(Ready)
+    ready(process)
     assert process.is_silent_for(0.05)
     process.send(Go())
-    done = process.until(Done)
+    done = sealed(process)
     assert process.to_the_end() == 0
     order = [
         (message.phase.value, message.edge) if isinstance(message, PhaseEdge) else message.type
@@ -84,6 +112,7 @@ def test_a_rank_loads_warms_up_waits_measures_and_seals(tmp_path: Path, drive: C
         "ready",
         ("measure", "begin"),
         ("measure", "end"),
+        "measured",
         "done",
     ]
     requests = rows(task, StreamName.REQUESTS)
@@ -160,6 +189,24 @@ def test_the_window_lasts_as_long_as_asked_and_ticks_on_the_way(tmp_path: Path, 
     assert (ticks[0].output_rate_tok_s or 0) > 0
 
 
+def test_warm_up_goes_on_until_the_power_that_it_is_told_of_has_settled(
+    tmp_path: Path, drive: Callable[..., Any]
+) -> None:
+    task = job(tmp_path, warmup={"min_requests": 2, "window_size": 2, "max_requests": 10_000, "cv_threshold": 1})
+    process = drive(MODULE, task)
+    process.until(Loaded)
+    process.send(WarmUp(power_known=True))
+    process.send(Trend(slope=0.5))
+    process.until(Tick)
+    process.send(Trend(slope=0.001))
+    process.until(Ready)
+    process.send(Go())
+    assert sealed(process).summary["warmup_converged"] is True
+    (warmup,) = (json.loads(row["detail"]) for row in rows(task, StreamName.EVENTS) if row["kind"] == "warmup")
+    assert warmup["power_slope"] == 0.001
+    assert warmup["requests"] > 2
+
+
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
@@ -168,8 +215,11 @@ def test_the_window_lasts_as_long_as_asked_and_ticks_on_the_way(tmp_path: Path, 
 def test_every_simulated_failure(tmp_path: Path, drive: Callable[..., Any], at: str, how: str) -> None:
     task = job(tmp_path, simulated={"fail": {"at": at, "how": how}})
     process = drive(MODULE, task)
+    if at == "warmup":
+        process.until(Loaded)
+        process.send(WarmUp())
     if at == "measure":
-        process.until(Ready)
+        ready(process)
         process.send(Go())
     while (edge := process.until(PhaseEdge)).phase != at:
         pass
@@ -195,9 +245,9 @@ def test_what_fails_while_it_unloads_costs_nothing_that_was_measured(
 ) -> None:
     task = job(tmp_path, simulated={"fail": {"at": "cleanup", "how": how}})
     process = drive(MODULE, task)
-    process.until(Ready)
+    ready(process)
     process.send(Go())
-    done = process.until(Done)
+    done = sealed(process)
     assert is_whole(Path(task.spool), ["rank-0"]) is False
     mark_done(Path(task.spool), "rank-0", ProcessCompletion(streams=done.streams))
     assert is_whole(Path(task.spool), ["rank-0"])
@@ -249,7 +299,7 @@ def test_a_model_that_is_not_there_fails_the_load(tmp_path: Path, drive: Callabl
 
 def test_a_rank_whose_daemon_is_gone_ends(tmp_path: Path, drive: Callable[..., Any]) -> None:
     process = drive(MODULE, job(tmp_path))
-    process.until(Ready)
+    ready(process)
     process.hang_up()
     assert process.process.wait() != 0
     assert "DaemonGone" in process.stderr()
@@ -269,7 +319,11 @@ def test_pytorch_in_a_process_of_its_own(tmp_path: Path, drive: Callable[..., An
     assert effective["pytorch.batch_size"] == 2
     assert effective["pytorch.num_threads"] == 1
     assert all(parameter.confirmed for parameter in loaded.effective_config.parameters)
-    done = finish(process)
+    process.send(WarmUp())
+    process.until(Ready)
+    process.send(Go())
+    done = sealed(process)
+    assert process.to_the_end() == 0, process.stderr()
     requests = rows(task, StreamName.REQUESTS)
     assert [row["generated_tokens"] for row in requests] == [4] * 8
     assert [row["batch_id"] for row in requests][0::2] == [row["batch_id"] for row in requests][1::2]

@@ -17,6 +17,7 @@ from lem_worker.process_protocol import (
     Baselined,
     Done,
     Failed,
+    ReuseBaseline,
     SamplerJob,
     Sampling,
     Settle,
@@ -128,9 +129,12 @@ def test_a_baseline_is_a_phase_of_the_sampler_and_ends_by_itself(tmp_path: Path,
     process = drive(MODULE, task)
     process.until(Sampling)
     process.send(Baseline(context="idle"))
-    assert process.until(Baselined) == Baselined(context="idle", stationary=True, power_w=140)
+    assert process.until(Baselined) == Baselined(
+        context="idle", stationary=True, power_w=140, parts_w={"SIM-0": 70, "SIM-1": 70}
+    )
     process.send(Settle())
     assert process.until(Settled).settled
+    process.send(ReuseBaseline(parts_w={"SIM-0": 60}, age_s=12, taken_by="att_1"))
     process.send(Baseline(context="ready"))
     process.send(Stop())
     summary = process.until(Done).summary
@@ -141,6 +145,10 @@ def test_a_baseline_is_a_phase_of_the_sampler_and_ends_by_itself(tmp_path: Path,
     ]
     assert json.loads(str(marks[-1]["detail"]))["stationary"] is False, "it was broken off"
     assert 0 <= summary["cpu_s"] <= summary["duration_s"]
+    (reused,) = (
+        json.loads(str(row["detail"])) for row in rows(task, StreamName.EVENTS) if row["kind"] == "baseline_reused"
+    )
+    assert reused == {"context": "idle", "parts": {"SIM-0": 60}, "age_s": 12, "taken_by": "att_1"}
     first, last = (json.loads(str(row["detail"])) for row in rows(task, StreamName.EVENTS) if row["kind"] == "clock")
     passed_ns = last["monotonic_ns"] - first["monotonic_ns"]
     assert abs(last["utc_ns"] - first["utc_ns"] - passed_ns) < 1_000_000_000

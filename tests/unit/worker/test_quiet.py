@@ -45,6 +45,13 @@ class House:
     def hottest_c(self) -> int | None:
         return self.celsius
 
+    def begin_means(self) -> None:
+        self.begun_ns = self.now_ns
+
+    def means_w(self) -> dict[str, float]:
+        mean = self.history.mean_w(self.begun_ns)
+        return {} if mean is None else {"GPU-0": mean}
+
     def until_answer(self, most_s: float) -> Message | None:
         end_ns = self.now_ns + round(most_s * SECOND)
         while self.now_ns < end_ns:
@@ -59,7 +66,7 @@ class House:
 def test_a_baseline_ends_at_its_minimum_when_power_is_steady() -> None:
     house = House()
     house.quiet.begin(Baseline(context="idle"), house.now_ns)
-    assert house.until_answer(20) == Baselined(context="idle", stationary=True, power_w=50)
+    assert house.until_answer(20) == Baselined(context="idle", stationary=True, power_w=50, parts_w={"GPU-0": 50})
     assert house.now_ns == pytest.approx(3 * SECOND, abs=TICK)
     assert house.phases.rows == [
         ("baseline", "begin", 0, {"context": "idle"}),

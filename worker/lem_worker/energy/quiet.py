@@ -26,6 +26,12 @@ class Readings(Protocol):
     def hottest_c(self) -> int | None:
         """Of the devices."""
 
+    def begin_means(self) -> None:
+        """Begin to add up."""
+
+    def means_w(self) -> dict[str, float]:
+        """By part, since then."""
+
 
 class Quiet:
     """One wait at a time; each is a phase in the sampler's evidence."""
@@ -45,6 +51,7 @@ class Quiet:
     def begin(self, what: Baseline | Settle, now_ns: int) -> None:
         """Begin to wait."""
         self._waiting, self._began_ns = what, now_ns
+        self._readings.begin_means()
         self._mark(what, "begin", now_ns, {"context": what.context} if isinstance(what, Baseline) else {})
 
     def look(self, now_ns: int) -> Message | None:
@@ -84,7 +91,9 @@ class Quiet:
             "standard_error": error,
         }
         self._mark(baseline, "end", now_ns, detail)
-        return Baselined(context=baseline.context, stationary=stationary, power_w=power_w)
+        return Baselined(
+            context=baseline.context, stationary=stationary, power_w=power_w, parts_w=self._readings.means_w()
+        )
 
     def _look_at_settling(self, settle: Settle, now_ns: int) -> Message | None:
         settled = self._unsettled() is None

@@ -22,7 +22,7 @@ from lem_worker.energy.sampling import Sampling
 from lem_worker.energy.stationarity import PowerHistory
 from lem_worker.failures import failure_of
 from lem_worker.process_control import ControlPipes, DaemonGone, send_failure
-from lem_worker.process_protocol import Baseline, Done, SamplerJob, Settle, Stop, Tick
+from lem_worker.process_protocol import Baseline, Done, ReuseBaseline, SamplerJob, Settle, Stop, Tick
 from lem_worker.process_protocol import Sampling as SamplingMessage
 from lem_worker.spool import EvidenceWriter
 
@@ -104,6 +104,11 @@ class SamplerProcess:
                     return
                 case Baseline() | Settle() as wait:
                     self._quiet.begin(wait, time.monotonic_ns())
+                case ReuseBaseline() as kept:
+                    self._sampling.event(
+                        "baseline_reused",
+                        {"context": "idle", "parts": {**kept.parts_w}, "age_s": kept.age_s, "taken_by": kept.taken_by},
+                    )
             now = time.monotonic_ns()
             if not grid.tick(now):
                 continue

@@ -53,6 +53,8 @@ class Sampling:
         self._device_mw: dict[int, int] = {}
         self._host_mw: dict[str, int] = {}
         self._temperature_c: dict[int, int] = {}
+        self._sums: dict[str, tuple[int, int]] = {}
+        self._uuids: tuple[str, ...] = ()
 
     def open(self, devices: Sequence[Device]) -> tuple[SourceReport, ...]:
         """Open every planned source and take its first samples; a source that can't be opened says why.
@@ -60,6 +62,7 @@ class Sampling:
         Raises:
             EnergyRequired: one can't, and energy is required.
         """
+        self._uuids = tuple(device.uuid for device in devices)
         there: set[str] = set()
         for slot in self._slots:
             name, stands_in_for = slot.planned.name, slot.planned.instead_of
@@ -120,6 +123,14 @@ class Sampling:
         parts = [power for domain, power in self._host_mw.items() if not domain.startswith(INSIDE_OTHERS)]
         return sum(parts) / 1000 if parts else None
 
+    def begin_means(self) -> None:
+        """Begin anew to add up the power of each part."""
+        self._sums.clear()
+
+    def means_w(self) -> dict[str, float]:
+        """Mean power since `begin_means`, by device UUID or host domain."""
+        return {part: total / count / 1000 for part, (total, count) in self._sums.items()}
+
     def hottest_c(self) -> int | None:
         """The latest temperature of the hottest device; None where no source tells."""
         return max(self._temperature_c.values(), default=None)
@@ -142,6 +153,7 @@ class Sampling:
             self._rows(StreamName.POWER).append(**sample._asdict())
             if sample.power_mw is not None:
                 self._device_mw[sample.device_index] = sample.power_mw
+                self._add(self._uuids[sample.device_index], sample.power_mw)
             if sample.temperature_c is not None:
                 self._temperature_c[sample.device_index] = sample.temperature_c
         elif isinstance(sample, SourceEvent):
@@ -152,6 +164,11 @@ class Sampling:
             self._rows(StreamName.HOST_POWER).append(**sample._asdict())
             if sample.power_mw is not None:
                 self._host_mw[sample.domain] = sample.power_mw
+                self._add(sample.domain, sample.power_mw)
+
+    def _add(self, part: str, power_mw: int) -> None:
+        total, count = self._sums.get(part, (0, 0))
+        self._sums[part] = (total + power_mw, count + 1)
 
     def _failed(self, slot: _Slot, error: Exception) -> None:
         name = slot.report.name

@@ -1,0 +1,31 @@
+"""What the sampler of an attempt has said."""
+
+from __future__ import annotations
+
+from lem_worker.process_protocol import BaselineContext, Baselined, FromProcess, Sampling, Settled, Tick
+
+
+class SamplerState:
+    """Grows with its messages."""
+
+    def __init__(self) -> None:
+        self.sampling = False
+        """It has its first samples."""
+        self.gone = False
+        """It ended without sealing."""
+        self.power_w: float | None = None
+        self.power_slope: float | None = None
+        self.baselines: dict[BaselineContext, Baselined] = {}
+        self.settled: bool | None = None
+
+    def take(self, message: FromProcess) -> None:
+        """Something it said."""
+        match message:
+            case Sampling():
+                self.sampling = True
+            case Tick():
+                self.power_w, self.power_slope = message.power_w, message.power_slope
+            case Baselined():
+                self.baselines[message.context] = message
+            case Settled():
+                self.settled = message.settled
