@@ -27,7 +27,9 @@ from lem_server.database.engine import make_engine
 _LOOK_S = 0.002
 """How long a request may be silent before it is looked up whether it waits for a lock."""
 _LIMIT_S = 60.0
-_MOST_SENDINGS = 50
+_MOST_SENDINGS = 20
+_MOST_FAULTS = 3
+"""A request that has met so many is spared, so that every story ends."""
 
 _current: ContextVar[Request | None] = ContextVar("request", default=None)
 
@@ -35,9 +37,7 @@ _current: ContextVar[Request | None] = ContextVar("request", default=None)
 class Request:
     """One request on its way through its steps."""
 
-    def __init__(
-        self, name: str, call: Call, control: Control, *, fault_rate: float = 0.0, seed: str = ""
-    ) -> None:
+    def __init__(self, name: str, call: Call, control: Control, *, fault_rate: float = 0.0, seed: str = "") -> None:
         self.name = name
         self.steps = 0
         self.faults = 0
@@ -86,7 +86,7 @@ class Request:
         try:
             while self.answer is None or self.answer.code == BUSY:
                 self.sendings += 1
-                assert self.sendings <= _MOST_SENDINGS, f"{self.name} is not answered: {self.answer}"
+                assert self.sendings <= _MOST_SENDINGS, f"{self.name} gets no answer: {self.answer}"
                 self.answer = await answered(self._call)
         finally:
             self.finished = True
@@ -101,8 +101,9 @@ class Request:
             self._go.clear()
             await self._go.wait()
         self.steps += 1
-        if self._random.random() < self._rate:
+        if self.faults < _MOST_FAULTS and self._random.random() < self._rate:
             self.faults += 1
+            self._control.faults += 1
             await self._break(dbapi, connection, after_commit=is_commit and self._random.random() < 0.5)
 
     async def _break(self, dbapi: Any, connection: asyncpg.Connection, *, after_commit: bool) -> None:
@@ -139,25 +140,30 @@ class Control:
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
+        self._one_at_a_time = asyncio.Lock()
         self.deadlocks = 0
+        self.faults = 0
 
     async def waits_for_lock(self, pid: int) -> bool:
         """Whether this process waits for a lock of another."""
-        waits: bool = await self._connection.fetchval(
-            "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE pid = $1 AND NOT granted)", pid
-        )
-        return waits
+        return await self._ask("SELECT EXISTS (SELECT 1 FROM pg_locks WHERE pid = $1 AND NOT granted)", pid)
 
     async def kill(self, pid: int) -> None:
         """End a process and wait until it is gone."""
-        await self._connection.execute("SELECT pg_terminate_backend($1)", pid)
+        await self._ask("SELECT pg_terminate_backend($1)", pid)
         await self.until_gone(pid)
 
     async def until_gone(self, pid: int) -> None:
         """Wait until a process has ended and let go of everything."""
         async with asyncio.timeout(_LIMIT_S):
-            while await self._connection.fetchval("SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE pid = $1)", pid):
-                await asyncio.sleep(0)
+            gone = False
+            while not gone:
+                gone = await self._ask("SELECT NOT EXISTS (SELECT 1 FROM pg_stat_activity WHERE pid = $1)", pid)
+
+    async def _ask(self, question: str, pid: int) -> bool:
+        async with self._one_at_a_time:
+            found: bool = await self._connection.fetchval(question, pid)
+            return found
 
 
 @contextlib.asynccontextmanager

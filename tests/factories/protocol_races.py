@@ -51,9 +51,7 @@ def claim(machine: Machine, claim_id: UUID | None = None, name: str = "claim") -
 
 def start(attempt: UUID, machine: Machine) -> Part:
     """The window may open."""
-    return Part(
-        "start", lambda server: server.start(holder_of(attempt, machine)), _always(promises.start(attempt))
-    )
+    return Part("start", lambda server: server.start(holder_of(attempt, machine)), _always(promises.start(attempt)))
 
 
 def chunk(attempt: UUID, machine: Machine, seq: int = 0) -> Part:
@@ -223,9 +221,7 @@ PAIRS: dict[str, Callable[[], Story]] = {
     # a lease that ran out meets its worker
     "expire-beat": _one(_lost, lambda c: [expire(), beat(c.attempt, c.machine)]),
     "expire-complete": _one(lambda: _whole(late_s=LOST_S), lambda c: [expire(), complete(c.attempt, c.machine)]),
-    "expire-start": _one(
-        lambda: Seed("initialised", late_s=LOST_S), lambda c: [expire(), start(c.attempt, c.machine)]
-    ),
+    "expire-start": _one(lambda: Seed("initialised", late_s=LOST_S), lambda c: [expire(), start(c.attempt, c.machine)]),
     "expire-chunk": _one(_lost, lambda c: [expire(), chunk(c.attempt, c.machine)]),
     "expire-end": _one(_lost, lambda c: [expire(), end(c.attempt, c.machine, "failed")]),
     "expire-expire": _one(_lost, lambda c: [expire("one"), expire("other")]),
@@ -259,9 +255,7 @@ PAIRS: dict[str, Callable[[], Story]] = {
     # users meet workers
     "cancel-complete": _one(_whole, lambda c: [cancel_run(c.seed.run), complete(c.attempt, c.machine)]),
     "cancel-campaign-complete": _one(_whole, lambda c: [cancel(c.campaign), complete(c.attempt, c.machine)]),
-    "cancel-start": _one(
-        lambda: Seed("initialised"), lambda c: [cancel_run(c.seed.run), start(c.attempt, c.machine)]
-    ),
+    "cancel-start": _one(lambda: Seed("initialised"), lambda c: [cancel_run(c.seed.run), start(c.attempt, c.machine)]),
     "cancel-claim": _one(Seed, lambda c: [cancel_run(c.seed.run), claim(c.machine)]),
     "cancel-campaign-claim": _one(Seed, lambda c: [cancel(c.campaign), claim(c.machine)]),
     "cancel-requeue-after-failure": _one(
@@ -305,9 +299,7 @@ TRIPLES: dict[str, Callable[[], Story]] = {
     "complete-expire-register": _one(
         lambda: _whole(late_s=LOST_S), lambda c: [complete(c.attempt, c.machine), expire(), register(c.reboot)]
     ),
-    "end-expire-cancel": _one(
-        _lost, lambda c: [end(c.attempt, c.machine, "failed"), expire(), cancel_run(c.seed.run)]
-    ),
+    "end-expire-cancel": _one(_lost, lambda c: [end(c.attempt, c.machine, "failed"), expire(), cancel_run(c.seed.run)]),
     "chunk-end-register": _one(
         lambda: Seed("running"),
         lambda c: [

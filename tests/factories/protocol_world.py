@@ -1,7 +1,7 @@
 """A database for proofs of the lease protocol: small worlds seeded at once, read at once, and audited at each commit.
 
-The audit is a deferred trigger: when a transaction that wrote something for an attempt commits, the attempt's lease must
-still stand. It only notes what it sees; the database's own behaviour stays as it is.
+The audit is a deferred trigger: when a transaction that wrote something for an attempt commits, the attempt's lease
+must still stand. It only notes what it sees; the database's own behaviour stays as it is.
 """
 
 from __future__ import annotations
@@ -221,7 +221,8 @@ _FACTS = """
         'attempts', (SELECT json_agg(json_build_array(
                          a.id, a.run_id, a.number, a.worker_id, a.boot_id, a.claim_id, a.devices,
                          a.started_at IS NOT NULL, a.outcome, a.reason, a.manifest IS NOT NULL,
-                         (SELECT coalesce(json_agg(h.seq ORDER BY h.seq), '[]') FROM chunks h WHERE h.attempt_id = a.id),
+                         (SELECT coalesce(json_agg(h.seq ORDER BY h.seq), '[]')
+                            FROM chunks h WHERE h.attempt_id = a.id),
                          (SELECT coalesce(json_agg(p.process), '[]') FROM process_results p WHERE p.attempt_id = a.id)
                          ) ORDER BY a.run_id, a.number)
                        FROM attempts a JOIN runs r ON r.id = a.run_id WHERE r.campaign_id = ANY($1)),
@@ -398,9 +399,7 @@ def _facts_of(found: dict[str, Any]) -> Facts:
     leases = [LeaseFacts(*map(UUID, row[:4]), *row[4:8], tuple(row[8])) for row in found["leases"] or ()]
     return Facts(
         campaigns={UUID(row[0]): row[1] for row in found["campaigns"] or ()},
-        runs=tuple(
-            RunFacts(*map(UUID, row[:2]), *row[2:8], _uuid(row[8]), *row[9:]) for row in found["runs"] or ()
-        ),
+        runs=tuple(RunFacts(*map(UUID, row[:2]), *row[2:8], _uuid(row[8]), *row[9:]) for row in found["runs"] or ()),
         attempts={one.id: one for one in attempts},
         leases={one.attempt_id: one for one in leases},
         loose_devices=found["loose_devices"],

@@ -2,129 +2,117 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.engine import URL
 
-from factories.faulty_connections import Control, Request, play, scripted_engines
-from factories.protocol_calls import Server
-from factories.protocol_invariants import violations
-from factories.protocol_promises import Context, broken
+from factories.faulty_connections import Request, play
+from factories.protocol_calls import OK, Answer, Call, Server
 from factories.protocol_races import PAIRS, TRIPLES, Story
-from factories.protocol_world import Facts, Laboratory, laboratory
+from factories.protocol_stage import Stage, Turns, of_three, of_two, stage
+from factories.protocol_world import Machine, Seed, World
 
 pytestmark = pytest.mark.anyio
 
-Turns = tuple[tuple[int, int | None], ...]
-"""Whose turn it is, and the step before which he stops; None lets him go to his answer."""
-
-
-class Played(NamedTuple):
-    """What came of one interleaving."""
-
-    wrong: list[str]
-    steps: list[int]
-    faults: int
-
-
-class Stage:
-    """Plays stories on one database, each request on a replica of its own."""
-
-    def __init__(self, lab: Laboratory, control: Control, servers: Sequence[Server]) -> None:
-        self.lab = lab
-        self.control = control
-        self._servers = servers
-
-    async def play(self, tell: Callable[[], Story], turns: Turns, *, fault_rate: float = 0.0, seed: str = "") -> Played:
-        """One interleaving in a new world, and everything that is wrong after it."""
-        story = tell()
-        await self.lab.seed(story.world)
-        requests = []
-        for part, server in zip(story.parts, self._servers, strict=False):
-            server.backend = story.world.backend
-            requests.append(Request(part.name, part.call(server), self.control, fault_rate=fault_rate, seed=seed))
-        answers = await play(requests, turns)
-        facts = await self._facts(story)
-        await self.lab.clear()
-        wrong = violations(facts)
-        for part, request, answer in zip(story.parts, requests, answers, strict=True):
-            context = Context(request.sent_after, frozenset(one.name for one in story.parts))
-            wrong += [f"{part.name}: {one}" for one in broken(part.promise(context), facts, answer)]
-        return Played(wrong, [request.steps for request in requests], sum(request.faults for request in requests))
-
-    async def steps(self, tell: Callable[[], Story]) -> list[int]:
-        """The most steps that each request takes when they come one after another, in any order."""
-        orders = itertools.permutations(range(len(tell().parts)))
-        taken = [(await self.play(tell, tuple((one, None) for one in order))).steps for order in orders]
-        return [max(counts) for counts in zip(*taken, strict=True)]
-
-    async def _facts(self, story: Story) -> Facts:
-        return await self.lab.facts([story.world.campaign], [machine.id for machine in story.world.machines])
-
-
-@asynccontextmanager
-async def stage(url: URL) -> AsyncIterator[Stage]:
-    """A stage on a fresh database, with three replicas."""
-    async with laboratory(url) as lab:
-        control = Control(lab.connection)
-        async with scripted_engines(url, control, 3) as engines:
-            yield Stage(lab, control, [Server(engine) for engine in engines])
-
-
-def of_two(steps: Sequence[int]) -> Iterator[Turns]:
-    """One stops before each of its steps, the other then before each of its own or not at all; and the other way."""
-    for one, other in ((0, 1), (1, 0)):
-        yield ((one, None), (other, None))
-        for mine in range(1, steps[one]):
-            for theirs in (*range(1, steps[other]), None):
-                yield ((one, mine), (other, theirs), (one, None), (other, None))
-
-
-def of_three(steps: Sequence[int], *, stride: int) -> Iterator[Turns]:
-    """Each stops once, in every order; of all these every so many."""
-    every = (
-        (*((who, stops[who]) for who in order), *((who, None) for who in order))
-        for order in itertools.permutations(range(3))
-        for stops in itertools.product(*(range(1, count) for count in steps))
-    )
-    return itertools.islice(every, 0, None, stride)
-
-
-FAULTS = (0.05, 0.10)
+RATES = (0.05, 0.10)
+"""Of the statements and commits, so many meet a connection that breaks."""
 SHARE = 3
-"""Of the orders of two, one in so many is played over broken connections too; all of them in the slow suite."""
+"""Of the orders of two requests, one in so many is played over broken connections; all of them in the slow suite."""
+STRIDE = 60
+"""Of the orders of three requests, one in so many is played; one in ten of that many in the slow suite."""
 LEAST = 1500
 
+rates = pytest.mark.parametrize("rate", RATES)
+pairs = pytest.mark.parametrize("name", PAIRS)
+triples = pytest.mark.parametrize("name", TRIPLES)
 
-async def play_all(stage: Stage, name: str, tell: Callable[[], Story], orders: Sequence[Turns], rate: float) -> None:
+
+async def play_all(
+    where: Stage, name: str, tell: Callable[[], Story], orders: Iterable[Turns], rate: float = 0.0
+) -> None:
     """Every order in a world of its own; nothing may be wrong after any."""
-    faults = 0
     for turns in orders:
-        played = await stage.play(tell, turns, fault_rate=rate, seed=f"{name}:{turns}:{rate}")
+        played = await where.play(tell, turns, fault_rate=rate, seed=f"{name}:{turns}:{rate}")
         assert played.wrong == [], f"{name}, turns {turns}, fault rate {rate}"
-        faults += played.faults
-    assert bool(faults) == (rate > 0)
+    assert bool(where.control.faults) == bool(rate)
+    assert where.control.deadlocks == 0
 
 
-@pytest.mark.parametrize("name", PAIRS)
-async def test_two_requests_that_meet_do_no_harm_in_any_order(database_url: URL, name: str) -> None:
-    tell = PAIRS[name]
+async def test_there_are_enough_orders_of_two_requests_also_over_broken_connections(database_url: URL) -> None:
     async with stage(database_url) as where:
-        orders = list(of_two(await where.steps(tell)))
-        await play_all(where, name, tell, orders, 0.0)
-        assert where.control.deadlocks == 0
+        orders = {name: list(of_two(await where.steps(tell))) for name, tell in PAIRS.items()}
+    assert all(len(set(found)) == len(found) for found in orders.values())
+    assert sum(len(found[::SHARE]) for found in orders.values()) >= LEAST
 
 
-@pytest.mark.parametrize("rate", FAULTS)
-@pytest.mark.parametrize("name", PAIRS)
+@pairs
+async def test_two_requests_that_meet_do_no_harm_in_any_order(database_url: URL, name: str) -> None:
+    async with stage(database_url) as where:
+        orders = of_two(await where.steps(PAIRS[name]))
+        await play_all(where, name, PAIRS[name], orders)
+
+
+@rates
+@pairs
 async def test_two_requests_that_meet_over_broken_connections_do_no_harm(
     database_url: URL, name: str, rate: float
 ) -> None:
-    tell = PAIRS[name]
     async with stage(database_url) as where:
-        orders = list(of_two(await where.steps(tell)))[::SHARE]
-        await play_all(where, name, tell, orders, rate)
+        orders = list(of_two(await where.steps(PAIRS[name])))[::SHARE]
+        await play_all(where, name, PAIRS[name], orders, rate)
+
+
+@pytest.mark.slow
+@rates
+@pairs
+async def test_two_requests_that_meet_over_broken_connections_do_no_harm_in_any_order(
+    database_url: URL, name: str, rate: float
+) -> None:
+    async with stage(database_url) as where:
+        orders = of_two(await where.steps(PAIRS[name]))
+        await play_all(where, name, PAIRS[name], orders, rate)
+
+
+@triples
+async def test_three_requests_that_meet_do_no_harm(database_url: URL, name: str) -> None:
+    async with stage(database_url) as where:
+        orders = of_three(await where.steps(TRIPLES[name]), stride=STRIDE)
+        await play_all(where, name, TRIPLES[name], orders)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("rate", (0.0, *RATES))
+@triples
+async def test_three_requests_that_meet_do_no_harm_in_many_orders(database_url: URL, name: str, rate: float) -> None:
+    async with stage(database_url) as where:
+        orders = of_three(await where.steps(TRIPLES[name]), stride=STRIDE // 10)
+        await play_all(where, name, TRIPLES[name], orders, rate)
+
+
+async def test_a_deadlock_is_answered_as_busy_and_the_request_sent_again_is_answered(database_url: URL) -> None:
+    """The protocol has none; one that is made by hand shows that they would be counted and what they would cost."""
+
+    def locking(server: Server, *ids: object) -> Call:
+        async def call() -> Answer:
+            async with server.engine.begin() as connection:
+                for one in ids:
+                    await connection.execute(text("SELECT 1 FROM runs WHERE id = :id FOR UPDATE"), {"id": one})
+            return Answer(OK)
+
+        return call
+
+    world = World([Seed(), Seed()], [Machine()])
+    first, second = (seed.run for seed in world.seeds)
+    async with stage(database_url) as where:
+        await where.lab.seed(world)
+        requests = [
+            Request("there", locking(where.servers[0], first, second), where.control),
+            Request("back", locking(where.servers[1], second, first), where.control),
+        ]
+        answers = await play(requests, [(0, 1), (1, 1), (0, None), (1, None)])
+        assert [answer.code for answer in answers] == [OK, OK]
+        assert sorted(request.sendings for request in requests) == [1, 2]
+        assert where.control.deadlocks == 1
