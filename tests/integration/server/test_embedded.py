@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,106 +19,11 @@ import pytest
 from sqlalchemy.engine import URL
 
 from factories.runs import submit
+from factories.server_process import COMMAND, Server
 from factories.worker import FakeWorker
 from lem_server.database.migrate import head_revision
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
-
-COMMAND = Path(sys.executable).parent / "lem-server"
-READY = re.compile(r"^LEM server ready at (http://\S+) \(data in (.+)\)$")
-ENDS_WITHIN_S = 60
-"""A machine that others share needs longer than the server's own limit; that limit is seen in its log."""
-
-
-class Server:
-    """A server process on a data folder; `stop` and the fixture leave nothing running."""
-
-    def __init__(self, data: Path, **environment: str) -> None:
-        self.data = data
-        self.log = data.parent / "server.log"
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("LEM_")}
-        self.environment = {**kept, "OMP_NUM_THREADS": "1", **environment}
-        self.url = ""
-        self._process: subprocess.Popen[str] | None = None
-
-    def start(self, *arguments: str) -> None:
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [COMMAND, "serve", "--port", "0", "--data-dir", self.data, *arguments],
-                env=self.environment,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-        assert self._process.stdout is not None
-        found = READY.match(self._process.stdout.readline().rstrip("\n"))
-        assert found, self.log.read_text()
-        assert found[2] == str(self.data)
-        self.url = found[1]
-
-    def refuse(self, *arguments: str, command: str = "serve") -> tuple[int, str]:
-        """Exit code and sentence of a start that does not succeed."""
-        port = ["--port", "0"] if command == "serve" and "--port" not in arguments else []
-        done = subprocess.run(
-            [COMMAND, command, *port, "--data-dir", self.data, *arguments],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.stdout == ""
-        assert "Traceback" not in done.stderr, done.stderr
-        said = [line for line in done.stderr.splitlines() if line.startswith("lem-server: ")]
-        assert len(said) == 1, done.stderr
-        return done.returncode, said[0].removeprefix("lem-server: ")
-
-    def migrate(self) -> str:
-        done = subprocess.run(
-            [COMMAND, "migrate", "--data-dir", self.data],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
-
-    def wait(self) -> int:
-        assert self._process is not None
-        return self._process.wait(ENDS_WITHIN_S)
-
-    def stop(self) -> int:
-        self.signal(signal.SIGTERM)
-        return self.wait()
-
-    @property
-    def postmaster(self) -> int | None:
-        """Process id of its own PostgreSQL, while that runs."""
-        note = self.data / "postgres" / "postmaster.pid"
-        pid = int(note.read_text().split("\n", 1)[0]) if note.exists() else None
-        return pid if pid is not None and Path(f"/proc/{pid}").exists() else None
-
-    def clean_up(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-        if (pid := self.postmaster) is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGQUIT)
-
-    @contextlib.asynccontextmanager
-    async def api(self) -> AsyncIterator[httpx.AsyncClient]:
-        token = (self.data / "owner.token").read_text().strip()
-        async with httpx.AsyncClient(
-            base_url=self.url, headers={"Authorization": f"Bearer {token}"}, timeout=30
-        ) as client:
-            yield client
 
 
 @pytest.fixture
@@ -356,11 +259,11 @@ async def test_settings_of_the_environment_reach_the_answers(configured: Server)
 async def test_the_password_of_the_file_is_the_one_that_is_sent(
     tmp_path: Path, database_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lem_server.main import _database
+    from lem_server.main import _database, _EndSignals
     from lem_server.settings import Settings
 
     secret = tmp_path / "password"
     secret.write_text("swordfish\n")
     settings = Settings(database_url="postgresql://a:other@b/c", database_password_file=secret)
-    with _database(settings) as url:
+    with _database(settings, _EndSignals(0)) as url:
         assert url.password == "swordfish"

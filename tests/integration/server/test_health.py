@@ -7,12 +7,15 @@ from importlib.metadata import version
 import httpx
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import text
 from sqlalchemy.engine import URL
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from lem_domain.results import METHOD_VERSION
 from lem_domain.wire.base import PROTOCOL_VERSION
 from lem_server import health
 from lem_server.database.engine import make_engine
+from lem_server.database.migrate import head_revision
 
 pytestmark = pytest.mark.anyio
 
@@ -57,3 +60,41 @@ async def test_a_database_that_keeps_its_askers_waiting_is_not_ready(
             await connection.close()
     monkeypatch.undo()
     assert (await anonymous.get("/readyz")).status_code == 200
+
+
+async def test_without_the_schema_that_it_needs_the_server_is_not_ready(
+    app: FastAPI, anonymous: httpx.AsyncClient, database_url: URL
+) -> None:
+    owner = create_async_engine(database_url)
+    try:
+        for change, said in (
+            ("UPDATE alembic_version SET version_num = 'of_tomorrow'", "of_tomorrow"),
+            ("DELETE FROM alembic_version", "none"),
+            ("DROP TABLE alembic_version", "none"),
+        ):
+            async with owner.begin() as connection:
+                await connection.execute(text(change))
+            answer = await anonymous.get("/readyz")
+            assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+            assert f"revision {said} " in answer.json()["detail"] and head_revision() in answer.json()["detail"]
+    finally:
+        await owner.dispose()
+    assert (await anonymous.get("/livez")).status_code == 200
+
+
+async def test_a_database_that_was_dropped_is_not_ready(
+    app: FastAPI, anonymous: httpx.AsyncClient, database_url: URL
+) -> None:
+    admin = create_async_engine(database_url.set(database="postgres"), isolation_level="AUTOCOMMIT")
+    async with admin.connect() as connection:
+        await connection.execute(text(f"DROP DATABASE {database_url.database} WITH (FORCE)"))
+    await admin.dispose()
+    answer = await anonymous.get("/readyz")
+    assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+    assert "does not answer" in answer.json()["detail"]
+
+
+async def test_what_is_open_to_everybody_documents_no_answer_that_it_never_gives(app: FastAPI) -> None:
+    paths = app.openapi()["paths"]
+    documented = {path: sorted(paths[path]["get"]["responses"]) for path in ("/livez", "/readyz", "/version")}
+    assert documented == {"/livez": ["200"], "/readyz": ["200", "503"], "/version": ["200"]}

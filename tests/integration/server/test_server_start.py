@@ -1,0 +1,289 @@
+"""`lem-server` starts whatever a crash left behind, ends cleanly at any moment, and shares its PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import anyio
+import asyncpg
+import httpx
+import psutil
+import pytest
+from sqlalchemy.engine import URL
+
+from factories.server_process import Server
+from lem_server.database import embedded
+from lem_server.database.embedded import EmbeddedPostgres
+from lem_server.database.engine import DatabaseError
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
+
+PATIENCE_S = 90.0
+MIGRATION_LOCK = 0x4C454D01
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A server with a PostgreSQL of its own, not started."""
+    made = Server(tmp_path / "data")
+    yield made
+    made.clean_up()
+
+
+@pytest.fixture
+def second(server: Server) -> Iterator[Server]:
+    """Another server on the same data folder, not started."""
+    made = Server(server.data)
+    yield made
+    made.clean_up()
+
+
+@pytest.fixture
+def folder(server: Server) -> Path:
+    """The folder of its PostgreSQL."""
+    return server.data / "postgres"
+
+
+@pytest.fixture
+def recovering(server: Server, folder: Path) -> Iterator[Path]:
+    """A PostgreSQL that will recover until the file that this names is there."""
+    with EmbeddedPostgres(folder):
+        pass
+    go = server.data / "go"
+    with (folder / "postgresql.auto.conf").open("a") as file:
+        file.write(f"restore_command = 'until test -e {go}; do sleep 0.05; done; false'\nhot_standby = off\n")
+    (folder / "recovery.signal").touch()
+    yield go
+    go.touch()
+
+
+def wait_until(holds: Callable[[], object]) -> None:
+    give_up = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < give_up, "it never came to that"
+        time.sleep(0.01)
+
+
+# --- what a crash left ------------------------------------------------------------------------------------------------
+
+
+def test_files_that_were_half_made_when_it_was_killed_are_made_anew(server: Server, folder: Path) -> None:
+    server.launch()
+    wait_until(lambda: list(server.data.glob("postgres*/PG_VERSION")))
+    server.signal(signal.SIGKILL)
+    server.wait()
+    for process in server.processes:
+        process.kill()
+    server.start()
+    assert server.stop() == 0
+    assert sorted(path.name for path in server.data.iterdir() if path.is_dir()) == ["postgres"]
+
+
+def test_files_that_an_earlier_version_left_half_made_are_set_aside(server: Server, folder: Path) -> None:
+    for name in ("global", "base/1"):
+        (folder / name).mkdir(parents=True)
+    (folder / "PG_VERSION").write_text("18\n")
+    server.start()
+    assert server.stop() == 0
+    [aside] = server.data.glob("postgres.unfinished-*")
+    assert (aside / "base" / "1").is_dir()
+    assert str(aside) in server.log.read_text()
+
+
+def test_a_database_that_was_used_and_is_damaged_is_refused_and_left_alone(server: Server, folder: Path) -> None:
+    with EmbeddedPostgres(folder):
+        pass
+    (folder / "global" / "pg_control").unlink()
+    code, said = server.refuse()
+    assert code == 2
+    assert "damaged" in said and "global/pg_control" in said and "LEM_DATA_DIR" in said
+    assert (folder / "base" / "5").is_dir()
+
+
+@pytest.mark.parametrize("lines", [0, 1, 3, 8], ids=["empty", "only the number", "cut off", "whole"])
+def test_a_note_whose_process_number_belongs_to_another_program_now_is_removed(
+    server: Server, folder: Path, lines: int
+) -> None:
+    with EmbeddedPostgres(folder) as postgres:
+        pass
+    note = folder / "postmaster.pid"
+    whole = [os.getpid(), folder, 1, 5432, postgres.url.query["host"], "", "5432001 0", "ready"]
+    note.write_text("".join(f"{line}\n" for line in whole[:lines]))
+    server.start()
+    assert str(note) in server.log.read_text()
+    assert server.stop() == 0
+    assert server.processes == []
+
+
+def test_a_note_of_the_postgresql_of_another_folder_is_removed_and_that_one_goes_on(
+    server: Server, folder: Path, tmp_path: Path
+) -> None:
+    with EmbeddedPostgres(folder):
+        pass
+    with EmbeddedPostgres(tmp_path / "other" / "postgres"):
+        note = tmp_path / "other" / "postgres" / "postmaster.pid"
+        (folder / "postmaster.pid").write_bytes(note.read_bytes())
+        server.start()
+        assert server.stop() == 0
+        assert psutil.Process(int(note.read_text().split()[0])).is_running()
+
+
+# --- a PostgreSQL that is not ready yet -------------------------------------------------------------------------------
+
+
+def test_a_recovery_is_waited_for(server: Server, recovering: Path) -> None:
+    server.launch()
+    wait_until(lambda: "waiting for PostgreSQL" in server.log.read_text())
+    recovering.touch()
+    server.become_ready()
+    assert server.stop() == 0
+
+
+def test_a_recovery_that_takes_too_long_is_reported_and_goes_on(
+    folder: Path, recovering: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "START_WITHIN_S", 1.0)
+    with pytest.raises(DatabaseError, match=r"not ready after 1 s .*; it goes on, so start again later"):
+        EmbeddedPostgres(folder).start()
+    pid = (folder / "postmaster.pid").read_text().split()[0]
+    recovering.touch()
+    monkeypatch.undo()
+    with EmbeddedPostgres(folder):
+        assert (folder / "postmaster.pid").read_text().split()[0] == pid, "it was found, not started anew"
+    assert not (folder / "postmaster.pid").exists()
+
+
+def test_a_postgresql_that_never_comes_up_is_refused_with_its_own_words(server: Server, folder: Path) -> None:
+    with EmbeddedPostgres(folder):
+        pass
+    with (folder / "postgresql.conf").open("a") as file:
+        file.write("nonsense = 1\n")
+    code, said = server.refuse()
+    assert code == 2
+    assert "ends as soon as it is started" in said and str(folder / "log") in said
+
+
+# --- how it ends ------------------------------------------------------------------------------------------------------
+
+
+def test_stopping_a_postgresql_that_died_is_no_failure(server: Server, folder: Path) -> None:
+    postgres = EmbeddedPostgres(folder)
+    postgres.start()
+    os.kill(int((folder / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+    postgres.stop()
+    postgres.stop()
+    wait_until(lambda: server.processes == [])
+
+
+def test_a_server_whose_postgresql_died_still_ends_with_success(server: Server) -> None:
+    server.start()
+    assert server.postmaster is not None
+    os.kill(server.postmaster, signal.SIGKILL)
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_end_while_its_files_are_made_it_leaves_nothing(server: Server, number: signal.Signals) -> None:
+    server.launch()
+    wait_until(lambda: list(server.data.glob("postgres.new-*/PG_VERSION")))
+    ends_with_nothing_left(server, number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_end_while_its_postgresql_starts_it_stops_that(
+    server: Server, folder: Path, recovering: Path, number: signal.Signals
+) -> None:
+    server.launch()
+    wait_until(lambda: server.postmaster)
+    ends_with_nothing_left(server, number)
+
+
+def ends_with_nothing_left(server: Server, number: signal.Signals) -> None:
+    server.signal(number)
+    assert server.wait() == 0, server.log.read_text()
+    wait_until(lambda: server.processes == [])
+    assert "Traceback" not in server.log.read_text()
+
+
+async def test_told_to_end_while_it_waits_for_a_migration_it_ends_and_the_other_goes_on(
+    server: Server, second: Server
+) -> None:
+    server.start()
+    connection = await asyncpg.connect(plain(server.data))
+    await connection.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
+    second.launch()
+    await somebody_waits_to_migrate(connection)
+    second.signal(signal.SIGTERM)
+    assert second.wait() == 0
+    await connection.close()
+    assert await is_ready(server)
+    assert server.stop() == 0
+    assert server.processes == []
+
+
+async def test_a_migration_that_is_told_to_end_does_not_end_with_success(tmp_path: Path, database_url: URL) -> None:
+    server = Server(tmp_path / "data", LEM_DATABASE_URL=database_url.render_as_string(hide_password=False))
+    connection = await asyncpg.connect(database_url.set(drivername="postgresql").render_as_string(hide_password=False))
+    await connection.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
+    server.launch(command="migrate")
+    await somebody_waits_to_migrate(connection)
+    assert server.stop() == 128 + signal.SIGTERM
+    await connection.close()
+
+
+async def somebody_waits_to_migrate(connection: asyncpg.Connection) -> None:
+    waiting = """
+        SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database
+         WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()
+    """
+    with anyio.fail_after(PATIENCE_S):
+        while await connection.fetchval(waiting) == 0:
+            pass
+
+
+# --- two on one folder ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("first_ends", [True, False], ids=["the first", "the second"])
+async def test_whichever_of_two_servers_ends_the_other_goes_on_and_the_last_stops_postgresql(
+    server: Server, second: Server, number: signal.Signals, first_ends: bool
+) -> None:
+    server.start()
+    second.start()
+    postmaster = server.postmaster
+    gone, left = (server, second) if first_ends else (second, server)
+    gone.signal(number)
+    assert gone.wait() == (0 if number == signal.SIGTERM else -signal.SIGKILL)
+    assert await is_ready(left)
+    async with left.api() as api:
+        assert (await api.get("/api/v1/campaigns")).status_code == 200
+    assert server.postmaster == postmaster
+    assert left.stop() == 0
+    assert server.processes == []
+
+
+def test_two_servers_that_start_at_once_make_one_postgresql(server: Server, second: Server) -> None:
+    server.launch()
+    second.launch()
+    server.become_ready()
+    second.become_ready()
+    assert server.stop() == 0
+    assert second.postmaster is not None
+    assert second.stop() == 0
+    assert server.processes == []
+
+
+def plain(data: Path) -> str:
+    return URL.create(
+        "postgresql", username="postgres", database="lem", query={"host": str(data / "postgres")}
+    ).render_as_string()
+
+
+async def is_ready(server: Server) -> bool:
+    async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+        return (await client.get("/readyz")).status_code == 200
