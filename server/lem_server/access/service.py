@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import itertools
+import logging
 import os
+import socket
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
 
 from anyio import to_thread
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from uuid_utils.compat import uuid7
 
@@ -16,6 +24,8 @@ from lem_domain.ids import IdKind, format_id
 from lem_domain.wire.access import DEFAULT_SCOPES, Scope, TokenCreate, TokenCreated, TokenKind, TokenView
 from lem_server.access import queries, tokens
 from lem_server.problems import ProblemError
+
+logger = logging.getLogger(__name__)
 
 OWNER_TOKEN_FILE = "owner.token"  # noqa: S105 - a file name
 
@@ -113,17 +123,59 @@ async def revoke(engine: AsyncEngine, token_id: UUID) -> None:
 
 
 async def ensure_owner_token(engine: AsyncEngine, data_dir: Path) -> Path:
-    """The file with the owner's token, which local clients and workers find; minted where this database lacks it."""
+    """The file with the owner's token, which local clients and workers find; made where this database lacks it.
+
+    Each data folder of each machine has one token, so that several servers on one database don't take each other's
+    away. A folder that lost its file gets a new secret for that token, and the lost one stops working.
+    """
     path = data_dir / OWNER_TOKEN_FILE
-    if path.exists():
-        known = path.read_text().strip()
-        async with engine.connect() as connection:
-            row = await queries.by_digest(connection, tokens.digest(known))
-        if row is not None and row.revoked_at is None:
-            return path
-    made = await create(engine, TokenCreate(name="owner", kind=TokenKind.OWNER))
-    await to_thread.run_sync(_write_secret, path, made.token)
+    await to_thread.run_sync(partial(data_dir.mkdir, parents=True, exist_ok=True))
+    folder = os.open(data_dir, os.O_RDONLY)
+    try:
+        await to_thread.run_sync(fcntl.flock, folder, fcntl.LOCK_EX)  # servers that share the folder take turns
+        if path.exists():
+            async with engine.connect() as connection:
+                row = await queries.by_digest(connection, tokens.digest(path.read_text().strip()))
+            if row is not None and row.revoked_at is None and not row.expired:
+                return path
+        token = tokens.mint(TokenKind.OWNER)
+        async with engine.begin() as connection:
+            renewed = await _give_owner_token(connection, data_dir, tokens.digest(token))
+            await to_thread.run_sync(_write_secret, path, token)
+    finally:
+        os.close(folder)
+    if renewed:
+        logger.warning("%s was missing or unknown to the database; made anew, and the former one works no more", path)
+    else:
+        logger.info("made the owner's token of this data folder, %s", path)
     return path
+
+
+async def _give_owner_token(connection: AsyncConnection, data_dir: Path, digest: bytes) -> bool:
+    """Store the secret of the folder's token; True where it takes the place of another. A revoked one stays revoked."""
+    for generation in itertools.count():
+        token_id = _owner_token_id(data_dir, generation)
+        if await queries.replace_digest(connection, token_id, digest) is not None:
+            return True
+        with contextlib.suppress(IntegrityError):
+            async with connection.begin_nested():
+                await queries.insert(
+                    connection,
+                    token_id=token_id,
+                    name="owner",
+                    kind=TokenKind.OWNER.value,
+                    digest=digest,
+                    scopes=[scope.value for scope in DEFAULT_SCOPES[TokenKind.OWNER]],
+                    expires_in_days=None,
+                )
+            return False
+    raise AssertionError("generations don't end")
+
+
+def _owner_token_id(data_dir: Path, generation: int) -> UUID:
+    """Found again after the folder's files are lost; zeros first, so that owners' tokens lead the list."""
+    whose = f"{socket.gethostname()}\0{data_dir.resolve()}\0{generation}"
+    return UUID(bytes=bytes(6) + sha256(whose.encode()).digest()[:10])
 
 
 async def has_tokens_besides_owner(engine: AsyncEngine) -> bool:
