@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint format bench docs openapi up clean
+.PHONY: demo test test-slow chaos lint format bench docs openapi up clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -20,6 +20,9 @@ test: $(VENV)/.installed  ## The whole default suite, from nothing.
 
 test-slow: $(VENV)/.installed  ## What takes minutes.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+
+chaos: $(VENV)/.installed  ## Ten minutes of kills and cuts, then an audit of what is left (SECONDS=60 for less).
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m chaos --seconds $(or $(SECONDS),600)
 
 lint: $(VENV)/.installed  ## Style, types, layers.
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

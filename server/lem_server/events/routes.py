@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from sqlalchemy.exc import SQLAlchemyError
 
 from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, parse_id
@@ -20,6 +22,8 @@ from lem_server.events.stream import Followed, follow, place_of
 from lem_server.path_ids import CampaignPath, RunPath
 from lem_server.problems import problem_responses
 from lem_server.runs import service as runs
+
+logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/api/v1", tags=["events"])
 
@@ -57,6 +61,14 @@ FollowedCampaign = Annotated[Followed, Depends(_followed_campaign)]
 FollowedRun = Annotated[Followed, Depends(_followed_run)]
 
 
+async def _until_the_database_is_away(events: AsyncIterator[ServerSentEvent]) -> AsyncIterator[ServerSentEvent]:
+    try:
+        async for event in events:
+            yield event
+    except (SQLAlchemyError, OSError) as error:  # there is no status any more; whoever follows comes back
+        logger.warning("a stream of events ends, because the database is away (%s)", type(error).__name__)
+
+
 @router.get(
     "/campaigns/{campaign_id}/events",
     response_class=EventSourceResponse,
@@ -65,7 +77,7 @@ FollowedRun = Annotated[Followed, Depends(_followed_run)]
 )
 async def campaign_events(context: Context, followed: FollowedCampaign, after: Place) -> AsyncIterator[ServerSentEvent]:
     """Everything that happened to the campaign's runs and everything that happens, until none is queued or live."""
-    async for event in follow(context.engine, context.hub, followed, after):
+    async for event in _until_the_database_is_away(follow(context.engine, context.hub, followed, after)):
         yield event
 
 
@@ -77,5 +89,5 @@ async def campaign_events(context: Context, followed: FollowedCampaign, after: P
 )
 async def run_events(context: Context, followed: FollowedRun, after: Place) -> AsyncIterator[ServerSentEvent]:
     """Everything that happened to the run and everything that happens, until it is neither queued nor live."""
-    async for event in follow(context.engine, context.hub, followed, after):
+    async for event in _until_the_database_is_away(follow(context.engine, context.hub, followed, after)):
         yield event

@@ -84,7 +84,7 @@ async def set_draining(connection: AsyncConnection, worker_id: UUID) -> bool:
 async def sign_off(connection: AsyncConnection, worker_id: UUID, boot_id: UUID) -> bool:
     """Note that a boot of a worker left; False when it isn't the current one."""
     done = await connection.execute(
-        text("UPDATE workers SET signed_off_at = now() WHERE id = :id AND boot_id = :boot_id"),
+        text("UPDATE workers SET signed_off_at = coalesce(signed_off_at, now()) WHERE id = :id AND boot_id = :boot_id"),
         {"id": worker_id, "boot_id": boot_id},
     )
     return done.rowcount == 1

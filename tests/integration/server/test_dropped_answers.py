@@ -297,7 +297,7 @@ CASES: dict[str, dict[str, Case]] = {
     "POST /api/v1/workers": {"new": Case(register), "next boot": Case(register_next_boot)},
     "POST /api/v1/workers/{worker_id}:drain": {"": Case(drain)},
     "POST /api/v1/workers/{worker_id}:sign_off": {
-        "with a run": Case(sign_off_with_a_run, moves={"workers": frozenset({"signed_off_at"})}),
+        "with a run": Case(sign_off_with_a_run),
     },
     "POST /api/v1/workers/{worker_id}/claims": {
         "a run": Case(claim),

@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pynvml
@@ -28,6 +27,7 @@ from pydantic.types import JsonValue
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.results import EnergyMethod
 from lem_domain.wire.workers import Device, DeviceKind
+from lem_worker.devices import Ours, of_attempt
 from lem_worker.energy import DeviceSample, Sample, SourceEvent, SourceUnavailable
 from lem_worker.processes import ATTEMPT_VARIABLE
 
@@ -94,7 +94,7 @@ class _Gpu:
             ),
         )
 
-    def strangers(self, now_ns: int, ours: Callable[[int], bool | None]) -> list[SourceEvent]:
+    def strangers(self, now_ns: int, ours: Ours) -> list[SourceEvent]:
         """Processes that came to the device or left it and are not this attempt's, looked for once a second.
 
         Of one that can't be looked at (NVML names processes of the host, and a container has numbers of its own) only
@@ -183,6 +183,7 @@ class NvmlSource:
 
     def __init__(self, config: ExperimentConfig, clock: Callable[[], int]) -> None:  # noqa: ARG002 - has no settings
         self._clock = clock
+        self._ours = of_attempt(os.environ.get(ATTEMPT_VARIABLE, ""))
         self._gpus: list[_Gpu] = []
 
     def open(self, devices: Sequence[Device]) -> tuple[str, ...]:
@@ -206,7 +207,7 @@ class NvmlSource:
         """One sample of each GPU, and news of strangers."""
         samples: list[Sample] = [gpu.sample(self._clock) for gpu in self._gpus]
         for gpu in self._gpus:
-            samples += gpu.strangers(now_ns, _is_ours)
+            samples += gpu.strangers(now_ns, self._ours)
         return samples
 
     def facts(self) -> list[dict[str, JsonValue]]:
@@ -218,15 +219,6 @@ class NvmlSource:
         self._gpus = []
         with contextlib.suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
-
-
-def _is_ours(pid: int) -> bool | None:
-    """Whether a process bears this attempt's name; None when it can't be looked at."""
-    try:
-        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return None
-    return f"{ATTEMPT_VARIABLE}={os.environ.get(ATTEMPT_VARIABLE)}".encode() in variables
 
 
 def _text(value: str | bytes) -> str:
