@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from factories.protocol_world import CHUNKS, LOSSES, PROCESS, AttemptFacts, Facts, LogFacts, RunFacts
+from factories.protocol_world import CHUNKS, LOSSES, PROCESS, AttemptFacts, Facts, LeaseFacts, LogFacts, RunFacts
 from lem_domain.states import EDGES, LIVE_STATES, ActorKind, Edge, RunState
 
 _ENDINGS = ("completed", "failed", "interrupted", "cancelled")
@@ -16,7 +17,7 @@ def violations(facts: Facts) -> list[str]:
     return [
         *(f"{what} of an attempt that had lost its lease was committed" for what in facts.audit),
         *_of_leases(facts),
-        *(f"run {run.position}: {wrong}" for run in facts.runs for wrong in _of_run(facts, run)),
+        *_of_runs(facts),
     ]
 
 
@@ -45,12 +46,34 @@ def _of_leases(facts: Facts) -> Iterator[str]:
             yield "a worker that has left holds a lease"
 
 
-def _of_run(facts: Facts, run: RunFacts) -> Iterator[str]:
-    attempts = [one for one in facts.attempts.values() if one.run_id == run.id]
-    log = [entry for entry in facts.log if entry.run_id == run.id]
+class _Story(NamedTuple):
+    """What there is of one run."""
+
+    run: RunFacts
+    campaign: str
+    log: list[LogFacts]
+    attempts: list[AttemptFacts]
+    leases: list[LeaseFacts]
+
+
+def _of_runs(facts: Facts) -> Iterator[str]:
+    stories = {run.id: _Story(run, facts.campaigns[run.campaign_id], [], [], []) for run in facts.runs}
+    for entry in facts.log:
+        stories[entry.run_id].log.append(entry)
+    for attempt in facts.attempts.values():
+        stories[attempt.run_id].attempts.append(attempt)
+    for lease in facts.leases.values():
+        if lease.run_id in stories:
+            stories[lease.run_id].leases.append(lease)
+    for story in stories.values():
+        for wrong in _of_run(story):
+            yield f"run {story.run.position}: {wrong}"
+
+
+def _of_run(story: _Story) -> Iterator[str]:
+    run, campaign, log, attempts, leased = story
     yield from _of_log(run, log)
     yield from _of_budgets(run, log)
-    leased = [lease for lease in facts.leases.values() if lease.run_id == run.id]
     if len(leased) != (run.state in LIVE_STATES):
         yield f"it is {run.state} with {len(leased)} leases"
     if sorted(one.number for one in attempts) != list(range(1, run.attempts + 1)):
@@ -61,10 +84,9 @@ def _of_run(facts: Facts, run: RunFacts) -> Iterator[str]:
     if (run.state in (RunState.COMPLETED, RunState.AGGREGATED)) != bool(completed):
         yield f"it is {run.state} with {len(completed)} completed attempts"
     for attempt in attempts:
-        if attempt.outcome is None and attempt.id not in facts.leases:
+        if attempt.outcome is None and attempt.id not in {lease.attempt_id for lease in leased}:
             yield f"attempt {attempt.number} is open without a lease"
         yield from _of_attempt(attempt, [entry for entry in log if entry.attempt_id == attempt.id])
-    campaign = facts.campaigns[run.campaign_id]
     if campaign == "cancelled" and run.state == RunState.QUEUED:
         yield "it waits though its campaign was cancelled"
     if campaign == "cancelled" and any(not lease.cancel for lease in leased):
