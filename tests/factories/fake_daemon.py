@@ -66,7 +66,10 @@ async def killed_worker(server: FakeServer, state: Path, met: Callable[[], bool]
 
 async def main() -> None:
     """Until it ends; the settings come from the environment."""
-    await Daemon(WorkerSettings(), modules=FAKES).run()  # type: ignore[call-arg]
+    modules = FAKES
+    if os.environ.get("LEM_TEST_SAMPLER") == "real":
+        modules = FAKES._replace(sampler=Modules().sampler)
+    await Daemon(WorkerSettings(), modules=modules).run()  # type: ignore[call-arg]
 
 
 if __name__ == "__main__":

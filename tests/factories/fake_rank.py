@@ -1,6 +1,7 @@
 """`python -m factories.fake_rank JOB_FILE`: a rank that does what `LEM_TEST_RANK` says, over the real protocol.
 
-`as_told`: what the configuration's model says."""
+`as_told`: what the configuration's model says. `gated`: what the real rank does, but at the point `LEM_TEST_GATE` it
+touches the file `LEM_TEST_REACHED` and waits until that is gone."""
 
 from __future__ import annotations
 
@@ -9,14 +10,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from lem_domain.evidence import PhaseName, StreamName, rank_name
+from lem_domain.evidence import PhaseName, StreamManifest, StreamName, rank_name
 from lem_domain.states import FailureReason
 from lem_domain.wire.runs import EffectiveConfig, EffectiveParameter
+from lem_worker import rank
+from lem_worker.backends.simulated import SimulatedBackend
 from lem_worker.process_control import ControlPipes
 from lem_worker.process_protocol import Done, Failed, Go, Loaded, PhaseEdge, RankJob, Ready, Tick
 from lem_worker.processes import die_with_parent
+from lem_worker.prompts import Request
+from lem_worker.recorder import Recorder
 from lem_worker.spool import EvidenceWriter
 
 REQUESTS = 4
@@ -27,6 +33,9 @@ def main(job_file: str) -> int:
     die_with_parent()
     job = RankJob.model_validate_json(Path(job_file).read_bytes())
     act = os.environ.get("LEM_TEST_RANK", "measure")
+    if act == "gated":
+        put_gate(os.environ["LEM_TEST_GATE"])
+        return rank.main([job_file])
     if act == "as_told":
         act = job.model_path
     control = ControlPipes.from_environment(os.environ)
@@ -81,6 +90,37 @@ def main(job_file: str) -> int:
         leave_child()
     control.send(Done(streams=writer.seal(), summary={"requests": REQUESTS}))
     return 0
+
+
+def put_gate(point: str) -> None:
+    """`load`, `warmup` and `measure` are reached in the backend, `sealing` when all is measured."""
+    file = Path(os.environ["LEM_TEST_REACHED"])
+    left = [point]
+
+    def gate(here: str) -> None:
+        if here in left:
+            left.remove(here)
+            file.touch()
+            while file.exists():
+                time.sleep(0.01)
+
+    load, run, seal = SimulatedBackend.load, SimulatedBackend.run, EvidenceWriter.seal
+
+    def gated_load(backend: SimulatedBackend, job: RankJob) -> None:
+        gate("load")
+        load(backend, job)
+
+    def gated_run(backend: SimulatedBackend, requests: Sequence[Request], recorder: Recorder) -> None:
+        gate(recorder.phase.value)
+        run(backend, requests, recorder)
+
+    def gated_seal(writer: EvidenceWriter) -> tuple[StreamManifest, ...]:
+        gate("sealing")
+        return seal(writer)
+
+    SimulatedBackend.load = gated_load  # type: ignore[method-assign]
+    SimulatedBackend.run = gated_run  # type: ignore[method-assign]
+    EvidenceWriter.seal = gated_seal  # type: ignore[method-assign]
 
 
 def leave_child() -> None:
