@@ -18,8 +18,9 @@ from lem_domain.evidence import SAMPLER, rank_name
 from lem_domain.ids import AttemptId
 from lem_domain.states import FailureReason
 from lem_domain.wire.runs import Progress
-from lem_domain.wire.workers import Assignment, Device, EndAttempt, ProcessCompletion, StartAttempt
+from lem_domain.wire.workers import Assignment, Device, DeviceKind, EndAttempt, ProcessCompletion, StartAttempt
 from lem_worker import spool
+from lem_worker.devices import Baseline, of_attempt, until_free, use_before
 from lem_worker.ending import AttemptEnded, AttemptLost, broken, cancelled, failed
 from lem_worker.environment import snapshot
 from lem_worker.idle_baselines import IdleBaselines
@@ -40,6 +41,10 @@ from lem_worker.supervision import Supervision
 from lem_worker.upload import Uploader
 
 logger = logging.getLogger(__name__)
+
+
+MEMORY_FREE_WITHIN_S = 30.0
+"""A driver needs a moment to take a dead process's memory back; after so long the server is told all the same."""
 
 
 class Modules(NamedTuple):
@@ -91,10 +96,22 @@ class Attempt:
         self._supervision = Supervision(config.limits, self._ranks, on_progress, log_dir=self._dir)
         self._uploader = Uploader(api, assignment.attempt_id, self._dir)
         self._refused = False
+        self._used_before: Baseline = {}
+        self._started = False
+        self._memory_is_held = False
 
     def stop(self, why: AttemptEnded | AttemptLost) -> None:
         """Bring the attempt to an end from outside: cancelled, interrupted, or its lease lost."""
         self._supervision.stop(why)
+
+    async def memory_held(self, within_s: float) -> str | None:
+        """Wait until the memory of the leased GPUs is free again, at most so long; else who holds it, as a sentence."""
+        return await until_free(
+            self._devices,
+            baseline=self._used_before,
+            timeout_s=within_s,
+            ours=of_attempt(self.assignment.attempt_id),
+        )
 
     def hurry(self) -> None:
         """Whatever is killed from now on gets no grace."""
@@ -106,6 +123,7 @@ class Attempt:
         Raises:
             NotAllowed: the server does not accept this worker any more; the evidence stays in the spool.
         """
+        self._used_before = await use_before(self._devices)
         try:
             why = await self._failure_of(self._supervision.guard(self._measure()))
             if why is not None:
@@ -259,7 +277,12 @@ class Attempt:
             spool=str(self._dir),
             devices=self._devices,
         )
-        environment = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        environment = {
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            # The leased ones in their order and no other; none where the CPU is what was leased.
+            "CUDA_VISIBLE_DEVICES": ",".join(device.uuid for device in self._devices if device.kind is DeviceKind.GPU),
+        }
         if prepared.model_is_local:
             # Nothing is to be looked up; without this the hub is asked all the same and waited for.
             environment["HF_HUB_OFFLINE"] = "1"
@@ -282,6 +305,7 @@ class Attempt:
                 FailureReason.BACKEND_UNAVAILABLE,
                 f"{name} can't be started ({error.strerror}); free space, memory or processes on the worker's machine.",
             ) from error
+        self._started = True
         self._supervision.follow(child)
         return child
 
@@ -330,3 +354,8 @@ class Attempt:
         """The processes with their groups, and then what left its group and still bears the attempt's name."""
         await self._supervision.kill_all(self._kill_grace_s)
         await kill_leftovers([self.assignment.attempt_id], grace_s=self._kill_grace_s)
+        if self._started and not self._memory_is_held:
+            held = await self.memory_held(MEMORY_FREE_WITHIN_S)
+            if held is not None:
+                self._memory_is_held = True
+                logger.error("%s", held)

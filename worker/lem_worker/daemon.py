@@ -16,9 +16,10 @@ from uuid import UUID, uuid4
 from lem_domain.config.experiment import BackendName
 from lem_domain.errors import LemError, ProblemCode
 from lem_domain.wire.workers import Assignment, BeatVerdict, ClaimRequest, Device, RegisterWorker
+from lem_worker import spool
 from lem_worker.attempt import Attempt, Modules
 from lem_worker.beat import BeatStart, Drain, Superseded, Verdict
-from lem_worker.devices import cpu_device, simulated_devices
+from lem_worker.devices import cpu_device, gpu_devices, simulated_devices
 from lem_worker.ending import AttemptEnded, AttemptLost, cancelled, handed_back, out_of_touch, paused
 from lem_worker.heartbeat import BeatProcess, Expired, News
 from lem_worker.identity import StateFolder
@@ -33,9 +34,11 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CLAIM_WAIT_S = 25.0
+MEMORY_LOOK_S = 60.0
 FAILURES_BEFORE_PAUSE = 3
 FIRST_PAUSE_S = 30.0
 LONGEST_PAUSE_S = 600.0
+SPACE_POLL_S = 10.0
 
 
 class Daemon:
@@ -109,6 +112,7 @@ class Daemon:
     async def _claim_loop(self, ending: asyncio.Task[bool]) -> None:
         while not self._ending.is_set():
             await self._pause_after_failures(ending)
+            await self._wait_for_space(ending)
             assignment = await self._until_ending(self._claim(), ending)
             if assignment is None:
                 if self._settings.until_idle:
@@ -165,6 +169,11 @@ class Daemon:
             return
         ended = self._running.result()
         self._count_failure(ended)
+        self._tell(assignment, ended)
+        while not self._ending.is_set() and (held := await attempt.memory_held(MEMORY_LOOK_S)) is not None:
+            logger.error("%s Nothing is claimed until then.", held)
+
+    def _tell(self, assignment: Assignment, ended: AttemptEnded | AttemptLost | None) -> None:
         if ended is None:
             logger.info("%s cycle %d: completed", assignment.display_name, assignment.cycle)
         elif isinstance(ended, AttemptEnded):
@@ -200,6 +209,28 @@ class Daemon:
             self._last_failure,
         )
         await asyncio.wait({ending}, timeout=pause_s)
+
+    async def _wait_for_space(self, ending: asyncio.Task[bool]) -> None:
+        """A run whose evidence can't be kept is not claimed.
+
+        Raises:
+            SpoolError: there is no space, and this worker is to end where there is nothing to do.
+        """
+        said = False
+        while not self._ending.is_set():
+            try:
+                spool.require_space(self._state.spool)
+            except spool.SpoolError as error:
+                if self._settings.until_idle:
+                    raise
+                if not said:
+                    logger.error("claiming nothing: %s", error)
+                    said = True
+                await asyncio.wait({ending}, timeout=SPACE_POLL_S)
+            else:
+                if said:
+                    logger.info("the spool can be written again")
+                return
 
     async def _until_ending(self, work: Coroutine[Any, Any, T], ending: asyncio.Task[bool]) -> T | None:
         """The work's result, or None when the worker was told to end before it."""
@@ -253,7 +284,7 @@ class Daemon:
 def _inventory(settings: WorkerSettings, worker_id: str) -> tuple[Device, ...]:
     if settings.backend is BackendName.SIMULATED:
         return simulated_devices(worker_id, settings.devices)
-    return (cpu_device(),)
+    return gpu_devices() or (cpu_device(),)
 
 
 def _versions() -> dict[str, str]:
