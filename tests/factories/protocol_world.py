@@ -174,11 +174,9 @@ class Facts(NamedTuple):
     audit: tuple[str, ...]
     """Writes of those who had lost their lease when they committed."""
 
-    @property
-    def run(self) -> RunFacts:
-        """The only run."""
-        (only,) = self.runs
-        return only
+    def log_of(self, run: UUID) -> list[LogFacts]:
+        """One run's part of the log."""
+        return [entry for entry in self.log if entry.run_id == run]
 
 
 _AUDIT = """

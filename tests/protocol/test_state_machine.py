@@ -1,0 +1,439 @@
+"""The lease protocol against a pure model: any requests, in any order, from anybody, current or long gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy.engine import URL
+
+from factories import protocol_model as design
+from factories.protocol_calls import OK, Answer, Call, Server, answered, holder_of
+from factories.protocol_invariants import violations
+from factories.protocol_model import Model, Who
+from factories.protocol_world import CHUNKS, PROCESS, Facts, Laboratory, Machine, Seed, World, laboratory
+from lem_domain.ids import IdKind, parse_id
+from lem_domain.states import FailureReason
+from lem_server.database.engine import make_engine
+
+T = TypeVar("T")
+
+AGES: dict[design.Lateness, float] = {"late": 100.0, "expired": 400.0}
+ENDS: dict[design.Outcome, tuple[str, ...]] = {
+    "failed": ("out_of_memory", "inference"),
+    "interrupted": ("worker_shutdown", "user_paused"),
+    "cancelled": ("user_cancelled",),
+}
+ANY = st.integers(0, 1_000)
+"""Chooses one of however many there are."""
+
+
+class Bench(NamedTuple):
+    """One database and one loop for all examples."""
+
+    runner: asyncio.Runner
+    lab: Laboratory
+    server: Server
+
+    def run(self, work: Awaitable[T]) -> T:
+        """Do it now."""
+
+        async def wait() -> T:
+            return await work
+
+        return self.runner.run(wait())
+
+
+@contextmanager
+def bench(url: URL) -> Iterator[Bench]:
+    """A bench on a fresh database."""
+    with asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+
+        async def begin() -> Bench:
+            lab = await stack.enter_async_context(laboratory(url))
+            engine = make_engine(url, pool_size=2)
+            stack.push_async_callback(engine.dispose)
+            return Bench(runner, lab, Server(engine))
+
+        yield runner.run(begin())
+        runner.run(stack.aclose())
+
+
+class Protocol(RuleBasedStateMachine):
+    """Three workers, two of which share a device, and three campaigns of two runs."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__()
+        self.bench = bench
+        self.model = Model()
+        shared = f"SIM-{uuid4().hex[:12]}"
+        self.machines = [
+            Machine(devices=(shared,)),
+            Machine(devices=(f"SIM-{uuid4().hex[:12]}", f"SIM-{uuid4().hex[:12]}")),
+            Machine(devices=(shared, f"SIM-{uuid4().hex[:12]}")),
+        ]
+        self.old: list[Machine] = []
+        self.claims: list[UUID] = []
+        self.campaigns: list[UUID] = []
+        self.steps = 0
+
+    @initialize()
+    def submit(self) -> None:
+        """Campaigns of several priorities, and runs of one and of two devices."""
+        shapes = ((0, 1, (1, 2)), (5, 0, (1, 1)), (0, 2, (2, 1)))
+        worlds = [
+            World([Seed(device_count=devices, retries=retries) for devices in sizes], (), priority=priority)
+            for priority, retries, sizes in shapes
+        ]
+        for world in worlds[1:]:
+            world.backend = worlds[0].backend
+        self.bench.server.backend = worlds[0].backend
+        self.bench.run(self.bench.lab.seed(*worlds))
+        for world, (priority, retries, _) in zip(worlds, shapes, strict=True):
+            campaign = design.Campaign(world.campaign, priority, retries)
+            self.model.submit(
+                campaign,
+                [
+                    design.Run(seed.run, campaign, position, seed.device_count, retries)
+                    for position, seed in enumerate(world.seeds)
+                ],
+            )
+            self.campaigns.append(world.campaign)
+        for machine in self.machines:
+            self._same(self.bench.server.register(machine), self.model.register(_who(machine), machine.devices))
+
+    # --- workers ------------------------------------------------------------------------------------------------------
+
+    @rule(which=ANY, new=st.booleans())
+    def register(self, which: int, new: bool) -> None:
+        """A worker starts anew, or says again that it is there."""
+        which %= len(self.machines)
+        if new:
+            self.old.append(self.machines[which])
+            self.machines[which] = replace(self.machines[which], boot=uuid4())
+        machine = self.machines[which]
+        self._same(self.bench.server.register(machine), self.model.register(_who(machine), machine.devices))
+
+    @rule(which=ANY, stale=st.booleans())
+    def sign_off(self, which: int, stale: bool) -> None:
+        """A worker leaves, or a boot of before says so."""
+        machine = self._machine(which, stale=stale)
+        self._same(self.bench.server.sign_off(machine), self.model.sign_off(_who(machine)))
+
+    @precondition(lambda self: self.steps > 10)
+    @rule(which=ANY)
+    def drain(self, which: int) -> None:
+        """A user drains a worker."""
+        machine = self._machine(which)
+        self._same(self.bench.server.drain(machine), self.model.drain(machine.id))
+
+    @rule(which=ANY, offered=st.sampled_from((1, 2, 2)))
+    def claim(self, which: int, offered: int) -> None:
+        """A worker asks for work."""
+        self.claims.append(uuid4())
+        self._claim(self._machine(which), self.claims[-1], offered)
+
+    @rule(which=ANY, offered=st.sampled_from((1, 2, 2)))
+    def claim_more(self, which: int, offered: int) -> None:
+        """Claims come more often than anything else."""
+        self.claim(which, offered)
+
+    @precondition(lambda self: self.claims)
+    @rule(which=ANY, claim=ANY, stale=st.booleans())
+    def claim_again(self, which: int, claim: int, stale: bool) -> None:
+        """A claim is sent again, by its worker, its next boot or another one."""
+        self._claim(self._machine(which, stale=stale), self.claims[claim % len(self.claims)], 2)
+
+    @rule(which=ANY, stale=st.booleans())
+    def beat(self, which: int, stale: bool) -> None:
+        """A worker beats for everything that it ever had, and for what it never had."""
+        machine, attempts = self._machine(which, stale=stale), list(self.model.attempts)[-8:]
+        answer = self._answer(self.bench.server.beat(machine, attempts))
+        code, verdicts = self.model.beat(_who(machine), attempts)
+        assert (answer.code, answer.body if code == OK else ()) == (code, verdicts)
+
+    # --- attempts -----------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.model.attempts)
+    @rule(which=ANY, live=st.booleans(), whose=ANY)
+    def start(self, which: int, live: bool, whose: int) -> None:
+        """The window may open."""
+        attempt, machine = self._attempt(which, whose, live=live)
+        call = self.bench.server.start(holder_of(attempt, machine))
+        self._same(call, self.model.start(_who(machine), attempt))
+
+    @precondition(lambda self: self.model.attempts)
+    @rule(which=ANY, live=st.booleans(), whose=ANY, seq=st.integers(0, 2))
+    def put_chunk(self, which: int, live: bool, whose: int, seq: int) -> None:
+        """One chunk comes, for the first time or again."""
+        attempt, machine = self._attempt(which, whose, live=live)
+        answer = self._answer(self.bench.server.put_chunk(holder_of(attempt, machine), CHUNKS[seq]))
+        code, body = self.model.put_chunk(_who(machine), attempt, seq)
+        assert (answer.code, answer.body if code == OK else None) == (code, body)
+
+    @precondition(lambda self: self.model.attempts)
+    @rule(which=ANY, live=st.booleans(), whose=ANY)
+    def put_completion(self, which: int, live: bool, whose: int) -> None:
+        """A process says that it wrote everything."""
+        attempt, machine = self._attempt(which, whose, live=live)
+        call = self.bench.server.put_completion(holder_of(attempt, machine))
+        self._same(call, self.model.put_completion(_who(machine), attempt))
+
+    @precondition(lambda self: self.model.attempts)
+    @rule(which=ANY, live=st.booleans(), whose=ANY)
+    def complete(self, which: int, live: bool, whose: int) -> None:
+        """A worker has sent everything, or thinks so."""
+        attempt, machine = self._attempt(which, whose, live=live)
+        call = self.bench.server.complete(holder_of(attempt, machine))
+        self._same(call, self.model.complete(_who(machine), attempt))
+
+    @precondition(lambda self: self.model.attempts)
+    @rule(which=ANY)
+    def measure(self, which: int) -> None:
+        """A worker does all that it has to do, up to its manifest."""
+        self.start(which, live=True, whose=0)
+        for seq in range(3):
+            self.put_chunk(which, live=True, whose=0, seq=seq)
+        self.put_completion(which, live=True, whose=0)
+
+    @precondition(lambda self: self.model.attempts)
+    @rule(which=ANY, live=st.booleans(), whose=ANY, end=st.sampled_from(list(ENDS)), why=ANY)
+    def end(self, which: int, live: bool, whose: int, end: design.Outcome, why: int) -> None:
+        """An attempt ends without a result."""
+        attempt, machine = self._attempt(which, whose, live=live)
+        reason = ENDS[end][why % len(ENDS[end])]
+        call = self.bench.server.end(holder_of(attempt, machine), end, FailureReason(reason))
+        self._same(call, self.model.end(_who(machine), attempt, end, reason))
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.model.attempts)
+    @rule(which=ANY, lateness=st.sampled_from(list(AGES)))
+    def age(self, which: int, lateness: design.Lateness) -> None:
+        """Nothing is heard of an attempt for a while."""
+        attempt, _ = self._attempt(which, 0, live=True)
+        self.bench.run(self.bench.lab.age(attempt, AGES[lateness]))
+        self.model.age(attempt, lateness)
+
+    @rule()
+    def mark_suspects(self) -> None:
+        """Maintenance looks for what is late."""
+        answer = self._answer(self.bench.server.mark_suspects())
+        assert answer == (OK, self.model.mark_suspects())
+
+    @rule()
+    def expire(self) -> None:
+        """Maintenance ends what is lost."""
+        answer = self._answer(self.bench.server.expire())
+        assert answer == (OK, self.model.expire())
+
+    # --- users --------------------------------------------------------------------------------------------------------
+
+    @rule(which=ANY)
+    def cancel_run(self, which: int) -> None:
+        """A user cancels a run."""
+        run = self._run(which)
+        self._same(self.bench.server.cancel_run(run), self.model.cancel_run(run))
+
+    @precondition(lambda self: self.steps > 15)
+    @rule(which=ANY)
+    def cancel(self, which: int) -> None:
+        """A user cancels a campaign."""
+        campaign = self._campaign(which)
+        self._same(self.bench.server.cancel(campaign), self.model.cancel(campaign))
+
+    @rule(which=ANY, stop=st.booleans())
+    def pause(self, which: int, stop: bool) -> None:
+        """A user pauses a campaign."""
+        campaign, live_runs = self._campaign(which), "stop" if stop else "finish"
+        self._same(self.bench.server.pause(campaign, live_runs), self.model.pause(campaign, live_runs))
+
+    @rule(which=ANY)
+    def resume(self, which: int) -> None:
+        """A user resumes a campaign."""
+        campaign = self._campaign(which)
+        self._same(self.bench.server.resume(campaign), self.model.resume(campaign))
+
+    @rule(which=ANY)
+    def retry_run(self, which: int) -> None:
+        """A user tries a run again."""
+        run = self._run(which)
+        self._same(self.bench.server.retry_run(run), self.model.retry_run(run))
+
+    @rule(which=ANY)
+    def retry_failed(self, which: int) -> None:
+        """A user tries again what failed of a campaign."""
+        campaign = self._campaign(which)
+        self._same(self.bench.server.retry_failed(campaign), self.model.retry_failed(campaign))
+
+    # --- what is so after each step -----------------------------------------------------------------------------------
+
+    @invariant()
+    def the_database_is_as_the_model_says(self) -> None:
+        """Everything that the protocol knows is compared."""
+        self.steps += 1
+        if not self.campaigns:
+            return
+        facts = self.bench.run(self.bench.lab.facts(self.campaigns, [machine.id for machine in self.machines]))
+        assert told(facts) == expected(self.model)
+        assert violations(facts) == []
+
+    def teardown(self) -> None:
+        """The next example has the database to itself."""
+        self.bench.run(self.bench.lab.clear())
+
+    # --- helpers ------------------------------------------------------------------------------------------------------
+
+    def _answer(self, call: Call) -> Answer:
+        return self.bench.run(answered(call))
+
+    def _same(self, call: Call, code: str) -> None:
+        answer = self._answer(call)
+        assert answer.code == code, answer
+
+    def _claim(self, machine: Machine, claim: UUID, offered: int) -> None:
+        devices = machine.devices[-offered:]
+        expected = self.model.claim(_who(machine), claim, devices)
+        answer = self._answer(self.bench.server.claim(machine, claim, devices))
+        assert answer.code == expected.code, answer
+        if expected.run is None:
+            return
+        assert parse_id(IdKind.RUN, answer.body.run_id) == expected.run.id
+        assert answer.body.devices == expected.devices
+        self.model.made(parse_id(IdKind.ATTEMPT, answer.body.attempt_id), _who(machine), claim, expected)
+
+    def _machine(self, which: int, *, stale: bool = False) -> Machine:
+        boots = self.old if stale and self.old else self.machines
+        return boots[which % len(boots)]
+
+    def _attempt(self, which: int, whose: int, *, live: bool) -> tuple[UUID, Machine]:
+        """An attempt, and its own holder two times of three, else anybody."""
+        leased = [attempt for attempt in self.model.attempts.values() if attempt.lease is not None]
+        among = leased if live and leased else list(self.model.attempts.values())
+        attempt = among[which % len(among)]
+        if whose % 3 < 2:
+            return attempt.id, Machine(attempt.by.worker, attempt.by.boot, ("unused",))
+        anybody = [*self.machines, *self.old]
+        return attempt.id, anybody[whose % len(anybody)]
+
+    def _run(self, which: int) -> UUID:
+        runs = list(self.model.runs)
+        return runs[which % len(runs)]
+
+    def _campaign(self, which: int) -> UUID:
+        return self.campaigns[which % len(self.campaigns)]
+
+
+def _who(machine: Machine) -> Who:
+    return Who(machine.id, machine.boot)
+
+
+def told(facts: Facts) -> dict[str, Any]:
+    """What the database says, in the words of `expected`."""
+    return {
+        "campaigns": facts.campaigns,
+        "workers": {one.id: (one.boot_id, one.draining, one.signed_off) for one in facts.workers.values()},
+        "runs": {
+            run.id: (
+                *(run.state, run.reason, run.retries_left, run.losses_left),
+                *(run.attempts, run.current_attempt, run.cancel_requested),
+            )
+            for run in facts.runs
+        },
+        "attempts": {
+            one.id: (
+                *(one.run_id, one.claim_id, Who(one.worker_id, one.boot_id), one.devices),
+                *(one.started, one.outcome, one.reason, one.chunks, PROCESS in one.markers),
+            )
+            for one in facts.attempts.values()
+        },
+        "leases": {
+            one.attempt_id: (
+                *(Who(one.worker_id, one.boot_id), one.devices),
+                *(one.late, one.suspect, one.cancel, one.pause),
+            )
+            for one in facts.leases.values()
+        },
+        "log": {
+            run.id: [(one.source, one.target, one.actor, one.reason, one.attempt_id) for one in facts.log_of(run.id)]
+            for run in facts.runs
+        },
+        "lease_events": {
+            attempt: [kind for owner, kind in facts.lease_events if owner == attempt] for attempt in facts.attempts
+        },
+    }
+
+
+def expected(model: Model) -> dict[str, Any]:
+    """What the model says."""
+    leased = {one.id: one.lease for one in model.attempts.values() if one.lease is not None}
+    return {
+        "campaigns": {one.id: one.state for one in model.campaigns.values()},
+        "workers": {id_: (one.boot, one.draining, one.left) for id_, one in model.workers.items()},
+        "runs": {
+            run.id: (
+                *(run.state, run.reason, run.retries, run.losses),
+                *(len(run.attempts), run.current and run.current.id, run.cancel_requested),
+            )
+            for run in model.runs.values()
+        },
+        "attempts": {
+            one.id: (
+                *(one.run, one.claim, one.by, one.devices),
+                *(one.started, one.outcome, one.reason, tuple(sorted(one.chunks)), one.marker),
+            )
+            for one in model.attempts.values()
+        },
+        "leases": {
+            id_: (
+                *(one.holder, tuple(sorted(one.devices))),
+                *(one.lateness != "fresh", one.suspect, one.cancel, one.pause),
+            )
+            for id_, one in leased.items()
+        },
+        "log": {run.id: [tuple(entry) for entry in run.log] for run in model.runs.values()},
+        "lease_events": {one.id: one.lease_events for one in model.attempts.values()},
+    }
+
+
+def explore(url: URL, *, examples: int, steps: int) -> None:
+    """So many stories of so many steps."""
+    with bench(url) as found:
+        make: Callable[[], Protocol] = lambda: Protocol(found)  # noqa: E731 - a factory that is told its type
+        run_state_machine_as_test(
+            make,
+            settings=settings(
+                max_examples=examples,
+                stateful_step_count=steps,
+                deadline=None,
+                derandomize=True,
+                database=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+
+
+def test_whatever_is_asked_the_database_is_as_the_design_says(database_url: URL) -> None:
+    explore(database_url, examples=60, steps=40)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_whatever_is_asked_the_database_is_as_the_design_says_over_many_long_stories(database_url: URL) -> None:
+    explore(database_url, examples=1500, steps=80)
