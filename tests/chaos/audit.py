@@ -15,10 +15,9 @@ from uuid import UUID
 import asyncpg
 import httpx
 
-from chaos.journal import Acknowledged, Journal
+from chaos.journal import Acknowledged, Entries
 from chaos.user import Submitted
 from chaos.watch import processes_of_attempts
-from chaos.world import World
 from lem_domain.evidence import digest_of_digests
 from lem_domain.ids import IdKind, format_id
 from lem_domain.states import EDGES, ENDED_STATES
@@ -26,15 +25,14 @@ from lem_domain.states import EDGES, ENDED_STATES
 PROCESSES_GONE_WITHIN_S = 30.0
 
 
-async def acknowledged_chunks(world: World, api: httpx.AsyncClient) -> tuple[list[str], list[str], int, int]:
+async def acknowledged_chunks(entries: Entries, api: httpx.AsyncClient) -> tuple[list[str], list[str], int, int]:
     """Read every chunk of the journal again.
 
     Returns what is lost or changed of what workers were told, the same of what was answered and not delivered, and how
     many there are of each.
     """
-    chunks = set(Journal.read(world.journal.path))
-    told = {one for one in chunks if one.delivered}
-    untold = {one for one in chunks if not one.delivered and one._replace(delivered=True) not in told}
+    told = {one for one in entries.chunks if one.delivered}
+    untold = {one for one in entries.chunks if not one.delivered and one._replace(delivered=True) not in told}
     gate = asyncio.Semaphore(4)
 
     async def read(chunk: Acknowledged) -> str | None:
@@ -51,6 +49,13 @@ async def acknowledged_chunks(world: World, api: httpx.AsyncClient) -> tuple[lis
     return found[0], found[1], len(told), len(untold)
 
 
+async def acknowledged_completions(entries: Entries, connection: asyncpg.Connection) -> list[str]:
+    """Attempts whose workers were told that they are completed, and which are not."""
+    rows = await connection.fetch("SELECT id FROM attempts WHERE outcome = 'completed'")
+    completed = {format_id(IdKind.ATTEMPT, row["id"]) for row in rows}
+    return [f"{attempt} is not completed" for attempt in sorted(entries.completed - completed)]
+
+
 async def illegal_transitions(connection: asyncpg.Connection) -> tuple[list[str], int]:
     """Replay the log of every run against the edges of the domain; says how many entries there are."""
     edges = {(edge.source.value, edge.target.value, edge.actor.value) for edge in EDGES}
@@ -65,8 +70,8 @@ async def illegal_transitions(connection: asyncpg.Connection) -> tuple[list[str]
                 wrong.append(f"run {run}: {_edge(entry)} follows {_edge(before)}")
             if (entry["source"], entry["target"], entry["actor"]) not in edges:
                 wrong.append(f"run {run}: {_edge(entry)} is no edge")
-        if entries[-1]["target"] != states[run]:
-            wrong.append(f"run {run} is {states[run]} and its log ends with {_edge(entries[-1])}")
+        if entries[-1]["target"] != states.get(run):
+            wrong.append(f"run {run} is {states.get(run)} and its log ends with {_edge(entries[-1])}")
     wrong += [f"run {run} has no log" for run in set(states) - {row["run_id"] for row in rows}]
     return wrong, len(rows)
 
@@ -135,7 +140,9 @@ async def wrong_completions(connection: asyncpg.Connection) -> tuple[list[str], 
         """
         SELECT r.id, r.state, r.current_attempt,
                array_remove(array_agg(CASE WHEN a.outcome = 'completed' THEN a.id END), NULL) AS completed,
-               r.state IN ('completed', 'aggregated') OR r.reason = 'invalid_evidence' AS is_completed
+               r.state IN ('completed', 'aggregated') OR EXISTS (
+                   SELECT 1 FROM run_transitions t WHERE t.run_id = r.id AND t.target = 'completed'
+               ) AS is_completed
           FROM runs r LEFT JOIN attempts a ON a.run_id = r.id GROUP BY r.id
         """
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _CHUNK = re.compile(r"/api/v1/attempts/(att_[0-9a-f]{32})/processes/([^/]+)/streams/([^/]+)/chunks/(\d+)")
+_COMPLETE = re.compile(r"/api/v1/attempts/(att_[0-9a-f]{32}):complete")
 _DIGEST = re.compile(r"sha-256=:([^:]+):")
 _UNIMPORTANT = re.compile(r"/heartbeat$|:sign_off$")
 
@@ -49,6 +50,14 @@ class Acknowledged(NamedTuple):
     """Its worker was told so; otherwise the answer got lost on its way."""
 
 
+class Entries(NamedTuple):
+    """Everything in a journal."""
+
+    chunks: frozenset[Acknowledged]
+    completed: frozenset[str]
+    """Attempts whose workers were told that their runs are completed."""
+
+
 class Journal:
     """A file of one JSON object a line."""
 
@@ -57,27 +66,35 @@ class Journal:
         self._file = path.open("a")
 
     def note(self, exchange: Exchange) -> None:
-        """Write down a chunk that was accepted; anything else is passed over."""
-        place = _CHUNK.fullmatch(exchange.path)
-        if exchange.method != "PUT" or place is None or not 200 <= exchange.status < 300:
+        """Write down a chunk or a completion that was accepted; anything else is passed over."""
+        if not 200 <= exchange.status < 300:
             return
-        digest = _DIGEST.search(exchange.digest)
-        assert digest is not None, f"{exchange.path} was accepted without a digest"
-        attempt, process, stream, seq = place.groups()
-        sha256 = base64.b64decode(digest[1]).hex()
-        line = Acknowledged(attempt, process, stream, int(seq), sha256, exchange.delivered)
-        self._file.write(json.dumps(line._asdict()) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        if exchange.method == "PUT" and (place := _CHUNK.fullmatch(exchange.path)) is not None:
+            digest = _DIGEST.search(exchange.digest)
+            assert digest is not None, f"{exchange.path} was accepted without a digest"
+            attempt, process, stream, seq = place.groups()
+            sha256 = base64.b64decode(digest[1]).hex()
+            self._write("chunk", Acknowledged(attempt, process, stream, int(seq), sha256, exchange.delivered)._asdict())
+        elif exchange.delivered and (attempt_of := _COMPLETE.fullmatch(exchange.path)) is not None:
+            self._write("completed", attempt_of[1])
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
     @staticmethod
-    def read(path: Path) -> list[Acknowledged]:
-        """Every chunk in a journal's file."""
-        return [Acknowledged(**json.loads(line)) for line in path.read_text().splitlines()]
+    def read(path: Path) -> Entries:
+        """Everything in a journal's file."""
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return Entries(
+            frozenset(Acknowledged(**line["chunk"]) for line in lines if "chunk" in line),
+            frozenset(line["completed"] for line in lines if "completed" in line),
+        )
+
+    def _write(self, kind: str, entry: object) -> None:
+        self._file.write(json.dumps({kind: entry}) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
 
 class HttpTap:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from chaos.faults import Fault
-from chaos.world import Step
+from chaos.world import USER, Step
 
 SHOWN = 20
 
@@ -27,6 +27,8 @@ class Report:
     figures: dict[str, object] = field(default_factory=dict)
     violations: dict[str, list[str]] = field(default_factory=dict)
     answers: Counter[tuple[str, int]] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    """What servers and workers logged as errors; no violation, but worth a look."""
 
     @property
     def is_clean(self) -> bool:
@@ -58,13 +60,20 @@ class Report:
         if failures:
             lines += ["", "answers other than success:"]
             lines += [f"  {count:5d}  {status}  {kind}" for (kind, status), count in sorted(failures.items())]
+        if self.errors:
+            lines += ["", "logged as errors:"]
+            lines += [f"  {count:5d}  {line}" for line, count in self.errors.most_common(SHOWN)]
         return "\n".join(lines)
 
     def _recoveries(self) -> dict[str, list[float]]:
         found: dict[str, list[float]] = defaultdict(list)
         for fault in self.faults:
             over = fault.began if fault.ended is None else fault.ended
-            after = [one.at for one in self.steps if one.at > over and fault.worker in (None, one.worker)]
+            after = [
+                one.at
+                for one in self.steps
+                if one.at > over and (one.who == fault.worker or (fault.worker is None and one.who != USER))
+            ]
             if after:
                 found[fault.kind].append(min(after) - over)
         return found

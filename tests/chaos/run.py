@@ -12,6 +12,7 @@ import httpx
 
 from chaos import audit
 from chaos.faults import Chaos
+from chaos.journal import Journal
 from chaos.report import Report
 from chaos.user import User
 from chaos.watch import Watch
@@ -76,9 +77,11 @@ async def _audit(
     report: Report, world: World, user: User, watch: Watch, connection: asyncpg.Connection, api: httpx.AsyncClient
 ) -> None:
     wrong, figures = report.violations, report.figures
-    lost, lost_untold, told, untold = await audit.acknowledged_chunks(world, api)
+    entries = Journal.read(world.journal.path)
+    lost, lost_untold, told, untold = await audit.acknowledged_chunks(entries, api)
     wrong["acknowledged chunks lost or changed"] = lost
     wrong["stored chunks lost whose answer was dropped"] = lost_untold
+    wrong["acknowledged completions lost"] = await audit.acknowledged_completions(entries, connection)
     figures["chunks acknowledged"] = told
     figures["chunks stored whose answer only was dropped"] = untold
     wrong["illegal or missing transitions"], figures["transitions"] = await audit.illegal_transitions(connection)
@@ -109,7 +112,11 @@ async def _audit(
         f"{row['outcome']}" + (f" ({row['reason']})" if row["reason"] else "")
         for row in await connection.fetch("SELECT outcome, reason FROM attempts")
     )
+    figures["requests of lost attempts refused"] = sum(
+        count for (kind, status), count in world.answers.items() if status == 409 and "/attempts/" in kind
+    )
     figures["attempts by outcome"] = dict(sorted(outcomes.items()))
+    report.errors = world.logged_errors()
     report.run_states = dict(await connection.fetch("SELECT state, count(*) FROM runs GROUP BY state ORDER BY state"))
 
 

@@ -27,6 +27,8 @@ from lem_server.database.embedded import EmbeddedPostgres
 
 BIN = Path(sys.executable).parent
 READY = re.compile(r"LEM server ready at http://127\.0\.0\.1:(\d+)")
+_ERROR = re.compile(r"(ERROR|CRITICAL) .*")
+USER = "user"
 COMES_UP_WITHIN_S = 120.0
 ENDS_WITHIN_S = 60.0
 
@@ -48,7 +50,7 @@ class Step(NamedTuple):
     """Something that went on: a change which a server accepted and whose answer arrived."""
 
     at: float
-    worker: str
+    who: str
 
 
 class Worlds(Exception):
@@ -64,6 +66,8 @@ class Postgres:
 
     async def start(self) -> None:
         """Start, also after it was killed."""
+        # Whoever started the one that was killed must take leave of it, or it stays behind as a zombie.
+        await asyncio.to_thread(self._server.stop)
         self._server = EmbeddedPostgres(self._folder)
         await asyncio.to_thread(self._server.start)
 
@@ -280,7 +284,7 @@ class World:
             self.servers.append(server)
             await server.database.start()
             await self.start_server(server)
-        self.user_wire = FaultProxy([Tcp("127.0.0.1", one.port) for one in self.servers], tap=lambda: self.tap("user"))
+        self.user_wire = FaultProxy([Tcp("127.0.0.1", one.port) for one in self.servers], tap=lambda: self.tap(USER))
         await self.user_wire.start()
         for number in range(workers):
             worker = Worker(f"worker-{number}", 2 if number == 0 else 1, self)
@@ -294,7 +298,7 @@ class World:
         def told(exchange: Exchange) -> None:
             self.journal.note(exchange)
             self.answers[(kind_of(exchange), exchange.status)] += 1
-            if exchange.is_step:
+            if exchange.is_step or (name == USER and exchange.delivered and exchange.status < 300):
                 self.steps.append(Step(exchange.at, name))
 
         return HttpTap(told)
@@ -317,9 +321,14 @@ class World:
         if self.user_wire is not None:
             yield self.user_wire
 
-    def log_of(self, name: str) -> str:
-        """What a process said."""
-        return (self.folder / f"{name}.log").read_text(errors="replace")
+    def logged_errors(self) -> Counter[str]:
+        """What servers and workers logged as errors, without what is particular to each."""
+        found: Counter[str] = Counter()
+        for one in (*self.servers, *self.workers):
+            for line in one.log.read_text(errors="replace").splitlines():
+                if match := _ERROR.search(line):
+                    found[re.sub(r"[0-9a-f]{32}|\d{4,}", "…", match[0])] += 1
+        return found
 
     async def stop(self) -> list[str]:
         """End everything; says who did not end as told."""

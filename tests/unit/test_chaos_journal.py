@@ -73,7 +73,7 @@ def test_an_accepted_chunk_is_written_down_with_its_digest(
     tap.request(REQUEST)
     tap.answer(ANSWER)
     journal.note(told[0])
-    assert Journal.read(journal.path) == [Acknowledged(ATTEMPT, "rank-0", "tokens", 3, DIGEST.hexdigest(), True)]
+    assert Journal.read(journal.path).chunks == {Acknowledged(ATTEMPT, "rank-0", "tokens", 3, DIGEST.hexdigest(), True)}
 
 
 def test_a_chunk_whose_answer_was_dropped_is_not_acknowledged(
@@ -82,11 +82,19 @@ def test_a_chunk_whose_answer_was_dropped_is_not_acknowledged(
     tap.request(REQUEST)
     tap.dropped(ANSWER[:50])
     journal.note(told[0])
-    [one] = Journal.read(journal.path)
+    [one] = Journal.read(journal.path).chunks
     assert (one.seq, one.delivered) == (3, False)
 
 
 @pytest.mark.parametrize("status", [409, 503])
 def test_a_refused_chunk_is_not_written_down(journal: Journal, status: int) -> None:
     journal.note(Exchange(0.0, "PUT", PATH, "", status, True))
-    assert Journal.read(journal.path) == []
+    assert Journal.read(journal.path) == (frozenset(), frozenset())
+
+
+@pytest.mark.parametrize(("delivered", "completed"), [(True, {ATTEMPT}), (False, set())])
+def test_a_completion_is_written_down_where_its_worker_was_told(
+    journal: Journal, delivered: bool, completed: set[str]
+) -> None:
+    journal.note(Exchange(0.0, "POST", f"/api/v1/attempts/{ATTEMPT}:complete", "", 200, delivered))
+    assert Journal.read(journal.path).completed == completed
