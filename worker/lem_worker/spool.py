@@ -207,6 +207,17 @@ def write_durably(path: Path, body: bytes) -> None:
             raise
 
 
+def require_space(spool_dir: Path) -> None:
+    """Write as much as a chunk holds, and remove it.
+
+    Raises:
+        SpoolError: the disk is full or can't be written.
+    """
+    probe = spool_dir / "probe"
+    write_durably(probe, bytes(CHUNK_SIZE))
+    probe.unlink()
+
+
 def write_model(path: Path, model: BaseModel) -> None:
     """Write a model as JSON, durably."""
     write_durably(path, model.model_dump_json().encode())
@@ -325,8 +336,8 @@ def _spool_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = "free space" if error.errno in DISK_IS_FULL else "check the state folder"
-        raise SpoolError(f"the spool can't write {path.name} ({error.strerror}); {remedy} and run it again.") from error
+        remedy = "free space on that disk" if error.errno in DISK_IS_FULL else "check the state folder"
+        raise SpoolError(f"the spool can't write {path} ({error.strerror}); {remedy}.") from error
 
 
 def _make_folder(folder: Path) -> None:
