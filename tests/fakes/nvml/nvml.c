@@ -309,6 +309,12 @@ nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t handle, unsign
     return list_processes(state, device, COMPUTE, count, infos);
 }
 
+/* The second version has the same layout; drivers before 510 have no third. */
+nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v2(nvmlDevice_t handle, unsigned *count, nvmlProcessInfo_t *infos) {
+    ENTER_DEVICE(handle);
+    return list_processes(state, device, COMPUTE, count, infos);
+}
+
 nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t handle, unsigned *count, nvmlProcessInfo_t *infos) {
     ENTER_DEVICE(handle);
     return list_processes(state, device, GRAPHICS, count, infos);

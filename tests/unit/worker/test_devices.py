@@ -111,7 +111,7 @@ def wait_for_free(
         if meanwhile is not None:
             meanwhile()
         said = json.loads(waiting.stdout.readline())
-        rest, _ = waiting.communicate("look\n" if look_after else "end\n")
+        rest, _ = waiting.communicate("look\n" if look_after else "end\n", timeout=LONG_S)
         assert waiting.returncode == 0
         return said, json.loads(rest) if look_after else []
     finally:

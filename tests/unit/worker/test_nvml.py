@@ -232,6 +232,8 @@ def test_processes_and_memory_are_read_with_what_old_and_new_drivers_offer(nvml:
     ]
     nvml.write(gpu(0, A), *processes, "error nvmlDeviceGetMPSComputeRunningProcesses_v3 13")
     assert [4000002, GIB] not in json.loads(nvml.python(script))[1]
+    nvml.write(gpu(0, A), *processes, "error nvmlDeviceGetComputeRunningProcesses_v3 13")
+    assert [1, GIB] in json.loads(nvml.python(script))[1]
     nvml.write(gpu(0, A), *processes, "error nvmlDeviceGetComputeRunningProcesses 3")
     assert json.loads(nvml.python(script))[1] is None
 
