@@ -1,79 +1,10 @@
-"""`lem-server`: serve, migrate."""
+"""`lem-server`: serve, migrate. Imports little, so that from the first moment a signal ends it cleanly."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
-import ipaddress
-import logging
-import signal
-import socket
-import sys
-from collections.abc import Iterator
-from types import FrameType
 
-import uvicorn
-from pydantic import ValidationError
-from pydantic_settings import SettingsError
-from sqlalchemy.engine import URL
-from sqlalchemy.exc import SQLAlchemyError
-
-from lem_domain.errors import LemError
-from lem_server import logs
-from lem_server.access.service import has_tokens_besides_owner
-from lem_server.app import create_app
-from lem_server.database.engine import DatabaseError, database_url, make_engine, require_supported_version
-from lem_server.database.migrate import require_head, upgrade
-from lem_server.settings import Settings
-
-logger = logging.getLogger(__name__)
-
-EXIT_DONE = 0
-EXIT_FAILURE = 1
-EXIT_USAGE = 2
-SHUTDOWN_S = 20
-
-
-class StartError(LemError):
-    """The server can't start as it is configured."""
-
-
-class _ToldToEnd(SystemExit):
-    """Unwinds what was begun, so that the embedded PostgreSQL is stopped; asyncio lets nothing else through."""
-
-
-class _EndSignals:
-    """SIGTERM and SIGINT while uvicorn does not listen for them: before it starts, and after it ended.
-
-    Uvicorn raises the signal that ended it once more; by default that kills the process with PostgreSQL running.
-    """
-
-    def __init__(self, code: int | None) -> None:
-        """Ends with this code, or with the signal's own."""
-        self._code = code
-        self._told: _ToldToEnd | None = None
-        self._over = False
-
-    def install(self) -> None:
-        """Take them from now on."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._heed)
-
-    def leave_alone(self) -> None:
-        """Ignore them from now on: what goes on ends by itself, or at uvicorn's word."""
-        self._over = True
-
-    def check(self) -> None:
-        """End here where the signal came while Python could not let its exception through."""
-        if self._told is not None:
-            raise self._told
-
-    def _heed(self, number: int, _frame: FrameType | None) -> None:
-        if self._told is None and not self._over:
-            logger.info("%s: ending", signal.Signals(number).name)
-            self._told = _ToldToEnd(128 + number if self._code is None else self._code)
-            raise self._told
+from lem_server.signals import EndSignals
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -86,161 +17,16 @@ def main(arguments: list[str] | None = None) -> None:
         description="The LEM server. Settings are environment variables: LEM_DATABASE_URL (PostgreSQL 15 or newer; "
         "unset starts one in LEM_DATA_DIR), LEM_HOST, LEM_PORT, LEM_LOG_LEVEL and others (see docs/server.md).",
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    serve_parser = commands.add_parser("serve", help="serve until SIGINT or SIGTERM")
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    serve_parser = subparsers.add_parser("serve", help="serve until SIGINT or SIGTERM")
     serve_parser.add_argument("--host", help="address to listen on (LEM_HOST)")
     serve_parser.add_argument("--port", type=int, help="port to listen on, 0 for a free one (LEM_PORT)")
     serve_parser.add_argument("--data-dir", help="folder of the embedded database and the owner token (LEM_DATA_DIR)")
-    migrate_parser = commands.add_parser("migrate", help="bring the database's schema to this version")
+    migrate_parser = subparsers.add_parser("migrate", help="bring the database's schema to this version")
     migrate_parser.add_argument("--data-dir", help="folder of the embedded database (LEM_DATA_DIR)")
     options = vars(parser.parse_args(arguments))
     command = options.pop("command")
-    signals = _EndSignals(EXIT_DONE if command == "serve" else None)
-    signals.install()
-    try:
-        settings = Settings(**{name: value for name, value in options.items() if value is not None})
-        logs.configure(settings.log_level, settings.log_format)
-        if command == "serve":
-            _serve(settings, signals)
-        else:
-            _migrate(settings, signals)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "LEM_" + "_".join(str(part) for part in first["loc"]).upper()
-        _leave(f"{name}: {first['msg']}", EXIT_USAGE)
-    except SettingsError:
-        _leave('LEM_TRUSTED_HOSTS is no JSON list; write for example ["lem.example", "localhost"].', EXIT_USAGE)
-    except DatabaseError as error:
-        _leave(str(error), EXIT_USAGE)
-    except LemError as error:
-        _leave(str(error), EXIT_FAILURE)
-    except (SQLAlchemyError, OSError) as error:
-        _leave(f"the database can't be reached ({_first_line(error)}); check LEM_DATABASE_URL.", EXIT_FAILURE)
+    with EndSignals(0 if command == "serve" else None) as signals:
+        from lem_server import commands  # noqa: PLC0415 - takes seconds, in which a signal may come already
 
-
-def _serve(settings: Settings, signals: _EndSignals) -> None:
-    with _database(settings, signals) as url:
-        if settings.database_url is None:
-            asyncio.run(upgrade(url))
-        asyncio.run(_check(settings, url))
-        listener = _bind(settings)
-        host, port = listener.getsockname()[:2]
-        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        server = _Server(
-            uvicorn.Config(
-                create_app(settings, url),
-                # On plain asyncio, several processes answer keep-alive requests about 44 ms late (uvicorn#3149).
-                loop="uvloop",
-                http="httptools",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=65,
-                timeout_graceful_shutdown=SHUTDOWN_S,
-            ),
-            ready=f"LEM server ready at {address} (data in {settings.data_dir})",
-            signals=signals,
-        )
-        signals.check()
-        try:
-            server.run(sockets=[listener])
-        except _ToldToEnd:
-            raise
-        except SystemExit as end:  # uvicorn's, where the application did not start
-            raise StartError("the server did not start; what it logged above says why.") from end
-
-
-class _Server(uvicorn.Server):
-    """Says on standard output when it is ready, and lets go of long polls before it waits for open requests."""
-
-    def __init__(self, config: uvicorn.Config, ready: str, signals: _EndSignals) -> None:
-        super().__init__(config)
-        self._ready = ready
-        self._signals = signals
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._signals.leave_alone()  # uvicorn listens for them by now
-        await super().startup(sockets)
-        if self.started and not self.should_exit:
-            print(self._ready, flush=True)  # noqa: T201 - what whoever started it waits for
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        context = getattr(getattr(self.config.app, "state", None), "context", None)
-        if context is not None:
-            context.hub.release()
-        await super().shutdown(sockets)
-
-
-def _migrate(settings: Settings, signals: _EndSignals) -> None:
-    with _database(settings, signals) as url:
-        asyncio.run(upgrade(url))
-    print("the database's schema is up to date")  # noqa: T201
-
-
-@contextlib.contextmanager
-def _database(settings: Settings, signals: _EndSignals) -> Iterator[URL]:
-    if settings.database_url is not None:
-        url = database_url(settings.database_url)
-        if settings.database_password_file is not None:
-            try:
-                url = url.set(password=settings.database_password_file.read_text().strip())
-            except OSError as error:
-                raise DatabaseError(
-                    f"LEM_DATABASE_PASSWORD_FILE can't be read: {error.strerror} ({error.filename})."
-                ) from error
-        yield url
-        return
-    from lem_server.database.embedded import EmbeddedPostgres  # noqa: PLC0415 - a configured database needs no binaries
-
-    with EmbeddedPostgres(settings.data_dir / "postgres") as postgres:
-        try:
-            yield postgres.url
-        finally:
-            signals.leave_alone()  # stopping PostgreSQL must not be cut off
-
-
-async def _check(settings: Settings, url: URL) -> None:
-    """What must hold before anybody is answered."""
-    engine = make_engine(url, pool_size=1)
-    try:
-        await require_supported_version(engine)
-        await require_head(engine)
-        if not _is_loopback(settings.host) and not await has_tokens_besides_owner(engine):
-            raise StartError(
-                f"{settings.host} can be reached from other machines, and no access was set up; start on 127.0.0.1, "
-                "make a token there (POST /api/v1/tokens), and start again."
-            )
-    finally:
-        await engine.dispose()
-
-
-def _bind(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((settings.host, settings.port))
-        listener.listen(2048)
-    except OSError as error:
-        raise StartError(
-            f"can't listen on {settings.host} port {settings.port} ({error.strerror}); set LEM_PORT to a free one."
-        ) from error
-    return listener
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _leave(message: str, code: int) -> None:
-    print(f"lem-server: {message}", file=sys.stderr)  # noqa: T201
-    sys.exit(code)
+        commands.run(command, options, signals)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
@@ -18,6 +20,20 @@ COMMAND = Path(sys.executable).parent / "lem-server"
 READY = re.compile(r"^LEM server ready at (http://\S+) \(data in (.+)\)$")
 ENDS_WITHIN_S = 60
 """A machine that others share needs longer than the server's own limit; that limit is seen in its log."""
+
+
+@contextlib.contextmanager
+def folder_for_everybody() -> Iterator[Path]:
+    """A folder that is gone afterwards.
+
+    Not below pytest's own: each session of it closes that to other users, and as root PostgreSQL runs as another.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="lem-server-"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Server:
@@ -87,6 +103,13 @@ class Server:
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
+
+    def catches(self, number: signal.Signals) -> bool:
+        """Whether the process has a handler of its own for the signal."""
+        assert self._process is not None
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+        return bool(int(caught, 16) >> (number - 1) & 1)
 
     def wait(self) -> int:
         assert self._process is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -22,6 +23,7 @@ _ROOTS_STAND_IN = "pgserver"
 """PostgreSQL refuses to run as root, so that root runs it as this user."""
 _MADE = ("PG_VERSION", "global/pg_control", "base/5")
 """What initdb makes first, in the middle and last (5 is the database `postgres`); a backup holds all of it."""
+_COMPLAINS = re.compile(r"error:|FATAL:|PANIC:|was terminated|exited with")
 _STARTED = ("postmaster.opts", LOG)
 """What the first start leaves: a folder with one of these may hold data, whatever else it lacks."""
 
@@ -129,8 +131,9 @@ def _initdb(folder: Path) -> None:
         check=False,
     )
     if done.returncode != 0:
-        said = [line for line in done.stderr.splitlines() if "error:" in line or "FATAL:" in line]
-        raise DatabaseError(f"PostgreSQL's files can't be made: {said[0] if said else done.stderr.strip()}.")
+        logger.error("initdb said:\n%s", done.stderr.strip())
+        said = [line.strip() for line in done.stderr.splitlines() if _COMPLAINS.search(line)]
+        raise DatabaseError(f"PostgreSQL's files can't be made in {folder.parent}: {'; '.join(said) or 'see the log'}.")
 
 
 def _user(folder: Path) -> str | None:

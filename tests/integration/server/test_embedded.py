@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy.engine import URL
 
 from factories.runs import submit
-from factories.server_process import COMMAND, Server
+from factories.server_process import COMMAND, Server, folder_for_everybody
 from factories.worker import FakeWorker
 from lem_server.database.migrate import head_revision
 
@@ -27,11 +27,12 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server() -> Iterator[Server]:
     """A server with a PostgreSQL of its own, not started."""
-    made = Server(tmp_path / "data")
-    yield made
-    made.clean_up()
+    with folder_for_everybody() as folder:
+        made = Server(folder / "data")
+        yield made
+        made.clean_up()
 
 
 @pytest.fixture
@@ -259,11 +260,12 @@ async def test_settings_of_the_environment_reach_the_answers(configured: Server)
 async def test_the_password_of_the_file_is_the_one_that_is_sent(
     tmp_path: Path, database_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lem_server.main import _database, _EndSignals
+    from lem_server.commands import _database
     from lem_server.settings import Settings
+    from lem_server.signals import EndSignals
 
     secret = tmp_path / "password"
     secret.write_text("swordfish\n")
     settings = Settings(database_url="postgresql://a:other@b/c", database_password_file=secret)
-    with _database(settings, _EndSignals(0)) as url:
+    with _database(settings, EndSignals(0)) as url:
         assert url.password == "swordfish"

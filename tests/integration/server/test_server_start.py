@@ -15,7 +15,7 @@ import psutil
 import pytest
 from sqlalchemy.engine import URL
 
-from factories.server_process import Server
+from factories.server_process import Server, folder_for_everybody
 from lem_server.database import embedded
 from lem_server.database.embedded import EmbeddedPostgres
 from lem_server.database.engine import DatabaseError
@@ -27,11 +27,12 @@ MIGRATION_LOCK = 0x4C454D01
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server() -> Iterator[Server]:
     """A server with a PostgreSQL of its own, not started."""
-    made = Server(tmp_path / "data")
-    yield made
-    made.clean_up()
+    with folder_for_everybody() as folder:
+        made = Server(folder / "data")
+        yield made
+        made.clean_up()
 
 
 @pytest.fixture
@@ -120,12 +121,13 @@ def test_a_note_whose_process_number_belongs_to_another_program_now_is_removed(
 
 
 def test_a_note_of_the_postgresql_of_another_folder_is_removed_and_that_one_goes_on(
-    server: Server, folder: Path, tmp_path: Path
+    server: Server, folder: Path
 ) -> None:
     with EmbeddedPostgres(folder):
         pass
-    with EmbeddedPostgres(tmp_path / "other" / "postgres"):
-        note = tmp_path / "other" / "postgres" / "postmaster.pid"
+    other = server.data / "other" / "postgres"
+    with EmbeddedPostgres(other):
+        note = other / "postmaster.pid"
         (folder / "postmaster.pid").write_bytes(note.read_bytes())
         server.start()
         assert server.stop() == 0
@@ -184,6 +186,14 @@ def test_a_server_whose_postgresql_died_still_ends_with_success(server: Server) 
     assert server.postmaster is not None
     os.kill(server.postmaster, signal.SIGKILL)
     assert server.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_end_while_it_still_imports_it_does_nothing(server: Server, number: signal.Signals) -> None:
+    server.launch()
+    wait_until(lambda: server.catches(signal.SIGTERM))  # the last that it takes
+    ends_with_nothing_left(server, number)
+    assert not server.data.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
