@@ -155,6 +155,14 @@ class FaultProxy:
         finally:
             self._open.set()
 
+    def forsake(self) -> int:
+        """Hand nothing over any more on the open connections and never end them, as a firewall that forgot them; says
+        how many. New connections are welcome."""
+        links = tuple(self._links)
+        for link in links:
+            link.forsaken = True
+        return len(links)
+
     def forget(self) -> None:
         """Give up the cuts and drops that have not happened."""
         self._drops.clear()
@@ -208,6 +216,8 @@ class FaultProxy:
             if self._delay_s:
                 await asyncio.sleep(self._delay_s)
             await self._open.wait()
+            if link.forsaken:
+                continue
             if direction == "request":
                 self._notice(link, piece)
             elif link.drop is not None:
@@ -223,6 +233,8 @@ class FaultProxy:
             if limit is not None:
                 limit.done.set()
                 raise _Ended
+        if link.forsaken and direction == "answer":
+            await asyncio.Event().wait()
         raise _Ended
 
     def _notice(self, link: _Link, piece: bytes) -> None:
@@ -264,6 +276,7 @@ class _Link:
         self.target: asyncio.StreamWriter | None = None
         self.tap = tap
         self.drop: asyncio.Event | None = None
+        self.forsaken = False
 
     def close(self) -> None:
         """End both sides once what was handed over is on its way."""
@@ -317,6 +330,8 @@ async def _main(targets: Sequence[str]) -> None:
                 proxy.cut_after(int(count), direction)
             case ["drop_next_answer", *containing]:
                 proxy.drop_next_answer(" ".join(containing).encode())
+            case ["forsake"]:
+                proxy.forsake()
             case ["heal"]:
                 proxy.heal()
             case _:

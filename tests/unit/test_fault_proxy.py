@@ -218,6 +218,19 @@ async def test_a_black_hole_accepts_everything_and_hands_over_what_came_when_it_
     assert await asyncio.gather(*waiting) == [b"echo two\n"] * 2
 
 
+async def test_a_forsaken_connection_neither_answers_nor_ends_and_new_ones_are_welcome(
+    proxy: FaultProxy, echo: Echo
+) -> None:
+    connection = await connect(proxy)
+    assert await ask(connection, b"one\n")
+    assert proxy.forsake() == 1
+    waiting = asyncio.create_task(ask(connection, b"two\n"))
+    assert await ask(await connect(proxy), b"three\n") == b"echo three\n"
+    assert not waiting.done()
+    assert echo.got == b"one\nthree\n"
+    waiting.cancel()
+
+
 async def test_a_connection_can_be_cut_inside_the_black_hole(proxy: FaultProxy, echo: Echo) -> None:
     connection = await connect(proxy)
     assert await ask(connection, b"one\n")
