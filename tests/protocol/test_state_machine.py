@@ -41,6 +41,8 @@ ENDS: dict[design.Outcome, tuple[str, ...]] = {
 }
 ANY = st.integers(0, 1_000)
 """Chooses one of however many there are."""
+LIVE = st.sampled_from((True, True, False))
+"""Whether it is about an attempt that is leased, or about any."""
 
 
 class Bench(NamedTuple):
@@ -117,170 +119,112 @@ class Protocol(RuleBasedStateMachine):
             self.campaigns.append(world.campaign)
         for machine in self.machines:
             self._same(self.bench.server.register(machine), self.model.register(_who(machine), machine.devices))
+            self.claim(self.machines.index(machine), 2, "new")
 
-    # --- workers ------------------------------------------------------------------------------------------------------
+    # --- claims ------------------------------------------------------------------------------------------------------
 
-    @rule(which=ANY, new=st.booleans())
-    def register(self, which: int, new: bool) -> None:
-        """A worker starts anew, or says again that it is there."""
-        which %= len(self.machines)
-        if new:
-            self.old.append(self.machines[which])
-            self.machines[which] = replace(self.machines[which], boot=uuid4())
-        machine = self.machines[which]
-        self._same(self.bench.server.register(machine), self.model.register(_who(machine), machine.devices))
-
-    @rule(which=ANY, stale=st.booleans())
-    def sign_off(self, which: int, stale: bool) -> None:
-        """A worker leaves, or a boot of before says so."""
-        machine = self._machine(which, stale=stale)
-        self._same(self.bench.server.sign_off(machine), self.model.sign_off(_who(machine)))
-
-    @precondition(lambda self: self.steps > 10)
-    @rule(which=ANY)
-    def drain(self, which: int) -> None:
-        """A user drains a worker."""
-        machine = self._machine(which)
-        self._same(self.bench.server.drain(machine), self.model.drain(machine.id))
-
-    @rule(which=ANY, offered=st.sampled_from((1, 2, 2)))
-    def claim(self, which: int, offered: int) -> None:
-        """A worker asks for work."""
-        self.claims.append(uuid4())
-        self._claim(self._machine(which), self.claims[-1], offered)
-
-    @rule(which=ANY, offered=st.sampled_from((1, 2, 2)))
-    def claim_more(self, which: int, offered: int) -> None:
-        """Claims come more often than anything else."""
-        self.claim(which, offered)
-
-    @precondition(lambda self: self.claims)
-    @rule(which=ANY, claim=ANY, stale=st.booleans())
-    def claim_again(self, which: int, claim: int, stale: bool) -> None:
-        """A claim is sent again, by its worker, its next boot or another one."""
-        self._claim(self._machine(which, stale=stale), self.claims[claim % len(self.claims)], 2)
-
-    @rule(which=ANY, stale=st.booleans())
-    def beat(self, which: int, stale: bool) -> None:
-        """A worker beats for everything that it ever had, and for what it never had."""
-        machine, attempts = self._machine(which, stale=stale), list(self.model.attempts)[-8:]
-        answer = self._answer(self.bench.server.beat(machine, attempts))
-        code, verdicts = self.model.beat(_who(machine), attempts)
-        assert (answer.code, answer.body if code == OK else ()) == (code, verdicts)
+    @rule(which=ANY, offered=st.sampled_from((1, 2, 2)), what=st.sampled_from(("new", "new", "new", "again", "old")))
+    def claim(self, which: int, offered: int, what: str) -> None:
+        """A worker asks for work, or sends a claim of before again; or a boot of before does."""
+        machine = self._machine(which, stale=what == "old")
+        if what == "again" and self.claims:
+            self._claim(machine, self.claims[which % len(self.claims)], offered)
+        else:
+            self.claims.append(uuid4())
+            self._claim(machine, self.claims[-1], offered)
 
     # --- attempts -----------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.model.attempts)
-    @rule(which=ANY, live=st.booleans(), whose=ANY)
-    def start(self, which: int, live: bool, whose: int) -> None:
-        """The window may open."""
+    @rule(which=ANY, whose=ANY, live=LIVE, what=st.sampled_from(("start", "chunk", "marker", "beat", "all", "all")))
+    def work(self, which: int, whose: int, live: bool, what: str) -> None:
+        """A worker does something for an attempt, or everything but its end."""
         attempt, machine = self._attempt(which, whose, live=live)
-        call = self.bench.server.start(holder_of(attempt, machine))
-        self._same(call, self.model.start(_who(machine), attempt))
+        if what in ("start", "all"):
+            self._start(attempt, machine)
+        if what == "chunk":
+            self._put_chunk(attempt, machine, whose % 3)
+        if what == "all":
+            for seq in range(3):
+                self._put_chunk(attempt, machine, seq)
+        if what in ("marker", "all"):
+            call = self.bench.server.put_completion(holder_of(attempt, machine))
+            self._same(call, self.model.put_completion(_who(machine), attempt))
+        if what == "beat":
+            self._beat(machine, list(self.model.attempts)[-8:])
 
     @precondition(lambda self: self.model.attempts)
-    @rule(which=ANY, live=st.booleans(), whose=ANY, seq=st.integers(0, 2))
-    def put_chunk(self, which: int, live: bool, whose: int, seq: int) -> None:
-        """One chunk comes, for the first time or again."""
+    @rule(
+        which=ANY, whose=ANY, live=LIVE, what=st.sampled_from(("complete", "all", "failed", "interrupted", "cancelled"))
+    )
+    def finish(self, which: int, whose: int, live: bool, what: str) -> None:
+        """An attempt ends, with a result or without one."""
         attempt, machine = self._attempt(which, whose, live=live)
-        answer = self._answer(self.bench.server.put_chunk(holder_of(attempt, machine), CHUNKS[seq]))
-        code, body = self.model.put_chunk(_who(machine), attempt, seq)
-        assert (answer.code, answer.body if code == OK else None) == (code, body)
-
-    @precondition(lambda self: self.model.attempts)
-    @rule(which=ANY, live=st.booleans(), whose=ANY)
-    def put_completion(self, which: int, live: bool, whose: int) -> None:
-        """A process says that it wrote everything."""
-        attempt, machine = self._attempt(which, whose, live=live)
-        call = self.bench.server.put_completion(holder_of(attempt, machine))
-        self._same(call, self.model.put_completion(_who(machine), attempt))
-
-    @precondition(lambda self: self.model.attempts)
-    @rule(which=ANY, live=st.booleans(), whose=ANY)
-    def complete(self, which: int, live: bool, whose: int) -> None:
-        """A worker has sent everything, or thinks so."""
-        attempt, machine = self._attempt(which, whose, live=live)
-        call = self.bench.server.complete(holder_of(attempt, machine))
-        self._same(call, self.model.complete(_who(machine), attempt))
-
-    @precondition(lambda self: self.model.attempts)
-    @rule(which=ANY)
-    def measure(self, which: int) -> None:
-        """A worker does all that it has to do, up to its manifest."""
-        self.start(which, live=True, whose=0)
-        for seq in range(3):
-            self.put_chunk(which, live=True, whose=0, seq=seq)
-        self.put_completion(which, live=True, whose=0)
-
-    @precondition(lambda self: self.model.attempts)
-    @rule(which=ANY, live=st.booleans(), whose=ANY, end=st.sampled_from(list(ENDS)), why=ANY)
-    def end(self, which: int, live: bool, whose: int, end: design.Outcome, why: int) -> None:
-        """An attempt ends without a result."""
-        attempt, machine = self._attempt(which, whose, live=live)
-        reason = ENDS[end][why % len(ENDS[end])]
-        call = self.bench.server.end(holder_of(attempt, machine), end, FailureReason(reason))
-        self._same(call, self.model.end(_who(machine), attempt, end, reason))
+        if what == "all":
+            self.work(which, whose, live, "all")
+        if what in ("complete", "all"):
+            call = self.bench.server.complete(holder_of(attempt, machine))
+            self._same(call, self.model.complete(_who(machine), attempt))
+        else:
+            reason = ENDS[what][which % len(ENDS[what])]
+            call = self.bench.server.end(holder_of(attempt, machine), what, FailureReason(reason))
+            self._same(call, self.model.end(_who(machine), attempt, what, reason))
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.model.attempts)
-    @rule(which=ANY, lateness=st.sampled_from(list(AGES)))
-    def age(self, which: int, lateness: design.Lateness) -> None:
-        """Nothing is heard of an attempt for a while."""
-        attempt, _ = self._attempt(which, 0, live=True)
-        self.bench.run(self.bench.lab.age(attempt, AGES[lateness]))
-        self.model.age(attempt, lateness)
+    @rule(which=ANY, what=st.sampled_from(("late", "expired", "mark_suspects", "expire", "lose", "lose_all")))
+    def time_goes_by(self, which: int, what: str) -> None:
+        """Nothing is heard of an attempt for a while; maintenance looks for what is late, and ends what is lost."""
+        if what == "lose_all":
+            for _ in range(design.LOSSES + 1):
+                self.time_goes_by(which, "lose")
+                self.claim(which, 2, "new")
+            return
+        age = "expired" if what == "lose" else what
+        if age in AGES and self._leased():
+            attempt, _ = self._attempt(which, 0, live=True)
+            self.bench.run(self.bench.lab.age(attempt, AGES[age]))
+            self.model.age(attempt, age)
+        if what in ("expire", "lose"):
+            assert self._answer(self.bench.server.expire()) == (OK, self.model.expire())
+        elif what == "mark_suspects":
+            assert self._answer(self.bench.server.mark_suspects()) == (OK, self.model.mark_suspects())
 
-    @rule()
-    def mark_suspects(self) -> None:
-        """Maintenance looks for what is late."""
-        answer = self._answer(self.bench.server.mark_suspects())
-        assert answer == (OK, self.model.mark_suspects())
+    # --- everybody else -----------------------------------------------------------------------------------------------
 
-    @rule()
-    def expire(self) -> None:
-        """Maintenance ends what is lost."""
-        answer = self._answer(self.bench.server.expire())
-        assert answer == (OK, self.model.expire())
+    @rule(which=ANY, what=st.sampled_from(("boot", "register", "register", "leave", "old_leaves", "drain")))
+    def workers_come_and_go(self, which: int, what: str) -> None:
+        """A worker starts anew, says again that it is there, leaves, or is drained by a user."""
+        which %= len(self.machines)
+        if what == "boot":
+            self.old.append(self.machines[which])
+            self.machines[which] = replace(self.machines[which], boot=uuid4())
+        machine = self._machine(which, stale=what == "old_leaves")
+        if what in ("boot", "register"):
+            self._same(self.bench.server.register(machine), self.model.register(_who(machine), machine.devices))
+        elif what == "drain":
+            self._same(self.bench.server.drain(machine), self.model.drain(machine.id))
+        else:
+            self._same(self.bench.server.sign_off(machine), self.model.sign_off(_who(machine)))
 
-    # --- users --------------------------------------------------------------------------------------------------------
-
-    @rule(which=ANY)
-    def cancel_run(self, which: int) -> None:
-        """A user cancels a run."""
-        run = self._run(which)
-        self._same(self.bench.server.cancel_run(run), self.model.cancel_run(run))
-
-    @precondition(lambda self: self.steps > 15)
-    @rule(which=ANY)
-    def cancel(self, which: int) -> None:
-        """A user cancels a campaign."""
-        campaign = self._campaign(which)
-        self._same(self.bench.server.cancel(campaign), self.model.cancel(campaign))
-
-    @rule(which=ANY, stop=st.booleans())
-    def pause(self, which: int, stop: bool) -> None:
-        """A user pauses a campaign."""
-        campaign, live_runs = self._campaign(which), "stop" if stop else "finish"
-        self._same(self.bench.server.pause(campaign, live_runs), self.model.pause(campaign, live_runs))
-
-    @rule(which=ANY)
-    def resume(self, which: int) -> None:
-        """A user resumes a campaign."""
-        campaign = self._campaign(which)
-        self._same(self.bench.server.resume(campaign), self.model.resume(campaign))
-
-    @rule(which=ANY)
-    def retry_run(self, which: int) -> None:
-        """A user tries a run again."""
-        run = self._run(which)
-        self._same(self.bench.server.retry_run(run), self.model.retry_run(run))
-
-    @rule(which=ANY)
-    def retry_failed(self, which: int) -> None:
-        """A user tries again what failed of a campaign."""
-        campaign = self._campaign(which)
-        self._same(self.bench.server.retry_failed(campaign), self.model.retry_failed(campaign))
+    @rule(which=ANY, what=st.sampled_from(("pause", "stop", "resume", "resume", "retry", "retry_failed", "cancel")))
+    def users_steer(self, which: int, what: str) -> None:
+        """A user pauses, resumes, tries again or cancels."""
+        campaign, run = self.campaigns[which % len(self.campaigns)], self._run(which)
+        server, model = self.bench.server, self.model
+        if what == "resume":
+            self._same(server.resume(campaign), model.resume(campaign))
+        elif what == "retry":
+            self._same(server.retry_run(run), model.retry_run(run))
+        elif what == "retry_failed":
+            self._same(server.retry_failed(campaign), model.retry_failed(campaign))
+        elif what != "cancel":
+            live_runs = "stop" if what == "stop" else "finish"
+            self._same(server.pause(campaign, live_runs), model.pause(campaign, live_runs))
+        elif which % 5 == 0:
+            self._same(server.cancel(campaign), model.cancel(campaign))
+        else:
+            self._same(server.cancel_run(run), model.cancel_run(run))
 
     # --- what is so after each step -----------------------------------------------------------------------------------
 
@@ -307,6 +251,20 @@ class Protocol(RuleBasedStateMachine):
         answer = self._answer(call)
         assert answer.code == code, answer
 
+    def _start(self, attempt: UUID, machine: Machine) -> None:
+        call = self.bench.server.start(holder_of(attempt, machine))
+        self._same(call, self.model.start(_who(machine), attempt))
+
+    def _put_chunk(self, attempt: UUID, machine: Machine, seq: int) -> None:
+        answer = self._answer(self.bench.server.put_chunk(holder_of(attempt, machine), CHUNKS[seq]))
+        code, body = self.model.put_chunk(_who(machine), attempt, seq)
+        assert (answer.code, answer.body if code == OK else None) == (code, body)
+
+    def _beat(self, machine: Machine, attempts: list[UUID]) -> None:
+        answer = self._answer(self.bench.server.beat(machine, attempts))
+        code, verdicts = self.model.beat(_who(machine), attempts)
+        assert (answer.code, answer.body if code == OK else ()) == (code, verdicts)
+
     def _claim(self, machine: Machine, claim: UUID, offered: int) -> None:
         devices = machine.devices[-offered:]
         expected = self.model.claim(_who(machine), claim, devices)
@@ -324,7 +282,7 @@ class Protocol(RuleBasedStateMachine):
 
     def _attempt(self, which: int, whose: int, *, live: bool) -> tuple[UUID, Machine]:
         """An attempt, and its own holder two times of three, else anybody."""
-        leased = [attempt for attempt in self.model.attempts.values() if attempt.lease is not None]
+        leased = self._leased()
         among = leased if live and leased else list(self.model.attempts.values())
         attempt = among[which % len(among)]
         if whose % 3 < 2:
@@ -332,12 +290,14 @@ class Protocol(RuleBasedStateMachine):
         anybody = [*self.machines, *self.old]
         return attempt.id, anybody[whose % len(anybody)]
 
-    def _run(self, which: int) -> UUID:
-        runs = list(self.model.runs)
-        return runs[which % len(runs)]
+    def _leased(self) -> list[design.Attempt]:
+        return [attempt for attempt in self.model.attempts.values() if attempt.lease is not None]
 
-    def _campaign(self, which: int) -> UUID:
-        return self.campaigns[which % len(self.campaigns)]
+    def _run(self, which: int) -> UUID:
+        """A run; two times of three one that was claimed before."""
+        tried = [run.id for run in self.model.runs.values() if run.attempts]
+        among = tried if tried and which % 3 else list(self.model.runs)
+        return among[which % len(among)]
 
 
 def _who(machine: Machine) -> Who:
