@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import hashlib
@@ -90,6 +91,7 @@ class FakeServer:
     queue: deque[dict[str, Any]] = field(default_factory=deque)
     verdict: str = "ok"
     drain: bool = False
+    hold_claims: bool = False
     calls: list[Call] = field(default_factory=list)
     registered: list[RegisterWorker] = field(default_factory=list)
     claims: list[ClaimRequest] = field(default_factory=list)
@@ -214,6 +216,8 @@ class FakeServer:
     async def _claim(self, request: Request) -> Response:
         claim = ClaimRequest.model_validate_json(await request.body())
         self.claims.append(claim)
+        while self.hold_claims and not await request.is_disconnected():  # noqa: ASYNC110 - another thread ends it
+            await asyncio.sleep(0.01)
         if not self.queue:
             return Response(status_code=204)
         run = self.queue.popleft()

@@ -118,7 +118,7 @@ class Daemon:
                 if self._settings.until_idle:
                     return
                 continue
-            await self._work(assignment)
+            await self._work(assignment, ending)
             self._runs += 1
             if self._settings.max_runs is not None and self._runs >= self._settings.max_runs:
                 return
@@ -139,7 +139,7 @@ class Daemon:
                 ) from error
             return None
 
-    async def _work(self, assignment: Assignment) -> None:
+    async def _work(self, assignment: Assignment, ending: asyncio.Task[bool]) -> None:
         logger.info("%s cycle %d: begin (%s)", assignment.display_name, assignment.cycle, assignment.run_id)
         by_uuid = {device.uuid: device for device in self._devices}
         attempt = Attempt(
@@ -170,7 +170,7 @@ class Daemon:
         ended = self._running.result()
         self._count_failure(ended)
         self._tell(assignment, ended)
-        while not self._ending.is_set() and (held := await attempt.memory_held(MEMORY_LOOK_S)) is not None:
+        while held := await self._until_ending(attempt.memory_held(MEMORY_LOOK_S), ending):
             logger.error("%s Nothing is claimed until then.", held)
 
     def _tell(self, assignment: Assignment, ended: AttemptEnded | AttemptLost | None) -> None:

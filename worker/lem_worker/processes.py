@@ -102,6 +102,9 @@ class Child:
                         ATTEMPT_VARIABLE: attempt_id,
                         "LEM_PARENT": str(os.getpid()),
                         "PYTHONUNBUFFERED": "1",
+                        # Engines name their processes through setproctitle, which writes over the environment that
+                        # the kernel shows, and with it over the attempt's variable, unless told not to.
+                        "SPT_NOENV": "1",
                     },
                 )
         except BaseException:

@@ -163,6 +163,7 @@ class Supervision:
 
     async def until_ready(self) -> None:
         """Wait until every rank is warm."""
+        self._last_sign = dict.fromkeys(self._last_sign, _now())
         await self._until(lambda: len(self._ready) == len(self._ranks), self._limits.warmup_s, "warmup_s", silence=True)
 
     @property

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from starlette.responses import Response
 
-from factories.fake_daemon import killed_worker, nothing_lives_of, spooled
+from factories.fake_daemon import killed_worker, nothing_lives_of, spooled, until
 from factories.fake_server import FakeServer, problem
 from lem_domain.evidence import SAMPLER
 from lem_domain.states import FailureReason
+from lem_domain.wire.workers import Assignment, ClaimRequest
 from lem_worker import daemon, server_api
 from lem_worker.daemon import Daemon
 from lem_worker.identity import StateInUse
@@ -376,6 +377,38 @@ async def test_a_second_sigterm_ends_at_once_and_the_next_start_completes_what_w
     assert attempt in server.completed
 
 
+async def test_sigterm_while_it_waits_for_work_ends_the_worker_and_signs_off(server: FakeServer, work: Work) -> None:
+    server.enqueue()
+    server.hold_claims = True
+    running = asyncio.create_task(work(until_idle=False))
+    await until(lambda: bool(server.claims))
+    os.kill(os.getpid(), signal.SIGTERM)
+    await running  # what the server had granted meanwhile, it takes back at the sign-off
+    assert server.paths(":sign_off")
+    assert server.started == server.ended == {}
+
+
+async def test_a_run_whose_claim_is_answered_as_sigterm_comes_is_handed_back(
+    server: FakeServer, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = server.enqueue()
+    claim = server_api.ServerApi.claim
+
+    async def claimed(api: server_api.ServerApi, request: ClaimRequest) -> Assignment | None:
+        answer = await claim(api, request)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return answer
+
+    monkeypatch.setattr(server_api.ServerApi, "claim", claimed)
+    await work(until_idle=False)
+    assert (server.ended[attempt].outcome, server.ended[attempt].reason) == (
+        "interrupted",
+        FailureReason.WORKER_SHUTDOWN,
+    )
+    assert server.started == {}
+    assert server.paths(":sign_off")
+
+
 async def test_a_drain_finishes_what_is_held_and_claims_nothing_more(server: FakeServer, work: Work) -> None:
     attempt = server.enqueue()
     server.enqueue()
@@ -443,12 +476,13 @@ async def test_refused_evidence_ends_the_attempt_and_stays_on_disk(server: FakeS
     assert list((state / "refused" / attempt).glob("chunks/rank-0/requests/*.chunk"))
 
 
+@pytest.mark.parametrize(("status", "code"), [(401, "unauthenticated"), (403, "forbidden"), (426, "client_too_old")])
 async def test_a_worker_that_is_not_allowed_any_more_ends_and_keeps_its_evidence(
-    server: FakeServer, work: Work, state: Path
+    server: FakeServer, work: Work, state: Path, status: int, code: str
 ) -> None:
     attempt = server.enqueue()
-    server.fail("completion|:end", lambda: problem(403, "forbidden"))
-    with pytest.raises(NotAllowed, match="it is forbidden"):
+    server.fail("completion|:end", lambda: problem(status, code))
+    with pytest.raises(NotAllowed, match=f"it is {code}"):
         await work()
     assert spooled(state) == [attempt]
     assert await nothing_lives_of(attempt)

@@ -39,6 +39,7 @@ SCRIPTS = {
     "stubborn": SPAWN
     + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nspawn()\ncontrol.send(Ready())\nwhile True: signal.pause()",
     "escaping": SPAWN + "spawn(start_new_session=True)\ncontrol.send(Ready())\nsignal.pause()",
+    "renamed": "import setproctitle\nsetproctitle.setproctitle('ENGINE' * 500)\ncontrol.send(Ready())\nsignal.pause()",
     "half": 'os.write(control._write_fd, b\'{"type": "rea\')\nos.kill(os.getpid(), signal.SIGKILL)',
 }
 
@@ -146,6 +147,14 @@ async def test_what_left_its_group_is_found_by_its_attempt(start: Start, tmp_pat
     assert await kill_leftovers([str(tmp_path)], grace_s=0) == 1
     assert not lives(escaped)
     assert await kill_leftovers([str(tmp_path)]) == 0
+
+
+async def test_a_process_that_names_itself_is_still_found_by_its_attempt(start: Start, tmp_path: Path) -> None:
+    pytest.importorskip("setproctitle")
+    child = await start("renamed")
+    await child.receive()
+    assert psutil.Process(child.pid).cmdline()[0].startswith("ENGINE")
+    assert await kill_leftovers([str(tmp_path)], grace_s=0) == 1
 
 
 async def test_a_process_of_another_attempt_is_left_alone(start: Start) -> None:
