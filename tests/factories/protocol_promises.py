@@ -117,12 +117,16 @@ def end(attempt_id: UUID, outcome: str) -> Promise:
     return Promise({OK, "lease_lost", "attempt_closed"}, check)
 
 
-def beat(attempt_id: UUID) -> Promise:
-    """An attempt that is said to be lost is lost."""
+def beat(attempt_id: UUID, context: Context) -> Promise:
+    """An attempt that is said to be lost is lost; maintenance takes none away that was renewed."""
 
     def check(facts: Facts, answer: Answer) -> str | None:
-        if answer.code == OK and answer.body == ("lost",) and attempt_id in facts.leases:
-            return "it was called lost and is leased"
+        if answer.code != OK:
+            return None
+        if answer.body == ("lost",):
+            return "it was called lost and is leased" if attempt_id in facts.leases else None
+        if context.together <= {"beat", "expire", "suspects"} and attempt_id not in facts.leases:
+            return "it was renewed and taken away"
         return None
 
     return Promise({OK, "boot_superseded"}, check)

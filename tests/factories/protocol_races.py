@@ -97,7 +97,7 @@ def end(
 
 def beat(attempt: UUID, machine: Machine) -> Part:
     """A beat for one attempt."""
-    return Part("beat", lambda server: server.beat(machine, [attempt]), _always(promises.beat(attempt)))
+    return Part("beat", lambda server: server.beat(machine, [attempt]), lambda context: promises.beat(attempt, context))
 
 
 def expire(name: str = "expire") -> Part:
