@@ -13,10 +13,30 @@ A line of the state file is one thing; places are GPUs (`0`) or MIG instances of
     process 0 pid 4711 memory ... kind graphics listed as graphics (or mps), not as compute
     error nvmlDeviceGetMemoryInfo 15            that symbol (any version of it) answers so, everywhere
     error nvmlDeviceGetMemoryInfo 15 1          or on device 1 and its instances
+    error nvmlDeviceGetMemoryInfo 15 1 call 3   only at the third such call of each process
+    error nvmlDeviceGetFieldValues 3 1 field 186    not the call, but the status of that field in it
     delay nvmlDeviceGetMemoryInfo 500           that symbol takes half a second
 
-The file is read again at every call, so a test changes the machine by writing it anew. A line that is not understood
-makes every call fail and is printed.
+What changes with time does so in ms from the origin, and stands at its first value before it:
+
+    origin_ns 81234000000000                    on CLOCK_MONOTONIC
+    power 0 constant 250                        W; a device without this line has neither power nor counter
+    power 0 steps 0:100,5000:300                from 5 s on 300 W
+    power 0 trace 0:100,5000:300                in a straight line to there
+    power 0 sawtooth 100 300 2000               from 100 W to 300 W in 2 s, and again
+    power 0 burst 100 300 2000 200              300 W in the first 200 ms of every 2 s, else 100 W
+    temperature 0 constant 41                   and so sm_clock, memory_clock, gpu_use, memory_use (these two together)
+    throttle 0 steps 0:0,5000:4                 the bit mask of reasons
+    sensor 0 period_ms 100 window_ms 25         a reading of power holds for 100 ms and is the mean of the 25 ms before
+    counter 0 period_ms 20 quantum_mj 100 base_mj 7     what the energy counter shows of the exact integral
+    counter 0 supported no                      there is none
+    limits 0 enforced_w 300 current_w 300 default_w 350 min_w 100 max_w 400
+    device 0 uuid ... gone_ms 5000              lost from then on, with its instances
+    process 0 pid 4711 ... from_ms 1000 until_ms 2000
+
+A MIG instance has the quantities that are given to its place, which for a real one are none. The file is read again at
+every call, so a test changes the machine by writing it anew. A line that is not understood makes every call fail and is
+printed.
 """
 
 from __future__ import annotations
@@ -30,8 +50,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _HERE = Path(__file__).parent
-_SOURCES = ("state.c", "nvml.c")
+_SOURCES = ("curve.c", "state.c", "meters.c", "nvml.c")
 _FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread")
+_LIBRARIES = ("-lm",)
 
 
 def built(folder: Path) -> Path:
@@ -45,7 +66,7 @@ def built(folder: Path) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place) as scratch:
             made = Path(scratch) / library.name
-            command = ["cc", *_FLAGS, "-o", str(made), *(str(_HERE / source) for source in _SOURCES)]
+            command = ["cc", *_FLAGS, "-o", str(made), *(str(_HERE / source) for source in _SOURCES), *_LIBRARIES]
             compiled = subprocess.run(command, capture_output=True, text=True, check=False)
             if compiled.returncode != 0:
                 raise AssertionError(f"the simulated NVML does not compile:\n{compiled.stderr}")

@@ -1,30 +1,11 @@
-/* NVML's symbols over the state file, with the struct layouts of nvml.h as nvidia-ml-py declares them.
- *
- * One function per symbol: it enters, which looks for the simulated errors and delays under the symbol's own name, and
- * then answers from the table of devices. */
-#include "state.h"
+/* NVML's symbols for devices, their memory and their processes; meters.c has those for power and what goes with it. */
+#include "calls.h"
 
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
-
-typedef int nvmlReturn_t;
-typedef struct nvmlDevice_st *nvmlDevice_t;
-
-enum {
-    SUCCESS = 0,
-    UNINITIALIZED = 1,
-    INVALID_ARGUMENT = 2,
-    NOT_SUPPORTED = 3,
-    NOT_FOUND = 6,
-    INSUFFICIENT_SIZE = 7,
-    DRIVER_NOT_LOADED = 9,
-    GPU_IS_LOST = 15,
-    ARGUMENT_VERSION_MISMATCH = 25,
-    UNKNOWN = 999,
-};
 
 typedef struct {
     unsigned long long total, free, used;
@@ -91,7 +72,7 @@ static nvmlReturn_t follow_rules(const struct state *state, const char *symbol, 
     for (int i = 0; i < state->rules; i++) {
         const struct rule *rule = &state->rule[i];
         bool here = place == NULL ? rule->place.gpu < 0 : rule->place.gpu >= 0 && within(*place, rule->place);
-        if (!here || !names(rule->symbol, symbol)) continue;
+        if (!here || rule->field != 0 || !names(rule->symbol, symbol) || !rule_is_due(rule)) continue;
         struct timespec delay = {(time_t)(rule->delay_ms / 1000), (long)(rule->delay_ms % 1000) * 1000000};
         nanosleep(&delay, NULL);
         if (rule->error != SUCCESS) return rule->error;
@@ -106,8 +87,14 @@ static nvmlReturn_t load(const char *symbol, const struct state **state) {
     return follow_rules(*state, symbol, NULL);
 }
 
-static nvmlReturn_t enter(const char *symbol, const struct state **state) {
+nvmlReturn_t enter(const char *symbol, const struct state **state) {
     return atomic_load(&users) > 0 ? load(symbol, state) : UNINITIALIZED;
+}
+
+/* An instance goes with its GPU. */
+static bool is_gone(const struct state *state, struct place place) {
+    const struct device *gpu = find(state, (struct place){place.gpu, -1});
+    return gpu != NULL && state_now_ms(state) >= gpu->gone_ms;
 }
 
 static nvmlReturn_t enter_place(
@@ -116,26 +103,17 @@ static nvmlReturn_t enter_place(
     nvmlReturn_t status = enter(symbol, state);
     if (status != SUCCESS) return status;
     *device = find(*state, place);
-    return *device == NULL ? missing : follow_rules(*state, symbol, &place);
+    if (*device == NULL) return missing;
+    if (is_gone(*state, place)) return GPU_IS_LOST;
+    return follow_rules(*state, symbol, &place);
 }
 
-static nvmlReturn_t enter_device(
+nvmlReturn_t enter_device(
     const char *symbol, nvmlDevice_t handle, const struct state **state, const struct device **device) {
     struct place place;
     if (!place_of(handle, &place)) return atomic_load(&users) > 0 ? INVALID_ARGUMENT : UNINITIALIZED;
     return enter_place(symbol, place, GPU_IS_LOST, state, device);
 }
-
-#define ENTER()                                                                                                        \
-    const struct state *state;                                                                                         \
-    nvmlReturn_t status = enter(__func__, &state);                                                                     \
-    if (status != SUCCESS) return status
-
-#define ENTER_DEVICE(handle)                                                                                           \
-    const struct state *state;                                                                                         \
-    const struct device *device;                                                                                       \
-    nvmlReturn_t status = enter_device(__func__, handle, &state, &device);                                             \
-    if (status != SUCCESS) return status
 
 static nvmlReturn_t give_text(const char *text, char *buffer, unsigned length) {
     if (strlen(text) >= length) return INSUFFICIENT_SIZE;
@@ -209,6 +187,7 @@ nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *handle) {
     ENTER();
     for (int i = 0; i < state->devices; i++) {
         if (strcmp(state->device[i].uuid, uuid) != 0) continue;
+        if (is_gone(state, state->device[i].place)) return GPU_IS_LOST;
         status = follow_rules(state, __func__, &state->device[i].place);
         if (status == SUCCESS) *handle = handle_of(state->device[i].place);
         return status;
@@ -254,7 +233,7 @@ static unsigned long long memory_in_use(const struct state *state, struct place 
     }
     for (int i = 0; i < state->processes; i++) {
         const struct process *process = &state->process[i];
-        if (within(process->place, place) && process_holds(process)) used += process->memory;
+        if (within(process->place, place) && process_holds(state, process)) used += process->memory;
     }
     return used;
 }
@@ -283,7 +262,7 @@ static nvmlReturn_t list_processes(
     unsigned count = 0;
     for (int i = 0; i < state->processes; i++) {
         const struct process *process = &state->process[i];
-        if (process->kind == kind && within(process->place, device->place) && process_holds(process)) {
+        if (process->kind == kind && within(process->place, device->place) && process_holds(state, process)) {
             found[count++] = process;
         }
     }

@@ -1,13 +1,14 @@
 /* Reads the state file: one thing a line, first a word that says what, then where, then pairs of key and value. */
 #include "state.h"
 
+#include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-enum { LINE = 1024 };
+enum { LINE = 65536 };
 
 static _Thread_local struct state current;
 
@@ -46,6 +47,19 @@ static bool to_unsigned(const char *value, unsigned *number) {
     return true;
 }
 
+static bool to_real(const char *value, double *number) {
+    char *end;
+    *number = strtod(value, &end);
+    return *value != '\0' && *end == '\0' && isfinite(*number);
+}
+
+static bool to_mw(const char *value, unsigned *mw) {
+    double watts;
+    if (!to_real(value, &watts)) return false;
+    *mw = (unsigned)lround(watts * 1000);
+    return true;
+}
+
 static bool to_flag(const char *value, bool *flag) {
     *flag = strcmp(value, "yes") == 0;
     return *flag || strcmp(value, "no") == 0;
@@ -68,6 +82,7 @@ static bool device_key(struct device *device, const char *key, const char *value
     if (strcmp(key, "mig_slots") == 0) return to_unsigned(value, &device->mig_slots);
     if (strcmp(key, "gi") == 0) return to_unsigned(value, &device->gpu_instance);
     if (strcmp(key, "ci") == 0) return to_unsigned(value, &device->compute_instance);
+    if (strcmp(key, "gone_ms") == 0) return to_real(value, &device->gone_ms);
     if (strcmp(key, "mig") == 0) {
         device->has_mig = true;
         return to_flag(value, &device->mig_enabled);
@@ -81,6 +96,8 @@ static bool process_key(struct process *process, const char *key, const char *va
     if (strcmp(key, "memory") == 0) return to_number(value, &process->memory);
     if (strcmp(key, "reported") == 0) return to_flag(value, &process->reported);
     if (strcmp(key, "bound") == 0) return to_flag(value, &process->bound);
+    if (strcmp(key, "from_ms") == 0) return to_real(value, &process->from_ms);
+    if (strcmp(key, "until_ms") == 0) return to_real(value, &process->until_ms);
     if (strcmp(key, "lingers_ms") == 0) {
         bool good = to_number(value, &number);
         process->lingers_ms = (unsigned long)number;
@@ -96,7 +113,8 @@ static bool process_key(struct process *process, const char *key, const char *va
 static bool read_device(char *rest) {
     if (current.devices == MAX_DEVICES) return false;
     struct device *device = &current.device[current.devices++];
-    *device = (struct device){.mig_slots = 7};
+    *device = (struct device){
+        .mig_slots = 7, .gone_ms = INFINITY, .counter = {.supported = true, .quantum_mj = 1}};
     if (!to_place(next_word(&rest), &device->place)) return false;
     for (char *key, *value; (key = next_word(&rest)) != NULL;) {
         if ((value = next_word(&rest)) == NULL || !device_key(device, key, value)) return false;
@@ -107,7 +125,7 @@ static bool read_device(char *rest) {
 static bool read_process(char *rest) {
     if (current.processes == MAX_PROCESSES) return false;
     struct process *process = &current.process[current.processes++];
-    *process = (struct process){.kind = COMPUTE, .reported = true, .bound = true};
+    *process = (struct process){.kind = COMPUTE, .reported = true, .bound = true, .until_ms = INFINITY};
     if (!to_place(next_word(&rest), &process->place)) return false;
     for (char *key, *value; (key = next_word(&rest)) != NULL;) {
         if ((value = next_word(&rest)) == NULL || !process_key(process, key, value)) return false;
@@ -115,11 +133,17 @@ static bool read_process(char *rest) {
     return true;
 }
 
+static bool rule_key(struct rule *rule, const char *key, const char *value) {
+    if (strcmp(key, "call") == 0) return to_unsigned(value, &rule->call);
+    if (strcmp(key, "field") == 0) return to_unsigned(value, &rule->field);
+    return false;
+}
+
 static bool read_rule(char *rest, bool is_delay) {
     if (current.rules == MAX_RULES) return false;
     struct rule *rule = &current.rule[current.rules++];
     *rule = (struct rule){.place = {-1, -1}};
-    char *symbol = next_word(&rest), *value = next_word(&rest), *where = next_word(&rest);
+    char *symbol = next_word(&rest), *value = next_word(&rest), *key = next_word(&rest);
     unsigned long long number;
     if (value == NULL || !to_text(symbol, rule->symbol) || !to_number(value, &number)) return false;
     if (is_delay) {
@@ -127,12 +151,124 @@ static bool read_rule(char *rest, bool is_delay) {
     } else {
         rule->error = (int)number;
     }
-    return where == NULL || to_place(where, &rule->place);
+    if (key != NULL && to_place(key, &rule->place)) key = next_word(&rest);
+    for (; key != NULL; key = next_word(&rest)) {
+        if ((value = next_word(&rest)) == NULL || !rule_key(rule, key, value)) return false;
+    }
+    return true;
 }
 
 static bool read_error(char *rest) { return read_rule(rest, false); }
 
 static bool read_delay(char *rest) { return read_rule(rest, true); }
+
+/* --- Quantities over time. --- */
+
+static struct device *place_named(char **rest) {
+    struct place place;
+    if (!to_place(next_word(rest), &place)) return NULL;
+    for (int i = 0; i < current.devices; i++) {
+        if (same_place(current.device[i].place, place)) return &current.device[i];
+    }
+    return NULL;
+}
+
+static bool add_point(struct curve *curve, double ms, double value) {
+    if (current.points == MAX_POINTS) return false;
+    if (curve->count++ == 0) curve->points = &current.point[current.points];
+    current.point[current.points++] = (struct point){ms, value};
+    return curve->count == 1 || ms > curve->points[curve->count - 2].ms;
+}
+
+static bool read_points(char *text, struct curve *curve) {
+    if (text == NULL) return false;
+    for (char *end; *text != '\0'; text = *end == ',' ? end + 1 : end) {
+        double ms = strtod(text, &end);
+        if (*end != ':') return false;
+        double value = strtod(end + 1, &end);
+        if ((*end != ',' && *end != '\0') || !add_point(curve, ms, value)) return false;
+    }
+    return curve->count > 0;
+}
+
+static bool next_real(char **rest, double *number) {
+    char *word = next_word(rest);
+    return word != NULL && to_real(word, number);
+}
+
+static bool read_curve(char *rest, enum quantity quantity) {
+    struct device *device = place_named(&rest);
+    char *shape = next_word(&rest);
+    if (device == NULL || shape == NULL) return false;
+    struct curve *curve = &device->curve[quantity];
+    *curve = (struct curve){.shape = ABSENT};
+    if (strcmp(shape, "constant") == 0) {
+        double value;
+        curve->shape = STEPS;
+        return next_real(&rest, &value) && add_point(curve, 0, value);
+    }
+    if (strcmp(shape, "steps") == 0 || strcmp(shape, "trace") == 0) {
+        curve->shape = strcmp(shape, "steps") == 0 ? STEPS : TRACE;
+        return read_points(next_word(&rest), curve);
+    }
+    if (!next_real(&rest, &curve->low) || !next_real(&rest, &curve->high) || !next_real(&rest, &curve->period_ms) ||
+        curve->period_ms <= 0)
+        return false;
+    if (strcmp(shape, "sawtooth") == 0) {
+        curve->shape = SAWTOOTH;
+        return true;
+    }
+    curve->shape = BURST;
+    return strcmp(shape, "burst") == 0 && next_real(&rest, &curve->high_ms);
+}
+
+static bool read_power(char *rest) { return read_curve(rest, POWER); }
+static bool read_temperature(char *rest) { return read_curve(rest, TEMPERATURE); }
+static bool read_sm_clock(char *rest) { return read_curve(rest, SM_CLOCK); }
+static bool read_memory_clock(char *rest) { return read_curve(rest, MEMORY_CLOCK); }
+static bool read_gpu_use(char *rest) { return read_curve(rest, GPU_USE); }
+static bool read_memory_use(char *rest) { return read_curve(rest, MEMORY_USE); }
+static bool read_throttle(char *rest) { return read_curve(rest, THROTTLE); }
+
+/* --- What the chip makes of them. --- */
+
+static bool meter_key(struct device *device, const char *word, const char *key, const char *value) {
+    if (strcmp(word, "sensor") == 0) {
+        if (strcmp(key, "period_ms") == 0) return to_real(value, &device->sensor.period_ms);
+        return strcmp(key, "window_ms") == 0 && to_real(value, &device->sensor.window_ms);
+    }
+    if (strcmp(word, "counter") == 0) {
+        if (strcmp(key, "supported") == 0) return to_flag(value, &device->counter.supported);
+        if (strcmp(key, "period_ms") == 0) return to_real(value, &device->counter.period_ms);
+        if (strcmp(key, "base_mj") == 0) return to_number(value, &device->counter.base_mj);
+        return strcmp(key, "quantum_mj") == 0 && to_number(value, &device->counter.quantum_mj) &&
+            device->counter.quantum_mj > 0;
+    }
+    device->limits.known = true;
+    if (strcmp(key, "enforced_w") == 0) return to_mw(value, &device->limits.enforced_mw);
+    if (strcmp(key, "current_w") == 0) return to_mw(value, &device->limits.current_mw);
+    if (strcmp(key, "default_w") == 0) return to_mw(value, &device->limits.default_mw);
+    if (strcmp(key, "min_w") == 0) return to_mw(value, &device->limits.min_mw);
+    return strcmp(key, "max_w") == 0 && to_mw(value, &device->limits.max_mw);
+}
+
+static bool read_meter(char *rest, const char *word) {
+    struct device *device = place_named(&rest);
+    if (device == NULL) return false;
+    for (char *key, *value; (key = next_word(&rest)) != NULL;) {
+        if ((value = next_word(&rest)) == NULL || !meter_key(device, word, key, value)) return false;
+    }
+    return true;
+}
+
+static bool read_sensor(char *rest) { return read_meter(rest, "sensor"); }
+static bool read_counter(char *rest) { return read_meter(rest, "counter"); }
+static bool read_limits(char *rest) { return read_meter(rest, "limits"); }
+
+static bool read_origin(char *rest) {
+    char *value = next_word(&rest);
+    return value != NULL && to_number(value, &current.origin_ns);
+}
 
 static bool read_driver(char *rest) {
     char *version = next_word(&rest);
@@ -144,7 +280,12 @@ static const struct {
     bool (*read)(char *rest);
 } lines[] = {
     {"driver", read_driver}, {"device", read_device}, {"process", read_process},
-    {"error", read_error},   {"delay", read_delay},
+    {"error", read_error},   {"delay", read_delay},   {"origin_ns", read_origin},
+    {"power", read_power},   {"temperature", read_temperature},
+    {"sm_clock", read_sm_clock},   {"memory_clock", read_memory_clock},
+    {"gpu_use", read_gpu_use},     {"memory_use", read_memory_use},
+    {"throttle", read_throttle},   {"sensor", read_sensor},
+    {"counter", read_counter},     {"limits", read_limits},
 };
 
 static bool read_line(char *line) {
@@ -194,10 +335,16 @@ static bool is_alive(unsigned pid) {
     return name_end != NULL && name_end[1] == ' ' && name_end[2] != 'Z' && name_end[2] != 'X';
 }
 
-static unsigned long long now_ms(void) {
+static unsigned long long now_ns(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    return (unsigned long long)now.tv_sec * 1000 + (unsigned long long)now.tv_nsec / 1000000;
+    return (unsigned long long)now.tv_sec * 1000000000 + (unsigned long long)now.tv_nsec;
+}
+
+static unsigned long long now_ms(void) { return now_ns() / 1000000; }
+
+double state_now_ms(const struct state *state) {
+    return (double)(long long)(now_ns() - state->origin_ns) / 1e6;
 }
 
 /* When this process first saw that one dead; its memory lingers from then on. */
@@ -222,7 +369,29 @@ static unsigned long long seen_dead_ms(unsigned pid) {
     return at_ms;
 }
 
-bool process_holds(const struct process *process) {
+bool process_holds(const struct state *state, const struct process *process) {
+    double ms = state_now_ms(state);
+    if (ms < process->from_ms || ms >= process->until_ms) return false;
     if (!process->bound || is_alive(process->pid)) return true;
     return process->lingers_ms > 0 && now_ms() - seen_dead_ms(process->pid) < process->lingers_ms;
+}
+
+bool rule_is_due(const struct rule *rule) {
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static struct {
+        struct rule rule;
+        unsigned calls;
+    } seen[MAX_RULES];
+    static int count;
+    if (rule->call == 0) return true;
+    pthread_mutex_lock(&lock);
+    int i = 0;
+    while (i < count &&
+           (strcmp(seen[i].rule.symbol, rule->symbol) != 0 || !same_place(seen[i].rule.place, rule->place) ||
+            seen[i].rule.call != rule->call || seen[i].rule.field != rule->field))
+        i++;
+    if (i == count && count < MAX_RULES) seen[count++].rule = *rule;
+    unsigned calls = i < count ? ++seen[i].calls : 0;
+    pthread_mutex_unlock(&lock);
+    return calls == rule->call;
 }

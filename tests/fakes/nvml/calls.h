@@ -1,0 +1,41 @@
+/* What every NVML symbol begins with, and the types and codes of nvml.h, in the layouts that nvidia-ml-py declares.
+ *
+ * One function per symbol: it enters, which looks for the simulated errors and delays under the symbol's own name, and
+ * then answers from the table of devices. */
+#ifndef LEM_FAKE_NVML_CALLS_H
+#define LEM_FAKE_NVML_CALLS_H
+
+#include "state.h"
+
+typedef int nvmlReturn_t;
+typedef struct nvmlDevice_st *nvmlDevice_t;
+
+enum {
+    SUCCESS = 0,
+    UNINITIALIZED = 1,
+    INVALID_ARGUMENT = 2,
+    NOT_SUPPORTED = 3,
+    NOT_FOUND = 6,
+    INSUFFICIENT_SIZE = 7,
+    DRIVER_NOT_LOADED = 9,
+    GPU_IS_LOST = 15,
+    ARGUMENT_VERSION_MISMATCH = 25,
+    UNKNOWN = 999,
+};
+
+nvmlReturn_t enter(const char *symbol, const struct state **state);
+nvmlReturn_t enter_device(
+    const char *symbol, nvmlDevice_t handle, const struct state **state, const struct device **device);
+
+#define ENTER()                                                                                                        \
+    const struct state *state;                                                                                         \
+    nvmlReturn_t status = enter(__func__, &state);                                                                     \
+    if (status != SUCCESS) return status
+
+#define ENTER_DEVICE(handle)                                                                                           \
+    const struct state *state;                                                                                         \
+    const struct device *device;                                                                                       \
+    nvmlReturn_t status = enter_device(__func__, handle, &state, &device);                                             \
+    if (status != SUCCESS) return status
+
+#endif
