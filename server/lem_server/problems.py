@@ -14,6 +14,7 @@ from pydantic.types import JsonValue
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from lem_domain.config.hashing import canonical_json
 from lem_domain.config.validation import pointer
@@ -171,6 +172,9 @@ def problem_of(error: Exception, request_id: str | None) -> ProblemError:
     """What is answered where something failed that no route meant to refuse; logged here under the request's id."""
     if isinstance(error, ProblemError):
         return error
+    if isinstance(error, ClientDisconnect):
+        logger.info("request %s was broken off by its client", request_id)
+        return _internal()  # nobody reads it
     if isinstance(error, DBAPIError):
         found = _from_database(error)
     elif isinstance(error, (PoolTimeout, asyncpg.PostgresError, OSError)):

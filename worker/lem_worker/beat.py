@@ -144,7 +144,7 @@ class Beats:
         try:
             answer = await self._api.beat(Heartbeat(boot_id=self._start.boot_id, attempts=held))
         except httpx.HTTPError as error:
-            logger.warning("a beat got no answer: %s", error or type(error).__name__)
+            logger.warning("a beat got no answer: %s", str(error) or type(error).__name__)
             return
         except ServerRefused as error:
             if error.problem.code is ProblemCode.BOOT_SUPERSEDED:

@@ -65,5 +65,4 @@ def out_of_touch() -> AttemptEnded:
         "interrupted",
         FailureReason.WORKER_LOST,
         "the server answered no beat for as long as the lease could be trusted, so the worker stopped the run",
-        speaks_of_machine=True,
     )

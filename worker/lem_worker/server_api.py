@@ -119,7 +119,7 @@ class ServerApi:
             except httpx.HTTPError as error:
                 if tries_left and isinstance(error, httpx.RemoteProtocolError):
                     continue
-                logger.warning("could not sign off: %s", error or type(error).__name__)
+                logger.warning("could not sign off: %s", str(error) or type(error).__name__)
             return
 
     async def claim(self, request: ClaimRequest) -> Assignment | None:
@@ -202,7 +202,7 @@ class ServerApi:
             try:
                 answer = await self._client.request(method, path, content=content, headers=headers)
             except httpx.TransportError as error:
-                why = f"no answer from {self._server} ({error or type(error).__name__})"
+                why = f"no answer from {self._server} ({str(error) or type(error).__name__})"
             else:
                 if not _is_passing(answer):
                     if self._waiting:

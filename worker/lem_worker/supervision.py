@@ -115,6 +115,8 @@ class Supervision:
                 await asyncio.gather(task, return_exceptions=True)
             if self._stopped.done():
                 self._stopped.exception()
+            else:
+                self._stopped.cancel()  # whoever is stopped from now on is not waited for
 
     def watch(self, task: asyncio.Task[None]) -> None:
         """End the attempt with the error of a task that runs beside it."""

@@ -15,6 +15,9 @@ OLDEST_MAJOR = 15
 APPLICATION_ROLE = "lem_app"
 STATEMENT_TIMEOUT_MS = 15_000
 LOCK_TIMEOUT_MS = 5_000
+ANSWER_TIMEOUT_S = 20.0
+"""Above the server's own limit: a connection that says nothing for so long is dead, although nothing has closed it (a
+firewall that forgot it, a host that went away)."""
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
 """A held snapshot slows every claim down many times, so nobody may hold one for long."""
 
@@ -59,6 +62,7 @@ def make_engine(url: URL, *, pool_size: int = 10) -> AsyncEngine:
                 "timezone": "UTC",
             },
             "timeout": 10,
+            "command_timeout": ANSWER_TIMEOUT_S,
         },
     )
     event.listen(engine.sync_engine, "connect", _take_application_role)

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from sqlalchemy import text
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.requests import ClientDisconnect
 
 from factories.runs import complete, run_ids, submit
 from factories.worker import FakeWorker
@@ -24,7 +25,7 @@ from lem_domain.states import ActorKind
 from lem_server.campaigns import service as campaigns
 from lem_server.database.engine import make_engine
 from lem_server.middleware import JSON_LIMIT_BYTES, SECURITY_HEADERS, body_limit
-from lem_server.problems import STATUS
+from lem_server.problems import STATUS, problem_of
 from lem_server.runs import service as runs_service
 from lem_server.runs.transitions import set_actor
 
@@ -301,3 +302,9 @@ async def test_a_host_that_is_not_the_servers_is_refused(api: httpx.AsyncClient,
 @pytest.mark.parametrize("host", ["testserver", "LOCALHOST:8420", "127.0.0.1:1"])
 async def test_the_servers_hosts_are_answered_on_any_port(api: httpx.AsyncClient, host: str) -> None:
     assert (await api.get("/livez", headers={"Host": host})).status_code == 200
+
+
+async def test_a_client_that_goes_away_is_no_failure_of_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        problem_of(ClientDisconnect(), "r1")
+    assert [record.levelname for record in caplog.records] == ["INFO"]
