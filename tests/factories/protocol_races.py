@@ -63,6 +63,16 @@ def chunk(attempt: UUID, machine: Machine, seq: int = 0) -> Part:
     )
 
 
+def log(attempt: UUID, machine: Machine) -> Part:
+    """A piece of log; the audit says whether its writer held the lease."""
+    codes = {"ok", "lease_lost"}
+    return Part(
+        "log",
+        lambda server: server.put_log(holder_of(attempt, machine)),
+        _always(Promise(codes, lambda *_: None)),
+    )
+
+
 def marker(attempt: UUID, machine: Machine) -> Part:
     """The completion marker of its process."""
     return Part(
@@ -226,6 +236,9 @@ PAIRS: dict[str, Callable[[], Story]] = {
     "expire-end": _one(_lost, lambda c: [expire(), end(c.attempt, c.machine, "failed")]),
     "expire-expire": _one(_lost, lambda c: [expire("one"), expire("other")]),
     "suspects-beat": _one(lambda: Seed("running", late_s=5), lambda c: [suspects(), beat(c.attempt, c.machine)]),
+    "expire-log": _one(_lost, lambda c: [expire(), log(c.attempt, c.machine)]),
+    "expire-register": _one(_lost, lambda c: [expire(), register(c.reboot)]),
+    "expire-suspects": _one(_lost, lambda c: [expire(), suspects()]),
     # two claims
     "claim-claim-of-one-run": lambda: _two_workers(shared=False, runs=1),
     "claim-claim-of-two-runs": lambda: _two_workers(shared=False, runs=2),
@@ -275,6 +288,10 @@ PAIRS: dict[str, Callable[[], Story]] = {
         lambda: Seed("running", retries=0), lambda c: [retry_failed(c.campaign), end(c.attempt, c.machine, "failed")]
     ),
     "retry-cancel": _one(lambda: Seed("failed"), lambda c: [retry_run(c.seed.run), cancel(c.campaign)]),
+    "cancel-register": _one(lambda: Seed("running"), lambda c: [cancel_run(c.seed.run), register(c.reboot)]),
+    "cancel-sign-off": _one(lambda: Seed("running"), lambda c: [cancel(c.campaign), sign_off(c.machine)]),
+    "cancel-pause": _one(lambda: Seed("running"), lambda c: [cancel(c.campaign), pause(c.campaign)]),
+    "retry-retry": _one(lambda: Seed("failed"), lambda c: [retry_run(c.seed.run), retry_failed(c.campaign)]),
     "pause-claim": _one(Seed, lambda c: [pause(c.campaign), claim(c.machine)]),
     "pause-claim-that-may-finish": _one(Seed, lambda c: [pause(c.campaign, "finish"), claim(c.machine)]),
     "pause-requeue": _one(lambda: Seed("running"), lambda c: [pause(c.campaign), end(c.attempt, c.machine, "failed")]),
