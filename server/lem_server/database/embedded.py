@@ -114,7 +114,7 @@ class EmbeddedPostgres:
                     raise DatabaseError(f"PostgreSQL ends as soon as it is started; {cluster.log_hint(self._folder)}.")
                 time.sleep(BETWEEN_TRIES_S)
             if self._child is None and postmaster.find(self._folder) is None:
-                postmaster.remove_stale_note(self._folder)
+                postmaster.remove_stale_notes(self._folder)
                 self._child = cluster.launch(self._folder)
             try:
                 self._make_database()

@@ -15,12 +15,13 @@ NOTE = "postmaster.pid"
 STOPS_WITHIN_S = 60.0
 QUITS_WITHIN_S = 10.0
 POLL_S = 0.05
+_FOLDER_LINE = 1
 _SOCKET_LINE = 4
 
 
 def find(folder: Path) -> psutil.Process | None:
     """The PostgreSQL that runs in the folder and is noted there."""
-    pid = _noted_pid(folder)
+    pid = _pid_in(folder / NOTE)
     if pid is None:
         return None
     try:
@@ -32,24 +33,24 @@ def find(folder: Path) -> psutil.Process | None:
 
 def socket_folder(folder: Path) -> Path | None:
     """Where the PostgreSQL of the folder listens; None until it has noted that."""
-    lines = _lines(folder)
+    lines = _lines(folder / NOTE)
     return Path(lines[_SOCKET_LINE]) if len(lines) > _SOCKET_LINE and lines[_SOCKET_LINE] else None
 
 
-def remove_stale_note(folder: Path) -> None:
-    """Remove a note that would keep PostgreSQL from starting although nobody of its runs in the folder.
+def remove_stale_notes(folder: Path) -> None:
+    """Remove the notes that would keep PostgreSQL from starting although nobody of its runs in the folder: its own, and
+    the lock beside its socket.
 
     A number that no process has is left to PostgreSQL, which then looks for survivors of the one that died.
     """
-    note = folder / NOTE
-    pid = _noted_pid(folder)
-    if not note.exists() or (pid is not None and not psutil.pid_exists(pid)):
+    stale = [note for note in (*_socket_locks(folder), folder / NOTE) if _is_in_the_way(note)]
+    if not stale or any(_works_in(process, folder) for process in psutil.process_iter()):
         return
-    if any(_works_in(process, folder) for process in psutil.process_iter()):
-        return
-    whose = "is cut off" if pid is None else f"names process {pid}, which is no PostgreSQL of this folder"
-    logger.warning("%s %s; it is left from a crash and is removed", note, whose)
-    note.unlink(missing_ok=True)
+    for note in stale:
+        pid = _pid_in(note)
+        whose = "is cut off" if pid is None else f"names process {pid}, which is no PostgreSQL of this folder"
+        logger.warning("%s %s; it is left from a crash and is removed", note, whose)
+        note.unlink(missing_ok=True)
 
 
 def stop(process: psutil.Process) -> None:
@@ -68,15 +69,35 @@ def stop(process: psutil.Process) -> None:
         logger.error("PostgreSQL (process %d) belongs to another user and goes on running", process.pid)
 
 
-def _lines(folder: Path) -> list[str]:
+def _socket_locks(folder: Path) -> list[Path]:
+    """The locks of sockets that this folder's PostgreSQL made, there or where its note says that it listens."""
+    places = {folder, socket_folder(folder) or folder}
+    locks = [lock for place in places for lock in place.glob(".s.PGSQL.*.lock")]
+    return [lock for lock in locks if _names(lock, folder)]
+
+
+def _names(lock: Path, folder: Path) -> bool:
+    """Whether a lock is of this folder; one that is cut off is of the folder that it lies in."""
+    lines = _lines(lock)
+    if len(lines) <= _FOLDER_LINE:
+        return lock.parent.samefile(folder)
+    return Path(lines[_FOLDER_LINE]) == folder or Path(lines[_FOLDER_LINE]).resolve() == folder.resolve()
+
+
+def _is_in_the_way(note: Path) -> bool:
+    pid = _pid_in(note)
+    return note.exists() and (pid is None or psutil.pid_exists(pid))
+
+
+def _lines(note: Path) -> list[str]:
     try:
-        return (folder / NOTE).read_text(errors="replace").splitlines()
+        return note.read_text(errors="replace").splitlines()
     except FileNotFoundError:
         return []
 
 
-def _noted_pid(folder: Path) -> int | None:
-    first = (_lines(folder) or [""])[0].strip()
+def _pid_in(note: Path) -> int | None:
+    first = (_lines(note) or [""])[0].strip()
     return int(first) if first.isascii() and first.isdecimal() and 0 < int(first) < 2**31 else None
 
 

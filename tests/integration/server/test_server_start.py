@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -118,6 +119,27 @@ def test_a_note_whose_process_number_belongs_to_another_program_now_is_removed(
     assert str(note) in server.log.read_text()
     assert server.stop() == 0
     assert server.processes == []
+
+
+@pytest.mark.parametrize("left", ["both", "only the lock of its socket"])
+def test_a_socket_lock_whose_process_number_belongs_to_another_program_now_is_removed(
+    server: Server, folder: Path, left: str
+) -> None:
+    with EmbeddedPostgres(folder) as postgres:
+        lock = Path(str(postgres.url.query["host"])) / ".s.PGSQL.5432.lock"
+        lines = lock.read_text().splitlines()
+        note = (folder / "postmaster.pid").read_text().splitlines()
+    # PostgreSQL takes only a process of its own user for another PostgreSQL.
+    with subprocess.Popen(["sleep", "600"], user=folder.stat().st_uid) as other:
+        try:
+            lock.write_text("\n".join([str(other.pid), *lines[1:]]) + "\n")
+            if left == "both":
+                (folder / "postmaster.pid").write_text("\n".join([str(other.pid), *note[1:]]) + "\n")
+            server.start()
+            assert str(lock) in server.log.read_text()
+            assert server.stop() == 0
+        finally:
+            other.kill()
 
 
 def test_a_note_of_the_postgresql_of_another_folder_is_removed_and_that_one_goes_on(
