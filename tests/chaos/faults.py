@@ -234,6 +234,10 @@ async def _cut(_: Chaos, wire: FaultProxy) -> None:
     wire.cut()
 
 
+async def _forsake(_: Chaos, wire: FaultProxy) -> None:
+    wire.forsake()
+
+
 async def _refuse(chaos: Chaos, wire: FaultProxy) -> None:
     wire.cut()
     await wire.refuse_for(chaos.random.uniform(1, 5))
@@ -302,6 +306,7 @@ KINDS: tuple[Callable[[Chaos], Awaitable[None]], ...] = (
     _on_worker_wire("answer to worker cut inside", _cut_answer),
     _on_user_wire("answer to user dropped", _drop_answer_to_user),
     _on_database_wire("database connections cut", _cut),
+    _on_database_wire("database connections forgotten", _forsake),
     _on_database_wire("database connections refused", _refuse, lasts=True),
     _on_database_wire("database's wire silent", _short_hole, lasts=True),
     _on_database_wire("answer to COMMIT dropped", _drop_commit),

@@ -44,10 +44,10 @@ class Report:
         ]
         recoveries = self._recoveries()
         for kind, count in sorted(Counter(one.kind for one in self.faults).items()):
-            found = recoveries[kind]
+            times = recoveries[kind]
             lines.append(
                 f"{kind:34} {count:5d} "
-                + (f"{statistics.median(found):15.1f} s {max(found):7.1f} s" if found else f"{'-':>17} {'-':>9}")
+                + (f"{statistics.median(times):15.1f} s {max(times):7.1f} s" if times else f"{'-':>17} {'-':>9}")
             )
         lines += [f"{'all':34} {len(self.faults):5d}   ({self.skipped} more had nothing to hit)", ""]
         lines += [f"{name:50} {value}" for name, value in self.figures.items()]
