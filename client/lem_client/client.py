@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 from uuid import uuid4
 
 import httpx
@@ -20,9 +20,9 @@ from lem_domain.config.campaign import CampaignSpec
 from lem_domain.results import RunResult
 from lem_domain.states import CampaignState, RunState
 from lem_domain.wire.base import Page
-from lem_domain.wire.campaigns import CampaignPlan, CampaignResults, CampaignView, ExperimentView
+from lem_domain.wire.campaigns import CampaignPlan, CampaignResults, CampaignView, ExperimentView, PauseCampaign
 from lem_domain.wire.datasets import DatasetContent, DatasetView
-from lem_domain.wire.runs import AttemptView, LogChunk, RunView, StreamView, TransitionView
+from lem_domain.wire.runs import AttemptView, LeaseEventView, LogChunk, RunView, StreamView, TransitionView
 from lem_domain.wire.workers import WorkerView
 
 M = TypeVar("M", bound=BaseModel)
@@ -107,6 +107,19 @@ class Client:
         """Cancel what is queued and stop what is live; done again it changes nothing."""
         return self._sender.send(operations.cancel_campaign(campaign_id))
 
+    def pause_campaign(self, campaign_id: str, *, live_runs: Literal["finish", "stop"] = "finish") -> CampaignView:
+        """Claim nothing more of it; what is live finishes, or is stopped and waits with the others."""
+        return self._sender.send(operations.pause_campaign(campaign_id, PauseCampaign(live_runs=live_runs)))
+
+    def resume_campaign(self, campaign_id: str) -> CampaignView:
+        """Go on with a paused campaign."""
+        return self._sender.send(operations.resume_campaign(campaign_id))
+
+    def retry_failed(self, campaign_id: str) -> tuple[str, ...]:
+        """Queue every failed or interrupted run of it again; their ids."""
+        retried = self._sender.send(operations.retry_failed(campaign_id, uuid4().hex))
+        return retried.run_ids
+
     def results(self, campaign_id: str) -> CampaignResults:
         """Every experiment over its cycles, from the runs aggregated so far."""
         return self._sender.send(operations.campaign_results(campaign_id))
@@ -129,6 +142,14 @@ class Client:
     def cancel_run(self, run_id: str) -> RunView:
         """Cancel one run."""
         return self._sender.send(operations.cancel_run(run_id))
+
+    def retry_run(self, run_id: str) -> RunView:
+        """Queue a failed or interrupted run again; one that is queued or live stays as it is."""
+        return self._sender.send(operations.retry_run(run_id, uuid4().hex))
+
+    def lease_events(self, run_id: str) -> Iterator[LeaseEventView]:
+        """When leases of the run's attempts became suspect and recovered."""
+        return self._pages(operations.list_lease_events(run_id))
 
     def transitions(self, run_id: str) -> Iterator[TransitionView]:
         """Every change of the run's state, the oldest first."""
@@ -171,6 +192,10 @@ class Client:
     def worker(self, worker_id: str) -> WorkerView:
         """One worker."""
         return self._sender.send(operations.get_worker(worker_id))
+
+    def drain_worker(self, worker_id: str) -> WorkerView:
+        """Let a worker finish what it holds and claim nothing more."""
+        return self._sender.send(operations.drain_worker(worker_id))
 
     def datasets(self) -> Iterator[DatasetView]:
         """Sets of prompts: the built-in ones, then those that were uploaded."""

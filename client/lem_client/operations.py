@@ -17,9 +17,16 @@ from lem_domain.prompt_sets import prompts_digest
 from lem_domain.results import RunResult
 from lem_domain.states import CampaignState, RunState
 from lem_domain.wire.base import AnswerModel, Page
-from lem_domain.wire.campaigns import CampaignPlan, CampaignResults, CampaignView, ExperimentView
+from lem_domain.wire.campaigns import (
+    CampaignPlan,
+    CampaignResults,
+    CampaignView,
+    ExperimentView,
+    PauseCampaign,
+    RetriedRuns,
+)
 from lem_domain.wire.datasets import DatasetContent, DatasetUpload, DatasetView
-from lem_domain.wire.runs import AttemptView, LogChunk, RunView, StreamView, TransitionView
+from lem_domain.wire.runs import AttemptView, LeaseEventView, LogChunk, RunView, StreamView, TransitionView
 from lem_domain.wire.workers import WorkerView
 
 M = TypeVar("M", bound=BaseModel)
@@ -111,6 +118,22 @@ def cancel_campaign(campaign_id: str) -> Operation[CampaignView]:
     return Operation("POST", f"{_place('campaigns', campaign_id)}:cancel", CampaignView, changes_once=True)
 
 
+def pause_campaign(campaign_id: str, how: PauseCampaign) -> Operation[CampaignView]:
+    """Claim nothing more of it."""
+    return Operation("POST", f"{_place('campaigns', campaign_id)}:pause", CampaignView, body=how, changes_once=True)
+
+
+def resume_campaign(campaign_id: str) -> Operation[CampaignView]:
+    """Go on with it."""
+    return Operation("POST", f"{_place('campaigns', campaign_id)}:resume", CampaignView, changes_once=True)
+
+
+def retry_failed(campaign_id: str, idempotency_key: str) -> Operation[RetriedRuns]:
+    """Queue its failed runs again; sent again with the same key they are queued once."""
+    path = f"{_place('campaigns', campaign_id)}:retry_failed"
+    return Operation("POST", path, RetriedRuns, idempotency_key=idempotency_key)
+
+
 def list_runs(*, campaign_id: str | None = None, state: RunState | None = None) -> Operation[Page[RunView]]:
     """Runs in the order they were queued in."""
     return Operation("GET", f"{API}/runs", Page[RunView], _filters(campaign_id=campaign_id, state=state))
@@ -124,6 +147,16 @@ def get_run(run_id: str) -> Operation[RunView]:
 def cancel_run(run_id: str) -> Operation[RunView]:
     """Cancel one run."""
     return Operation("POST", f"{_place('runs', run_id)}:cancel", RunView, changes_once=True)
+
+
+def retry_run(run_id: str, idempotency_key: str) -> Operation[RunView]:
+    """Queue a failed run again; sent again with the same key it is queued once."""
+    return Operation("POST", f"{_place('runs', run_id)}:retry", RunView, idempotency_key=idempotency_key)
+
+
+def list_lease_events(run_id: str) -> Operation[Page[LeaseEventView]]:
+    """When leases of the run's attempts became suspect and recovered."""
+    return Operation("GET", _place("runs", run_id, "lease_events"), Page[LeaseEventView], _filters())
 
 
 def list_transitions(run_id: str) -> Operation[Page[TransitionView]]:
@@ -171,6 +204,11 @@ def list_workers() -> Operation[Page[WorkerView]]:
 def get_worker(worker_id: str) -> Operation[WorkerView]:
     """One worker."""
     return Operation("GET", _place("workers", worker_id), WorkerView)
+
+
+def drain_worker(worker_id: str) -> Operation[WorkerView]:
+    """Let a worker claim nothing more."""
+    return Operation("POST", f"{_place('workers', worker_id)}:drain", WorkerView, changes_once=True)
 
 
 def list_datasets() -> Operation[Page[DatasetView]]:

@@ -1,4 +1,4 @@
-"""`lemctl list`, `show` and `cancel`: campaigns, runs, attempts and workers by id or name."""
+"""`lemctl list` and `show`: campaigns, runs, attempts and workers by id or name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command("list")(list_campaigns)
     app.command("show")(show)
-    app.command("cancel")(cancel)
 
 
 def list_campaigns(
@@ -78,43 +77,18 @@ def show(
             _show_attempt(session, what)
         case IdKind.WORKER:
             worker = session.client.worker(what)
-            _give(session, worker, explain.worker(worker))
+            give(session, worker, explain.worker(worker))
         case IdKind.EXPERIMENT:
             experiment = _experiment(session, what)
-            _give(session, experiment, explain.experiment(experiment))
+            give(session, experiment, explain.experiment(experiment))
         case IdKind.TOKEN:
             raise LemError("tokens can't be shown here; GET /api/v1/tokens lists them.")
         case _:
             _show_campaign(session, campaign_id_of(session.client, what))
 
 
-def cancel(
-    context: typer.Context,
-    what: Annotated[str, typer.Argument(metavar="ID", help="Id or name of a campaign, or id of a run.")],
-) -> None:
-    """Cancel a campaign or one run. What is queued ends at once; what is live is stopped by its worker within seconds.
-
-    \b
-    lemctl cancel quickstart
-    lemctl cancel run_0199…
-    """
-    session = session_of(context)
-    if kind_of(what) is IdKind.RUN:
-        run = session.client.cancel_run(what)
-        asked = (
-            "; its worker was asked to stop it" if run.state is not RunState.CANCELLED and run.cancel_requested else ""
-        )
-        _give(session, run, [f"{run.id} is {run.state.value}{asked}"])
-        return
-    campaign = session.client.cancel_campaign(campaign_id_of(session.client, what))
-    _give(
-        session,
-        campaign,
-        [f"{clean(campaign.name)} ({campaign.id}) is {campaign.state.value}: {explain.counts(campaign)}"],
-    )
-
-
-def _give(session: Session, value: BaseModel, lines: list[str]) -> None:
+def give(session: Session, value: BaseModel, lines: list[str]) -> None:
+    """Print a thing as JSON or in words."""
     if session.as_json:
         session.print_json(value)
     else:
@@ -146,6 +120,7 @@ def _show_run(session: Session, run_id: str) -> None:
     client = session.client
     run = client.run(run_id)
     transitions = tuple(client.transitions(run_id))
+    lease_events = tuple(client.lease_events(run_id))
     attempts = tuple(client.attempts(run_id))
     result = _result(session, run)
     if session.as_json:
@@ -153,13 +128,14 @@ def _show_run(session: Session, run_id: str) -> None:
             {
                 "run": _json(run),
                 "transitions": [_json(one) for one in transitions],
+                "lease_events": [_json(one) for one in lease_events],
                 "attempts": [_json(one) for one in attempts],
                 "result": None if result is None else _json(result),
             }
         )
         return
     lines = explain.run(run)
-    lines += ["", "History", *explain.history(transitions)]
+    lines += ["", "History", *explain.history(transitions, lease_events, attempts)]
     for attempt in attempts:
         lines += ["", *explain.attempt(attempt)]
     last = attempts[-1] if attempts else None
@@ -179,7 +155,7 @@ def _show_attempt(session: Session, attempt_id: str) -> None:
     if attempt.environment is not None:
         lines += ["", "Environment", *explain.values(attempt.environment)]
     lines += ["", "Raw evidence", *explain.evidence(session.client.server, attempt)]
-    _give(session, attempt, lines)
+    give(session, attempt, lines)
 
 
 def _result(session: Session, run: RunView) -> RunResult | None:

@@ -1,4 +1,4 @@
-"""Which campaign a person means: by id, by one of its runs, or by name."""
+"""Which campaign or worker a person means: by id, or by name."""
 
 from __future__ import annotations
 
@@ -37,3 +37,19 @@ def campaign_id_of(client: Client, text: str) -> str:
     if newest is None:
         raise LemError(f"there is no campaign named {text!r}; `lemctl list` shows those that there are.")
     return newest.id
+
+
+def worker_id_of(client: Client, text: str) -> str:
+    """The worker with this id or name.
+
+    Raises:
+        LemError: there is none, or several have the name.
+    """
+    if kind_of(text) is IdKind.WORKER:
+        return text
+    named = [worker.id for worker in client.workers() if worker.name == text]
+    if len(named) > 1:
+        raise LemError(f"{len(named)} workers are named {text!r}; give the id of one (`lemctl workers` shows them).")
+    if not named:
+        raise LemError(f"there is no worker named {text!r}; `lemctl workers` shows those that there are.")
+    return named[0]

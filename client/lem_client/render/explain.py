@@ -12,7 +12,14 @@ from lem_client.render.numbers import MISSING, duration, number, quantity
 from lem_domain.results import Distribution, EnergyFigure, EnergyMethod, Figure, RunResult, Severity
 from lem_domain.states import RunState
 from lem_domain.wire.campaigns import CampaignView, ExperimentView
-from lem_domain.wire.runs import AttemptView, EffectiveConfig, RunView, TransitionView
+from lem_domain.wire.runs import (
+    AttemptView,
+    EffectiveConfig,
+    LeaseEventKind,
+    LeaseEventView,
+    RunView,
+    TransitionView,
+)
 from lem_domain.wire.workers import WorkerView
 
 _METHODS = {
@@ -97,17 +104,33 @@ def run(one: RunView) -> list[str]:
     return lines
 
 
-def history(transitions: Sequence[TransitionView]) -> list[str]:
-    """One line per change of state, with how long the state before lasted."""
-    lines = []
+def history(
+    transitions: Sequence[TransitionView],
+    lease_events: Sequence[LeaseEventView] = (),
+    attempts: Sequence[AttemptView] = (),
+) -> list[str]:
+    """One line per change of state, with how long the state before lasted, and what happened to leases in between."""
+    numbers = {one.id: one.number for one in attempts}
+    lines: list[tuple[datetime, str]] = []
     before: datetime | None = None
+    attempt_before: str | None = None
     for one in transitions:
         lasted = "" if before is None else f"after {duration((one.at - before).total_seconds())}"
+        number = numbers.get(one.attempt_id or "")
+        begins = f" (attempt {number})" if number is not None and one.attempt_id != attempt_before else ""
         why = " – ".join(part for part in (one.reason, one.message) if part)
-        line = f"  {moment(one.at)}  {one.target.value:<12} {lasted:<18} {one.actor.value} {one.actor_name}"
-        lines.append(line.rstrip() + (f": {why}" if why else ""))
-        before = one.at
-    return lines
+        line = f"  {moment(one.at)}  {one.target.value:<12} {lasted:<18} {one.actor.value} {one.actor_name}{begins}"
+        lines.append((one.at, line.rstrip() + (f": {why}" if why else "")))
+        before, attempt_before = one.at, one.attempt_id
+    lines += [(one.at, f"  {moment(one.at)}    {_lease_event(one)}") for one in lease_events]
+    return [line for _, line in sorted(lines, key=lambda pair: pair[0])]
+
+
+def _lease_event(one: LeaseEventView) -> str:
+    silent = duration(one.silent_s)
+    if one.kind is LeaseEventKind.SUSPECT:
+        return f"lease suspect: nothing was heard of its worker for {silent}"
+    return f"lease recovered: its worker was heard of again after {silent}"
 
 
 def attempt(one: AttemptView) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lem_client.events import Event
 from lem_client.render.numbers import MISSING, duration, number
-from lem_domain.states import ENDED_STATES, LIVE_STATES, RunState
+from lem_domain.states import ENDED_STATES, LIVE_STATES, CampaignState, RunState
 from lem_domain.wire.campaigns import CampaignView
 from lem_domain.wire.events import CampaignEvent, RunProgressEvent, RunTransitionEvent
 from lem_domain.wire.runs import Progress
@@ -49,7 +49,8 @@ class Picture:
             return "waiting for the server"
         counts = self.campaign.runs
         present = [f"{count} {state.value}" for state in _ORDER if (count := getattr(counts, state.value))]
-        return f"{self.done} of {counts.total} runs: {', '.join(present)}"
+        paused = "; paused" if self.campaign.state is CampaignState.PAUSED else ""
+        return f"{self.done} of {counts.total} runs: {', '.join(present)}{paused}"
 
 
 _ORDER: Sequence[RunState] = (
@@ -96,16 +97,27 @@ class Lines:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._told: dict[str, float] = {}
+        self._paused = False
 
     def of(self, event: Event) -> Iterator[str]:
         """The lines of an event."""
-        if isinstance(event, RunTransitionEvent):
+        if isinstance(event, CampaignEvent):
+            paused = event.campaign.state is CampaignState.PAUSED
+            if paused != self._paused:
+                yield how_to_go_on(event.campaign) if paused else "the campaign goes on"
+            self._paused = paused
+        elif isinstance(event, RunTransitionEvent):
             yield transition_line(event)
         elif isinstance(event, RunProgressEvent):
             now = self._clock()
             if now - self._told.get(event.run_id, float("-inf")) >= PROGRESS_LINE_S:
                 self._told[event.run_id] = now
                 yield progress_line(event)
+
+
+def how_to_go_on(campaign: CampaignView) -> str:
+    """What somebody who watches a paused campaign needs to know."""
+    return f"the campaign is paused, nothing more is begun; go on with: lemctl resume {campaign.id}"
 
 
 def transition_line(event: RunTransitionEvent) -> str:
@@ -151,5 +163,6 @@ def live_view(picture: Picture, elapsed_s: float) -> RenderableType:
             table.add_row(*(Text(cell) for cell in busy.cells()))
         parts.append(table)
     elif picture.campaign is not None and picture.done < total:
-        parts.append(Text("waiting for a worker"))
+        paused = picture.campaign.state is CampaignState.PAUSED
+        parts.append(Text(how_to_go_on(picture.campaign) if paused else "waiting for a worker"))
     return Group(*parts)

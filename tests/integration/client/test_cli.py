@@ -5,139 +5,29 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TypeVar
 
 import pytest
-import uvicorn
-from fastapi import FastAPI
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from factories.evidence import Evidence
 from factories.runs import claim, complete, move, set_progress, store_aggregate
+from factories.served import CAMPAIGN, Lem, by_sql, submitted
 from lem_client import AsyncClient, Client
-from lem_client.cli.main import main
 from lem_client.errors import NotFound
 from lem_domain.states import RunState
 from lem_domain.wire.events import CampaignEvent, RunProgressEvent, RunTransitionEvent
 from lem_server.access.service import OWNER_TOKEN_FILE
 from lem_server.aggregation.identity import canonical_bytes
 from lem_server.aggregation.result import aggregate
-from lem_server.app import create_app
-from lem_server.database.engine import make_engine
-from lem_server.settings import Settings
 
 T = TypeVar("T")
 
-CAMPAIGN = """\
-backend: simulated
-model: builtin:tiny-llama
-sweep: {simulated.batch_size: [1, 8]}
-execution: {cycles: 2}
-"""
 BUSY = {"phase": "measure", "requests_done": 3, "generated_tokens": 9}
-
-
-class Answer(NamedTuple):
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """The one JSON document of the output."""
-        return json.loads(self.out)
-
-
-class Lem:
-    """A served application and the command that talks to it."""
-
-    def __init__(self, url: str, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
-        self.url = url
-        self._capsys = capsys
-        self._folder = folder
-
-    def __call__(self, *arguments: str) -> Answer:
-        with pytest.raises(SystemExit) as caught:
-            main(arguments)
-        output = self._capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return Answer(caught.value.code, output.out, output.err)
-
-    def file(self, text: str = CAMPAIGN, name: str = "night.yaml") -> str:
-        path = self._folder / name
-        path.write_text(text)
-        return str(path)
-
-
-class Served(uvicorn.Server):
-    """Says when it listens, and lets go of open streams before it ends, as `lem-server` does."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = threading.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        assert isinstance(self.config.app, FastAPI)
-        self.config.app.state.context.hub.release()
-        await super().shutdown(sockets)
-
-
-@pytest.fixture
-def lem(
-    database_url: URL,
-    server_settings: Settings,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> Iterator[Lem]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        served = Served(uvicorn.Config(create_app(server_settings, database_url), log_config=None))
-        thread = threading.Thread(target=served.run, kwargs={"sockets": [listener]})
-        thread.start()
-        assert served.listening.wait(60)
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        for name in ("LEM_TOKEN", "LEM_TOKEN_FILE"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("LEM_SERVER", url)
-        monkeypatch.setenv("LEM_DATA_DIR", str(server_settings.data_dir))
-        yield Lem(url, capsys, tmp_path)
-        served.should_exit = True
-        thread.join()
-
-
-def by_sql(database_url: URL, steps: Callable[[AsyncEngine], Awaitable[T]]) -> T:
-    """Run steps of the factories, which are asynchronous, from a test that isn't."""
-
-    async def run() -> T:
-        engine = make_engine(database_url)
-        try:
-            return await steps(engine)
-        finally:
-            await engine.dispose()
-
-    return asyncio.run(run())
-
-
-def submitted(lem: Lem, text: str = CAMPAIGN) -> tuple[str, list[str]]:
-    """A queued campaign and its runs in order."""
-    campaign = lem("submit", lem.file(text), "--quiet").out.strip()
-    with Client() as client:
-        return campaign, [run.id for run in client.runs(campaign_id=campaign)]
 
 
 def result_json(watts: float = 100.0) -> str:
