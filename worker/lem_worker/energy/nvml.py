@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pynvml
@@ -64,7 +65,7 @@ class _Gpu:
 
     def sample(self, clock: Callable[[], int]) -> DeviceSample:
         """Counter and power at one instant, the slow readings now and then."""
-        energy_mj = self._ask("energy", lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
+        energy_mj = self._energy_mj()
         now_ns = clock()
         power_mw = self._power_mw()
         if now_ns < self._slow_due_ns:
@@ -89,9 +90,7 @@ class _Gpu:
             memory_clock_mhz=self._ask(
                 "memory clock", lambda: pynvml.nvmlDeviceGetClockInfo(self._handle, pynvml.NVML_CLOCK_MEM)
             ),
-            throttle_reasons=self._ask(
-                "throttling", lambda: pynvml.nvmlDeviceGetCurrentClocksEventReasons(self._handle)
-            ),
+            throttle_reasons=self._throttle_reasons(),
         )
 
     def strangers(self, now_ns: int, ours: Ours) -> list[SourceEvent]:
@@ -104,8 +103,7 @@ class _Gpu:
             return []
         first = self._strangers_due_ns == 0
         self._strangers_due_ns = now_ns + _STRANGERS_NS
-        listed = self._ask("processes", lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(self._device)) or []
-        memory = {int(one.pid): one.usedGpuMemory for one in listed}
+        memory = self._computing()
         strange = {pid for pid in memory if ours(pid) is False or (first and ours(pid) is None)}
         strange |= self._strangers & memory.keys()
         events = [
@@ -120,17 +118,28 @@ class _Gpu:
 
     def facts(self) -> dict[str, JsonValue]:
         """What does not change during an attempt."""
+        name = self._ask("name", lambda: pynvml.nvmlDeviceGetName(self._device))
         limit_mw = self._ask("power limit", lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(self._handle))
         memory = self._ask("memory", lambda: pynvml.nvmlDeviceGetMemoryInfo(self._device))
         return {
             "index": self.index,
             "uuid": self.uuid,
-            "name": _text(pynvml.nvmlDeviceGetName(self._device)),
+            "name": None if name is None else _text(name),
             "power_reading": self.power_reading,
             "power_limit_w": None if limit_mw is None else limit_mw / 1000,
             "memory_total_bytes": None if memory is None else memory.total,
             "mig_parent_uuid": self.parent_uuid,
         }
+
+    def measures_energy(self) -> bool:
+        """Whether it has a counter, or power that can be integrated."""
+        return self.power_reading is not None or self._energy_mj() is not None
+
+    def _energy_mj(self) -> int | None:
+        energy_mj: int | None = self._ask(
+            "energy counter", lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
+        )
+        return energy_mj
 
     def _power_reading(self) -> str | None:
         if self._instant_mw() is not None:
@@ -146,27 +155,59 @@ class _Gpu:
         return None
 
     def _instant_mw(self) -> int | None:
-        fields = self._ask(
-            "instant power",
-            lambda: pynvml.nvmlDeviceGetFieldValues(self._handle, [pynvml.NVML_FI_DEV_POWER_INSTANT]),
-        )
-        if fields is None or fields[0].nvmlReturn != pynvml.NVML_SUCCESS:
-            return None
-        return int(fields[0].value.uiVal)
+        def read() -> int:
+            [field] = pynvml.nvmlDeviceGetFieldValues(self._handle, [pynvml.NVML_FI_DEV_POWER_INSTANT])
+            if field.nvmlReturn != pynvml.NVML_SUCCESS:
+                raise pynvml.NVMLError(field.nvmlReturn)
+            return int(field.value.uiVal)
+
+        power_mw: int | None = self._ask("instant power", read)
+        return power_mw
 
     def _average_mw(self) -> int | None:
         power_mw: int | None = self._ask("average power", lambda: pynvml.nvmlDeviceGetPowerUsage(self._handle))
         return power_mw
 
+    def _throttle_reasons(self) -> int | None:
+        """Drivers before 535 have them under another name."""
+        reasons: int | None = self._ask(
+            "clocks event reasons", lambda: pynvml.nvmlDeviceGetCurrentClocksEventReasons(self._handle)
+        )
+        if reasons is None:
+            reasons = self._ask(
+                "clocks throttle reasons", lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle)
+            )
+        return reasons
+
+    def _computing(self) -> dict[int, int | None]:
+        """The memory of each process that computes on the device, by its id."""
+        listed = (*self._running("Compute"), *self._running("MPSCompute"))
+        return {int(one.pid): one.usedGpuMemory for one in listed}
+
+    def _running(self, kind: str) -> Sequence[Any]:
+        # Drivers before 510 have no third version; the names without a version hide that behind another exception.
+        for version in (3, 2):
+            name = f"nvmlDeviceGet{kind}RunningProcesses_v{version}"
+            listed: Sequence[Any] | None = self._ask(name, partial(getattr(pynvml, name), self._device))
+            if listed is not None:
+                return listed
+        return ()
+
     def _ask(self, what: str, read: Callable[[], Any]) -> Any:
-        """The reading, or None where the device does not offer it; it is not asked for again then."""
+        """The reading, or None where the device does not offer it; it is not asked for again then.
+
+        Raises:
+            SourceUnavailable: the device fails.
+        """
         if what in self._missing:
             return None
         try:
             return read()
         except pynvml.NVMLError as error:
             if error.value not in _UNSUPPORTED:
-                raise
+                raise SourceUnavailable(
+                    f"NVML can't read {what} of {self.uuid} ({error}); see what nvidia-smi says of it."
+                ) from error
             self._missing.add(what)
             return None
 
@@ -187,20 +228,26 @@ class NvmlSource:
         self._gpus: list[_Gpu] = []
 
     def open(self, devices: Sequence[Device]) -> tuple[str, ...]:
-        """Raises SourceUnavailable where no GPU is leased, or NVML has no power of one."""
+        """Raises SourceUnavailable where no GPU is leased, or NVML has neither power nor energy of one."""
         leased = [(index, device) for index, device in enumerate(devices) if device.kind is DeviceKind.GPU]
         if not leased:
             raise SourceUnavailable("no GPU is leased; remove nvml from energy.sources or run on a GPU worker.")
         try:
             pynvml.nvmlInit()
-            self._gpus = [_Gpu(index, device) for index, device in leased]
         except pynvml.NVMLError as error:
             raise SourceUnavailable(
                 f"NVML can't be used ({error}); see what nvidia-smi says on this machine."
             ) from error
-        silent = [gpu.uuid for gpu in self._gpus if gpu.power_reading is None]
-        if silent:
-            raise SourceUnavailable(f"NVML has no power reading of {', '.join(silent)}.")
+        try:
+            self._gpus = [_opened(index, device) for index, device in leased]
+            silent = [gpu.uuid for gpu in self._gpus if not gpu.measures_energy()]
+            if silent:
+                raise SourceUnavailable(
+                    f"NVML has neither power nor energy of {', '.join(silent)}; name other energy.sources."
+                )
+        except SourceUnavailable:
+            self.close()
+            raise
         return tuple(gpu.uuid for gpu in self._gpus)
 
     def sample(self, now_ns: int) -> Sequence[Sample]:
@@ -219,6 +266,15 @@ class NvmlSource:
         self._gpus = []
         with contextlib.suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
+
+
+def _opened(index: int, device: Device) -> _Gpu:
+    try:
+        return _Gpu(index, device)
+    except pynvml.NVMLError as error:
+        raise SourceUnavailable(
+            f"NVML can't open {device.uuid} ({error}); see what nvidia-smi says on this machine."
+        ) from error
 
 
 def _text(value: str | bytes) -> str:

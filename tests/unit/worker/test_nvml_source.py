@@ -1,0 +1,554 @@
+"""The NVML energy source, through the unmodified nvidia-ml-py over a simulated driver library."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes.nvml.curves import Burst, Curve, Sawtooth, Steps, Trace, constant, ramp
+from fakes.nvml.library import SimulatedNvml, built
+
+A, B, C, D = (f"GPU-{letter * 8}-0000-0000-0000-000000000000" for letter in "abcd")
+M0, M1 = (f"MIG-{number * 8}-0000-0000-0000-000000000000" for number in "12")
+
+CODES = {"NOT_SUPPORTED": 3, "FUNCTION_NOT_FOUND": 13, "GPU_IS_LOST": 15, "UNKNOWN": 999}
+
+PRELUDE = """
+import json, os, time
+from pathlib import Path
+from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.wire.workers import Device, DeviceKind
+from lem_worker.energy import DeviceSample, PlannedSource, SourceEvent, SourceUnavailable, create_source
+from lem_worker.energy.nvml import NvmlSource
+from lem_worker.energy.sampling import EnergyRequired, Sampling
+import pynvml
+
+CONFIG = ExperimentConfig.model_validate({"backend": "pytorch", "model": "m"})
+ASKED = json.loads(os.environ["ASKED"])
+DEVICES = tuple(Device(uuid=uuid, kind=DeviceKind.GPU, name="NVIDIA H100") for uuid in ASKED["leased"])
+
+class Clock:
+    now_ns = 0
+    def __call__(self):
+        return self.now_ns
+
+def write(*lines):
+    Path(os.environ["LEM_FAKE_NVML"]).write_text("\\n".join(("driver 580.65.06", *lines, "")))
+
+def begin(*machine):
+    'The machine has its time from now on.'
+    origin_ns = time.monotonic_ns()
+    write(f"origin_ns {origin_ns}", *machine)
+    return origin_ns
+
+def opened(clock=time.monotonic_ns):
+    source = NvmlSource(CONFIG, clock)
+    source.open(DEVICES)
+    return source
+
+def say(what):
+    print(json.dumps(what, default=str))
+"""
+
+
+@pytest.fixture
+def nvml(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> SimulatedNvml:
+    return SimulatedNvml(built(tmp_path_factory.getbasetemp().parent), tmp_path / "nvml.state")
+
+
+def asked(
+    nvml: SimulatedNvml,
+    body: str,
+    *,
+    leased: tuple[str, ...] = (A,),
+    more: Mapping[str, str] | None = None,
+    **with_: Any,
+) -> Any:
+    """What a process says that runs the body with these devices."""
+    variables = {"ASKED": json.dumps({"leased": leased, **with_}), **(more or {})}
+    return json.loads(nvml.python(PRELUDE + body, variables))
+
+
+def gpu(number: int, uuid: str, more: str = "") -> str:
+    return f'device {number} uuid {uuid} name "NVIDIA H100" memory_total 80000 memory_used 500 {more}'
+
+
+def everything(number: int = 0) -> tuple[str, ...]:
+    return (
+        f"power {number} constant 250.5",
+        f"counter {number} base_mj 7000",
+        f"temperature {number} constant 61",
+        f"sm_clock {number} constant 1980",
+        f"memory_clock {number} constant 2619",
+        f"gpu_use {number} constant 97",
+        f"memory_use {number} constant 43",
+        f"throttle {number} constant 4",
+        f"limits {number} enforced_w 650 current_w 660 default_w 700 min_w 200 max_w 700",
+    )
+
+
+# --- what is read -----------------------------------------------------------------------------------------------------
+
+ROWS_BY_TIME = """
+clock = Clock()
+source = opened(clock)
+rows = []
+for ms in ASKED["at_ms"]:
+    clock.now_ns = ms * 10**6
+    rows += [sample._asdict() for sample in source.sample(clock()) if isinstance(sample, DeviceSample)]
+say({"rows": rows, "facts": source.facts()})
+"""
+
+
+def test_every_reading_of_a_gpu_arrives_in_its_column(nvml: SimulatedNvml) -> None:
+    nvml.write(f"origin_ns {time.monotonic_ns() + 10**15}", gpu(0, A), *everything())
+    said = asked(nvml, ROWS_BY_TIME, at_ms=[0])
+    assert said["rows"] == [
+        {
+            "device_index": 0,
+            "time_ns": 0,
+            "power_mw": 250_500,
+            "energy_mj": 7000,  # the origin lies ahead, nothing was used yet
+            "memory_used_bytes": 500,
+            "gpu_percent": 97,
+            "memory_percent": 43,
+            "temperature_c": 61,
+            "sm_clock_mhz": 1980,
+            "memory_clock_mhz": 2619,
+            "throttle_reasons": 4,
+        }
+    ]
+    assert said["facts"] == [
+        {
+            "index": 0,
+            "uuid": A,
+            "name": "NVIDIA H100",
+            "power_reading": "instant",
+            "power_limit_w": 650.0,
+            "memory_total_bytes": 80_000,
+            "mig_parent_uuid": None,
+        }
+    ]
+
+
+def test_slow_readings_come_every_fifth_of_a_second(nvml: SimulatedNvml) -> None:
+    nvml.write(gpu(0, A), *everything())
+    rows = asked(nvml, ROWS_BY_TIME, at_ms=[0, 100, 199, 200, 250, 400])["rows"]
+    assert [row["temperature_c"] for row in rows] == [61, None, None, 61, None, 61]
+    assert [row["throttle_reasons"] for row in rows] == [4, None, None, 4, None, 4]
+    assert [row["power_mw"] for row in rows] == [250_500] * 6
+
+
+WATCHED = """
+origin_ns = begin(*ASKED["machine"])
+source = opened()
+rows = []
+while (before := time.monotonic_ns() - origin_ns) < 400 * 10**6:
+    [row] = [one for one in source.sample(before) if isinstance(one, DeviceSample)]
+    rows.append((before / 1e6, (time.monotonic_ns() - origin_ns) / 1e6, row.power_mw, row.energy_mj))
+say({"rows": rows, "reading": source.facts()[0]["power_reading"]})
+"""
+"""Samples without a pause, each with what the clock said before and after it."""
+
+
+def watched(nvml: SimulatedNvml, curve: Curve, *more: str) -> tuple[str, list[tuple[float, float, int, int]]]:
+    """The name of the power reading, and (ms before, ms after, mW, mJ) of many samples in the curve's first 400 ms."""
+    said = asked(nvml, WATCHED, machine=[gpu(0, A), f"power 0 {curve.text()}", *more])
+    assert len(said["rows"]) >= 20, "the machine is too busy to see anything"
+    return said["reading"], said["rows"]
+
+
+CURVES: dict[str, Curve] = {
+    "constant": constant(250.5),
+    "steps": Steps(((0, 100), (90, 400), (250, 50))),
+    "ramp": ramp(100, 400, 300),
+    "trace": Trace(((50, 80), (150, 300), (200, 120))),
+    "sawtooth": Sawtooth(60, 400, 130),
+    "burst": Burst(75, 700, 90, 7),
+}
+
+
+@pytest.mark.parametrize("shape", CURVES)
+def test_counter_and_power_follow_the_curve_exactly(nvml: SimulatedNvml, shape: str) -> None:
+    curve = CURVES[shape]
+    reading, rows = watched(nvml, curve)
+    assert reading == "instant"
+    for begin_ms, end_ms, power_mw, energy_mj in rows:
+        assert curve.integral(begin_ms) - 1 <= energy_mj <= curve.integral(end_ms)
+        low, high = sorted((curve.at(begin_ms), curve.at(end_ms)))
+        fell_in_between = shape == "sawtooth" and begin_ms // 130 != end_ms // 130
+        rose_and_fell = shape in ("burst", "trace", "steps") and end_ms - begin_ms > 5
+        assert fell_in_between or rose_and_fell or low - 0.001 <= power_mw / 1000 <= high + 0.001
+
+
+def test_the_counter_shows_whole_quanta_once_a_period(nvml: SimulatedNvml) -> None:
+    curve = ramp(100, 400, 300)
+    _, rows = watched(nvml, curve, "counter 0 period_ms 40 quantum_mj 500 base_mj 123")
+
+    def shown(ms: float) -> float:
+        return 123 + curve.integral(ms // 40 * 40) // 500 * 500
+
+    for begin_ms, end_ms, _, energy_mj in rows:
+        assert shown(begin_ms) <= energy_mj <= shown(end_ms)
+    assert len({row[3] for row in rows}) <= 400 / 40 + 1
+
+
+def test_a_reading_of_power_is_what_the_sensor_saw_in_its_window_and_holds_for_its_period(nvml: SimulatedNvml) -> None:
+    curve = Burst(100, 500, 170, 60)
+    _, rows = watched(nvml, curve, "sensor 0 period_ms 100 window_ms 25")
+
+    def reading(ms: float) -> float:
+        at_ms = ms // 100 * 100
+        return round((curve.integral(at_ms) - curve.integral(at_ms - 25)) / 25 * 1000)
+
+    seen = set()
+    for begin_ms, end_ms, power_mw, _ in rows:
+        if begin_ms >= 100:
+            assert power_mw in {reading(begin_ms), reading(end_ms)}
+            seen.add(power_mw)
+    assert 2 <= len(seen) <= 4
+
+
+@pytest.mark.parametrize(
+    "without",
+    [
+        pytest.param("error nvmlDeviceGetFieldValues 3 0 field 186", id="the chip has no such field"),
+        pytest.param("error nvmlDeviceGetFieldValues 13", id="the driver has no such function"),
+    ],
+)
+def test_without_instant_power_the_average_of_a_second_stands_in_and_is_called_so(
+    nvml: SimulatedNvml, without: str
+) -> None:
+    curve = ramp(100, 400, 300)
+    reading, rows = watched(nvml, curve, without)
+    assert reading == "average"
+
+    def average(ms: float) -> float:
+        return (curve.integral(ms) + 100 * (1000 - ms)) / 1000
+
+    for begin_ms, end_ms, power_mw, _ in rows:
+        assert average(begin_ms) - 0.001 <= power_mw / 1000 <= average(end_ms) + 0.001
+
+
+# --- what a device does not offer -------------------------------------------------------------------------------------
+
+
+def test_without_a_counter_there_is_power_alone(nvml: SimulatedNvml) -> None:
+    nvml.write(gpu(0, A), *everything(), "counter 0 supported no")
+    [row] = asked(nvml, ROWS_BY_TIME, at_ms=[0])["rows"]
+    assert (row["energy_mj"], row["power_mw"]) == (None, 250_500)
+
+
+def test_without_any_power_reading_there_is_the_counter_alone(nvml: SimulatedNvml) -> None:
+    silent = ("error nvmlDeviceGetFieldValues 3 0 field 186", "error nvmlDeviceGetPowerUsage 3 0")
+    nvml.write(gpu(0, A), *everything(), *silent)
+    said = asked(nvml, ROWS_BY_TIME, at_ms=[0])
+    assert said["facts"][0]["power_reading"] is None
+    assert said["rows"][0]["power_mw"] is None
+    assert said["rows"][0]["energy_mj"] > 7000
+
+
+WITHOUT_EACH = """
+answers = {}
+for name, rule in ASKED["rules"].items():
+    write(*ASKED["machine"], rule)
+    source = opened()
+    row = next(one for one in source.sample(0) if isinstance(one, DeviceSample))._asdict()
+    source.sample(1)
+    answers[name] = [key for key, value in {**source.facts()[0], **row}.items() if value is None]
+    source.close()
+say(answers)
+"""
+
+
+def test_each_reading_that_is_not_offered_is_null_and_leaves_the_others(nvml: SimulatedNvml) -> None:
+    symbols = {
+        "TotalEnergyConsumption": ["energy_mj"],
+        "UtilizationRates": ["gpu_percent", "memory_percent"],
+        "MemoryInfo": ["memory_total_bytes", "memory_used_bytes"],
+        "Temperature": ["temperature_c"],
+        "ClockInfo": ["sm_clock_mhz", "memory_clock_mhz"],
+        "EnforcedPowerLimit": ["power_limit_w"],
+        "ComputeRunningProcesses": [],
+        "MPSComputeRunningProcesses": [],
+        "CurrentClocksEventReasons": [],  # has an older name
+    }
+    said = asked(
+        nvml,
+        WITHOUT_EACH,
+        machine=[gpu(0, A), *everything()],
+        rules={
+            f"{name} {code}": f"error nvmlDeviceGet{name} {code}"
+            for name in symbols
+            for code in (CODES["NOT_SUPPORTED"], CODES["FUNCTION_NOT_FOUND"])
+        },
+    )
+    for asked_for, missing in said.items():
+        assert set(missing) == {"mig_parent_uuid", *symbols[asked_for.split()[0]]}, asked_for
+
+
+def test_drivers_before_535_have_throttle_reasons_under_another_name(nvml: SimulatedNvml) -> None:
+    nvml.write(gpu(0, A), *everything(), "error nvmlDeviceGetCurrentClocksEventReasons 13")
+    rows = asked(nvml, ROWS_BY_TIME, at_ms=[0, 1000])["rows"]
+    assert [row["throttle_reasons"] for row in rows] == [4, 4]
+
+
+WHY_NOT = """
+try:
+    opened()
+except SourceUnavailable as error:
+    try:
+        pynvml.nvmlDeviceGetCount()
+    except pynvml.NVMLError_Uninitialized:
+        say(str(error))
+"""
+
+
+@pytest.mark.parametrize(
+    ("machine", "reason"),
+    [
+        pytest.param(
+            (gpu(0, A), gpu(1, B), *everything(1)),
+            f"NVML has neither power nor energy of {A}",
+            id="no power, no counter",
+        ),
+        pytest.param(
+            (gpu(0, A, "gone_ms 0"), gpu(1, B), *everything(0), *everything(1)),
+            f"NVML can't open {A} (GPU is lost)",
+            id="lost",
+        ),
+        pytest.param((gpu(1, B), *everything(1)), f"NVML can't open {A} (Not Found)", id="not there"),
+        pytest.param(("error nvmlInitWithFlags 9",), "NVML can't be used (Driver Not Loaded)", id="no driver"),
+        pytest.param(
+            (gpu(0, A), gpu(1, B), *everything(0), *everything(1), "error nvmlDeviceGetFieldValues 999 0"),
+            f"NVML can't read instant power of {A} (Unknown Error)",
+            id="fails at once",
+        ),
+    ],
+)
+def test_a_source_that_cannot_measure_says_why_and_lets_go_of_nvml(
+    nvml: SimulatedNvml, machine: tuple[str, ...], reason: str
+) -> None:
+    nvml.write(*machine)
+    assert str(asked(nvml, WHY_NOT, leased=(B, A))).startswith(reason)
+
+
+# --- which device is which --------------------------------------------------------------------------------------------
+
+
+def test_devices_are_read_by_uuid_in_the_order_of_the_lease(nvml: SimulatedNvml) -> None:
+    nvml.write(
+        *(gpu(number, uuid) for number, uuid in enumerate((A, B, C, D))),
+        *(f"power {number} constant {100 * (number + 1)}" for number in range(4)),
+    )
+    for visible in ("0,1", f"{B},{D}", "3"):
+        said = asked(nvml, ROWS_BY_TIME, at_ms=[0], leased=(D, B), more={"CUDA_VISIBLE_DEVICES": visible})
+        assert [(row["device_index"], row["power_mw"]) for row in said["rows"]] == [(0, 400_000), (1, 200_000)]
+        assert [(fact["index"], fact["uuid"]) for fact in said["facts"]] == [(0, D), (1, B)]
+
+
+def test_a_mig_instance_shows_its_parents_power_and_its_own_memory(nvml: SimulatedNvml) -> None:
+    nvml.write(
+        gpu(0, B),
+        *everything(0)[:1],
+        gpu(1, A, "mig yes"),
+        f'device 1.0 uuid {M0} name "NVIDIA H100 MIG 1g.10gb" gi 7 ci 0 memory_total 10000 memory_used 10',
+        f'device 1.1 uuid {M1} name "NVIDIA H100 MIG 1g.10gb" gi 8 ci 0 memory_total 10000 memory_used 20',
+        "power 1 constant 333",
+        "counter 1 period_ms 1000000000000",
+        "temperature 1 constant 50",
+        "gpu_use 1 constant 90",
+        "memory_use 1 constant 10",
+    )
+    said = asked(nvml, ROWS_BY_TIME, at_ms=[0], leased=(M1,))
+    [row], [facts] = said["rows"], said["facts"]
+    assert (row["power_mw"], row["energy_mj"], row["temperature_c"], row["memory_used_bytes"]) == (333_000, 0, 50, 20)
+    assert row["gpu_percent"] is None, "the parent's use is not the instance's"
+    assert (facts["uuid"], facts["mig_parent_uuid"], facts["memory_total_bytes"]) == (M1, A, 10_000)
+    assert facts["name"] == "NVIDIA H100 MIG 1g.10gb"
+
+
+# --- strangers --------------------------------------------------------------------------------------------------------
+
+EVENTS = """
+clock = Clock()
+write(*ASKED["machines"][0])
+source = opened(clock)
+seen = []
+for second, machine in enumerate(ASKED["machines"]):
+    write(*machine)
+    clock.now_ns = second * 10**9
+    found = [one for one in source.sample(clock()) if isinstance(one, SourceEvent)]
+    clock.now_ns += 9 * 10**8  # looked for once a second
+    found += [one for one in source.sample(clock()) if isinstance(one, SourceEvent)]
+    seen.append([[one.time_ns // 10**9, one.kind, one.detail] for one in found])
+say(seen)
+"""
+
+
+@pytest.fixture
+def of_attempts() -> Iterator[dict[str, int]]:
+    """The pids of two processes: of this attempt, and of another."""
+    started = {
+        name: subprocess.Popen(
+            [sys.executable, "-c", "print(flush=True); import time; time.sleep(600)"],
+            env={**os.environ, "LEM_ATTEMPT": attempt},
+            stdout=subprocess.PIPE,
+        )
+        for name, attempt in (("ours", "att_1"), ("foreign", "att_2"))
+    }
+    for process in started.values():
+        assert process.stdout is not None
+        process.stdout.readline()
+    yield {name: process.pid for name, process in started.items()}
+    for process in started.values():
+        process.kill()
+        process.wait()
+
+
+def test_strangers_are_told_when_they_come_and_go_and_our_own_processes_never(
+    nvml: SimulatedNvml, of_attempts: dict[str, int]
+) -> None:
+    machine = [gpu(0, B), gpu(1, A), *everything(0), *everything(1)]
+    ours = f"process 1 pid {of_attempts['ours']} memory 70"
+    foreign = f"process 1 pid {of_attempts['foreign']} memory 30"
+    elsewhere = f"process 0 pid {of_attempts['foreign']} memory 30"
+    by_mps = f"process 1 pid {of_attempts['foreign']} memory 30 reported no kind mps"
+    machines = [
+        [*machine, elsewhere],
+        [*machine, ours, foreign],
+        [*machine, ours, foreign],
+        [*machine, ours],
+        [*machine, ours, by_mps],
+    ]
+    seen = asked(nvml, EVENTS, machines=machines, more={"LEM_ATTEMPT": "att_1"})
+    about = {"device_index": 0, "pid": of_attempts["foreign"]}
+    assert seen == [
+        [],
+        [[1, "foreign_process", {**about, "memory_bytes": 30}]],
+        [],
+        [[3, "foreign_process_gone", about]],
+        [[4, "foreign_process", {**about, "memory_bytes": None}]],
+    ]
+
+
+def test_of_processes_that_cannot_be_looked_at_those_from_before_the_engine_are_strangers(nvml: SimulatedNvml) -> None:
+    machine = [gpu(0, A), *everything()]
+    before, after = (f"process 0 pid {pid} memory 5 bound no" for pid in (4_194_301, 4_194_302))
+    seen = asked(nvml, EVENTS, machines=[[*machine, before], [*machine, before, after], [*machine, after]])
+    assert [[(kind, detail["pid"]) for _, kind, detail in step] for step in seen] == [
+        [("foreign_process", 4_194_301)],
+        [],
+        [("foreign_process_gone", 4_194_301)],
+    ]
+
+
+def test_drivers_before_510_list_their_processes_too(nvml: SimulatedNvml, of_attempts: dict[str, int]) -> None:
+    machine = [gpu(0, A), *everything(), "error nvmlDeviceGetComputeRunningProcesses_v3 13"]
+    foreign = f"process 0 pid {of_attempts['foreign']} memory 30"
+    [[[_, kind, detail]]] = asked(nvml, EVENTS, machines=[[*machine, foreign]])
+    assert (kind, detail["pid"]) == ("foreign_process", of_attempts["foreign"])
+
+
+def test_strangers_come_and_go_by_the_clock_of_the_trace(nvml: SimulatedNvml, of_attempts: dict[str, int]) -> None:
+    stranger = f"process 0 pid {of_attempts['foreign']} memory 30 from_ms 100 until_ms 250"
+    body = """
+origin_ns = begin(*ASKED["machine"])
+source = opened()
+seen, second = [], 0
+while len(seen) < 2:
+    second += 1
+    before_ms = (time.monotonic_ns() - origin_ns) / 1e6
+    for one in source.sample(second * 10**9):
+        if isinstance(one, SourceEvent):
+            seen.append((one.kind, before_ms, (time.monotonic_ns() - origin_ns) / 1e6))
+say(seen)
+"""
+    [(came, _, came_by_ms), (went, went_after_ms, went_by_ms)] = asked(
+        nvml, body, machine=[gpu(0, A), *everything(), stranger]
+    )
+    assert (came, went) == ("foreign_process", "foreign_process_gone")
+    assert came_by_ms >= 100
+    assert went_by_ms >= 250
+    assert went_after_ms >= came_by_ms
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+FAILING = """
+rows = {}
+class Rows:
+    def __init__(self, name):
+        self.kept = rows.setdefault(name, [])
+    def append(self, **row):
+        self.kept.append(row)
+
+clock = Clock()
+sampling = Sampling(
+    [PlannedSource("nvml")],
+    lambda name: create_source(name, CONFIG, clock),
+    lambda stream: Rows(stream.value),
+    clock,
+    required=ASKED["required"],
+)
+try:
+    sampling.open(DEVICES)
+    while clock() // 10**9 != ASKED["ticks"] and not sampling.reports()[0].reason:
+        clock.now_ns += 10**9
+        sampling.tick(clock())
+    sampling.close()
+    raised = None
+except EnergyRequired as error:
+    raised = str(error)
+[report] = sampling.reports()
+failures = [json.loads(row["detail"]) for row in rows.get("events", ()) if row["kind"] == "source_failed"]
+say({"reason": report.reason, "opened": report.opened, "rows": len(rows.get("power", ())), "failures": failures,
+     "raised": raised})
+"""
+
+
+@pytest.mark.parametrize(
+    ("rule", "what"),
+    [
+        ("nvmlDeviceGetTotalEnergyConsumption 999 1 call 3", "energy counter"),
+        ("nvmlDeviceGetFieldValues 999 1 call 3", "instant power"),
+        ("nvmlDeviceGetFieldValues 999 1 field 186 call 3", "instant power"),
+        ("nvmlDeviceGetComputeRunningProcesses_v3 999 1 call 2", "nvmlDeviceGetComputeRunningProcesses_v3"),
+        ("nvmlDeviceGetTemperature 999 1 call 1", "temperature"),
+    ],
+)
+def test_one_call_that_fails_ends_the_source_and_says_why(nvml: SimulatedNvml, rule: str, what: str) -> None:
+    nvml.write(gpu(0, A), gpu(1, B), *everything(0), *everything(1), f"error {rule}")
+    said = asked(nvml, FAILING, leased=(A, B), required=False, ticks=4)
+    reason = f"NVML can't read {what} of {B} (Unknown Error); see what nvidia-smi says of it."
+    assert (said["reason"], said["failures"], said["raised"]) == (reason, [{"source": "nvml", "reason": reason}], None)
+    assert said["opened"] is True
+
+
+def test_a_failure_names_its_reason_where_energy_is_required(nvml: SimulatedNvml) -> None:
+    nvml.write(gpu(0, A), *everything(), "error nvmlDeviceGetTotalEnergyConsumption 999 0 call 4")
+    said = asked(nvml, FAILING, required=True, ticks=9)
+    assert f"NVML can't read energy counter of {A} (Unknown Error)" in said["raised"]
+
+
+def test_a_device_that_is_lost_in_the_middle_ends_the_source_and_is_named(nvml: SimulatedNvml) -> None:
+    machine = [gpu(0, A), gpu(1, B, "gone_ms 200"), *everything(0), *everything(1)]
+    said = asked(nvml, 'begin(*ASKED["machine"])' + FAILING, leased=(B, A), required=False, machine=machine, ticks=None)
+    assert said["opened"] is True
+    assert said["rows"] >= 2
+    assert f"of {B} (GPU is lost)" in said["reason"]
+    assert [failure["source"] for failure in said["failures"]] == ["nvml"]
+
+
+def test_without_a_failure_sampling_ends_with_no_reason(nvml: SimulatedNvml) -> None:
+    nvml.write(gpu(0, A), gpu(1, B), *everything(0), *everything(1))
+    said = asked(nvml, FAILING, leased=(A, B), required=True, ticks=3)
+    assert said == {"reason": None, "opened": True, "rows": 10, "failures": [], "raised": None}
