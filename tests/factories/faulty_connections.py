@@ -24,11 +24,11 @@ from sqlalchemy.util import await_only
 from factories.protocol_calls import BUSY, Answer, Call, answered
 from lem_server.database.engine import make_engine
 
-_LOOK_S = 0.002
-"""How long a request may be silent before it is looked up whether it waits for a lock."""
+_LOOK_S, _LONGEST_LOOK_S = 0.003, 0.05
+"""How long a request may be silent before it is looked up whether it waits for a lock; each time twice as long."""
 _LIMIT_S = 60.0
 _MOST_SENDINGS = 20
-_MOST_FAULTS = 3
+_MOST_FAULTS = 2
 """A request that has met so many is spared, so that every story ends."""
 
 _current: ContextVar[Request | None] = ContextVar("request", default=None)
@@ -65,11 +65,13 @@ class Request:
         elif self._settled.is_set() and (until is None or until > self.steps):
             self._settled.clear()
             self._go.set()
+        patience = _LOOK_S
         while not self._settled.is_set():
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_S):
+                async with asyncio.timeout(patience):
                     await self._settled.wait()
                     break
+            patience = min(2 * patience, _LONGEST_LOOK_S)
             if self._pid is not None and await self._control.waits_for_lock(self._pid):
                 return
 
