@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -29,11 +29,8 @@ class Submitted:
     runs: int
     cancelled_at: datetime | None = None
     """When the answer to its cancel was there: nothing of it may be claimed later."""
-    paused: list[tuple[datetime, datetime]] = None  # type: ignore[assignment]
+    paused: list[tuple[datetime, datetime]] = field(default_factory=list)
     """From the answer to a pause until its resumption was asked for: nothing of it may be claimed in between."""
-
-    def __post_init__(self) -> None:
-        self.paused = []
 
 
 class Unanswered(Exception):
@@ -64,14 +61,20 @@ class User:
     async def live(self, stop: asyncio.Event) -> None:
         """Use the system until told to stop; whatever is paused then is resumed."""
         while not stop.is_set():
-            if await self._outstanding() < OUTSTANDING_RUNS:
-                await self.submit()
-            choice = self._random.random()
-            if self.campaigns and choice < 0.12:
-                await self.cancel(self._random.choice(self.campaigns[-3:]))
-            elif self.campaigns and choice < 0.3:
-                await self.pause_for_a_while(self._random.choice(self.campaigns[-3:]), stop)
+            try:
+                await self._act(stop)
+            except Unanswered as what:
+                self.wrong_answers.append(str(what))
             await _wait(stop, self._random.uniform(0.5, 2.0))
+
+    async def _act(self, stop: asyncio.Event) -> None:
+        if await self._outstanding() < OUTSTANDING_RUNS:
+            await self.submit()
+        choice = self._random.random()
+        if self.campaigns and choice < 0.12:
+            await self.cancel(self._random.choice(self.campaigns[-3:]))
+        elif self.campaigns and choice < 0.3:
+            await self.pause_for_a_while(self._random.choice(self.campaigns[-3:]), stop)
 
     async def submit(self) -> Submitted:
         """Submit a campaign, again and again under the same key until that is answered."""
@@ -115,11 +118,9 @@ class User:
                     return found
                 last = f"{answer.status_code} {answer.text[:300]}"
                 if answer.status_code not in (429, 503):
-                    self.wrong_answers.append(f"{method} {path} got {last}")
-                    if not answer.is_server_error:
-                        break
+                    break
             await asyncio.sleep(self._random.uniform(0.1, 0.6))
-        raise Unanswered(f"{method} {path}: {last}")
+        raise Unanswered(f"{method} {path} got {last}")
 
     async def _outstanding(self) -> int:
         total = 0
