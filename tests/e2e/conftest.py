@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -60,12 +60,19 @@ class House:
         self.url = found[1]
         return self.url
 
-    def start_worker(self, backend: str, name: str = "worker") -> subprocess.Popen[bytes]:
+    def start_worker(
+        self,
+        backend: str,
+        name: str = "worker",
+        *,
+        program: Sequence[str | Path] = (BIN / "lem-worker",),
+        environment: Mapping[str, str] | None = None,
+    ) -> subprocess.Popen[bytes]:
         """Start a worker; its state stays under its name over restarts."""
         log = (self.folder / f"{name}.log").open("ab")
         worker = subprocess.Popen(
             [
-                BIN / "lem-worker",
+                *program,
                 "run",
                 "--backend",
                 backend,
@@ -74,7 +81,7 @@ class House:
                 "--state-dir",
                 str(self.folder / "state" / name),
             ],
-            env=self._environment,
+            env={**self._environment, **(environment or {})},
             stderr=log,
             start_new_session=True,
         )
@@ -128,17 +135,31 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(configured) if configured else tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture
-def house(model_cache: Path) -> Iterator[House]:
+@contextlib.contextmanager
+def running_house(cache: Path) -> Iterator[House]:
     """A server that is up; workers are started by the test.
 
     Not below pytest's own folder: that is for one user only, and as root PostgreSQL runs as another.
     """
     folder = Path(tempfile.mkdtemp(prefix="lem-e2e-"))
-    made = House(folder, model_cache)
+    made = House(folder, cache)
     try:
         made.start_server()
         yield made
     finally:
         made.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def house(model_cache: Path) -> Iterator[House]:
+    """A server of the test's own."""
+    with running_house(model_cache) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_house(model_cache: Path) -> Iterator[House]:
+    """One server for all tests of a module; each starts workers and ends them."""
+    with running_house(model_cache) as made:
+        yield made

@@ -31,7 +31,7 @@ What changes with time does so in ms from the origin, and stands at its first va
     counter 0 period_ms 20 quantum_mj 100 base_mj 7     what the energy counter shows of the exact integral
     counter 0 supported no                      there is none
     limits 0 enforced_w 300 current_w 300 default_w 350 min_w 100 max_w 400
-    device 0 uuid ... gone_ms 5000              lost from then on, with its instances
+    device 0 uuid ... gone_ms 5000              lost from then on, with its instances; or until back_ms
     process 0 pid 4711 ... from_ms 1000 until_ms 2000
 
 A MIG instance has the quantities that are given to its place, which for a real one are none. The file is read again at

@@ -94,7 +94,9 @@ nvmlReturn_t enter(const char *symbol, const struct state **state) {
 /* An instance goes with its GPU. */
 static bool is_gone(const struct state *state, struct place place) {
     const struct device *gpu = find(state, (struct place){place.gpu, -1});
-    return gpu != NULL && state_now_ms(state) >= gpu->gone_ms;
+    if (gpu == NULL) return false;
+    double now_ms = state_now_ms(state);
+    return now_ms >= gpu->gone_ms && now_ms < gpu->back_ms;
 }
 
 static nvmlReturn_t enter_place(

@@ -83,6 +83,7 @@ static bool device_key(struct device *device, const char *key, const char *value
     if (strcmp(key, "gi") == 0) return to_unsigned(value, &device->gpu_instance);
     if (strcmp(key, "ci") == 0) return to_unsigned(value, &device->compute_instance);
     if (strcmp(key, "gone_ms") == 0) return to_real(value, &device->gone_ms);
+    if (strcmp(key, "back_ms") == 0) return to_real(value, &device->back_ms);
     if (strcmp(key, "mig") == 0) {
         device->has_mig = true;
         return to_flag(value, &device->mig_enabled);
@@ -114,7 +115,7 @@ static bool read_device(char *rest) {
     if (current.devices == MAX_DEVICES) return false;
     struct device *device = &current.device[current.devices++];
     *device = (struct device){
-        .mig_slots = 7, .gone_ms = INFINITY, .counter = {.supported = true, .quantum_mj = 1}};
+        .mig_slots = 7, .gone_ms = INFINITY, .back_ms = INFINITY, .counter = {.supported = true, .quantum_mj = 1}};
     if (!to_place(next_word(&rest), &device->place)) return false;
     for (char *key, *value; (key = next_word(&rest)) != NULL;) {
         if ((value = next_word(&rest)) == NULL || !device_key(device, key, value)) return false;

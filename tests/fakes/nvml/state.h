@@ -47,7 +47,7 @@ struct device {
     unsigned mig_slots;
     unsigned gpu_instance;
     unsigned compute_instance;
-    double gone_ms; /* lost from then on; infinite where it is not */
+    double gone_ms, back_ms; /* lost in between; infinite where it is not */
     struct curve curve[QUANTITIES];
     struct sensor sensor;
     struct counter counter;

@@ -1,0 +1,293 @@
+"""The real worker, its sampler and PyTorch over GPUs that exist in a simulated NVML alone: what the server says of
+their energy is the integral of the power that they were given."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+
+from e2e_files import campaign
+from fakes.nvml.curves import Burst, Curve, Sawtooth, constant, joules
+from fakes.nvml.library import SimulatedNvml, built
+from lem_domain.evidence import StreamName
+from lem_domain.evidence_codec import decode_chunk
+from lem_domain.results import EnergyMethod, RunResult
+from lem_domain.states import RunState
+
+TESTS = Path(__file__).parents[1]
+LONG_S = 120
+
+A, B, C, D = (f"GPU-{letter * 8}-0000-0000-0000-000000000000" for letter in "abcd")
+M = "MIG-11111111-0000-0000-0000-000000000000"
+NUMBERS = {A: 0, B: 1, C: 2, D: 3}
+
+
+def gpu(uuid: str, more: str = "") -> str:
+    # The bus runs against NVML's numbers: to CUDA, D is 0 and A is 3.
+    number = NUMBERS[uuid]
+    return (
+        f'device {number} uuid {uuid} name "NVIDIA H100" pci 00000000:{0x90 - number:02X}:00.0 '
+        f"memory_total 85899345920 memory_used 524288000 {more}"
+    )
+
+
+def power(uuid: str, curve: Curve) -> str:
+    return f"power {NUMBERS[uuid]} {curve.text()}"
+
+
+@pytest.fixture
+def nvml(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> SimulatedNvml:
+    return SimulatedNvml(built(tmp_path_factory.getbasetemp().parent), tmp_path / "nvml.state")
+
+
+@contextmanager
+def gpu_worker(house: Any, nvml: SimulatedNvml, name: str, visible: str) -> Iterator[None]:
+    """A worker that finds these GPUs and ends with the block."""
+    variables = {"CUDA_VISIBLE_DEVICES": visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTHONPATH": str(TESTS)}
+    worker = house.start_worker(
+        "pytorch",
+        name,
+        program=(sys.executable, "-m", "factories.worker_without_gpu"),
+        environment={key: value for key, value in nvml.environment(variables).items() if os.environ.get(key) != value},
+    )
+    try:
+        yield
+    finally:
+        worker.terminate()
+        worker.wait(LONG_S)
+
+
+def experiment(folder: Path, name: str, **changes: Any) -> Path:
+    document: dict[str, Any] = {
+        "backend": "pytorch",
+        "model": "builtin:tiny-llama",
+        "prompts": {"sample_size": 4},
+        "output": {"max_tokens": 8},
+        "baseline": {"enabled": False},
+        "window": {"min_duration_s": 2},
+        "warmup": {"max_requests": 2, "min_requests": 2, "window_size": 2, "power_slope": None},
+        "energy": {"sources": ["nvml"], "interval_ms": 20},
+        "pytorch": {"num_threads": 1, "batch_size": 4},
+    }
+    return campaign(folder, name, **{**document, **changes})
+
+
+def only_run(house: Any, path: Path) -> Any:
+    """The campaign's run, when it is over."""
+    done = house.lemctl("run", path, "--json")
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    assert said, done.stderr
+    with house.client() as client:
+        newest = max(client.campaigns(), key=lambda one: one.created_at)
+        [run] = client.runs(campaign_id=newest.id)
+        return run
+
+
+def result_of(house: Any, run: Any) -> RunResult:
+    assert run.state is RunState.AGGREGATED, run.message
+    with house.client() as client:
+        found: RunResult = client.result(run.id)
+        return found
+
+
+def sampled(house: Any, run: Any, stream: StreamName) -> list[dict[str, Any]]:
+    """The rows that the sampler wrote."""
+    rows: list[dict[str, Any]] = []
+    headers = {"Authorization": f"Bearer {house.token_file.read_text().strip()}"}
+    attempt = f"{house.url}/api/v1/attempts/{run.current_attempt}"
+    with house.client() as client:
+        kept = [one for one in client.streams(run.current_attempt) if (one.process, one.stream) == ("sampler", stream)]
+    for chunk in (chunk for one in kept for chunk in one.chunks):
+        body = httpx.get(f"{attempt}/processes/sampler/streams/{stream.value}/chunks/{chunk.seq}", headers=headers)
+        rows += decode_chunk(stream, body.raise_for_status().content).to_pylist()
+    return rows
+
+
+def events(house: Any, run: Any, kind: str) -> list[dict[str, Any]]:
+    return [
+        {"time_ns": row["time_ns"], **json.loads(row["detail"])}
+        for row in sampled(house, run, StreamName.EVENTS)
+        if row["kind"] == kind
+    ]
+
+
+def truth(result: RunResult, curve: Curve, origin_ns: int) -> float:
+    return joules(curve, result.window.begin_ns, result.window.end_ns, origin_ns=origin_ns)
+
+
+CURVES: Mapping[str, Curve] = {
+    A: Sawtooth(80, 400, 1300),
+    B: Burst(75, 700, 90, 7),  # shorter than the sampler can see; the counter does
+    C: Sawtooth(100, 160, 3000),
+    D: constant(310.5),
+}
+
+
+class FourGpus(NamedTuple):
+    """A run on four GPUs, of which two have no counter and one no instant power; A is throttled and shared."""
+
+    run: Any
+    result: RunResult
+    origin_ns: int
+    stranger: int
+
+
+@pytest.fixture(scope="module")
+def four_gpus(shared_house: Any, tmp_path_factory: pytest.TempPathFactory) -> FourGpus:
+    folder = tmp_path_factory.mktemp("four")
+    nvml = SimulatedNvml(built(tmp_path_factory.getbasetemp().parent), folder / "nvml.state")
+    origin_ns = time.monotonic_ns()
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()"], env={**os.environ, "LEM_ATTEMPT": "att_other"}, stdin=subprocess.PIPE
+    ) as stranger:
+        nvml.write(
+            f"origin_ns {origin_ns}",
+            *(gpu(uuid) for uuid in CURVES),
+            *(power(uuid, curve) for uuid, curve in CURVES.items()),
+            "counter 0 period_ms 20 quantum_mj 100 base_mj 123456789",
+            "counter 1 period_ms 100 quantum_mj 1000",
+            "counter 2 supported no",
+            "sensor 2 period_ms 50",
+            "counter 3 supported no",
+            "error nvmlDeviceGetFieldValues 3 3 field 186",
+            "throttle 0 constant 4",
+            "throttle 1 constant 0",
+            "temperature 0 constant 85",
+            "sm_clock 0 constant 1200",
+            f"process 0 pid {stranger.pid} memory 1073741824",
+        )
+        # By the bus: C, A, D, B.
+        with gpu_worker(shared_house, nvml, "four", "1,3,0,2"):
+            run = only_run(shared_house, experiment(folder, "four", devices={"count": 4}))
+        stranger.kill()
+    return FourGpus(run, result_of(shared_house, run), origin_ns, stranger.pid)
+
+
+def test_energy_is_the_integral_of_power_for_counters_and_for_readings(four_gpus: FourGpus) -> None:
+    energy = four_gpus.result.energy
+    measured = {device.uuid: device.energy for device in energy.devices}
+    assert list(measured) == [C, A, D, B]
+    assert {uuid: figure.method for uuid, figure in measured.items()} == {
+        A: EnergyMethod.COUNTER,
+        B: EnergyMethod.COUNTER,
+        C: EnergyMethod.INTEGRATED,
+        D: EnergyMethod.INTEGRATED,
+    }
+    for uuid, figure in measured.items():
+        true_j = truth(four_gpus.result, CURVES[uuid], four_gpus.origin_ns)
+        assert figure.joules is not None and figure.bound_j is not None
+        assert abs(figure.joules - true_j) <= figure.bound_j, (uuid, figure, true_j)
+        assert figure.bound_j < 0.25 * true_j
+        assert figure.source == "nvml"
+    assert energy.includes == (C, A, D, B)
+    assert energy.total.joules == pytest.approx(sum(figure.joules or 0 for figure in measured.values()))
+
+
+def test_a_power_reading_that_is_an_average_is_called_so(shared_house: Any, four_gpus: FourGpus) -> None:
+    [sampler] = events(shared_house, four_gpus.run, "sampler")
+    assert [(one["uuid"], one["power_reading"]) for one in sampler["devices"]] == [
+        (C, "instant"),
+        (A, "instant"),
+        (D, "average"),
+        (B, "instant"),
+    ]
+
+
+def test_throttling_and_heat_are_in_the_evidence_of_their_device(shared_house: Any, four_gpus: FourGpus) -> None:
+    window = four_gpus.result.window
+    seen: dict[int, set[tuple[int | None, int | None, int | None]]] = {}
+    for row in sampled(shared_house, four_gpus.run, StreamName.POWER):
+        if window.begin_ns <= row["time_ns"] <= window.end_ns:
+            readings = (row["throttle_reasons"], row["temperature_c"], row["sm_clock_mhz"])
+            seen.setdefault(row["device_index"], set()).add(readings)
+    nothing = (None, None, None)
+    # C, A, D, B; these readings come with every tenth sample or so.
+    assert seen == {0: {nothing}, 1: {(4, 85, 1200), nothing}, 2: {nothing}, 3: {(0, None, None), nothing}}
+
+
+def test_a_stranger_on_a_device_is_told_with_its_memory(shared_house: Any, four_gpus: FourGpus) -> None:
+    [told] = events(shared_house, four_gpus.run, "foreign_process")
+    assert (told["device_index"], told["pid"], told["memory_bytes"]) == (1, four_gpus.stranger, 2**30)
+
+
+def test_a_mig_instance_is_measured_by_its_parent_and_says_so(
+    shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
+) -> None:
+    origin_ns = time.monotonic_ns()
+    curve = Sawtooth(80, 400, 1300)
+    nvml.write(
+        f"origin_ns {origin_ns}",
+        gpu(A),
+        power(A, constant(50)),
+        gpu(B, "mig yes"),
+        f'device 1.0 uuid {M} name "NVIDIA H100 MIG 1g.10gb" gi 7 ci 0 memory_total 10737418240 memory_used 10485760',
+        power(B, curve),
+        "counter 1 period_ms 20 quantum_mj 100",
+    )
+    with gpu_worker(shared_house, nvml, "mig", M):
+        run = only_run(shared_house, experiment(tmp_path, "mig"))
+    result = result_of(shared_house, run)
+    [device] = result.energy.devices
+    assert (device.uuid, device.energy.method) == (M, EnergyMethod.COUNTER)
+    assert device.energy.joules is not None and device.energy.bound_j is not None
+    assert abs(device.energy.joules - truth(result, curve, origin_ns)) <= device.energy.bound_j
+    [sampler] = events(shared_house, run, "sampler")
+    assert [one["mig_parent_uuid"] for one in sampler["devices"]] == [B]
+
+
+def lost_in_the_window(house: Any, nvml: SimulatedNvml, path: Path) -> Any:
+    """The run, when it is over, during whose window its GPU was away for 3 s."""
+    origin_ns = time.monotonic_ns()
+    machine = (f"origin_ns {origin_ns}", power(A, constant(300)))
+    nvml.write(machine[0], gpu(A), machine[1])
+    with gpu_worker(house, nvml, path.stem, A), house.client() as client:
+        assert house.lemctl("submit", path).returncode == 0
+        newest = max(client.campaigns(), key=lambda one: one.created_at)
+        states = set()
+        until = time.monotonic() + LONG_S
+        while time.monotonic() < until:
+            [run] = client.runs(campaign_id=newest.id)
+            if run.state is RunState.RUNNING and RunState.RUNNING not in states:
+                now_ms = (time.monotonic_ns() - origin_ns) / 1e6
+                nvml.write(machine[0], gpu(A, f"gone_ms {now_ms} back_ms {now_ms + 3000}"), machine[1])
+            states.add(run.state)
+            if run.state not in (RunState.QUEUED, RunState.INITIALISED, RunState.RUNNING):
+                break
+        assert RunState.RUNNING in states, run.message
+    return run
+
+
+def test_a_gpu_that_is_lost_in_the_window_costs_the_energy_and_is_named(
+    shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
+) -> None:
+    path = experiment(tmp_path, "lost", window={"min_duration_s": 5})
+    run = lost_in_the_window(shared_house, nvml, path)
+    assert run.state is RunState.COMPLETED, run.message
+    with shared_house.client() as client:
+        result = client.aggregate(run.id)
+    assert result.work.requests > 0
+    assert result.energy.total.joules is None
+    assert "energy_unavailable" in {finding.code for finding in result.findings}
+    [failed] = events(shared_house, run, "source_failed")
+    assert f"of {A} (GPU is lost)" in failed["reason"]
+    assert result.window.begin_ns < failed["time_ns"] < result.window.end_ns
+
+
+def test_a_gpu_that_is_lost_fails_a_run_that_requires_energy(
+    shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
+) -> None:
+    energy = {"sources": ["nvml"], "interval_ms": 20, "required": True}
+    path = experiment(tmp_path, "required", window={"min_duration_s": 60}, energy=energy)
+    run = lost_in_the_window(shared_house, nvml, path)
+    assert run.state is RunState.FAILED
+    assert f"of {A} (GPU is lost)" in (run.message or "")
