@@ -67,7 +67,6 @@ class PhaseName(StrEnum):
     MEASURE = "measure"
     PREFILL = "prefill"
     DECODE = "decode"
-    CLEANUP = "cleanup"
 
 
 STREAMS: dict[StreamName, tuple[Column, ...]] = {

@@ -1,4 +1,4 @@
-"""What `lem-server` does: serve until told to end, or migrate."""
+"""What `lem-server` does: serve until told to end, migrate, make a token."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from lem_domain.errors import LemError
+from lem_domain.wire.access import TokenCreate
 from lem_server import logs
-from lem_server.access.service import has_tokens_besides_owner
+from lem_server.access.service import create, has_tokens_besides_owner
 from lem_server.app import create_app
 from lem_server.database.engine import DatabaseError, database_url, make_engine, require_supported_version
 from lem_server.database.migrate import require_head, upgrade
@@ -35,18 +36,21 @@ class StartError(LemError):
 
 
 def run(command: str, options: dict[str, Any], signals: EndSignals) -> None:
-    """Run `serve` or `migrate`; a failure ends the process with 1, or with 2 where the configuration is at fault."""
+    """Run a command; a failure ends the process with 1, or with 2 where the configuration is at fault."""
     try:
-        settings = Settings(**{name: value for name, value in options.items() if value is not None})
+        kind, name = options.pop("kind", None), options.pop("name", None)
+        settings = Settings(**{key: value for key, value in options.items() if value is not None})
         logs.configure(settings.log_level, settings.log_format)
         if command == "serve":
             _serve(settings, signals)
-        else:
+        elif command == "migrate":
             _migrate(settings, signals)
+        else:
+            _token(settings, signals, TokenCreate(name=name, kind=kind))
     except ValidationError as error:
         first = error.errors()[0]
-        name = "LEM_" + "_".join(str(part) for part in first["loc"]).upper()
-        _leave(f"{name}: {first['msg']}", EXIT_USAGE)
+        setting = "LEM_" + "_".join(str(part) for part in first["loc"]).upper()
+        _leave(f"{setting}: {first['msg']}", EXIT_USAGE)
     except SettingsError:
         _leave('LEM_TRUSTED_HOSTS is no JSON list; write for example ["lem.example", "localhost"].', EXIT_USAGE)
     except DatabaseError as error:
@@ -116,6 +120,20 @@ def _migrate(settings: Settings, signals: EndSignals) -> None:
     print("the database's schema is up to date")  # noqa: T201
 
 
+def _token(settings: Settings, signals: EndSignals, request: TokenCreate) -> None:
+    with _database(settings, signals) as url:
+        print(asyncio.run(_make_token(url, request)))  # noqa: T201
+
+
+async def _make_token(url: URL, request: TokenCreate) -> str:
+    engine = make_engine(url, pool_size=1)
+    try:
+        await require_head(engine)
+        return (await create(engine, request)).token
+    finally:
+        await engine.dispose()
+
+
 @contextlib.contextmanager
 def _database(settings: Settings, signals: EndSignals) -> Iterator[URL]:
     if settings.database_url is not None:
@@ -146,8 +164,8 @@ async def _check(settings: Settings, url: URL) -> None:
         await require_head(engine)
         if not _is_loopback(settings.host) and not await has_tokens_besides_owner(engine):
             raise StartError(
-                f"{settings.host} can be reached from other machines, and no access was set up; start on 127.0.0.1, "
-                "make a token there (POST /api/v1/tokens), and start again."
+                f"{settings.host} can be reached from other machines, and no access was set up; make a token "
+                "(lem-server token --kind worker --name NAME), and start again."
             )
     finally:
         await engine.dispose()

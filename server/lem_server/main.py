@@ -1,4 +1,4 @@
-"""`lem-server`: serve, migrate. Imports little, so that from the first moment a signal ends it cleanly."""
+"""`lem-server`: serve, migrate, token. Imports little, so that from the first moment a signal ends it cleanly."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ def main(arguments: list[str] | None = None) -> None:
     serve_parser.add_argument("--data-dir", help="folder of the embedded database and the owner token (LEM_DATA_DIR)")
     migrate_parser = subparsers.add_parser("migrate", help="bring the database's schema to this version")
     migrate_parser.add_argument("--data-dir", help="folder of the embedded database (LEM_DATA_DIR)")
+    token_parser = subparsers.add_parser("token", help="make a token and print it, once")
+    token_parser.add_argument("--kind", choices=("user", "worker", "ci"), required=True, help="decides its scopes")
+    token_parser.add_argument("--name", required=True, help="shown in lists and as whoever did something")
+    token_parser.add_argument("--data-dir", help="folder of the embedded database (LEM_DATA_DIR)")
     options = vars(parser.parse_args(arguments))
     command = options.pop("command")
     with EndSignals(0 if command == "serve" else None) as signals:

@@ -49,6 +49,7 @@ class Daemon:
         self._modules = modules or Modules()
         self._token = _read_token(settings.token_file)
         self._state = StateFolder(settings.state_folder)
+        self._superseded = False
         self._baselines = IdleBaselines()
         self._devices = _inventory(settings, self._state.worker_id)
         self._api = self._connect(self._state.boot_id)
@@ -77,6 +78,8 @@ class Daemon:
             finally:
                 await self._beats.close()
                 await self._api.sign_off(self._state.boot_id)
+            if self._superseded:
+                raise _superseded()
         finally:
             ending.cancel()
             await self._api.aclose()
@@ -134,9 +137,7 @@ class Daemon:
             return await self._api.claim(request)
         except LeaseLost as error:
             if error.problem.code is ProblemCode.BOOT_SUPERSEDED:
-                raise LemError(
-                    "another worker was started with this one's identity; give each its own --state-dir."
-                ) from error
+                raise _superseded() from error
             return None
 
     async def _work(self, assignment: Assignment, ending: asyncio.Task[bool]) -> None:
@@ -272,13 +273,20 @@ class Daemon:
                     logger.info("drained: finishing what is held, then ending")
                     self._ending.set()
             case Superseded():
-                logger.error("another worker was started with this one's identity; ending")
+                self._superseded = True
                 self._ending.set()
                 if held is not None:
-                    held.stop(AttemptLost("another boot of this worker is registered"))
+                    held.stop(AttemptLost("this boot of the worker is not registered any more"))
 
     def _connect(self, boot_id: UUID) -> ServerApi:
         return ServerApi(self._settings.server, self._token, worker_id=self._state.worker_id, boot_id=boot_id)
+
+
+def _superseded() -> LemError:
+    return LemError(
+        "the server does not know this start of the worker any more: another worker has its identity (give each its "
+        "own --state-dir), or the server's database was restored (start the worker again)."
+    )
 
 
 def _inventory(settings: WorkerSettings, worker_id: str) -> tuple[Device, ...]:

@@ -47,7 +47,11 @@ class StateFolder:
         except BlockingIOError:
             os.close(self._lock)
             raise StateInUse(f"another worker runs with the state folder {folder}; give this one its own.") from None
-        self.worker_id = self._identity(folder / "worker.json")
+        try:
+            self.worker_id = self._identity(folder / "worker.json")
+        except BaseException:
+            self.release()
+            raise
         self.boot_id: UUID = uuid4()
 
     def leftovers(self) -> list[Path]:
@@ -62,4 +66,7 @@ class StateFolder:
     def _identity(path: Path) -> str:
         if not path.exists():
             write_model(path, Identity(id=f"wrk_{uuid4().hex}"))
-        return Identity.model_validate_json(path.read_bytes()).id
+        try:
+            return Identity.model_validate_json(path.read_bytes()).id
+        except ValueError:
+            raise LemError(f"{path} holds no worker's identity; remove it, and the worker gets a new one.") from None

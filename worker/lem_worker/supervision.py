@@ -286,7 +286,8 @@ class Supervision:
         phase = self._phase.get(child.name)
         loading = phase in _NOT_LOADED and child.name not in self._ready
         during = f" during {phase.value}" if phase else ""
-        said = f"{child.name} {ended}{during}; its last lines:\n{tail(self._log_dir / f'{child.name}.log')}"
+        last = tail(self._log_dir / f"{child.name}.log")
+        said = f"{child.name} {ended}{during}" + (f"; its last lines:\n{last}" if last else ", and wrote nothing")
         # An engine that can't be loaded raises; one that takes its process down has trouble with the machine.
         self.stop(
             broken(FailureReason.BACKEND_INITIALISATION, said) if loading else failed(FailureReason.INFERENCE, said)

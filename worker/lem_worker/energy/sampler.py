@@ -3,6 +3,7 @@ told to stop."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -13,7 +14,6 @@ from pydantic.types import JsonValue
 
 from lem_domain.evidence import SAMPLER, PhaseName, StreamName
 from lem_domain.evidence_codec import be_ready
-from lem_domain.states import FailureReason
 from lem_worker import processes
 from lem_worker.energy import create_source, plan_sources
 from lem_worker.energy.cadence import DeadlineGrid
@@ -60,15 +60,17 @@ class SamplerProcess:
         """The answer is the exit code."""
         try:
             summary = self._sample()
+            done = Done(streams=self._writer.seal(), summary=summary)
         except DaemonGone:
             raise
         except Exception as error:
-            traceback.print_exc()
+            with contextlib.suppress(OSError):  # the log may lie on the disk that is full
+                traceback.print_exc()
             # There is no reason of its own for energy: to the run it is something that did not come up.
-            message = failure_of(error, PhaseName.LOAD).message
-            send_failure(self._control, self._writer, FailureReason.BACKEND_INITIALISATION, message)
+            failure = failure_of(error, PhaseName.LOAD)
+            send_failure(self._control, self._writer, failure.reason, failure.message)
             return 1
-        self._control.send(Done(streams=self._writer.seal(), summary=summary))
+        self._control.send(done)
         return 0
 
     def _sample(self) -> dict[str, JsonValue]:
