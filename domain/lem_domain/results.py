@@ -2,114 +2,68 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Literal, Self
+from functools import partial
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 from pydantic.types import JsonValue
 
+from lem_domain.energy_results import (
+    Baseline,
+    BaselineContext,
+    DeviceEnergy,
+    EnergyResult,
+    HostEnergy,
+    PartPower,
+    PhaseEnergy,
+    PhaseSplit,
+)
+from lem_domain.figures import (
+    Distribution,
+    EnergyFigure,
+    EnergyMethod,
+    Figure,
+    ResultModel,
+    older_figure,
+)
+from lem_domain.findings import Finding, FindingCode, Severity, Verdict, verdict_of
 from lem_domain.ids import AttemptId, RunId, Sha256
+
+__all__ = [
+    "METHOD_VERSION",
+    "Baseline",
+    "BaselineContext",
+    "ComputeResult",
+    "CycleSummary",
+    "DeviceEnergy",
+    "DeviceTelemetry",
+    "Distribution",
+    "EfficiencyResult",
+    "EnergyFigure",
+    "EnergyMethod",
+    "EnergyResult",
+    "Figure",
+    "Finding",
+    "FindingCode",
+    "HostEnergy",
+    "OutputsResult",
+    "PartPower",
+    "PhaseEnergy",
+    "PhaseSplit",
+    "ProcessMemory",
+    "ResultModel",
+    "RunResult",
+    "SamplerTelemetry",
+    "Severity",
+    "SpeedResult",
+    "TelemetryResult",
+    "Verdict",
+    "WindowResult",
+    "WorkResult",
+    "verdict_of",
+]
 
 METHOD_VERSION = "m1"
 """Version of the formulas in docs/measurement.md; a change to any of them is a new version."""
-
-
-class ResultModel(BaseModel):
-    """Frozen and strict."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class EnergyMethod(StrEnum):
-    """How an energy figure came about; never mixed without saying so."""
-
-    COUNTER = "counter"
-    INTEGRATED = "integrated"
-    MODELLED = "modelled"
-
-
-class Figure(ResultModel):
-    """One number with its unit, or null with a reason; never 0 for something that was not measured."""
-
-    value: float | None
-    unit: str
-    reason: str | None = Field(default=None, description="Why the value is null.")
-
-    @model_validator(mode="after")
-    def _null_has_a_reason(self) -> Self:
-        if (self.value is None) == (self.reason is None):
-            raise ValueError("a figure has either a value or a reason why it has none")
-        return self
-
-
-class EnergyFigure(ResultModel):
-    """An energy over the measured window, or null with a reason."""
-
-    joules: float | None
-    method: EnergyMethod | None = None
-    source: str | None = Field(default=None, description="The source that gave the samples, for example codecarbon.")
-    bound_j: float | None = Field(
-        default=None,
-        ge=0,
-        description="The truth lies within joules ± bound_j as far as sampling goes; null where the "
-        "method has no stated bound (a modelled figure has none).",
-    )
-    reason: str | None = Field(default=None, description="Why the value is null.")
-
-    @model_validator(mode="after")
-    def _null_has_a_reason(self) -> Self:
-        if (self.joules is None) == (self.reason is None):
-            raise ValueError("an energy has either a value or a reason why it has none")
-        if self.joules is not None and self.method is None:
-            raise ValueError("an energy names its method")
-        return self
-
-
-class DeviceEnergy(ResultModel):
-    """The energy of one leased device."""
-
-    uuid: str
-    energy: EnergyFigure
-    mean_power_w: Figure
-    peak_power_w: Figure
-    samples: int = Field(ge=0, description="Power samples inside the window.")
-
-
-class HostEnergy(ResultModel):
-    """The energy of one part of the host (package, dram)."""
-
-    domain: str
-    energy: EnergyFigure
-    mean_power_w: Figure
-    samples: int = Field(ge=0, description="Samples inside the window.")
-
-
-class EnergyResult(ResultModel):
-    """Energy over the measured window, per part and in all; figures of different parts stay apart."""
-
-    devices: tuple[DeviceEnergy, ...]
-    host: tuple[HostEnergy, ...]
-    total: EnergyFigure = Field(description="The job's energy: the sum over what `includes` lists.")
-    includes: tuple[str, ...] = Field(
-        description="What is in `total`: device UUIDs where accelerators were leased, else the host's domains."
-    )
-    mean_power_w: Figure
-
-
-class Distribution(ResultModel):
-    """A distribution over the concatenated values of all processes; percentiles interpolate linearly."""
-
-    unit: str
-    count: int = Field(ge=0)
-    mean: float | None
-    sd: float | None = Field(description="Sample standard deviation (n - 1); null below two values.")
-    min: float | None
-    p50: float | None
-    p90: float | None
-    p95: float | None
-    p99: float | None
-    max: float | None
-    reason: str | None = Field(default=None, description="Why there are no values.")
 
 
 class WindowResult(ResultModel):
@@ -132,12 +86,24 @@ class WorkResult(ResultModel):
     generated_tokens: int = Field(ge=0)
 
 
+class OutputsResult(ResultModel):
+    """What identifies the generated tokens, so that cycles can be compared without their texts."""
+
+    sha256: Sha256 | None = Field(description="Over the ranks' own digests; null where one told none.")
+    greedy: bool = Field(description="Whether equal inputs should give equal tokens.")
+    repeat: bool | None = Field(description="Whether every repetition gave the tokens of the first; null if unknown.")
+
+
 class SpeedResult(ResultModel):
     """Rates over the window, and latency per request."""
 
     output_rate_tok_s: Figure = Field(description="Generated tokens per second of window.")
     total_rate_tok_s: Figure = Field(description="Prompt and generated tokens per second of window.")
     request_rate_per_s: Figure
+    goodput_per_s: Figure = Field(
+        default_factory=partial(older_figure, "1/s"),
+        description="Finished requests within traffic.slo per second of window.",
+    )
     ttft_ms: Distribution = Field(description="First token minus arrival.")
     itl_ms: Distribution = Field(description="Differences of successive token times of one request.")
     tpot_ms: Distribution = Field(description="(Last minus first token) / (generated - 1), per request.")
@@ -152,49 +118,61 @@ class EfficiencyResult(ResultModel):
     energy_per_request_j: Figure
     output_tokens_per_j: Figure
     energy_delay_product_js: Figure = Field(description="Energy per request × mean E2E latency, in J·s.")
+    energy_per_prompt_token_j: Figure = Field(
+        default_factory=partial(older_figure, "J"), description="Prefill energy / prompt tokens."
+    )
+    net_energy_per_output_token_j: Figure = Field(
+        default_factory=partial(older_figure, "J"), description="Net energy / generated tokens."
+    )
 
 
-class Severity(StrEnum):
-    """What a finding does to the verdict."""
+class ComputeResult(ResultModel):
+    """Arithmetic done, always an estimate: 2 × N_active × processed tokens + 4 × layers × width × context lengths."""
 
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-class FindingCode(StrEnum):
-    """What aggregation or the worker noticed."""
-
-    ENERGY_UNAVAILABLE = "energy_unavailable"
-    ENERGY_MODELLED = "energy_modelled"
-    SHORT_WINDOW = "short_window"
-    FEW_SAMPLES = "few_samples"
-    SAMPLING_GAPS = "sampling_gaps"
-    WARMUP_NOT_CONVERGED = "warmup_not_converged"
-    NOT_AS_REQUESTED = "not_as_requested"
-    MISSING_EVIDENCE = "missing_evidence"
-    LOW_OVERLAP = "low_overlap"
-    FAILED_REQUESTS = "failed_requests"
+    flops: Figure
+    mfu: Figure = Field(description="FLOPs / (window × dense peak of the devices for this number format).")
+    peak_flops_per_s: Figure = Field(description="That peak, summed over the leased devices.")
+    peak_source: str | None = Field(default=None, description="Where the peak stands.")
 
 
-class Finding(ResultModel):
-    """Something a reader of the result must know."""
+class DeviceTelemetry(ResultModel):
+    """What one device said of itself during the window; a reading holds until the next."""
 
-    code: FindingCode
-    severity: Severity
-    message: str = Field(description="What was found, with its numbers, and what to do.")
-    numbers: dict[str, float] = Field(default_factory=dict)
+    uuid: str
+    temperature_mean_c: Figure
+    temperature_max_c: Figure
+    sm_clock_mean_mhz: Figure
+    memory_clock_mean_mhz: Figure
+    gpu_utilisation_mean_percent: Figure
+    memory_utilisation_mean_percent: Figure
+    memory_peak_mb: Figure = Field(description="By everybody on the device, 10^6 bytes.")
+    throttled: dict[str, float] | None = Field(
+        description="Share of the window by reason, those at 0 left out; null where the device doesn't tell."
+    )
 
 
-Verdict = Literal["valid", "questionable", "invalid"]
+class ProcessMemory(ResultModel):
+    """The most memory that one rank held during the attempt."""
+
+    process: str
+    device_peak_mb: Figure
+    rss_peak_mb: Figure
 
 
-def verdict_of(findings: tuple[Finding, ...]) -> Verdict:
-    """Invalid with any error, questionable with any warning, else valid."""
-    severities = {finding.severity for finding in findings}
-    if Severity.ERROR in severities:
-        return "invalid"
-    return "questionable" if Severity.WARNING in severities else "valid"
+class SamplerTelemetry(ResultModel):
+    """What sampling itself took, over the whole attempt."""
+
+    interval_ms: Figure
+    late_or_missed: Figure = Field(description="Share of ticks that were late or missed.")
+    cpu_share: Figure = Field(description="Processor time of the sampler / time that it ran; 1 is a whole core.")
+
+
+class TelemetryResult(ResultModel):
+    """Beside energy and time."""
+
+    devices: tuple[DeviceTelemetry, ...] = ()
+    processes: tuple[ProcessMemory, ...] = ()
+    sampler: SamplerTelemetry | None = None
 
 
 class RunResult(ResultModel):
@@ -210,9 +188,12 @@ class RunResult(ResultModel):
     findings: tuple[Finding, ...]
     window: WindowResult
     work: WorkResult
+    outputs: OutputsResult | None = None
     speed: SpeedResult
     energy: EnergyResult
     efficiency: EfficiencyResult
+    compute: ComputeResult | None = None
+    telemetry: TelemetryResult = Field(default_factory=TelemetryResult)
 
 
 class CycleSummary(ResultModel):

@@ -1,0 +1,88 @@
+"""Numbers of a result: with unit, method and bound, or null with a reason; never 0 for what was not measured."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class ResultModel(BaseModel):
+    """Frozen and strict."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class EnergyMethod(StrEnum):
+    """How an energy figure came about; never mixed without saying so."""
+
+    COUNTER = "counter"
+    INTEGRATED = "integrated"
+    MODELLED = "modelled"
+
+
+class Figure(ResultModel):
+    """One number with its unit, or null with a reason; never 0 for something that was not measured."""
+
+    value: float | None
+    unit: str
+    reason: str | None = Field(default=None, description="Why the value is null.")
+
+    @model_validator(mode="after")
+    def _null_has_a_reason(self) -> Self:
+        if (self.value is None) == (self.reason is None):
+            raise ValueError("a figure has either a value or a reason why it has none")
+        return self
+
+
+class EnergyFigure(ResultModel):
+    """An energy over the measured window, or null with a reason."""
+
+    joules: float | None
+    method: EnergyMethod | None = None
+    source: str | None = Field(default=None, description="The source that gave the samples, for example codecarbon.")
+    bound_j: float | None = Field(
+        default=None,
+        ge=0,
+        description="The truth lies within joules ± bound_j as far as sampling goes; null where the "
+        "method has no stated bound (a modelled figure has none).",
+    )
+    reason: str | None = Field(default=None, description="Why the value is null.")
+
+    @model_validator(mode="after")
+    def _null_has_a_reason(self) -> Self:
+        if (self.joules is None) == (self.reason is None):
+            raise ValueError("an energy has either a value or a reason why it has none")
+        if self.joules is not None and self.method is None:
+            raise ValueError("an energy names its method")
+        return self
+
+
+class Distribution(ResultModel):
+    """A distribution over the concatenated values of all processes; percentiles interpolate linearly."""
+
+    unit: str
+    count: int = Field(ge=0)
+    mean: float | None
+    sd: float | None = Field(description="Sample standard deviation (n - 1); null below two values.")
+    min: float | None
+    p50: float | None
+    p90: float | None
+    p95: float | None
+    p99: float | None
+    max: float | None
+    reason: str | None = Field(default=None, description="Why there are no values.")
+
+
+_OLDER = "this result was computed before this figure existed; aggregate the run again"
+
+
+def older_figure(unit: str) -> Figure:
+    """What stands in a stored result that is older than the figure."""
+    return Figure(value=None, unit=unit, reason=_OLDER)
+
+
+def older_energy() -> EnergyFigure:
+    """The same for an energy."""
+    return EnergyFigure(joules=None, reason=_OLDER)
