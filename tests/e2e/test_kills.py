@@ -112,6 +112,12 @@ def test_a_cancelled_campaign_stops_its_worker_which_goes_on_with_the_next(house
         assert {run.state for run in client.runs(campaign_id=campaign_id)} == {RunState.CANCELLED}
         assert client.run(run_id).reason == "user_cancelled"
     quick = campaign(
-        tmp_path, "quick", backend="simulated", model="m", prompts={"sample_size": 2}, baseline={"enabled": False}, window={"min_duration_s": 0.1}
+        tmp_path,
+        "quick",
+        backend="simulated",
+        model="m",
+        prompts={"sample_size": 2},
+        baseline={"enabled": False},
+        window={"min_duration_s": 0.1},
     )
     assert house.lemctl("run", quick).returncode == 0

@@ -75,9 +75,7 @@ def test_everything_is_up_and_stopped_again_even_when_nobody_listens_any_more(
     assert processes_of(data) == []
 
 
-def test_a_port_that_is_taken_is_said_and_leaves_nothing_behind(
-    up: subprocess.Popen[str], folder: Path
-) -> None:
+def test_a_port_that_is_taken_is_said_and_leaves_nothing_behind(up: subprocess.Popen[str], folder: Path) -> None:
     port = address(up).rpartition(":")[2]
     other = folder / "other"
     second = subprocess.run(
