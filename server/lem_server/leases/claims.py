@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import timedelta
 from uuid import UUID
 
@@ -47,6 +48,16 @@ async def claim(
 async def _claim_now(
     engine: AsyncEngine, terms: LeaseTerms, worker_id: UUID, request: ClaimRequest
 ) -> Assignment | None:
+    # A device that another worker took between the look and the insert is not offered at the next look.
+    for _ in request.devices:
+        with contextlib.suppress(_DeviceTaken):
+            return await _claim_once(engine, terms, worker_id, request)
+    return None
+
+
+async def _claim_once(
+    engine: AsyncEngine, terms: LeaseTerms, worker_id: UUID, request: ClaimRequest
+) -> Assignment | None:
     try:
         async with engine.begin() as connection:
             known = await queries.claim_row(connection, request.claim_id)
@@ -57,8 +68,6 @@ async def _claim_now(
                     ProblemCode.LEASE_LOST, "the lease that this claim made has ended; claim again with a new claim_id."
                 )
             return None if known is None else _assignment(known, terms)
-    except _DeviceTaken:
-        return None
     except IntegrityError as error:
         # The same claim, sent twice at once: the other one made the attempt; answer with it.
         if "uq_attempts_claim_id" not in str(error.orig):

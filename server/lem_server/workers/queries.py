@@ -38,12 +38,26 @@ _REGISTER = text("""
            devices = excluded.devices, versions = excluded.versions, labels = excluded.labels,
            last_seen_at = now(), signed_off_at = NULL,
            draining = workers.draining AND workers.boot_id = excluded.boot_id
+     WHERE workers.boot_id = excluded.boot_id
+        OR NOT EXISTS (SELECT 1 FROM worker_boots b WHERE b.worker_id = excluded.id AND b.boot_id = excluded.boot_id)
+    RETURNING id
 """).bindparams(*(bindparam(name, type_=JSONB) for name in ("devices", "versions", "labels")))
 
 
-async def register(connection: AsyncConnection, **values: object) -> None:
-    """Write a worker's announcement; a new boot is not draining any more."""
-    await connection.execute(_REGISTER, values)
+_REMEMBER_BOOT = text("""
+    INSERT INTO worker_boots (worker_id, boot_id) VALUES (:id, :boot_id) ON CONFLICT (worker_id, boot_id) DO NOTHING
+""")
+
+
+async def register(connection: AsyncConnection, **values: object) -> bool:
+    """Write a worker's announcement; a new boot is not draining any more.
+
+    False when this boot was superseded by another: an announcement that comes late must not undo the newer one.
+    """
+    if (await connection.execute(_REGISTER, values)).one_or_none() is None:
+        return False
+    await connection.execute(_REMEMBER_BOOT, {"id": values["id"], "boot_id": values["boot_id"]})
+    return True
 
 
 _SELECT = """

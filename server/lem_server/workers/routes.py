@@ -32,7 +32,7 @@ class SignOff(RequestModel):
 
 @router.post(
     "",
-    responses=problem_responses(ProblemCode.CLIENT_TOO_OLD),
+    responses=problem_responses(ProblemCode.BOOT_SUPERSEDED, ProblemCode.CLIENT_TOO_OLD),
     openapi_extra=requires(Scope.WORK),
     dependencies=[Depends(require_protocol)],
 )

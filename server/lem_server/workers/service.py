@@ -17,10 +17,14 @@ from lem_server.workers import queries
 
 
 async def register(engine: AsyncEngine, terms: LeaseTerms, request: RegisterWorker) -> Registered:
-    """Write the worker down and end at once what its older boots still lease."""
+    """Write the worker down and end at once what its older boots still lease.
+
+    Raises:
+        ProblemError: `boot_superseded` when a newer boot took this one's place.
+    """
     worker_id = parse_id(IdKind.WORKER, request.id)
     async with engine.begin() as connection:
-        await queries.register(
+        registered = await queries.register(
             connection,
             **{
                 "id": worker_id,
@@ -28,6 +32,11 @@ async def register(engine: AsyncEngine, terms: LeaseTerms, request: RegisterWork
                 "boot_id": request.boot_id,
             },
         )
+        if not registered:
+            raise ProblemError(
+                ProblemCode.BOOT_SUPERSEDED,
+                "a newer boot of this worker is registered; start the worker again for a new one.",
+            )
         await leases.end_older_boots(connection, worker_id=worker_id, boot_id=request.boot_id)
     return Registered(id=request.id, beat_interval_s=terms.beat_interval_s, lease_ttl_s=terms.ttl_s)
 

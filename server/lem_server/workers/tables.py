@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, Column, DateTime, Table, Text, Uuid, func, text
+from sqlalchemy import Boolean, Column, DateTime, ForeignKey, Table, Text, Uuid, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from lem_server.database.metadata import metadata
@@ -22,4 +22,12 @@ workers = Table(
     Column("registered_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("last_seen_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("signed_off_at", DateTime(timezone=True)),
+)
+
+worker_boots = Table(
+    "worker_boots",
+    metadata,
+    Column("worker_id", Uuid, ForeignKey("workers.id"), primary_key=True),
+    Column("boot_id", Uuid, primary_key=True),
+    Column("registered_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
 )

@@ -336,6 +336,18 @@ async def test_a_new_boot_ends_older_leases_at_once(api: httpx.AsyncClient, engi
     assert (await run_of(api, run))["state"] == "initialised", "the same boot announced again ends nothing"
 
 
+async def test_a_late_announcement_of_an_older_boot_does_not_undo_the_newer_one(api: httpx.AsyncClient) -> None:
+    run = await one_run(api)
+    old = await FakeWorker(api).ready()
+    new = await old.reboot().ready()
+    attempt = (await new.claimed()).attempt_id
+    refused = await old.register()
+    assert (refused.status_code, code_of(refused)) == (409, "boot_superseded")
+    assert (await new.beat(attempt)).json()["attempts"][0]["verdict"] == "ok"
+    assert (await run_of(api, run))["state"] == "initialised"
+    assert (await new.register()).status_code == 200, "its own announcement may be sent again"
+
+
 async def test_a_run_that_keeps_losing_its_workers_is_put_aside(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     run = await one_run(api, execution={"retries": 2})
     worker = FakeWorker(api)
