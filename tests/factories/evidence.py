@@ -6,6 +6,7 @@ Times are seconds after `EPOCH_NS` on the worker's clock, so that a test reads l
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -105,13 +106,16 @@ class Evidence:
         cached: int | None = None,
         error: str | None = None,
         record_tokens: bool = True,
+        prompt: int | None = None,
+        batch: int | None = None,
+        released: float | None = None,
     ) -> None:
-        """One request with the times of its tokens, in seconds."""
+        """One request with the times of its tokens, in seconds; its prompt is that of its own number unless given."""
         self.row(
             rank_name(rank),
             StreamName.REQUESTS,
             request_id=request_id,
-            prompt_index=request_id,
+            prompt_index=request_id if prompt is None else prompt,
             arrival_ns=ns(arrival),
             scheduled_ns=ns(scheduled) if scheduled is not None else None,
             first_token_ns=ns(tokens[0]) if tokens else None,
@@ -120,7 +124,9 @@ class Evidence:
             cached_prompt_tokens=cached,
             generated_tokens=len(tokens),
             finish_reason="length" if error is None else None,
+            batch_id=batch,
             error=error,
+            released_ns=ns(released) if released is not None else None,
         )
         if record_tokens:
             for index, time in enumerate(tokens):
@@ -138,8 +144,9 @@ class Evidence:
         *,
         device: int = 0,
         process: str = SAMPLER,
+        **readings: Callable[[float], int | None],
     ) -> None:
-        """Samples of one device: instant power and cumulative counter as functions of the time in seconds."""
+        """Samples of one device: instant power, cumulative counter and other columns, of the time in seconds."""
         for time in times:
             self.row(
                 process,
@@ -148,6 +155,7 @@ class Evidence:
                 time_ns=ns(time),
                 power_mw=round(watts(time) * 1e3) if watts else None,
                 energy_mj=int(joules(time) * 1e3) if joules else None,
+                **{name: read(time) for name, read in readings.items()},
             )
 
     def host_power(
@@ -174,6 +182,14 @@ class Evidence:
     def phase(self, process: str, phase: str, edge: str, time: float) -> None:
         """One phase boundary."""
         self.row(process, StreamName.PHASES, phase=phase, edge=edge, time_ns=ns(time))
+
+    def baseline(self, context: str, begin: float, end: float, **detail: Any) -> None:
+        """A baseline as the sampler marks it."""
+        told = {"context": context, "stationary": True, "standard_error": 0.001, **detail}
+        for edge, time, words in (("begin", begin, {"context": context}), ("end", end, told)):
+            self.row(
+                SAMPLER, StreamName.PHASES, phase="baseline", edge=edge, time_ns=ns(time), detail=json.dumps(words)
+            )
 
     def event(self, process: str, kind: str, detail: str | None, time: float = 0.0) -> None:
         """One event; `detail` is JSON text."""

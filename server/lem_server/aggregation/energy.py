@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.results import (
     DeviceEnergy,
     EnergyFigure,
@@ -16,8 +16,14 @@ from lem_domain.results import (
     WindowResult,
 )
 from lem_domain.wire.workers import Device, DeviceKind
+from lem_server.aggregation.baselines import baselines_of, net_energy
+from lem_server.aggregation.meters import Meter, mean_power, strength, total_of
+from lem_server.aggregation.phase_split import phase_split
+from lem_server.aggregation.power import HostKey
+from lem_server.aggregation.requests import RankRequests
+from lem_server.aggregation.sampler_record import DeviceFacts, SamplerRecord
 from lem_server.aggregation.sources import Sources
-from lem_server.aggregation.traces import Gaps, Reading, Trace, counter_energy, integrated_energy
+from lem_server.aggregation.traces import Gaps, Trace
 
 SENSOR_W: Mapping[DeviceKind, float] = {
     # The manual of nvidia-smi on power.draw: "accurate to within +/- 5 watts".
@@ -26,6 +32,9 @@ SENSOR_W: Mapping[DeviceKind, float] = {
     DeviceKind.SIMULATED: 0.0005,
 }
 
+AVERAGED_S = 1.0
+"""NVML's power usage is a mean over one second on Ampere (except GA100) and newer (NVML API reference)."""
+
 _J_PER_MJ = 1e-3
 _J_PER_UJ = 1e-6
 
@@ -33,167 +42,164 @@ NOT_ADDED = ("core", "uncore", "psys", "gpu")
 """Host domains left out of the total: core and uncore lie inside the package, psys contains it (powercap/RAPL), and a
 GPU of the host that was not leased does none of the job."""
 
-_STRENGTH = (EnergyMethod.MODELLED, EnergyMethod.INTEGRATED, EnergyMethod.COUNTER)
-
-
-class HostKey(NamedTuple):
-    """One domain as one method sees it."""
-
-    domain: str
-    method: EnergyMethod
-
 
 class EnergyAccount(NamedTuple):
-    """The energy of an attempt, with what the findings need: gaps in the samples, by device UUID or host domain."""
+    """The energy of an attempt, with what the findings need, by device UUID or host domain.
+
+    `parts` are those that the total is the sum of, also where it is null.
+    """
 
     result: EnergyResult
     gaps: dict[str, Gaps]
+    meters: dict[str, Meter]
+    parts: tuple[str, ...]
 
 
 def energy_account(
+    config: ExperimentConfig,
     devices: Sequence[Device],
     device_traces: Mapping[str, Trace],
     host_traces: Mapping[HostKey, Trace],
     sources: Sources,
+    record: SamplerRecord,
+    ranks: Sequence[RankRequests],
     window: WindowResult,
 ) -> EnergyAccount:
     """Energy per part and in all (measurement.md §2).
 
     `device_traces` are by UUID, `host_traces` by domain and method. A device's counter is its figure, the integral of
     its power where there is no usable counter. The total is the sum over the leased accelerators, each UUID once
-    however often it was leased, or over the host's domains where none was leased; one part without a figure makes the
-    total null, never smaller. The total's method is the weakest of its parts.
+    however often it was leased, and of several MIG instances of one GPU the first, as each shows the power of the whole
+    GPU; or it is the sum over the host's domains where no accelerator was leased. One part without a figure makes the
+    total null, never smaller.
     """
-    gaps: dict[str, Gaps] = {}
+    meters: dict[str, Meter] = {}
     device_results: dict[str, DeviceEnergy] = {}
     for uuid, device in {device.uuid: device for device in devices}.items():
-        device_results[uuid] = _device_energy(device, device_traces.get(uuid), sources, window)
-        _note_gaps(gaps, uuid, device_traces.get(uuid), window)
+        meter = _device_meter(device, device_traces.get(uuid), sources, record.facts.get(uuid))
+        if meter is not None:
+            meters[uuid] = meter
+        device_results[uuid] = _device_energy(device, meter, sources, window)
     host_results: dict[str, HostEnergy] = {}
     for domain in sorted({key.domain for key in host_traces}):
         readings = {key.method: trace for key, trace in host_traces.items() if key.domain == domain}
-        host_results[domain], used = _host_energy(domain, readings, sources, window)
-        _note_gaps(gaps, domain, used, window)
-    accelerators = {device.uuid for device in devices if device.kind in (DeviceKind.GPU, DeviceKind.SIMULATED)}
-    parts: dict[str, EnergyFigure]
-    if accelerators:
-        parts = {uuid: part.energy for uuid, part in device_results.items() if uuid in accelerators}
-    else:
-        parts = {name: part.energy for name, part in host_results.items() if not name.startswith(NOT_ADDED)}
-    total = _total(parts, sources)
+        host_results[domain], meters[domain] = _host_energy(domain, readings, sources, window)
+
+    accelerators = _accelerators(devices, record)
+    host = {name: part.energy for name, part in host_results.items() if not name.startswith(NOT_ADDED)}
+    on_gpu = {uuid: device_results[uuid].energy for uuid in accelerators}
+    parts = on_gpu or host
+    total = total_of(parts, _because("nothing measured energy during the window", sources))
+    baselines = baselines_of(record, meters, tuple(parts))
     result = EnergyResult(
         devices=tuple(device_results.values()),
         host=tuple(host_results.values()),
         total=total,
         includes=tuple(parts) if total.joules is not None else (),
-        mean_power_w=_mean_power(total, window),
+        mean_power_w=mean_power(total, window),
+        gpu=total_of(on_gpu, "no accelerator was leased"),
+        cpu=_host_sum(host, "package", "no CPU package was measured", sources),
+        dram=_host_sum(host, "dram", "no memory was measured", sources),
+        net=net_energy(total, baselines, record, window, enabled=config.baseline.enabled),
+        baselines=baselines,
+        phases=phase_split(ranks, meters, tuple(parts), window),
     )
-    return EnergyAccount(result, gaps)
+    gaps = {part: found for part, meter in meters.items() if (found := meter.trace.gaps(window)) is not None}
+    return EnergyAccount(result, gaps, meters, tuple(parts))
 
 
-def _device_energy(device: Device, trace: Trace | None, sources: Sources, window: WindowResult) -> DeviceEnergy:
+def _accelerators(devices: Sequence[Device], record: SamplerRecord) -> tuple[str, ...]:
+    """UUIDs in order, of those that show one GPU's power the first."""
+    first: dict[str, str] = {}
+    for device in devices:
+        if device.kind in (DeviceKind.GPU, DeviceKind.SIMULATED):
+            facts = record.facts.get(device.uuid)
+            first.setdefault((facts.mig_parent_uuid if facts else None) or device.uuid, device.uuid)
+    return tuple(first.values())
+
+
+def _device_meter(device: Device, trace: Trace | None, sources: Sources, facts: DeviceFacts | None) -> Meter | None:
     if trace is None:
+        return None
+    return Meter(
+        part=device.uuid,
+        trace=trace,
+        joules_per_count=_J_PER_MJ,
+        sensor_w=SENSOR_W.get(device.kind),
+        averaged_s=AVERAGED_S if facts is not None and facts.power_reading == "average" else 0.0,
+        source=sources.of(device.uuid),
+    )
+
+
+def _device_energy(device: Device, meter: Meter | None, sources: Sources, window: WindowResult) -> DeviceEnergy:
+    integrated = peak = None
+    if meter is None:
         reason = (
             "the energy of a CPU is given under host, by its domains"
             if device.kind is DeviceKind.CPU
             else _because("no power was sampled for this device", sources)
         )
         energy = EnergyFigure(joules=None, reason=reason)
-        peak = None
     else:
-        energy = _measured(trace, _J_PER_MJ, SENSOR_W.get(device.kind), sources.of(device.uuid), window)
-        peak = trace.peak_power_w(window)
+        energy = meter.energy(window)
+        integrated = meter.integral(window) if energy.method is EnergyMethod.COUNTER else None
+        peak = meter.trace.peak_power_w(window)
     return DeviceEnergy(
         uuid=device.uuid,
         energy=energy,
-        mean_power_w=_mean_power(energy, window),
+        integrated=integrated,
+        mean_power_w=mean_power(energy, window),
         peak_power_w=Figure(
             value=peak, unit="W", reason=None if peak is not None else "no sample in the window holds an instant power"
         ),
-        samples=trace.samples_in(window) if trace is not None else 0,
+        samples=meter.trace.samples_in(window) if meter is not None else 0,
+        counter_period_ms=_counter_period(meter, window),
+        sampling_period_ms=_sampling_period(meter, window),
     )
 
 
 def _host_energy(
     domain: str, readings: Mapping[EnergyMethod, Trace], sources: Sources, window: WindowResult
-) -> tuple[HostEnergy, Trace]:
+) -> tuple[HostEnergy, Meter]:
     """A domain's figure by the strongest method that gives one: modelled never stands where measured does."""
     source = sources.of(domain)
-    tried = [(trace, _host_figure(method, trace, source, window)) for method, trace in readings.items()]
-    usable = [(trace, figure) for trace, figure in tried if figure.joules is not None]
-    trace, energy = max(usable or tried[:1], key=lambda pair: _strength(pair[1].method))
+    meters = [
+        Meter(part=domain, trace=trace, joules_per_count=_J_PER_UJ, source=source, best=method)
+        for method, trace in readings.items()
+    ]
+    tried = [(meter, meter.energy(window)) for meter in meters]
+    usable = [(meter, figure) for meter, figure in tried if figure.joules is not None]
+    meter, energy = max(usable or tried[:1], key=lambda pair: strength(pair[1].method))
     host = HostEnergy(
-        domain=domain, energy=energy, mean_power_w=_mean_power(energy, window), samples=trace.samples_in(window)
+        domain=domain,
+        energy=energy,
+        mean_power_w=mean_power(energy, window),
+        samples=meter.trace.samples_in(window),
+        counter_period_ms=_counter_period(meter, window),
+        sampling_period_ms=_sampling_period(meter, window),
     )
-    return host, trace
+    return host, meter
 
 
-def _host_figure(method: EnergyMethod, trace: Trace, source: str | None, window: WindowResult) -> EnergyFigure:
-    figure = _measured(trace, _J_PER_UJ, None, source, window)
-    if figure.joules is not None and _strength(method) < _strength(figure.method):
-        # A cumulative figure that its source modelled or integrated is no counter, and has no stated bound.
-        return figure.model_copy(update={"method": method, "bound_j": None})
-    return figure
+def _host_sum(host: Mapping[str, EnergyFigure], kind: str, none: str, sources: Sources) -> EnergyFigure:
+    parts = {name: energy for name, energy in host.items() if name.startswith(kind)}
+    return total_of(parts, _because(none, sources))
 
 
-def _measured(
-    trace: Trace, joules_per_count: float, sensor_w: float | None, source: str | None, window: WindowResult
-) -> EnergyFigure:
-    """The counter's energy, else the integral's, else null with both reasons."""
-    counted = counter_energy(trace, joules_per_count, window)
-    if counted.joules is not None:
-        return _figure(counted, EnergyMethod.COUNTER, source)
-    integrated = integrated_energy(trace, sensor_w, window)
-    if integrated.joules is not None:
-        return _figure(integrated, EnergyMethod.INTEGRATED, source)
-    return EnergyFigure(joules=None, source=source, reason=f"{counted.reason}, and {integrated.reason}")
+def _counter_period(meter: Meter | None, window: WindowResult) -> Figure:
+    period_s = meter.trace.counter_period_s(window) if meter is not None else None
+    if period_s is None:
+        return Figure(value=None, unit="ms", reason="no two updates of a counter were seen around the window")
+    return Figure(value=period_s * 1e3, unit="ms")
 
 
-def _figure(reading: Reading, method: EnergyMethod, source: str | None) -> EnergyFigure:
-    return EnergyFigure(joules=reading.joules, method=method, source=source, bound_j=reading.bound_j)
-
-
-def _total(parts: Mapping[str, EnergyFigure], sources: Sources) -> EnergyFigure:
-    if not parts:
-        return EnergyFigure(joules=None, reason=_because("nothing measured energy during the window", sources))
-    lacking = [f"{name}: {part.reason}" for name, part in parts.items() if part.joules is None]
-    if lacking:
-        return EnergyFigure(joules=None, reason="; ".join(lacking))
-    figures = list(parts.values())
-    methods = {figure.method for figure in figures if figure.method is not None}
-    bounds = [figure.bound_j for figure in figures if figure.bound_j is not None]
-    return EnergyFigure(
-        joules=math.fsum(figure.joules for figure in figures if figure.joules is not None),
-        method=min(methods, key=_strength),
-        source=_sources_text(figures, methods),
-        bound_j=math.fsum(bounds) if len(bounds) == len(figures) else None,
-    )
-
-
-def _sources_text(figures: Iterable[EnergyFigure], methods: set[EnergyMethod]) -> str | None:
-    names = ", ".join(sorted({figure.source for figure in figures if figure.source is not None}))
-    if len(methods) < 2:
-        return names or None
-    mixed = "sum of " + " and ".join(method.value for method in reversed(_STRENGTH) if method in methods) + " figures"
-    return f"{names} ({mixed})" if names else mixed
-
-
-def _strength(method: EnergyMethod | None) -> int:
-    return _STRENGTH.index(method) if method is not None else -1
-
-
-def _mean_power(energy: EnergyFigure, window: WindowResult) -> Figure:
-    if energy.joules is None:
-        return Figure(value=None, unit="W", reason=energy.reason)
-    return Figure(value=energy.joules / window.duration_s, unit="W")
+def _sampling_period(meter: Meter | None, window: WindowResult) -> Figure:
+    period_s = meter.trace.sampling_period_s(window) if meter is not None else None
+    if period_s is None:
+        return Figure(value=None, unit="ms", reason="the samples don't reach over the window")
+    return Figure(value=period_s * 1e3, unit="ms")
 
 
 def _because(what: str, sources: Sources) -> str:
     why = sources.why_none()
     return f"{what} ({why})" if why else what
-
-
-def _note_gaps(gaps: dict[str, Gaps], name: str, trace: Trace | None, window: WindowResult) -> None:
-    found = trace.gaps(window) if trace is not None else None
-    if found is not None:
-        gaps[name] = found

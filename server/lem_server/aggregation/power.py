@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -11,27 +12,61 @@ import pyarrow.compute as pc
 from lem_domain.evidence import StreamName
 from lem_domain.results import EnergyMethod
 from lem_domain.wire.workers import Device
-from lem_server.aggregation.energy import HostKey
 from lem_server.aggregation.errors import EvidenceInvalid
-from lem_server.aggregation.reading import EvidenceReader, IntArray, integers
+from lem_server.aggregation.reading import BoolArray, EvidenceReader, IntArray, integers
 from lem_server.aggregation.traces import Trace, make_trace
+
+SLOW_READINGS = (
+    "memory_used_bytes",
+    "gpu_percent",
+    "memory_percent",
+    "temperature_c",
+    "sm_clock_mhz",
+    "memory_clock_mhz",
+    "throttle_reasons",
+)
+"""Columns that are read less often than power, and null in between."""
 
 _Columns = tuple[IntArray, IntArray, IntArray]
 
 
-def read_device_traces(reader: EvidenceReader, devices: Sequence[Device]) -> dict[str, Trace]:
-    """One trace per device UUID; a device that is leased or sampled twice still has one.
+class HostKey(NamedTuple):
+    """One domain as one method sees it."""
+
+    domain: str
+    method: EnergyMethod
+
+
+class Held(NamedTuple):
+    """A reading that holds until the next: its times in order, in ns, and its values."""
+
+    times_ns: IntArray
+    values: IntArray
+
+
+class DeviceSamples(NamedTuple):
+    """What was sampled of one device: power and energy, and of `SLOW_READINGS` those that it gives."""
+
+    trace: Trace
+    held: dict[str, Held]
+
+
+def read_devices(reader: EvidenceReader, devices: Sequence[Device]) -> dict[str, DeviceSamples]:
+    """By device UUID; a device that is leased or sampled twice stands there once.
 
     Raises:
         EvidenceInvalid: a sample names a device that the attempt didn't lease.
         EvidenceCorrupt, EvidenceMissing: see `EvidenceReader.read`.
     """
-    columns = ("device_index", "time_ns", "energy_mj", "power_mw")
-    found: dict[str, list[_Columns]] = {}
+    traces: dict[str, list[_Columns]] = {}
+    slow: dict[str, dict[str, list[Held]]] = {}
     for process in reader.processes_with(StreamName.POWER):
-        table = reader.read(process, StreamName.POWER, columns)
+        table = reader.read(
+            process, StreamName.POWER, ("device_index", "time_ns", "energy_mj", "power_mw", *SLOW_READINGS)
+        )
         device_index = integers(table, "device_index")
-        values = tuple(integers(table, name) for name in columns[1:])
+        values = tuple(integers(table, name) for name in ("time_ns", "energy_mj", "power_mw"))
+        present = {name: table.column(name).is_valid().to_numpy() for name in SLOW_READINGS}
         for index in np.unique(device_index).tolist():
             if not 0 <= index < len(devices):
                 raise EvidenceInvalid(
@@ -39,8 +74,12 @@ def read_device_traces(reader: EvidenceReader, devices: Sequence[Device]) -> dic
                     "correct the device index that it records."
                 )
             mine = device_index == index
-            found.setdefault(devices[index].uuid, []).append((values[0][mine], values[1][mine], values[2][mine]))
-    return {uuid: _joined(parts) for uuid, parts in found.items()}
+            uuid = devices[index].uuid
+            traces.setdefault(uuid, []).append((values[0][mine], values[1][mine], values[2][mine]))
+            held = slow.setdefault(uuid, {name: [] for name in SLOW_READINGS})
+            for name, there in present.items():
+                held[name].append(_held(table, name, values[0], mine & there))
+    return {uuid: DeviceSamples(_joined(parts), _in_order(slow[uuid])) for uuid, parts in traces.items()}
 
 
 def read_host_traces(reader: EvidenceReader) -> dict[HostKey, Trace]:
@@ -60,6 +99,21 @@ def read_host_traces(reader: EvidenceReader) -> dict[HostKey, Trace]:
             mine = table.filter((pc.field("domain") == domain) & (pc.field("method") == method))
             found.setdefault(HostKey(domain, _method(process, method)), []).append(_columns(mine))
     return {key: _joined(parts) for key, parts in found.items()}
+
+
+def _held(table: pa.Table, name: str, times: IntArray, use: BoolArray) -> Held:
+    if not use.any():
+        return Held(times[:0], times[:0])
+    return Held(times[use], integers(table, name)[use])
+
+
+def _in_order(columns: dict[str, list[Held]]) -> dict[str, Held]:
+    found: dict[str, Held] = {}
+    for name, parts in columns.items():
+        times, first = np.unique(np.concatenate([part.times_ns for part in parts]), return_index=True)
+        if len(times):
+            found[name] = Held(times, np.concatenate([part.values for part in parts])[first])
+    return found
 
 
 def _columns(table: pa.Table) -> _Columns:

@@ -14,30 +14,39 @@ from lem_server.aggregation.reading import NULL, BoolArray, EvidenceReader, IntA
 
 _COLUMNS = (
     "request_id",
+    "prompt_index",
     "arrival_ns",
+    "released_ns",
     "scheduled_ns",
     "first_token_ns",
     "last_token_ns",
     "prompt_tokens",
     "cached_prompt_tokens",
     "generated_tokens",
+    "batch_id",
     "error",
 )
 
 
 @dataclass(frozen=True)
 class RankRequests:
-    """One rank's requests, ordered by id: equally long columns, times in ns, `NULL` where the evidence holds null."""
+    """One rank's requests, ordered by id: equally long columns, times in ns, `NULL` where the evidence holds null.
+
+    `released_ns` is the arrival where the evidence holds none.
+    """
 
     process: str
     request_id: IntArray
+    prompt_index: IntArray
     arrival_ns: IntArray
+    released_ns: IntArray
     scheduled_ns: IntArray
     first_token_ns: IntArray
     last_token_ns: IntArray
     prompt_tokens: IntArray
     cached_prompt_tokens: IntArray
     generated_tokens: IntArray
+    batch_id: IntArray
     finished: BoolArray
     first_error: str | None
 
@@ -58,16 +67,11 @@ def read_requests(reader: EvidenceReader, process: str) -> RankRequests:
     order = np.argsort(ids, kind="stable")
     failed = table.column("error").is_valid().to_numpy()
     errors = table.column("error").drop_null()
+    columns = {name: integers(table, name)[order] for name in _COLUMNS if name != "error"}
+    columns["released_ns"] = np.where(columns["released_ns"] == NULL, columns["arrival_ns"], columns["released_ns"])
     requests = RankRequests(
         process=process,
-        request_id=ids[order],
-        arrival_ns=integers(table, "arrival_ns")[order],
-        scheduled_ns=integers(table, "scheduled_ns")[order],
-        first_token_ns=integers(table, "first_token_ns")[order],
-        last_token_ns=integers(table, "last_token_ns")[order],
-        prompt_tokens=integers(table, "prompt_tokens")[order],
-        cached_prompt_tokens=integers(table, "cached_prompt_tokens")[order],
-        generated_tokens=integers(table, "generated_tokens")[order],
+        **columns,
         finished=~failed[order],
         first_error=errors[0].as_py() if len(errors) else None,
     )

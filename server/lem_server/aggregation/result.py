@@ -11,9 +11,6 @@ from lem_domain.evidence import StreamName
 from lem_domain.results import (
     METHOD_VERSION,
     Distribution,
-    EfficiencyResult,
-    EnergyFigure,
-    EnergyResult,
     Figure,
     Finding,
     RunResult,
@@ -24,12 +21,14 @@ from lem_domain.results import (
 )
 from lem_server.aggregation import findings, latency
 from lem_server.aggregation.completeness import missing_parts
+from lem_server.aggregation.efficiency import efficiency_of
 from lem_server.aggregation.energy import EnergyAccount, energy_account
 from lem_server.aggregation.errors import EvidenceMissing
 from lem_server.aggregation.inputs import AggregationInput, ChunkSource
-from lem_server.aggregation.power import read_device_traces, read_host_traces
+from lem_server.aggregation.power import read_devices, read_host_traces
 from lem_server.aggregation.reading import EvidenceReader
 from lem_server.aggregation.requests import RankRequests, read_requests, work_of
+from lem_server.aggregation.sampler_record import read_sampler
 from lem_server.aggregation.sources import read_sources
 from lem_server.aggregation.tokens import read_intervals
 from lem_server.aggregation.warmups import Warmup, read_warmup
@@ -60,11 +59,16 @@ def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:
     work = work_of(ranks)
     itl_ms, token_findings = _inter_token(reader, ranks)
     speed = _speed(ranks, work, window, itl_ms)
+    samples = read_devices(reader, inputs.devices)
+    record = read_sampler(reader, inputs.summaries)
     account = energy_account(
+        inputs.config,
         inputs.devices,
-        read_device_traces(reader, inputs.devices),
+        {uuid: found.trace for uuid, found in samples.items()},
         read_host_traces(reader),
         read_sources(inputs.summaries),
+        record,
+        ranks,
         window,
     )
     warmups = {process: read_warmup(reader, process, inputs.summaries) for process in inputs.ranks}
@@ -89,7 +93,7 @@ def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:
         work=work,
         speed=speed,
         energy=account.result,
-        efficiency=_efficiency(account.result, work, speed.e2e_ms),
+        efficiency=efficiency_of(account.result, work, speed.e2e_ms),
     )
 
 
@@ -142,33 +146,6 @@ def _speed(ranks: Sequence[RankRequests], work: WorkResult, window: WindowResult
         e2e_ms=latency.e2e_ms(ranks),
         queue_ms=latency.queue_ms(ranks),
     )
-
-
-def _efficiency(energy: EnergyResult, work: WorkResult, e2e_ms: Distribution) -> EfficiencyResult:
-    total, finished = energy.total, work.requests - work.failed_requests
-    per_request = _ratio(total, finished, "J", "no request finished")
-    if per_request.value is None or e2e_ms.mean is None:
-        product = Figure(value=None, unit="J·s", reason=per_request.reason or e2e_ms.reason)
-    else:
-        product = Figure(value=per_request.value * e2e_ms.mean / 1e3, unit="J·s")
-    if total.joules is not None and total.joules > 0:
-        tokens_per_joule = Figure(value=work.generated_tokens / total.joules, unit="1/J")
-    else:
-        tokens_per_joule = Figure(value=None, unit="1/J", reason=total.reason or "the energy is not above zero")
-    return EfficiencyResult(
-        energy_per_output_token_j=_ratio(total, work.generated_tokens, "J", "no token was generated"),
-        energy_per_request_j=per_request,
-        output_tokens_per_j=tokens_per_joule,
-        energy_delay_product_js=product,
-    )
-
-
-def _ratio(energy: EnergyFigure, count: int, unit: str, none_counted: str) -> Figure:
-    if energy.joules is None:
-        return Figure(value=None, unit=unit, reason=energy.reason)
-    if count == 0:
-        return Figure(value=None, unit=unit, reason=none_counted)
-    return Figure(value=energy.joules / count, unit=unit)
 
 
 def _empty() -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -4,15 +4,46 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from lem_domain.results import WindowResult
 from lem_server.aggregation.reading import NULL, IntArray
 
 GAP_FACTOR = 5
 """An interval is a gap when it is longer than so many median intervals."""
+
+
+FloatArray = npt.NDArray[np.float64]
+
+
+class Interval(Protocol):
+    """A stretch of time on the worker's clock; the measured window is one."""
+
+    @property
+    def begin_ns(self) -> int:
+        """Its begin."""
+
+    @property
+    def end_ns(self) -> int:
+        """Its end, after the begin."""
+
+    @property
+    def duration_s(self) -> float:
+        """Its length."""
+
+
+class Span(NamedTuple):
+    """An interval that is no window."""
+
+    begin_ns: int
+    end_ns: int
+
+    @property
+    def duration_s(self) -> float:
+        """Its length."""
+        return (self.end_ns - self.begin_ns) / 1e9
 
 
 class Reading(NamedTuple):
@@ -39,17 +70,33 @@ class Trace:
     counts: IntArray
     power_mw: IntArray
 
-    def samples_in(self, window: WindowResult) -> int:
+    def samples_in(self, window: Interval) -> int:
         """Samples inside the window, its ends included, that hold a count or a power."""
         use = (self.times_ns >= window.begin_ns) & (self.times_ns <= window.end_ns)
         return int((use & ((self.counts != NULL) | (self.power_mw != NULL))).sum())
 
-    def peak_power_w(self, window: WindowResult) -> float | None:
+    def peak_power_w(self, window: Interval) -> float | None:
         """The highest power of a sample inside the window, in W; None when no sample there holds one."""
         use = (self.times_ns >= window.begin_ns) & (self.times_ns <= window.end_ns) & (self.power_mw != NULL)
         return int(self.power_mw[use].max()) / 1e3 if use.any() else None
 
-    def gaps(self, window: WindowResult) -> Gaps | None:
+    def sampling_period_s(self, window: Interval) -> float | None:
+        """The median time between two samples around the window; None where they don't bracket it."""
+        span = _bracket(self.times_ns, window)
+        if isinstance(span, str) or span[0] == span[1]:
+            return None
+        return float(np.median(np.diff(self.times_ns[span[0] : span[1] + 1]))) / 1e9
+
+    def counter_period_s(self, window: Interval) -> float | None:
+        """The mean time between two updates of the counter around the window; None where fewer than two were seen."""
+        use = self.counts != NULL
+        span = _bracket(self.times_ns[use], window)
+        if isinstance(span, str):
+            return None
+        part = slice(span[0], span[1] + 1)
+        return _mean_update_s(self.times_ns[use][part], self.counts[use][part])
+
+    def gaps(self, window: Interval) -> Gaps | None:
         """Gaps among the samples that bracket the window; None without any."""
         span = _bracket(self.times_ns, window)
         if isinstance(span, str):
@@ -66,7 +113,7 @@ def make_trace(times_ns: IntArray, counts: IntArray, power_mw: IntArray) -> Trac
     return Trace(times, counts[first], power_mw[first])
 
 
-def counter_energy(trace: Trace, joules_per_count: float, window: WindowResult) -> Reading:
+def counter_energy(trace: Trace, joules_per_count: float, window: Interval) -> Reading:
     """C(end) - C(begin) in J, the counter interpolated linearly between the samples around each end.
 
     Bound (measurement.md §2): mean power x observed update period for each end, and never less than what the samples
@@ -104,12 +151,14 @@ def counter_energy(trace: Trace, joules_per_count: float, window: WindowResult) 
     return Reading(energy * joules_per_count, bound * joules_per_count)
 
 
-def integrated_energy(trace: Trace, sensor_w: float | None, window: WindowResult) -> Reading:
+def integrated_energy(trace: Trace, sensor_w: float | None, window: Interval, averaged_s: float = 0.0) -> Reading:
     """The integral of power over the window in J, by trapezoids, power interpolated linearly at both ends.
 
-    Bound (measurement.md §2): the sensor's accuracy `sensor_w` x duration, plus what can hide between two samples: half
-    their difference x their distance, which holds while power moves from one to the other without turning. A shorter
-    burst is invisible to any sampler. None where the sensor's accuracy is not known.
+    Bound (measurement.md §2), None where the sensor's accuracy `sensor_w` is not known: that accuracy x duration; plus
+    what can hide between two readings, half their difference x their distance, which holds while power moves from one
+    to the other without turning (a shorter burst is invisible to any sampler); plus, as a sensor that updates every u
+    shows a power of up to u ago, the difference of the powers around both ends x u. Where a reading is the mean over
+    the last `averaged_s`, the powers of the seconds before both ends mix in: the range of power x `averaged_s`.
 
     The reason for no energy: no sample with a power on one side of the window.
     """
@@ -129,8 +178,14 @@ def integrated_energy(trace: Trace, sensor_w: float | None, window: WindowResult
     joules = math.fsum((widths * (p[1:] + p[:-1]) / 2).tolist())
     if sensor_w is None:
         return Reading(joules)
-    hidden = math.fsum((np.abs(np.diff(watts)) / 2 * np.diff(seconds)).tolist())
-    return Reading(joules, sensor_w * window.duration_s + hidden)
+    steps, distances = np.abs(np.diff(watts)), np.diff(seconds)
+    period = _reading_period_s(seconds, watts)
+    hidden = math.fsum((steps / 2 * np.maximum(distances, period)).tolist())
+    late = period * (
+        _range_around(times, power, window.begin_ns, period) + _range_around(times, power, window.end_ns, period)
+    )
+    mixed = averaged_s * float(watts.max() - watts.min()) if averaged_s else 0.0
+    return Reading(joules, sensor_w * window.duration_s + hidden + late + mixed)
 
 
 class _EndOfWindow(NamedTuple):
@@ -155,14 +210,41 @@ def _end_of_window(times: IntArray, counts: IntArray, at_ns: int, lower: int) ->
 
 
 def _update_period_s(times: IntArray, counts: IntArray) -> float:
-    """The median time between samples that show a new count; the whole span when fewer than two do."""
+    """The mean time between updates of the counter; the whole span when fewer than two were seen."""
+    seen = _mean_update_s(times, counts)
+    return int(times[-1] - times[0]) / 1e9 if seen is None else seen
+
+
+def _mean_update_s(times: IntArray, counts: IntArray) -> float | None:
     updates = times[1:][np.diff(counts) > 0]
     if len(updates) < 2:
-        return int(times[-1] - times[0]) / 1e9
-    return float(np.median(np.diff(updates))) / 1e9
+        return None
+    return int(updates[-1] - updates[0]) / (len(updates) - 1) / 1e9
 
 
-def _bracket(times: IntArray, window: WindowResult) -> tuple[int, int] | str:
+def _reading_period_s(seconds: FloatArray, watts: FloatArray) -> float:
+    """How old a reading may be: the time between changes of the reading, or between samples where it hardly changes.
+
+    The lower quartile: power that really stays the same for a while must not look like a slow sensor.
+    """
+    changes = seconds[1:][np.diff(watts) != 0]
+    return (
+        float(np.percentile(np.diff(changes) if len(changes) > 4 else np.diff(seconds), 25))
+        if len(seconds) > 1
+        else 0.0
+    )
+
+
+def _range_around(times: IntArray, power: IntArray, at_ns: int, period_s: float) -> float:
+    """Highest less lowest reading in W, from the one that shows the power before an instant to the one that shows it
+    after a period of the sensor."""
+    low = max(0, int(np.searchsorted(times, at_ns - round(period_s * 1e9), side="right")) - 1)
+    high = int(np.searchsorted(times, at_ns + round(period_s * 1e9), side="left")) + 1
+    near = power[low:high]
+    return int(near.max() - near.min()) / 1e3
+
+
+def _bracket(times: IntArray, window: Interval) -> tuple[int, int] | str:
     """Positions of the last sample at or before the begin and the first at or after the end, or what is lacking."""
     if len(times) == 0:
         return "no samples"

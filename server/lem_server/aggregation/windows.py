@@ -11,14 +11,14 @@ from lem_server.aggregation.requests import RankRequests
 
 
 def process_window(requests: RankRequests) -> tuple[int, int] | None:
-    """(begin, end) of one process in ns: earliest arrival to latest last token (measurement.md §1).
+    """(begin, end) of one process in ns: earliest release to latest last token (measurement.md §1).
 
     Failed requests count as far as they got. None where the process had no request or none of them got a token.
     """
     ends = requests.last_token_ns[requests.last_token_ns != NULL]
     if len(ends) == 0:
         return None
-    return int(requests.arrival_ns.min()), int(ends.max())
+    return int(requests.released_ns.min()), int(ends.max())
 
 
 def union_window(windows: Sequence[tuple[int, int]]) -> WindowResult:

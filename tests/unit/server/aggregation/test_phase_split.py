@@ -1,0 +1,191 @@
+"""Prefill and decode of lockstep batches on the interpolated counter, with a bound that holds, or a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from factories.evidence import Evidence, cpu, gpu
+from lem_domain.results import EnergyMethod, PhaseSplit, RunResult
+from lem_server.aggregation.result import aggregate
+
+
+def lockstep(batches: int, prefill: float, decode: float, *, size: int = 2, **fields: object) -> Evidence:
+    """Batches one after another from 1 s on."""
+    made = Evidence(**fields)  # type: ignore[arg-type]
+    for batch in range(batches):
+        begin = 1 + batch * (prefill + decode)
+        for place in range(size):
+            tokens = [begin + prefill, begin + prefill + decode / 2, begin + prefill + decode]
+            made.request(batch * size + place, begin, tokens, batch=batch, prompt_tokens=100)
+    return made
+
+
+def energy_until(batches: int, prefill: float, decode: float, hot: float, cool: float) -> Callable[[float], float]:
+    """Cumulative energy: 30 W at rest, `hot` in prefill, `cool` in decode."""
+    edges, watts = [0.0, 1.0], [30.0]
+    for _ in range(batches):
+        edges += [edges[-1] + prefill, edges[-1] + prefill + decode]
+        watts += [hot, cool]
+    edges.append(edges[-1] + 1000)
+    watts.append(30.0)
+    sums = np.concatenate(([0.0], np.cumsum(np.diff(edges) * watts)))
+    return lambda t: float(np.interp(t, edges, sums))
+
+
+def result_of(made: Evidence) -> RunResult:
+    stored = made.stored()
+    return aggregate(stored.inputs, stored.source)
+
+
+def split_of(made: Evidence) -> PhaseSplit:
+    return result_of(made).energy.phases
+
+
+def every(step: float, until: float) -> list[float]:
+    return [number * step for number in range(round(until / step) + 1)]
+
+
+def test_long_phases_are_told_apart_exactly() -> None:
+    made = lockstep(3, 2.0, 3.0)
+    made.power(every(0.02, 18), joules=energy_until(3, 2.0, 3.0, 300, 150))
+    result = result_of(made)
+    split = result.energy.phases
+    assert split.batches == 3
+    assert (split.prefill.time_s.value, split.decode.time_s.value) == (pytest.approx(6), pytest.approx(9))
+    assert split.prefill.energy.joules == pytest.approx(6 * 300, abs=1)
+    assert split.decode.energy.joules == pytest.approx(9 * 150, abs=1)
+    assert split.prefill.energy.method is EnergyMethod.COUNTER
+    assert 0 < (split.prefill.energy.bound_j or 0) < 0.05 * 1800
+    assert result.efficiency.energy_per_prompt_token_j.value == pytest.approx(1800 / 600, abs=0.01)
+
+
+def test_phases_shorter_than_the_counter_shows_are_null_with_the_numbers() -> None:
+    made = lockstep(40, 0.02, 0.28)
+    exact = energy_until(40, 0.02, 0.28, 300, 150)
+    made.power(every(0.02, 15), joules=lambda t: exact(np.floor(t / 0.1 + 1e-9) * 0.1))
+    result = result_of(made)
+    prefill = result.energy.phases.prefill
+    assert prefill.energy.joules is None
+    assert "prefill lasts 20 ms per batch and the energy counter shows a new value every 100 ms" in str(
+        prefill.energy.reason
+    )
+    assert prefill.time_s.value == pytest.approx(0.8)
+    assert result.efficiency.energy_per_prompt_token_j.reason == prefill.energy.reason
+
+
+def test_several_devices_add_up() -> None:
+    made = lockstep(2, 2.0, 4.0, devices=(gpu(0), gpu(1)))
+    for device in range(2):
+        made.power(every(0.05, 15), joules=energy_until(2, 2.0, 4.0, 300, 100), device=device)
+    split = split_of(made)
+    assert split.prefill.energy.joules == pytest.approx(2 * 4 * 300, abs=1)
+    assert split.decode.energy.joules == pytest.approx(2 * 8 * 100, abs=1)
+
+
+def test_a_batch_that_waited_begins_when_the_engine_does() -> None:
+    made = Evidence()
+    made.request(0, 1.0, [3.0, 6.0], batch=0, scheduled=1.0)
+    made.request(1, 2.0, [8.0, 11.0], batch=1, scheduled=6.0, released=2.1)
+    made.power(every(0.05, 13), joules=lambda t: 100 * t)
+    split = split_of(made)
+    assert (split.prefill.time_s.value, split.decode.time_s.value) == (4, 6)
+
+
+def test_one_token_each_has_no_decode() -> None:
+    made = Evidence()
+    made.request(0, 1.0, [11.0], batch=0)
+    made.power(every(0.05, 13), joules=lambda t: 100 * t)
+    split = split_of(made)
+    assert split.prefill.energy.joules == pytest.approx(1000, abs=0.1)
+    assert split.decode.energy.reason == "there is no decode in the window"
+
+
+def continuous() -> Evidence:
+    made = Evidence()
+    made.request(0, 1.0, [2.0, 12.0])
+    return made
+
+
+def two_processes() -> Evidence:
+    made = Evidence(processes=("rank-0", "rank-1", "sampler"))
+    for rank in range(2):
+        made.request(0, 1.0, [2.0, 12.0], rank=rank, batch=0)
+    return made
+
+
+def overlapping() -> Evidence:
+    made = Evidence()
+    made.request(0, 1.0, [2.0, 12.0], batch=0)
+    made.request(1, 3.0, [4.0, 12.0], batch=1)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (continuous, "requests join and leave"),
+        (two_processes, "several processes"),
+        (overlapping, "batches overlap in time"),
+    ],
+)
+def test_what_does_not_run_in_lockstep_is_not_divided(make: Callable[[], Evidence], words: str) -> None:
+    made = make()
+    made.power(every(0.1, 14), joules=lambda t: 100 * t)
+    split = split_of(made)
+    for phase in (split.prefill, split.decode):
+        assert words in str(phase.energy.reason)
+        assert words in str(phase.time_s.reason)
+    assert split.batches == 0
+
+
+def test_power_without_a_counter_does_not_tell_phases_apart() -> None:
+    made = lockstep(3, 2.0, 3.0)
+    made.power(every(0.05, 18), watts=lambda _: 100)
+    assert "phases need a counter" in str(split_of(made).prefill.energy.reason)
+
+
+def test_modelled_power_does_not_tell_phases_apart() -> None:
+    made = lockstep(3, 2.0, 3.0, devices=(cpu(),))
+    made.host_power("package", every(1.0, 18), joules=lambda t: 50 * t)
+    assert "a model of power" in str(split_of(made).prefill.energy.reason)
+
+
+def test_a_reset_after_the_window_does_no_harm() -> None:
+    made = lockstep(3, 2.0, 3.0)
+    made.power(every(0.05, 18), joules=lambda t: 100 * t if t < 17 else 100 * (t - 17))
+    assert split_of(made).prefill.energy.joules == pytest.approx(600, abs=1)
+
+
+@given(
+    phases=st.lists(st.tuples(st.floats(0.05, 1.5), st.floats(0.05, 1.5)), min_size=2, max_size=8),
+    watts=st.lists(st.floats(20, 500), min_size=16, max_size=16),
+    update=st.sampled_from([0.02, 0.07, 0.1]),
+    interval=st.sampled_from([0.02, 0.05, 0.11]),
+)
+def test_the_bound_contains_the_truth(
+    phases: Sequence[tuple[float, float]], watts: Sequence[float], update: float, interval: float
+) -> None:
+    """Each phase of each batch has a power of its own; the counter shows whole mJ of its last update."""
+    edges = [0.0, 1.0]
+    made = Evidence()
+    for batch, (prefill, decode) in enumerate(phases):
+        begin = edges[-1]
+        made.request(batch, begin, [begin + prefill, begin + prefill + decode], batch=batch)
+        edges += [begin + prefill, begin + prefill + decode]
+    levels = [50.0, *watts[: 2 * len(phases)]]
+    sums = np.concatenate(([0.0], np.cumsum(np.diff(edges) * levels)))
+
+    def truth(t: float) -> float:
+        return float(np.interp(t, edges, sums)) + 50 * max(0.0, t - edges[-1])
+
+    made.power(every(interval, edges[-1] + 1), joules=lambda t: truth(np.floor(t / update + 1e-9) * update))
+    split = split_of(made)
+    for place, phase in enumerate((split.prefill, split.decode)):
+        exact = sum(truth(edges[2 + 2 * b + place]) - truth(edges[1 + 2 * b + place]) for b in range(len(phases)))
+        if phase.energy.joules is not None:
+            assert abs(phase.energy.joules - exact) <= (phase.energy.bound_j or 0) + 1e-6
