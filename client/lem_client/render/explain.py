@@ -8,8 +8,9 @@ from datetime import datetime
 
 from pydantic.types import JsonValue
 
-from lem_client.render.numbers import MISSING, duration, number, quantity
-from lem_domain.results import Distribution, EnergyFigure, EnergyMethod, Figure, RunResult, Severity
+from lem_client.render import measured
+from lem_client.render.numbers import MISSING, duration
+from lem_domain.results import RunResult, Severity
 from lem_domain.states import RunState
 from lem_domain.wire.campaigns import CampaignView, ExperimentView
 from lem_domain.wire.runs import (
@@ -22,12 +23,6 @@ from lem_domain.wire.runs import (
 )
 from lem_domain.wire.workers import WorkerView
 
-_METHODS = {
-    EnergyMethod.COUNTER: "read from the device's own energy counter",
-    EnergyMethod.INTEGRATED: "integrated from power samples",
-    EnergyMethod.MODELLED: "estimated by a model from load and rated power, not measured",
-}
-_DOMAINS = {"package": "the CPU package", "dram": "the memory"}
 _SEVERITIES = {Severity.INFO: "note", Severity.WARNING: "warning", Severity.ERROR: "error"}
 
 
@@ -171,36 +166,34 @@ def result(one: RunResult) -> list[str]:
         f"  verdict     {one.verdict} (method {one.method})",
         f"  window      {duration(window.duration_s)}, {window.processes} process(es), {work.requests} requests "
         f"({work.failed_requests} failed), {work.prompt_tokens} prompt and {work.generated_tokens} generated tokens",
-        f"  output rate {_figure(one.speed.output_rate_tok_s)}",
-        f"  TTFT        {_distribution(one.speed.ttft_ms)}",
-        f"  ITL         {_distribution(one.speed.itl_ms)}",
-        f"  E2E         {_distribution(one.speed.e2e_ms)}",
+        f"  output rate {measured.figure(one.speed.output_rate_tok_s)}",
+        f"  TTFT        {measured.distribution(one.speed.ttft_ms)}",
+        f"  ITL         {measured.distribution(one.speed.itl_ms)}",
+        f"  E2E         {measured.distribution(one.speed.e2e_ms)}",
+        f"  queue       {measured.distribution(one.speed.queue_ms)}",
+    ]
+    if one.speed.goodput_per_s.value is not None:
+        lines.append(f"  goodput     {measured.figure(one.speed.goodput_per_s)}")
+    lines += [
         "",
         "Energy",
-        f"  per output token   {_figure(one.efficiency.energy_per_output_token_j)}",
-        f"  per request        {_figure(one.efficiency.energy_per_request_j)}",
-        f"  mean power         {_figure(one.energy.mean_power_w)}",
-        f"  whole window       {energy(one.energy.total)}",
-        f"  included           {', '.join(_part(name) for name in one.energy.includes) or 'nothing'}",
+        f"  per output token   {measured.figure(one.efficiency.energy_per_output_token_j)}",
+        f"    net              {measured.figure(one.efficiency.net_energy_per_output_token_j)}",
+        f"  per request        {measured.figure(one.efficiency.energy_per_request_j)}",
+        f"  mean power         {measured.figure(one.energy.mean_power_w)}",
+        f"  whole window       {measured.energy(one.energy.total)}",
+        f"  included           {', '.join(measured.part_name(name) for name in one.energy.includes) or 'nothing'}",
+        *measured.parts(one.energy),
+        *measured.net_of_baseline(one.energy),
+        *measured.phases(one.energy.phases),
     ]
-    lines += [f"  device {part.uuid}: {energy(part.energy, samples=part.samples)}" for part in one.energy.devices]
-    lines += [f"  {_part(part.domain)}: {energy(part.energy, samples=part.samples)}" for part in one.energy.host]
+    if one.compute is not None:
+        lines += ["", "Compute", *measured.compute(one.compute)]
+    if told := measured.telemetry(one.telemetry):
+        lines += ["", "Devices and apparatus", *told]
     lines += ["", "Findings"]
     lines += [f"  {_SEVERITIES[found.severity]}: {found.message}" for found in one.findings] or ["  none"]
     return lines
-
-
-def energy(figure: EnergyFigure, *, samples: int | None = None) -> str:
-    """`12.3 J, integrated from power samples, source nvml (412 samples in the window), true within ± 0.4 J …`."""
-    if figure.joules is None or figure.method is None:
-        return f"{MISSING} ({figure.reason})"
-    counted = "" if samples is None else f" ({samples} samples in the window)"
-    source = f", source {figure.source}" if figure.source else ""
-    if figure.bound_j is not None:
-        bound = f", true within ± {quantity(figure.bound_j, 'J')} as far as sampling goes"
-    else:
-        bound = ", with no stated bound"
-    return f"{quantity(figure.joules, 'J')}, {_METHODS[figure.method]}{source}{counted}{bound}"
 
 
 def evidence(server: str, one: AttemptView) -> list[str]:
@@ -221,23 +214,6 @@ def values(tree: Mapping[str, JsonValue], prefix: str = "") -> list[str]:
         else:
             lines.append(f"  {prefix + key:<34} {_value(value)}")
     return lines
-
-
-def _figure(figure: Figure) -> str:
-    return f"{MISSING} ({figure.reason})" if figure.value is None else quantity(figure.value, figure.unit)
-
-
-def _distribution(one: Distribution) -> str:
-    if one.mean is None:
-        return f"{MISSING} ({one.reason})"
-    return (
-        f"mean {number(one.mean)} {one.unit}, p50 {number(one.p50)}, p90 {number(one.p90)}, p99 {number(one.p99)} "
-        f"(n = {one.count})"
-    )
-
-
-def _part(name: str) -> str:
-    return f"{_DOMAINS[name]} ({name})" if name in _DOMAINS else name
 
 
 def _value(value: JsonValue) -> str:

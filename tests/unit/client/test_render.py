@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lem_client.cli.session import clean
-from lem_client.render import explain
+from lem_client.render import measured
 from lem_client.render.numbers import Scale, duration, mean_and_spread, number, quantity, scale_for
 from lem_client.render.progress import Lines, Picture, transition_line
 from lem_client.render.results import csv_text, markdown, result_table
@@ -207,14 +207,14 @@ def test_the_picture_holds_the_runs_that_are_busy() -> None:
 
 
 def test_an_energy_is_explained_in_words() -> None:
-    measured = EnergyFigure(joules=12.34, method=EnergyMethod.INTEGRATED, source="nvml", bound_j=0.4)
-    assert explain.energy(measured, samples=41) == (
+    integrated = EnergyFigure(joules=12.34, method=EnergyMethod.INTEGRATED, source="nvml", bound_j=0.4)
+    assert measured.energy(integrated, samples=41) == (
         "12.3 J, integrated from power samples, source nvml (41 samples in the window), "
         "true within ± 400 mJ as far as sampling goes"
     )
     modelled = EnergyFigure(joules=3.0, method=EnergyMethod.MODELLED, source="codecarbon")
-    assert explain.energy(modelled).endswith("not measured, source codecarbon, with no stated bound")
-    assert explain.energy(EnergyFigure(joules=None, reason="no source")) == "– (no source)"
+    assert measured.energy(modelled).endswith("not measured, source codecarbon, with no stated bound")
+    assert measured.energy(EnergyFigure(joules=None, reason="no source")) == "– (no source)"
 
 
 def test_text_from_elsewhere_cannot_drive_the_terminal() -> None:

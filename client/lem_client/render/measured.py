@@ -1,0 +1,141 @@
+"""What stands behind a run's energy, in words: baselines, phases, devices, and what the apparatus itself took."""
+
+from __future__ import annotations
+
+from lem_client.render.numbers import MISSING, duration, number, quantity
+from lem_domain.results import (
+    Baseline,
+    ComputeResult,
+    DeviceTelemetry,
+    Distribution,
+    EnergyFigure,
+    EnergyMethod,
+    EnergyResult,
+    Figure,
+    PhaseSplit,
+    TelemetryResult,
+)
+
+_METHODS = {
+    EnergyMethod.COUNTER: "read from the device's own energy counter",
+    EnergyMethod.INTEGRATED: "integrated from power samples",
+    EnergyMethod.MODELLED: "estimated by a model from load and rated power, not measured",
+}
+_DOMAINS = {"package": "the CPU package", "dram": "the memory"}
+_CONTEXTS = {
+    "idle": "before the engine was there",
+    "ready": "engine loaded, no request",
+    "ready_after": "the same after the window",
+}
+
+
+def energy(figure: EnergyFigure, *, samples: int | None = None) -> str:
+    """`12.3 J, integrated from power samples, source nvml (412 samples in the window), true within ± 0.4 J …`."""
+    if figure.joules is None or figure.method is None:
+        return f"{MISSING} ({figure.reason})"
+    counted = "" if samples is None else f" ({samples} samples in the window)"
+    source = f", source {figure.source}" if figure.source else ""
+    if figure.bound_j is not None:
+        bound = f", true within ± {quantity(figure.bound_j, 'J')} as far as sampling goes"
+    else:
+        bound = ", with no stated bound"
+    return f"{quantity(figure.joules, 'J')}, {_METHODS[figure.method]}{source}{counted}{bound}"
+
+
+def parts(result: EnergyResult) -> list[str]:
+    """One line per device and part of the host, with the other reading where there are two."""
+    lines = []
+    for device in result.devices:
+        lines.append(f"  device {device.uuid}: {energy(device.energy, samples=device.samples)}")
+        if device.counter_period_ms.value is not None:
+            lines.append(f"    its counter is updated every {figure(device.counter_period_ms)}")
+        if device.integrated is not None and device.integrated.joules is not None:
+            lines.append(f"    the integral of its power beside it: {quantity(device.integrated.joules, 'J')}")
+    lines += [f"  {part_name(part.domain)}: {energy(part.energy, samples=part.samples)}" for part in result.host]
+    return lines
+
+
+def net_of_baseline(result: EnergyResult) -> list[str]:
+    """What the work took beyond an engine that waits, and the baselines that this rests on."""
+    lines = [f"  net of the ready baseline  {energy(result.net)}"]
+    return lines + [f"  {_baseline(one)}" for one in result.baselines]
+
+
+def phases(split: PhaseSplit) -> list[str]:
+    """Prefill and decode inside the window."""
+    return [
+        f"  {name}  {energy(phase.energy)}" + ("" if phase.time_s.value is None else f", in {figure(phase.time_s)}")
+        for name, phase in (("prefill", split.prefill), ("decode ", split.decode))
+    ]
+
+
+def compute(one: ComputeResult) -> list[str]:
+    """Estimated operations, and how much of the peak that is."""
+    peak = "" if one.peak_source is None else f" (peak: {one.peak_source})"
+    share = f"{MISSING} ({one.mfu.reason})" if one.mfu.value is None else f"{one.mfu.value:.1%}{peak}"
+    return [f"  operations  {figure(one.flops)}, estimated from the model's shape", f"  MFU         {share}"]
+
+
+def telemetry(one: TelemetryResult) -> list[str]:
+    """Devices, memory, and the sampler's own share."""
+    lines = [line for device in one.devices for line in _device(device)]
+    lines += [
+        f"  {process.process}: at most {figure(process.rss_peak_mb)} of memory, "
+        f"on the device {figure(process.device_peak_mb)}"
+        for process in one.processes
+    ]
+    if one.sampler is not None:
+        took = one.sampler.cpu_share
+        share = f"{MISSING} ({took.reason})" if took.value is None else f"{took.value:.2%} of a core"
+        late = one.sampler.late_or_missed
+        off = f"{MISSING} ({late.reason})" if late.value is None else f"{late.value:.1%} of its ticks late or missed"
+        lines.append(f"  sampler: {share}, {off}")
+    return lines
+
+
+def figure(one: Figure) -> str:
+    """A value with its unit, or why there is none."""
+    return f"{MISSING} ({one.reason})" if one.value is None else quantity(one.value, one.unit)
+
+
+def distribution(one: Distribution) -> str:
+    """`mean 12 ms, p50 …`."""
+    if one.mean is None:
+        return f"{MISSING} ({one.reason})"
+    return (
+        f"mean {number(one.mean)} {one.unit}, p50 {number(one.p50)}, p90 {number(one.p90)}, p99 {number(one.p99)} "
+        f"(n = {one.count})"
+    )
+
+
+def part_name(name: str) -> str:
+    """What a domain is called in words; a device by its UUID."""
+    return f"{_DOMAINS[name]} ({name})" if name in _DOMAINS else name
+
+
+def _baseline(one: Baseline) -> str:
+    words = f"{one.context.replace('_', ' ')} baseline ({_CONTEXTS[one.context]}): {figure(one.mean_power_w)}"
+    if one.mean_power_w.value is None:
+        return words
+    if one.bound_w is not None:
+        words += f" ± {quantity(one.bound_w, 'W')}"
+    if one.age_s is not None:
+        return f"{words}, measured {duration(one.age_s)} before by attempt {one.taken_by}"
+    if one.duration_s is not None:
+        words += f" over {duration(one.duration_s)}"
+    return words + ("" if one.stationary is None else ", steady" if one.stationary else ", not steady")
+
+
+def _device(one: DeviceTelemetry) -> list[str]:
+    if one.throttled is None:
+        slowed = "whether it throttled is not known"
+    elif not one.throttled:
+        slowed = "never throttled"
+    else:
+        slowed = "throttled: " + ", ".join(f"{reason} {share:.0%}" for reason, share in one.throttled.items())
+    return [
+        f"  device {one.uuid}: {figure(one.temperature_mean_c)}, at most {figure(one.temperature_max_c)}; "
+        f"SM clock {figure(one.sm_clock_mean_mhz)}, memory clock {figure(one.memory_clock_mean_mhz)}; {slowed}",
+        f"    utilisation {figure(one.gpu_utilisation_mean_percent)}, at most {figure(one.memory_peak_mb)} of memory "
+        "in use by everybody",
+    ]
