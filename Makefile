@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow chaos lint format bench docs openapi up clean
+.PHONY: demo test test-slow chaos lint format bench gpu-check openapi up clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -32,6 +32,9 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.installed  ## Ratios against named peers, printed.
 	$(BIN)/python benchmarks/overhead.py && $(BIN)/python benchmarks/sampler.py && $(BIN)/python benchmarks/aggregate.py
+
+gpu-check: $(VENV)/.installed  ## On a machine with a GPU: can its measurements be believed? Adds to docs/validation.md.
+	$(BIN)/python benchmarks/gpu_check.py --write docs/validation.md
 
 openapi: $(VENV)/.installed  ## Write openapi.json from the application.
 	$(BIN)/python -m lem_server.openapi > openapi.json
