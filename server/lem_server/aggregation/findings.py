@@ -1,36 +1,34 @@
-"""What a reader of a result must know: each finding with its numbers, its severity and what to do."""
+"""Findings about evidence and work: each with its numbers, its severity and what to do."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.hashing import canonical_json
 from lem_domain.results import (
-    DeviceEnergy,
-    EnergyMethod,
-    EnergyResult,
     Finding,
     FindingCode,
-    HostEnergy,
+    OutputsResult,
     Severity,
     WindowResult,
     WorkResult,
 )
 from lem_domain.wire.runs import EffectiveConfig
 from lem_server.aggregation.errors import MissingPart
-from lem_server.aggregation.traces import GAP_FACTOR, Gaps
+from lem_server.aggregation.requests import RankRequests
 from lem_server.aggregation.warmups import Warmup
-
-FEW_SAMPLES = 10
-"""Fewer power samples in the window than this describe no mean."""
 
 LOW_OVERLAP = 0.5
 
-_SHORT_TOLERANCE = 0.99
-"""The worker ends its window by a clock reading of its own around the requests, so the two may differ slightly."""
+LATE_SHARE = 0.05
+"""So many requests may be late before the arrivals are not the ones asked for."""
+_LATE_NS = 1_000_000
+_LATE_GAP = 0.1
+"""A request is late that was handed over more than 1 ms and more than a tenth of the mean distance too late."""
 
 
 def missing_evidence(parts: Sequence[MissingPart]) -> tuple[Finding, ...]:
@@ -62,96 +60,6 @@ def token_mismatch(miscounted: int, strangers: int) -> tuple[Finding, ...]:
     )
 
 
-def energy_unavailable(energy: EnergyResult, config: ExperimentConfig) -> tuple[Finding, ...]:
-    """The job's energy is null; an error where the user required it."""
-    if energy.total.joules is not None:
-        return ()
-    return (
-        Finding(
-            code=FindingCode.ENERGY_UNAVAILABLE,
-            severity=Severity.ERROR if config.energy.required else Severity.WARNING,
-            message=f"There is no energy figure: {energy.total.reason}; `lemctl doctor` on the worker's machine says "
-            "what can be read there.",
-        ),
-    )
-
-
-def energy_modelled(energy: EnergyResult) -> tuple[Finding, ...]:
-    """A part of the job's energy comes from a model, not from a meter."""
-    if energy.total.method is not EnergyMethod.MODELLED:
-        return ()
-    parts = _parts(energy)
-    modelled = [name for name in energy.includes if parts[name].energy.method is EnergyMethod.MODELLED]
-    return (
-        Finding(
-            code=FindingCode.ENERGY_MODELLED,
-            severity=Severity.WARNING,
-            message=f"The energy of {', '.join(modelled)} is modelled, not measured, and has no error bound; use it to "
-            "compare on one machine at most.",
-            numbers={name: joules for name in modelled if (joules := parts[name].energy.joules) is not None},
-        ),
-    )
-
-
-def short_window(window: WindowResult, energy: EnergyResult, config: ExperimentConfig) -> tuple[Finding, ...]:
-    """The window is shorter than `window.min_duration_s`; the energy's bound says what that costs."""
-    wanted = config.window.min_duration_s
-    if window.duration_s >= wanted * _SHORT_TOLERANCE:
-        return ()
-    numbers = {"duration_s": window.duration_s, "min_duration_s": wanted}
-    bound = energy.total.bound_j
-    if bound is not None:
-        numbers["bound_j"] = bound
-    uncertain = f", which leaves the energy uncertain by {bound:.3g} J" if bound is not None else ""
-    return (
-        Finding(
-            code=FindingCode.SHORT_WINDOW,
-            severity=Severity.WARNING,
-            message=f"The window lasted {window.duration_s:.2f} s where {wanted:g} s were asked for{uncertain}; "
-            "send more or longer requests.",
-            numbers=numbers,
-        ),
-    )
-
-
-def few_samples(energy: EnergyResult) -> tuple[Finding, ...]:
-    """A part of the job's energy rests on fewer than 10 samples in the window."""
-    parts = _parts(energy)
-    few = {name: parts[name].samples for name in energy.includes if parts[name].samples < FEW_SAMPLES}
-    if not few:
-        return ()
-    listed = ", ".join(f"{name} on {count}" for name, count in few.items())
-    return (
-        Finding(
-            code=FindingCode.FEW_SAMPLES,
-            severity=Severity.WARNING,
-            message=f"The energy rests on few samples in the window ({listed}; at least {FEW_SAMPLES} are needed); "
-            "measure longer or lower energy.interval_ms.",
-            numbers={name: float(count) for name, count in few.items()},
-        ),
-    )
-
-
-def sampling_gaps(gaps: Mapping[str, Gaps], energy: EnergyResult) -> tuple[Finding, ...]:
-    """No sample came for more than 5 usual intervals; harmless for a counter, not for an integral."""
-    found = {name: gaps[name] for name in energy.includes if name in gaps}
-    if not found:
-        return ()
-    parts = _parts(energy)
-    counted = all(parts[name].energy.method is EnergyMethod.COUNTER for name in found)
-    listed = ", ".join(f"{name}: {gap.number}, longest {gap.longest_s:.3g} s" for name, gap in found.items())
-    consequence = "the counters kept counting" if counted else "what happened meanwhile is interpolated"
-    return (
-        Finding(
-            code=FindingCode.SAMPLING_GAPS,
-            severity=Severity.INFO if counted else Severity.WARNING,
-            message=f"Power samples have gaps of more than {GAP_FACTOR} usual intervals ({listed}); {consequence}; "
-            "keep other work off the machine.",
-            numbers={f"{name}.longest_s": gap.longest_s for name, gap in found.items()},
-        ),
-    )
-
-
 def warmup_not_converged(warmups: Mapping[str, Warmup | None], config: ExperimentConfig) -> tuple[Finding, ...]:
     """Warm-up was off, hit its cap, or left no word of how it ended."""
     if not config.warmup.enabled:
@@ -168,8 +76,9 @@ def warmup_not_converged(warmups: Mapping[str, Warmup | None], config: Experimen
         Finding(
             code=FindingCode.WARMUP_NOT_CONVERGED,
             severity=Severity.WARNING,
-            message=f"Latency was not steady when the window opened ({listed}; wanted is a coefficient of variation "
-            f"below {config.warmup.cv_threshold:g}); raise warmup.max_requests or keep other work off the machine.",
+            message=f"Latency or power was not steady when the window opened ({listed}; wanted is a coefficient of "
+            f"variation below {config.warmup.cv_threshold:g}); raise warmup.max_requests or keep other work off the "
+            "machine.",
             numbers={**numbers, "cv_threshold": config.warmup.cv_threshold},
         ),
     )
@@ -228,15 +137,45 @@ def failed_requests(work: WorkResult, first_error: str | None) -> tuple[Finding,
     )
 
 
-def _parts(energy: EnergyResult) -> dict[str, DeviceEnergy | HostEnergy]:
-    """By the names that `includes` uses."""
-    return {**{part.uuid: part for part in energy.devices}, **{part.domain: part for part in energy.host}}
+def output_mismatch(outputs: OutputsResult) -> tuple[Finding, ...]:
+    """Greedy decoding gave other tokens for the same prompt later in the run."""
+    if not outputs.greedy or outputs.repeat is not False:
+        return ()
+    return (
+        Finding(
+            code=FindingCode.OUTPUT_MISMATCH,
+            severity=Severity.WARNING,
+            message="The same prompts gave other tokens in a later repetition although decoding is greedy, so the work "
+            "was not the same each time; look for batches of changing size or kernels that are not deterministic.",
+        ),
+    )
+
+
+def late_arrivals(ranks: Sequence[RankRequests], config: ExperimentConfig) -> tuple[Finding, ...]:
+    """Under open traffic, requests were handed over later than their planned arrival."""
+    if config.traffic.mode != "open" or config.traffic.rate_per_s is None or not any(len(rank) for rank in ranks):
+        return ()
+    late_ns = np.concatenate([rank.released_ns - rank.arrival_ns for rank in ranks])
+    share = float((late_ns > max(_LATE_NS, _LATE_GAP * 1e9 / config.traffic.rate_per_s)).mean())
+    if share <= LATE_SHARE:
+        return ()
+    return (
+        Finding(
+            code=FindingCode.LATE_ARRIVALS,
+            severity=Severity.WARNING,
+            message=f"{share:.0%} of the requests were handed over late, at worst by {late_ns.max() / 1e6:.3g} ms, so "
+            "the traffic was not the one asked for; lower traffic.rate_per_s or keep other work off the machine.",
+            numbers={"late_share": share, "latest_ms": float(late_ns.max()) / 1e6},
+        ),
+    )
 
 
 def _warmup_text(warmup: Warmup | None) -> str:
     if warmup is None:
         return "recorded nothing of its warm-up"
     after = f" after {warmup.requests} requests" if warmup.requests is not None else ""
+    if warmup.power_slope is not None:
+        after += f", power changing by {warmup.power_slope:.1%} over its last 5 s"
     return f"reached {warmup.cv:.3g}{after}" if warmup.cv is not None else f"had too few latencies to tell{after}"
 
 

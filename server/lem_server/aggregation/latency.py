@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from lem_domain.results import Distribution
+from lem_domain.config.measurement import SloConfig
+from lem_domain.results import Distribution, Figure, WindowResult
 from lem_server.aggregation.reading import NULL, IntArray
 from lem_server.aggregation.requests import RankRequests
 
@@ -75,6 +76,25 @@ def tpot_ms(ranks: Sequence[RankRequests]) -> Distribution:
         values.append((rank.last_token_ns[use] - rank.first_token_ns[use]) / (rank.generated_tokens[use] - 1))
     joined = np.concatenate(values) if values else np.empty(0, dtype=np.float64)
     return distribution_ms(joined, "no finished request has two tokens with times")
+
+
+def goodput_per_s(ranks: Sequence[RankRequests], slo: SloConfig | None, window: WindowResult) -> Figure:
+    """Finished requests within the limits / window; a request without a first token misses a limit of TTFT, one with a
+    single token has no TPOT to miss."""
+    if slo is None:
+        return Figure(value=None, unit="1/s", reason="no limits are stated; set traffic.slo")
+    good = 0
+    for rank in ranks:
+        keeps = rank.finished.copy()
+        if slo.ttft_ms is not None:
+            ttft_ns = rank.first_token_ns - rank.arrival_ns
+            keeps &= (rank.first_token_ns != NULL) & (ttft_ns <= slo.ttft_ms * NS_PER_MS)
+        if slo.tpot_ms is not None:
+            several = (rank.first_token_ns != NULL) & (rank.last_token_ns != NULL) & (rank.generated_tokens > 1)
+            tpot_ns = (rank.last_token_ns - rank.first_token_ns) / np.maximum(rank.generated_tokens - 1, 1)
+            keeps &= ~several | (tpot_ns <= slo.tpot_ms * NS_PER_MS)
+        good += int(keeps.sum())
+    return Figure(value=good / window.duration_s, unit="1/s")
 
 
 def _difference(rank: RankRequests, later: IntArray, earlier: IntArray) -> IntArray:

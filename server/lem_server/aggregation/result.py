@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lem_domain.config.hashing import config_hash
+from lem_domain.config.measurement import SloConfig
 from lem_domain.evidence import StreamName
 from lem_domain.results import (
     METHOD_VERSION,
@@ -15,23 +16,28 @@ from lem_domain.results import (
     Finding,
     RunResult,
     SpeedResult,
+    TelemetryResult,
     WindowResult,
     WorkResult,
     verdict_of,
 )
-from lem_server.aggregation import findings, latency
+from lem_server.aggregation import device_findings, energy_findings, findings, latency
 from lem_server.aggregation.completeness import missing_parts
+from lem_server.aggregation.compute import compute_of
 from lem_server.aggregation.efficiency import efficiency_of
 from lem_server.aggregation.energy import EnergyAccount, energy_account
 from lem_server.aggregation.errors import EvidenceMissing
 from lem_server.aggregation.inputs import AggregationInput, ChunkSource
-from lem_server.aggregation.power import read_devices, read_host_traces
+from lem_server.aggregation.outputs import outputs_of
+from lem_server.aggregation.power import DeviceSamples, read_devices, read_host_traces
 from lem_server.aggregation.reading import EvidenceReader
 from lem_server.aggregation.requests import RankRequests, read_requests, work_of
-from lem_server.aggregation.sampler_record import read_sampler
+from lem_server.aggregation.sampler_record import SamplerRecord, read_sampler
 from lem_server.aggregation.sources import read_sources
+from lem_server.aggregation.telemetry import telemetry_of
 from lem_server.aggregation.tokens import read_intervals
-from lem_server.aggregation.warmups import Warmup, read_warmup
+from lem_server.aggregation.trends import latency_trend, power_trend, temperature_change_c
+from lem_server.aggregation.warmups import read_warmup
 from lem_server.aggregation.windows import process_window, union_window
 
 
@@ -58,7 +64,7 @@ def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:
     window = union_window([found for rank in ranks if (found := process_window(rank)) is not None])
     work = work_of(ranks)
     itl_ms, token_findings = _inter_token(reader, ranks)
-    speed = _speed(ranks, work, window, itl_ms)
+    speed = _speed(ranks, work, window, itl_ms, inputs.config.traffic.slo)
     samples = read_devices(reader, inputs.devices)
     record = read_sampler(reader, inputs.summaries)
     account = energy_account(
@@ -73,11 +79,19 @@ def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:
     )
     warmups = {process: read_warmup(reader, process, inputs.summaries) for process in inputs.ranks}
     reader.verify_rest()
+    telemetry = telemetry_of(inputs.devices, samples, inputs.ranks, inputs.summaries, record, window)
+    outputs = outputs_of(inputs.ranks, inputs.summaries, inputs.config)
 
     noticed = (
         *findings.missing_evidence((*missing, *reader.missing)),
         *token_findings,
-        *_judge(inputs, window, account, warmups),
+        *_about_energy(inputs, window, account, ranks, record),
+        *_about_devices(inputs, window, samples, telemetry, record),
+        *findings.warmup_not_converged(warmups, inputs.config),
+        *findings.not_as_requested(inputs.effective_config),
+        *findings.low_overlap(window),
+        *findings.late_arrivals(ranks, inputs.config),
+        *findings.output_mismatch(outputs),
         *findings.failed_requests(work, next((rank.first_error for rank in ranks if rank.first_error), None)),
     )
     return RunResult(
@@ -91,28 +105,52 @@ def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:
         findings=noticed,
         window=window,
         work=work,
+        outputs=outputs,
         speed=speed,
         energy=account.result,
         efficiency=efficiency_of(account.result, work, speed.e2e_ms),
+        compute=compute_of(ranks, inputs.summaries, inputs.devices, window),
+        telemetry=telemetry,
     )
 
 
-def _judge(
+def _about_energy(
     inputs: AggregationInput,
     window: WindowResult,
     account: EnergyAccount,
-    warmups: Mapping[str, Warmup | None],
+    ranks: Sequence[RankRequests],
+    record: SamplerRecord,
 ) -> tuple[Finding, ...]:
     energy, config = account.result, inputs.config
+    meters = [account.meters[part] for part in account.parts if part in account.meters]
     return (
-        *findings.energy_unavailable(energy, config),
-        *findings.energy_modelled(energy),
-        *findings.short_window(window, energy, config),
-        *findings.few_samples(energy),
-        *findings.sampling_gaps(account.gaps, energy),
-        *findings.warmup_not_converged(warmups, config),
-        *findings.not_as_requested(inputs.effective_config),
-        *findings.low_overlap(window),
+        *energy_findings.energy_unavailable(energy, config),
+        *energy_findings.energy_modelled(energy),
+        *energy_findings.short_window(window, energy, config),
+        *energy_findings.few_samples(energy),
+        *energy_findings.sampling_gaps(account.gaps, energy),
+        *energy_findings.sampler_overload(record, energy),
+        *energy_findings.sensor_disagreement(energy),
+        *energy_findings.baseline_drift(energy),
+        *energy_findings.negative_net_energy(energy),
+        *energy_findings.not_stationary(power_trend(meters, window), latency_trend(ranks, window)),
+    )
+
+
+def _about_devices(
+    inputs: AggregationInput,
+    window: WindowResult,
+    samples: Mapping[str, DeviceSamples],
+    telemetry: TelemetryResult,
+    record: SamplerRecord,
+) -> tuple[Finding, ...]:
+    changes = {uuid: temperature_change_c(found.held.get("temperature_c"), window) for uuid, found in samples.items()}
+    return (
+        *device_findings.throttled(telemetry.devices),
+        *device_findings.temperature_drift(changes),
+        *device_findings.foreign_process(record, inputs.devices, window),
+        *device_findings.mig_parent_power(record, [device.uuid for device in inputs.devices]),
+        *device_findings.clock_jump(record.clocks, window),
     )
 
 
@@ -134,12 +172,15 @@ def _inter_token(reader: EvidenceReader, ranks: Sequence[RankRequests]) -> tuple
     return distribution, findings.token_mismatch(miscounted, strangers)
 
 
-def _speed(ranks: Sequence[RankRequests], work: WorkResult, window: WindowResult, itl_ms: Distribution) -> SpeedResult:
+def _speed(
+    ranks: Sequence[RankRequests], work: WorkResult, window: WindowResult, itl_ms: Distribution, slo: SloConfig | None
+) -> SpeedResult:
     finished = work.requests - work.failed_requests
     return SpeedResult(
         output_rate_tok_s=Figure(value=work.generated_tokens / window.duration_s, unit="tok/s"),
         total_rate_tok_s=Figure(value=(work.prompt_tokens + work.generated_tokens) / window.duration_s, unit="tok/s"),
         request_rate_per_s=Figure(value=finished / window.duration_s, unit="1/s"),
+        goodput_per_s=latency.goodput_per_s(ranks, slo, window),
         ttft_ms=latency.ttft_ms(ranks),
         itl_ms=itl_ms,
         tpot_ms=latency.tpot_ms(ranks),

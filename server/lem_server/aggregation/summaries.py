@@ -6,7 +6,18 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from lem_domain.results import CycleSummary, Distribution, EnergyFigure, Figure, RunResult, Verdict
+from lem_domain.results import (
+    CycleSummary,
+    Distribution,
+    EnergyFigure,
+    Figure,
+    Finding,
+    FindingCode,
+    RunResult,
+    Severity,
+    Verdict,
+    verdict_of,
+)
 
 _VERDICTS: tuple[Verdict, ...] = ("valid", "questionable", "invalid")
 
@@ -33,11 +44,15 @@ _METRICS: tuple[tuple[str, str, Callable[[RunResult], _Value]], ...] = (
     ("efficiency.energy_per_request_j", "J", lambda result: _figure(result.efficiency.energy_per_request_j)),
     ("speed.output_rate_tok_s", "tok/s", lambda result: _figure(result.speed.output_rate_tok_s)),
     ("speed.total_rate_tok_s", "tok/s", lambda result: _figure(result.speed.total_rate_tok_s)),
+    ("speed.goodput_per_s", "1/s", lambda result: _figure(result.speed.goodput_per_s)),
     ("speed.ttft_ms.mean", "ms", lambda result: _mean(result.speed.ttft_ms)),
     ("speed.itl_ms.mean", "ms", lambda result: _mean(result.speed.itl_ms)),
     ("speed.tpot_ms.mean", "ms", lambda result: _mean(result.speed.tpot_ms)),
     ("speed.e2e_ms.mean", "ms", lambda result: _mean(result.speed.e2e_ms)),
     ("energy.total", "J", lambda result: _energy(result.energy.total)),
+    ("energy.net", "J", lambda result: _energy(result.energy.net)),
+    ("energy.phases.prefill.energy", "J", lambda result: _energy(result.energy.phases.prefill.energy)),
+    ("energy.phases.decode.energy", "J", lambda result: _energy(result.energy.phases.decode.energy)),
     ("energy.mean_power_w", "W", lambda result: _figure(result.energy.mean_power_w)),
     ("window.duration_s", "s", lambda result: _Value(result.window.duration_s)),
     ("work.generated_tokens", "tokens", lambda result: _Value(float(result.work.generated_tokens))),
@@ -58,18 +73,43 @@ class ExperimentSummary(NamedTuple):
 
 
 def summarise_experiment(results: Sequence[RunResult]) -> ExperimentSummary:
-    """Worst verdict, distinct findings in order of appearance, and the metrics, of the cycles' results in order.
+    """Worst verdict, distinct findings in order of appearance (those between cycles last), and the metrics, of the
+    cycles' results in order.
 
     The energy method is `mixed` where cycles differ; cycles without energy say nothing about it. `energy_includes` is
     whatever any cycle includes, in order of appearance.
     """
     methods = dict.fromkeys(result.energy.total.method.value for result in results if result.energy.total.method)
+    between = output_mismatch(results)
+    verdicts = [result.verdict for result in results] + ([verdict_of(between)] if between else [])
     return ExperimentSummary(
-        verdict=max((result.verdict for result in results), key=_VERDICTS.index, default=None),
+        verdict=max(verdicts, key=_VERDICTS.index, default=None),
         energy_method=next(iter(methods), None) if len(methods) < 2 else "mixed",
         energy_includes=tuple(dict.fromkeys(part for result in results for part in result.energy.includes)),
-        findings=tuple(dict.fromkeys(finding.message for result in results for finding in result.findings)),
+        findings=tuple(
+            dict.fromkeys(
+                finding.message for findings in (*(one.findings for one in results), between) for finding in findings
+            )
+        ),
         metrics=summarise_cycles(results),
+    )
+
+
+def output_mismatch(results: Sequence[RunResult]) -> tuple[Finding, ...]:
+    """Cycles of one greedy experiment, on the same prompts, that generated different tokens."""
+    told = [result.outputs for result in results if result.outputs is not None]
+    digests = [outputs.sha256 for outputs in told if outputs.greedy and outputs.sha256 is not None]
+    if len(set(digests)) < 2:
+        return ()
+    return (
+        Finding(
+            code=FindingCode.OUTPUT_MISMATCH,
+            severity=Severity.WARNING,
+            message=f"{len(digests)} cycles of this greedy experiment generated {len(set(digests))} different outputs, "
+            "so they did not do the same work; look for batches of changing size or kernels that are not "
+            "deterministic.",
+            numbers={"cycles": len(digests), "outputs": len(set(digests))},
+        ),
     )
 
 

@@ -184,7 +184,7 @@ def integrated_energy(trace: Trace, sensor_w: float | None, window: Interval, av
     late = period * (
         _range_around(times, power, window.begin_ns, period) + _range_around(times, power, window.end_ns, period)
     )
-    mixed = averaged_s * float(watts.max() - watts.min()) if averaged_s else 0.0
+    mixed = averaged_s * _range_between(times, power, window, averaged_s) if averaged_s else 0.0
     return Reading(joules, sensor_w * window.duration_s + hidden + late + mixed)
 
 
@@ -238,8 +238,14 @@ def _reading_period_s(seconds: FloatArray, watts: FloatArray) -> float:
 def _range_around(times: IntArray, power: IntArray, at_ns: int, period_s: float) -> float:
     """Highest less lowest reading in W, from the one that shows the power before an instant to the one that shows it
     after a period of the sensor."""
-    low = max(0, int(np.searchsorted(times, at_ns - round(period_s * 1e9), side="right")) - 1)
-    high = int(np.searchsorted(times, at_ns + round(period_s * 1e9), side="left")) + 1
+    return _range_between(times, power, Span(at_ns, at_ns), period_s)
+
+
+def _range_between(times: IntArray, power: IntArray, interval: Interval, margin_s: float) -> float:
+    """Highest less lowest reading in W that shows a power of the interval with a margin at both ends."""
+    margin_ns = round(margin_s * 1e9)
+    low = max(0, int(np.searchsorted(times, interval.begin_ns - margin_ns, side="right")) - 1)
+    high = int(np.searchsorted(times, interval.end_ns + margin_ns, side="left")) + 1
     near = power[low:high]
     return int(near.max() - near.min()) / 1e3
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -13,9 +12,10 @@ from pydantic.types import JsonValue
 from lem_domain.evidence import StreamName
 from lem_server.aggregation.inputs import Summaries
 from lem_server.aggregation.reading import EvidenceReader
+from lem_server.aggregation.sampler_record import number_of
 
 EVENT_KIND = "warmup"
-"""Kind of the event whose detail holds `{"converged": bool, "requests": int, "cv": float | null}`."""
+"""Kind of the event whose detail holds `converged` (bool), `requests` (int), `cv` and `power_slope` (float or null)."""
 
 
 class Warmup(NamedTuple):
@@ -24,6 +24,7 @@ class Warmup(NamedTuple):
     converged: bool
     requests: int | None
     cv: float | None
+    power_slope: float | None = None
 
 
 def read_warmup(reader: EvidenceReader, process: str, summaries: Summaries) -> Warmup | None:
@@ -55,11 +56,10 @@ def _parsed(detail: str | None) -> JsonValue:
 def _warmup(entry: JsonValue) -> Warmup | None:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("converged"), bool):
         return None
-    requests = _number(entry.get("requests"))
-    return Warmup(entry["converged"] is True, int(requests) if requests is not None else None, _number(entry.get("cv")))
-
-
-def _number(value: JsonValue) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
+    requests = number_of(entry.get("requests"))
+    return Warmup(
+        entry["converged"] is True,
+        int(requests) if requests is not None else None,
+        number_of(entry.get("cv")),
+        number_of(entry.get("power_slope")),
+    )

@@ -172,3 +172,49 @@ def test_an_untold_tale_of_the_sources_is_left_out() -> None:
     evidence = busy(devices=(cpu(),))
     evidence.summaries["sampler"] = {"sources": ["codecarbon", {"name": 3}, {"opened": True}]}
     assert energy_of(evidence).total.reason == "nothing measured energy during the window"
+
+
+def test_kinds_of_parts_have_sums_of_their_own() -> None:
+    evidence = busy(devices=(gpu(0), gpu(1)))
+    for number in range(2):
+        evidence.power(SAMPLES, joules=lambda t: 100 * t, device=number)
+    for domain, watts in (("package-0", 30), ("package-1", 20), ("core-0", 10), ("dram-0", 5), ("dram-1", 4)):
+        evidence.host_power(domain, SAMPLES, joules=lambda t, watts=watts: watts * t, method="counter")  # type: ignore[misc]
+    energy = energy_of(evidence)
+    assert energy.gpu.joules == energy.total.joules == pytest.approx(2200, abs=0.01)
+    assert energy.cpu.joules == pytest.approx(550, abs=0.01)
+    assert energy.dram.joules == pytest.approx(99, abs=0.01)
+    assert energy.cpu.bound_j is not None
+
+
+def test_a_kind_that_nobody_measured_is_null() -> None:
+    evidence = busy()
+    evidence.power(SAMPLES, joules=lambda t: 100 * t)
+    energy = energy_of(evidence)
+    assert (energy.cpu.reason, energy.dram.reason) == ("no CPU package was measured", "no memory was measured")
+    assert energy_of(busy(devices=(cpu(),))).gpu.reason == "no accelerator was leased"
+
+
+def test_each_part_says_how_often_it_was_sampled_and_its_counter_moved() -> None:
+    evidence = busy()
+    evidence.power(
+        [number * 0.02 for number in range(700)],
+        joules=lambda t: 100 * (int(t / 0.1 + 1e-9) * 0.1),
+        watts=lambda _: 100,
+    )
+    (device,) = energy_of(evidence).devices
+    assert device.sampling_period_ms.value == pytest.approx(20)
+    assert device.counter_period_ms.value == pytest.approx(100)
+    without = busy()
+    without.power(SAMPLES, watts=lambda _: 100)
+    assert "no two updates" in str(energy_of(without).devices[0].counter_period_ms.reason)
+
+
+def test_power_that_is_a_mean_over_a_second_has_a_wider_bound() -> None:
+    bounds = []
+    for reading in ("instant", "average"):
+        evidence = busy()
+        evidence.summaries["sampler"]["devices"] = [{"index": 0, "uuid": "GPU-0", "power_reading": reading}]
+        evidence.power(SAMPLES, watts=lambda t: 100 if t < 0.95 else 300)
+        bounds.append(energy_of(evidence).total.bound_j or 0)
+    assert bounds[1] - bounds[0] == pytest.approx(200)

@@ -128,3 +128,45 @@ def test_failed_requests(failures: int, severity: Severity) -> None:
     made.request(1, 0.0, [1.0], error="broken")
     finding = only(made, FindingCode.FAILED_REQUESTS)
     assert (finding.severity, finding.numbers["failed_requests"]) == (severity, failures)
+
+
+def test_greedy_tokens_that_did_not_repeat() -> None:
+    made = sampled(clean())
+    made.summaries["rank-0"]["outputs_repeat"] = False
+    assert only(made, FindingCode.OUTPUT_MISMATCH).severity is Severity.WARNING
+
+
+def test_sampled_tokens_need_not_repeat() -> None:
+    made = sampled(clean({"decoding": {"temperature": 0.7}}))
+    made.summaries["rank-0"]["outputs_repeat"] = False
+    assert result_of(made).findings == ()
+
+
+def opened(late: int) -> Evidence:
+    """Twenty requests of open traffic, so many of them handed over 20 ms late, the others 0.5 ms."""
+    made = Evidence(
+        config=ExperimentConfig.model_validate(
+            {"backend": "simulated", "model": "test", "traffic": {"mode": "open", "rate_per_s": 10.0}}
+        )
+    )
+    for number in range(20):
+        arrival = number * 0.6
+        released = arrival + (0.02 if number < late else 0.0005)
+        made.request(number, arrival, [arrival + 0.3, arrival + 0.6], released=released)
+    return sampled(made)
+
+
+def test_requests_that_were_handed_over_late() -> None:
+    finding = only(opened(3), FindingCode.LATE_ARRIVALS)
+    assert finding.severity is Severity.WARNING
+    assert finding.numbers == {"late_share": pytest.approx(0.15), "latest_ms": pytest.approx(20)}
+
+
+def test_one_late_request_of_twenty_is_no_other_traffic() -> None:
+    assert result_of(opened(1)).findings == ()
+
+
+def test_a_warm_up_says_how_power_still_changed() -> None:
+    made = sampled(clean())
+    made.event("rank-0", "warmup", '{"converged": false, "requests": 50, "cv": 0.01, "power_slope": 0.07}')
+    assert "power changing by 7.0%" in only(made, FindingCode.WARMUP_NOT_CONVERGED).message

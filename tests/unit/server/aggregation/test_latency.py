@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from factories.evidence import Evidence
+from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.results import RunResult
 from lem_server.aggregation.errors import EvidenceInvalid
 from lem_server.aggregation.latency import distribution_ms
@@ -172,6 +173,44 @@ def test_without_a_single_token_there_is_no_window() -> None:
     evidence.request(0, 0.0, error="broken")
     with pytest.raises(EvidenceInvalid, match="no request got a single token"):
         result_of(evidence)
+
+
+@pytest.mark.parametrize(
+    ("slo", "good"),
+    [
+        ({"ttft_ms": 100}, 2),
+        ({"tpot_ms": 50}, 3),
+        ({"ttft_ms": 100, "tpot_ms": 50}, 1),
+        ({"ttft_ms": 99.9, "tpot_ms": 50}, 0),
+        ({"ttft_ms": 1000, "tpot_ms": 1000}, 4),
+    ],
+)
+def test_goodput_counts_requests_within_the_limits(slo: dict[str, float], good: int) -> None:
+    evidence = Evidence(
+        config=ExperimentConfig.model_validate({"backend": "simulated", "model": "test", "traffic": {"slo": slo}})
+    )
+    evidence.request(0, 0.0, [0.1, 0.15])  # 100 ms, 50 ms per token
+    evidence.request(1, 0.0, [0.1, 0.9])  # 100 ms, 800 ms
+    evidence.request(2, 0.0, [0.2, 0.25])  # 200 ms, 50 ms
+    evidence.request(3, 0.0, [0.3])  # 300 ms, a single token
+    evidence.request(4, 0.0, [0.01, 0.02], error="broken")
+    evidence.request(5, 0.0, [0.5, 10.0], error="broken")
+    goodput = result_of(evidence).speed.goodput_per_s
+    assert goodput.value == pytest.approx(good / 10)
+
+
+def test_goodput_without_limits_is_null() -> None:
+    evidence = Evidence()
+    evidence.request(0, 0.0, [1.0])
+    assert result_of(evidence).speed.goodput_per_s.reason == "no limits are stated; set traffic.slo"
+
+
+def test_under_open_traffic_latency_counts_from_the_planned_arrival() -> None:
+    evidence = Evidence()
+    evidence.request(0, 1.0, [1.5, 11.0], released=1.2)
+    result = result_of(evidence)
+    assert result.speed.ttft_ms.mean == pytest.approx(500)
+    assert result.window.duration_s == pytest.approx(9.8)
 
 
 @given(arrays(np.int64, st.integers(1, 400), elements=st.integers(0, 10**12)))

@@ -7,13 +7,21 @@ import statistics
 import pytest
 
 from factories.evidence import Evidence, cpu, gpu
+from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.results import RunResult
 from lem_server.aggregation.result import aggregate
-from lem_server.aggregation.summaries import METRICS, summarise_cycles, summarise_experiment
+from lem_server.aggregation.summaries import METRICS, output_mismatch, summarise_cycles, summarise_experiment
 
 
-def cycle(watts: float | None, *, modelled: bool = False, tokens: int = 3) -> RunResult:
+def cycle(
+    watts: float | None, *, modelled: bool = False, tokens: int = 3, output: str | None = None, temperature: float = 0
+) -> RunResult:
     made = Evidence(devices=(cpu() if modelled else gpu(),))
+    made.config = ExperimentConfig.model_validate(
+        {"backend": "simulated", "model": "test", "decoding": {"temperature": temperature}}
+    )
+    if output is not None:
+        made.summaries["rank-0"]["outputs_sha256"] = output * 64
     made.request(0, 0.0, [1.0 + 11 * number / (tokens - 1) for number in range(tokens)])
     times = [number * 0.1 - 1 for number in range(141)]
     if watts is not None and modelled:
@@ -74,3 +82,44 @@ def test_cycles_with_different_methods_are_mixed() -> None:
     summary = summarise_experiment([cycle(100), cycle(50, modelled=True)])
     assert summary.energy_method == "mixed"
     assert summary.energy_includes == ("GPU-0", "package")
+
+
+def test_greedy_cycles_with_other_outputs_are_questionable() -> None:
+    results = [cycle(100, output="a"), cycle(100, output="b"), cycle(100, output="a"), cycle(100)]
+    (finding,) = output_mismatch(results)
+    assert finding.numbers == {"cycles": 3, "outputs": 2}
+    summary = summarise_experiment(results)
+    assert summary.verdict == "questionable"
+    assert summary.findings == (finding.message,)
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        [cycle(100, output="a"), cycle(100, output="a")],
+        [cycle(100, output="a"), cycle(100)],
+        [cycle(100, output="a", temperature=1), cycle(100, output="b", temperature=1)],
+        [],
+    ],
+    ids=["same", "one untold", "sampled", "none"],
+)
+def test_cycles_that_need_not_or_do_agree(results: list[RunResult]) -> None:
+    assert output_mismatch(results) == ()
+
+
+def test_a_result_of_before_the_newer_figures_is_still_summarised() -> None:
+    older = cycle(100).model_dump(mode="json")
+    for part, names in {
+        "speed": ("goodput_per_s",),
+        "energy": ("gpu", "cpu", "dram", "net", "baselines", "phases"),
+        "efficiency": ("energy_per_prompt_token_j", "net_energy_per_output_token_j"),
+    }.items():
+        for name in names:
+            del older[part][name]
+    for name in ("outputs", "compute", "telemetry"):
+        del older[name]
+    for name in ("integrated", "counter_period_ms", "sampling_period_ms"):
+        del older["energy"]["devices"][0][name]
+    metrics = {summary.metric: summary for summary in summarise_cycles([RunResult.model_validate(older)])}
+    assert metrics["energy.total"].mean == pytest.approx(1200, abs=0.01)
+    assert "aggregate the run again" in str(metrics["energy.net"].reason)

@@ -1,0 +1,98 @@
+"""Arithmetic done in the window, estimated from the model's size, and its share of what the devices could have done.
+
+FLOPs = 2 × N_active × processed tokens + 4 × layers × attention width × sum of context lengths. The first term is a
+multiplication and an addition per weight and token, the second the products of queries with keys and of weights with
+values (Kaplan et al. 2020, arXiv:2001.08361, table 1; Narayanan et al. 2021, arXiv:2104.04473, appendix), with the real
+length of each token's context where they have a mean. A request of p prompt tokens, c of them cached, and g generated
+ones processes p - c + g - 1 tokens, as its last one is never fed back. Norms, softmax, padding and what speculation
+throws away are not counted: this is the arithmetic that the work needs, an estimate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from pydantic.types import JsonValue
+
+from lem_domain.gpu_peaks import peak_of
+from lem_domain.results import ComputeResult, Figure, WindowResult
+from lem_domain.wire.workers import Device, DeviceKind
+from lem_server.aggregation.inputs import Summaries
+from lem_server.aggregation.reading import NULL
+from lem_server.aggregation.requests import RankRequests
+from lem_server.aggregation.sampler_record import number_of
+
+
+class ModelShape(NamedTuple):
+    """What a rank says of its model: weights that each token is multiplied with, layers, heads × head size."""
+
+    matmul_parameters: float
+    layers: float
+    attention_width: float
+    dtype: str | None
+
+
+def compute_of(
+    ranks: Sequence[RankRequests], summaries: Summaries, devices: Sequence[Device], window: WindowResult
+) -> ComputeResult:
+    """FLOPs of the finished requests of all ranks, and MFU = FLOPs / (window × peak of the leased devices)."""
+    shapes = {rank.process: model_shape(summaries.get(rank.process, {})) for rank in ranks}
+    silent = ", ".join(process for process, shape in shapes.items() if shape is None)
+    if silent:
+        flops = Figure(value=None, unit="FLOP", reason=f"{silent} did not tell the model's size")
+    else:
+        done = (request_flops(rank, shape) for rank in ranks if (shape := shapes[rank.process]) is not None)
+        flops = Figure(value=float(sum(done)), unit="FLOP")
+    dtypes = sorted({shape.dtype for shape in shapes.values() if shape is not None and shape.dtype is not None})
+    peak, source = _peak(devices, dtypes)
+    if flops.value is None or peak.value is None:
+        mfu = Figure(value=None, unit="1", reason=flops.reason or peak.reason)
+    else:
+        mfu = Figure(value=flops.value / (window.duration_s * peak.value), unit="1")
+    return ComputeResult(flops=flops, mfu=mfu, peak_flops_per_s=peak, peak_source=source)
+
+
+def request_flops(rank: RankRequests, shape: ModelShape) -> float:
+    """The formula above, summed over a rank's finished requests that generated a token."""
+    use = rank.finished & (rank.generated_tokens > 0)
+    cached = np.where(rank.cached_prompt_tokens[use] == NULL, 0, rank.cached_prompt_tokens[use]).astype(np.float64)
+    length = rank.prompt_tokens[use] + rank.generated_tokens[use] - 1.0
+    processed = float((length - cached).sum())
+    contexts = float((length * (length + 1) - cached * (cached + 1)).sum()) / 2
+    return 2 * shape.matmul_parameters * processed + 4 * shape.layers * shape.attention_width * contexts
+
+
+def model_shape(summary: Mapping[str, JsonValue]) -> ModelShape | None:
+    """From `model` in a rank's completion marker; None where a number is missing."""
+    model = summary.get("model")
+    if not isinstance(model, Mapping):
+        return None
+    numbers = [number_of(model.get(name)) for name in ("matmul_parameters", "layers", "attention_width")]
+    parameters, layers, width = numbers
+    if parameters is None or layers is None or width is None:
+        return None
+    dtype = model.get("dtype")
+    return ModelShape(parameters, layers, width, dtype if isinstance(dtype, str) else None)
+
+
+def _peak(devices: Sequence[Device], dtypes: Sequence[str]) -> tuple[Figure, str | None]:
+    unit = "FLOP/s"
+    gpus = {device.uuid: device.name for device in devices if device.kind is DeviceKind.GPU}
+    if not gpus:
+        return Figure(value=None, unit=unit, reason="no GPU was leased"), None
+    if len(dtypes) != 1:
+        return Figure(value=None, unit=unit, reason="the number format of the weights is not known"), None
+    total, sources = 0.0, []
+    for name in gpus.values():
+        entry = peak_of(name)
+        if entry is None:
+            return Figure(value=None, unit=unit, reason=f"the peak of {name} is not in the table of GPUs"), None
+        rates = {str(number_format): rate for number_format, rate in entry.flops_per_s.items()}
+        if dtypes[0] not in rates:
+            reason = f"{entry.sheet} states no peak of {name} for {dtypes[0]}"
+            return Figure(value=None, unit=unit, reason=reason), None
+        total += rates[dtypes[0]]
+        sources.append(entry.sheet)
+    return Figure(value=total, unit=unit), "; ".join(sorted(set(sources)))

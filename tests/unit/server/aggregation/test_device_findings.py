@@ -1,0 +1,152 @@
+"""What happened to devices and clocks during the window is found; what happened outside is not held against it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from factories.evidence import Evidence, gpu, ns
+from lem_domain.results import Finding, FindingCode, RunResult, Severity
+from lem_server.aggregation.result import aggregate
+
+TIMES = [number * 0.1 for number in range(701)]
+"""70 s; the window is 30 to 42 s."""
+
+
+def made(power: bool = True, **fields: Any) -> Evidence:
+    evidence = Evidence(**fields)
+    evidence.request(0, 30.0, [31.0, 36.0, 42.0])
+    if power:
+        for device in range(len(evidence.devices)):
+            evidence.power(TIMES, joules=lambda t: 100 * t, device=device)
+    return evidence
+
+
+def with_readings(**readings: Any) -> Evidence:
+    evidence = made(power=False)
+    evidence.power(TIMES, joules=lambda t: 100 * t, **readings)
+    return evidence
+
+
+def result_of(evidence: Evidence) -> RunResult:
+    stored = evidence.stored()
+    return aggregate(stored.inputs, stored.source)
+
+
+def only(evidence: Evidence, code: FindingCode) -> Finding:
+    (finding,) = result_of(evidence).findings
+    assert finding.code is code
+    return finding
+
+
+class TestThrottled:
+    @pytest.mark.parametrize(
+        ("mask", "reason", "severity"),
+        [
+            (0x04, "sw_power_cap", Severity.INFO),
+            (0x08, "hw_slowdown", Severity.WARNING),
+            (0x20, "sw_thermal_slowdown", Severity.WARNING),
+            (0x40, "hw_thermal_slowdown", Severity.WARNING),
+            (0x80, "hw_power_brake_slowdown", Severity.WARNING),
+        ],
+    )
+    def test_a_quarter_of_the_window(self, mask: int, reason: str, severity: Severity) -> None:
+        finding = only(with_readings(throttle_reasons=lambda t: mask if 33 <= t < 36 else 0x01), FindingCode.THROTTLED)
+        assert finding.severity is severity
+        assert finding.numbers == {f"GPU-0.{reason}": pytest.approx(0.25, abs=0.01)}
+
+    def test_heat_goes_before_the_power_cap(self) -> None:
+        finding = only(with_readings(throttle_reasons=lambda t: 0x24), FindingCode.THROTTLED)
+        assert finding.numbers == {"GPU-0.sw_thermal_slowdown": 1.0}
+
+    @pytest.mark.parametrize("mask", [0x01, 0x02, 0x10, 0x100])
+    def test_rest_and_chosen_clocks_are_no_throttling(self, mask: int) -> None:
+        assert result_of(with_readings(throttle_reasons=lambda _: mask)).findings == ()
+
+    def test_throttling_outside_the_window_is_not_held_against_it(self) -> None:
+        evidence = with_readings(throttle_reasons=lambda t: 0x40 if t < 29.5 or t > 42.5 else 0)
+        assert result_of(evidence).findings == ()
+
+
+class TestTemperature:
+    @pytest.mark.parametrize(("rise", "found"), [(14, True), (-14, True), (8, False)])
+    def test_drift_of_more_than_ten_degrees(self, rise: int, found: bool) -> None:
+        evidence = with_readings(temperature_c=lambda t: round(60 + rise * (t - 30) / 12))
+        if not found:
+            assert result_of(evidence).findings == ()
+            return
+        finding = only(evidence, FindingCode.TEMPERATURE_DRIFT)
+        assert finding.numbers == {"GPU-0.change_c": pytest.approx(rise, abs=0.3)}
+
+
+class TestForeignProcess:
+    @staticmethod
+    def seen(evidence: Evidence, at: float, gone: float | None = None, memory: int | None = 5_000_000) -> Evidence:
+        who = {"device_index": 0, "pid": 4711}
+        evidence.event("sampler", "foreign_process", json.dumps({**who, "memory_bytes": memory}), at)
+        if gone is not None:
+            evidence.event("sampler", "foreign_process_gone", json.dumps(who), gone)
+        return evidence
+
+    @pytest.mark.parametrize(("at", "gone"), [(35.0, 36.0), (5.0, None), (5.0, 31.0), (41.0, None)])
+    def test_in_the_window(self, at: float, gone: float | None) -> None:
+        finding = only(self.seen(made(), at, gone), FindingCode.FOREIGN_PROCESS)
+        assert finding.severity is Severity.WARNING
+        assert "process 4711 on GPU-0" in finding.message
+        assert finding.numbers == {"processes": 1, "memory_bytes": 5_000_000}
+
+    def test_of_unknown_memory(self) -> None:
+        finding = only(self.seen(made(), 35.0, memory=None), FindingCode.FOREIGN_PROCESS)
+        assert finding.numbers == {"processes": 1}
+
+    @pytest.mark.parametrize(("at", "gone"), [(5.0, 29.0), (43.0, None)])
+    def test_outside_the_window(self, at: float, gone: float | None) -> None:
+        assert result_of(self.seen(made(), at, gone)).findings == ()
+
+    def test_during_a_baseline(self) -> None:
+        evidence = self.seen(made(), 12.0, 14.0)
+        evidence.baseline("ready", 10.0, 20.0)
+        assert FindingCode.FOREIGN_PROCESS in {finding.code for finding in result_of(evidence).findings}
+        (finding,) = (one for one in result_of(evidence).findings if one.code is FindingCode.FOREIGN_PROCESS)
+        assert finding.severity is Severity.INFO
+
+
+class TestMig:
+    def test_instances_of_one_gpu_count_once_and_are_flagged(self) -> None:
+        evidence = made(devices=(gpu(0), gpu(1), gpu(2)))
+        parents = {"GPU-0": "GPU-X", "GPU-1": "GPU-X", "GPU-2": None}
+        evidence.summaries["sampler"]["devices"] = [
+            {"index": place, "uuid": uuid, "power_reading": "instant", "mig_parent_uuid": parent}
+            for place, (uuid, parent) in enumerate(parents.items())
+        ]
+        finding = only(evidence, FindingCode.MIG_PARENT_POWER)
+        assert finding.severity is Severity.WARNING
+        assert finding.numbers == {"instances": 2}
+        energy = result_of(evidence).energy
+        assert energy.total.joules == pytest.approx(2400, abs=0.01)
+        assert energy.includes == ("GPU-0", "GPU-2")
+
+
+class TestClockJump:
+    @staticmethod
+    def clocks(*readings: tuple[float, float]) -> Evidence:
+        evidence = made()
+        for monotonic, utc in readings:
+            detail = {"monotonic_ns": ns(monotonic), "utc_ns": ns(utc), "uncertainty_ns": 1000}
+            evidence.event("sampler", "clock", json.dumps(detail), monotonic)
+        return evidence
+
+    def test_inside_the_window(self) -> None:
+        finding = only(self.clocks((0, 1000), (35, 1035), (60, 1063)), FindingCode.CLOCK_JUMP)
+        assert finding.severity is Severity.WARNING
+        assert finding.numbers == {"jump_s": pytest.approx(3)}
+
+    def test_before_the_window(self) -> None:
+        finding = only(self.clocks((0, 1000), (20, 1019), (60, 1059)), FindingCode.CLOCK_JUMP)
+        assert finding.severity is Severity.INFO
+        assert finding.numbers == {"jump_s": pytest.approx(-1)}
+
+    def test_gentle_correction_is_no_jump(self) -> None:
+        assert result_of(self.clocks((0, 1000), (35, 1035.017), (60, 1060.03))).findings == ()

@@ -1,0 +1,151 @@
+"""What contradicts an energy figure is found: by its numbers, at its limit, and not below it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from factories.evidence import Evidence
+from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.results import Finding, FindingCode, RunResult, Severity
+from lem_server.aggregation.result import aggregate
+
+TIMES = [number * 0.1 for number in range(701)]
+"""70 s; the window is 30 to 42 s."""
+
+
+def made(config: dict[str, Any] | None = None, **fields: Any) -> Evidence:
+    resolved = ExperimentConfig.model_validate({"backend": "simulated", "model": "test", **(config or {})})
+    evidence = Evidence(config=resolved, **fields)
+    evidence.request(0, 30.0, [31.0, 36.0, 42.0])
+    return evidence
+
+
+def result_of(evidence: Evidence) -> RunResult:
+    stored = evidence.stored()
+    return aggregate(stored.inputs, stored.source)
+
+
+def only(evidence: Evidence, code: FindingCode) -> Finding:
+    (finding,) = result_of(evidence).findings
+    assert finding.code is code
+    return finding
+
+
+class TestSensorDisagreement:
+    def test_counter_and_integral_that_differ_are_both_shown(self) -> None:
+        evidence = made()
+        evidence.power(TIMES, watts=lambda _: 90, joules=lambda t: 100 * t)
+        finding = only(evidence, FindingCode.SENSOR_DISAGREEMENT)
+        assert finding.severity is Severity.WARNING
+        assert finding.numbers == {
+            "GPU-0.counter_j": pytest.approx(1200, abs=0.01),
+            "GPU-0.integrated_j": pytest.approx(1080),
+        }
+        (device,) = result_of(evidence).energy.devices
+        assert device.energy.joules == pytest.approx(1200, abs=0.01)
+        assert device.integrated is not None
+        assert (device.integrated.joules, device.integrated.bound_j) == (pytest.approx(1080), pytest.approx(60))
+
+    def test_five_per_cent_apart_is_no_contradiction(self) -> None:
+        evidence = made()
+        evidence.power(TIMES, watts=lambda _: 95.1, joules=lambda t: 100 * t)
+        assert result_of(evidence).findings == ()
+
+
+class TestBaselines:
+    @pytest.mark.parametrize(("after", "drifted"), [(62.0, False), (64.0, True), (56.0, True)])
+    def test_drift_of_more_than_five_per_cent(self, after: float, drifted: bool) -> None:
+        evidence = made()
+        evidence.baseline("ready", 10, 20)
+        evidence.baseline("ready_after", 50, 60)
+        levels = ((0, 25, 60.0), (25, 45, 200.0), (45, 1000, after))
+        evidence.power(TIMES, joules=lambda t: sum(w * max(0, min(t, end) - begin) for begin, end, w in levels))
+        if not drifted:
+            assert result_of(evidence).findings == ()
+            return
+        finding = only(evidence, FindingCode.BASELINE_DRIFT)
+        assert finding.severity is Severity.WARNING
+        assert finding.numbers == {
+            "ready_w": pytest.approx(60, abs=0.1),
+            "ready_after_w": pytest.approx(after, abs=0.1),
+        }
+
+    def test_negative_net_energy(self) -> None:
+        evidence = made()
+        evidence.baseline("ready", 10, 20)
+        levels = ((0, 25, 80.0), (25, 1000, 50.0))
+        evidence.power(TIMES, joules=lambda t: sum(w * max(0, min(t, end) - begin) for begin, end, w in levels))
+        finding = only(evidence, FindingCode.NEGATIVE_NET_ENERGY)
+        assert finding.numbers == {"net_j": pytest.approx(-360, abs=0.5), "gross_j": pytest.approx(600, abs=0.5)}
+
+
+class TestNotStationary:
+    @pytest.mark.parametrize("counted", [True, False])
+    def test_power_that_rises_by_a_tenth(self, counted: bool) -> None:
+        evidence = made()
+        watts = lambda t: 95 + 10 * (t - 30) / 12  # noqa: E731
+        if counted:
+            evidence.power(TIMES, joules=lambda t: 95 * t + 10 / 24 * (t - 30) ** 2 + 1000)
+        else:
+            evidence.power(TIMES, watts=watts)
+        finding = only(evidence, FindingCode.NOT_STATIONARY)
+        assert finding.severity is Severity.WARNING
+        assert finding.numbers == {"power_change": pytest.approx(0.1, rel=0.02)}
+
+    def test_power_that_rises_by_four_per_cent_is_level_enough(self) -> None:
+        evidence = made()
+        evidence.power(TIMES, watts=lambda t: 98 + 4 * (t - 30) / 12)
+        assert result_of(evidence).findings == ()
+
+    def test_noise_is_no_trend(self) -> None:
+        noise = np.random.default_rng(4).normal(0, 30, 701)
+        evidence = made()
+        evidence.power(TIMES, watts=lambda t: 150 + float(noise[round(t * 10)]))
+        assert result_of(evidence).findings == ()
+
+    @staticmethod
+    def repeated(growth: float, repetitions: int = 12) -> Evidence:
+        """Prompts of 0.2 and 0.8 s, whose latency grows by a part over all repetitions."""
+        evidence = Evidence()
+        number, time = 0, 30.0
+        for repetition in range(repetitions):
+            for prompt, seconds in ((0, 0.2), (1, 0.8)):
+                latency = seconds * (1 + growth * repetition / repetitions)
+                evidence.request(number, time, [time + latency / 2, time + latency], prompt=prompt)
+                number, time = number + 1, time + latency
+        evidence.power(TIMES, joules=lambda t: 100 * t)
+        return evidence
+
+    def test_latency_that_grows_over_the_repetitions(self) -> None:
+        finding = only(self.repeated(0.3), FindingCode.NOT_STATIONARY)
+        assert finding.numbers == {"latency_change": pytest.approx(0.26, abs=0.02)}
+
+    def test_prompts_of_different_length_are_no_trend(self) -> None:
+        assert result_of(self.repeated(0.0)).findings == ()
+
+    def test_a_few_repetitions_show_no_trend(self) -> None:
+        evidence = self.repeated(0.9, repetitions=4)
+        assert FindingCode.NOT_STATIONARY not in {finding.code for finding in result_of(evidence).findings}
+
+
+class TestSamplerOverload:
+    @pytest.mark.parametrize(("counted", "severity"), [(True, Severity.INFO), (False, Severity.WARNING)])
+    def test_late_and_missed_ticks(self, counted: bool, severity: Severity) -> None:
+        evidence = made()
+        if counted:
+            evidence.power(TIMES, joules=lambda t: 100 * t)
+        else:
+            evidence.power(TIMES, watts=lambda _: 100)
+        evidence.summaries["sampler"] = {"ticks": 900, "late": 40, "missed": 100}
+        finding = only(evidence, FindingCode.SAMPLER_OVERLOAD)
+        assert finding.severity is severity
+        assert finding.numbers == {"late_or_missed": pytest.approx(0.14)}
+
+    def test_a_few_are_nothing(self) -> None:
+        evidence = made()
+        evidence.power(TIMES, joules=lambda t: 100 * t)
+        evidence.summaries["sampler"] = {"ticks": 990, "late": 40, "missed": 10}
+        assert result_of(evidence).findings == ()
