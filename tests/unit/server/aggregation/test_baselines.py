@@ -105,6 +105,15 @@ def test_a_ready_baseline_that_reaches_into_the_window_is_not_used() -> None:
     assert result_of(evidence).energy.net.reason == "the ready baseline reaches into the window"
 
 
+@pytest.mark.parametrize("at", [27.0, 44.0])
+def test_a_counter_that_was_reset_between_baseline_and_window_does_no_harm(at: float) -> None:
+    evidence = made()
+    joules = step(40, 60, 200, 60)
+    evidence.power(SAMPLES, joules=lambda t: joules(t) if t < at else joules(t) - joules(at))
+    net = result_of(evidence).energy.net
+    assert net.joules == pytest.approx((200 - 60) * 12, abs=0.1)
+
+
 def test_parts_add_up_and_one_that_is_lacking_makes_the_baseline_null() -> None:
     evidence = made(devices=(gpu(0), gpu(1)))
     evidence.power(SAMPLES, joules=step(40, 60, 200, 60), device=0)

@@ -58,6 +58,28 @@ class TestCounter:
         assert energy == pytest.approx(10 * (100 - 4), abs=0.002)
         assert bound < 0.03 * energy
 
+    def test_sawtooth(self) -> None:
+        def joules(t: float) -> float:
+            return 100 * t + 50 * ((t % 2) ** 2 / 2 + (t // 2) * 2)  # 100 to 200 W and back at once, every 2 s
+
+        energy, bound = joules_of(counter(trace(every(0.05, 14), joules=joules), 1.3, 12.7))
+        assert energy == pytest.approx(joules(12.7) - joules(1.3), abs=0.05)
+        assert bound < 0.03 * energy
+
+    def test_a_gap_around_an_end_widens_the_bound_and_one_inside_hardly_does(self) -> None:
+        def joules(t: float) -> float:
+            return 100 * t if t < 6 else 600 + 300 * (t - 6)
+
+        bounds = []
+        for begin, end in ((20.0, 21.0), (4.0, 7.0), (10.5, 12.5)):
+            holed = [time for time in every(0.05, 14) if not begin < time < end]
+            energy, bound = joules_of(counter(trace(holed, joules=joules), 1, 11))
+            assert abs(energy - (joules(11) - joules(1))) <= bound
+            bounds.append(bound)
+        whole, inside, around = bounds
+        assert inside < 1.5 * whole
+        assert around > 5 * whole
+
     def test_interpolates_linearly_between_the_bracketing_samples(self) -> None:
         energy, _ = joules_of(counter(trace([0, 1, 2, 3, 4, 5], joules=lambda t: 7 * t), 0.25, 3.5))
         assert energy == pytest.approx(7 * 3.25, abs=1e-9)
@@ -146,6 +168,40 @@ class TestCounter:
 
 def integral(trace: Trace, begin: float, end: float, sensor_w: float | None = 5.0) -> Reading:
     return integrated_energy(trace, sensor_w, window(begin, end))
+
+
+class TestPeriods:
+    def test_a_counter_s_period_is_the_mean_between_updates(self) -> None:
+        slow = trace(every(0.05, 12), joules=lambda t: 100 * (np.floor(t / 0.07 + 1e-9) * 0.07))
+        assert slow.counter_period_s(window(1, 11)) == pytest.approx(0.07, rel=0.02)
+        assert slow.sampling_period_s(window(1, 11)) == pytest.approx(0.05)
+
+    def test_without_updates_or_samples_there_is_none(self) -> None:
+        assert trace(every(0.05, 12), joules=lambda _: 5).counter_period_s(window(1, 11)) is None
+        assert trace([2, 3], joules=lambda t: t).counter_period_s(window(1, 11)) is None
+        assert trace([2, 3], joules=lambda t: t).sampling_period_s(window(1, 11)) is None
+
+    def test_a_sensor_that_shows_a_power_of_long_ago_has_a_wider_bound(self) -> None:
+        def watts(t: float) -> float:
+            return 100 + 50 * np.sin(t)
+
+        bounds = []
+        for update in (0.02, 0.5):
+            seen = trace(every(0.02, 12), watts=lambda t, update=update: watts(np.floor(t / update + 1e-9) * update))  # type: ignore[misc]
+            energy, bound = joules_of(integral(seen, 1, 11, sensor_w=0.001))
+            assert abs(energy - (1000 + 50 * (np.cos(1) - np.cos(11)))) <= bound
+            bounds.append(bound)
+        assert bounds[1] > 10 * bounds[0]
+
+    def test_a_mean_over_the_last_second_mixes_in_what_was_before(self) -> None:
+        def mean(t: float) -> float:
+            return 100 + 200 * min(max(t - 1, 0), 1) - 200 * min(max(t - 11, 0), 1)
+
+        seen = trace(every(0.05, 14), watts=mean)  # 300 W from 1 to 11 s, else 100 W
+        reading = integrated_energy(seen, 1.0, window(1, 11), averaged_s=1.0)
+        energy, bound = joules_of(reading)
+        assert energy == pytest.approx(2900)
+        assert 100 <= bound < 260
 
 
 class TestIntegral:
