@@ -52,7 +52,7 @@ def shape_only(folder: Path) -> Path:
         head_dim=64,
         max_position_embeddings=8192,
         tie_word_embeddings=True,
-        torch_dtype="bfloat16",
+        dtype="bfloat16",
     ).save_pretrained(folder)
     return folder
 
