@@ -1,9 +1,11 @@
 """The measured window of one rank: whole repetitions of its prompts until the asked length is reached.
 
-Under `offline` traffic a batch is released when the one before it is done, as many requests at a time as the backend
-takes. A request's arrival is therefore the moment its batch is handed to the backend, and queueing behind earlier
-batches is no part of its latency. Under `open` and `closed` traffic requests arrive by themselves (see
-`lem_worker.traffic`), and their wait for a place in a batch is.
+Under `offline` traffic a backend that works in lockstep gets a batch when the one before it is done, as many requests
+at a time as it takes. A request's arrival is therefore the moment its batch is handed to the backend, and queueing
+behind earlier batches is no part of its latency. A backend that batches continuously gets all prompts at once, and the
+next repetition when the last of them is done; it queues them itself, and says for how long. Under `open` and `closed`
+traffic requests arrive by themselves (see `lem_worker.traffic`), and their wait for a place in a batch is part of
+their latency.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ from typing import NamedTuple
 
 from lem_domain.config.measurement import TrafficConfig
 from lem_domain.evidence import PhaseName
-from lem_worker.backends import InferenceBackend
+from lem_worker.backends import ContinuousBackend, InferenceBackend, LockstepBackend
 from lem_worker.goal import Goal
+from lem_worker.intake import Intake
 from lem_worker.process_protocol import Message, Tick
-from lem_worker.prompts import PreparedPrompt, batches, requests_of
+from lem_worker.prompts import PreparedPrompt, Request, batches, requests_of
 from lem_worker.recorder import Recorder
-from lem_worker.traffic import Arrival, Feed, make_feed
+from lem_worker.traffic import Arrival, Feed, OfflineFeed, OnceFeed, make_feed
 
 _TICK_NS = 500_000_000
 """The protocol allows about two ticks a second."""
@@ -84,10 +87,58 @@ def measure(
     """Run the window; the answer is the number of repetitions."""
     traffic, share = traffic or TrafficConfig(), share or Share()
     begin_ns = recorder.clock()
-    if traffic.mode != "offline":
+    if traffic.mode == "offline" and not isinstance(backend, ContinuousBackend):
+        return _in_batches(
+            backend,
+            prompts,
+            recorder,
+            goal=goal,
+            seed=seed,
+            begin_ns=begin_ns,
+            max_tokens=max_tokens,
+            between_batches=between_batches,
+        )
+    feed: Feed
+    if traffic.mode == "offline":
+        feed = OfflineFeed(
+            prompts, goal=goal, seed=seed, begin_ns=begin_ns, last_token_ns=lambda: recorder.last_token_ns
+        )
+    else:
         feed = make_feed(traffic, prompts, goal=goal, seed=seed, begin_ns=begin_ns, **share._asdict())
+    if isinstance(backend, ContinuousBackend):
+        backend.serve(Intake(feed, recorder, between_batches), recorder)
+        recorder.drain()
+        between_batches()
+    else:
         _serve(backend, feed, recorder, max_tokens=max_tokens, between_batches=between_batches)
-        return recorder.requests_done // len(prompts)
+    return recorder.requests_done // len(prompts)
+
+
+def send_once(backend: InferenceBackend, requests: Sequence[Request], recorder: Recorder, *, max_tokens: int) -> int:
+    """Send the requests together, through the path that measured ones take; ns until the last token."""
+    begin_ns = recorder.clock()
+    if isinstance(backend, ContinuousBackend):
+        backend.serve(Intake(OnceFeed(requests), recorder), recorder)
+    else:
+        recorder.reserve(len(requests) * max_tokens)
+        recorder.release(requests, begin_ns)
+        backend.run(requests, recorder)
+    recorder.drain()
+    return recorder.last_token_ns - begin_ns
+
+
+def _in_batches(
+    backend: LockstepBackend,
+    prompts: Sequence[PreparedPrompt],
+    recorder: Recorder,
+    *,
+    goal: Goal,
+    seed: int,
+    begin_ns: int,
+    max_tokens: int,
+    between_batches: Callable[[], None],
+) -> int:
+    """One full batch after the other; the answer is the number of repetitions."""
     repetition = 0
     while True:
         requests = requests_of(prompts, repetition=repetition, first_id=repetition * len(prompts), seed=seed)
@@ -103,7 +154,7 @@ def measure(
 
 
 def _serve(
-    backend: InferenceBackend,
+    backend: LockstepBackend,
     feed: Feed,
     recorder: Recorder,
     *,

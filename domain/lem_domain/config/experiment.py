@@ -23,6 +23,7 @@ from lem_domain.config.measurement import (
 from lem_domain.config.model_base import ConfigModel, unit
 from lem_domain.config.pytorch import PyTorchConfig
 from lem_domain.config.simulated import SimulatedConfig
+from lem_domain.config.vllm import VllmConfig
 from lem_domain.ids import Sha256
 
 __all__ = [
@@ -49,6 +50,7 @@ class BackendName(StrEnum):
     """The engines. A backend joins this list when its worker exists."""
 
     PYTORCH = "pytorch"
+    VLLM = "vllm"
     SIMULATED = "simulated"
 
 
@@ -214,6 +216,7 @@ class ExperimentConfig(ConfigModel):
     record: RecordConfig = Field(default_factory=RecordConfig, description="Evidence kept.")
     limits: LimitsConfig = Field(default_factory=LimitsConfig, description="Time limits.")
     pytorch: PyTorchConfig | None = Field(default=None, description="Settings of the PyTorch backend.")
+    vllm: VllmConfig | None = Field(default=None, description="Settings of the vLLM backend.")
     simulated: SimulatedConfig | None = Field(default=None, description="Settings of the simulated backend.")
 
     @model_validator(mode="after")

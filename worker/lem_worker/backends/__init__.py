@@ -6,13 +6,14 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import BackendName
 from lem_domain.wire.runs import EffectiveConfig
 from lem_worker.failures import BackendUnavailable
+from lem_worker.intake import Intake
 from lem_worker.process_protocol import RankJob
 from lem_worker.prompts import PreparedPrompt, Request
 from lem_worker.recorder import Recorder
@@ -41,9 +42,8 @@ class RuntimeCapabilities:
     cuda_management: CudaManagement
 
 
-class InferenceBackend(Protocol):
-    """An engine in a rank's process. `run` fits lockstep batches, a step loop and asynchronous streams alike: all of
-    them report to the recorder when a request was scheduled, when tokens came, and how the request ended."""
+class _Backend(Protocol):
+    """An engine in a rank's process, whatever its way of batching."""
 
     def capabilities(self) -> RuntimeCapabilities:
         """How it wants to be run; known before it is loaded."""
@@ -55,13 +55,10 @@ class InferenceBackend(Protocol):
         """Tokenise (index, text) pairs, within the limits of the configuration; never inside the window."""
 
     def in_flight(self) -> int:
-        """How many requests to hand over at once."""
+        """How many requests it works on at once: the size of a batch, or the most sequences of a step."""
 
     def effective_config(self, sample: Sequence[Request]) -> EffectiveConfig:
         """What the live engine says is in force; `sample` is the largest batch, to be tried where that tells more."""
-
-    def run(self, requests: Sequence[Request], recorder: Recorder) -> None:
-        """Send the requests and return when all are done."""
 
     def facts(self) -> dict[str, JsonValue]:
         """What the loaded model is and used: `model` for the estimate of its work, `peak_device_memory_bytes`. Asked
@@ -74,6 +71,26 @@ class InferenceBackend(Protocol):
         """Let go of everything."""
 
 
+@runtime_checkable
+class LockstepBackend(_Backend, Protocol):
+    """Works on one batch at a time, which its caller makes: the next begins when the last row of this one is done."""
+
+    def run(self, requests: Sequence[Request], recorder: Recorder) -> None:
+        """Send the requests as one batch, tell the recorder what becomes of them, and return when all are done."""
+
+
+@runtime_checkable
+class ContinuousBackend(_Backend, Protocol):
+    """Takes requests in and lets them go at any time, and owns the loop that does it (see `lem_worker.intake`)."""
+
+    def serve(self, intake: Intake, recorder: Recorder) -> None:
+        """Take requests from the intake until it is over and all are done, and tell the recorder what becomes of each:
+        when it was scheduled, when tokens came, and how it ended."""
+
+
+InferenceBackend = LockstepBackend | ContinuousBackend
+
+
 @dataclass(frozen=True)
 class _Entry:
     module: str
@@ -83,6 +100,7 @@ class _Entry:
 
 _BACKENDS = {
     BackendName.PYTORCH: _Entry("lem_worker.backends.pytorch", "PyTorchBackend", "pytorch"),
+    BackendName.VLLM: _Entry("lem_worker.backends.vllm", "VllmBackend", "vllm"),
     BackendName.SIMULATED: _Entry("lem_worker.backends.simulated", "SimulatedBackend", "worker"),
 }
 
