@@ -103,6 +103,10 @@ class AsyncClient:
         """The campaign's experiments in the order of its sweep."""
         return self._pages(operations.list_experiments(campaign_id))
 
+    async def experiment(self, experiment_id: str) -> ExperimentView:
+        """One experiment with its whole configuration."""
+        return await self._sender.send(operations.get_experiment(experiment_id))
+
     async def cancel_campaign(self, campaign_id: str) -> CampaignView:
         """Cancel what is queued and stop what is live; done again it changes nothing."""
         return await self._sender.send(operations.cancel_campaign(campaign_id))

@@ -103,6 +103,10 @@ class Client:
         """The campaign's experiments in the order of its sweep."""
         return self._pages(operations.list_experiments(campaign_id))
 
+    def experiment(self, experiment_id: str) -> ExperimentView:
+        """One experiment with its whole configuration."""
+        return self._sender.send(operations.get_experiment(experiment_id))
+
     def cancel_campaign(self, campaign_id: str) -> CampaignView:
         """Cancel what is queued and stop what is live; done again it changes nothing."""
         return self._sender.send(operations.cancel_campaign(campaign_id))

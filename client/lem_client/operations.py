@@ -108,6 +108,11 @@ def list_experiments(campaign_id: str) -> Operation[Page[ExperimentView]]:
     return Operation("GET", _place("campaigns", campaign_id, "experiments"), Page[ExperimentView], _filters())
 
 
+def get_experiment(experiment_id: str) -> Operation[ExperimentView]:
+    """One experiment."""
+    return Operation("GET", _place("experiments", experiment_id), ExperimentView)
+
+
 def campaign_results(campaign_id: str) -> Operation[CampaignResults]:
     """Every experiment over its cycles."""
     return Operation("GET", _place("campaigns", campaign_id, "results"), CampaignResults)

@@ -7,11 +7,15 @@ from uuid import UUID
 
 from fastapi import Depends, Path
 
-from lem_domain.ids import AttemptId, CampaignId, IdKind, RunId, WorkerId, parse_id
+from lem_domain.ids import AttemptId, CampaignId, ExperimentId, IdKind, RunId, WorkerId, parse_id
 
 
 def _campaign(campaign_id: Annotated[CampaignId, Path(description="The campaign's id.")]) -> UUID:
     return parse_id(IdKind.CAMPAIGN, campaign_id)
+
+
+def _experiment(experiment_id: Annotated[ExperimentId, Path(description="The experiment's id.")]) -> UUID:
+    return parse_id(IdKind.EXPERIMENT, experiment_id)
 
 
 def _run(run_id: Annotated[RunId, Path(description="The run's id.")]) -> UUID:
@@ -27,6 +31,7 @@ def _worker(worker_id: Annotated[WorkerId, Path(description="The worker's id.")]
 
 
 CampaignPath = Annotated[UUID, Depends(_campaign)]
+ExperimentPath = Annotated[UUID, Depends(_experiment)]
 RunPath = Annotated[UUID, Depends(_run)]
 AttemptPath = Annotated[UUID, Depends(_attempt)]
 WorkerPath = Annotated[UUID, Depends(_worker)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import islice
 from typing import Annotated
 
@@ -9,15 +10,15 @@ import typer
 from pydantic import BaseModel
 from pydantic.types import JsonValue
 
+from lem_client.cli.exits import UsageProblem
 from lem_client.cli.naming import campaign_id_of, kind_of
 from lem_client.cli.session import Session, clean, session_of, table
 from lem_client.errors import NotFound
-from lem_client.render import explain
+from lem_client.render import again, explain
 from lem_domain.errors import LemError
 from lem_domain.ids import IdKind
 from lem_domain.results import RunResult
 from lem_domain.states import CampaignState, RunState
-from lem_domain.wire.campaigns import ExperimentView
 from lem_domain.wire.runs import AttemptView, RunView
 
 
@@ -61,6 +62,10 @@ def show(
             metavar="ID", help="Id of a campaign, experiment, run, attempt or worker; or a campaign's name."
         ),
     ],
+    as_config: Annotated[
+        bool,
+        typer.Option("--as-config", help="Of a run or experiment: a campaign file that submits the same one again."),
+    ] = False,
 ) -> None:
     """Show one thing in full. Of a run: its history, its configuration, and every figure explained in words.
 
@@ -68,8 +73,12 @@ def show(
     lemctl show quickstart      a campaign and its runs
     lemctl show run_0199…       a run: states, configuration, energy in words, findings
     lemctl show att_0199…       one try at a run, with its environment and raw evidence
+    lemctl show run_0199… --as-config > again.yaml
     """
     session = session_of(context)
+    if as_config:
+        _show_as_config(session, what)
+        return
     match kind_of(what):
         case IdKind.RUN:
             _show_run(session, what)
@@ -79,7 +88,7 @@ def show(
             worker = session.client.worker(what)
             give(session, worker, explain.worker(worker))
         case IdKind.EXPERIMENT:
-            experiment = _experiment(session, what)
+            experiment = session.client.experiment(what)
             give(session, experiment, explain.experiment(experiment))
         case IdKind.TOKEN:
             raise LemError("tokens can't be shown here; GET /api/v1/tokens lists them.")
@@ -167,13 +176,29 @@ def _result(session: Session, run: RunView) -> RunResult | None:
         return None
 
 
-def _experiment(session: Session, experiment_id: str) -> ExperimentView:
-    """An experiment has no address of its own; it is looked for from the newest campaign back."""
-    for campaign in session.client.campaigns():
-        for one in session.client.experiments(campaign.id):
-            if one.id == experiment_id:
-                return one
-    raise LemError(f"there is no experiment {experiment_id}; `lemctl show CAMPAIGN --json` lists a campaign's.")
+def _show_as_config(session: Session, what: str) -> None:
+    """The file goes to standard output alone, so that `> again.yaml` makes it."""
+    client = session.client
+    kind = kind_of(what)
+    if kind is IdKind.RUN:
+        run = client.run(what)
+        attempt = client.attempt(run.current_attempt) if run.current_attempt is not None else None
+        experiment = client.experiment(run.experiment_id)
+    elif kind is IdKind.EXPERIMENT:
+        run, attempt = None, None
+        experiment = client.experiment(what)
+    else:
+        raise UsageProblem(
+            "--as-config needs the id of a run or an experiment; `lemctl show CAMPAIGN` lists a campaign's."
+        )
+    campaign = client.campaign(experiment.campaign_id)
+    document = again.document(experiment, campaign, run)
+    if session.as_json:
+        session.print_json(document)
+        return
+    lines = again.origin(client.server, experiment, campaign, run, attempt)
+    comments = [clean(line.replace("\n", " ")) for line in lines]
+    sys.stdout.write(again.yaml_text(document, experiment, comments))
 
 
 def _json(value: BaseModel) -> dict[str, JsonValue]:

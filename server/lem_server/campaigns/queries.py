@@ -246,6 +246,17 @@ async def list_experiments(
     return [ExperimentRow(*row) for row in rows]
 
 
+_GET_EXPERIMENT = text("""
+    SELECT campaign_id, id, ordinal, display_name, varied, config, config_hash FROM experiments WHERE id = :id
+""")
+
+
+async def get_experiment(connection: AsyncConnection, experiment_id: UUID) -> tuple[UUID, ExperimentRow] | None:
+    """One experiment and the campaign that it belongs to."""
+    row = (await connection.execute(_GET_EXPERIMENT, {"id": experiment_id})).one_or_none()
+    return None if row is None else (row[0], ExperimentRow(*row[1:]))
+
+
 # There are few workers: a scan.
 _SERVED = text("""
     SELECT backend, max(jsonb_array_length(devices)) FROM workers WHERE signed_off_at IS NULL GROUP BY backend

@@ -28,7 +28,7 @@ from lem_server.campaigns import results, service
 from lem_server.context import Context
 from lem_server.idempotency import IdempotencyKey, fingerprint, run_once
 from lem_server.paging import Cursor, Int4, Limit, decode_cursor, encode_cursor
-from lem_server.path_ids import CampaignPath, RunPath
+from lem_server.path_ids import CampaignPath, ExperimentPath, RunPath
 from lem_server.problems import problem_responses
 
 router = APIRouter(prefix="/api/v1", tags=["campaigns"])
@@ -115,6 +115,12 @@ async def list_experiments(
     (after,) = decode_cursor("experiments", cursor, _ORDINAL) or (-1,)
     items, following = await service.list_experiments(context.engine, campaign_id, after=after, limit=limit)
     return Page(items=items, next=None if following is None else encode_cursor("experiments", (following,)))
+
+
+@router.get("/experiments/{experiment_id}", responses=_ONE, openapi_extra=requires(Scope.READ))
+async def get_experiment(context: Context, experiment_id: ExperimentPath) -> ExperimentView:
+    """One experiment with its whole configuration and the hash that names it."""
+    return await service.get_experiment(context.engine, experiment_id)
 
 
 _STANDING = problem_responses(ProblemCode.BAD_REQUEST, ProblemCode.NOT_FOUND, ProblemCode.CONFLICT)

@@ -132,6 +132,23 @@ async def list_experiments(
     return views, shown[-1].ordinal if len(rows) > limit else None
 
 
+async def get_experiment(engine: AsyncEngine, experiment_id: UUID) -> ExperimentView:
+    """One experiment.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    async with engine.connect() as connection:
+        found = await queries.get_experiment(connection, experiment_id)
+    if found is None:
+        raise ProblemError(
+            ProblemCode.NOT_FOUND,
+            f"there is no experiment {format_id(IdKind.EXPERIMENT, experiment_id)}; "
+            "GET /api/v1/campaigns/{campaign_id}/experiments lists a campaign's.",
+        )
+    return _experiment(*found)
+
+
 async def cancel(engine: AsyncEngine, campaign_id: UUID, *, cancelled_by: str) -> CampaignView:
     """Cancel what is queued at once and ask the workers of live runs to stop. Done again it changes nothing.
 
