@@ -18,10 +18,10 @@ import pytest
 from e2e_servers import Cluster, ServerProcess
 from factories.evidence import MadeChunk
 from factories.runs import campaign_body, submit
-from factories.worker import FakeWorker, plain_evidence
+from factories.worker import FakeWorker, plain_evidence, sha256_header
 from lem_client import Client
 from lem_domain.config.campaign import CampaignSpec
-from lem_domain.evidence import SAMPLER, digest_of_digests
+from lem_domain.evidence import CHUNK_MEDIA_TYPE, SAMPLER, digest_of_digests
 from lem_domain.ids import IdKind, parse_id
 from lem_domain.states import RunState
 
@@ -199,14 +199,20 @@ async def killed_during_body(server: ServerProcess, worker: FakeWorker, attempt:
         worker.api.put(
             f"/api/v1/attempts/{attempt}/processes/{chunk.process}/streams/{chunk.stream.value}/chunks/{chunk.seq}",
             content=body(),
-            headers={**worker.headers, "Content-Length": str(len(chunk.body))},
+            headers={
+                **worker.headers,
+                "Content-Type": CHUNK_MEDIA_TYPE,
+                "Content-Digest": sha256_header(chunk.body),
+                "Content-Length": str(len(chunk.body)),
+            },
         )
     )
     await half_sent.wait()
     server.kill()
     killed.set()
     with pytest.raises(httpx.TransportError):
-        await sending
+        answer = await sending
+        pytest.fail(f"a server that was killed answered {answer.status_code}: {answer.text}")
 
 
 async def test_a_server_killed_while_it_verifies_a_manifest(

@@ -323,10 +323,12 @@ async def test_out_of_touch_the_worker_stops_and_asks_the_server_when_it_is_back
     server: FakeServer, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LEM_TEST_RANK", "hang")
-    server.lease_s = 2.0
     attempt = server.enqueue()
     running = asyncio.create_task(work())
     await asyncio.to_thread(server.wait_until, lambda: attempt in server.started)
+    server.lease_s = 2.0  # only now: on a busy machine, starting takes longer than that
+    told = len(server.beats)
+    await asyncio.to_thread(server.wait_until, lambda: len(server.beats) > told + 1)
     server.fail("heartbeat", lambda: Response(status_code=503))
     await running
     assert (server.ended[attempt].outcome, server.ended[attempt].reason) == ("interrupted", FailureReason.WORKER_LOST)
