@@ -30,9 +30,9 @@ def sha256_header(body: bytes) -> str:
     return f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
 
 
-def device_body(uuid: str) -> dict[str, str]:
+def device_body(uuid: str, name: str = "Simulated device") -> dict[str, str]:
     """A simulated device with this UUID."""
-    return {"uuid": uuid, "kind": "simulated", "name": "Simulated device"}
+    return {"uuid": uuid, "kind": "simulated", "name": name}
 
 
 def plain_evidence(*, seconds: int = 4, watts: float = 50.0, chunk_rows: int = 1000) -> Evidence:
@@ -57,6 +57,8 @@ class FakeWorker:
     id: str = field(default_factory=lambda: format_id(IdKind.WORKER, uuid4()))
     boot: UUID = field(default_factory=uuid4)
     protocol: int = PROTOCOL_VERSION
+    names: dict[str, str] = field(default_factory=dict)
+    """Of devices, by UUID, where it matters."""
 
     def __post_init__(self) -> None:
         self.uuids = self.uuids or tuple(f"SIM-{uuid4().hex[:12]}" for _ in range(self.devices))
@@ -81,7 +83,7 @@ class FakeWorker:
             name="fake-1",
             host="host-1",
             backend=self.backend,
-            devices=[device_body(uuid) for uuid in self.uuids],
+            devices=[device_body(uuid, self.names.get(uuid, "Simulated device")) for uuid in self.uuids],
         )
 
     async def claim(

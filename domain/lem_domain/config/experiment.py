@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from lem_domain.config.devices import DevicesConfig
 from lem_domain.config.measurement import (
     BaselineConfig,
     EnergyConfig,
@@ -178,14 +179,6 @@ class DecodingConfig(ConfigModel):
                     f"{', '.join(given)} has no effect under greedy decoding; set temperature above 0 or remove it"
                 )
         return self
-
-
-class DevicesConfig(ConfigModel):
-    """What a run needs to itself."""
-
-    count: int = Field(
-        default=1, ge=1, le=64, description="Accelerators leased for the run (1 is the CPU where there is none)."
-    )
 
 
 def _model_from_text(value: Any) -> Any:

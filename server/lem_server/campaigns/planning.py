@@ -8,7 +8,7 @@ from pydantic.types import JsonValue
 
 from lem_domain.config.campaign import CampaignSpec
 from lem_domain.config.expansion import Plan, PlannedExperiment, expand
-from lem_domain.config.experiment import PromptsConfig
+from lem_domain.config.experiment import DevicesConfig, PromptsConfig
 from lem_domain.config.validation import pointer
 from lem_domain.errors import ConfigurationError, FieldProblem
 from lem_domain.prompt_sets import builtin_prompt_sets
@@ -56,21 +56,29 @@ def datasets_of(planned: Plan) -> frozenset[str]:
 
 
 def notes(experiments: Sequence[PlannedExperiment], served: Sequence[ServedBackend]) -> tuple[str, ...]:
-    """What no registered worker can run, one sentence per backend."""
-    most_devices = {one.backend: one.most_devices for one in served}
-    needed: dict[str, int] = {}
+    """What no registered worker can run, one sentence each."""
+    wanted: dict[str, dict[DevicesConfig, None]] = {}
     for experiment in experiments:
-        backend = experiment.config.backend.value
-        needed[backend] = max(needed.get(backend, 0), experiment.config.devices.count)
+        wanted.setdefault(experiment.config.backend.value, {})[experiment.config.devices] = None
     found = []
-    for backend, count in needed.items():
-        if backend not in most_devices:
+    for backend, choices in wanted.items():
+        workers = [one.devices for one in served if one.backend == backend]
+        if not workers:
             found.append(f"No registered worker serves backend {backend!r}; its runs wait until one is started.")
-        elif most_devices[backend] < count:
+            continue
+        most = max(len(devices) for devices in workers)
+        needed = max(choice.count for choice in choices)
+        if needed > most:
             found.append(
-                f"Some runs need {count} devices, but no registered worker for backend {backend!r} has more than "
-                f"{most_devices[backend]}; they wait until one has."
+                f"Some runs need {needed} devices, but no registered worker for backend {backend!r} has more than "
+                f"{most}; they wait until one has."
             )
+        found += [
+            f"No registered worker for backend {backend!r} has {choice.describe()}; runs that want them wait until "
+            "one has."
+            for choice in choices
+            if choice.count <= most and not any(choice.fit(devices) for devices in workers)
+        ]
     return tuple(found)
 
 

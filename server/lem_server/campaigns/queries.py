@@ -52,10 +52,10 @@ class ExperimentRow(NamedTuple):
 
 
 class ServedBackend(NamedTuple):
-    """A backend that some worker serves, and the most devices that one of its workers has."""
+    """What one worker that didn't sign off serves, and on which devices."""
 
     backend: str
-    most_devices: int
+    devices: list[dict[str, str]]
 
 
 _INSERT = text("""
@@ -259,7 +259,7 @@ async def get_experiment(connection: AsyncConnection, experiment_id: UUID) -> tu
 
 # There are few workers: a scan.
 _SERVED = text("""
-    SELECT backend, max(jsonb_array_length(devices)) FROM workers WHERE signed_off_at IS NULL GROUP BY backend
+    SELECT backend, devices FROM workers WHERE signed_off_at IS NULL ORDER BY id
 """)
 
 

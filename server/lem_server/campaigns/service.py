@@ -84,6 +84,8 @@ async def submit(connection: AsyncConnection, spec: CampaignSpec, planned: Plan,
                 position=run.position,
                 backend=planned.experiments[run.experiment].config.backend.value,
                 device_count=planned.experiments[run.experiment].config.devices.count,
+                device_uuids=planned.experiments[run.experiment].config.devices.uuids,
+                device_like=planned.experiments[run.experiment].config.devices.like_pattern,
             )
             for run in planned.runs
         ],

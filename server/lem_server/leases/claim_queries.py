@@ -34,7 +34,8 @@ class Candidate(NamedTuple):
     """A queued run that was chosen and locked."""
 
     run_id: UUID
-    device_count: int
+    devices: list[str]
+    """Exactly those to be leased, in order."""
     attempts: int
 
 
@@ -64,40 +65,61 @@ async def claim_row(connection: AsyncConnection, claim_id: UUID) -> ClaimRow | N
     return None if row is None else ClaimRow(*row)
 
 
+class FreeDevice(NamedTuple):
+    """A device of a worker that nobody leases."""
+
+    uuid: str
+    name: str
+    kind: str
+
+
 _FREE_DEVICES = text("""
-    SELECT offered.device
+    SELECT offered.device, known.device ->> 'name', known.device ->> 'kind'
       FROM unnest(:devices) WITH ORDINALITY AS offered (device, place)
       JOIN workers w ON w.id = :worker_id
-       AND w.devices @> jsonb_build_array(jsonb_build_object('uuid', offered.device))
+      JOIN jsonb_array_elements(w.devices) AS known (device) ON known.device ->> 'uuid' = offered.device
      WHERE NOT EXISTS (SELECT 1 FROM device_leases d WHERE d.device_uuid = offered.device)
      ORDER BY offered.place
 """).bindparams(bindparam("devices", type_=ARRAY(Text)))
 
 
-async def free_devices(connection: AsyncConnection, worker_id: UUID, devices: Sequence[str]) -> list[str]:
+async def free_devices(connection: AsyncConnection, worker_id: UUID, devices: Sequence[str]) -> list[FreeDevice]:
     """Those of the offered devices that are the worker's and that nobody leases, in the offered order."""
     rows = await connection.execute(_FREE_DEVICES, {"worker_id": worker_id, "devices": list(devices)})
-    return list(rows.scalars())
+    return [FreeDevice(*row) for row in rows]
 
 
 # Index ix_runs_claim; the campaigns' primary key. The campaign is locked too, so that nothing of it is claimed after
-# its pause was answered; one that is just being paused is passed over.
+# its pause was answered; one that is just being paused is passed over. `fitting` are the free devices that the run
+# takes: those it names in its own order, or those of the kind it asks for in the worker's, or any.
 _NEXT_RUN = text("""
-    SELECT r.id, r.device_count, r.attempts
+    SELECT r.id, fitting.uuids[1:r.device_count], r.attempts
       FROM runs r
       JOIN campaigns c ON c.id = r.campaign_id
-     WHERE r.state = 'queued' AND r.backend = :backend AND r.device_count <= :devices
+     CROSS JOIN LATERAL (
+           SELECT array_agg(free.uuid ORDER BY array_position(r.device_uuids, free.uuid), free.place) AS uuids
+             FROM unnest(:uuids, :names, :kinds) WITH ORDINALITY AS free (uuid, name, kind, place)
+            WHERE (r.device_uuids IS NULL OR free.uuid = ANY (r.device_uuids))
+              AND (r.device_like IS NULL OR free.name ILIKE r.device_like OR free.kind ILIKE r.device_like)
+           ) fitting
+     WHERE r.state = 'queued' AND r.backend = :backend AND r.device_count <= cardinality(fitting.uuids)
        AND r.not_before <= now() AND c.state = 'active'
      ORDER BY r.priority DESC, r.campaign_id, r.position
      LIMIT 1
        FOR NO KEY UPDATE OF r SKIP LOCKED
        FOR SHARE OF c SKIP LOCKED
-""")
+""").bindparams(*(bindparam(name, type_=ARRAY(Text)) for name in ("uuids", "names", "kinds")))
 
 
-async def next_run(connection: AsyncConnection, *, backend: str, devices: int) -> Candidate | None:
-    """Lock the first queued run that fits."""
-    row = (await connection.execute(_NEXT_RUN, {"backend": backend, "devices": devices})).one_or_none()
+async def next_run(connection: AsyncConnection, *, backend: str, free: Sequence[FreeDevice]) -> Candidate | None:
+    """Lock the first queued run that fits, and choose its devices among the free ones."""
+    parameters = {
+        "backend": backend,
+        "uuids": [device.uuid for device in free],
+        "names": [device.name for device in free],
+        "kinds": [device.kind for device in free],
+    }
+    row = (await connection.execute(_NEXT_RUN, parameters)).one_or_none()
     return None if row is None else Candidate(*row)
 
 
@@ -138,16 +160,16 @@ async def insert_attempt(
     worker_id: UUID,
     boot_id: UUID,
     claim_id: UUID,
-    devices: Sequence[str],
     ttl: timedelta,
 ) -> bool:
     """Make the attempt, its lease and its device leases; False when a device was leased meanwhile (roll back then)."""
     ids = {"attempt_id": attempt_id, "run_id": candidate.run_id, "worker_id": worker_id, "boot_id": boot_id}
+    devices = candidate.devices
     await connection.execute(
-        _INSERT_ATTEMPT, {**ids, "number": candidate.attempts + 1, "claim_id": claim_id, "devices": list(devices)}
+        _INSERT_ATTEMPT, {**ids, "number": candidate.attempts + 1, "claim_id": claim_id, "devices": devices}
     )
     await connection.execute(_INSERT_LEASE, {**ids, "ttl": ttl})
-    leased = await connection.execute(_INSERT_DEVICE_LEASES, {"attempt_id": attempt_id, "devices": list(devices)})
+    leased = await connection.execute(_INSERT_DEVICE_LEASES, {"attempt_id": attempt_id, "devices": devices})
     if leased.rowcount != len(devices):
         return False
     await connection.execute(_INITIALISE, {"attempt_id": attempt_id, "run_id": candidate.run_id})

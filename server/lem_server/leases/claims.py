@@ -96,10 +96,10 @@ async def _take(
         return made_before
     if worker.draining:
         return None
-    devices = await queries.free_devices(connection, worker_id, request.devices)
-    if not devices:
+    free = await queries.free_devices(connection, worker_id, request.devices)
+    if not free:
         return None
-    candidate = await queries.next_run(connection, backend=worker.backend, devices=len(devices))
+    candidate = await queries.next_run(connection, backend=worker.backend, free=free)
     if candidate is None:
         return None
     await set_actor(connection, ActorKind.WORKER, format_id(IdKind.WORKER, worker_id))
@@ -110,7 +110,6 @@ async def _take(
         worker_id=worker_id,
         boot_id=request.boot_id,
         claim_id=request.claim_id,
-        devices=devices[: candidate.device_count],
         ttl=timedelta(seconds=terms.ttl_s),
     )
     if not made:

@@ -22,17 +22,21 @@ class NewRun(NamedTuple):
     position: int
     backend: str
     device_count: int
+    device_uuids: tuple[str, ...] = ()
+    """These and no others; empty leaves it open."""
+    device_like: str | None = None
+    """An SQL pattern that each one's name or kind matches."""
 
 
 _UUIDS: ARRAY[UUID] = ARRAY(Uuid)
 
 _INSERT = text("""
-    INSERT INTO runs (id, campaign_id, experiment_id, cycle, position, backend, device_count, priority,
-                      retries_left, losses_left)
-    SELECT new.id, :campaign_id, new.experiment_id, new.cycle, new.position, new.backend, new.device_count, :priority,
-           :retries, :losses
-      FROM unnest(:ids, :experiment_ids, :cycles, :positions, :backends, :device_counts)
-           AS new (id, experiment_id, cycle, position, backend, device_count)
+    INSERT INTO runs (id, campaign_id, experiment_id, cycle, position, backend, device_count, device_uuids,
+                      device_like, priority, retries_left, losses_left)
+    SELECT new.id, :campaign_id, new.experiment_id, new.cycle, new.position, new.backend, new.device_count,
+           string_to_array(new.device_uuids, ','), new.device_like, :priority, :retries, :losses
+      FROM unnest(:ids, :experiment_ids, :cycles, :positions, :backends, :device_counts, :device_uuids, :device_likes)
+           AS new (id, experiment_id, cycle, position, backend, device_count, device_uuids, device_like)
      ORDER BY new.position
 """).bindparams(
     bindparam("ids", type_=_UUIDS),
@@ -41,6 +45,8 @@ _INSERT = text("""
     bindparam("positions", type_=ARRAY(Integer)),
     bindparam("backends", type_=ARRAY(Text)),
     bindparam("device_counts", type_=ARRAY(Integer)),
+    bindparam("device_uuids", type_=ARRAY(Text)),
+    bindparam("device_likes", type_=ARRAY(Text)),
 )
 
 
@@ -61,6 +67,9 @@ async def insert(
             "positions": [run.position for run in runs],
             "backends": [run.backend for run in runs],
             "device_counts": [run.device_count for run in runs],
+            # No UUID holds a comma.
+            "device_uuids": [",".join(run.device_uuids) or None for run in runs],
+            "device_likes": [run.device_like for run in runs],
         },
     )
 

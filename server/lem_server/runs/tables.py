@@ -69,6 +69,8 @@ runs = Table(
     Column("position", Integer, nullable=False),
     Column("backend", Text, nullable=False),
     Column("device_count", SmallInteger, nullable=False),
+    Column("device_uuids", ARRAY(Text)),
+    Column("device_like", Text),
     Column("priority", SmallInteger, nullable=False),
     Column("state", Text, nullable=False, server_default=text("'queued'")),
     Column("reason", Text),

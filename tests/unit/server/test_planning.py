@@ -70,12 +70,15 @@ def test_the_least_duration_is_the_sum_of_all_windows() -> None:
     assert [(run.experiment, run.cycle, run.position) for run in view.runs[:3]] == [(0, 1, 0), (1, 1, 1), (0, 2, 2)]
 
 
+DEVICE = {"uuid": "SIM-0", "kind": "simulated", "name": "Simulated"}
+
+
 @pytest.mark.parametrize(
     ("served", "words"),
     [
         ([], ["No registered worker serves backend 'simulated'"]),
-        ([ServedBackend("simulated", 1)], ["need 2 devices"]),
-        ([ServedBackend("simulated", 2)], []),
+        ([ServedBackend("simulated", [DEVICE])], ["need 2 devices"]),
+        ([ServedBackend("simulated", [DEVICE, DEVICE])], []),
     ],
 )
 def test_notes_name_what_no_worker_can_run(served: list[ServedBackend], words: list[str]) -> None:
