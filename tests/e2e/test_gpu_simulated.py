@@ -173,6 +173,7 @@ def four_gpus(shared_house: Any, tmp_path_factory: pytest.TempPathFactory) -> Fo
     return FourGpus(run, result_of(shared_house, run), origin_ns, stranger.pid)
 
 
+@pytest.mark.proves("energy.sources", on="NVML simulated")
 def test_energy_is_the_integral_of_power_for_counters_and_for_readings(four_gpus: FourGpus) -> None:
     energy = four_gpus.result.energy
     measured = {device.uuid: device.energy for device in energy.devices}

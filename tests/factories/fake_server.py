@@ -153,6 +153,11 @@ class FakeServer:
         told = [f"{call.method} {call.path}" for call in self.calls]
         return [one for one in told if re.search(pattern, one)]
 
+    def rows(self, attempt: str, process: str, stream: StreamName) -> list[dict[str, Any]]:
+        """All rows of a stream that arrived, in their order."""
+        bodies = [self.chunks[key] for key in sorted(self.chunks) if key[:3] == (attempt, process, stream.value)]
+        return [row for body in bodies for row in decode_chunk(stream, body).to_pylist()]
+
     def log_of(self, attempt: str, process: str) -> str:
         """A process's output."""
         pieces = {seq: text for (a, p, seq), text in self.logs.items() if (a, p) == (attempt, process)}

@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.config.model_base import ConfigModel
+from lem_domain.config.model_base import ConfigModel, unit
 from lem_domain.errors import ConfigurationError, FieldProblem
 
 MAX_RUNS_PER_CAMPAIGN = 100_000
@@ -18,7 +18,9 @@ MAX_RUNS_PER_CAMPAIGN = 100_000
 class ExecutionConfig(ConfigModel):
     """How the runs of a campaign are repeated and ordered."""
 
-    cycles: int = Field(default=1, ge=1, le=10_000, description="How often each experiment is run.")
+    cycles: int = Field(
+        default=1, ge=1, le=10_000, description="How often each experiment is run.", json_schema_extra=unit("runs")
+    )
     order: Literal["interleaved", "grouped"] = Field(
         default="interleaved",
         description="interleaved: A B C, A B C (drift spreads over all); grouped: A A, B B, C C.",
@@ -28,6 +30,7 @@ class ExecutionConfig(ConfigModel):
         ge=0,
         le=100,
         description="New attempts after a failure; losses of infrastructure have a budget of their own.",
+        json_schema_extra=unit("attempts"),
     )
 
 
@@ -41,7 +44,9 @@ class CampaignSpec(ConfigModel):
         description="Dotted path to the values it takes; several paths give every combination.",
     )
     execution: ExecutionConfig = Field(default_factory=ExecutionConfig, description="Cycles and order.")
-    priority: int = Field(default=0, ge=-100, le=100, description="Higher is claimed first.")
+    priority: int = Field(
+        default=0, ge=-100, le=100, description="Higher is claimed first.", json_schema_extra=unit("1")
+    )
     labels: dict[str, str] = Field(
         default_factory=dict, max_length=64, description="For filtering; not part of any hash."
     )

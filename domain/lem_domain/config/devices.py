@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from lem_domain.config.model_base import ConfigModel
+from lem_domain.config.model_base import ConfigModel, unit
 
 MAX_DEVICES = 64
 
@@ -23,6 +23,7 @@ class DevicesConfig(ConfigModel):
         ge=1,
         le=MAX_DEVICES,
         description="Accelerators leased for the run (1 is the CPU where there is none); with `uuids` their number.",
+        json_schema_extra=unit("devices"),
     )
     uuids: tuple[DeviceUuid, ...] = Field(
         default=(),

@@ -76,14 +76,21 @@ class ModelConfig(ConfigModel):
 class PromptsConfig(ConfigModel):
     """Which prompts are sent. At most one of `builtin`, `file` and `dataset`; none means the built-in set."""
 
-    builtin: str | None = Field(default=None, description="Name of a built-in set; `lemctl datasets` lists them.")
+    builtin: str | None = Field(
+        default=None, min_length=1, max_length=200, description="Name of a built-in set; `lemctl datasets` lists them."
+    )
     file: str | None = Field(
         default=None,
+        min_length=1,
+        max_length=1000,
         description="A text file (one prompt per line) or JSONL file beside the campaign file; `lemctl` uploads it "
         "and submits its digest instead.",
     )
     column: str | None = Field(
-        default=None, description="The JSONL file's column that holds the prompt (default `text`)."
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="The JSONL file's column that holds the prompt (default `text`).",
     )
     dataset: Sha256 | None = Field(default=None, description="Digest of an uploaded set of prompts.")
     sample_size: int | None = Field(
@@ -157,16 +164,32 @@ class OutputConfig(ConfigModel):
 class DecodingConfig(ConfigModel):
     """How the next token is chosen. Greedy unless `temperature` is above 0."""
 
-    temperature: float = Field(default=0.0, ge=0, le=100, description="0 is greedy; above it, sampling.")
-    top_k: int | None = Field(default=None, ge=1, description="Sample from the k most likely tokens only.")
+    temperature: float = Field(
+        default=0.0, ge=0, le=100, description="0 is greedy; above it, sampling.", json_schema_extra=unit("1")
+    )
+    top_k: int | None = Field(
+        default=None, ge=1, description="Sample from the k most likely tokens only.", json_schema_extra=unit("tokens")
+    )
     top_p: float | None = Field(
-        default=None, gt=0, le=1, description="Sample from the smallest set of this probability mass."
+        default=None,
+        gt=0,
+        le=1,
+        description="Sample from the smallest set of this probability mass.",
+        json_schema_extra=unit("1"),
     )
     min_p: float | None = Field(
-        default=None, gt=0, le=1, description="Drop tokens below this fraction of the likeliest token's probability."
+        default=None,
+        gt=0,
+        le=1,
+        description="Drop tokens below this fraction of the likeliest token's probability.",
+        json_schema_extra=unit("1"),
     )
     repetition_penalty: float | None = Field(
-        default=None, gt=0, le=10, description="Divides the logits of tokens seen before (CTRL, arXiv:1909.05858)."
+        default=None,
+        gt=0,
+        le=10,
+        description="Divides the logits of tokens seen before (CTRL, arXiv:1909.05858).",
+        json_schema_extra=unit("1"),
     )
     seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of the sampling.")
 

@@ -130,21 +130,33 @@ class WarmupConfig(ConfigModel):
     """Requests sent before the window through the same path, until their latency is steady."""
 
     enabled: bool = Field(default=True, description="Warm up at all.")
-    min_requests: int = Field(default=5, ge=1, le=10_000, description="Fewest warm-up requests (batches).")
-    max_requests: int = Field(default=50, ge=1, le=10_000, description="The cap, converged or not.")
+    min_requests: int = Field(
+        default=5, ge=1, le=10_000, description="Fewest warm-up requests (batches).", json_schema_extra=unit("requests")
+    )
+    max_requests: int = Field(
+        default=50, ge=1, le=10_000, description="The cap, converged or not.", json_schema_extra=unit("requests")
+    )
     cv_threshold: float = Field(
         default=0.05,
         gt=0,
         le=1,
         description="Converged when the last `window_size` latencies' coefficient of variation is below.",
+        json_schema_extra=unit("1"),
     )
-    window_size: int = Field(default=5, ge=2, le=100, description="How many latencies the criterion looks at.")
+    window_size: int = Field(
+        default=5,
+        ge=2,
+        le=100,
+        description="How many latencies the criterion looks at.",
+        json_schema_extra=unit("requests"),
+    )
     power_slope: float | None = Field(
         default=0.02,
         gt=0,
         le=1,
         description="The leased devices' power has settled when a linear fit over its last 5 s changes by less than "
         "this fraction of its mean over them; null does not look at power, nor does it without power samples.",
+        json_schema_extra=unit("1"),
     )
 
     @model_validator(mode="after")

@@ -19,14 +19,22 @@ class SimulatedFailure(ConfigModel):
         description="raise: an engine error; out_of_memory: the engine says so; hang: no progress any more; "
         "exit: the process ends with code 3; kill: it dies by SIGKILL."
     )
-    process: int = Field(default=0, ge=0, description="The rank that fails.")
+    process: int = Field(default=0, ge=0, description="The rank that fails, from 0.", json_schema_extra=unit("1"))
 
 
 class SimulatedConfig(ConfigModel):
     """The truth of the simulated backend: latencies, power and failures."""
 
-    batch_size: int = Field(default=1, ge=1, le=4096, description="Requests that are decoded together.")
-    num_processes: int = Field(default=1, ge=1, le=64, description="Ranks; the prompts are divided among them.")
+    batch_size: int = Field(
+        default=1, ge=1, le=4096, description="Requests that are decoded together.", json_schema_extra=unit("requests")
+    )
+    num_processes: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Ranks; the prompts are divided among them.",
+        json_schema_extra=unit("processes"),
+    )
     prefill_ms_per_token: float = Field(
         default=0.01, ge=0, le=1000, description="Prefill time per prompt token.", json_schema_extra=unit("ms")
     )
@@ -34,7 +42,11 @@ class SimulatedConfig(ConfigModel):
         default=1.0, ge=0, le=1000, description="Time of one decode step.", json_schema_extra=unit("ms")
     )
     jitter: float = Field(
-        default=0.0, ge=0, le=0.9, description="Relative half-width of a seeded uniform spread on every step."
+        default=0.0,
+        ge=0,
+        le=0.9,
+        description="Relative half-width of a seeded uniform spread on every step.",
+        json_schema_extra=unit("1"),
     )
     load_s: float = Field(
         default=0.0, ge=0, le=3600, description="Time that loading takes.", json_schema_extra=unit("s")

@@ -69,6 +69,7 @@ async def test_a_plan_shows_what_would_be_queued_and_queues_nothing(
 # --- submit -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves("name", "sweep", "execution.cycles", "execution.order", "labels", on="server")
 async def test_a_submitted_campaign_is_queued_in_its_order(api: httpx.AsyncClient) -> None:
     answer = await api.post("/api/v1/campaigns", json=campaign_body(**SWEEP, labels={"team": "a"}, priority=3))
     assert answer.status_code == 201, answer.text
@@ -330,6 +331,7 @@ async def test_a_cancel_sent_again_changes_nothing(api: httpx.AsyncClient, engin
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves("execution.cycles", "execution.order", on="server")
 async def test_results_summarise_the_cycles_and_say_why_others_have_none(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:

@@ -92,6 +92,7 @@ def code_of(answer: httpx.Response) -> str:
 # --- claims -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves("priority", on="server")
 async def test_runs_are_claimed_in_order(api: httpx.AsyncClient) -> None:
     later = await run_ids(api, await submit(api, execution={"cycles": 2}))
     sooner = await run_ids(api, await submit(api, priority=5))
@@ -122,6 +123,7 @@ async def test_there_may_be_nothing_to_do(api: httpx.AsyncClient) -> None:
     assert (await worker.claim()).status_code == 204
 
 
+@pytest.mark.proves("backend", on="server")
 async def test_a_worker_gets_runs_of_its_backend_only(api: httpx.AsyncClient) -> None:
     await one_run(api)
     worker = await FakeWorker(api, backend="pytorch").ready()
@@ -205,6 +207,19 @@ async def test_a_device_is_leased_once_however_many_workers_have_it(api: httpx.A
     assert (await other.claim()).status_code == 204
     await holder.end(attempt)
     assert (await other.claim()).status_code == 200
+
+
+@pytest.mark.proves("devices.count", on="server")
+async def test_a_run_gets_as_many_devices_as_it_asks_for(api: httpx.AsyncClient) -> None:
+    experiment = {"backend": "simulated", "model": "m", "devices": {"count": 2}}
+    await submit(api, experiment=experiment, execution={"cycles": 2})
+    small, large = await FakeWorker(api, devices=1).ready(), await FakeWorker(api, devices=3).ready()
+    assert (await small.claim()).status_code == 204
+    held = (await large.claimed()).devices
+    assert len(set(held)) == 2
+    assert set(held) < set(large.uuids)
+    (left,) = set(large.uuids) - set(held)
+    assert (await large.claim(devices=[left])).status_code == 204
 
 
 async def test_a_worker_gets_only_devices_of_its_own(api: httpx.AsyncClient) -> None:
@@ -392,6 +407,7 @@ async def test_a_lease_that_expired_gives_its_run_and_device_to_another(
     assert (await other.claimed()).number == 2
 
 
+@pytest.mark.proves("execution.retries", on="server")
 async def test_a_failure_costs_a_retry_and_an_interruption_a_loss(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     run = await one_run(api, execution={"retries": 1})
     worker = await FakeWorker(api).ready()

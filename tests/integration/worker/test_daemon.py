@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -14,9 +15,9 @@ from typing import Any
 import pytest
 from starlette.responses import Response
 
-from factories.fake_daemon import killed_worker, nothing_lives_of, spooled, until
+from factories.fake_daemon import FAKES, killed_worker, nothing_lives_of, spooled, until
 from factories.fake_server import FakeServer, problem
-from lem_domain.evidence import SAMPLER
+from lem_domain.evidence import SAMPLER, StreamName
 from lem_domain.states import FailureReason
 from lem_domain.wire.workers import Assignment, ClaimRequest
 from lem_worker import daemon, server_api
@@ -116,6 +117,27 @@ async def test_a_sampler_that_dies_costs_the_energy_and_not_the_run(
     marker = server.markers[attempt, SAMPLER]
     assert marker.summary == {"failed": "the sampler ended with exit code 9"}
     assert [one.rows for one in marker.streams] == [1]
+
+
+@pytest.mark.proves("baseline.enabled", "baseline.ttl_s", on="worker")
+async def test_baselines_are_taken_as_asked_and_an_idle_one_serves_again(server: FakeServer, work: Work) -> None:
+    short = {"min_s": 1, "max_s": 20}
+    wanted: list[dict[str, Any]] = [short, short, {**short, "ttl_s": 0}, {"enabled": False}]
+    first, again, anew, none = (server.enqueue(baseline=one) for one in wanted)
+    await work(modules=FAKES._replace(sampler="lem_worker.energy.sampler"))
+
+    def taken(attempt: str) -> list[str]:
+        """The contexts of what was measured, and of what an earlier attempt's stands for."""
+        ended = [row for row in server.rows(attempt, SAMPLER, StreamName.PHASES) if row["edge"] == "end"]
+        reused = [row for row in server.rows(attempt, SAMPLER, StreamName.EVENTS) if row["kind"] == "baseline_reused"]
+        contexts = [json.loads(row["detail"]) for row in ended if row["phase"] == "baseline"]
+        return [one["context"] for one in contexts] + [
+            f"reused {json.loads(row['detail'])['context']}" for row in reused
+        ]
+
+    assert taken(first) == taken(anew) == ["idle", "ready", "ready_after"]
+    assert taken(none) == []
+    assert taken(again) == ["ready", "ready_after", "reused idle"]
 
 
 # --- what fails in the run --------------------------------------------------------------------------------------------

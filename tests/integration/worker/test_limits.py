@@ -25,6 +25,9 @@ SHORT: dict[str, Any] = {
 }
 
 
+@pytest.mark.proves(
+    "limits.load_s", "limits.warmup_s", "limits.run_s", "limits.silence_s", "simulated.fail.process", on="simulated"
+)
 @pytest.mark.parametrize(
     ("at", "limits", "reason", "says"),
     [

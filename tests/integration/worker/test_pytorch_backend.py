@@ -144,6 +144,14 @@ def test_padding_does_not_change_the_tokens(model_folder: Path, greedy: Run) -> 
     assert Run(model_folder, pytorch={"batch_size": 1}).outputs == greedy.outputs
 
 
+@pytest.mark.proves(
+    "decoding.temperature",
+    "decoding.top_k",
+    "decoding.top_p",
+    "decoding.min_p",
+    "decoding.repetition_penalty",
+    on="transformers 5.23.0",
+)
 @pytest.mark.parametrize(
     ("decoding", "options"),
     [
@@ -174,6 +182,7 @@ def test_padding_is_never_counted(greedy: Run) -> None:
     assert [row["prompt_tokens"] for row in greedy.requests] == expected
 
 
+@pytest.mark.proves("output.max_tokens", "output.mode", on="transformers 5.23.0")
 def test_fixed_mode_gives_the_exact_number_even_past_the_end_of_sequence(
     model_folder: Path, tmp_path: Path, greedy: Run
 ) -> None:
@@ -184,6 +193,7 @@ def test_fixed_mode_gives_the_exact_number_even_past_the_end_of_sequence(
     assert len(run.tokens) == TOKENS * 8
 
 
+@pytest.mark.proves("output.mode", "output.min_tokens", on="transformers 5.23.0")
 @pytest.mark.parametrize("batch_size", [1, 8])
 @pytest.mark.parametrize("min_tokens", [0, 6])
 def test_natural_mode_ends_each_row_at_any_end_of_sequence(
@@ -227,6 +237,7 @@ def test_token_times_are_strictly_ordered_and_shared_within_a_batch(greedy: Run)
 # --- every key takes effect -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves("precision", on="transformers 5.23.0")
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
 def test_precision(model_folder: Path, precision: str) -> None:
     run = Run(model_folder, TEXTS[:2], precision=precision)
@@ -241,6 +252,7 @@ def test_auto_precision_is_the_checkpoints_own(model_folder: Path) -> None:
     assert run.unconfirmed == []
 
 
+@pytest.mark.proves("model.weights", on="transformers 5.23.0")
 def test_dummy_weights_need_no_checkpoint_and_are_the_same_every_time(
     model_folder: Path, tmp_path: Path, greedy: Run
 ) -> None:
@@ -253,6 +265,7 @@ def test_dummy_weights_need_no_checkpoint_and_are_the_same_every_time(
     assert first.unconfirmed == []
 
 
+@pytest.mark.proves("pytorch.attn_implementation", on="transformers 5.23.0")
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_attention(model_folder: Path, attention: str) -> None:
     run = Run(model_folder, TEXTS[:1], pytorch={"attn_implementation": attention})
@@ -260,6 +273,7 @@ def test_attention(model_folder: Path, attention: str) -> None:
     assert run.unconfirmed == []
 
 
+@pytest.mark.proves("pytorch.num_threads", on="transformers 5.23.0")
 def test_threads(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run = Run(model_folder, TEXTS[:1], pytorch={"num_threads": 2})
@@ -267,6 +281,7 @@ def test_threads(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.effective["pytorch.num_threads"] == 2
 
 
+@pytest.mark.proves("pytorch.batch_size", on="transformers 5.23.0")
 def test_batch_size(model_folder: Path) -> None:
     run = Run(model_folder, pytorch={"batch_size": 3})
     assert [row["batch_id"] for row in run.requests] == [0, 0, 0, 1, 1, 1, 2, 2]
@@ -280,6 +295,14 @@ def test_a_batch_that_can_not_be_filled_is_not_confirmed(model_folder: Path) -> 
     assert run.unconfirmed == ["pytorch.batch_size"]
 
 
+@pytest.mark.proves(
+    "decoding.top_k",
+    "decoding.top_p",
+    "decoding.min_p",
+    "decoding.temperature",
+    "decoding.seed",
+    on="transformers 5.23.0",
+)
 @pytest.mark.parametrize(
     "key",
     [
@@ -307,6 +330,7 @@ def test_sampling_from_one_token_is_greedy(model_folder: Path, greedy: Run, key:
     assert Run(model_folder, pytorch={"batch_size": 8}, decoding=decoding).outputs == greedy.outputs
 
 
+@pytest.mark.proves("decoding.repetition_penalty", on="transformers 5.23.0")
 def test_repetition_penalty_works_under_greedy_decoding(model_folder: Path, greedy: Run) -> None:
     run = Run(model_folder, pytorch={"batch_size": 8}, decoding={"repetition_penalty": 3.0})
     assert list(run.outputs.values()) == run.generated(repetition_penalty=3.0)
@@ -314,6 +338,7 @@ def test_repetition_penalty_works_under_greedy_decoding(model_folder: Path, gree
     assert run.effective["decoding.repetition_penalty"] == 3.0
 
 
+@pytest.mark.proves("input.max_tokens", "input.truncate", on="transformers 5.23.0")
 @pytest.mark.parametrize(("truncate", "part"), [("left", slice(-4, None)), ("right", slice(None, 4))])
 def test_truncation(model_folder: Path, greedy: Run, truncate: str, part: slice) -> None:
     run = Run(model_folder, input={"max_tokens": 4, "truncate": truncate})
@@ -321,6 +346,7 @@ def test_truncation(model_folder: Path, greedy: Run, truncate: str, part: slice)
     assert max(row["prompt_tokens"] for row in run.requests) == 4
 
 
+@pytest.mark.proves("input.max_tokens", "input.truncate", on="transformers 5.23.0")
 def test_a_prompt_above_the_limit_is_refused_with_its_numbers(model_folder: Path, greedy: Run) -> None:
     count = len(greedy.prompts[3].token_ids)
     with pytest.raises(PromptRefused, match=rf"prompt 3 has {count} tokens and input.max_tokens is {count - 1}; raise"):
@@ -332,6 +358,7 @@ def test_prompt_and_answer_above_the_context_are_refused(model_folder: Path) -> 
         Run(model_folder, TEXTS[:1], output={"max_tokens": 100_000})
 
 
+@pytest.mark.proves("prompts.chat_template", on="transformers 5.23.0")
 def test_chat_template(model_folder: Path, tmp_path: Path, greedy: Run) -> None:
     run = Run(model_folder, TEXTS[:1], prompts={"chat_template": True})
     text = run.live.tokenizer.decode(run.prompts[0].token_ids)

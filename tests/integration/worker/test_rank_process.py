@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,9 @@ def test_a_rank_loads_warms_up_waits_measures_and_seals(tmp_path: Path, drive: C
     assert done.summary["outputs_repeat"] is True
 
 
+@pytest.mark.proves(
+    "warmup.enabled", "warmup.min_requests", "warmup.max_requests", "warmup.cv_threshold", on="simulated"
+)
 def test_warm_up_is_recorded_with_its_outcome(tmp_path: Path, drive: Callable[..., Any]) -> None:
     steady = job(tmp_path / "a", warmup={"min_requests": 2, "window_size": 2, "max_requests": 50, "cv_threshold": 1})
     wild = job(tmp_path / "b", warmup={"min_requests": 2, "window_size": 2, "max_requests": 3, "cv_threshold": 1e-9})
@@ -149,6 +153,7 @@ def test_warm_up_is_recorded_with_its_outcome(tmp_path: Path, drive: Callable[..
         assert [(event["converged"], event["requests"]) for event in events] == ([(converged, count)] if count else [])
 
 
+@pytest.mark.proves("simulated.num_processes", on="simulated")
 def test_ranks_divide_prompts_and_requests_and_digests_repeat(tmp_path: Path, drive: Callable[..., Any]) -> None:
     def measured(folder: str, rank: int) -> tuple[RankJob, Done]:
         simulated = {"num_processes": 2, "decode_ms_per_token": 0}
@@ -166,6 +171,7 @@ def test_ranks_divide_prompts_and_requests_and_digests_repeat(tmp_path: Path, dr
         assert done_first.summary[digest] == again.summary[digest] != done_second.summary[digest]
 
 
+@pytest.mark.proves("record.tokens", "record.outputs", on="simulated")
 def test_what_to_record_is_up_to_the_user(tmp_path: Path, drive: Callable[..., Any]) -> None:
     task = job(tmp_path, record={"tokens": False, "outputs": True})
     done = finish(drive(MODULE, task))
@@ -175,6 +181,7 @@ def test_what_to_record_is_up_to_the_user(tmp_path: Path, drive: Callable[..., A
     assert all(len(output["text"].split()) == 4 for output in outputs)
 
 
+@pytest.mark.proves("window.min_duration_s", on="simulated")
 def test_the_window_lasts_as_long_as_asked_and_ticks_on_the_way(tmp_path: Path, drive: Callable[..., Any]) -> None:
     task = job(tmp_path, window={"min_duration_s": 1.2}, simulated={"decode_ms_per_token": 5})
     process = drive(MODULE, task)
@@ -189,6 +196,7 @@ def test_the_window_lasts_as_long_as_asked_and_ticks_on_the_way(tmp_path: Path, 
     assert (ticks[0].output_rate_tok_s or 0) > 0
 
 
+@pytest.mark.proves("warmup.power_slope", on="simulated")
 def test_warm_up_goes_on_until_the_power_that_it_is_told_of_has_settled(
     tmp_path: Path, drive: Callable[..., Any]
 ) -> None:
@@ -210,6 +218,7 @@ def test_warm_up_goes_on_until_the_power_that_it_is_told_of_has_settled(
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves("simulated.fail.at", "simulated.fail.how", on="simulated")
 @pytest.mark.parametrize("at", ["load", "warmup", "measure"])
 @pytest.mark.parametrize("how", ["raise", "out_of_memory", "hang", "exit", "kill"])
 def test_every_simulated_failure(tmp_path: Path, drive: Callable[..., Any], at: str, how: str) -> None:
@@ -273,6 +282,7 @@ def _check_failure(task: RankJob, failed: Failed, *, at: str, how: str) -> None:
         assert (row["generated_tokens"], row["error"]) == (1, failed.message)
 
 
+@pytest.mark.proves("input.max_tokens", "input.truncate", on="simulated")
 def test_a_prompt_that_is_too_long_is_refused_while_loading(tmp_path: Path, drive: Callable[..., Any]) -> None:
     process = drive(MODULE, job(tmp_path, input={"max_tokens": 3}))
     failed = process.until(Failed)
@@ -308,6 +318,9 @@ def test_a_rank_whose_daemon_is_gone_ends(tmp_path: Path, drive: Callable[..., A
 # --- the real engine --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves(
+    "backend", "precision", "pytorch.batch_size", "pytorch.num_threads", "output.max_tokens", on="transformers 5.23.0"
+)
 def test_pytorch_in_a_process_of_its_own(tmp_path: Path, drive: Callable[..., Any]) -> None:
     model = Path(resolve_model("builtin:tiny-llama", cache_dir=tmp_path / "models").path_or_id)
     task = pytorch_job(tmp_path, model, precision="float32", pytorch={"batch_size": 2, "num_threads": 1})
@@ -329,6 +342,23 @@ def test_pytorch_in_a_process_of_its_own(tmp_path: Path, drive: Callable[..., An
     assert [row["batch_id"] for row in requests][0::2] == [row["batch_id"] for row in requests][1::2]
     assert done.summary["outputs_repeat"] is True
     assert len(rows(task, StreamName.TOKENS)) == 32
+
+
+@pytest.mark.proves("model.id", "model.revision", on="transformers 5.23.0")
+def test_a_revision_of_a_hub_model_is_the_one_that_is_loaded(tmp_path: Path, drive: Callable[..., Any]) -> None:
+    """From the hub's cache, laid out by hand as the hub's own client does it; no network."""
+    folder = Path(resolve_model("builtin:tiny-llama", cache_dir=tmp_path / "models").path_or_id)
+    cached = tmp_path / "hub" / "models--someone--tiny"
+    for name, commit in (("main", "a" * 40), ("older", "b" * 40)):
+        shutil.copytree(folder, cached / "snapshots" / commit)
+        (cached / "refs").mkdir(exist_ok=True)
+        (cached / "refs" / name).write_text(commit)
+    model = {"id": "someone/tiny", "revision": "older"}
+    task = job(tmp_path, model_path="someone/tiny", backend="pytorch", simulated=None, model=model)
+    process = drive(MODULE, task, HF_HUB_CACHE=str(tmp_path / "hub"), HF_HUB_OFFLINE="1")
+    parameters = process.until(Loaded).effective_config.parameters
+    (found,) = (one for one in parameters if one.name == "model.revision")
+    assert (found.requested, found.effective, found.confirmed) == ("older", "b" * 40, True)
 
 
 def _rows_in(done: Done, stream: StreamName) -> int:

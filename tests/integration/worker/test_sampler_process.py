@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence import StreamName
 from lem_domain.evidence_codec import decode_chunk
@@ -53,6 +55,7 @@ def rows(task: SamplerJob, stream: StreamName) -> list[dict[str, Any]]:
     return [row for file in files for row in decode_chunk(stream, file.read_bytes()).to_pylist()]
 
 
+@pytest.mark.proves("energy.interval_ms", "simulated.power_w", on="simulated")
 def test_it_samples_from_the_first_to_the_last_moment(tmp_path: Path, drive: Callable[..., Any]) -> None:
     task = job(tmp_path)
     process = drive(MODULE, task)
@@ -99,6 +102,7 @@ def test_a_source_that_can_not_exist_here_is_reported_and_the_run_goes_on(
     assert "remove it from energy.sources" in str(done.summary["sources"])
 
 
+@pytest.mark.proves("energy.required", on="simulated")
 def test_required_energy_that_can_not_be_had_fails_the_run(tmp_path: Path, drive: Callable[..., Any]) -> None:
     process = drive(MODULE, job(tmp_path, CPU, energy={"required": True}))
     failed = process.until(Failed)
@@ -124,6 +128,7 @@ def test_the_host_is_measured_where_it_can_be_and_modelled_elsewhere(tmp_path: P
     assert len(samples) >= 2
 
 
+@pytest.mark.proves("baseline.min_s", on="simulated")
 def test_a_baseline_is_a_phase_of_the_sampler_and_ends_by_itself(tmp_path: Path, drive: Callable[..., Any]) -> None:
     task = job(tmp_path, baseline={"min_s": 3, "max_s": 20}, simulated={"power_w": 70})
     process = drive(MODULE, task)

@@ -33,6 +33,7 @@ def problems(path: Path, **options: object) -> list[str]:
 # --- what they become -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves("name", on="client")
 def test_a_file_becomes_a_campaign_named_after_it(tmp_path: Path) -> None:
     loaded = load_campaign_file(write(tmp_path, BASE + "sweep: {simulated.batch_size: [1, 8]}\n", "night.yaml"))
     assert loaded.spec.name == "night"
@@ -85,6 +86,7 @@ def test_values_of_the_command_line_are_yaml(written: str, value: object) -> Non
 # --- prompts ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves("prompts.file", "prompts.column", on="client")
 def test_a_prompt_file_beside_the_campaign_file_becomes_its_digest(tmp_path: Path) -> None:
     write(tmp_path, "one\n\ntwo\n", "p.txt")
     loaded = load_campaign_file(write(tmp_path, BASE + "prompts: {file: p.txt, sample_size: 1}\n"))
@@ -94,6 +96,7 @@ def test_a_prompt_file_beside_the_campaign_file_becomes_its_digest(tmp_path: Pat
     assert loaded.plan.experiments[0].config.prompts.dataset == digest
 
 
+@pytest.mark.proves("prompts.file", on="client")
 def test_prompt_files_along_a_sweep_become_digests(tmp_path: Path) -> None:
     write(tmp_path, json.dumps({"q": "one"}), "a.jsonl")
     write(tmp_path, json.dumps({"q": "two"}), "b.jsonl")

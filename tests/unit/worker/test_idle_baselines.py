@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from lem_domain.config.measurement import EnergyConfig
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_worker.idle_baselines import IdleBaselines
@@ -11,6 +13,7 @@ ONE = (Device(uuid="GPU-0", kind=DeviceKind.GPU, name="gpu"),)
 OTHER = (Device(uuid="GPU-1", kind=DeviceKind.GPU, name="gpu"),)
 
 
+@pytest.mark.proves("baseline.ttl_s", on="worker")
 def test_one_is_found_for_the_same_devices_read_in_the_same_way_until_it_is_too_old() -> None:
     now = 100.0
     kept = IdleBaselines(lambda: now)

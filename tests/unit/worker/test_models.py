@@ -114,6 +114,7 @@ def test_tiny_llama_generates_from_a_chat(tiny: Path) -> None:
     assert out.shape[1] == asked["input_ids"].shape[1] + 5
 
 
+@pytest.mark.proves("model.id", on="worker")
 def test_a_made_model_is_found_again_with_its_digests(tiny: Path) -> None:
     source = resolve_model("builtin:tiny-llama", cache_dir=tiny.parents[1])
     assert source.requested == "builtin:tiny-llama"
@@ -151,6 +152,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         resolve_model(str(tmp_path), cache_dir=tmp_path / "cache")
 
 
+@pytest.mark.proves("model.id", on="worker")
 @pytest.mark.parametrize("revision", [None, "main"])
 def test_a_hub_id_is_handed_on(revision: str | None, tmp_path: Path) -> None:
     source = resolve_model("someone/some-model", cache_dir=tmp_path, revision=revision)

@@ -63,6 +63,7 @@ class House:
         return None
 
 
+@pytest.mark.proves("baseline.min_s", on="worker")
 def test_a_baseline_ends_at_its_minimum_when_power_is_steady() -> None:
     house = House()
     house.quiet.begin(Baseline(context="idle"), house.now_ns)
@@ -74,6 +75,7 @@ def test_a_baseline_ends_at_its_minimum_when_power_is_steady() -> None:
     ]
 
 
+@pytest.mark.proves("baseline.max_s", on="worker")
 def test_a_baseline_that_does_not_become_steady_ends_at_its_cap_and_says_so() -> None:
     house = House()
     house.quiet.begin(Baseline(context="ready"), house.now_ns)
@@ -100,6 +102,7 @@ def test_without_a_condition_there_is_nothing_to_wait_for() -> None:
     assert house.now_ns == TICK
 
 
+@pytest.mark.proves("settle.temperature_c", "settle.idle_power", on="worker")
 def test_settling_waits_for_temperature_and_idle_power() -> None:
     house = House(settle=SettleConfig(temperature_c=45, idle_power=True, max_s=60))
     house.quiet.begin(Baseline(context="ready"), house.now_ns)
@@ -114,6 +117,7 @@ def test_settling_waits_for_temperature_and_idle_power() -> None:
     assert house.phases.rows[-1][3] == {"settled": True, "reason": None}
 
 
+@pytest.mark.proves("settle.max_s", on="worker")
 def test_settling_gives_up_at_its_cap_and_says_why() -> None:
     house = House(settle=SettleConfig(temperature_c=35, max_s=2))
     house.quiet.begin(Settle(), house.now_ns)

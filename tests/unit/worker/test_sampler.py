@@ -155,6 +155,7 @@ def test_a_source_that_fails_at_the_end_keeps_its_samples() -> None:
     assert len(table.rows[StreamName.POWER]) == 3
 
 
+@pytest.mark.proves("energy.required", on="worker")
 @pytest.mark.parametrize("where", ["open", "sample", "close"])
 def test_required_energy_makes_any_failure_fatal(where: str) -> None:
     under_test, _ = sampling(Source("only", where), required=True)
@@ -184,6 +185,7 @@ def test_the_power_is_that_of_the_devices_where_they_tell() -> None:
 # --- the simulated source and the choice of sources -------------------------------------------------------------------
 
 
+@pytest.mark.proves("simulated.power_w", on="simulated")
 def test_the_simulated_counter_is_the_integral_of_the_power() -> None:
     clock = iter([1_000_000_000])
     source = create_source("simulated", config(simulated={"power_w": 250.0}), lambda: next(clock))
@@ -208,6 +210,7 @@ def planned(devices: Sequence[Device], **changes: object) -> list[str]:
     return [source.name for source in plan_sources(config(**changes), devices)]
 
 
+@pytest.mark.proves("energy.sources", on="worker")
 def test_auto_takes_the_sources_that_fit_and_a_list_is_honoured() -> None:
     assert planned(DEVICES) == ["simulated"]
     assert planned((CPU,), backend="pytorch") == ["rapl", "codecarbon"]

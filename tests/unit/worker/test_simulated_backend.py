@@ -77,6 +77,7 @@ def test_a_prompt_has_as_many_tokens_as_words() -> None:
     assert [row["prompt_tokens"] for row in rows.rows] == [3, 2, 1, 4]
 
 
+@pytest.mark.proves("simulated.decode_ms_per_token", "simulated.prefill_ms_per_token", on="simulated")
 def test_token_times_keep_to_the_configured_steps() -> None:
     rows, tokens, _ = measured(job({"batch_size": 4, "decode_ms_per_token": 3, "prefill_ms_per_token": 0.5}))
     first = [row["time_ns"] for row in tokens.rows if row["request_id"] == 0]
@@ -94,6 +95,7 @@ def test_outputs_are_a_function_of_the_prompt_alone() -> None:
     assert len({tuple(ids) for ids in one.ids.values()}) == len(TEXTS)
 
 
+@pytest.mark.proves("output.mode", "output.min_tokens", "output.max_tokens", on="simulated")
 def test_natural_mode_ends_between_minimum_and_maximum() -> None:
     config = ExperimentConfig.model_validate(
         {"model": "m", "output": {"mode": "natural", "min_tokens": 3, "max_tokens": 9}}
@@ -108,6 +110,7 @@ def test_natural_mode_ends_between_minimum_and_maximum() -> None:
     assert len({row["generated_tokens"] for row in rows.rows}) > 1
 
 
+@pytest.mark.proves("simulated.jitter", "decoding.seed", on="simulated")
 def test_jitter_is_seeded() -> None:
     durations = []
     for seed in (1, 1, 2):
@@ -118,6 +121,15 @@ def test_jitter_is_seeded() -> None:
     assert max(durations[0]) > 7e6
 
 
+@pytest.mark.proves("simulated.load_s", on="simulated")
+def test_loading_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("lem_worker.backends.simulated.time.sleep", slept.append)
+    loaded(job({"load_s": 7}))
+    assert slept == [7]
+
+
+@pytest.mark.proves("simulated.num_processes", on="simulated")
 def test_ranks_divide_the_prompts() -> None:
     rows = [
         measured(job({"num_processes": 2, "decode_ms_per_token": 0}, rank=rank, world_size=2))[0].rows
@@ -128,6 +140,7 @@ def test_ranks_divide_the_prompts() -> None:
         share_of(TEXTS, 4, 5)
 
 
+@pytest.mark.proves("simulated.batch_size", on="simulated")
 def test_whole_repetitions_until_the_minimum_holds() -> None:
     rows, _, _ = measured(job({"batch_size": 3, "decode_ms_per_token": 0}), requests=9)
     assert [row["prompt_index"] for row in rows.rows] == [0, 1, 2, 3] * 3
@@ -135,6 +148,7 @@ def test_whole_repetitions_until_the_minimum_holds() -> None:
     assert [row["batch_id"] for row in rows.rows] == [0, 0, 0, 1, 2, 2, 2, 3, 4, 4, 4, 5]
 
 
+@pytest.mark.proves("window.min_duration_s", "window.min_requests", on="worker")
 def test_a_ranks_goal_is_its_share_of_the_requests_and_the_whole_duration() -> None:
     window = ExperimentConfig.model_validate({"model": "m", "window": {"min_duration_s": 2, "min_requests": 10}}).window
     goal = Goal.of(window, world_size=3)
@@ -147,6 +161,7 @@ def test_a_ranks_goal_is_its_share_of_the_requests_and_the_whole_duration() -> N
     assert Goal(0, 1).fraction(5, 3, share=4) == 0.75
 
 
+@pytest.mark.proves("input.max_tokens", "input.truncate", on="simulated")
 @pytest.mark.parametrize(("truncate", "kept"), [("left", ["nine", "ten"]), ("right", ["seven", "eight"])])
 def test_long_prompts_are_cut_at_the_asked_side(truncate: str, kept: list[str]) -> None:
     _, prompts = loaded(job({}, input={"max_tokens": 2, "truncate": truncate}))
@@ -161,6 +176,7 @@ def test_a_long_prompt_is_refused_by_its_number() -> None:
         loaded(job({}))[0].prepare([(0, "  ")])
 
 
+@pytest.mark.proves("simulated.misreport", on="simulated")
 def test_it_reports_what_it_is_told_to_misreport() -> None:
     honest = loaded(job({"batch_size": 2}))[0].effective_config(())
     liar = loaded(job({"batch_size": 2, "misreport": ["batch_size"]}))[0].effective_config(())
@@ -171,6 +187,7 @@ def test_it_reports_what_it_is_told_to_misreport() -> None:
     ]
 
 
+@pytest.mark.proves("simulated.fail.at", "simulated.fail.how", "simulated.fail.process", on="simulated")
 @pytest.mark.parametrize(("how", "error"), [("raise", SimulatedEngineError), ("out_of_memory", MemoryError)])
 def test_it_fails_in_the_asked_phase_of_the_asked_process_only(how: str, error: type[Exception]) -> None:
     def task(phase: str, rank: int) -> RankJob:

@@ -87,6 +87,7 @@ def measured(
     return rows.rows, repetitions
 
 
+@pytest.mark.proves("traffic.mode", "traffic.rate_per_s", on="worker")
 def test_open_arrivals_do_not_wait_for_a_slow_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(batch_ms=100, batch_size=1)
     rows, repetitions = measured(world, monkeypatch, goal=Goal(0, 6), mode="open", rate_per_s=100, arrivals="constant")
@@ -103,6 +104,7 @@ def test_an_engine_with_nothing_to_do_waits_for_the_next_arrival(monkeypatch: py
     assert world.batches == [1, 1, 1]
 
 
+@pytest.mark.proves("traffic.mode", "traffic.concurrency", on="worker")
 @given(st.integers(1, 7), st.integers(1, 4), st.integers(1, 30))
 def test_closed_traffic_keeps_its_concurrency_and_whole_repetitions(
     concurrency: int, batch_size: int, least: int
@@ -124,6 +126,7 @@ def test_closed_traffic_keeps_its_concurrency_and_whole_repetitions(
         assert all(count >= concurrency - batch_size for count in between), "what is done is replaced at once"
 
 
+@pytest.mark.proves("traffic.rate_per_s", "traffic.arrivals", on="worker")
 @given(st.integers(1, 6), st.sampled_from(["poisson", "constant"]), st.integers(0, 2**62))
 def test_ranks_together_have_the_rate_that_was_asked_for(world_size: int, arrivals: str, seed: int) -> None:
     traffic = TrafficConfig.model_validate({"mode": "open", "rate_per_s": 40, "arrivals": arrivals, "seed": seed})
@@ -140,6 +143,7 @@ def test_ranks_together_have_the_rate_that_was_asked_for(world_size: int, arriva
         )
 
 
+@pytest.mark.proves("traffic.arrivals", "traffic.seed", on="worker")
 def test_poisson_gaps_spread_as_an_exponential_does_and_repeat_with_their_seed() -> None:
     traffic = TrafficConfig(mode="open", rate_per_s=10, seed=3)
     gaps = list(islice(arrival_gaps(traffic, rank=0, world_size=1), 20_000))

@@ -24,18 +24,21 @@ def test_steady_latencies_end_it_at_once() -> None:
     assert assessment.cv < 0.05
 
 
+@pytest.mark.proves("warmup.window_size", "warmup.cv_threshold", on="worker")
 def test_only_the_last_window_counts() -> None:
     slow_start = [50.0, 9.0, 3.0]
     assert not assess([*slow_start, 1.0, 1.0], CONFIG).finished
     assert assess([*slow_start, 1.0, 1.0, 1.0, 1.0, 1.0], CONFIG).converged
 
 
+@pytest.mark.proves("warmup.min_requests", on="worker")
 def test_the_minimum_holds_even_when_steady() -> None:
     config = WarmupConfig(min_requests=10, max_requests=20, window_size=5)
     assert not assess([1.0] * 9, config).finished
     assert assess([1.0] * 10, config).converged
 
 
+@pytest.mark.proves("warmup.max_requests", on="worker")
 def test_the_cap_ends_it_unconverged() -> None:
     assessment = assess([1.0, 2.0] * 6, CONFIG)
     assert (assessment.finished, assessment.converged, assessment.requests) == (True, False, 12)
@@ -62,6 +65,7 @@ def test_it_sends_until_steady_and_no_further() -> None:
 STEADY = [1.0] * 5
 
 
+@pytest.mark.proves("warmup.power_slope", on="worker")
 @pytest.mark.parametrize(
     ("trend", "converged"),
     [

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers.utils.logging
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from lem_domain.config.experiment import ExperimentConfig, ModelConfig
 from lem_domain.config.pytorch import PyTorchConfig
@@ -29,10 +30,12 @@ class ModelRefused(LemError):
 class LiveModel:
     """A model and its tokenizer, ready to run."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any, weights: str) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, weights: str, commit: str | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.weights = weights
+        self.commit = commit
+        """The hub's commit that the files are of; None for a folder."""
         self.device = next(model.parameters()).device
 
     @property
@@ -106,7 +109,7 @@ def load(job: RankJob) -> LiveModel:
         model = AutoModelForCausalLM.from_pretrained(job.model_path, dtype=dtype, **source, **attention)
         model.to(device)
     model.eval()
-    return LiveModel(model, tokenizer, config.model.weights)
+    return LiveModel(model, tokenizer, config.model.weights, _commit(job.model_path, config.model.revision))
 
 
 def _random_model(path: str, config: ExperimentConfig, device: torch.device, options: dict[str, Any]) -> Any:
@@ -120,6 +123,12 @@ def _random_model(path: str, config: ExperimentConfig, device: torch.device, opt
 
 def _source(model: ModelConfig) -> dict[str, Any]:
     return {} if model.revision is None else {"revision": model.revision}
+
+
+def _commit(path: str, revision: str | None) -> str | None:
+    """The commit in whose snapshot the files lie that were just loaded; transformers 5 keeps it nowhere else."""
+    file = cached_file(path, "config.json", revision=revision, local_files_only=True)
+    return extract_commit_hash(file, None)
 
 
 def _device(job: RankJob) -> torch.device:

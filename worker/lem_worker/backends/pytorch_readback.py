@@ -35,7 +35,6 @@ def parameters(
     settings = config.pytorch or PyTorchConfig()
     decoding = config.decoding
     precision = str(next(live.model.parameters()).dtype).removeprefix("torch.")
-    revision = getattr(live.model.config, "_commit_hash", None)
     found = [
         _parameter("precision", None if config.precision == "auto" else config.precision, precision),
         _parameter("model.weights", config.model.weights, live.weights),
@@ -43,8 +42,8 @@ def parameters(
         EffectiveParameter(
             name="model.revision",
             requested=config.model.revision,
-            effective=revision,
-            confirmed=config.model.revision is None or revision is not None,
+            effective=live.commit,
+            confirmed=config.model.revision is None or live.commit is not None,
         ),
         _parameter("device", None, str(live.device)),
         _parameter("output.mode", config.output.mode, "natural" if decoder.end_ids else "fixed"),

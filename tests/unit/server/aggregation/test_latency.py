@@ -175,6 +175,7 @@ def test_without_a_single_token_there_is_no_window() -> None:
         result_of(evidence)
 
 
+@pytest.mark.proves("traffic.slo.ttft_ms", "traffic.slo.tpot_ms", on="server")
 @pytest.mark.parametrize(
     ("slo", "good"),
     [

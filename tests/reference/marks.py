@@ -1,0 +1,69 @@
+"""Finds `@pytest.mark.proves("key", ..., on="engine version")` in the sources of the tests, without importing them."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+TESTS = Path(__file__).parents[1]
+
+
+class Proof(NamedTuple):
+    """One test that says that it proves one key."""
+
+    key: str
+    on: str
+    test: str
+    """`path/from/the/repository/test_x.py::test_name`; the file alone where the mark stands for all of it."""
+
+
+class UnreadableMark(Exception):
+    """A mark that this can't read: keys and `on` must be string literals."""
+
+
+@cache
+def proofs(folder: Path = TESTS) -> tuple[Proof, ...]:
+    """Every proof below a folder, in the order of files and lines.
+
+    Raises:
+        UnreadableMark: a mark has no key, no `on`, or anything but string literals.
+    """
+    return tuple(
+        proof
+        for file in sorted(folder.rglob("*.py"))
+        for proof in _proofs_in(ast.parse(file.read_text(encoding="utf-8")), file, folder.parent)
+    )
+
+
+def _proofs_in(tree: ast.Module, file: Path, root: Path) -> Iterator[Proof]:
+    place = file.relative_to(root).as_posix()
+    owners = {
+        inner: owner.name
+        for owner in ast.walk(tree)
+        if isinstance(owner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        for decorator in owner.decorator_list
+        for inner in ast.walk(decorator)
+    }
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Call) and _is_proves(node.func)):
+            continue
+        test = f"{place}::{owners[node]}" if node in owners else place
+        keys = [argument.value for argument in node.args if _is_text(argument)]
+        on = [keyword.value.value for keyword in node.keywords if keyword.arg == "on" and _is_text(keyword.value)]
+        if not keys or len(keys) != len(node.args) or len(on) != 1 or len(node.keywords) != 1:
+            raise UnreadableMark(
+                f"{test}: write proves with string literals: keys first, then on=, such as on='simulated'"
+            )
+        for key in keys:
+            yield Proof(key, on[0], test)
+
+
+def _is_proves(function: ast.expr) -> bool:
+    return isinstance(function, ast.Attribute) and ast.unparse(function) == "pytest.mark.proves"
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
