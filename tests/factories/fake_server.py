@@ -104,6 +104,8 @@ class FakeServer:
     ended: dict[str, EndAttempt] = field(default_factory=dict)
     processes_at_the_end: dict[str, list[int]] = field(default_factory=dict)
     """Processes of attempts that lived when their end was told; there must be none."""
+    others: list[dict[str, Any]] = field(default_factory=list)
+    """Workers that it lists."""
     url: str = ""
 
     def __post_init__(self) -> None:
@@ -114,6 +116,7 @@ class FakeServer:
         self._routes = Starlette(
             routes=[
                 Route("/api/v1/workers", self._register, methods=["POST"]),
+                Route("/api/v1/workers", self._list_workers, methods=["GET"]),
                 Route("/api/v1/workers/{worker}/claims", self._claim, methods=["POST"]),
                 Route("/api/v1/workers/{worker}/heartbeat", self._beat, methods=["POST"]),
                 Route("/api/v1/workers/{worker}:sign_off", self._sign_off, methods=["POST"]),
@@ -217,6 +220,9 @@ class FakeServer:
                 "lease_ttl_s": self.lease_s,
             }
         )
+
+    async def _list_workers(self, request: Request) -> Response:
+        return JSONResponse({"items": self.others, "next": None})
 
     async def _claim(self, request: Request) -> Response:
         claim = ClaimRequest.model_validate_json(await request.body())

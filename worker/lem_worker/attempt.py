@@ -22,6 +22,7 @@ from lem_domain.wire.workers import Assignment, Device, DeviceKind, EndAttempt, 
 from lem_worker import spool
 from lem_worker.devices import Baseline, of_attempt, until_free, use_before
 from lem_worker.ending import AttemptEnded, AttemptLost, broken, cancelled, failed
+from lem_worker.engines import absence
 from lem_worker.environment import snapshot
 from lem_worker.idle_baselines import IdleBaselines
 from lem_worker.preparation import Prepared, prepare
@@ -159,6 +160,9 @@ class Attempt:
 
     async def _measure(self) -> None:
         config = self.assignment.config
+        missing = absence(config.backend)
+        if missing is not None:
+            raise failed(FailureReason.BACKEND_UNAVAILABLE, missing)
         marker = SpooledAssignment(
             attempt_id=self.assignment.attempt_id, boot_id=self._boot_id, processes=self._processes
         )
@@ -273,6 +277,7 @@ class Attempt:
             world_size=config.processes,
             config=config,
             model_path=prepared.model_path,
+            model_files=prepared.model_files,
             prompts=prepared.prompts,
             spool=str(self._dir),
             devices=self._devices,

@@ -21,6 +21,7 @@ from lem_worker.attempt import Attempt, Modules
 from lem_worker.beat import BeatStart, Drain, Superseded, Verdict
 from lem_worker.devices import cpu_device, gpu_devices, simulated_devices
 from lem_worker.ending import AttemptEnded, AttemptLost, cancelled, handed_back, out_of_touch, paused
+from lem_worker.engines import absence, is_served_elsewhere
 from lem_worker.heartbeat import BeatProcess, Expired, News
 from lem_worker.identity import StateFolder
 from lem_worker.idle_baselines import IdleBaselines
@@ -39,6 +40,7 @@ FAILURES_BEFORE_PAUSE = 3
 FIRST_PAUSE_S = 30.0
 LONGEST_PAUSE_S = 600.0
 SPACE_POLL_S = 10.0
+ELSEWHERE_POLL_S = 10.0
 
 
 class Daemon:
@@ -60,6 +62,7 @@ class Daemon:
         self._runs = 0
         self._failures_in_a_row = 0
         self._last_failure = ""
+        self._absence = absence(settings.backend)
 
     async def run(self) -> None:
         """Work until told to end, or until `max_runs` or `until_idle` is reached."""
@@ -111,11 +114,15 @@ class Daemon:
         logger.info(
             "registered at %s as %s with %d device(s)", self._settings.server, registered.id, len(self._devices)
         )
+        if self._absence is not None:
+            logger.warning("every run that is claimed here ends as backend_unavailable: %s", self._absence)
 
     async def _claim_loop(self, ending: asyncio.Task[bool]) -> None:
         while not self._ending.is_set():
             await self._pause_after_failures(ending)
             await self._wait_for_space(ending)
+            if self._absence is not None:
+                await self._leave_it_to_others(ending)
             assignment = await self._until_ending(self._claim(), ending)
             if assignment is None:
                 if self._settings.until_idle:
@@ -232,6 +239,20 @@ class Daemon:
                 if said:
                     logger.info("the spool can be written again")
                 return
+
+    async def _leave_it_to_others(self, ending: asyncio.Task[bool]) -> None:
+        """A worker without its engine says so for each run that nobody else can measure, and takes none from those who
+        can."""
+        while not self._ending.is_set():
+            workers = await self._until_ending(self._api.workers(), ending)
+            if workers is None or not is_served_elsewhere(
+                self._settings.backend, workers, own_id=self._state.worker_id
+            ):
+                return
+            if self._settings.until_idle:
+                self._ending.set()
+                return
+            await asyncio.wait({ending}, timeout=ELSEWHERE_POLL_S)
 
     async def _until_ending(self, work: Coroutine[Any, Any, T], ending: asyncio.Task[bool]) -> T | None:
         """The work's result, or None when the worker was told to end before it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from lem_domain.errors import LemError
@@ -14,9 +15,16 @@ _MAX_MESSAGE = 2000
 _SIGNS_OF_A_DRIVER = ("No CUDA GPUs are available", "CUDA driver", "NVIDIA driver", "CUDA unknown error")
 """From what PyTorch says when CUDA can't be initialised at all; there are no exception classes for it."""
 
+_SIGNS_OF_NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "CUDA out of memory", "CUDA_ERROR_OUT_OF_MEMORY")
+"""From what engines say in a plain RuntimeError; there are no exception classes for it."""
+
 
 class BackendUnavailable(LemError):
     """The engine is not installed here."""
+
+
+class OptionRefused(LemError):
+    """The engine does not take an option that the configuration asks for."""
 
 
 class Failure(NamedTuple):
@@ -28,13 +36,18 @@ class Failure(NamedTuple):
 
 def failure_of(error: BaseException, phase: PhaseName) -> Failure:
     """The reason and the sentence for an exception that was raised in `phase`."""
-    sentence = str(error) if isinstance(error, LemError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, LemError):
+        sentence = str(error)
+    else:
+        sentence = "; caused by ".join(f"{type(one).__name__}: {one}" for one in _chain(error))
     return Failure(_reason(error, phase), sentence[:_MAX_MESSAGE])
 
 
 def _reason(error: BaseException, phase: PhaseName) -> FailureReason:
-    if _is_out_of_memory(error):
+    if any(_is_out_of_memory(one) for one in _chain(error)):
         return FailureReason.OUT_OF_MEMORY
+    if isinstance(error, OptionRefused):
+        return FailureReason.NOT_AS_REQUESTED
     if isinstance(error, BackendUnavailable) or _is_of_the_machine(error):
         return FailureReason.BACKEND_UNAVAILABLE
     if phase is PhaseName.LOAD:
@@ -55,5 +68,12 @@ def _is_out_of_memory(error: BaseException) -> bool:
     torch = sys.modules.get("torch")  # not imported here: most backends run without it
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
-    # PyTorch's CPU allocator has no exception class of its own.
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS_OF_NO_MEMORY)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised from: an engine's own processes tell theirs inside another."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__

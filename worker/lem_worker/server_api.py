@@ -9,6 +9,7 @@ import random
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote
 from uuid import UUID
 
 import httpx
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from lem_domain.errors import LemError, Problem, ProblemCode
 from lem_domain.evidence import CHUNK_MEDIA_TYPE
-from lem_domain.wire.base import BOOT_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION, WORKER_HEADER
+from lem_domain.wire.base import BOOT_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION, WORKER_HEADER, Page
 from lem_domain.wire.datasets import DatasetContent
 from lem_domain.wire.runs import AttemptView
 from lem_domain.wire.workers import (
@@ -32,6 +33,7 @@ from lem_domain.wire.workers import (
     Registered,
     RegisterWorker,
     StartAttempt,
+    WorkerView,
 )
 
 if TYPE_CHECKING:  # the beat process calls the server too, and needs no Arrow for it
@@ -184,6 +186,17 @@ class ServerApi:
     async def dataset(self, sha256: str) -> DatasetContent:
         """A set of prompts."""
         return _read(DatasetContent, await self._send("GET", f"/api/v1/datasets/{sha256}"))
+
+    async def workers(self) -> tuple[WorkerView, ...]:
+        """Every worker that ever registered."""
+        found: list[WorkerView] = []
+        cursor = ""
+        while True:
+            page = _read(Page[WorkerView], await self._send("GET", f"/api/v1/workers{cursor}"))
+            found += page.items
+            if page.next is None:
+                return tuple(found)
+            cursor = f"?cursor={quote(page.next)}"
 
     async def _send(
         self,

@@ -33,6 +33,7 @@ _SERVER_NEEDS = ("fastapi", "uvicorn", "sqlalchemy", "asyncpg", "alembic", "pixe
 _BACKEND_NEEDS = {
     BackendName.PYTORCH: ("torch", "transformers"),
     BackendName.VLLM: ("vllm",),
+    BackendName.TENSORRT: ("tensorrt_llm",),
     BackendName.SIMULATED: (),
 }
 

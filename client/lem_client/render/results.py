@@ -13,6 +13,7 @@ from lem_domain.states import RunState
 from lem_domain.wire.campaigns import CampaignResults, ExperimentResults
 
 ENERGY: Final = "efficiency.energy_per_output_token_j"
+LONGEST_MESSAGE: Final = 400
 
 
 class Column(NamedTuple):
@@ -139,12 +140,20 @@ def _notes(results: CampaignResults) -> tuple[str, ...]:
                 said = outcome.state.value + (
                     f" ({outcome.reason})" if outcome.reason and outcome.reason != outcome.state.value else ""
                 )
+                if outcome.message:
+                    said += f": {_one_line(outcome.message)}"
                 missing.setdefault(said, []).append(outcome.cycle)
         for said, cycles in missing.items():
             plural = "cycle" if len(cycles) == 1 else "cycles"
             notes[f"{MISSING} {one.display_name}: {plural} {_ranges(cycles)}: no result, {said}"] = None
     findings = dict.fromkeys(finding for one in results.experiments for finding in one.findings)
     return (*notes, *findings)
+
+
+def _one_line(message: str) -> str:
+    """An engine's last words may be many lines; the first is enough here, `lemctl show` has the rest."""
+    first = message.partition("\n")[0]
+    return first if len(first) <= LONGEST_MESSAGE else first[: LONGEST_MESSAGE - 1] + "…"
 
 
 def _ranges(numbers: Sequence[int]) -> str:

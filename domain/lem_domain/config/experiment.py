@@ -24,6 +24,7 @@ from lem_domain.config.measurement import (
 from lem_domain.config.model_base import ConfigModel, unit
 from lem_domain.config.pytorch import PyTorchConfig
 from lem_domain.config.simulated import SimulatedConfig
+from lem_domain.config.tensorrt import TensorrtConfig
 from lem_domain.config.vllm import VllmConfig
 from lem_domain.ids import Sha256
 
@@ -51,6 +52,7 @@ class BackendName(StrEnum):
     """The engines. A backend joins this list when its worker exists."""
 
     PYTORCH = "pytorch"
+    TENSORRT = "tensorrt"
     VLLM = "vllm"
     SIMULATED = "simulated"
 
@@ -232,6 +234,7 @@ class ExperimentConfig(ConfigModel):
     record: RecordConfig = Field(default_factory=RecordConfig, description="Evidence kept.")
     limits: LimitsConfig = Field(default_factory=LimitsConfig, description="Time limits.")
     pytorch: PyTorchConfig | None = Field(default=None, description="Settings of the PyTorch backend.")
+    tensorrt: TensorrtConfig | None = Field(default=None, description="Settings of the TensorRT-LLM backend.")
     vllm: VllmConfig | None = Field(default=None, description="Settings of the vLLM backend.")
     simulated: SimulatedConfig | None = Field(default=None, description="Settings of the simulated backend.")
 
@@ -243,6 +246,28 @@ class ExperimentConfig(ConfigModel):
                     f"section {name.value!r} belongs to another backend than {self.backend.value!r}; "
                     f"remove it or set backend: {name.value}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _tensorrt_can(self) -> Self:
+        if self.backend is not BackendName.TENSORRT:
+            return self
+        if self.precision == "float32":
+            raise ValueError("TensorRT-LLM does not run in float32; set precision to float16, bfloat16 or auto")
+        settings = self.tensorrt or TensorrtConfig()
+        if settings.devices_needed != self.devices.count:
+            raise ValueError(
+                f"tensorrt.tensor_parallel_size {settings.tensor_parallel_size or 1} times "
+                f"tensorrt.pipeline_parallel_size {settings.pipeline_parallel_size or 1} works on "
+                f"{settings.devices_needed} devices and devices.count leases {self.devices.count}; "
+                f"set devices.count: {settings.devices_needed}, or change the parallel sizes"
+            )
+        longest = self.input.max_tokens + self.output.max_tokens
+        if settings.max_seq_len is not None and self.input.truncate != "error" and longest > settings.max_seq_len:
+            raise ValueError(
+                f"input.max_tokens {self.input.max_tokens} and output.max_tokens {self.output.max_tokens} are together "
+                f"above tensorrt.max_seq_len {settings.max_seq_len}; raise it or lower one of them"
+            )
         return self
 
     @property

@@ -130,6 +130,7 @@ class RunOutcome(AnswerModel):
     state: RunState
     verdict: Verdict | None = None
     reason: str | None = Field(default=None, description="Why there is no result: failure reason or state.")
+    message: str | None = Field(default=None, description="The same in one sentence, where an attempt ended so.")
 
 
 class ExperimentResults(AnswerModel):

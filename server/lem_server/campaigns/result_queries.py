@@ -27,6 +27,7 @@ class OutcomeRow(NamedTuple):
     run_id: UUID
     state: str
     reason: str | None
+    message: str | None
     result: str | None
 
 
@@ -34,7 +35,7 @@ class OutcomeRow(NamedTuple):
 # run, so a page needs no more experiments than it has rows, and one whose runs were all on the page before: without the
 # inner limits each page would sort all runs.
 _OUTCOMES = text("""
-    SELECT e.ordinal, r.cycle, e.id, e.display_name, e.varied, r.id, r.state, r.reason, latest.result
+    SELECT e.ordinal, r.cycle, e.id, e.display_name, e.varied, r.id, r.state, r.reason, r.message, latest.result
       FROM (SELECT id, ordinal, display_name, varied
               FROM experiments
              WHERE campaign_id = :campaign_id AND ordinal >= :ordinal
@@ -42,7 +43,7 @@ _OUTCOMES = text("""
              LIMIT :limit + 1
            ) e
      CROSS JOIN LATERAL (
-           SELECT id, cycle, state, reason, current_attempt
+           SELECT id, cycle, state, reason, message, current_attempt
              FROM runs
             WHERE experiment_id = e.id AND cycle > CASE WHEN e.ordinal = :ordinal THEN :cycle ELSE 0 END
             ORDER BY cycle

@@ -18,6 +18,9 @@ from lem_server.campaigns.result_queries import OutcomePlace, OutcomeRow
 ROWS_AT_ONCE = 200
 """Runs per statement, each with an aggregate of some kB; only one experiment's aggregates are kept at a time."""
 
+_ENDED_WITHOUT = (RunState.FAILED, RunState.INTERRUPTED, RunState.CANCELLED)
+"""A run that was queued again still carries the reason and message of its last attempt."""
+
 
 async def campaign_results(engine: AsyncEngine, campaign_id: UUID) -> CampaignResults:
     """Results of the runs aggregated so far.
@@ -67,14 +70,13 @@ def _outcome(row: OutcomeRow) -> tuple[RunOutcome, RunResult | None]:
         state=RunState(row.state),
         verdict=None if result is None else result.verdict,
         reason=None if result is not None else _reason(row),
+        message=row.message if result is None and row.state in _ENDED_WITHOUT else None,
     )
     return outcome, result
 
 
 def _reason(row: OutcomeRow) -> str:
-    # A run that was queued again still carries the reason of its last attempt.
-    ended_without = (RunState.FAILED, RunState.INTERRUPTED, RunState.CANCELLED)
-    return row.reason if row.reason is not None and row.state in ended_without else row.state
+    return row.reason if row.reason is not None and row.state in _ENDED_WITHOUT else row.state
 
 
 def _experiment(row: OutcomeRow, outcomes: list[tuple[RunOutcome, RunResult | None]]) -> ExperimentResults:

@@ -8,7 +8,7 @@ import pytest
 
 from lem_domain.evidence import PhaseName
 from lem_domain.states import FailureReason
-from lem_worker.failures import BackendUnavailable, failure_of
+from lem_worker.failures import BackendUnavailable, OptionRefused, failure_of
 from lem_worker.prompts import PromptRefused
 from lem_worker.spool import SpoolError
 
@@ -20,6 +20,8 @@ from lem_worker.spool import SpoolError
         (PromptRefused("too long."), FailureReason.BACKEND_INITIALISATION, FailureReason.INFERENCE),
         (OSError("no such model on the hub"), FailureReason.BACKEND_INITIALISATION, FailureReason.INFERENCE),
         (MemoryError(), FailureReason.OUT_OF_MEMORY, FailureReason.OUT_OF_MEMORY),
+        (RuntimeError("CUDA out of memory. Tried"), FailureReason.OUT_OF_MEMORY, FailureReason.OUT_OF_MEMORY),
+        (OptionRefused("no such option."), FailureReason.NOT_AS_REQUESTED, FailureReason.NOT_AS_REQUESTED),
         # The machine's, in whichever phase it shows.
         *(
             (error, FailureReason.BACKEND_UNAVAILABLE, FailureReason.BACKEND_UNAVAILABLE)
@@ -44,3 +46,11 @@ def test_an_error_of_our_own_is_its_sentence_and_another_names_its_kind() -> Non
     assert failure_of(PromptRefused("prompt 3 is too long."), PhaseName.LOAD).message == "prompt 3 is too long."
     assert failure_of(KeyError("x"), PhaseName.LOAD).message == "KeyError: 'x'"
     assert len(failure_of(ValueError("x" * 10_000), PhaseName.LOAD).message) == 2000
+
+
+def test_an_error_that_was_raised_from_another_tells_both() -> None:
+    error = RuntimeError("the engine's process returned an error")
+    error.__cause__ = MemoryError("none left")
+    reason, message = failure_of(error, PhaseName.LOAD)
+    assert reason is FailureReason.OUT_OF_MEMORY
+    assert message == "RuntimeError: the engine's process returned an error; caused by MemoryError: none left"

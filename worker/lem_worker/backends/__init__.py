@@ -101,6 +101,7 @@ class _Entry:
 _BACKENDS = {
     BackendName.PYTORCH: _Entry("lem_worker.backends.pytorch", "PyTorchBackend", "pytorch"),
     BackendName.VLLM: _Entry("lem_worker.backends.vllm", "VllmBackend", "vllm"),
+    BackendName.TENSORRT: _Entry("lem_worker.backends.tensorrt", "TensorrtBackend", "tensorrt"),
     BackendName.SIMULATED: _Entry("lem_worker.backends.simulated", "SimulatedBackend", "worker"),
 }
 

@@ -116,6 +116,24 @@ class Nvml:
         memory = self._ask(uuid, lambda: self._optional(lambda: self._nvml.nvmlDeviceGetMemoryInfo(self._handle(uuid))))
         return None if memory is None else int(memory.used)
 
+    def compute_capability(self, uuid: str) -> tuple[int, int] | None:
+        """Major and minor version of what a GPU can compute; of a MIG instance, its GPU's. Raises NvmlFailed."""
+
+        def read() -> Any:
+            handle = self._handle(uuid)
+            found = self._optional(lambda: self._nvml.nvmlDeviceGetCudaComputeCapability(handle))
+            if found is not None:
+                return found
+            parent = self._optional(lambda: self._nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle))
+            return (
+                None
+                if parent is None
+                else self._optional(lambda: self._nvml.nvmlDeviceGetCudaComputeCapability(parent))
+            )
+
+        found = self._ask(uuid, read)
+        return None if found is None else (int(found[0]), int(found[1]))
+
     def processes(self, uuid: str) -> tuple[GpuProcess, ...] | None:
         """The processes that hold memory of a device, for computing or for graphics, each once; None where NVML does
         not list those that compute. Raises NvmlFailed."""

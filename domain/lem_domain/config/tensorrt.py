@@ -1,0 +1,306 @@
+"""The TensorRT-LLM tier: what the TensorRT-LLM engine (LLM API 1.2) can be told.
+
+TensorRT-LLM has two ways to run a model: its PyTorch flow, which is the default, and an engine that is built ahead of
+time (`build_engine`). Some settings exist in one of them only; the wrong pair is refused here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from lem_domain.config.model_base import ConfigModel, engine_parameter
+
+
+class TensorrtKvCache(ConfigModel):
+    """The cache of keys and values."""
+
+    free_gpu_memory_fraction: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Share of the memory that is free after loading which the cache may take.",
+        json_schema_extra=engine_parameter("kv_cache_config.free_gpu_memory_fraction", unit="1"),
+    )
+    max_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens that it holds at most; the smaller of this and the share of memory counts.",
+        json_schema_extra=engine_parameter("kv_cache_config.max_tokens", unit="tokens"),
+    )
+    enable_block_reuse: bool | None = Field(
+        default=None,
+        description="Requests with a common beginning share its blocks.",
+        json_schema_extra=engine_parameter("kv_cache_config.enable_block_reuse"),
+    )
+    enable_partial_reuse: bool | None = Field(
+        default=None,
+        description="Blocks that match in part are reused too; how many prompt tokens came from the cache is recorded "
+        "only without it.",
+        json_schema_extra=engine_parameter("kv_cache_config.enable_partial_reuse"),
+    )
+    host_cache_size: int | None = Field(
+        default=None,
+        ge=0,
+        description="Host memory that blocks are moved to.",
+        json_schema_extra=engine_parameter("kv_cache_config.host_cache_size", unit="bytes"),
+    )
+    dtype: Literal["auto", "fp8"] | None = Field(
+        default=None,
+        description="Number format of the cache in the PyTorch flow; a built engine has `quantization.kv_cache`.",
+        json_schema_extra=engine_parameter("kv_cache_config.dtype"),
+    )
+
+
+class TensorrtScheduler(ConfigModel):
+    """Which requests work together."""
+
+    capacity_policy: Literal["MAX_UTILIZATION", "GUARANTEED_NO_EVICT", "STATIC_BATCH"] | None = Field(
+        default=None,
+        description="What is admitted: as much as fits now, only what is sure to finish, or whole batches.",
+        json_schema_extra=engine_parameter("scheduler_config.capacity_scheduler_policy"),
+    )
+    context_chunking_policy: Literal["FIRST_COME_FIRST_SERVED", "EQUAL_PROGRESS"] | None = Field(
+        default=None,
+        description="Whose prompt is worked on first where prompts are cut into chunks.",
+        json_schema_extra=engine_parameter("scheduler_config.context_chunking_policy"),
+    )
+
+
+class TensorrtCudaGraph(ConfigModel):
+    """CUDA graphs of decode steps, in the PyTorch flow."""
+
+    enabled: bool = Field(
+        default=True,
+        description="false turns them off.",
+        json_schema_extra=engine_parameter("cuda_graph_config"),
+    )
+    batch_sizes: tuple[int, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Batch sizes that get a graph.",
+        json_schema_extra=engine_parameter("cuda_graph_config.batch_sizes", unit="requests"),
+    )
+    max_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="The engine chooses sizes up to this one; instead of `batch_sizes`.",
+        json_schema_extra=engine_parameter("cuda_graph_config.max_batch_size", unit="requests"),
+    )
+    enable_padding: bool | None = Field(
+        default=None,
+        description="A batch is filled up to the next size that has a graph.",
+        json_schema_extra=engine_parameter("cuda_graph_config.enable_padding"),
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> Self:
+        given = [
+            name for name in ("batch_sizes", "max_batch_size", "enable_padding") if getattr(self, name) is not None
+        ]
+        if not self.enabled and given:
+            raise ValueError(f"{', '.join(given)} has no effect without CUDA graphs; remove it or set enabled: true")
+        if self.batch_sizes is not None and self.max_batch_size is not None:
+            raise ValueError("batch_sizes and max_batch_size say the same thing in two ways; keep one")
+        if self.batch_sizes is not None and (
+            min(self.batch_sizes) < 1 or tuple(sorted(set(self.batch_sizes))) != self.batch_sizes
+        ):
+            raise ValueError("batch_sizes must be whole numbers from 1 on in rising order, each once; sort them")
+        return self
+
+
+class TensorrtSpeculation(ConfigModel):
+    """Speculative decoding, in the PyTorch flow."""
+
+    method: Literal["ngram", "draft_target"] = Field(
+        description="Drafts from earlier text of the request, or by a smaller model.",
+        json_schema_extra=engine_parameter("speculative_config (NGramDecodingConfig, DraftTargetDecodingConfig)"),
+    )
+    max_draft_len: int = Field(
+        ge=1,
+        le=64,
+        description="Tokens drafted at once.",
+        json_schema_extra=engine_parameter("speculative_config.max_draft_len", unit="tokens"),
+    )
+    max_matching_ngram_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Longest stretch of text that is looked up (`ngram`).",
+        json_schema_extra=engine_parameter("speculative_config.max_matching_ngram_size", unit="tokens"),
+    )
+    model: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=512,
+        description="Folder or hub id of the smaller model (`draft_target`).",
+        json_schema_extra=engine_parameter("speculative_config.speculative_model_dir"),
+    )
+
+    @model_validator(mode="after")
+    def _what_the_method_needs(self) -> Self:
+        needed, other = (
+            ("max_matching_ngram_size", "model")
+            if self.method == "ngram"
+            else (
+                "model",
+                "max_matching_ngram_size",
+            )
+        )
+        if getattr(self, needed) is None:
+            raise ValueError(f"method {self.method} needs {needed}; set it")
+        if getattr(self, other) is not None:
+            raise ValueError(f"{other} has no effect with method {self.method}; remove it")
+        return self
+
+
+class TensorrtQuantization(ConfigModel):
+    """How a built engine's weights and cache are quantised. A checkpoint that is quantised already needs none of it."""
+
+    algorithm: Literal["FP8", "NVFP4", "W8A16", "W4A16", "W4A16_AWQ", "W4A8_AWQ", "W8A8_SQ_PER_CHANNEL"] = Field(
+        description="Bits of weights (W) and activations (A), and the way there; AWQ and SQ calibrate first.",
+        json_schema_extra=engine_parameter("quant_config.quant_algo"),
+    )
+    kv_cache: Literal["FP8", "INT8"] | None = Field(
+        default=None,
+        description="Number format of the cache of keys and values.",
+        json_schema_extra=engine_parameter("quant_config.kv_cache_quant_algo"),
+    )
+
+
+class TensorrtConfig(ConfigModel):
+    """Settings of the TensorRT-LLM backend. Unset means unset: the engine's own default applies."""
+
+    tensor_parallel_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Devices that share every layer.",
+        json_schema_extra=engine_parameter("tensor_parallel_size", unit="devices"),
+    )
+    pipeline_parallel_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Stages of layers, each on devices of its own.",
+        json_schema_extra=engine_parameter("pipeline_parallel_size", unit="devices"),
+    )
+    moe_tensor_parallel_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Devices that share every expert.",
+        json_schema_extra=engine_parameter("moe_tensor_parallel_size", unit="devices"),
+    )
+    moe_expert_parallel_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Parts that the experts are divided into.",
+        json_schema_extra=engine_parameter("moe_expert_parallel_size", unit="devices"),
+    )
+    max_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=65_536,
+        description="Requests in flight at most.",
+        json_schema_extra=engine_parameter("max_batch_size", unit="requests"),
+    )
+    max_input_len: int | None = Field(
+        default=None,
+        ge=1,
+        description="Longest prompt.",
+        json_schema_extra=engine_parameter("max_input_len", unit="tokens"),
+    )
+    max_seq_len: int | None = Field(
+        default=None,
+        ge=2,
+        description="Longest prompt with its answer.",
+        json_schema_extra=engine_parameter("max_seq_len", unit="tokens"),
+    )
+    max_num_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens of all requests in one step at most.",
+        json_schema_extra=engine_parameter("max_num_tokens", unit="tokens"),
+    )
+    max_beam_width: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Beams that the engine has room for; decoding uses one.",
+        json_schema_extra=engine_parameter("max_beam_width", unit="beams"),
+    )
+    enable_chunked_prefill: bool | None = Field(
+        default=None,
+        description="Long prompts are worked on in parts, between decode steps.",
+        json_schema_extra=engine_parameter("enable_chunked_prefill"),
+    )
+    kv_cache: TensorrtKvCache = Field(default_factory=TensorrtKvCache, description="The cache of keys and values.")
+    scheduler: TensorrtScheduler = Field(default_factory=TensorrtScheduler, description="Which requests work together.")
+    cuda_graph: TensorrtCudaGraph | None = Field(default=None, description="CUDA graphs of decode steps.")
+    speculative: TensorrtSpeculation | None = Field(default=None, description="Speculative decoding.")
+    build_engine: bool = Field(
+        default=False,
+        description="Compile the model into a TensorRT engine first, instead of running it in the PyTorch flow.",
+        json_schema_extra=engine_parameter("tensorrt_llm._tensorrt_engine.LLM"),
+    )
+    quantization: TensorrtQuantization | None = Field(default=None, description="Quantisation of a built engine.")
+    engine_cache_dir: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1024,
+        description="Folder on the worker's machine where built engines are kept, each under a key of all that shapes "
+        "it. Unset builds for every run.",
+        json_schema_extra=engine_parameter("LLM.save, LLM(model=<engine>)"),
+    )
+    force_rebuild: bool = Field(
+        default=False,
+        description="Build anew and replace what `engine_cache_dir` holds.",
+        json_schema_extra=engine_parameter("LLM.save"),
+    )
+
+    @property
+    def devices_needed(self) -> int:
+        """Accelerators that the parallel sizes take up."""
+        return (self.tensor_parallel_size or 1) * (self.pipeline_parallel_size or 1)
+
+    @model_validator(mode="after")
+    def _settings_of_the_flow(self) -> Self:
+        if self.build_engine:
+            wrong = [name for name in ("cuda_graph", "speculative") if getattr(self, name) is not None]
+            wrong += ["kv_cache.dtype"] if self.kv_cache.dtype is not None else []
+            if wrong:
+                raise ValueError(f"{', '.join(wrong)} belongs to the PyTorch flow; remove it or build_engine")
+            return self
+        wrong = [name for name in ("quantization", "engine_cache_dir") if getattr(self, name) is not None]
+        wrong += ["force_rebuild"] if self.force_rebuild else []
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} needs a built engine; set build_engine: true or remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _rebuild_needs_a_cache(self) -> Self:
+        if self.force_rebuild and self.engine_cache_dir is None:
+            raise ValueError("force_rebuild has no effect without engine_cache_dir; set it or remove force_rebuild")
+        return self
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Self:
+        if self.max_input_len is not None and self.max_seq_len is not None and self.max_input_len >= self.max_seq_len:
+            raise ValueError(
+                f"max_input_len {self.max_input_len} leaves nothing of max_seq_len {self.max_seq_len} for the answer; "
+                "lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _experts_fit(self) -> Self:
+        given = (self.moe_tensor_parallel_size, self.moe_expert_parallel_size)
+        if None not in given and (given[0] or 1) * (given[1] or 1) != (self.tensor_parallel_size or 1):
+            raise ValueError(
+                f"moe_tensor_parallel_size {given[0]} times moe_expert_parallel_size {given[1]} must be "
+                f"tensor_parallel_size {self.tensor_parallel_size or 1}; change one of them"
+            )
+        return self
