@@ -4,6 +4,7 @@ their energy is the integral of the power that they were given."""
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -133,6 +134,9 @@ CURVES: Mapping[str, Curve] = {
 }
 
 
+LIMITS: Mapping[str, int] = {A: 650, B: 500, C: 700, D: 350}
+
+
 class FourGpus(NamedTuple):
     """A run on four GPUs, of which two have no counter and one no instant power; A is throttled and shared."""
 
@@ -164,6 +168,10 @@ def four_gpus(shared_house: Any, tmp_path_factory: pytest.TempPathFactory) -> Fo
             "throttle 1 constant 0",
             "temperature 0 constant 85",
             "sm_clock 0 constant 1200",
+            *(
+                f"limits {NUMBERS[uuid]} enforced_w {limit} current_w 700 default_w 700"
+                for uuid, limit in LIMITS.items()
+            ),
             f"process 0 pid {stranger.pid} memory 1073741824",
         )
         # By the bus: C, A, D, B.
@@ -219,6 +227,16 @@ def test_throttling_and_heat_are_in_the_evidence_of_their_device(shared_house: A
 def test_a_stranger_on_a_device_is_told_with_its_memory(shared_house: Any, four_gpus: FourGpus) -> None:
     [told] = events(shared_house, four_gpus.run, "foreign_process")
     assert (told["device_index"], told["pid"], told["memory_bytes"]) == (1, four_gpus.stranger, 2**30)
+    assert codes(four_gpus.result) >= {"foreign_process", "throttled"}
+
+
+def test_every_leased_gpu_is_described_with_its_limits(shared_house: Any, four_gpus: FourGpus) -> None:
+    with shared_house.client() as client:
+        environment = client.attempt(four_gpus.run.current_attempt).environment
+    assert [(one["uuid"], one["power_limit_w"]) for one in environment["devices"]] == [
+        (uuid, float(LIMITS[uuid])) for uuid in (C, A, D, B)
+    ]
+    assert {one["driver"] for one in environment["devices"]} == {"580.65.06"}
 
 
 def test_a_mig_instance_is_measured_by_its_parent_and_says_so(
@@ -244,6 +262,86 @@ def test_a_mig_instance_is_measured_by_its_parent_and_says_so(
     assert abs(device.energy.joules - truth(result, curve, origin_ns)) <= device.energy.bound_j
     [sampler] = events(shared_house, run, "sampler")
     assert [one["mig_parent_uuid"] for one in sampler["devices"]] == [B]
+    assert "mig_parent_power" in codes(result)
+
+
+def codes(result: RunResult) -> set[str]:
+    return {finding.code.value for finding in result.findings}
+
+
+def test_what_is_wrong_with_devices_is_found_in_the_result(
+    shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
+) -> None:
+    """Power that falls by an eighth in the window, heat, a stranger, a sensor that looks away, and a crowd of
+    requests."""
+    origin_ns = time.monotonic_ns()
+    falling = ",".join(f"{second * 1000}:{20_000 * math.exp(-second / 25):.3f}" for second in range(0, 200, 2))
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()"], env={**os.environ, "LEM_ATTEMPT": "att_other"}, stdin=subprocess.PIPE
+    ) as stranger:
+        nvml.write(
+            f"origin_ns {origin_ns}",
+            gpu(A),
+            f"power 0 trace {falling}",
+            "counter 0 period_ms 20",
+            "temperature 0 trace 0:20,200000:1020",
+            "throttle 0 constant 32",  # by heat, as its software says
+            gpu(B),
+            power(B, Burst(75, 700, 100, 7)),
+            "sensor 1 period_ms 100 window_ms 25",  # it sees the quarter that ends where each burst begins
+            "counter 1 period_ms 20",
+            f"process 1 pid {stranger.pid} memory 1073741824",
+        )
+        path = experiment(
+            tmp_path,
+            "rough",
+            devices={"count": 2},
+            window={"min_duration_s": 3},
+            baseline={"min_s": 1, "max_s": 1, "ttl_s": 0},
+            warmup={"max_requests": 2, "min_requests": 2, "window_size": 2, "cv_threshold": 1e-9, "power_slope": None},
+            traffic={"mode": "open", "rate_per_s": 5000, "arrivals": "constant"},
+        )
+        with gpu_worker(shared_house, nvml, "rough", f"{A},{B}"):
+            result = result_of(shared_house, only_run(shared_house, path))
+        stranger.kill()
+    assert codes(result) >= {
+        "not_stationary",
+        "baseline_drift",
+        "negative_net_energy",
+        "temperature_drift",
+        "throttled",
+        "sensor_disagreement",
+        "foreign_process",
+        "warmup_not_converged",
+        "late_arrivals",
+    }
+    assert result.verdict == "questionable"
+    assert result.energy.net.joules is not None and result.energy.net.joules < 0
+    wrong = {finding.code.value: finding for finding in result.findings}
+    assert B in wrong["sensor_disagreement"].message and A in wrong["throttled"].message
+    # What is wrong is said, and the figure is right all the same.
+    burst = next(device.energy for device in result.energy.devices if device.uuid == B)
+    true_j = truth(result, Burst(75, 700, 100, 7), origin_ns)
+    assert burst.joules is not None and burst.bound_j is not None
+    assert abs(burst.joules - true_j) <= burst.bound_j
+
+
+def test_a_driver_that_answers_slowly_is_said_to_leave_few_samples(
+    shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
+) -> None:
+    nvml.write(
+        f"origin_ns {time.monotonic_ns()}",
+        gpu(A),
+        power(A, constant(300)),
+        "delay nvmlDeviceGetTotalEnergyConsumption 600",
+    )
+    path = experiment(tmp_path, "slow", window={"min_duration_s": 1.5})
+    with gpu_worker(shared_house, nvml, "slow", A):
+        result = result_of(shared_house, only_run(shared_house, path))
+    assert codes(result) >= {"few_samples", "sampler_overload"}
+    [device] = result.energy.devices
+    assert device.energy.joules is not None and device.energy.bound_j is not None
+    assert abs(device.energy.joules - 300 * result.window.duration_s) <= device.energy.bound_j
 
 
 def lost_in_the_window(house: Any, nvml: SimulatedNvml, path: Path) -> Any:

@@ -185,7 +185,7 @@ class Attempt:
             await self._supervision.until_ready()
             if config.settle.temperature_c is not None or config.settle.idle_power:
                 await self._supervision.settle(sampler, limit_s=config.settle.max_s)
-            facts = await asyncio.to_thread(snapshot, self._devices)
+            facts = await asyncio.to_thread(snapshot, self._devices, self._supervision.device_facts)
             environment: dict[str, JsonValue] = {**facts, "model_files": {**prepared.model_files}}
             await self._open_window(StartAttempt(environment=environment, effective_config=effective))
             for rank in ranks:
@@ -348,7 +348,7 @@ class Attempt:
             reason=why.reason,
             # An engine may print anything, and PostgreSQL's text can't hold U+0000.
             message=str(why).replace("\x00", "\N{REPLACEMENT CHARACTER}")[:4000],
-            environment=snapshot(self._devices),
+            environment=snapshot(self._devices, self._supervision.device_facts),
             effective_config=self._supervision.effective_config,
         )
 

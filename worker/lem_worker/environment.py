@@ -48,11 +48,12 @@ _DISTRIBUTION = "llm-energy-measurement"
 _CLOCK_READINGS = 20
 
 
-def snapshot(devices: Sequence[Device]) -> dict[str, JsonValue]:
-    """Facts that exist on this host; what can't be read is null."""
+def snapshot(devices: Sequence[Device], known: Sequence[Mapping[str, JsonValue]] = ()) -> dict[str, JsonValue]:
+    """Facts that exist on this host; what can't be read is null. `known` is what is known of devices, by `uuid`."""
+    by_uuid = {facts.get("uuid"): facts for facts in known}
     return {
         "clock": clock_pair(time.monotonic_ns, time.time_ns),
-        "devices": [device.model_dump(mode="json") for device in devices],
+        "devices": [{**by_uuid.get(device.uuid, {}), **device.model_dump(mode="json")} for device in devices],
         "cpu": _cpu(),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "numa_nodes": len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or None,

@@ -115,6 +115,9 @@ class Sampling(Message):
 
     type: Literal["sampling"] = "sampling"
     sources: tuple[SourceReport, ...]
+    devices: tuple[dict[str, JsonValue], ...] = Field(
+        default=(), description="What the sources say of each leased device, by its `uuid`: limits, clocks, versions."
+    )
 
 
 class Baselined(Message):

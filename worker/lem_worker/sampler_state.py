@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic.types import JsonValue
+
 from lem_worker.process_protocol import BaselineContext, Baselined, FromProcess, Sampling, Settled, Tick
 
 
@@ -13,6 +15,7 @@ class SamplerState:
         """It has its first samples."""
         self.gone = False
         """It ended without sealing."""
+        self.device_facts: tuple[dict[str, JsonValue], ...] = ()
         self.power_w: float | None = None
         self.power_slope: float | None = None
         self.baselines: dict[BaselineContext, Baselined] = {}
@@ -22,7 +25,7 @@ class SamplerState:
         """Something it said."""
         match message:
             case Sampling():
-                self.sampling = True
+                self.sampling, self.device_facts = True, message.devices
             case Tick():
                 self.power_w, self.power_slope = message.power_w, message.power_slope
             case Baselined():

@@ -8,6 +8,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic.types import JsonValue
+
 from lem_domain.config.experiment import LimitsConfig
 from lem_domain.evidence import SAMPLER, PhaseName
 from lem_domain.states import FailureReason
@@ -80,6 +82,11 @@ class Supervision:
     def effective_configs(self) -> tuple[EffectiveConfig, ...]:
         """What each rank that is loaded read back."""
         return tuple(self._loaded[rank] for rank in self._ranks if rank in self._loaded)
+
+    @property
+    def device_facts(self) -> tuple[dict[str, JsonValue], ...]:
+        """What the sampler says of the leased devices, when it has."""
+        return self._sampler.device_facts
 
     def stop(self, why: AttemptEnded | AttemptLost) -> None:
         """End the attempt from outside; the first reason counts."""

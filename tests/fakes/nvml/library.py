@@ -2,7 +2,7 @@
 
 A line of the state file is one thing; places are GPUs (`0`) or MIG instances of them (`0.1`):
 
-    driver 580.65.06
+    driver 580.65.06                            or: driver 580.65.06 cuda 13000
     device 0 uuid GPU-... name "NVIDIA H100" pci 00000000:1B:00.0 memory_total 85899345920 memory_used 524288000
     device 0 uuid ... capability 9.0            CUDA's compute capability; NVML does not tell it without this
     device 1 uuid GPU-... name "NVIDIA H100" mig yes memory_total ...
@@ -32,6 +32,8 @@ What changes with time does so in ms from the origin, and stands at its first va
     counter 0 period_ms 20 quantum_mj 100 base_mj 7     what the energy counter shows of the exact integral
     counter 0 supported no                      there is none
     limits 0 enforced_w 300 current_w 300 default_w 350 min_w 100 max_w 400
+    facts 0 vbios 96.00.74.00.01 compute 9.0 ecc yes persistence no sm_clock_max 1980 memory_clock_max 2619
+    facts 0 pcie_generation 5 pcie_width 16 nvlinks 18 nvlinks_up 17    what no line gives is not offered
     device 0 uuid ... gone_ms 5000              lost from then on, with its instances; or until back_ms
     process 0 pid 4711 ... from_ms 1000 until_ms 2000
 
@@ -51,7 +53,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _HERE = Path(__file__).parent
-_SOURCES = ("curve.c", "state.c", "meters.c", "nvml.c")
+_SOURCES = ("curve.c", "state.c", "meters.c", "facts.c", "nvml.c")
 _FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread")
 _LIBRARIES = ("-lm",)
 

@@ -264,6 +264,30 @@ static bool read_meter(char *rest, const char *word) {
     return true;
 }
 
+static bool facts_key(struct facts *facts, const char *key, const char *value) {
+    char dot;
+    if (strcmp(key, "vbios") == 0) return to_text(value, facts->vbios);
+    if (strcmp(key, "ecc") == 0) return facts->has_ecc = to_flag(value, &facts->ecc);
+    if (strcmp(key, "persistence") == 0) return facts->has_persistence = to_flag(value, &facts->persistence);
+    if (strcmp(key, "compute") == 0)
+        return sscanf(value, "%u%c%u", &facts->compute_major, &dot, &facts->compute_minor) == 3 && dot == '.';
+    if (strcmp(key, "sm_clock_max") == 0) return to_unsigned(value, &facts->sm_clock_max);
+    if (strcmp(key, "memory_clock_max") == 0) return to_unsigned(value, &facts->memory_clock_max);
+    if (strcmp(key, "pcie_generation") == 0) return to_unsigned(value, &facts->pcie_generation);
+    if (strcmp(key, "pcie_width") == 0) return to_unsigned(value, &facts->pcie_width);
+    if (strcmp(key, "nvlinks") == 0) return to_unsigned(value, &facts->nvlinks);
+    return strcmp(key, "nvlinks_up") == 0 && to_unsigned(value, &facts->nvlinks_up);
+}
+
+static bool read_facts(char *rest) {
+    struct device *device = place_named(&rest);
+    if (device == NULL) return false;
+    for (char *key, *value; (key = next_word(&rest)) != NULL;) {
+        if ((value = next_word(&rest)) == NULL || !facts_key(&device->facts, key, value)) return false;
+    }
+    return true;
+}
+
 static bool read_sensor(char *rest) { return read_meter(rest, "sensor"); }
 static bool read_counter(char *rest) { return read_meter(rest, "counter"); }
 static bool read_limits(char *rest) { return read_meter(rest, "limits"); }
@@ -275,7 +299,9 @@ static bool read_origin(char *rest) {
 
 static bool read_driver(char *rest) {
     char *version = next_word(&rest);
-    return version != NULL && to_text(version, current.driver);
+    if (version == NULL || !to_text(version, current.driver)) return false;
+    char *key = next_word(&rest), *value = next_word(&rest);
+    return key == NULL || (strcmp(key, "cuda") == 0 && value != NULL && to_unsigned(value, &current.cuda));
 }
 
 static const struct {
@@ -289,6 +315,7 @@ static const struct {
     {"gpu_use", read_gpu_use},     {"memory_use", read_memory_use},
     {"throttle", read_throttle},   {"sensor", read_sensor},
     {"counter", read_counter},     {"limits", read_limits},
+    {"facts", read_facts},
 };
 
 static bool read_line(char *line) {

@@ -34,6 +34,14 @@ struct limits {
     unsigned enforced_mw, current_mw, default_mw, min_mw, max_mw;
 };
 
+/* What the chip is; a fact that no line gives is one that it does not offer. */
+struct facts {
+    char vbios[TEXT];
+    bool has_ecc, ecc, has_persistence, persistence;
+    unsigned compute_major, compute_minor, sm_clock_max, memory_clock_max, pcie_generation, pcie_width;
+    unsigned nvlinks, nvlinks_up;
+};
+
 struct device {
     struct place place;
     char uuid[TEXT];
@@ -53,6 +61,7 @@ struct device {
     struct sensor sensor;
     struct counter counter;
     struct limits limits;
+    struct facts facts;
 };
 
 enum kind { COMPUTE, GRAPHICS, MPS };
@@ -79,6 +88,7 @@ struct rule {
 
 struct state {
     char driver[TEXT];
+    unsigned cuda; /* 13020 is 13.2 */
     unsigned long long origin_ns; /* on CLOCK_MONOTONIC */
     int devices, processes, rules, points;
     struct device device[MAX_DEVICES];

@@ -24,6 +24,16 @@ def test_it_is_json_and_names_the_essentials() -> None:
     assert set(facts["lem"]) == {"version", "commit"}
 
 
+def test_every_leased_device_is_described_and_not_the_first_alone() -> None:
+    gpus = [Device(uuid=f"GPU-{number}", kind=DeviceKind.GPU, name="NVIDIA H100") for number in range(3)]
+    known = [{"index": number, "uuid": f"GPU-{number}", "power_limit_w": 300.0 + number} for number in (1, 0)]
+    assert snapshot(gpus, known)["devices"] == [
+        {"index": 0, "uuid": "GPU-0", "kind": "gpu", "name": "NVIDIA H100", "power_limit_w": 300.0},
+        {"index": 1, "uuid": "GPU-1", "kind": "gpu", "name": "NVIDIA H100", "power_limit_w": 301.0},
+        {"uuid": "GPU-2", "kind": "gpu", "name": "NVIDIA H100"},
+    ]
+
+
 def test_secrets_names_and_paths_stay_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret_value")
     monkeypatch.setenv("LEM_TOKEN", "lem_secret_value")

@@ -92,6 +92,9 @@ def everything(number: int = 0) -> tuple[str, ...]:
         f"memory_use {number} constant 43",
         f"throttle {number} constant 4",
         f"limits {number} enforced_w 650 current_w 660 default_w 700 min_w 200 max_w 700",
+        f"facts {number} vbios 96.00.74.00.01 compute 9.0 ecc yes persistence no sm_clock_max 1980 "
+        "memory_clock_max 2619 pcie_generation 5 pcie_width 16 nvlinks 18 nvlinks_up 17",
+        "driver 580.65.06 cuda 13020",
     )
 
 
@@ -109,7 +112,7 @@ say({"rows": rows, "facts": source.facts()})
 
 
 def test_every_reading_of_a_gpu_arrives_in_its_column(nvml: SimulatedNvml) -> None:
-    nvml.write(f"origin_ns {time.monotonic_ns() + 10**15}", gpu(0, A), *everything())
+    nvml.write(f"origin_ns {time.monotonic_ns() + 10**15}", gpu(0, A, "mig no"), *everything())
     said = asked(nvml, ROWS_BY_TIME, at_ms=[0])
     assert said["rows"] == [
         {
@@ -132,9 +135,23 @@ def test_every_reading_of_a_gpu_arrives_in_its_column(nvml: SimulatedNvml) -> No
             "uuid": A,
             "name": "NVIDIA H100",
             "power_reading": "instant",
-            "power_limit_w": 650.0,
-            "memory_total_bytes": 80_000,
             "mig_parent_uuid": None,
+            "compute_capability": "9.0",
+            "driver": "580.65.06",
+            "cuda_driver": "13.2",
+            "vbios": "96.00.74.00.01",
+            "power_limit_w": 650.0,
+            "power_limit_current_w": 660.0,
+            "power_limit_default_w": 700.0,
+            "sm_clock_max_mhz": 1980,
+            "memory_clock_max_mhz": 2619,
+            "memory_total_bytes": 80_000,
+            "ecc": True,
+            "mig": False,
+            "persistence": False,
+            "pcie_generation": 5,
+            "pcie_width": 16,
+            "nvlinks": 17,
         }
     ]
 
@@ -277,6 +294,17 @@ def test_each_reading_that_is_not_offered_is_null_and_leaves_the_others(nvml: Si
         "Temperature": ["temperature_c"],
         "ClockInfo": ["sm_clock_mhz", "memory_clock_mhz"],
         "EnforcedPowerLimit": ["power_limit_w"],
+        "PowerManagementLimit": ["power_limit_current_w"],
+        "PowerManagementDefaultLimit": ["power_limit_default_w"],
+        "VbiosVersion": ["vbios"],
+        "CudaComputeCapability": ["compute_capability"],
+        "EccMode": ["ecc"],
+        "MigMode": ["mig"],
+        "PersistenceMode": ["persistence"],
+        "MaxClockInfo": ["sm_clock_max_mhz", "memory_clock_max_mhz"],
+        "MaxPcieLinkGeneration": ["pcie_generation"],
+        "MaxPcieLinkWidth": ["pcie_width"],
+        "NvLinkState": ["nvlinks"],
         "ComputeRunningProcesses": [],
         "MPSComputeRunningProcesses": [],
         "CurrentClocksEventReasons": [],  # has an older name
@@ -284,7 +312,7 @@ def test_each_reading_that_is_not_offered_is_null_and_leaves_the_others(nvml: Si
     said = asked(
         nvml,
         WITHOUT_EACH,
-        machine=[gpu(0, A), *everything()],
+        machine=[gpu(0, A, "mig no"), *everything()],
         rules={
             f"{name} {code}": f"error nvmlDeviceGet{name} {code}"
             for name in symbols

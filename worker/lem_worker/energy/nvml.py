@@ -30,6 +30,7 @@ from lem_domain.results import EnergyMethod
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_worker.devices import Ours, of_attempt
 from lem_worker.energy import DeviceSample, Sample, SourceEvent, SourceUnavailable
+from lem_worker.nvml.facts import gpu_facts
 from lem_worker.processes import ATTEMPT_VARIABLE
 
 _SLOW_NS = 200_000_000
@@ -118,17 +119,12 @@ class _Gpu:
 
     def facts(self) -> dict[str, JsonValue]:
         """What does not change during an attempt."""
-        name = self._ask("name", lambda: pynvml.nvmlDeviceGetName(self._device))
-        limit_mw = self._ask("power limit", lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(self._handle))
-        memory = self._ask("memory", lambda: pynvml.nvmlDeviceGetMemoryInfo(self._device))
         return {
             "index": self.index,
             "uuid": self.uuid,
-            "name": None if name is None else _text(name),
             "power_reading": self.power_reading,
-            "power_limit_w": None if limit_mw is None else limit_mw / 1000,
-            "memory_total_bytes": None if memory is None else memory.total,
             "mig_parent_uuid": self.parent_uuid,
+            **gpu_facts(self._device, self._handle, self._ask),
         }
 
     def measures_energy(self) -> bool:

@@ -76,7 +76,7 @@ class SamplerProcess:
     def _sample(self) -> dict[str, JsonValue]:
         be_ready()
         reports = self._sampling.open(self._job.devices)
-        self._control.send(SamplingMessage(sources=reports))
+        self._control.send(SamplingMessage(sources=reports, devices=tuple(self._sampling.facts())))
         cpu_before, began_ns = time.process_time(), time.monotonic_ns()
         interval_ns = self._job.config.energy.interval_ms * 1_000_000
         grid = DeadlineGrid(began_ns, interval_ns)
