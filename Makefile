@@ -31,7 +31,7 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 bench: $(VENV)/.installed  ## Ratios against named peers, printed.
-	$(BIN)/python benchmarks/overhead.py && $(BIN)/python benchmarks/sampler.py && $(BIN)/python benchmarks/aggregate.py
+	$(BIN)/python benchmarks/overhead.py && $(BIN)/python benchmarks/sampler.py && $(BIN)/python benchmarks/aggregate.py && $(BIN)/python benchmarks/api_while_aggregating.py
 
 gpu-check: $(VENV)/.installed  ## On a machine with a GPU: can its measurements be believed? Adds to docs/validation.md.
 	$(BIN)/python benchmarks/gpu_check.py --write docs/validation.md

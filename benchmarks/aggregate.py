@@ -1,16 +1,19 @@
 """How long the aggregation of a large run takes and how much memory, beside the same ITL figures by SQL over rows.
 
-    python benchmarks/aggregate.py [--database-url postgresql://...]
+    python benchmarks/aggregate.py [--database-url postgresql://... | --no-sql]
 
 The evidence (8 ranks, 1,000 requests each, 1,000 tokens per request, 50 ms power samples of one GPU) is made first and
 lies in a temporary folder; a fresh process then aggregates it, so that its peak memory is the aggregation's own. The
-SQL side is given indexed, analysed rows and is timed for the query alone, without the time that loading took.
+SQL side (the embedded PostgreSQL unless a URL names another) is given indexed, analysed rows and is timed for the query
+alone, without the time that loading took. Processor time stands beside wall time, which a machine that others use
+stretches.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import hashlib
 import importlib.metadata
 import multiprocessing
@@ -65,6 +68,7 @@ class Measured(NamedTuple):
     """What the fresh process saw."""
 
     seconds: tuple[float, ...]
+    processor_s: tuple[float, ...]
     memory_before_mb: float
     memory_peak_mb: float
     itl_ms: tuple[float, float, float]
@@ -72,12 +76,13 @@ class Measured(NamedTuple):
 
 
 def main() -> None:
-    """Make the evidence, aggregate it in a process of its own, print figures; compare with SQL when a URL is given."""
+    """Make the evidence, aggregate it in a process of its own, print figures; compare with SQL."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--requests", type=int, default=1000, help="per process")
     parser.add_argument("--tokens", type=int, default=1000, help="per request")
-    parser.add_argument("--database-url", help="a PostgreSQL to run the same ITL figures on, in a temporary table")
+    parser.add_argument("--database-url", help="a PostgreSQL for the same ITL figures, in a temporary table")
+    parser.add_argument("--no-sql", action="store_true", help="leave the comparison with SQL out")
     options = parser.parse_args()
     size = Size(options.processes, options.requests, options.tokens)
     print(machine_facts())
@@ -91,13 +96,28 @@ def main() -> None:
         order = "interleaved by step" if interleaved else "request by request"
         print(
             f"  tokens {order}: {statistics.median(measured.seconds):.2f} s median of {REPETITIONS} "
-            f"({min(measured.seconds):.2f} to {max(measured.seconds):.2f}), peak {measured.memory_peak_mb:.0f} MB "
+            f"({min(measured.seconds):.2f} to {max(measured.seconds):.2f}), "
+            f"{statistics.median(measured.processor_s):.2f} s of processor, peak {measured.memory_peak_mb:.0f} MB "
             f"({measured.memory_before_mb:.0f} MB before), {stored_mb:.1f} MB stored, "
             f"repeated byte for byte: {measured.same_bytes}"
         )
         best = measured
-    if options.database_url and best is not None:
-        asyncio.run(compare_with_sql(options.database_url, size, best))
+    if options.no_sql or best is None:
+        return
+    with contextlib.ExitStack() as stack:
+        url = options.database_url or stack.enter_context(a_postgresql())
+        asyncio.run(compare_with_sql(url, size, best))
+
+
+@contextlib.contextmanager
+def a_postgresql() -> Iterator[str]:
+    """The embedded one, in a folder that is gone afterwards; as root it runs as another user, who must get in."""
+    from lem_server.database.embedded import EmbeddedPostgres  # not in the process whose memory is measured
+
+    with tempfile.TemporaryDirectory(prefix="lem-benchmark-") as folder:
+        Path(folder).chmod(0o755)
+        with EmbeddedPostgres(Path(folder) / "postgres") as postgres:
+            yield postgres.url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 def machine_facts() -> str:
@@ -237,15 +257,19 @@ def measure(folder: Path) -> Measured:
 
     before = peak_memory_mb()
     seconds: list[float] = []
+    processor_s: list[float] = []
     texts: set[bytes] = set()
     for _ in range(REPETITIONS):
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         result = aggregate(inputs, source)
         seconds.append(time.perf_counter() - began)
+        processor_s.append(time.process_time() - worked)
         texts.add(canonical_bytes(result))
     itl = result.speed.itl_ms
     assert itl.mean is not None and itl.p50 is not None and itl.p99 is not None
-    return Measured(tuple(seconds), before, peak_memory_mb(), (itl.mean, itl.p50, itl.p99), len(texts) == 1)
+    return Measured(
+        tuple(seconds), tuple(processor_s), before, peak_memory_mb(), (itl.mean, itl.p50, itl.p99), len(texts) == 1
+    )
 
 
 def peak_memory_mb() -> float:
