@@ -299,7 +299,7 @@ def test_what_is_wrong_with_devices_is_found_in_the_result(
             window={"min_duration_s": 3},
             baseline={"min_s": 1, "max_s": 1, "ttl_s": 0},
             warmup={"max_requests": 2, "min_requests": 2, "window_size": 2, "cv_threshold": 1e-9, "power_slope": None},
-            traffic={"mode": "open", "rate_per_s": 5000, "arrivals": "constant"},
+            traffic={"mode": "open", "rate_per_s": 30, "arrivals": "constant"},
         )
         with gpu_worker(shared_house, nvml, "rough", f"{A},{B}"):
             result = result_of(shared_house, only_run(shared_house, path))

@@ -166,9 +166,12 @@ def result(one: RunResult) -> list[str]:
         f"  verdict     {one.verdict} (method {one.method})",
         f"  window      {duration(window.duration_s)}, {window.processes} process(es), {work.requests} requests "
         f"({work.failed_requests} failed), {work.prompt_tokens} prompt and {work.generated_tokens} generated tokens",
-        f"  output rate {measured.figure(one.speed.output_rate_tok_s)}",
+        f"  output rate {measured.figure(one.speed.output_rate_tok_s)}, "
+        f"with prompt tokens {measured.figure(one.speed.total_rate_tok_s)}",
+        f"  requests    {measured.figure(one.speed.request_rate_per_s)}",
         f"  TTFT        {measured.distribution(one.speed.ttft_ms)}",
         f"  ITL         {measured.distribution(one.speed.itl_ms)}",
+        f"  TPOT        {measured.distribution(one.speed.tpot_ms)}",
         f"  E2E         {measured.distribution(one.speed.e2e_ms)}",
         f"  queue       {measured.distribution(one.speed.queue_ms)}",
     ]
@@ -179,7 +182,10 @@ def result(one: RunResult) -> list[str]:
         "Energy",
         f"  per output token   {measured.figure(one.efficiency.energy_per_output_token_j)}",
         f"    net              {measured.figure(one.efficiency.net_energy_per_output_token_j)}",
+        f"  per prompt token   {measured.figure(one.efficiency.energy_per_prompt_token_j)}",
         f"  per request        {measured.figure(one.efficiency.energy_per_request_j)}",
+        f"  tokens per joule   {measured.figure(one.efficiency.output_tokens_per_j)}",
+        f"  energy × delay     {measured.figure(one.efficiency.energy_delay_product_js)}",
         f"  mean power         {measured.figure(one.energy.mean_power_w)}",
         f"  whole window       {measured.energy(one.energy.total)}",
         f"  included           {', '.join(measured.part_name(name) for name in one.energy.includes) or 'nothing'}",

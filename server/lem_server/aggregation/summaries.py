@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from lem_domain.figures import older_figure
 from lem_domain.results import (
     CycleSummary,
     Distribution,
@@ -39,21 +40,38 @@ def _mean(distribution: Distribution) -> _Value:
     return _Value(distribution.mean, distribution.reason)
 
 
+_OLDER = _Value(None, older_figure("1").reason)
+
 _METRICS: tuple[tuple[str, str, Callable[[RunResult], _Value]], ...] = (
     ("efficiency.energy_per_output_token_j", "J", lambda result: _figure(result.efficiency.energy_per_output_token_j)),
     ("efficiency.energy_per_request_j", "J", lambda result: _figure(result.efficiency.energy_per_request_j)),
+    ("efficiency.output_tokens_per_j", "1/J", lambda result: _figure(result.efficiency.output_tokens_per_j)),
+    ("efficiency.energy_delay_product_js", "J·s", lambda result: _figure(result.efficiency.energy_delay_product_js)),
+    ("efficiency.energy_per_prompt_token_j", "J", lambda result: _figure(result.efficiency.energy_per_prompt_token_j)),
+    (
+        "efficiency.net_energy_per_output_token_j",
+        "J",
+        lambda result: _figure(result.efficiency.net_energy_per_output_token_j),
+    ),
     ("speed.output_rate_tok_s", "tok/s", lambda result: _figure(result.speed.output_rate_tok_s)),
     ("speed.total_rate_tok_s", "tok/s", lambda result: _figure(result.speed.total_rate_tok_s)),
+    ("speed.request_rate_per_s", "1/s", lambda result: _figure(result.speed.request_rate_per_s)),
     ("speed.goodput_per_s", "1/s", lambda result: _figure(result.speed.goodput_per_s)),
     ("speed.ttft_ms.mean", "ms", lambda result: _mean(result.speed.ttft_ms)),
     ("speed.itl_ms.mean", "ms", lambda result: _mean(result.speed.itl_ms)),
     ("speed.tpot_ms.mean", "ms", lambda result: _mean(result.speed.tpot_ms)),
     ("speed.e2e_ms.mean", "ms", lambda result: _mean(result.speed.e2e_ms)),
+    ("speed.queue_ms.mean", "ms", lambda result: _mean(result.speed.queue_ms)),
     ("energy.total", "J", lambda result: _energy(result.energy.total)),
     ("energy.net", "J", lambda result: _energy(result.energy.net)),
     ("energy.phases.prefill.energy", "J", lambda result: _energy(result.energy.phases.prefill.energy)),
     ("energy.phases.decode.energy", "J", lambda result: _energy(result.energy.phases.decode.energy)),
     ("energy.mean_power_w", "W", lambda result: _figure(result.energy.mean_power_w)),
+    ("energy.gpu", "J", lambda result: _energy(result.energy.gpu)),
+    ("energy.cpu", "J", lambda result: _energy(result.energy.cpu)),
+    ("energy.dram", "J", lambda result: _energy(result.energy.dram)),
+    ("compute.flops", "FLOP", lambda result: _figure(result.compute.flops) if result.compute else _OLDER),
+    ("compute.mfu", "1", lambda result: _figure(result.compute.mfu) if result.compute else _OLDER),
     ("window.duration_s", "s", lambda result: _Value(result.window.duration_s)),
     ("work.generated_tokens", "tokens", lambda result: _Value(float(result.work.generated_tokens))),
 )

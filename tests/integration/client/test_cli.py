@@ -167,7 +167,10 @@ def test_a_run_is_shown_with_its_history_and_every_figure_in_words(lem: Lem, dat
     shown = lem("show", first).out
     for words in ("queued", "initialised", "running", "completed", "aggregated", attempt, "verdict"):
         assert words in shown
-    assert "per output token" in shown
+    for figure in ("per output token", "per prompt token", "tokens per joule", "energy × delay", "with prompt tokens"):
+        assert figure in shown
+    for figure in ("TTFT", "ITL", "TPOT", "E2E", "queue", "mean power", "net", "prefill", "decode"):
+        assert figure in shown
     assert f"/api/v1/attempts/{attempt}/streams" in shown
     assert lem("show", first, "--json").json["result"]["verdict"] in ("valid", "questionable")
     assert "out_of_memory – lower the batch size" in lem("show", second).out

@@ -8,7 +8,7 @@ import pytest
 
 from factories.evidence import Evidence, cpu, gpu
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.results import RunResult
+from lem_domain.results import ComputeResult, EfficiencyResult, RunResult, SpeedResult
 from lem_server.aggregation.result import aggregate
 from lem_server.aggregation.summaries import METRICS, output_mismatch, summarise_cycles, summarise_experiment
 
@@ -123,3 +123,18 @@ def test_a_result_of_before_the_newer_figures_is_still_summarised() -> None:
     metrics = {summary.metric: summary for summary in summarise_cycles([RunResult.model_validate(older)])}
     assert metrics["energy.total"].mean == pytest.approx(1200, abs=0.01)
     assert "aggregate the run again" in str(metrics["energy.net"].reason)
+
+
+def test_every_figure_of_the_method_is_summarised() -> None:
+    """Ratios of energy, rates, latencies and operations: what one run says, a campaign's table and CSV say too."""
+    figures = {
+        f"{part}.{name}"
+        for part in ("efficiency", "compute")
+        for name in (EfficiencyResult if part == "efficiency" else ComputeResult).model_fields
+    } - {"compute.peak_flops_per_s", "compute.peak_source"}
+    speed = {f"speed.{name}.mean" if name.endswith("_ms") else f"speed.{name}" for name in SpeedResult.model_fields}
+    assert figures | speed <= set(METRICS)
+    metrics = {summary.metric: summary for summary in summarise_cycles([cycle(100)])}
+    assert metrics["efficiency.output_tokens_per_j"].mean == pytest.approx(3 / 1200, rel=1e-4)
+    assert metrics["efficiency.energy_delay_product_js"].mean == pytest.approx(1200 * 12, rel=1e-4)
+    assert metrics["compute.mfu"].reason

@@ -1,0 +1,42 @@
+"""The documents that say what is proved name tests that exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NAMED = re.compile(r"`((?:tests/)?[\w/]*test_\w+\.py)(?:::(\w+))?`")
+FOLDERS = re.compile(r"`(tests/[\w/]+/)`")
+DEFECTS = range(1, 24)
+
+
+@cache
+def names_in(path: Path) -> frozenset[str]:
+    """The tests of a module, also those inside classes."""
+    tree = ast.parse(path.read_text())
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return frozenset(node.name for node in ast.walk(tree) if isinstance(node, kinds) and node.name.startswith("test_"))
+
+
+@pytest.mark.parametrize("page", ["defects.md", "guarantees.md", "measurement.md"])
+def test_every_test_that_a_page_names_exists(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text()
+    named = NAMED.findall(text)
+    assert named or page == "measurement.md"
+    for path, name in named:
+        files = [ROOT / path] if path.startswith("tests/") else list((ROOT / "tests").rglob(path))
+        assert files and all(file.is_file() for file in files), path
+        assert not name or any(name in names_in(file) for file in files), f"{path}::{name}"
+    for folder in FOLDERS.findall(text):
+        assert list((ROOT / folder).glob("test_*.py")), folder
+
+
+def test_every_known_way_to_measure_wrongly_has_its_row() -> None:
+    lines = (ROOT / "docs" / "defects.md").read_text().splitlines()
+    rows = {int(found[1]): line for line in lines if (found := re.match(r"\| (\d+) \|", line))}
+    assert list(rows) == list(DEFECTS)
