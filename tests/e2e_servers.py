@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,6 +24,7 @@ from lem_server.access.service import OWNER_TOKEN_FILE
 from lem_server.database.embedded import EmbeddedPostgres
 
 BIN = Path(sys.executable).parent
+TESTS = Path(__file__).parent
 READY = re.compile(r"LEM server ready at (http://\S+)")
 ENDS_WITHIN_S = 60
 """A machine that others share needs longer than the server's own limit."""
@@ -119,17 +120,42 @@ class Cluster:
 
     def start_worker(self, server: str, name: str) -> subprocess.Popen[bytes]:
         """Start a simulated worker; its state stays under its name."""
-        token = next(iter(self.servers.values())).token_file
         options = ("--backend", "simulated", "--server", server, "--state-dir", str(self.folder / "state" / name))
+        return self._start_worker(name, [BIN / "lem-worker", "run", *options], {})
+
+    def start_gated_worker(self, server: str, name: str, *, gate: str, reached: Path) -> subprocess.Popen[bytes]:
+        """Start one that ends when there is nothing to do; its rank makes a file when it gets to a point of its run,
+        and waits until that is gone (see `factories.fake_rank`)."""
+        settings = {
+            "LEM_WORKER_BACKEND": "simulated",
+            "LEM_SERVER": server,
+            "LEM_WORKER_STATE_DIR": str(self.folder / "state" / name),
+            "LEM_WORKER_UNTIL_IDLE": "true",
+            "LEM_TEST_RANK": "gated",
+            "LEM_TEST_GATE": gate,
+            "LEM_TEST_REACHED": str(reached),
+            "LEM_TEST_SAMPLER": "real",
+            "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]),
+        }
+        return self._start_worker(name, [sys.executable, "-m", "factories.fake_daemon"], settings)
+
+    def _start_worker(
+        self, name: str, program: Sequence[str | Path], settings: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
+        token = next(iter(self.servers.values())).token_file
         with (self.folder / f"{name}.log").open("ab") as log:
             worker = subprocess.Popen(
-                [BIN / "lem-worker", "run", *options],
-                env={**self._environment, "LEM_TOKEN_FILE": str(token)},
+                program,
+                env={**self._environment, **settings, "LEM_TOKEN_FILE": str(token)},
                 stderr=log,
                 start_new_session=True,
             )
         self._workers.append(worker)
         return worker
+
+    def kill_postgres(self) -> None:
+        """SIGKILL of the postmaster, which takes its processes along; `postgres.stop` and `start` bring it back."""
+        os.kill(int((self.folder / "postgres" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
 
     def log(self, name: str) -> str:
         """What a server or worker said."""

@@ -10,8 +10,11 @@ import httpx
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from factories.evidence import Evidence
 from lem_domain.ids import IdKind, format_id, parse_id
 from lem_domain.states import ActorKind
+from lem_server.aggregation.identity import canonical_bytes
+from lem_server.aggregation.result import aggregate
 from lem_server.runs.transitions import set_actor
 
 EXPERIMENT: dict[str, Any] = {"backend": "simulated", "model": "builtin:tiny-llama"}
@@ -152,6 +155,15 @@ async def store_aggregate(engine: AsyncEngine, run_id: str, attempt_id: str, res
             text("UPDATE runs SET state = 'aggregated' WHERE id = :run AND state = 'completed'"),
             {"run": parse_id(IdKind.RUN, run_id)},
         )
+
+
+def result_json(watts: float = 100.0) -> str:
+    """The aggregate of a run of known power."""
+    made = Evidence()
+    made.request(0, 0.0, [1.0, 6.0, 12.0])
+    made.power([number * 0.1 - 1 for number in range(141)], joules=lambda time: watts * time + 1000)
+    stored = made.stored()
+    return canonical_bytes(aggregate(stored.inputs, stored.source)).decode()
 
 
 async def write_log(engine: AsyncEngine, attempt_id: str, process: str, seq: int, words: str) -> None:

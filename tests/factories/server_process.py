@@ -100,6 +100,12 @@ class Server:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    @property
+    def pid(self) -> int:
+        """Of the process that runs, or ran last."""
+        assert self._process is not None
+        return self._process.pid
+
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)

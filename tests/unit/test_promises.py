@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lem_domain.findings import FindingCode
+
 ROOT = Path(__file__).parents[2]
 NAMED = re.compile(r"`((?:tests/)?[\w/]*test_\w+\.py)(?:::(\w+))?`")
 FOLDERS = re.compile(r"`(tests/[\w/]+/)`")
@@ -40,3 +42,17 @@ def test_every_known_way_to_measure_wrongly_has_its_row() -> None:
     lines = (ROOT / "docs" / "defects.md").read_text().splitlines()
     rows = {int(found[1]): line for line in lines if (found := re.match(r"\| (\d+) \|", line))}
     assert list(rows) == list(DEFECTS)
+
+
+def test_the_method_tells_every_finding_s_criterion() -> None:
+    text = (ROOT / "docs" / "measurement.md").read_text()
+    told = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    assert sorted(told) == sorted(code.value for code in FindingCode)
+
+
+def test_every_finding_is_reached_by_a_test_of_the_aggregation() -> None:
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests/unit/server/aggregation").glob("test_*.py"))
+    unreached = [
+        code for code in FindingCode if f'"{code.value}"' not in tests and f"FindingCode.{code.name}" not in tests
+    ]
+    assert unreached == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from lem_domain.figures import older_figure
@@ -90,64 +90,115 @@ class ExperimentSummary(NamedTuple):
     metrics: tuple[CycleSummary, ...]
 
 
-def summarise_experiment(results: Sequence[RunResult]) -> ExperimentSummary:
-    """Worst verdict, distinct findings in order of appearance (those between cycles last), and the metrics, of the
-    cycles' results in order.
+class Tally:
+    """What the summary of an experiment needs of its cycles, taken one result at a time, so that none is kept."""
 
-    The energy method is `mixed` where cycles differ; cycles without energy say nothing about it. `energy_includes` is
-    whatever any cycle includes, in order of appearance.
-    """
-    methods = dict.fromkeys(result.energy.total.method.value for result in results if result.energy.total.method)
-    between = output_mismatch(results)
-    verdicts = [result.verdict for result in results] + ([verdict_of(between)] if between else [])
-    return ExperimentSummary(
-        verdict=max(verdicts, key=_VERDICTS.index, default=None),
-        energy_method=next(iter(methods), None) if len(methods) < 2 else "mixed",
-        energy_includes=tuple(dict.fromkeys(part for result in results for part in result.energy.includes)),
-        findings=tuple(
-            dict.fromkeys(
-                finding.message for findings in (*(one.findings for one in results), between) for finding in findings
-            )
-        ),
-        metrics=summarise_cycles(results),
-    )
+    def __init__(self) -> None:
+        self._metrics = tuple(_Metric() for _ in _METRICS)
+        self._verdict: Verdict | None = None
+        self._methods: dict[str, None] = {}
+        self._includes: dict[str, None] = {}
+        self._findings: dict[str, None] = {}
+        self._digests: list[str] = []
+
+    def add(self, result: RunResult) -> None:
+        """The next cycle, in order."""
+        for metric, (_, _, read) in zip(self._metrics, _METRICS, strict=True):
+            metric.add(read(result))
+        if self._verdict is None or _VERDICTS.index(result.verdict) > _VERDICTS.index(self._verdict):
+            self._verdict = result.verdict
+        if result.energy.total.method:
+            self._methods[result.energy.total.method.value] = None
+        self._includes.update(dict.fromkeys(result.energy.includes))
+        self._findings.update(dict.fromkeys(finding.message for finding in result.findings))
+        outputs = result.outputs
+        if outputs is not None and outputs.greedy and outputs.sha256 is not None:
+            self._digests.append(outputs.sha256)
+
+    def between_cycles(self) -> tuple[Finding, ...]:
+        """Cycles of one greedy experiment, on the same prompts, that generated different tokens."""
+        cycles, outputs = len(self._digests), len(set(self._digests))
+        if outputs < 2:
+            return ()
+        return (
+            Finding(
+                code=FindingCode.OUTPUT_MISMATCH,
+                severity=Severity.WARNING,
+                message=f"{cycles} cycles of this greedy experiment generated {outputs} different outputs, so they did "
+                "not do the same work; look for batches of changing size or kernels that are not deterministic.",
+                numbers={"cycles": cycles, "outputs": outputs},
+            ),
+        )
+
+    def metrics(self) -> tuple[CycleSummary, ...]:
+        """Mean, sample standard deviation (n - 1) and its ratio to the mean for each of `METRICS`.
+
+        A cycle without the figure is left out of `values`; where none has it, `reason` gives the cycles' reasons.
+        """
+        return tuple(
+            metric.summary(path, unit) for metric, (path, unit, _) in zip(self._metrics, _METRICS, strict=True)
+        )
+
+    def summary(self) -> ExperimentSummary:
+        """Worst verdict, distinct findings in order of appearance (those between cycles last), and the metrics.
+
+        The energy method is `mixed` where cycles differ; cycles without energy say nothing about it. `energy_includes`
+        is whatever any cycle includes, in order of appearance.
+        """
+        between = self.between_cycles()
+        verdicts = [verdict for verdict in (self._verdict, verdict_of(between) if between else None) if verdict]
+        return ExperimentSummary(
+            verdict=max(verdicts, key=_VERDICTS.index, default=None),
+            energy_method=next(iter(self._methods), None) if len(self._methods) < 2 else "mixed",
+            energy_includes=tuple(self._includes),
+            findings=tuple(dict.fromkeys((*self._findings, *(finding.message for finding in between)))),
+            metrics=self.metrics(),
+        )
 
 
-def output_mismatch(results: Sequence[RunResult]) -> tuple[Finding, ...]:
-    """Cycles of one greedy experiment, on the same prompts, that generated different tokens."""
-    told = [result.outputs for result in results if result.outputs is not None]
-    digests = [outputs.sha256 for outputs in told if outputs.greedy and outputs.sha256 is not None]
-    if len(set(digests)) < 2:
-        return ()
-    return (
-        Finding(
-            code=FindingCode.OUTPUT_MISMATCH,
-            severity=Severity.WARNING,
-            message=f"{len(digests)} cycles of this greedy experiment generated {len(set(digests))} different outputs, "
-            "so they did not do the same work; look for batches of changing size or kernels that are not "
-            "deterministic.",
-            numbers={"cycles": len(digests), "outputs": len(set(digests))},
-        ),
-    )
+class _Metric:
+    """One metric over the cycles so far."""
+
+    def __init__(self) -> None:
+        self._values: list[float] = []
+        self._reasons: dict[str, None] = {}
+
+    def add(self, cycle: _Value) -> None:
+        if cycle.value is not None:
+            self._values.append(cycle.value)
+        elif cycle.reason:
+            self._reasons[cycle.reason] = None
+
+    def summary(self, path: str, unit: str) -> CycleSummary:
+        values = tuple(self._values)
+        if not values:
+            reason = "; ".join(self._reasons) or "no cycle has been aggregated"
+            return CycleSummary(metric=path, unit=unit, values=(), mean=None, sd=None, cv=None, reason=reason)
+        mean = math.fsum(values) / len(values)
+        sd = None
+        if len(values) > 1:
+            sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+        cv = sd / mean if sd is not None and mean != 0 else None
+        return CycleSummary(metric=path, unit=unit, values=values, mean=mean, sd=sd, cv=cv)
 
 
-def summarise_cycles(results: Sequence[RunResult]) -> tuple[CycleSummary, ...]:
-    """Mean, sample standard deviation (n - 1) and its ratio to the mean for each of `METRICS`, over cycles in order.
-
-    A cycle without the figure is left out of `values`; where none has it, `reason` gives the cycles' reasons.
-    """
-    return tuple(_summary(path, unit, [read(result) for result in results]) for path, unit, read in _METRICS)
+def summarise_experiment(results: Iterable[RunResult]) -> ExperimentSummary:
+    """The summary of the cycles' results in order."""
+    return _tally(results).summary()
 
 
-def _summary(path: str, unit: str, cycles: Sequence[_Value]) -> CycleSummary:
-    values = tuple(cycle.value for cycle in cycles if cycle.value is not None)
-    if not values:
-        reasons = "; ".join(dict.fromkeys(cycle.reason for cycle in cycles if cycle.reason))
-        reason = reasons or "no cycle has been aggregated"
-        return CycleSummary(metric=path, unit=unit, values=(), mean=None, sd=None, cv=None, reason=reason)
-    mean = math.fsum(values) / len(values)
-    sd = None
-    if len(values) > 1:
-        sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    cv = sd / mean if sd is not None and mean != 0 else None
-    return CycleSummary(metric=path, unit=unit, values=values, mean=mean, sd=sd, cv=cv)
+def output_mismatch(results: Iterable[RunResult]) -> tuple[Finding, ...]:
+    """What only several cycles together show."""
+    return _tally(results).between_cycles()
+
+
+def summarise_cycles(results: Iterable[RunResult]) -> tuple[CycleSummary, ...]:
+    """The metrics alone."""
+    return _tally(results).metrics()
+
+
+def _tally(results: Iterable[RunResult]) -> Tally:
+    tally = Tally()
+    for result in results:
+        tally.add(result)
+    return tally

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response, status
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, TypeAdapter
 
 from lem_domain.config.campaign import CampaignSpec
@@ -206,7 +207,13 @@ async def cancel_campaign(context: Context, principal: CurrentPrincipal, campaig
     return await service.cancel(context.engine, campaign_id, cancelled_by=principal.name)
 
 
-@router.get("/campaigns/{campaign_id}/results", responses=_ONE, openapi_extra=requires(Scope.READ))
-async def get_campaign_results(context: Context, campaign_id: CampaignPath) -> CampaignResults:
+@router.get(
+    "/campaigns/{campaign_id}/results",
+    response_model=CampaignResults,
+    responses=_ONE,
+    openapi_extra=requires(Scope.READ),
+)
+async def get_campaign_results(context: Context, campaign_id: CampaignPath) -> Response:
     """Every experiment over its cycles, from the runs aggregated so far, and why the others have no result."""
-    return await results.campaign_results(context.engine, campaign_id)
+    pieces = await results.campaign_results(context.engine, campaign_id)
+    return StreamingResponse(pieces, media_type="application/json")

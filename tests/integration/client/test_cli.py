@@ -14,29 +14,17 @@ import pytest
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from factories.evidence import Evidence
-from factories.runs import claim, complete, move, set_progress, store_aggregate
+from factories.runs import claim, complete, move, result_json, set_progress, store_aggregate
 from factories.served import CAMPAIGN, Lem, by_sql, submitted
 from lem_client import AsyncClient, Client
 from lem_client.errors import NotFound
 from lem_domain.states import RunState
 from lem_domain.wire.events import CampaignEvent, RunProgressEvent, RunTransitionEvent
 from lem_server.access.service import OWNER_TOKEN_FILE
-from lem_server.aggregation.identity import canonical_bytes
-from lem_server.aggregation.result import aggregate
 
 T = TypeVar("T")
 
 BUSY = {"phase": "measure", "requests_done": 3, "generated_tokens": 9}
-
-
-def result_json(watts: float = 100.0) -> str:
-    """The aggregate of a run of known power."""
-    made = Evidence()
-    made.request(0, 0.0, [1.0, 6.0, 12.0])
-    made.power([number * 0.1 - 1 for number in range(141)], joules=lambda time: watts * time + 1000)
-    stored = made.stored()
-    return canonical_bytes(aggregate(stored.inputs, stored.source)).decode()
 
 
 # --- plan and submit --------------------------------------------------------------------------------------------------

@@ -11,11 +11,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from factories.evidence import Evidence
-from factories.runs import campaign_body, claim, complete, move, run_ids, store_aggregate, submit
+from factories.runs import campaign_body, claim, complete, move, result_json, run_ids, store_aggregate, submit
 from lem_domain.ids import IdKind, parse_id
-from lem_server.aggregation.identity import canonical_bytes
-from lem_server.aggregation.result import aggregate
 
 pytestmark = pytest.mark.anyio
 
@@ -39,15 +36,6 @@ async def pages(api: httpx.AsyncClient, address: str, **parameters: Any) -> list
         if page["next"] is None:
             return found
         cursor = {"cursor": page["next"]}
-
-
-def result_json(watts: float) -> str:
-    """The aggregate of a run of known power."""
-    made = Evidence()
-    made.request(0, 0.0, [1.0, 6.0, 12.0])
-    made.power([number * 0.1 - 1 for number in range(141)], joules=lambda time: watts * time + 1000)
-    stored = made.stored()
-    return canonical_bytes(aggregate(stored.inputs, stored.source)).decode()
 
 
 # --- plan -------------------------------------------------------------------------------------------------------------
