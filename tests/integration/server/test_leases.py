@@ -375,6 +375,25 @@ async def test_a_run_that_keeps_losing_its_workers_is_put_aside(api: httpx.Async
     assert (await worker.claim()).status_code == 204
 
 
+async def test_workers_that_shut_down_use_up_the_same_budget_and_the_run_says_what_the_last_one_did(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    """Whoever leaves in good order leaves a run behind all the same; each attempt keeps its own reason."""
+    run = await one_run(api, execution={"retries": 2})
+    for _ in range(4):
+        worker = await FakeWorker(api).ready()
+        await worker.claimed()
+        assert (await worker.sign_off()).status_code == 204
+    assert await state_of(api, run) == ("failed", "worker_lost")
+    assert await budgets(engine, run) == (2, 0)
+    attempts = (await api.get(f"/api/v1/runs/{run}/attempts")).json()["items"]
+    assert [(one["outcome"], one["reason"]) for one in attempts] == [("interrupted", "worker_shutdown")] * 4
+    last = (await api.get(f"/api/v1/runs/{run}/transitions")).json()["items"][-1]
+    assert last["message"].startswith(
+        "put aside after 4 workers did not finish it (lemctl retry tries again); the last:"
+    )
+
+
 async def test_a_lease_that_ran_out_is_suspect_until_the_grace_is_over(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
