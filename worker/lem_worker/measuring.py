@@ -153,6 +153,13 @@ def _in_batches(
             return repetition
 
 
+class _Waiting(NamedTuple):
+    """An arrival, and when it was taken where that was late."""
+
+    arrival: Arrival
+    released_ns: int | None
+
+
 def _serve(
     backend: LockstepBackend,
     feed: Feed,
@@ -161,21 +168,30 @@ def _serve(
     max_tokens: int,
     between_batches: Callable[[], None],
 ) -> None:
-    """Batches of what waits, as large as the backend takes, as soon as it is free."""
-    waiting: list[Arrival] = []
+    """Batches of what waits, as large as the backend takes, as soon as it is free.
+
+    A backend at work could not have looked at an arrival sooner. One that waited could, so what it takes then is late
+    where it is not taken on its time, and the time of the hand-over is recorded.
+    """
+    waiting: list[_Waiting] = []
+    waited = False
     while True:
-        waiting += feed.take(recorder.clock())
+        now_ns = recorder.clock()
+        taken = feed.take(now_ns)
+        waiting += [_Waiting(one, now_ns if waited and now_ns > one.arrival_ns else None) for one in taken]
+        waited = waited and not taken
         if not waiting:
             next_ns = feed.next_ns()
             if next_ns is None:
                 return
             time.sleep(max(0, next_ns - recorder.clock()) / 1e9)
+            waited = True
             continue
         batch, waiting = waiting[: backend.in_flight()], waiting[backend.in_flight() :]
         recorder.reserve(len(batch) * max_tokens)
-        for arrival in batch:
-            recorder.release([arrival.request], arrival.arrival_ns)
-        backend.run([arrival.request for arrival in batch], recorder)
+        for one in batch:
+            recorder.release([one.arrival.request], one.arrival.arrival_ns, released_ns=one.released_ns)
+        backend.run([one.arrival.request for one in batch], recorder)
         feed.finished(len(batch))
         recorder.drain()
         between_batches()

@@ -87,6 +87,21 @@ def measured(
     return rows.rows, repetitions
 
 
+def test_lateness_of_open_arrivals_is_recorded_where_it_is_not_the_engine_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that wakes up 7 ms late hands requests over 7 ms late; an engine at work makes nothing late."""
+
+    class Sleepy(World):
+        def sleep(self, seconds: float) -> None:
+            super().sleep(seconds + 0.007)
+
+    traffic = {"mode": "open", "rate_per_s": 20, "arrivals": "constant"}
+    goal = Goal.of(WindowConfig(min_duration_s=0, min_requests=6), world_size=1)
+    late, _ = measured(Sleepy(batch_ms=1), monkeypatch, goal=goal, **traffic)
+    assert [row["released_ns"] - row["arrival_ns"] for row in late[1:]] == [7 * MS] * (len(late) - 1)
+    busy, _ = measured(World(batch_ms=200), monkeypatch, goal=goal, **traffic)
+    assert {row["released_ns"] for row in busy[1:]} == {None}
+
+
 @pytest.mark.proves("traffic.mode", "traffic.rate_per_s", on="worker")
 def test_open_arrivals_do_not_wait_for_a_slow_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(batch_ms=100, batch_size=1)
