@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from uuid import UUID
 
-from anyio import from_thread, to_thread
+from anyio import CapacityLimiter, from_thread, to_thread
+from anyio.lowlevel import RunVar
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from lem_domain.config.experiment import ExperimentConfig
@@ -25,6 +26,10 @@ from lem_server.aggregation.result import aggregate
 from lem_server.evidence import service as evidence
 from lem_server.problems import ProblemError
 from lem_server.runs.transitions import set_actor
+
+AT_ONCE = 2
+"""So many aggregations are computed at a time by one server process, the others wait: a large one takes 350 MB."""
+_limiter: RunVar[CapacityLimiter] = RunVar("lem_aggregations")
 
 
 class Computed(NamedTuple):
@@ -51,7 +56,7 @@ async def aggregate_run(engine: AsyncEngine, run_id: UUID, parameters: Aggregati
     row = _finished(row, run_id, parameters)
     inputs = await _inputs(engine, row, parameters)
     try:
-        computed = await to_thread.run_sync(_compute, inputs, _source(engine, row))
+        computed = await to_thread.run_sync(_compute, inputs, _source(engine, row), limiter=_places())
     except AggregationError as error:
         await _refuse(engine, run_id, row, error)
         raise _problem(error) from error
@@ -104,6 +109,14 @@ async def stored_aggregate(engine: AsyncEngine, run_id: UUID) -> bytes:
             f"{run} is {row.state} and has no aggregate; POST /api/v1/runs/{run}:aggregate once it is completed.",
         )
     return found
+
+
+def _places() -> CapacityLimiter:
+    try:
+        return _limiter.get()
+    except LookupError:
+        _limiter.set(made := CapacityLimiter(AT_ONCE))
+        return made
 
 
 def _compute(inputs: AggregationInput, source: ChunkSource) -> Computed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import httpx
 import pytest
@@ -15,6 +16,8 @@ from factories.worker import FakeWorker, plain_evidence
 from lem_domain.evidence import SAMPLER
 from lem_domain.ids import IdKind, parse_id
 from lem_domain.results import RunResult
+from lem_server.aggregation import service
+from lem_server.aggregation.inputs import AggregationInput, ChunkSource
 
 pytestmark = pytest.mark.anyio
 
@@ -100,6 +103,31 @@ async def test_two_that_aggregate_at_once_agree(api: httpx.AsyncClient, engine: 
     assert (first.status_code, second.status_code) == (200, 200)
     assert first.content == second.content
     assert await aggregates_of(engine, run) == 1
+
+
+async def test_a_crowd_of_aggregations_is_computed_a_few_at_a_time(
+    api: httpx.AsyncClient, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each may take hundreds of megabytes, so their number is what bounds the server's memory."""
+    compute, together = service._compute, threading.Barrier(service.AT_ONCE)
+    lock, at_work, most = threading.Lock(), 0, 0
+
+    def watched(inputs: AggregationInput, source: ChunkSource) -> service.Computed:
+        nonlocal at_work, most
+        with lock:
+            at_work += 1
+            most = max(most, at_work)
+        together.wait(60)  # as many as there is room for, side by side
+        try:
+            return compute(inputs, source)
+        finally:
+            with lock:
+                at_work -= 1
+
+    monkeypatch.setattr(service, "_compute", watched)
+    answers = await asyncio.gather(*(aggregate(api, run) for _ in range(4 * service.AT_ONCE)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert most == service.AT_ONCE
 
 
 async def test_what_the_user_asked_for_is_part_of_the_key(
