@@ -14,6 +14,7 @@ from lem_domain.states import RunState
 pytestmark = pytest.mark.timeout(300)
 
 LONG_S = 120.0
+EARLY, LATE = ("load", "warmup"), ("measure", "sealing")
 STORY = ["queued", "initialised", "running", "completed"]
 SPEC = CampaignSpec.model_validate(
     {
@@ -50,7 +51,7 @@ def wait_until(what: str, holds: Callable[[], bool], cluster: Cluster) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("point", ["load", "warmup", "measure", "sealing"])
+@pytest.mark.parametrize("point", [*(pytest.param(one, marks=pytest.mark.slow) for one in EARLY), *LATE])
 @pytest.mark.parametrize("victim", ["server", "postgresql"])
 def test_a_run_goes_on_over_a_kill_of(cluster: Cluster, victim: str, point: str) -> None:
     """What the worker says next (that it is ready, its evidence, its end) meets nobody, and is said again."""
