@@ -127,8 +127,8 @@ class TensorrtBackend:
         found: dict[str, JsonValue] = {"model": model, "peak_device_memory_bytes": None}
         if settings.speculative is not None:
             found["speculation"] = {
-                "draft_tokens": self._tally.draft_tokens,
-                "accepted_draft_tokens": self._tally.accepted_draft_tokens,
+                "drafted_tokens": self._tally.drafted_tokens,
+                "accepted_tokens": self._tally.accepted_tokens,
             }
         found["first_token_delivery_ns"] = median(self._tally.first_token_lags_ns)
         if live.built is not None:

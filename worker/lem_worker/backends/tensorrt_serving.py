@@ -32,8 +32,8 @@ class Tally:
     """What the engine said of requests beside their tokens, over a window."""
 
     def __init__(self) -> None:
-        self.draft_tokens = 0
-        self.accepted_draft_tokens = 0
+        self.drafted_tokens = 0
+        self.accepted_tokens = 0
         self.first_token_lags_ns: list[int] = []
         """How much later the first chunk was here than the engine says that it had the token."""
 
@@ -129,8 +129,8 @@ class Serving:
             self._recorder.scheduled([request.request_id], max(handed_ns, scheduled_ns))
             self._tally.first_token_lags_ns.append(first_ns - _ns(timing.first_token_time))
         drafts = metrics.speculative_decoding
-        self._tally.draft_tokens += int(drafts.total_draft_tokens)
-        self._tally.accepted_draft_tokens += int(drafts.total_accepted_draft_tokens)
+        self._tally.drafted_tokens += int(drafts.total_draft_tokens)
+        self._tally.accepted_tokens += int(drafts.total_accepted_draft_tokens)
         reused = int(metrics.kv_cache_metrics.num_reused_blocks)
         if reused == 0:
             return 0
