@@ -94,6 +94,13 @@ class OutputsResult(ResultModel):
     repeat: bool | None = Field(description="Whether every repetition gave the tokens of the first; null if unknown.")
 
 
+class SpeculationResult(ResultModel):
+    """Tokens that were guessed ahead and checked by the measured model, in the window."""
+
+    drafted_tokens: int = Field(ge=0, description="Guessed.")
+    accepted_tokens: int = Field(ge=0, description="Of those, the ones that the model would have chosen itself.")
+
+
 class SpeedResult(ResultModel):
     """Rates over the window, and latency per request."""
 
@@ -189,6 +196,7 @@ class RunResult(ResultModel):
     window: WindowResult
     work: WorkResult
     outputs: OutputsResult | None = None
+    speculation: SpeculationResult | None = Field(default=None, description="Null where nothing was guessed ahead.")
     speed: SpeedResult
     energy: EnergyResult
     efficiency: EfficiencyResult

@@ -157,9 +157,11 @@ async def store_aggregate(engine: AsyncEngine, run_id: str, attempt_id: str, res
         )
 
 
-def result_json(watts: float = 100.0) -> str:
-    """The aggregate of a run of known power."""
+def result_json(watts: float = 100.0, output: str | None = None) -> str:
+    """The aggregate of a run of known power; `output` is a hexadecimal digit for the digest of its tokens."""
     made = Evidence()
+    if output is not None:
+        made.summaries["rank-0"]["outputs_sha256"] = output * 64
     made.request(0, 0.0, [1.0, 6.0, 12.0])
     made.power([number * 0.1 - 1 for number in range(141)], joules=lambda time: watts * time + 1000)
     stored = made.stored()

@@ -177,6 +177,13 @@ def result(one: RunResult) -> list[str]:
     ]
     if one.speed.goodput_per_s.value is not None:
         lines.append(f"  goodput     {measured.figure(one.speed.goodput_per_s)}")
+    if work.cached_prompt_tokens:
+        lines.append(f"  cached      {work.cached_prompt_tokens} of the prompt tokens came from a prefix cache")
+    if one.speculation is not None:
+        guessed = one.speculation
+        lines.append(
+            f"  speculation {guessed.accepted_tokens} of {guessed.drafted_tokens} tokens guessed ahead were accepted"
+        )
     lines += [
         "",
         "Energy",

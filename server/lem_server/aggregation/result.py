@@ -34,6 +34,7 @@ from lem_server.aggregation.reading import EvidenceReader
 from lem_server.aggregation.requests import RankRequests, read_requests, work_of
 from lem_server.aggregation.sampler_record import SamplerRecord, read_sampler
 from lem_server.aggregation.sources import read_sources
+from lem_server.aggregation.speculation import speculation_of
 from lem_server.aggregation.telemetry import telemetry_of
 from lem_server.aggregation.tokens import read_intervals
 from lem_server.aggregation.trends import latency_trend, power_trend, temperature_change_c
@@ -106,6 +107,7 @@ def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:
         window=window,
         work=work,
         outputs=outputs,
+        speculation=speculation_of(inputs.ranks, inputs.summaries),
         speed=speed,
         energy=account.result,
         efficiency=efficiency_of(account.result, work, speed.e2e_ms),

@@ -139,13 +139,36 @@ class Tally:
             metric.summary(path, unit) for metric, (path, unit, _) in zip(self._metrics, _METRICS, strict=True)
         )
 
-    def summary(self) -> ExperimentSummary:
-        """Worst verdict, distinct findings in order of appearance (those between cycles last), and the metrics.
+    @property
+    def output(self) -> str | None:
+        """The digest of what all cycles generated; None where they differ, or sampled, or told none."""
+        return self._digests[0] if len(set(self._digests)) == 1 else None
+
+    def differs_from(self, name: str, output: str) -> tuple[Finding, ...]:
+        """Another experiment, `name`, had to generate the same as this one, and its cycles generated `output`.
+
+        What this one's own cycles differ in is told by `between_cycles`.
+        """
+        if self.output in (None, output):
+            return ()
+        return (
+            Finding(
+                code=FindingCode.OUTPUT_MISMATCH,
+                severity=Severity.WARNING,
+                message=f"This experiment generated other tokens than {name} although both are greedy and in float32 "
+                "on the same prompts, so they did not do the same work; look for settings of one of them that change "
+                "its tokens before comparing them.",
+            ),
+        )
+
+    def summary(self, others: tuple[Finding, ...] = ()) -> ExperimentSummary:
+        """Worst verdict, distinct findings in order of appearance (those between cycles last, and then `others`), and
+        the metrics.
 
         The energy method is `mixed` where cycles differ; cycles without energy say nothing about it. `energy_includes`
         is whatever any cycle includes, in order of appearance.
         """
-        between = self.between_cycles()
+        between = (*self.between_cycles(), *others)
         verdicts = [verdict for verdict in (self._verdict, verdict_of(between) if between else None) if verdict]
         return ExperimentSummary(
             verdict=max(verdicts, key=_VERDICTS.index, default=None),

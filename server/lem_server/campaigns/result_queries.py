@@ -17,7 +17,11 @@ class OutcomePlace(NamedTuple):
 
 
 class OutcomeRow(NamedTuple):
-    """A run, the experiment it belongs to, and the text of its aggregate where there is one."""
+    """A run, the experiment it belongs to, and the text of its aggregate where there is one.
+
+    `work` is the same for experiments that must generate the same tokens whatever their backend: greedy, in float32,
+    with one model, prompts and lengths. None for others.
+    """
 
     ordinal: int
     cycle: int
@@ -28,6 +32,7 @@ class OutcomeRow(NamedTuple):
     state: str
     reason: str | None
     message: str | None
+    work: str | None
     result: str | None
 
 
@@ -35,8 +40,12 @@ class OutcomeRow(NamedTuple):
 # run, so a page needs no more experiments than it has rows, and one whose runs were all on the page before: without the
 # inner limits each page would sort all runs.
 _OUTCOMES = text("""
-    SELECT e.ordinal, r.cycle, e.id, e.display_name, e.varied, r.id, r.state, r.reason, r.message, latest.result
-      FROM (SELECT id, ordinal, display_name, varied
+    SELECT e.ordinal, r.cycle, e.id, e.display_name, e.varied, r.id, r.state, r.reason, r.message, e.work, latest.result
+      FROM (SELECT id, ordinal, display_name, varied,
+                   CASE WHEN config ->> 'precision' = 'float32' AND (config #>> '{decoding,temperature}')::float8 = 0
+                        THEN md5(jsonb_build_array(config -> 'model', config -> 'prompts', config -> 'input',
+                                                   config -> 'output', config -> 'decoding')::text)
+                   END AS work
               FROM experiments
              WHERE campaign_id = :campaign_id AND ordinal >= :ordinal
              ORDER BY ordinal

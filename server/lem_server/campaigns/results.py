@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from lem_domain.findings import Finding
 from lem_domain.ids import IdKind, format_id
 from lem_domain.results import RunResult
 from lem_domain.states import RunState
@@ -49,16 +51,17 @@ async def _pieces(whole: bytes, experiments: AsyncIterator[ExperimentResults]) -
 
 async def _experiments(engine: AsyncEngine, campaign_id: UUID) -> AsyncIterator[ExperimentResults]:
     current: _Experiment | None = None
+    first: dict[str, _Work] = {}
     async for page in _pages(engine, campaign_id):
         # Reading a page of aggregates takes a tenth of a second; other requests go on meanwhile.
         for row, result in await asyncio.to_thread(_read, page):
             if current is None or current.row.experiment_id != row.experiment_id:
                 if current is not None:
-                    yield current.results()
+                    yield current.results(first)
                 current = _Experiment(row)
             current.add(row, result)
     if current is not None:
-        yield current.results()
+        yield current.results(first)
 
 
 async def _pages(engine: AsyncEngine, campaign_id: UUID) -> AsyncIterator[list[OutcomeRow]]:
@@ -85,6 +88,13 @@ def _reason(row: OutcomeRow) -> str:
     return row.reason if row.reason is not None and row.state in _ENDED_WITHOUT else row.state
 
 
+class _Work(NamedTuple):
+    """Who was the first to do a work (see `OutcomeRow.work`), and the digest of what was generated."""
+
+    name: str
+    output: str
+
+
 class _Experiment:
     """An experiment whose cycles come one after another; what is kept of each is its figures."""
 
@@ -108,9 +118,13 @@ class _Experiment:
             )
         )
 
-    def results(self) -> ExperimentResults:
-        """When all of its cycles came."""
-        summary = self._tally.summary()
+    def results(self, first: dict[str, _Work]) -> ExperimentResults:
+        """When all of its cycles came; `first` holds each work's first experiment so far, and gets this one."""
+        others: tuple[Finding, ...] = ()
+        if self.row.work is not None and self._tally.output is not None:
+            other = first.setdefault(self.row.work, _Work(self.row.display_name, self._tally.output))
+            others = self._tally.differs_from(other.name, other.output)
+        summary = self._tally.summary(others)
         return ExperimentResults(
             experiment_id=format_id(IdKind.EXPERIMENT, self.row.experiment_id),
             display_name=self.row.display_name,

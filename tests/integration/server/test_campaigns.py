@@ -354,6 +354,42 @@ async def test_results_summarise_the_cycles_and_say_why_others_have_none(
     assert results["runs"]["aggregated"] == 2
 
 
+@pytest.mark.parametrize(
+    ("experiment", "outputs", "found"),
+    [
+        ({"precision": "float32"}, ("a", "a", "a"), []),
+        ({"precision": "float32"}, ("a", "b", "a"), [1]),
+        ({"precision": "bfloat16"}, ("a", "b", "a"), []),
+        ({"precision": "float32", "decoding": {"temperature": 1}}, ("a", "b", "a"), []),
+    ],
+)
+async def test_an_experiment_that_must_give_the_tokens_of_another_and_does_not_is_found(
+    api: httpx.AsyncClient,
+    engine: AsyncEngine,
+    experiment: dict[str, Any],
+    outputs: tuple[str, ...],
+    found: list[int],
+) -> None:
+    """Greedy, in float32, on the same prompts: whatever the backend and its settings are."""
+    base = {"backend": "simulated", "model": "builtin:tiny-llama", **experiment}
+    view = await submit(api, experiment=base, sweep={"simulated.batch_size": [1, 2, 4]})
+    for run_id, output in zip(await run_ids(api, view), outputs, strict=True):
+        await store_aggregate(engine, run_id, await complete(engine, run_id), result_json(100.0, output))
+    results = (await api.get(f"/api/v1/campaigns/{view['id']}/results")).json()["experiments"]
+    told = [any("other tokens than batch_size=1" in finding for finding in one["findings"]) for one in results]
+    assert [place for place, said in enumerate(told) if said] == found
+    assert [one["verdict"] for one in results] == ["questionable" if said else "valid" for said in told]
+
+
+async def test_work_of_other_length_is_not_held_against_it(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    base = {"backend": "simulated", "model": "builtin:tiny-llama", "precision": "float32"}
+    view = await submit(api, experiment=base, sweep={"output.max_tokens": [8, 16]})
+    for run_id, output in zip(await run_ids(api, view), ("a", "b"), strict=True):
+        await store_aggregate(engine, run_id, await complete(engine, run_id), result_json(100.0, output))
+    results = (await api.get(f"/api/v1/campaigns/{view['id']}/results")).json()["experiments"]
+    assert not any(one["findings"] for one in results)
+
+
 async def test_results_take_the_latest_aggregate(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     view = await submit(api)
     (run_id,) = await run_ids(api, view)
