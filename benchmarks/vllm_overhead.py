@@ -1,0 +1,222 @@
+"""What recording costs with vLLM: the backend with its evidence, against the engine's own loop, and against vLLM's own
+latency benchmark on the same work.
+
+    .venv-vllm/bin/python benchmarks/vllm_overhead.py [--model builtin:tiny-llama] [--batch-size 8] [--pairs 11]
+
+The first two run on one engine in this process, in pairs whose order alternates, so that a busy machine hits both; the
+figure is the ratio of their output rates (recorded / the engine's own), 1.00 being no overhead at all. The engine's own
+loop adds the requests and steps until all are done, and looks at nothing in between. vLLM's benchmark runs in a process
+of its own before and after them; what it counts otherwise is told in docs/validation.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.evidence import PhaseName, StreamName, rank_name
+from lem_worker.backends.vllm import VllmBackend
+from lem_worker.digests import OutputLedger
+from lem_worker.intake import Intake
+from lem_worker.measuring import Ticker
+from lem_worker.models import default_cache_dir, resolve_model
+from lem_worker.process_protocol import RankJob
+from lem_worker.prompts import PreparedPrompt, Request, requests_of
+from lem_worker.recorder import Recorder, Sinks
+from lem_worker.spool import EvidenceWriter
+from lem_worker.traffic import OnceFeed
+
+KV_CACHE_BYTES = 256 * 2**20
+INPUT_TOKENS = 32
+_VLLMS_OWN = (
+    "import sys\n"
+    "from vllm.benchmarks.latency import add_cli_args, main\n"
+    "from vllm.utils.argparse_utils import FlexibleArgumentParser\n"
+    "if __name__ == '__main__':\n"
+    "    parser = FlexibleArgumentParser()\n"
+    "    add_cli_args(parser)\n"
+    "    main(parser.parse_args(sys.argv[1:]))\n"
+)
+
+
+def settings(batch_size: int) -> dict[str, object]:
+    """The engine of both; what vLLM's own benchmark sets too."""
+    return {
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": KV_CACHE_BYTES,
+        "max_num_seqs": batch_size,
+        "max_model_len": 1024,
+        "enable_prefix_caching": False,
+    }
+
+
+def own_loop(backend: VllmBackend, requests: Sequence[Request], max_tokens: int) -> int:
+    """The engine's loop as `LLM.generate` has it; the answer is the number of tokens."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    assert backend._engine is not None
+    engine = backend._engine.engine
+    for request in requests:
+        params = SamplingParams(
+            max_tokens=max_tokens,
+            temperature=1.0,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        engine.add_request(str(request.request_id), {"prompt_token_ids": list(request.token_ids)}, params)
+    tokens = 0
+    while engine.has_unfinished_requests():
+        tokens += sum(len(output.outputs[0].token_ids) for output in engine.step())
+    return tokens
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds."""
+    gc.collect()
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def vllms_benchmark(model: str, *, batch_size: int, max_tokens: int, iterations: int, folder: Path) -> float:
+    """Median seconds of a batch by `vllm.benchmarks.latency`."""
+    report = folder / "latency.json"
+    script = folder / "latency.py"
+    script.write_text(_VLLMS_OWN)
+    options = {
+        "--model": model,
+        "--dtype": "float32",
+        "--input-len": INPUT_TOKENS,
+        "--output-len": max_tokens,
+        "--batch-size": batch_size,
+        "--num-iters-warmup": 2,
+        "--num-iters": iterations,
+        "--kv-cache-memory-bytes": KV_CACHE_BYTES,
+        "--max-num-seqs": batch_size,
+        "--max-model-len": 1024,
+        "--output-json": report,
+    }
+    subprocess.run(
+        [
+            sys.executable,
+            script,
+            *(str(part) for pair in options.items() for part in pair),
+            "--enforce-eager",
+            "--disable-detokenize",
+        ],
+        env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"},
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    latencies: list[float] = json.loads(report.read_text())["latencies"]
+    return statistics.median(latencies)
+
+
+def compare(model: str, folder: Path, *, batch_size: int, pairs: int, max_tokens: int) -> None:
+    """Print what was found."""
+    path = resolve_model(model, cache_dir=default_cache_dir()).path_or_id
+    config = ExperimentConfig.model_validate(
+        {
+            "backend": "vllm",
+            "model": model,
+            "precision": "float32",
+            "decoding": {"temperature": 1.0},
+            "output": {"max_tokens": max_tokens},
+            "vllm": settings(batch_size),
+        }
+    )
+    job = RankJob(
+        attempt_id="overhead",
+        rank=0,
+        world_size=1,
+        config=config,
+        model_path=path,
+        prompts=("",) * batch_size,
+        spool=str(folder / "spool"),
+        devices=(),
+    )
+    theirs = [vllms_benchmark(path, batch_size=batch_size, max_tokens=max_tokens, iterations=pairs, folder=folder)]
+    backend = VllmBackend()
+    backend.load(job)
+    random = np.random.default_rng(0)
+    prompts = [
+        PreparedPrompt(index, tuple(random.integers(3, 10_000, INPUT_TOKENS).tolist())) for index in range(batch_size)
+    ]
+    writer = EvidenceWriter(folder / "spool", rank_name(0))
+    sinks = Sinks(writer.stream(StreamName.REQUESTS), writer.stream(StreamName.TOKENS), OutputLedger(keep_ids=False))
+    recorder = Recorder(PhaseName.MEASURE, sinks, Ticker(PhaseName.MEASURE, lambda _: None, time.monotonic_ns()))
+    repetition = 0
+
+    def recorded() -> None:
+        nonlocal repetition
+        requests = requests_of(prompts, repetition=repetition, first_id=repetition * batch_size, seed=0)
+        repetition += 1
+        backend.serve(Intake(OnceFeed(requests), recorder, lambda: writer.flush_older_than(5.0)), recorder)
+        recorder.drain()
+
+    sample = requests_of(prompts, repetition=0, first_id=0, seed=0)
+    recorded()
+    if own_loop(backend, sample, max_tokens) != batch_size * max_tokens:
+        raise SystemExit("the engine's own loop gave another number of tokens; the comparison would mean nothing.")
+    ratios, ours = [], []
+    for pair in range(pairs):
+        works: dict[str, Callable[[], object]] = {
+            "recorded": recorded,
+            "own": lambda: own_loop(backend, sample, max_tokens),
+        }
+        order = ("recorded", "own") if pair % 2 else ("own", "recorded")
+        seconds = {name: timed(works[name]) for name in order}
+        ratios.append(seconds["own"] / seconds["recorded"])
+        ours.append(seconds["recorded"])
+    writer.seal()
+    backend.unload()
+    theirs.append(vllms_benchmark(path, batch_size=batch_size, max_tokens=max_tokens, iterations=pairs, folder=folder))
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    tokens = batch_size * max_tokens
+    print(
+        f"{model}, batch {batch_size}: recorded / engine's own loop {middle:.4f} of the output rate "
+        f"(quartiles {low:.4f} to {high:.4f}, {pairs} pairs), {tokens / statistics.median(ours):.1f} tok/s recorded"
+    )
+    print(
+        f"vLLM's own latency benchmark: {theirs[0]:.3f} s before and {theirs[1]:.3f} s after, "
+        f"ours {statistics.median(ours):.3f} s, "
+        f"ratio {statistics.median(ours) / statistics.fmean(theirs):.3f}"
+    )
+    if middle < 0.97:
+        raise SystemExit("recording costs more than 3 % of the output rate.")
+
+
+def main() -> None:
+    """Compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="builtin:smollm2-135m-instruct")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--pairs", type=int, default=11)
+    parser.add_argument("--max-tokens", type=int, default=32)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        compare(
+            options.model,
+            Path(folder),
+            batch_size=options.batch_size,
+            pairs=options.pairs,
+            max_tokens=options.max_tokens,
+        )
+
+
+if __name__ == "__main__":
+    main()

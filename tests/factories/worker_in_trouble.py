@@ -1,0 +1,15 @@
+"""`python -m factories.worker_in_trouble run ...`: the real `lem-worker`, whose ranks get into the trouble that a run
+asks for (see `factories.rank_in_trouble`)."""
+
+from __future__ import annotations
+
+from functools import partial
+from unittest.mock import patch
+
+from lem_worker import main
+from lem_worker.attempt import Modules
+from lem_worker.daemon import Daemon
+
+if __name__ == "__main__":
+    with patch.object(main, "Daemon", partial(Daemon, modules=Modules(rank="factories.rank_in_trouble"))):
+        main.main()
