@@ -160,6 +160,12 @@ def database_url(_cluster: URL) -> Iterator[URL]:
     yield from _fresh_database(_cluster, TEMPLATE)
 
 
+@pytest.fixture
+def other_database_url(_cluster: URL) -> Iterator[URL]:
+    """Another database, for a second server."""
+    yield from _fresh_database(_cluster, TEMPLATE)
+
+
 def _fresh_database(cluster: URL, template: str | None) -> Iterator[URL]:
     name = f"lem_{uuid4().hex}"
 

@@ -12,15 +12,24 @@ import httpx
 from pydantic import BaseModel
 
 from lem_client import credentials, operations
+from lem_client.bundles import bundle_being_written, bundle_to_be_sent, verified
 from lem_client.errors import AnswerError
 from lem_client.events import Event, Following
 from lem_client.operations import Operation, ServerVersion
 from lem_client.transport import Retries, Sender
+from lem_domain.bundle import Progress, Verified
 from lem_domain.config.campaign import CampaignSpec
 from lem_domain.results import RunResult
 from lem_domain.states import CampaignState, RunState
 from lem_domain.wire.base import Page
-from lem_domain.wire.campaigns import CampaignPlan, CampaignResults, CampaignView, ExperimentView, PauseCampaign
+from lem_domain.wire.campaigns import (
+    CampaignPlan,
+    CampaignResults,
+    CampaignView,
+    ExperimentView,
+    ImportedBundle,
+    PauseCampaign,
+)
 from lem_domain.wire.datasets import DatasetContent, DatasetView
 from lem_domain.wire.runs import AttemptView, LeaseEventView, LogChunk, RunView, StreamView, TransitionView
 from lem_domain.wire.workers import WorkerView
@@ -132,6 +141,23 @@ class Client:
         """Everything that happened and happens to the campaign's runs, until none is queued or live."""
         path = operations.campaign_events_path(campaign_id)
         return self._follow(Following(path, last_event_id=last_event_id))
+
+    def export_bundle(self, campaign_id: str, path: Path, *, progress: Progress | None = None) -> Verified:
+        """Write everything that there is of a campaign at rest into a new file; what the bundle says of itself.
+
+        `progress` is told of bytes as they come. A file that could not be written whole is not left behind.
+        """
+        with bundle_being_written(path) as file:
+            for piece in self._sender.receive(operations.bundle_path(campaign_id)):
+                file.write(piece)
+                if progress is not None:
+                    progress(len(piece))
+            return verified(file)
+
+    def import_bundle(self, path: Path, *, progress: Progress | None = None) -> ImportedBundle:
+        """Load the campaign of a bundle, checked here before it is sent. The same bundle again changes nothing."""
+        with bundle_to_be_sent(path) as (file, size):
+            return self._sender.transmit(operations.import_bundle(), file, size, progress)
 
     # --- runs ---------------------------------------------------------------------------------------------------------
 

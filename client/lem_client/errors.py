@@ -28,6 +28,16 @@ class NoAnswerInTime(LemError):
         super().__init__(f"the server at {url} did not answer within {seconds:g} s; look at its log, then try again.")
 
 
+class TransferBroken(LemError):
+    """The server ended the transfer before all was there."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the transfer ended before the bundle was whole: the campaign changed meanwhile, or the connection broke; "
+            "export it again (the server's log says more)."
+        )
+
+
 class CredentialsError(LemError):
     """The token can't be read."""
 

@@ -22,6 +22,7 @@ from lem_domain.wire.campaigns import (
     CampaignResults,
     CampaignView,
     ExperimentView,
+    ImportedBundle,
     PauseCampaign,
     RetriedRuns,
 )
@@ -137,6 +138,16 @@ def retry_failed(campaign_id: str, idempotency_key: str) -> Operation[RetriedRun
     """Queue its failed runs again; sent again with the same key they are queued once."""
     path = f"{_place('campaigns', campaign_id)}:retry_failed"
     return Operation("POST", path, RetriedRuns, idempotency_key=idempotency_key)
+
+
+def bundle_path(campaign_id: str) -> str:
+    """Where a campaign's bundle comes from."""
+    return _place("campaigns", campaign_id, "bundle")
+
+
+def import_bundle() -> Operation[ImportedBundle]:
+    """Take in a bundle, which is sent beside this; the same one again changes nothing."""
+    return Operation("POST", f"{API}/campaigns:import", ImportedBundle, changes_once=True)
 
 
 def list_runs(*, campaign_id: str | None = None, state: RunState | None = None) -> Operation[Page[RunView]]:

@@ -11,19 +11,31 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from lem_client.errors import NoAnswerInTime, ServerFailed, ServerUnreachable, error_of, unexpected
+from lem_client.errors import (
+    NoAnswerInTime,
+    ServerFailed,
+    ServerUnreachable,
+    TransferBroken,
+    error_of,
+    unexpected,
+)
 from lem_client.operations import Operation
+from lem_domain.bundle import MEDIA_TYPE, Progress
 
 M = TypeVar("M", bound=BaseModel)
 
 READ_TIMEOUT_S = 300.0
 """Aggregating a long run takes the server that long at most; everything else answers in milliseconds."""
 TIMEOUT = httpx.Timeout(10.0, read=READ_TIMEOUT_S, write=60.0)
+STORE_TIMEOUT_S = 3600.0
+"""A bundle of many gigabytes is stored before it is answered; until then nothing is sent back."""
+TRANSFER_TIMEOUT = httpx.Timeout(10.0, read=STORE_TIMEOUT_S, write=60.0)
+TRANSFER_PIECE = 2**18
 STREAM_SILENCE_S = 45.0
 """The server sends a comment every 15 s; a stream that misses three is dead."""
 STREAM_TIMEOUT = httpx.Timeout(10.0, read=STREAM_SILENCE_S)
@@ -93,6 +105,10 @@ class Exchange:
             return None
         return self._retries.pause_s(attempt)
 
+    def headers_of_file(self, size: int) -> dict[str, str]:
+        """The headers of a bundle that is sent."""
+        return {"Content-Type": MEDIA_TYPE, "Content-Length": str(size), "Accept": "application/json"}
+
     def failure(self, error: httpx.TransportError) -> ServerUnreachable | NoAnswerInTime:
         """The error that a failed exchange stands for."""
         if isinstance(error, httpx.ReadTimeout):
@@ -161,6 +177,36 @@ class Sender:
                 raise error_of(response.status_code, response.read(), url=self.url)
             yield response
 
+    def receive(self, path: str) -> Iterator[bytes]:
+        """The pieces of a large answer.
+
+        Raises:
+            AnswerError: the server refuses.
+            TransferBroken: it ended before all was there.
+        """
+        try:
+            with self._client.stream("GET", path, timeout=STREAM_TIMEOUT) as response:
+                if not response.is_success:
+                    raise error_of(response.status_code, response.read(), url=self.url)
+                yield from response.iter_raw()
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise self._exchange.failure(error) from error
+        except httpx.TransportError as error:
+            raise TransferBroken from error
+
+    def transmit(self, operation: Operation[M], file: IO[bytes], size: int, progress: Progress | None) -> M:
+        """The answer of an operation that a file is sent with. An answer that comes early ends the sending."""
+        try:
+            response = self._client.post(
+                operation.path,
+                content=pieces_of(file, progress),
+                headers=self._exchange.headers_of_file(size),
+                timeout=TRANSFER_TIMEOUT,
+            )
+        except httpx.TransportError as error:
+            raise self._exchange.failure(error) from error
+        return self._exchange.answer(operation, response)
+
     def wait(self, seconds: float) -> None:
         """Wait before something is tried again."""
         self._sleep(seconds)
@@ -217,6 +263,42 @@ class AsyncSender:
                 raise error_of(response.status_code, await response.aread(), url=self.url)
             yield response
 
+    async def receive(self, path: str) -> AsyncIterator[bytes]:
+        """The pieces of a large answer.
+
+        Raises:
+            AnswerError: the server refuses.
+            TransferBroken: it ended before all was there.
+        """
+        try:
+            async with self._client.stream("GET", path, timeout=STREAM_TIMEOUT) as response:
+                if not response.is_success:
+                    raise error_of(response.status_code, await response.aread(), url=self.url)
+                async for piece in response.aiter_raw():
+                    yield piece
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise self._exchange.failure(error) from error
+        except httpx.TransportError as error:
+            raise TransferBroken from error
+
+    async def transmit(self, operation: Operation[M], file: IO[bytes], size: int, progress: Progress | None) -> M:
+        """The answer of an operation that a file is sent with."""
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for piece in pieces_of(file, progress):
+                yield piece
+
+        try:
+            response = await self._client.post(
+                operation.path,
+                content=pieces(),
+                headers=self._exchange.headers_of_file(size),
+                timeout=TRANSFER_TIMEOUT,
+            )
+        except httpx.TransportError as error:
+            raise self._exchange.failure(error) from error
+        return self._exchange.answer(operation, response)
+
     async def wait(self, seconds: float) -> None:
         """Wait before something is tried again."""
         await self._sleep(seconds)
@@ -224,6 +306,14 @@ class AsyncSender:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
+
+
+def pieces_of(file: IO[bytes], progress: Progress | None) -> Iterator[bytes]:
+    """A file as it is sent."""
+    while piece := file.read(TRANSFER_PIECE):
+        yield piece
+        if progress is not None:
+            progress(len(piece))
 
 
 def _is_loopback(url: str) -> bool:

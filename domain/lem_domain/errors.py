@@ -28,6 +28,7 @@ class ProblemCode(StrEnum):
     EVIDENCE_MISSING = "evidence_missing"
     EVIDENCE_CORRUPT = "evidence_corrupt"
     AGGREGATE_NOT_REPRODUCIBLE = "aggregate_not_reproducible"
+    BUNDLE_INVALID = "bundle_invalid"
     IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
     DEVICE_BUSY = "device_busy"
     WORKER_DRAINING = "worker_draining"

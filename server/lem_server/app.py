@@ -25,6 +25,7 @@ from lem_server.database.migrate import require_head
 from lem_server.datasets.routes import router as datasets_router
 from lem_server.events.routes import router as events_router
 from lem_server.evidence.routes import router as evidence_router
+from lem_server.exports.routes import router as exports_router
 from lem_server.leases.maintenance import maintain
 from lem_server.leases.routes import router as leases_router
 from lem_server.runs.routes import router as runs_router
@@ -38,6 +39,7 @@ ROUTERS = (
     datasets_router,
     events_router,
     evidence_router,
+    exports_router,
     leases_router,
     runs_router,
     workers_router,

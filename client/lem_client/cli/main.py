@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from lem_client.cli import campaigns, catalogue, configuration, control, doctor, results, running, up
+from lem_client.cli import bundles, campaigns, catalogue, configuration, control, doctor, results, running, up
 from lem_client.cli.exits import Exit, exit_code_of, sentences_of
 from lem_client.cli.session import Session
 from lem_domain.errors import LemError
@@ -66,7 +66,7 @@ def _global_options(
     context.obj = Session(server=server, token_file=token_file, as_json=as_json, quiet=quiet, debug=debug)
 
 
-for _group in (up, running, campaigns, control, results, catalogue, configuration, doctor):
+for _group in (up, running, campaigns, control, results, bundles, catalogue, configuration, doctor):
     _group.add_to(app)
 
 

@@ -48,6 +48,11 @@ def campaign(one: CampaignView) -> list[str]:
         f"experiments {one.experiments}, {execution.cycles} cycles, {execution.order}",
         f"submitted   {moment(one.created_at)} by {one.submitted_by}",
     ]
+    if one.imported is not None:
+        lines.append(
+            f"imported    {moment(one.imported.imported_at)} by {one.imported.imported_by}: a record of what was "
+            f"measured elsewhere (bundle sha256 {one.imported.bundle_sha256})"
+        )
     if one.labels:
         lines.append(f"labels      {', '.join(f'{key}={value}' for key, value in one.labels.items())}")
     return lines

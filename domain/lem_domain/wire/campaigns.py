@@ -22,6 +22,8 @@ __all__ = [
     "CampaignView",
     "ExperimentResults",
     "ExperimentView",
+    "ImportOrigin",
+    "ImportedBundle",
     "PauseCampaign",
     "PlannedExperimentView",
     "PlannedRunView",
@@ -68,6 +70,15 @@ class RetriedRuns(AnswerModel):
     run_ids: tuple[RunId, ...]
 
 
+class ImportOrigin(AnswerModel):
+    """Where a campaign that was not measured through this server came from."""
+
+    bundle_sha256: Sha256 = Field(description="Of the bundle's SHA256SUMS, and so of all that it held.")
+    lem_version: str = Field(description="The version of LEM that wrote the bundle.")
+    imported_at: datetime
+    imported_by: str = Field(description="Name of the token that imported it.")
+
+
 class CampaignView(AnswerModel):
     """A campaign."""
 
@@ -81,6 +92,21 @@ class CampaignView(AnswerModel):
     labels: dict[str, str]
     experiments: int
     runs: RunCounts
+    imported: ImportOrigin | None = Field(
+        default=None, description="Set where it was imported: it is a record of what was measured elsewhere."
+    )
+
+
+class ImportedBundle(AnswerModel):
+    """What an import brought."""
+
+    campaign: CampaignView
+    new: bool = Field(description="False when the same bundle had been imported before; nothing was changed then.")
+    experiments: int
+    runs: int
+    attempts: int
+    chunks: int
+    evidence_bytes: int
 
 
 class ExperimentView(AnswerModel):

@@ -27,6 +27,7 @@ class CampaignRow(NamedTuple):
     labels: dict[str, str]
     experiments: int
     runs: dict[str, int]
+    imported: dict[str, Any] | None
 
 
 class NewExperiment(NamedTuple):
@@ -123,7 +124,7 @@ async def insert_experiments(
 _SELECT = """
     SELECT c.id, c.name, CASE WHEN c.state <> 'cancelled' AND NOT work.open THEN 'completed' ELSE c.state END,
            c.created_at, c.submitted_by, c.spec -> 'execution', c.priority, c.labels,
-           (SELECT count(*) FROM experiments e WHERE e.campaign_id = c.id), work.runs
+           (SELECT count(*) FROM experiments e WHERE e.campaign_id = c.id), work.runs, c.imported
       FROM campaigns c
      CROSS JOIN LATERAL (
            SELECT coalesce(jsonb_object_agg(counted.state, counted.runs), '{}') AS runs,
@@ -164,6 +165,14 @@ async def get_campaign(connection: AsyncConnection, campaign_id: UUID) -> Campai
     """One campaign."""
     row = (await connection.execute(_GET, {"id": campaign_id})).one_or_none()
     return None if row is None else CampaignRow(*row)
+
+
+async def is_imported(connection: AsyncConnection, campaign_id: UUID) -> bool:
+    """Whether the campaign was measured elsewhere."""
+    row = await connection.execute(
+        text("SELECT 1 FROM campaigns WHERE id = :id AND imported IS NOT NULL"), {"id": campaign_id}
+    )
+    return row.one_or_none() is not None
 
 
 async def exists(connection: AsyncConnection, campaign_id: UUID) -> bool:

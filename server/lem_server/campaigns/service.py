@@ -17,7 +17,14 @@ from lem_domain.config.hashing import canonical_json
 from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, format_id
 from lem_domain.states import CampaignState
-from lem_domain.wire.campaigns import CampaignPlan, CampaignView, ExperimentView, RetriedRuns, RunCounts
+from lem_domain.wire.campaigns import (
+    CampaignPlan,
+    CampaignView,
+    ExperimentView,
+    ImportOrigin,
+    RetriedRuns,
+    RunCounts,
+)
 from lem_domain.wire.runs import RunView
 from lem_server.campaigns import planning, queries
 from lem_server.datasets import service as datasets
@@ -200,6 +207,7 @@ async def retry_failed(connection: AsyncConnection, campaign_id: UUID, *, retrie
         ProblemError: `not_found`, or `conflict` when it was cancelled.
     """
     _require_standing(campaign_id, await queries.lock(connection, campaign_id))
+    await _refuse_imported(connection, campaign_id)
     return RetriedRuns(run_ids=await runs.retry_runs_of_campaign(connection, campaign_id, retried_by=retried_by))
 
 
@@ -211,7 +219,18 @@ async def retry_run(connection: AsyncConnection, run_id: UUID, *, retried_by: st
     """
     campaign_id = await runs.campaign_of(connection, run_id)
     _require_standing(campaign_id, await queries.lock(connection, campaign_id))
+    await _refuse_imported(connection, campaign_id)
     return await runs.retry_run(connection, run_id, retried_by=retried_by)
+
+
+async def _refuse_imported(connection: AsyncConnection, campaign_id: UUID) -> None:
+    """The database refuses it too: no run of an imported campaign is ever queued."""
+    if await queries.is_imported(connection, campaign_id):
+        raise ProblemError(
+            ProblemCode.CONFLICT,
+            "the campaign was imported and stays as it was measured; submit its configuration again "
+            "(`lemctl show RUN --as-config`).",
+        )
 
 
 def _require_standing(campaign_id: UUID, state: str | None) -> None:
@@ -219,6 +238,15 @@ def _require_standing(campaign_id: UUID, state: str | None) -> None:
         raise _no_campaign(campaign_id)
     if state == CampaignState.CANCELLED:
         raise ProblemError(ProblemCode.CONFLICT, "the campaign was cancelled, which is for good; submit it again.")
+
+
+async def get_within(connection: AsyncConnection, campaign_id: UUID) -> CampaignView:
+    """One campaign as the caller's transaction sees it.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    return await _get(connection, campaign_id)
 
 
 async def _get(connection: AsyncConnection, campaign_id: UUID) -> CampaignView:
@@ -266,6 +294,7 @@ def _view(row: queries.CampaignRow) -> CampaignView:
         labels=row.labels,
         experiments=row.experiments,
         runs=RunCounts.model_validate(row.runs),
+        imported=None if row.imported is None else ImportOrigin.model_validate(row.imported),
     )
 
 

@@ -31,6 +31,7 @@ campaigns = Table(
     Column("state", Text, nullable=False, server_default=text("'active'")),
     Column("priority", SmallInteger, nullable=False),
     Column("labels", JSONB, nullable=False),
+    Column("imported", JSONB),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     CheckConstraint("state IN ('active', 'paused', 'cancelled')", name="state"),
     Index("ix_campaigns_name", "name"),

@@ -53,6 +53,16 @@ async def put_dataset(engine: AsyncEngine, sha256: str, upload: DatasetUpload) -
     Raises:
         ProblemError: `digest_mismatch`, or `validation` when a prompt holds what PostgreSQL can't store.
     """
+    async with engine.begin() as connection:
+        return await store(connection, sha256, upload)
+
+
+async def store(connection: AsyncConnection, sha256: str, upload: DatasetUpload) -> tuple[DatasetView, bool]:
+    """The same within the caller's transaction.
+
+    Raises:
+        ProblemError: as `put_dataset`.
+    """
     digest = prompts_digest(upload.prompts)
     if digest != sha256:
         raise ProblemError(
@@ -67,9 +77,8 @@ async def put_dataset(engine: AsyncEngine, sha256: str, upload: DatasetUpload) -
             ProblemCode.VALIDATION, "the name or a prompt holds the character U+0000, which can't be kept; remove it."
         )
     key = bytes.fromhex(sha256)
-    async with engine.begin() as connection:
-        made = await queries.insert(connection, sha256=key, name=upload.name, texts=upload.prompts)
-        found = await queries.get_dataset(connection, key)
+    made = await queries.insert(connection, sha256=key, name=upload.name, texts=upload.prompts)
+    found = await queries.get_dataset(connection, key)
     if found is None:
         raise RuntimeError(f"dataset {sha256} vanished while it was stored")
     return _view(found[0]), made
@@ -81,6 +90,11 @@ async def held(connection: AsyncConnection, wanted: Collection[str]) -> frozense
         return frozenset()
     uploaded = await queries.held(connection, [bytes.fromhex(sha256) for sha256 in wanted])
     return frozenset(sha256 for sha256 in wanted if sha256 in _builtin() or bytes.fromhex(sha256) in uploaded)
+
+
+def builtin_sets() -> tuple[DatasetView, ...]:
+    """The built-in sets."""
+    return tuple(_without_texts(one) for one in _builtin().values())
 
 
 @cache

@@ -71,6 +71,30 @@ async def put_chunk(
     return True, cancel
 
 
+async def import_chunk(
+    connection: AsyncConnection, attempt_id: UUID, *, process: str, stream: StreamName, seq: int, body: bytes
+) -> str:
+    """Store a chunk of an attempt that was measured elsewhere, checked as an upload is; its SHA-256.
+
+    Raises:
+        ChunkError: the bytes are no chunk of this stream.
+        ProblemError: `chunk_conflict` when there is one with its number.
+    """
+    digest = hashlib.sha256(body)
+    facts = await to_thread.run_sync(check_chunk, stream, body)
+    new = await queries.insert_chunk(
+        connection,
+        attempt_id=attempt_id,
+        chunk=StoredChunk(process, stream.value, seq, facts.rows, len(body), digest.digest()),
+        t_min_ns=facts.t_min_ns,
+        t_max_ns=facts.t_max_ns,
+        body=body,
+    )
+    if not new:
+        raise ProblemError(ProblemCode.CHUNK_CONFLICT, f"chunk {seq} of {process}/{stream.value} is stored already.")
+    return digest.hexdigest()
+
+
 def _same_or_conflict(stored: bytes, digest: bytes, process: str, stream: StreamName, seq: int) -> tuple[bool, bool]:
     if stored != digest:
         raise ProblemError(

@@ -99,7 +99,7 @@ async def lock_open_runs(connection: AsyncConnection, campaign_id: UUID) -> list
 
 _CANCEL_WAITING = text("""
     UPDATE runs SET state = 'cancelled', reason = 'user_cancelled', message = :message, cancel_requested_at = now()
-     WHERE id = ANY(:ids) AND state IN ('queued', 'interrupted')
+     WHERE id = ANY(:ids) AND state IN ('queued', 'interrupted') AND NOT imported
 """).bindparams(bindparam("ids", type_=_UUIDS))
 
 _REQUEST_CANCEL = text("""

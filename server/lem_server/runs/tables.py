@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -82,6 +83,7 @@ runs = Table(
     Column("losses_left", SmallInteger, nullable=False),
     Column("cancel_requested_at", DateTime(timezone=True)),
     Column("version", Integer, nullable=False, server_default=text("0")),
+    Column("imported", Boolean, nullable=False, server_default=text("false")),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     UniqueConstraint("campaign_id", "position", name="uq_runs_campaign_id_position"),
@@ -140,6 +142,7 @@ run_transitions = Table(
     Column("reason", Text),
     Column("message", Text),
     Column("attempt_id", Uuid),
+    Column("imported", Boolean, nullable=False, server_default=text("false")),
     Index("ix_run_transitions_run_id", "run_id", "id"),
     Index("ix_run_transitions_campaign_id", "campaign_id", "xact", "id"),
 )

@@ -1,0 +1,247 @@
+"""Writes a campaign as a bundle, member after member: what is read is sent on, so memory does not grow with it."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import AsyncIterator, Iterable
+from importlib.metadata import version
+from typing import NamedTuple
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from lem_domain.bundle import (
+    ARCHIVE_END,
+    CAMPAIGN,
+    FORMAT,
+    FORMAT_VERSION,
+    HEADER,
+    SUMS,
+    BundleHeader,
+    member_head,
+    member_tail,
+    sums_line,
+)
+from lem_domain.errors import LemError, ProblemCode
+from lem_domain.ids import IdKind, format_id
+from lem_domain.prompt_sets import DEFAULT_PROMPT_SET
+from lem_domain.results import METHOD_VERSION
+from lem_server.datasets import service as datasets
+from lem_server.evidence import service as evidence
+from lem_server.exports import export_queries as queries
+from lem_server.problems import ProblemError
+
+_BLOCK = 2**18
+"""Small members are sent together, so that a campaign of many short runs isn't sent packet by packet."""
+_SUMS_IN_MEMORY = 2**20
+_PAGE_BYTES = 2**21
+_EVERYTHING = 2**31
+
+
+class ChangedMeanwhile(LemError):
+    """Something happened to the campaign while it was written; what was sent is not to be used."""
+
+
+class Beginning(NamedTuple):
+    """What a bundle will say of itself, and how the campaign stood then."""
+
+    campaign_id: UUID
+    header: BundleHeader
+    standing: tuple[str, int, int]
+
+
+async def begin(engine: AsyncEngine, campaign_id: UUID) -> Beginning:
+    """What a bundle of the campaign would say of itself, checked before anything is sent.
+
+    Raises:
+        ProblemError: `not_found`, or `conflict` while runs are queued or live.
+    """
+    async with engine.connect() as connection:
+        standing = await queries.standing(connection, campaign_id)
+        found = await queries.extent(connection, campaign_id)
+    if found is None or standing is None:
+        raise ProblemError(
+            ProblemCode.NOT_FOUND,
+            f"there is no campaign {format_id(IdKind.CAMPAIGN, campaign_id)}; GET /api/v1/campaigns lists them.",
+        )
+    if found.open_runs:
+        raise ProblemError(
+            ProblemCode.CONFLICT,
+            f"{found.open_runs} runs of the campaign are still queued or live, and a bundle is of one that is at rest; "
+            "wait for them, or cancel them.",
+        )
+    header = BundleHeader(
+        format=FORMAT,
+        version=FORMAT_VERSION,
+        lem_version=version("llm-energy-measurement"),
+        method=METHOD_VERSION,
+        campaign_id=format_id(IdKind.CAMPAIGN, campaign_id),
+        campaign_name=found.name,
+        experiments=found.experiments,
+        runs=found.runs,
+        attempts=found.attempts,
+        chunks=found.chunks,
+        evidence_bytes=found.evidence_bytes,
+    )
+    return Beginning(campaign_id, header, standing)
+
+
+async def blocks(engine: AsyncEngine, begun: Beginning) -> AsyncIterator[bytes]:
+    """The bytes of the bundle. Of one campaign they are always the same as long as nothing happens to it.
+
+    Raises:
+        ChangedMeanwhile: before the end, so that what was sent is not whole.
+    """
+    waiting = bytearray()
+    with tempfile.SpooledTemporaryFile(_SUMS_IN_MEMORY) as sums:
+        async for name, content in _members(engine, begun.campaign_id, begun.header):
+            sums.write(sums_line(name, hashlib.sha256(content).hexdigest()))
+            waiting += member_head(name, len(content)) + content + member_tail(len(content))
+            if len(waiting) >= _BLOCK:
+                yield bytes(waiting)
+                waiting.clear()
+        async with engine.connect() as connection:
+            if await queries.standing(connection, begun.campaign_id) != begun.standing:
+                raise ChangedMeanwhile("something happened to the campaign while it was exported; export it again.")
+        size = sums.tell()
+        sums.seek(0)
+        yield bytes(waiting) + member_head(SUMS, size)
+        while piece := sums.read(_BLOCK):
+            yield piece
+    yield member_tail(size) + ARCHIVE_END
+
+
+async def _members(engine: AsyncEngine, campaign_id: UUID, header: BundleHeader) -> AsyncIterator[tuple[str, bytes]]:
+    yield HEADER, _line(header.model_dump_json())
+    async with engine.connect() as connection:
+        row = await queries.campaign_row(connection, campaign_id)
+        named = await queries.prompts(connection, campaign_id)
+        workers = await queries.worker_rows(connection, campaign_id)
+    yield CAMPAIGN, _line(row)
+    for sha256 in _datasets(named):
+        yield f"datasets/{sha256}.json", _line((await datasets.get_dataset(engine, sha256)).model_dump_json())
+    for number, worker in enumerate(workers):
+        yield f"workers/{number:06d}.jsonl", _line(worker)
+    async for member in _experiments(engine, campaign_id):
+        yield member
+    async for member in _runs(engine, campaign_id):
+        yield member
+    position, number = -1, 0
+    while True:
+        async with engine.connect() as connection:
+            attempt = await queries.next_attempt(connection, campaign_id, position=position, number=number)
+        if attempt is None:
+            return
+        position, number = attempt.position, attempt.number
+        async for member in _attempt(engine, attempt):
+            yield member
+
+
+def _datasets(named: list[queries.Prompts]) -> list[str]:
+    """Digests of the sets that experiments name; the built-in ones too, so that the bundle says what they hold."""
+    builtin = {one.name: one.sha256 for one in datasets.builtin_sets()}
+    wanted = [one.dataset or builtin.get(one.builtin or DEFAULT_PROMPT_SET) for one in named]
+    return sorted({sha256 for sha256 in wanted if sha256 is not None})
+
+
+async def _experiments(engine: AsyncEngine, campaign_id: UUID) -> AsyncIterator[tuple[str, bytes]]:
+    after, page = -1, 0
+    while True:
+        async with engine.connect() as connection:
+            rows = await queries.experiment_rows(connection, campaign_id, after=after)
+        if not rows:
+            return
+        rows = rows[: _that_fit(one.row for one in rows)]
+        yield f"experiments/{page:06d}.jsonl", _lines([one.row for one in rows])
+        after, page = rows[-1].place, page + 1
+
+
+async def _runs(engine: AsyncEngine, campaign_id: UUID) -> AsyncIterator[tuple[str, bytes]]:
+    after, page = -1, 0
+    while True:
+        async with engine.connect() as connection:
+            rows = await queries.run_rows(connection, campaign_id, after=after)
+            log = await queries.transition_rows(connection, [one.id for one in rows])
+            while len(rows) > 1 and _that_fit(log) < len(log):  # a page of runs has their whole histories beside it
+                rows = rows[: len(rows) // 2]
+                log = await queries.transition_rows(connection, [one.id for one in rows])
+        if not rows:
+            return
+        yield f"runs/{page:06d}.jsonl", _lines([one.row for one in rows])
+        yield f"transitions/{page:06d}.jsonl", _lines(log)
+        after, page = rows[-1].place, page + 1
+
+
+async def _attempt(engine: AsyncEngine, attempt: queries.AttemptRow) -> AsyncIterator[tuple[str, bytes]]:
+    folder = f"attempts/{format_id(IdKind.ATTEMPT, attempt.id)}"
+    yield f"{folder}/attempt.json", _line(attempt.row)
+    process = ""
+    while True:
+        async with engine.connect() as connection:
+            marker = await queries.next_process(connection, attempt.id, after=process)
+        if marker is None:
+            break
+        process = marker[0]
+        yield f"{folder}/processes/{process}.json", _line(marker[1])
+    async for member in _lease_events(engine, attempt, folder):
+        yield member
+    async for member in _logs(engine, attempt.id, folder):
+        yield member
+    for stream in await evidence.streams_of(engine, attempt.id):
+        for chunk in stream.chunks:
+            body, _ = await evidence.read_chunk(
+                engine, attempt.id, process=stream.process, stream=stream.stream, seq=chunk.seq
+            )
+            yield f"{folder}/evidence/{stream.process}/{stream.stream.value}/{chunk.seq:06d}.arrow", body
+    key = b""
+    while True:
+        async with engine.connect() as connection:
+            aggregate = await queries.next_aggregate(connection, attempt.id, after=key)
+        if aggregate is None:
+            return
+        key = bytes.fromhex(aggregate.key)
+        yield f"{folder}/aggregates/{aggregate.key}.json", _line(aggregate.row)
+        yield f"{folder}/aggregates/{aggregate.key}.result.json", aggregate.result.encode()
+
+
+async def _lease_events(
+    engine: AsyncEngine, attempt: queries.AttemptRow, folder: str
+) -> AsyncIterator[tuple[str, bytes]]:
+    after, page = 0, 0
+    while True:
+        async with engine.connect() as connection:
+            rows = await queries.lease_event_rows(connection, attempt.run_id, attempt.id, after=after)
+        if not rows:
+            return
+        yield f"{folder}/lease_events/{page:06d}.jsonl", _lines([one.row for one in rows])
+        after, page = rows[-1].place, page + 1
+
+
+async def _logs(engine: AsyncEngine, attempt_id: UUID, folder: str) -> AsyncIterator[tuple[str, bytes]]:
+    process, seq, page = "", -1, 0
+    while True:
+        async with engine.connect() as connection:
+            rows = await queries.log_rows(connection, attempt_id, process=process, seq=seq)
+        if not rows:
+            return
+        yield f"{folder}/logs/{page:06d}.jsonl", _lines([one.row for one in rows])
+        process, seq, page = rows[-1].process, rows[-1].seq, page + 1
+
+
+def _that_fit(rows: Iterable[str]) -> int:
+    """How many rows make a page of a size that a reader takes; at least one."""
+    size = 0
+    for number, row in enumerate(rows):
+        size += len(row)
+        if number and size > _PAGE_BYTES:
+            return number
+    return _EVERYTHING
+
+
+def _line(text: str) -> bytes:
+    return text.encode() + b"\n"
+
+
+def _lines(rows: list[str]) -> bytes:
+    return b"".join(map(_line, rows))
