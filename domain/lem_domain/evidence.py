@@ -67,6 +67,8 @@ class PhaseName(StrEnum):
     MEASURE = "measure"
     PREFILL = "prefill"
     DECODE = "decode"
+    PREFILL_PROBE = "prefill_probe"
+    QUALITY = "quality"
 
 
 STREAMS: dict[StreamName, tuple[Column, ...]] = {

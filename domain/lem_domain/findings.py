@@ -24,6 +24,7 @@ class FindingCode(StrEnum):
     ENERGY_UNAVAILABLE = "energy_unavailable"
     ENERGY_MODELLED = "energy_modelled"
     SHORT_WINDOW = "short_window"
+    WINDOW_CUT = "window_cut"
     FEW_SAMPLES = "few_samples"
     SAMPLING_GAPS = "sampling_gaps"
     SAMPLER_OVERLOAD = "sampler_overload"

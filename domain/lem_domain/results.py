@@ -16,6 +16,7 @@ from lem_domain.energy_results import (
     PartPower,
     PhaseEnergy,
     PhaseSplit,
+    PrefillProbe,
 )
 from lem_domain.figures import (
     Distribution,
@@ -26,6 +27,7 @@ from lem_domain.figures import (
     older_figure,
 )
 from lem_domain.findings import Finding, FindingCode, Severity, Verdict, verdict_of
+from lem_domain.footprint_results import FootprintResult, QualityResult
 from lem_domain.ids import AttemptId, RunId, Sha256
 
 __all__ = [
@@ -44,12 +46,15 @@ __all__ = [
     "Figure",
     "Finding",
     "FindingCode",
+    "FootprintResult",
     "HostEnergy",
     "OutputsResult",
     "PartPower",
     "PhaseEnergy",
     "PhaseSplit",
+    "PrefillProbe",
     "ProcessMemory",
+    "QualityResult",
     "ResultModel",
     "RunResult",
     "SamplerTelemetry",
@@ -202,6 +207,8 @@ class RunResult(ResultModel):
     efficiency: EfficiencyResult
     compute: ComputeResult | None = None
     telemetry: TelemetryResult = Field(default_factory=TelemetryResult)
+    footprint: FootprintResult | None = Field(default=None, description="Null where neither carbon nor cost is asked.")
+    quality: QualityResult | None = Field(default=None, description="Null unless quality is on.")
 
 
 class CycleSummary(ResultModel):

@@ -102,6 +102,7 @@ class FakeServer:
     markers: dict[tuple[str, str], ProcessCompletion] = field(default_factory=dict)
     completed: dict[str, CompleteAttempt] = field(default_factory=dict)
     ended: dict[str, EndAttempt] = field(default_factory=dict)
+    datasets: dict[str, tuple[str, ...]] = field(default_factory=dict)
     processes_at_the_end: dict[str, list[int]] = field(default_factory=dict)
     """Processes of attempts that lived when their end was told; there must be none."""
     others: list[dict[str, Any]] = field(default_factory=list)
@@ -115,6 +116,7 @@ class FakeServer:
         process = attempt + "/processes/{process}"
         self._routes = Starlette(
             routes=[
+                Route("/api/v1/datasets/{sha256}", self._dataset, methods=["GET"]),
                 Route("/api/v1/workers", self._register, methods=["POST"]),
                 Route("/api/v1/workers", self._list_workers, methods=["GET"]),
                 Route("/api/v1/workers/{worker}/claims", self._claim, methods=["POST"]),
@@ -210,6 +212,13 @@ class FakeServer:
             await self._routes(scope, receive, noting)
 
     # --- endpoints ----------------------------------------------------------------------------------------------------
+
+    async def _dataset(self, request: Request) -> Response:
+        sha256 = request.path_params["sha256"]
+        if sha256 not in self.datasets:
+            return problem(404, "not_found")
+        texts = self.datasets[sha256]
+        return JSONResponse({"sha256": sha256, "name": "d", "builtin": False, "prompts": len(texts), "texts": texts})
 
     async def _register(self, request: Request) -> Response:
         self.registered.append(RegisterWorker.model_validate_json(await request.body()))

@@ -186,7 +186,11 @@ class Attempt:
             if config.settle.temperature_c is not None or config.settle.idle_power:
                 await self._supervision.settle(sampler, limit_s=config.settle.max_s)
             facts = await asyncio.to_thread(snapshot, self._devices, self._supervision.device_facts)
-            environment: dict[str, JsonValue] = {**facts, "model_files": {**prepared.model_files}}
+            environment: dict[str, JsonValue] = {
+                **facts,
+                "model_files": {**prepared.model_files},
+                "prompts": {**prepared.prompt_facts},
+            }
             await self._open_window(StartAttempt(environment=environment, effective_config=effective))
             for rank in ranks:
                 rank.send(Go())
@@ -209,7 +213,7 @@ class Attempt:
 
     async def _idle_baseline(self, sampler: Child) -> None:
         config = self.assignment.config.baseline
-        if not config.enabled:
+        if not self._takes_baselines:
             return
         known = self._baselines.find(self._devices, self.assignment.config.energy, ttl_s=config.ttl_s)
         if known is not None:
@@ -223,18 +227,31 @@ class Attempt:
 
     async def _baseline(self, sampler: Child, context: BaselineContext) -> Baselined | None:
         config = self.assignment.config.baseline
-        if not config.enabled:
+        if not self._takes_baselines:
             return None
-        return await self._supervision.baseline(sampler, context, limit_s=config.max_s)
+        taken = await self._supervision.baseline(sampler, context, limit_s=config.max_s)
+        if config.required and (taken is None or taken.power_w is None):
+            raise broken(
+                FailureReason.BACKEND_INITIALISATION,
+                f"no source told the power of the baseline {context!r}, and baseline.required is set; mend the source, "
+                "or set baseline.required to false.",
+            )
+        return taken
+
+    @property
+    def _takes_baselines(self) -> bool:
+        config = self.assignment.config
+        return config.baseline.enabled and config.record.power
 
     def _require_as_requested(self) -> None:
         for effective in self._supervision.effective_configs:
             for parameter in effective.parameters:
-                if not parameter.confirmed:
+                if not parameter.confirmed and parameter.name not in self.assignment.config.allow:
                     raise failed(
                         FailureReason.NOT_AS_REQUESTED,
                         f"{parameter.name} was requested as {parameter.requested!r} and the engine says that "
-                        f"{parameter.effective!r} is in force; request what it can do.",
+                        f"{parameter.effective!r} is in force; request what it can do, or allow the difference with "
+                        f"allow: [{parameter.name}].",
                     )
 
     async def _open_window(self, request: StartAttempt) -> None:
@@ -279,6 +296,7 @@ class Attempt:
             model_path=prepared.model_path,
             model_files=prepared.model_files,
             prompts=prepared.prompts,
+            arrivals_s=prepared.arrivals_s,
             spool=str(self._dir),
             devices=self._devices,
         )

@@ -83,6 +83,7 @@ def measure(
     between_batches: Callable[[], None],
     traffic: TrafficConfig | None = None,
     share: Share | None = None,
+    arrivals_s: Sequence[float] = (),
 ) -> int:
     """Run the window; the answer is the number of repetitions."""
     traffic, share = traffic or TrafficConfig(), share or Share()
@@ -104,7 +105,9 @@ def measure(
             prompts, goal=goal, seed=seed, begin_ns=begin_ns, last_token_ns=lambda: recorder.last_token_ns
         )
     else:
-        feed = make_feed(traffic, prompts, goal=goal, seed=seed, begin_ns=begin_ns, **share._asdict())
+        feed = make_feed(
+            traffic, prompts, goal=goal, seed=seed, begin_ns=begin_ns, arrivals_s=arrivals_s, **share._asdict()
+        )
     if isinstance(backend, ContinuousBackend):
         backend.serve(Intake(feed, recorder, between_batches), recorder)
         recorder.drain()
@@ -148,6 +151,8 @@ def _in_batches(
             backend.run(batch, recorder)
             recorder.drain()
             between_batches()
+            if goal.is_over(recorder.last_token_ns - begin_ns):
+                return recorder.requests_done // len(prompts)
         repetition += 1
         if goal.is_met(recorder.last_token_ns - begin_ns, recorder.requests_done):
             return repetition

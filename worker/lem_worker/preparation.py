@@ -6,13 +6,19 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lem_domain.config.experiment import BackendName, ExperimentConfig, ModelConfig
+from pydantic.types import JsonValue
+
+from lem_domain.arrivals import TraceError, parse_trace
+from lem_domain.config.experiment import BackendName, ExperimentConfig, ModelConfig, PromptsConfig
+from lem_domain.config.prompt_sources import HuggingFacePrompts
 from lem_domain.errors import LemError
-from lem_domain.prompt_sets import DEFAULT_PROMPT_SET, PromptFileError, load_builtin_prompts
+from lem_domain.prompt_sets import DEFAULT_PROMPT_SET, PromptFileError, load_builtin_prompts, prompts_digest
 from lem_domain.states import FailureReason
+from lem_worker import hub_prompts
 from lem_worker.ending import broken, failed
 from lem_worker.models import ModelSource, find
 from lem_worker.processes import ATTEMPT_VARIABLE, Exit
@@ -27,6 +33,9 @@ class Prepared(NamedTuple):
     model_is_local: bool
     model_files: dict[str, str]
     prompts: tuple[str, ...]
+    arrivals_s: tuple[float, ...] = ()
+    prompt_facts: Mapping[str, JsonValue] = {}
+    """For the environment: where prompts that the server does not hold came from, and their digest."""
 
 
 async def prepare(config: ExperimentConfig, api: ServerApi, *, attempt_id: str, cache_dir: Path) -> Prepared:
@@ -35,19 +44,42 @@ async def prepare(config: ExperimentConfig, api: ServerApi, *, attempt_id: str, 
     Raises:
         AttemptEnded: one of them is not there.
     """
-    prompts = await _prompts(config, api)
-    if config.backend is BackendName.SIMULATED:
-        return Prepared(config.model.id, True, {}, prompts)
-    model = await _model(config.model, attempt_id=attempt_id, cache_dir=cache_dir)
-    return Prepared(model.path_or_id, model.is_local, model.file_digests, prompts)
+    prompts, facts = await _prompts(config.prompts, api, attempt_id=attempt_id)
+    arrivals_s = await _arrivals(config.traffic.trace, api)
+    model = ModelSource(config.model.id, config.model.id, True)
+    if config.backend is not BackendName.SIMULATED:
+        model = await _model(config.model, attempt_id=attempt_id, cache_dir=cache_dir)
+    return Prepared(model.path_or_id, model.is_local, model.file_digests, prompts, arrivals_s, facts)
 
 
 async def _model(wanted: ModelConfig, *, attempt_id: str, cache_dir: Path) -> ModelSource:
-    """Found by a process that bears the attempt's name and is gone when this ends, however it ends."""
+    revision = [wanted.revision] if wanted.revision else []
+    answer = await _ask("lem_worker.models.find", [wanted.id, str(cache_dir), *revision], attempt_id)
+    if answer.code == 0:
+        return ModelSource(**json.loads(answer.said))
+    if answer.code == find.NOT_FOUND:
+        raise failed(FailureReason.BACKEND_INITIALISATION, answer.last_line)
+    if answer.code == find.NO_PLACE:
+        raise broken(FailureReason.BACKEND_UNAVAILABLE, answer.last_line)
+    raise broken(
+        FailureReason.BACKEND_INITIALISATION,
+        f"looking for the model {wanted.id} {Exit(answer.code)}; its last line: {answer.last_line}",
+    )
+
+
+class _Answer(NamedTuple):
+    """What a helping process said before it ended with a code."""
+
+    code: int
+    said: bytes
+    last_line: str
+
+
+async def _ask(module: str, arguments: Sequence[str], attempt_id: str) -> _Answer:
+    """Ask a process that bears the attempt's name and is gone when this ends, however it ends."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "lem_worker.models.find", wanted.id, str(cache_dir)),
-        *([wanted.revision] if wanted.revision else []),
+        *("-m", module, *arguments),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -60,21 +92,20 @@ async def _model(wanted: ModelConfig, *, attempt_id: str, cache_dir: Path) -> Mo
         if process.returncode is None:
             process.kill()
             await process.wait()
-    if process.returncode == 0:
-        return ModelSource(**json.loads(said))
     lines = complained.decode(errors="replace").strip().splitlines() or ["it said nothing"]
-    if process.returncode == find.NOT_FOUND:
-        raise failed(FailureReason.BACKEND_INITIALISATION, lines[-1])
-    if process.returncode == find.NO_PLACE:
-        raise broken(FailureReason.BACKEND_UNAVAILABLE, lines[-1])
-    raise broken(
-        FailureReason.BACKEND_INITIALISATION,
-        f"looking for the model {wanted.id} {Exit(process.returncode or 0)}; its last line: {lines[-1]}",
-    )
+    return _Answer(process.returncode or 0, said, lines[-1])
 
 
-async def _prompts(config: ExperimentConfig, api: ServerApi) -> tuple[str, ...]:
-    wanted = config.prompts
+async def _prompts(
+    wanted: PromptsConfig, api: ServerApi, *, attempt_id: str
+) -> tuple[tuple[str, ...], Mapping[str, JsonValue]]:
+    if wanted.synthetic is not None:  # the ranks make them, with their own tokenizer
+        return (), {}
+    if wanted.huggingface is not None:
+        most = wanted.sample_size if wanted.order == "as_is" else None
+        texts = await _of_hub(wanted.huggingface, most, attempt_id)
+        facts: dict[str, JsonValue] = {"dataset": wanted.huggingface.dataset, "sha256": prompts_digest(texts)}
+        return select_prompts(texts, wanted), facts
     try:
         if wanted.dataset is not None:
             texts = (await api.dataset(wanted.dataset)).texts
@@ -82,4 +113,23 @@ async def _prompts(config: ExperimentConfig, api: ServerApi) -> tuple[str, ...]:
             texts = tuple(prompt.text for prompt in load_builtin_prompts(wanted.builtin or DEFAULT_PROMPT_SET))
     except (PromptFileError, LemError) as error:
         raise failed(FailureReason.BACKEND_INITIALISATION, f"the prompts can't be had: {error}") from error
-    return select_prompts(texts, wanted)
+    return select_prompts(texts, wanted), {}
+
+
+async def _of_hub(source: HuggingFacePrompts, most: int | None, attempt_id: str) -> tuple[str, ...]:
+    """Read by a process of its own: the library takes seconds to import, and a download can't be stopped otherwise."""
+    answer = await _ask("lem_worker.hub_prompts", [source.model_dump_json(), str(most or "")], attempt_id)
+    if answer.code == 0:
+        return tuple(json.loads(answer.said))
+    if answer.code == hub_prompts.NO_LIBRARY:
+        raise broken(FailureReason.BACKEND_UNAVAILABLE, answer.last_line)
+    raise failed(FailureReason.BACKEND_INITIALISATION, f"the prompts can't be had: {answer.last_line}")
+
+
+async def _arrivals(trace: str | None, api: ServerApi) -> tuple[float, ...]:
+    if trace is None:
+        return ()
+    try:
+        return parse_trace((await api.dataset(trace)).texts)
+    except (TraceError, LemError) as error:
+        raise failed(FailureReason.BACKEND_INITIALISATION, f"the trace of arrivals can't be had: {error}") from error

@@ -37,6 +37,9 @@ class RankJob(Message):
     model_path: str = Field(description="Folder or hub id that the engine loads.")
     model_files: dict[str, str] = Field(default_factory=dict, description="SHA-256 by file name, of a local folder.")
     prompts: tuple[str, ...] = Field(description="All prompts of the experiment, ordered; rank r takes r, r+n, r+2n, …")
+    arrivals_s: tuple[float, ...] = Field(
+        default=(), description="A recorded trace of arrivals, where one is replayed."
+    )
     spool: str = Field(description="The attempt's folder in the spool.")
     devices: tuple[Device, ...] = Field(description="The leased devices, in order.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from lem_domain.config.experiment import InputConfig
 from lem_domain.errors import LemError
@@ -22,6 +23,8 @@ class PreparedPrompt:
 
     index: int
     token_ids: tuple[int, ...]
+    max_tokens: int | None = None
+    """Generate exactly so many tokens, whatever the configuration says (a probe)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +38,14 @@ class Request:
     """Of this request's sampling; the same in every run of the experiment."""
     repetition: int = 0
     """Which sending of the whole set of prompts this belongs to; a prefix cache is not to serve one from another."""
+    max_tokens: int | None = None
+    """Generate exactly so many tokens, whatever the configuration says (a probe)."""
 
 
-def share_of(prompts: Sequence[str], rank: int, world_size: int) -> tuple[tuple[int, str], ...]:
+P = TypeVar("P")
+
+
+def share_of(prompts: Sequence[P], rank: int, world_size: int) -> tuple[tuple[int, P], ...]:
     """The rank's prompts with their indices: every `world_size`-th, beginning with its own number.
 
     Raises:
@@ -83,7 +91,9 @@ def requests_of(prompts: Sequence[PreparedPrompt], *, repetition: int, first_id:
             prompt_index=prompt.index,
             token_ids=prompt.token_ids,
             seed=(seed + repetition * _SEED_STRIDE + prompt.index) % 2**63,
-            repetition=repetition,
+            # Those of a probe are not those of the window.
+            repetition=repetition if prompt.max_tokens is None else -1 - repetition,
+            max_tokens=prompt.max_tokens,
         )
         for place, prompt in enumerate(prompts)
     )

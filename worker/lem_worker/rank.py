@@ -19,6 +19,7 @@ from pydantic.types import JsonValue
 from lem_domain.evidence import PhaseName, StreamName, rank_name
 from lem_domain.evidence_codec import be_ready
 from lem_worker import processes
+from lem_worker.after_window import probe_prefill, score_quality
 from lem_worker.backends import InferenceBackend, create_backend
 from lem_worker.digests import OutputLedger, digest_of_set, digest_of_tokens
 from lem_worker.failures import failure_of
@@ -38,7 +39,8 @@ from lem_worker.process_protocol import (
     Trend,
     WarmUp,
 )
-from lem_worker.prompts import PreparedPrompt, Request, share_of, warmup_requests
+from lem_worker.prompts import PreparedPrompt, Request, warmup_requests
+from lem_worker.rank_prompts import prepare_share
 from lem_worker.recorder import Recorder, Sinks
 from lem_worker.spool import EvidenceWriter
 from lem_worker.warmup import Assessment, PowerTrend, warm_up
@@ -57,7 +59,9 @@ class Rank:
         self._config = job.config
         self._control = control
         self._clock = time.monotonic_ns
-        self._writer = EvidenceWriter(Path(job.spool), rank_name(job.rank))
+        simulated = job.config.simulated
+        lost = simulated.drop_chunk if simulated is not None and job.rank == 0 else None
+        self._writer = EvidenceWriter(Path(job.spool), rank_name(job.rank), lost=StreamName(lost) if lost else None)
         self._events = self._writer.stream(StreamName.EVENTS)
         self._phases = Phases(self._writer.stream(StreamName.PHASES), control.send, self._clock)
 
@@ -92,8 +96,13 @@ class Rank:
         self._control.send(Ready())
         self._wait_for(Go)
         summary = self._measure(backend, prompts)
+        if self._config.prefill_probe:
+            summary["prefill_probe"] = self._probe(backend, prompts)
         self._control.send(Measured())
         self._wait_for(Finish)
+        if self._config.quality and self._job.rank == 0:
+            with self._phases.phase(PhaseName.QUALITY):
+                summary["quality"] = score_quality(backend)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return backend, {
             **summary,
@@ -103,10 +112,9 @@ class Rank:
         }
 
     def _load(self) -> tuple[InferenceBackend, Sequence[PreparedPrompt], Sequence[Request]]:
-        share = share_of(self._job.prompts, self._job.rank, self._job.world_size)
         backend = create_backend(self._config.backend)
         backend.load(self._job)
-        prompts = backend.prepare(share)
+        prompts = prepare_share(backend, self._job)
         sample = warmup_requests(prompts, size=backend.in_flight(), seed=self._config.decoding.seed)
         return backend, prompts, sample
 
@@ -153,7 +161,7 @@ class Rank:
 
     def _measure(self, backend: InferenceBackend, prompts: Sequence[PreparedPrompt]) -> dict[str, JsonValue]:
         config = self._config
-        goal = Goal.of(config.window, world_size=self._job.world_size)
+        goal = Goal.of(config.window, world_size=self._job.world_size, least_requests=len(self._job.arrivals_s))
         ledger = OutputLedger(keep_ids=config.record.outputs)
         tokens = self._writer.stream(StreamName.TOKENS) if config.record.tokens else None
         sinks = Sinks(self._writer.stream(StreamName.REQUESTS), tokens, ledger)
@@ -176,6 +184,7 @@ class Rank:
                     between_batches=lambda: self._writer.flush_older_than(_FLUSH_S),
                     traffic=config.traffic,
                     share=Share(self._job.rank, self._job.world_size),
+                    arrivals_s=self._job.arrivals_s,
                 )
             except Exception as error:
                 recorder.abandon(failure_of(error, PhaseName.MEASURE).message)
@@ -187,12 +196,24 @@ class Rank:
             "prompts": len(prompts),
             "repetitions": repetitions,
             "requests": recorder.requests_done,
-            "prompt_tokens": repetitions * sum(len(prompt.token_ids) for prompt in prompts),
+            "window_cut": goal.cut(recorder.requests_done, share=len(prompts)),
+            "prompt_tokens": recorder.prompt_tokens,
             "generated_tokens": recorder.generated_tokens,
             "prompts_sha256": digest_of_set((prompt.index, digest_of_tokens(prompt.token_ids)) for prompt in prompts),
             "outputs_sha256": ledger.digest(),
             "outputs_repeat": ledger.repeats,
         }
+
+    def _probe(self, backend: InferenceBackend, prompts: Sequence[PreparedPrompt]) -> dict[str, JsonValue]:
+        with self._phases.phase(PhaseName.PREFILL_PROBE):
+            return probe_prefill(
+                backend,
+                prompts,
+                self._config,
+                share=Share(self._job.rank, self._job.world_size),
+                progress=Ticker(PhaseName.PREFILL_PROBE, self._control.send, self._clock()),
+                clock=self._clock,
+            )
 
     def _event(self, kind: str, detail: dict[str, JsonValue]) -> None:
         self._events.append(time_ns=self._clock(), kind=kind, detail=json.dumps(detail))

@@ -95,6 +95,7 @@ class Recorder:
         self.phase = phase
         self.clock = clock
         self.requests_done = 0
+        self.prompt_tokens = 0
         self.generated_tokens = 0
         self.last_token_ns = 0
         self._sinks = sinks
@@ -150,6 +151,7 @@ class Recorder:
         state.cached_prompt_tokens = cached_prompt_tokens
         self._finished.append(request_id)
         self.requests_done += 1
+        self.prompt_tokens += len(state.request.token_ids)
 
     # --- in between ---------------------------------------------------------------------------------------------------
 

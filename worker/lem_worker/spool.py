@@ -61,7 +61,8 @@ class SpooledChunk(NamedTuple):
 class StreamWriter:
     """Rows of one stream of one process, sealed into chunks."""
 
-    def __init__(self, attempt_dir: Path, process: str, stream: StreamName) -> None:
+    def __init__(self, attempt_dir: Path, process: str, stream: StreamName, *, lose_first: bool = False) -> None:
+        self._lose_first = lose_first
         self._folder = attempt_dir / "chunks" / process / stream.value
         self._process = process
         self._stream = stream
@@ -154,14 +155,16 @@ class StreamWriter:
     def _seal(self, columns: dict[str, list[object]], rows: int) -> None:
         body = encode_chunk(self._stream, columns)
         digest = hashlib.sha256(body).hexdigest()
-        write_durably(self._folder / f"{len(self._sealed):08d}.{rows}.{digest}{_SEALED}", body)
+        if self._sealed or not self._lose_first:
+            write_durably(self._folder / f"{len(self._sealed):08d}.{rows}.{digest}{_SEALED}", body)
         self._sealed.append((rows, len(body), digest))
 
 
 class EvidenceWriter:
-    """All streams of one process of an attempt."""
+    """All streams of one process of an attempt; the first chunk of `lost` is dropped on purpose, for fault drills."""
 
-    def __init__(self, attempt_dir: Path, process: str) -> None:
+    def __init__(self, attempt_dir: Path, process: str, *, lost: StreamName | None = None) -> None:
+        self._lost = lost
         self._attempt_dir = attempt_dir
         self._process = process
         self._streams: dict[StreamName, StreamWriter] = {}
@@ -169,7 +172,7 @@ class EvidenceWriter:
     def stream(self, name: StreamName) -> StreamWriter:
         """The writer of a stream."""
         if name not in self._streams:
-            self._streams[name] = StreamWriter(self._attempt_dir, self._process, name)
+            self._streams[name] = StreamWriter(self._attempt_dir, self._process, name, lose_first=name is self._lost)
         return self._streams[name]
 
     def flush_older_than(self, seconds: float) -> None:

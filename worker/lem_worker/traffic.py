@@ -11,6 +11,7 @@ omission).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -138,8 +139,9 @@ class OpenFeed:
         begin_ns: int,
     ) -> None:
         self._requests = _in_repetitions(prompts, seed, lambda sent: goal.is_met(self._at_ns - begin_ns, sent))
+        self._goal, self._begin_ns = goal, begin_ns
         self._gaps_s = gaps_s
-        self._at_ns = begin_ns
+        self._at_ns: int = begin_ns
         self._next: Arrival | None = None
         self._advance()
 
@@ -165,7 +167,8 @@ class OpenFeed:
 
     def _advance(self) -> None:
         self._at_ns += round(next(self._gaps_s) * 1e9)
-        request = next(self._requests, None)
+        is_over = self._goal.is_over(self._at_ns - self._begin_ns)
+        request = None if is_over else next(self._requests, None)
         self._next = None if request is None else Arrival(request, self._at_ns)
 
 
@@ -183,6 +186,7 @@ class ClosedFeed:
     ) -> None:
         self._now_ns = begin_ns
         self._requests = _in_repetitions(prompts, seed, lambda sent: goal.is_met(self._now_ns - begin_ns, sent))
+        self._goal, self._begin_ns = goal, begin_ns
         self._free = concurrency
         self._over = False
 
@@ -191,7 +195,8 @@ class ClosedFeed:
         self._now_ns = now_ns
         taken = []
         while self._free and not self._over:
-            request = next(self._requests, None)
+            is_over = self._goal.is_over(now_ns - self._begin_ns)
+            request = None if is_over else next(self._requests, None)
             if request is None:
                 self._over = True
                 break
@@ -222,14 +227,15 @@ def make_feed(
     rank: int,
     world_size: int,
     begin_ns: int,
+    arrivals_s: Sequence[float] = (),
 ) -> Feed:
     """The feed of a rank under open or closed traffic, from `begin_ns` on.
 
     Raises:
         TrafficRefused: there is less concurrency than there are ranks.
     """
-    if traffic.rate_per_s is not None:
-        gaps_s = arrival_gaps(traffic, rank=rank, world_size=world_size)
+    if traffic.mode == "open":
+        gaps_s = arrival_gaps(traffic, rank=rank, world_size=world_size, arrivals_s=arrivals_s)
         return OpenFeed(prompts, gaps_s, goal=goal, seed=seed, begin_ns=begin_ns)
     concurrency = (traffic.concurrency or 0) // world_size + (rank < (traffic.concurrency or 0) % world_size)
     if not concurrency:
@@ -239,12 +245,16 @@ def make_feed(
     return ClosedFeed(prompts, concurrency=concurrency, goal=goal, seed=seed, begin_ns=begin_ns)
 
 
-def arrival_gaps(traffic: TrafficConfig, *, rank: int, world_size: int) -> Iterator[float]:
+def arrival_gaps(
+    traffic: TrafficConfig, *, rank: int, world_size: int, arrivals_s: Sequence[float] = ()
+) -> Iterator[float]:
     """Seconds between the arrivals at one rank; the first is from the beginning of the window.
 
     A Poisson stream divided at random among ranks is a Poisson stream of the divided rate at each. Constant arrivals
-    are dealt out in turn.
+    and recorded ones are dealt out in turn. A trace begins again one of its mean distances after its end.
     """
+    if arrivals_s:
+        yield from _replayed(arrivals_s, rank, world_size)
     if traffic.rate_per_s is None:
         return
     if traffic.arrivals == "constant":
@@ -254,6 +264,16 @@ def arrival_gaps(traffic: TrafficConfig, *, rank: int, world_size: int) -> Itera
     random = np.random.default_rng([traffic.seed, rank])
     while True:
         yield from random.exponential(world_size / traffic.rate_per_s, size=1024).tolist()
+
+
+def _replayed(arrivals_s: Sequence[float], rank: int, world_size: int) -> Iterator[float]:
+    length = arrivals_s[-1] + (arrivals_s[-1] - arrivals_s[0]) / max(1, len(arrivals_s) - 1)
+    before = 0.0
+    for number in itertools.count(rank, world_size):
+        replay, place = divmod(number, len(arrivals_s))
+        at = replay * length + arrivals_s[place]
+        yield at - before
+        before = at
 
 
 def _in_repetitions(prompts: Sequence[PreparedPrompt], seed: int, enough: Callable[[int], bool]) -> Iterator[Request]:

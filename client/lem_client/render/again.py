@@ -104,7 +104,7 @@ def _defaults(model: BaseModel) -> Values:
         value = getattr(model, name)
         if isinstance(value, BaseModel):
             found[name] = _defaults(value)
-        elif not field.is_required():
+        elif not field.is_required() and not field.exclude:
             default = field.get_default(call_default_factory=True)
             found[name] = type(model).model_construct(**{name: default}).model_dump(mode="json", include={name})[name]
     return found

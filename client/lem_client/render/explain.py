@@ -55,6 +55,8 @@ def campaign(one: CampaignView) -> list[str]:
         )
     if one.labels:
         lines.append(f"labels      {', '.join(f'{key}={value}' for key, value in one.labels.items())}")
+    if one.metadata:
+        lines += ["", "Metadata", *values(one.metadata)]
     return lines
 
 
@@ -204,7 +206,12 @@ def result(one: RunResult) -> list[str]:
         *measured.parts(one.energy),
         *measured.net_of_baseline(one.energy),
         *measured.phases(one.energy.phases),
+        *measured.probe(one.energy.probe),
     ]
+    if one.footprint is not None:
+        lines += ["", "Carbon and cost", *measured.footprint(one.footprint)]
+    if one.quality is not None:
+        lines += ["", "Quality", *measured.quality(one.quality)]
     if one.compute is not None:
         lines += ["", "Compute", *measured.compute(one.compute)]
     if told := measured.telemetry(one.telemetry):

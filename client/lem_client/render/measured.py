@@ -12,7 +12,10 @@ from lem_domain.results import (
     EnergyMethod,
     EnergyResult,
     Figure,
+    FootprintResult,
     PhaseSplit,
+    PrefillProbe,
+    QualityResult,
     TelemetryResult,
 )
 
@@ -63,10 +66,46 @@ def net_of_baseline(result: EnergyResult) -> list[str]:
 
 def phases(split: PhaseSplit) -> list[str]:
     """Prefill and decode inside the window."""
+    how = ", from the probe" if split.method == "probe" else ""
     return [
-        f"  {name}  {energy(phase.energy)}" + ("" if phase.time_s.value is None else f", in {figure(phase.time_s)}")
+        f"  {name}  {energy(phase.energy)}"
+        + ("" if phase.time_s.value is None else f", in {figure(phase.time_s)}")
+        + ("" if phase.energy.joules is None else how)
         for name, phase in (("prefill", split.prefill), ("decode ", split.decode))
     ]
+
+
+def probe(one: PrefillProbe | None) -> list[str]:
+    """The window of the prefill probe."""
+    if one is None:
+        return []
+    tokens = f"{one.requests} requests and {one.prompt_tokens} prompt tokens in {duration(one.duration_s)}"
+    return [
+        f"  probe of prefill   {energy(one.energy)}, {tokens}",
+        f"    that is, prefill {energy(one.prefill)}",
+        f"    and decode       {energy(one.decode)}",
+    ]
+
+
+def footprint(one: FootprintResult) -> list[str]:
+    """Carbon and cost with what they came from."""
+    lines = []
+    for name, whole, each, origin in (
+        ("carbon", one.carbon, one.carbon_per_output_token, one.carbon_from),
+        ("cost  ", one.cost, one.cost_per_output_token, one.cost_from),
+    ):
+        lines.append(
+            f"  {name}  {figure(whole)}" + ("" if each.value is None else f", {figure(each)} per output token")
+        )
+        if origin is not None:
+            lines.append(f"    from  {origin}")
+    return lines
+
+
+def quality(one: QualityResult) -> list[str]:
+    """Perplexity on the held text."""
+    on = "" if one.text is None else f" over {one.tokens} tokens of the held text {one.text}"
+    return [f"  perplexity  {figure(one.perplexity)}{on}"]
 
 
 def compute(one: ComputeResult) -> list[str]:

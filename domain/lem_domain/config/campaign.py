@@ -47,6 +47,11 @@ class CampaignSpec(ConfigModel):
     priority: int = Field(
         default=0, ge=-100, le=100, description="Higher is claimed first.", json_schema_extra=unit("1")
     )
+    metadata: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        max_length=64,
+        description="Anything that is to be kept with the campaign and shown with it; not part of any hash.",
+    )
     labels: dict[str, str] = Field(
         default_factory=dict, max_length=64, description="For filtering; not part of any hash."
     )

@@ -6,11 +6,14 @@ Every key stands here only with a test that proves that it takes effect.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from lem_domain.config import experiment_rules
+from lem_domain.config.decoding_presets import DecodingPreset, expand_decoding
 from lem_domain.config.devices import DevicesConfig
+from lem_domain.config.footprint import CarbonConfig, CostConfig
 from lem_domain.config.measurement import (
     BaselineConfig,
     EnergyConfig,
@@ -22,7 +25,9 @@ from lem_domain.config.measurement import (
     WindowConfig,
 )
 from lem_domain.config.model_base import ConfigModel, unit
+from lem_domain.config.prompt_sources import HuggingFacePrompts, SyntheticPrompts
 from lem_domain.config.pytorch import PyTorchConfig
+from lem_domain.config.rules import Rule
 from lem_domain.config.simulated import SimulatedConfig
 from lem_domain.config.tensorrt import TensorrtConfig
 from lem_domain.config.vllm import VllmConfig
@@ -75,8 +80,27 @@ class ModelConfig(ConfigModel):
     )
 
 
+def _several_sources(prompts: PromptsConfig) -> str | None:
+    sources = ("builtin", "file", "dataset", "synthetic", "huggingface")
+    given = [name for name in sources if getattr(prompts, name) is not None]
+    return f"{' and '.join(given)} are both set; keep one source of prompts" if len(given) > 1 else None
+
+
+def _column_without_file(prompts: PromptsConfig) -> str | None:
+    if prompts.column is None or prompts.file is not None:
+        return None
+    return "column names a column of `file`; set `file` or remove column"
+
+
+def _template_of_synthetic(prompts: PromptsConfig) -> str | None:
+    if prompts.synthetic is None or not prompts.chat_template:
+        return None
+    return "chat_template has no effect on synthetic prompts; remove it or choose another source"
+
+
 class PromptsConfig(ConfigModel):
-    """Which prompts are sent. At most one of `builtin`, `file` and `dataset`; none means the built-in set."""
+    """Which prompts are sent. At most one of `builtin`, `file`, `dataset`, `synthetic` and `huggingface`; none means
+    the built-in set."""
 
     builtin: str | None = Field(
         default=None, min_length=1, max_length=200, description="Name of a built-in set; `lemctl datasets` lists them."
@@ -95,6 +119,10 @@ class PromptsConfig(ConfigModel):
         description="The JSONL file's column that holds the prompt (default `text`).",
     )
     dataset: Sha256 | None = Field(default=None, description="Digest of an uploaded set of prompts.")
+    synthetic: SyntheticPrompts | None = Field(default=None, description="Prompts made to a length in tokens.")
+    huggingface: HuggingFacePrompts | None = Field(
+        default=None, description="Prompts of a dataset on the hub, read by the worker."
+    )
     sample_size: int | None = Field(
         default=None,
         ge=1,
@@ -103,7 +131,9 @@ class PromptsConfig(ConfigModel):
         json_schema_extra=unit("prompts"),
     )
     order: Literal["as_is", "shuffled", "longest_first"] = Field(
-        default="as_is", description="The order they are sent in."
+        default="as_is",
+        description="The order they are sent in. `longest_first` goes by characters, so that it does not depend on "
+        "the model; `synthetic` ones by tokens.",
     )
     seed: int = Field(
         default=0, ge=0, description="Seed of `shuffled`; sampling takes the first prompts after ordering."
@@ -112,14 +142,11 @@ class PromptsConfig(ConfigModel):
         default=False, description="Wrap each prompt in the model's chat template as a user turn."
     )
 
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        given = [name for name in ("builtin", "file", "dataset") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are both set; keep one source of prompts")
-        if self.column is not None and self.file is None:
-            raise ValueError("column names a column of `file`; set `file` or remove column")
-        return self
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(("builtin", "file", "dataset", "synthetic", "huggingface"), _several_sources),
+        Rule(("column", "file"), _column_without_file),
+        Rule(("synthetic", "chat_template"), _template_of_synthetic),
+    )
 
 
 class InputConfig(ConfigModel):
@@ -131,6 +158,18 @@ class InputConfig(ConfigModel):
     truncate: Literal["error", "left", "right"] = Field(
         default="error", description="A longer prompt is an error, or loses tokens at that side."
     )
+
+
+def _min_above_max_tokens(output: OutputConfig) -> str | None:
+    if output.min_tokens <= output.max_tokens:
+        return None
+    return f"min_tokens {output.min_tokens} is above max_tokens {output.max_tokens}; lower it"
+
+
+def _min_tokens_of_fixed(output: OutputConfig) -> str | None:
+    if output.min_tokens == 0 or output.mode == "natural":
+        return None
+    return "min_tokens has no effect under mode fixed, which gives max_tokens; remove it or set mode: natural"
 
 
 class OutputConfig(ConfigModel):
@@ -156,16 +195,29 @@ class OutputConfig(ConfigModel):
         "`natural`: the model ends when it ends.",
     )
 
-    @model_validator(mode="after")
-    def _min_below_max(self) -> Self:
-        if self.min_tokens > self.max_tokens:
-            raise ValueError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}; lower it")
-        return self
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(("min_tokens", "max_tokens"), _min_above_max_tokens),
+        Rule(("min_tokens", "mode"), _min_tokens_of_fixed),
+    )
+
+
+def _sampling_under_greedy(decoding: DecodingConfig) -> str | None:
+    given = [name for name in ("top_k", "top_p", "min_p") if getattr(decoding, name) is not None]
+    if decoding.temperature > 0 or not given:
+        return None
+    return f"{', '.join(given)} has no effect under greedy decoding; set temperature above 0 or remove it"
 
 
 class DecodingConfig(ConfigModel):
     """How the next token is chosen. Greedy unless `temperature` is above 0."""
 
+    preset: DecodingPreset | None = Field(
+        default=None,
+        exclude=True,
+        description="A name for usual values, which stand in its place afterwards; what is written beside it goes "
+        "before. greedy: temperature 0; standard: temperature 1, top_p 0.95; creative: temperature 0.8, top_p 0.9, "
+        "repetition_penalty 1.1; factual: temperature 0.3.",
+    )
     temperature: float = Field(
         default=0.0, ge=0, le=100, description="0 is greedy; above it, sampling.", json_schema_extra=unit("1")
     )
@@ -195,15 +247,12 @@ class DecodingConfig(ConfigModel):
     )
     seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of the sampling.")
 
-    @model_validator(mode="after")
-    def _sampling_needs_temperature(self) -> Self:
-        if self.temperature == 0:
-            given = [name for name in ("top_k", "top_p", "min_p") if getattr(self, name) is not None]
-            if given:
-                raise ValueError(
-                    f"{', '.join(given)} has no effect under greedy decoding; set temperature above 0 or remove it"
-                )
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, value: Any) -> Any:
+        return expand_decoding(value)
+
+    rules: ClassVar[tuple[Rule, ...]] = (Rule(("temperature", "top_k", "top_p", "min_p"), _sampling_under_greedy),)
 
 
 def _model_from_text(value: Any) -> Any:
@@ -235,42 +284,29 @@ class ExperimentConfig(ConfigModel):
     energy: EnergyConfig = Field(default_factory=EnergyConfig, description="Power and energy sources.")
     record: RecordConfig = Field(default_factory=RecordConfig, description="Evidence kept.")
     limits: LimitsConfig = Field(default_factory=LimitsConfig, description="Time limits.")
+    prefill_probe: bool = Field(
+        default=False,
+        description="After the window send the same prompts again for one output token each, in a window of its own: "
+        "energy of prefill, and of decode as the difference, also where an engine batches continuously.",
+    )
+    quality: bool = Field(
+        default=False,
+        description="After the window measure the model's perplexity on a held text; for the PyTorch backend.",
+    )
+    carbon: CarbonConfig | None = Field(default=None, description="Carbon per energy.")
+    cost: CostConfig | None = Field(default=None, description="Price of energy.")
+    allow: tuple[str, ...] = Field(
+        default=(),
+        max_length=100,
+        description="Parameters by dotted path (as in `pytorch.batch_size`) that may turn out otherwise than "
+        "requested: the run goes on then, and its result warns of it.",
+    )
     pytorch: PyTorchConfig | None = Field(default=None, description="Settings of the PyTorch backend.")
     tensorrt: TensorrtConfig | None = Field(default=None, description="Settings of the TensorRT-LLM backend.")
     vllm: VllmConfig | None = Field(default=None, description="Settings of the vLLM backend.")
     simulated: SimulatedConfig | None = Field(default=None, description="Settings of the simulated backend.")
 
-    @model_validator(mode="after")
-    def _only_own_section(self) -> Self:
-        for name in BackendName:
-            if name is not self.backend and getattr(self, name.value) is not None:
-                raise ValueError(
-                    f"section {name.value!r} belongs to another backend than {self.backend.value!r}; "
-                    f"remove it or set backend: {name.value}"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _tensorrt_can(self) -> Self:
-        if self.backend is not BackendName.TENSORRT:
-            return self
-        if self.precision == "float32":
-            raise ValueError("TensorRT-LLM does not run in float32; set precision to float16, bfloat16 or auto")
-        settings = self.tensorrt or TensorrtConfig()
-        if settings.devices_needed != self.devices.count:
-            raise ValueError(
-                f"tensorrt.tensor_parallel_size {settings.tensor_parallel_size or 1} times "
-                f"tensorrt.pipeline_parallel_size {settings.pipeline_parallel_size or 1} works on "
-                f"{settings.devices_needed} devices and devices.count leases {self.devices.count}; "
-                f"set devices.count: {settings.devices_needed}, or change the parallel sizes"
-            )
-        longest = self.input.max_tokens + self.output.max_tokens
-        if settings.max_seq_len is not None and self.input.truncate != "error" and longest > settings.max_seq_len:
-            raise ValueError(
-                f"input.max_tokens {self.input.max_tokens} and output.max_tokens {self.output.max_tokens} are together "
-                f"above tensorrt.max_seq_len {settings.max_seq_len}; raise it or lower one of them"
-            )
-        return self
+    rules: ClassVar[tuple[Rule, ...]] = experiment_rules.RULES
 
     @property
     def processes(self) -> int:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from lem_domain.config.model_base import ConfigModel, unit
+from lem_domain.config.rules import Rule
+from lem_domain.ids import Sha256
+
+
+def _no_limit(slo: SloConfig) -> str | None:
+    return "slo states no limit; set ttft_ms, tpot_ms or both" if slo.ttft_ms is None and slo.tpot_ms is None else None
 
 
 class SloConfig(ConfigModel):
@@ -19,11 +25,37 @@ class SloConfig(ConfigModel):
         default=None, gt=0, description="Longest mean time per output token after it.", json_schema_extra=unit("ms")
     )
 
-    @model_validator(mode="after")
-    def _at_least_one(self) -> Self:
-        if self.ttft_ms is None and self.tpot_ms is None:
-            raise ValueError("slo states no limit; set ttft_ms, tpot_ms or both")
-        return self
+    rules: ClassVar[tuple[Rule, ...]] = (Rule(("ttft_ms", "tpot_ms"), _no_limit),)
+
+
+def _what_the_mode_lacks(traffic: TrafficConfig) -> str | None:
+    if traffic.mode == "open" and traffic.arrivals == "trace":
+        return None
+    needed = {"closed": "concurrency", "open": "rate_per_s"}.get(traffic.mode)
+    if needed is None or getattr(traffic, needed) is not None:
+        return None
+    return f"traffic.mode {traffic.mode} needs {needed}; set it"
+
+
+def _what_has_no_effect(traffic: TrafficConfig) -> str | None:
+    idle = [
+        f"{name} has no effect under traffic.mode {traffic.mode}; remove it or set mode: {mode}"
+        for mode, name in (("closed", "concurrency"), ("open", "rate_per_s"))
+        if traffic.mode != mode and getattr(traffic, name) is not None
+    ]
+    return "; ".join(idle) or None
+
+
+def _a_trace_in_its_place(traffic: TrafficConfig) -> str | None:
+    replayed = traffic.mode == "open" and traffic.arrivals == "trace"
+    given = (traffic.trace is not None) + (traffic.trace_file is not None)
+    if replayed:
+        if given != 1:
+            return "traffic.arrivals trace needs one trace; set trace_file"
+        return "rate_per_s has no effect beside a trace; remove it" if traffic.rate_per_s is not None else None
+    if given:
+        return "a trace has no effect without mode: open and arrivals: trace; set both or remove it"
+    return "arrivals trace has no effect without mode: open; set it" if traffic.arrivals == "trace" else None
 
 
 class TrafficConfig(ConfigModel):
@@ -49,27 +81,42 @@ class TrafficConfig(ConfigModel):
         description="Mean arrivals per second under `open`.",
         json_schema_extra=unit("1/s"),
     )
-    arrivals: Literal["poisson", "constant"] = Field(
-        default="poisson", description="Distances of arrivals under `open`: exponential, or all equal."
+    arrivals: Literal["poisson", "constant", "trace"] = Field(
+        default="poisson",
+        description="Distances of arrivals under `open`: exponential, all equal, or as in a recorded trace.",
     )
+    trace_file: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1000,
+        description="A text file beside the campaign file, one arrival a line in seconds from the beginning of the "
+        "window; `lemctl` uploads it and submits its digest instead. It is replayed as a whole, and again from its "
+        "beginning while the window lasts.",
+    )
+    trace: Sha256 | None = Field(default=None, description="Digest of an uploaded trace.")
     seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of `poisson`.")
     slo: SloConfig | None = Field(default=None, description="Limits of latency that make a request a good one.")
 
-    @model_validator(mode="after")
-    def _what_the_mode_needs(self) -> Self:
-        needed = {"closed": "concurrency", "open": "rate_per_s"}.get(self.mode)
-        if needed is not None and getattr(self, needed) is None:
-            raise ValueError(f"traffic.mode {self.mode} needs {needed}; set it")
-        for mode, name in (("closed", "concurrency"), ("open", "rate_per_s")):
-            if self.mode != mode and getattr(self, name) is not None:
-                raise ValueError(f"{name} has no effect under traffic.mode {self.mode}; remove it or set mode: {mode}")
-        return self
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(("mode", "arrivals", "concurrency", "rate_per_s"), _what_the_mode_lacks),
+        Rule(("mode", "concurrency", "rate_per_s"), _what_has_no_effect),
+        Rule(("mode", "arrivals", "trace", "trace_file", "rate_per_s"), _a_trace_in_its_place),
+    )
+
+
+def _baseline_min_above_max(baseline: BaselineConfig) -> str | None:
+    if baseline.min_s <= baseline.max_s:
+        return None
+    return f"min_s {baseline.min_s:g} is above max_s {baseline.max_s:g}; lower it"
 
 
 class BaselineConfig(ConfigModel):
     """Power of the leased devices (or the host) without requests: before the engine is there, and with it waiting."""
 
     enabled: bool = Field(default=True, description="Measure baselines; without them net energy is null.")
+    required: bool = Field(
+        default=False, description="A run whose baselines can't be measured fails instead of having no net energy."
+    )
     min_s: float = Field(
         default=10.0, ge=1, le=3600, description="Each lasts at least so long.", json_schema_extra=unit("s")
     )
@@ -88,11 +135,7 @@ class BaselineConfig(ConfigModel):
         json_schema_extra=unit("s"),
     )
 
-    @model_validator(mode="after")
-    def _min_below_max(self) -> Self:
-        if self.min_s > self.max_s:
-            raise ValueError(f"min_s {self.min_s:g} is above max_s {self.max_s:g}; lower it")
-        return self
+    rules: ClassVar[tuple[Rule, ...]] = (Rule(("min_s", "max_s"), _baseline_min_above_max),)
 
 
 class SettleConfig(ConfigModel):
@@ -113,6 +156,12 @@ class SettleConfig(ConfigModel):
     )
 
 
+def _window_min_above_max(window: WindowConfig) -> str | None:
+    if window.max_duration_s is None or window.min_duration_s <= window.max_duration_s:
+        return None
+    return f"min_duration_s {window.min_duration_s:g} is above max_duration_s {window.max_duration_s:g}; lower it"
+
+
 class WindowConfig(ConfigModel):
     """How long the measured window lasts: whole repetitions of the prompt set until both minima hold."""
 
@@ -124,6 +173,23 @@ class WindowConfig(ConfigModel):
         json_schema_extra=unit("s"),
     )
     min_requests: int = Field(default=1, ge=1, description="Fewest requests.", json_schema_extra=unit("requests"))
+    max_duration_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=604_800,
+        description="No request is begun after so long, whether the minima hold and the prompt set is whole or not; "
+        "what is in flight is finished. An engine that batches continuously gets the whole set at once under offline "
+        "traffic, and looks at this in between.",
+        json_schema_extra=unit("s"),
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = (Rule(("min_duration_s", "max_duration_s"), _window_min_above_max),)
+
+
+def _warmup_min_above_max(warmup: WarmupConfig) -> str | None:
+    if warmup.min_requests <= warmup.max_requests:
+        return None
+    return f"min_requests {warmup.min_requests} is above max_requests {warmup.max_requests}; lower it"
 
 
 class WarmupConfig(ConfigModel):
@@ -159,11 +225,7 @@ class WarmupConfig(ConfigModel):
         json_schema_extra=unit("1"),
     )
 
-    @model_validator(mode="after")
-    def _min_below_max(self) -> Self:
-        if self.min_requests > self.max_requests:
-            raise ValueError(f"min_requests {self.min_requests} is above max_requests {self.max_requests}; lower it")
-        return self
+    rules: ClassVar[tuple[Rule, ...]] = (Rule(("min_requests", "max_requests"), _warmup_min_above_max),)
 
 
 class EnergyConfig(ConfigModel):
@@ -186,6 +248,9 @@ class RecordConfig(ConfigModel):
     """What evidence is kept beside power and requests."""
 
     tokens: bool = Field(default=True, description="The time of every generated token (needed for ITL percentiles).")
+    power: bool = Field(
+        default=True, description="Samples of power and energy; without them every figure of energy is null."
+    )
     outputs: bool = Field(default=False, description="The generated text, as events.")
 
 

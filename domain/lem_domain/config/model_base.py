@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic.types import JsonValue
+
+from lem_domain.config.rules import Rule, broken_rules
 
 
 class ConfigModel(BaseModel):
     """Rejects unknown keys and never changes after it was made."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    rules: ClassVar[tuple[Rule, ...]] = ()
+    """Between keys of this model and of those below it."""
+
+    @model_validator(mode="after")
+    def _keep_rules(self) -> Self:
+        if (error := broken_rules(self.rules, self)) is not None:
+            raise error
+        return self
 
 
 def engine_parameter(name: str, *, unit: str | None = None) -> dict[str, JsonValue]:

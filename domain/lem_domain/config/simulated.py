@@ -15,11 +15,26 @@ class SimulatedFailure(ConfigModel):
     at: Literal["load", "warmup", "measure", "cleanup"] = Field(
         description="The phase in which it happens; in cleanup everything is measured already."
     )
-    how: Literal["raise", "out_of_memory", "hang", "exit", "kill"] = Field(
-        description="raise: an engine error; out_of_memory: the engine says so; hang: no progress any more; "
-        "exit: the process ends with code 3; kill: it dies by SIGKILL."
+    how: Literal["raise", "out_of_memory", "hang", "silence", "exit", "kill", "abort", "segfault"] = Field(
+        description="raise: an engine error; out_of_memory: the engine says so; hang: it stops; silence: it works on "
+        "for ever and says nothing; exit: the process ends with code 3; kill, abort, segfault: it dies by SIGKILL, "
+        "SIGABRT or SIGSEGV."
     )
     process: int = Field(default=0, ge=0, description="The rank that fails, from 0.", json_schema_extra=unit("1"))
+
+
+class SimulatedPower(ConfigModel):
+    """Power that changes: from `power_w` to `peak_w` and back, in a shape whose integral is known."""
+
+    shape: Literal["ramp", "sawtooth", "burst"] = Field(
+        description="ramp: rises evenly over `period_s` and stays; sawtooth: rises so in every period; burst: "
+        "`peak_w` for the first `duty` of every period, else `power_w`."
+    )
+    peak_w: float = Field(ge=0, le=10_000, description="The other end of the shape.", json_schema_extra=unit("W"))
+    period_s: float = Field(gt=0, le=86_400, description="Length of the shape.", json_schema_extra=unit("s"))
+    duty: float = Field(
+        default=0.5, gt=0, lt=1, description="Part of a period that a burst lasts.", json_schema_extra=unit("1")
+    )
 
 
 class SimulatedConfig(ConfigModel):
@@ -55,11 +70,17 @@ class SimulatedConfig(ConfigModel):
         default=100.0,
         ge=0,
         le=10_000,
-        description="Constant power of each simulated device.",
+        description="Power of each simulated device; constant unless `power` says how it changes.",
         json_schema_extra=unit("W"),
     )
+    power: SimulatedPower | None = Field(
+        default=None, description="How power changes, from the moment when sampling begins."
+    )
     fail: SimulatedFailure | None = Field(default=None, description="A failure to produce.")
-    misreport: tuple[Literal["batch_size"], ...] = Field(
+    drop_chunk: Literal["requests", "tokens", "phases", "events"] | None = Field(
+        default=None, description="The first chunk of this stream of rank 0 is lost before it reaches the disk."
+    )
+    misreport: tuple[Literal["batch_size", "num_processes"], ...] = Field(
         default=(),
         description="Parameters that the backend reads back with a wrong value, as an engine that lies would.",
     )

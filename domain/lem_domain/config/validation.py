@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from lem_domain.config.rules import BROKEN
 from lem_domain.errors import ConfigurationError, FieldProblem
 
 M = TypeVar("M", bound=BaseModel)
+
+_STAND_IN = ("model",)
+"""The one key that an experiment must have; some other value stands in for one that is missing or wrong."""
+
+_MOST_ROUNDS = 10
+"""Each puts something aside; models are not nested deeper."""
 
 
 def unknown_key_message(key: str, known: Collection[str]) -> str:
@@ -30,7 +38,7 @@ def pointer(location: Sequence[str | int]) -> str:
 
 def field_problems(model: type[BaseModel], error: ValidationError) -> tuple[FieldProblem, ...]:
     """Every problem that pydantic found, in the order of the model's fields."""
-    return tuple(_problem(model, details) for details in error.errors(include_url=False, include_context=False))
+    return tuple(problem for details in error.errors(include_url=False) for problem in _problems(model, details))
 
 
 def model_or_problems(model: type[M], value: Mapping[str, Any]) -> M:
@@ -42,10 +50,78 @@ def model_or_problems(model: type[M], value: Mapping[str, Any]) -> M:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        problems = field_problems(model, error)
+        problems = all_problems(model, value, error)
         first = problems[0]
         place = first.pointer.lstrip("/").replace("/", ".")
         raise ConfigurationError(f"{place}: {first.message}" if place else first.message, problems) from None
+
+
+def all_problems(model: type[BaseModel], value: Mapping[str, Any], error: ValidationError) -> tuple[FieldProblem, ...]:
+    """Every problem of the value: pydantic asks a model's rules only where its keys are fine, so what is wrong is put
+    aside and the rest asked again, until nothing new comes."""
+    found = list(field_problems(model, error))
+    rest: Any = copy.deepcopy(dict(value))
+    aside: set[tuple[str | int, ...]] = set()
+    for _ in range(_MOST_ROUNDS):
+        wrong = _places(model, error)
+        if wrong <= aside:
+            break
+        for place in sorted(wrong, key=len, reverse=True):
+            rest = _without(rest, place)
+        aside |= wrong
+        try:
+            model.model_validate(rest)
+            break
+        except ValidationError as again:
+            error = again
+            found += [
+                problem
+                for details in error.errors(include_url=False)
+                if details["type"] != "missing"
+                for problem in _problems(model, details, aside)
+            ]
+    return tuple(dict.fromkeys(found))
+
+
+def _places(model: type[BaseModel], error: ValidationError) -> set[tuple[str | int, ...]]:
+    """Where the problems are; a key that is missing counts as its owner, whose rules can't be asked, but for the model,
+    which any other can stand in for."""
+    locations = ((details, _without_union_tags(model, details["loc"])) for details in error.errors(include_url=False))
+    return {
+        place[:-1] if details["type"] == "missing" and place != _STAND_IN else place for details, place in locations
+    }
+
+
+def _without(value: Any, place: Sequence[str | int]) -> Any:
+    """The value without what stands at a place; at the top, and in lists, nothing is taken away."""
+    if not place or not isinstance(value, dict):
+        return value
+    head, *rest = place
+    if not rest and (head,) == _STAND_IN:
+        return {**value, head: "x"}
+    if head not in value:
+        return value
+    if not rest:
+        return {key: one for key, one in value.items() if key != head}
+    return {**value, head: _without(value[head], rest)}
+
+
+def _problems(
+    model: type[BaseModel], details: ErrorDetails, aside: Collection[tuple[str | int, ...]] = ()
+) -> Iterator[FieldProblem]:
+    if details["type"] != BROKEN:
+        yield _problem(model, details)
+        return
+    location = _without_union_tags(model, details["loc"])
+    for reads, message in details.get("ctx", {}).get("rules", ()):
+        keys = [(*location, key) for key in reads]
+        if not any(_overlap(key, place) for key in keys for place in aside):
+            yield FieldProblem(pointer=pointer(location), message=message)
+
+
+def _overlap(one: tuple[str | int, ...], other: tuple[str | int, ...]) -> bool:
+    shorter = min(len(one), len(other))
+    return one[:shorter] == other[:shorter]
 
 
 def _problem(model: type[BaseModel], details: ErrorDetails) -> FieldProblem:

@@ -90,6 +90,7 @@ class CampaignView(AnswerModel):
     execution: ExecutionConfig
     priority: int
     labels: dict[str, str]
+    metadata: dict[str, JsonValue] = Field(default_factory=dict)
     experiments: int
     runs: RunCounts
     imported: ImportOrigin | None = Field(

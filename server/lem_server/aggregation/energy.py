@@ -20,7 +20,8 @@ from lem_server.aggregation.baselines import baselines_of, net_energy
 from lem_server.aggregation.meters import Meter, mean_power, strength, total_of
 from lem_server.aggregation.phase_split import phase_split
 from lem_server.aggregation.power import HostKey
-from lem_server.aggregation.requests import RankRequests
+from lem_server.aggregation.prefill_probe import ProbeWindow, probe_of, with_probe
+from lem_server.aggregation.requests import RankRequests, work_of
 from lem_server.aggregation.sampler_record import DeviceFacts, SamplerRecord
 from lem_server.aggregation.sources import Sources
 from lem_server.aggregation.traces import Gaps, Trace
@@ -64,6 +65,7 @@ def energy_account(
     record: SamplerRecord,
     ranks: Sequence[RankRequests],
     window: WindowResult,
+    probe_window: ProbeWindow | None = None,
 ) -> EnergyAccount:
     """Energy per part and in all (measurement.md §2).
 
@@ -90,7 +92,10 @@ def energy_account(
     on_gpu = {uuid: device_results[uuid].energy for uuid in accelerators}
     parts = on_gpu or host
     total = total_of(parts, _because("nothing measured energy during the window", sources))
+    if total.joules is None and not config.record.power:
+        total = EnergyFigure(joules=None, reason="record.power is off")
     baselines = baselines_of(record, meters, tuple(parts))
+    probe = probe_of(probe_window, total, work_of(ranks), meters, tuple(parts))
     result = EnergyResult(
         devices=tuple(device_results.values()),
         host=tuple(host_results.values()),
@@ -102,7 +107,8 @@ def energy_account(
         dram=_host_sum(host, "dram", "no memory was measured", sources),
         net=net_energy(total, baselines, record, window, enabled=config.baseline.enabled),
         baselines=baselines,
-        phases=phase_split(ranks, meters, tuple(parts), window),
+        phases=with_probe(phase_split(ranks, meters, tuple(parts), window), probe),
+        probe=probe,
     )
     gaps = {part: found for part, meter in meters.items() if (found := meter.trace.gaps(window)) is not None}
     return EnergyAccount(result, gaps, meters, tuple(parts))

@@ -33,7 +33,7 @@ _SHORT_TOLERANCE = 0.99
 
 def energy_unavailable(energy: EnergyResult, config: ExperimentConfig) -> tuple[Finding, ...]:
     """The job's energy is null; an error where the user required it."""
-    if energy.total.joules is not None:
+    if energy.total.joules is not None or not config.record.power:
         return ()
     return (
         Finding(

@@ -19,6 +19,7 @@ from lem_domain.results import (
 )
 from lem_domain.wire.runs import EffectiveConfig
 from lem_server.aggregation.errors import MissingPart
+from lem_server.aggregation.inputs import Summaries
 from lem_server.aggregation.requests import RankRequests
 from lem_server.aggregation.warmups import Warmup
 
@@ -84,8 +85,11 @@ def warmup_not_converged(warmups: Mapping[str, Warmup | None], config: Experimen
     )
 
 
-def not_as_requested(effective: EffectiveConfig | None) -> tuple[Finding, ...]:
-    """The engine says that a requested value is not in force, or nothing was read back from it."""
+def not_as_requested(effective: EffectiveConfig | None, allowed: Sequence[str] = ()) -> tuple[Finding, ...]:
+    """The engine says that a requested value is not in force, or nothing was read back from it.
+
+    A warning where the user allowed every difference.
+    """
     if effective is None:
         message = (
             "Nothing was read back from the engine, so nobody knows whether the requested configuration took effect."
@@ -97,12 +101,33 @@ def not_as_requested(effective: EffectiveConfig | None) -> tuple[Finding, ...]:
     listed = "; ".join(
         f"{item.name} is {_text(item.effective)} where {_text(item.requested)} was requested" for item in different
     )
+    if all(item.name in allowed for item in different):
+        severity, remedy = Severity.WARNING, "the configuration allows it, so compare with the value in force"
+    else:
+        severity, remedy = Severity.ERROR, "request a value that it supports"
     return (
         Finding(
             code=FindingCode.NOT_AS_REQUESTED,
-            severity=Severity.ERROR,
-            message=f"The engine did not run as requested: {listed}; request a value that it supports.",
+            severity=severity,
+            message=f"The engine did not run as requested: {listed}; {remedy}.",
             numbers={"parameters": len(different)},
+        ),
+    )
+
+
+def window_cut(summaries: Summaries, config: ExperimentConfig) -> tuple[Finding, ...]:
+    """A rank's window ended at `window.max_duration_s` before it held what it should."""
+    cut = [process for process, summary in summaries.items() if summary.get("window_cut") is True]
+    if not cut or config.window.max_duration_s is None:
+        return ()
+    return (
+        Finding(
+            code=FindingCode.WINDOW_CUT,
+            severity=Severity.WARNING,
+            message=f"The window of {', '.join(sorted(cut))} ended at window.max_duration_s before it held the fewest "
+            "requests in whole repetitions of the prompt set, so other runs may have sent other prompts; raise the "
+            "limit, or use fewer prompts to compare.",
+            numbers={"max_duration_s": config.window.max_duration_s},
         ),
     )
 

@@ -27,9 +27,12 @@ from lem_server.aggregation.compute import compute_of
 from lem_server.aggregation.efficiency import efficiency_of
 from lem_server.aggregation.energy import EnergyAccount, energy_account
 from lem_server.aggregation.errors import EvidenceMissing
+from lem_server.aggregation.footprint import footprint_of
 from lem_server.aggregation.inputs import AggregationInput, ChunkSource
 from lem_server.aggregation.outputs import outputs_of
 from lem_server.aggregation.power import DeviceSamples, read_devices, read_host_traces
+from lem_server.aggregation.prefill_probe import read_probe
+from lem_server.aggregation.quality import quality_of
 from lem_server.aggregation.reading import EvidenceReader
 from lem_server.aggregation.requests import RankRequests, read_requests, work_of
 from lem_server.aggregation.sampler_record import SamplerRecord, read_sampler
@@ -77,6 +80,7 @@ def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:
         record,
         ranks,
         window,
+        read_probe(inputs.ranks, inputs.summaries) if inputs.config.prefill_probe else None,
     )
     warmups = {process: read_warmup(reader, process, inputs.summaries) for process in inputs.ranks}
     reader.verify_rest()
@@ -89,7 +93,8 @@ def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:
         *_about_energy(inputs, window, account, ranks, record),
         *_about_devices(inputs, window, samples, telemetry, record),
         *findings.warmup_not_converged(warmups, inputs.config),
-        *findings.not_as_requested(inputs.effective_config),
+        *findings.not_as_requested(inputs.effective_config, inputs.config.allow),
+        *findings.window_cut(inputs.summaries, inputs.config),
         *findings.low_overlap(window),
         *findings.late_arrivals(ranks, inputs.config),
         *findings.output_mismatch(outputs),
@@ -113,6 +118,8 @@ def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:
         efficiency=efficiency_of(account.result, work, speed.e2e_ms),
         compute=compute_of(ranks, inputs.summaries, inputs.devices, window),
         telemetry=telemetry,
+        footprint=footprint_of(inputs.config, account.result.total, work, inputs.summaries),
+        quality=quality_of(inputs.summaries, asked=inputs.config.quality),
     )
 
 

@@ -8,7 +8,7 @@ from pydantic.types import JsonValue
 
 from lem_domain.config.campaign import CampaignSpec
 from lem_domain.config.expansion import Plan, PlannedExperiment, expand
-from lem_domain.config.experiment import DevicesConfig, PromptsConfig
+from lem_domain.config.experiment import DevicesConfig, PromptsConfig, TrafficConfig
 from lem_domain.config.validation import pointer
 from lem_domain.errors import ConfigurationError, FieldProblem
 from lem_domain.prompt_sets import builtin_prompt_sets
@@ -42,17 +42,20 @@ def refuse_missing_prompts(planned: Plan, *, held: Collection[str]) -> None:
     problems = {
         problem.message: problem
         for experiment in planned.experiments
-        for problem in _prompt_problems(experiment.config.prompts, builtin=builtin, held=held)
+        for problem in (
+            *_prompt_problems(experiment.config.prompts, builtin=builtin, held=held),
+            *_trace_problems(experiment.config.traffic, held=held),
+        )
     }
     if problems:
         raise ConfigurationError(next(iter(problems)), tuple(problems.values()))
 
 
 def datasets_of(planned: Plan) -> frozenset[str]:
-    """Digests of the sets of prompts that a plan needs."""
-    return frozenset(
-        experiment.config.prompts.dataset for experiment in planned.experiments if experiment.config.prompts.dataset
-    )
+    """Digests of the sets of prompts and the traces of arrivals that a plan needs."""
+    configs = [experiment.config for experiment in planned.experiments]
+    wanted = (digest for config in configs for digest in (config.prompts.dataset, config.traffic.trace))
+    return frozenset(digest for digest in wanted if digest is not None)
 
 
 def notes(experiments: Sequence[PlannedExperiment], served: Sequence[ServedBackend]) -> tuple[str, ...]:
@@ -141,4 +144,18 @@ def _prompt_problems(
         yield FieldProblem(
             pointer="/experiment/prompts/dataset",
             message=f"the server holds no dataset {prompts.dataset}; upload it first (PUT /api/v1/datasets/{{sha256}})",
+        )
+
+
+def _trace_problems(traffic: TrafficConfig, *, held: Collection[str]) -> Iterator[FieldProblem]:
+    if traffic.trace_file is not None:
+        yield FieldProblem(
+            pointer="/experiment/traffic/trace_file",
+            message="only lemctl reads files; upload the lines of the trace (PUT /api/v1/datasets/{sha256}) and give "
+            "traffic.trace instead of traffic.trace_file",
+        )
+    if traffic.trace is not None and traffic.trace not in held:
+        yield FieldProblem(
+            pointer="/experiment/traffic/trace",
+            message=f"the server holds no trace {traffic.trace}; upload it first (PUT /api/v1/datasets/{{sha256}})",
         )

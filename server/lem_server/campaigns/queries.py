@@ -28,6 +28,8 @@ class CampaignRow(NamedTuple):
     experiments: int
     runs: dict[str, int]
     imported: dict[str, Any] | None
+    metadata: dict[str, Any] | None
+    """None for a campaign that is older than the key."""
 
 
 class NewExperiment(NamedTuple):
@@ -124,7 +126,8 @@ async def insert_experiments(
 _SELECT = """
     SELECT c.id, c.name, CASE WHEN c.state <> 'cancelled' AND NOT work.open THEN 'completed' ELSE c.state END,
            c.created_at, c.submitted_by, c.spec -> 'execution', c.priority, c.labels,
-           (SELECT count(*) FROM experiments e WHERE e.campaign_id = c.id), work.runs, c.imported
+           (SELECT count(*) FROM experiments e WHERE e.campaign_id = c.id), work.runs, c.imported,
+           c.spec -> 'metadata'
       FROM campaigns c
      CROSS JOIN LATERAL (
            SELECT coalesce(jsonb_object_agg(counted.state, counted.runs), '{}') AS runs,

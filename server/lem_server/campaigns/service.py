@@ -292,6 +292,7 @@ def _view(row: queries.CampaignRow) -> CampaignView:
         execution=ExecutionConfig.model_validate(row.execution),
         priority=row.priority,
         labels=row.labels,
+        metadata=row.metadata or {},
         experiments=row.experiments,
         runs=RunCounts.model_validate(row.runs),
         imported=None if row.imported is None else ImportOrigin.model_validate(row.imported),

@@ -410,3 +410,16 @@ async def test_results_of_more_runs_than_one_statement_reads(
     results = (await api.get(f"/api/v1/campaigns/{view['id']}/results")).json()["experiments"]
     assert [experiment["varied"]["output.max_tokens"] for experiment in results] == sweep["output.max_tokens"]
     assert all([one["cycle"] for one in experiment["outcomes"]] == list(range(1, cycles + 1)) for experiment in results)
+
+
+@pytest.mark.proves("metadata", "labels", on="server")
+async def test_metadata_is_kept_and_changes_no_experiment(api: httpx.AsyncClient) -> None:
+    plain = await submit(api)
+    kept = {"ticket": 7, "who": {"team": "a"}}
+    noted = await submit(api, metadata=kept, labels={"a": "b"})
+    assert (plain["metadata"], noted["metadata"], noted["labels"]) == ({}, kept, {"a": "b"})
+    hashes = []
+    for campaign in (plain, noted):
+        answer = await api.get(f"/api/v1/campaigns/{campaign['id']}/experiments")
+        hashes.append([one["config_hash"] for one in answer.json()["items"]])
+    assert hashes[0] == hashes[1]

@@ -147,7 +147,8 @@ def work(server: FakeServer, state: Path) -> Callable[..., Coroutine[Any, Any, N
 
     async def run(**settings: Any) -> None:
         modules = settings.pop("modules", FAKES)
-        chosen = {"server": server.url, "state_dir": state, "until_idle": True, "kill_grace_s": 0.1, **settings}
-        await Daemon(WorkerSettings(backend="simulated", **chosen), modules=modules).run()  # type: ignore[arg-type]
+        own = {"server": server.url, "state_dir": state, "until_idle": True, "kill_grace_s": 0.1}
+        chosen = {"backend": "simulated", **own, **settings}
+        await Daemon(WorkerSettings(**chosen), modules=modules).run()  # type: ignore[arg-type]
 
     return run

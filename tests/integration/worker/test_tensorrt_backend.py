@@ -589,3 +589,20 @@ def test_what_is_in_flight_when_the_engine_fails_is_kept_as_failed(stage: Stage,
     assert [row for row in requests if row["error"] is not None]
     ends = [edge.phase for edge in process.messages if isinstance(edge, PhaseEdge) and edge.edge == "end"]
     assert ends[-1] is PhaseName.MEASURE
+
+
+@pytest.mark.proves("prefill_probe", "prompts.synthetic.prompt_tokens", on="TensorRT-LLM 1.2 contract")
+def test_the_probe_asks_for_one_token_of_the_same_made_prompts(stage: Stage, rank: Callable[..., Any]) -> None:
+    made = {"synthetic": {"prompt_tokens": 9, "spread": 2, "count": 4}}
+    process = rank(prefill_probe=True, prompts=made, output={"max_tokens": 6, "mode": "natural", "min_tokens": 3})
+    process.until(Loaded)
+    done = measured(process)
+    requests = rows(stage, StreamName.REQUESTS)
+    assert all(7 <= row["prompt_tokens"] <= 11 for row in requests)
+    whole = sum(row["prompt_tokens"] for row in requests if row["request_id"] < 4)
+    probe = done.summary["prefill_probe"]
+    assert isinstance(probe, dict)
+    assert (probe["requests"], probe["prompt_tokens"]) == (4, whole)
+    sent = sent_in_the_window(stage, 4)
+    assert {(one["max_tokens"], one.get("min_tokens")) for one in sent} == {(1, None)}
+    assert {one["cache_salt"] for one in sent} == {"repetition -1"}

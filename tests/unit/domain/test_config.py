@@ -41,7 +41,7 @@ def test_two_lines_are_a_campaign() -> None:
         ({"modle": "x"}, "/modle", "did you mean 'model'"),
         ({**TINY, "pytorch": {"bacth_size": 2}}, "/pytorch/bacth_size", "did you mean 'batch_size'"),
         ({**TINY, "output": {"max_tokens": "many"}}, "/output/max_tokens", "'many'"),
-        ({**TINY, "output": {"max_tokens": 4, "min_tokens": 5}}, "/output", "lower it"),
+        ({**TINY, "output": {"max_tokens": 4, "min_tokens": 5, "mode": "natural"}}, "/output", "lower it"),
         ({**TINY, "decoding": {"top_k": 5}}, "/decoding", "no effect under greedy"),
         ({**TINY, "backend": "vlm"}, "/backend", "'vlm'"),
         ({**TINY, "simulated": {}}, "", "belongs to another backend"),

@@ -201,3 +201,27 @@ def test_the_concurrency_is_divided_without_loss_and_never_to_nothing() -> None:
 def test_traffic_that_says_too_little_or_too_much_is_refused(given_keys: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrafficConfig.model_validate(given_keys)
+
+
+def test_a_trace_begins_again_one_mean_distance_after_its_end() -> None:
+    traffic = TrafficConfig.model_validate({"mode": "open", "arrivals": "trace", "trace": "0" * 64})
+    gaps = arrival_gaps(traffic, rank=0, world_size=1, arrivals_s=(1.0, 2.0, 5.0))
+    assert list(np.cumsum(list(islice(gaps, 6)))) == [1, 2, 5, 8, 9, 12]
+    second = arrival_gaps(traffic, rank=1, world_size=2, arrivals_s=(1.0, 2.0, 5.0))
+    assert list(np.cumsum(list(islice(second, 3)))) == [2, 8, 12]
+
+
+def test_a_trace_is_replayed_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    goal = Goal.of(WindowConfig(min_duration_s=0), world_size=2, least_requests=7)
+    assert goal.requests == 4
+
+
+@pytest.mark.parametrize(
+    "traffic", [{}, {"mode": "closed", "concurrency": 2}, {"mode": "open", "rate_per_s": 100, "arrivals": "constant"}]
+)
+def test_no_request_begins_when_the_time_is_up(monkeypatch: pytest.MonkeyPatch, traffic: dict[str, object]) -> None:
+    world = World(batch_ms=10, batch_size=1)
+    rows, _ = measured(world, monkeypatch, goal=Goal(0, 1000, 35 * MS), **traffic)
+    assert 3 <= len(rows) <= 5
+    assert max(row["arrival_ns"] for row in rows) < 1_000 + 40 * MS
+    assert Goal(0, 1000, 35 * MS).cut(len(rows), share=len(PROMPTS))

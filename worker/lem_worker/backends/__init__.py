@@ -88,6 +88,23 @@ class ContinuousBackend(_Backend, Protocol):
         when it was scheduled, when tokens came, and how it ended."""
 
 
+@runtime_checkable
+class SyntheticBackend(Protocol):
+    """Can make prompts of a length."""
+
+    def synthesise(self, lengths: Sequence[tuple[int, int]], seed: int) -> list[PreparedPrompt]:
+        """Prompts of exactly so many ordinary tokens of its own tokenizer, for (index, tokens) pairs."""
+
+
+@runtime_checkable
+class ScoringBackend(Protocol):
+    """Can tell how likely a text is."""
+
+    def score(self, text: str) -> tuple[float, int]:
+        """Negative log-likelihood of a text in nats, summed over the tokens that it has something to predict from, and
+        the number of those."""
+
+
 InferenceBackend = LockstepBackend | ContinuousBackend
 
 

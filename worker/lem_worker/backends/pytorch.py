@@ -20,6 +20,7 @@ from lem_worker.backends import CudaManagement, LaunchMode, RuntimeCapabilities,
 from lem_worker.process_protocol import RankJob
 from lem_worker.prompts import PreparedPrompt, Request, fit
 from lem_worker.recorder import Recorder
+from lem_worker.synthetic import synthetic_prompts
 
 if TYPE_CHECKING:
     from lem_worker.backends.pytorch_decoding import Decoder
@@ -78,8 +79,17 @@ class PyTorchBackend:
             fit(index, live.token_ids(text, chat_template=config.prompts.chat_template), config.input)
             for index, text in prompts
         ]
+        return self._within_context(prepared)
+
+    def synthesise(self, lengths: Sequence[tuple[int, int]], seed: int) -> list[PreparedPrompt]:
+        """Ids of the tokenizer that stand for text, within the model's context."""
+        vocabulary = _need(self._live).ordinary_ids()
+        limits = _need(self._job).config.input
+        return self._within_context(synthetic_prompts(lengths, vocabulary, seed=seed, limits=limits))
+
+    def _within_context(self, prepared: list[PreparedPrompt]) -> list[PreparedPrompt]:
         for prompt in prepared:
-            live.check_context(prompt, config.output.max_tokens)
+            _need(self._live).check_context(prompt, _need(self._job).config.output.max_tokens)
         return prepared
 
     def in_flight(self) -> int:
@@ -117,6 +127,12 @@ class PyTorchBackend:
     def text(self, token_ids: Sequence[int]) -> str:
         """Without special tokens."""
         return _need(self._live).text(token_ids)
+
+    def score(self, text: str) -> tuple[float, int]:
+        """Teacher-forced, in stretches as long as the model's context."""
+        from lem_worker.backends import pytorch_quality  # noqa: PLC0415 - needs torch
+
+        return pytorch_quality.negative_log_likelihood(_need(self._live), text)
 
     def unload(self) -> None:
         """Free the model's memory."""

@@ -102,20 +102,20 @@ class Decoder:
         batch = self._assemble(requests)
         self.processors = self._processors_for(batch)
         self._generator.manual_seed(requests[0].seed)
-        lengths = self._decode(batch, request_ids, recorder)
+        lengths = self._decode(batch, request_ids, recorder, requests[0].max_tokens or self._max_tokens)
         generated = batch.sequence[:, batch.prompt_length :].tolist()
         for request_id, row, length in zip(request_ids.tolist(), generated, lengths, strict=True):
             ids = row[:length]
             recorder.finished(request_id, "stop" if ids[-1] in self.end_ids else "length", ids)
 
-    def _decode(self, batch: _Batch, request_ids: IntArray, recorder: Recorder) -> list[int]:
+    def _decode(self, batch: _Batch, request_ids: IntArray, recorder: Recorder, most: int) -> list[int]:
         """Fill the sequence; the answer is the number of tokens of each row."""
         forward = _Forward(self._live, batch, self._accepted)
         on_cuda = self._live.device.type == "cuda"
         live = torch.ones(len(request_ids), dtype=torch.bool, device=self._live.device)
         recorded = request_ids
-        lengths = torch.full_like(live, self._max_tokens, dtype=torch.long)
-        for step in range(self._max_tokens):
+        lengths = torch.full_like(live, most, dtype=torch.long)
+        for step in range(most):
             length = batch.prompt_length + step
             chosen = self._choose(forward(length), batch.sequence[:, :length])
             batch.sequence[:, length] = chosen

@@ -17,6 +17,7 @@ from lem_domain.errors import LemError
 from lem_domain.wire.workers import DeviceKind
 from lem_worker.process_protocol import RankJob
 from lem_worker.prompts import PreparedPrompt, PromptRefused
+from lem_worker.synthetic import ordinary_ids
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _DUMMY_SEED = 20_260_601
@@ -65,6 +66,11 @@ class LiveModel:
             )
         turn = [{"role": "user", "content": text}]
         return list(self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
+
+    def ordinary_ids(self) -> list[int]:
+        """Every token that stands for text."""
+        embedding: Any = self.model.get_input_embeddings()
+        return ordinary_ids(self.tokenizer, embedding.num_embeddings)
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Without special tokens."""

@@ -21,9 +21,11 @@ from lem_worker.backends import CudaManagement, LaunchMode, RuntimeCapabilities
 from lem_worker.process_protocol import RankJob
 from lem_worker.prompts import PreparedPrompt, Request, fit
 from lem_worker.recorder import Recorder
+from lem_worker.synthetic import synthetic_prompts
 
 _VOCABULARY = 50_000
 _EXIT_CODE = 3
+_SIGNALS = {"kill": signal.SIGKILL, "abort": signal.SIGABRT, "segfault": signal.SIGSEGV}
 
 
 class SimulatedEngineError(LemError):
@@ -61,6 +63,10 @@ class SimulatedBackend:
             for index, text in prompts
         ]
 
+    def synthesise(self, lengths: Sequence[tuple[int, int]], seed: int) -> list[PreparedPrompt]:
+        """Ids out of its whole vocabulary."""
+        return synthetic_prompts(lengths, range(_VOCABULARY), seed=seed, limits=self._loaded().config.input)
+
     def in_flight(self) -> int:
         """The batch size."""
         return self._config.batch_size
@@ -69,6 +75,7 @@ class SimulatedBackend:
         """The configuration itself, except for what it says to misreport."""
         config, job = self._config, self._loaded()
         batch_size = config.batch_size + ("batch_size" in config.misreport)
+        processes = job.world_size + ("num_processes" in config.misreport)
         return EffectiveConfig(
             engine="simulated",
             parameters=(
@@ -81,8 +88,8 @@ class SimulatedBackend:
                 EffectiveParameter(
                     name="simulated.num_processes",
                     requested=config.num_processes,
-                    effective=job.world_size,
-                    confirmed=job.world_size == config.num_processes,
+                    effective=processes,
+                    confirmed=processes == config.num_processes,
                 ),
                 EffectiveParameter(
                     name="output.mode",
@@ -97,7 +104,9 @@ class SimulatedBackend:
         """One batch on its grid of deadlines: a late wake-up doesn't delay the next step."""
         failure = self._failure(recorder.phase.value)
         output = self._loaded().config.output
-        outputs = [generated_ids(request.token_ids, output) for request in requests]
+        outputs = [
+            generated_ids(request.token_ids, output)[: request.max_tokens or output.max_tokens] for request in requests
+        ]
         lengths = np.array([len(ids) for ids in outputs], dtype=np.int64)
         request_ids = np.array([request.request_id for request in requests], dtype=np.int64)
         prompt_tokens = sum(len(request.token_ids) for request in requests)
@@ -167,10 +176,13 @@ def fail(failure: SimulatedFailure) -> None:
             raise MemoryError(f"the simulated engine is out of memory in {failure.at}, as simulated.fail asks for.")
         case "hang":
             threading.Event().wait()
+        case "silence":
+            while True:
+                time.sleep(0.01)
         case "exit":
             os._exit(_EXIT_CODE)
-        case "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+        case _:
+            os.kill(os.getpid(), _SIGNALS[failure.how])
 
 
 def _sleep_until(deadline_ns: int, recorder: Recorder) -> int:

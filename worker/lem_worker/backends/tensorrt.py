@@ -7,7 +7,7 @@ docs/backends.md). Nothing of the engine is imported before `load`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic.types import JsonValue
@@ -31,6 +31,7 @@ from lem_worker.intake import Intake
 from lem_worker.process_protocol import RankJob
 from lem_worker.prompts import PreparedPrompt, Request, fit
 from lem_worker.recorder import Recorder
+from lem_worker.synthetic import synthetic_prompts
 
 if TYPE_CHECKING:
     from lem_worker.backends.tensorrt_tokens import Tokens
@@ -78,11 +79,20 @@ class TensorrtBackend:
     def prepare(self, prompts: Sequence[tuple[int, str]]) -> list[PreparedPrompt]:
         """Tokenise, truncate, and see that prompt and answer fit into the model's context and `max_seq_len`."""
         tokens, config = _need(self._tokens), self._config()
-        longest = (config.tensorrt or TensorrtConfig()).max_seq_len
-        prepared = [
+        return self._within_context(
             fit(index, tokens.ids(text, chat_template=config.prompts.chat_template), config.input)
             for index, text in prompts
-        ]
+        )
+
+    def synthesise(self, lengths: Sequence[tuple[int, int]], seed: int) -> list[PreparedPrompt]:
+        """Ids of the tokenizer that stand for text, within the same limits."""
+        vocabulary = _need(self._tokens).ordinary_ids()
+        return self._within_context(synthetic_prompts(lengths, vocabulary, seed=seed, limits=self._config().input))
+
+    def _within_context(self, prompts: Iterable[PreparedPrompt]) -> list[PreparedPrompt]:
+        tokens, config = _need(self._tokens), self._config()
+        longest = (config.tensorrt or TensorrtConfig()).max_seq_len
+        prepared = list(prompts)
         for prompt in prepared:
             tokens.check_context(prompt, config.output.max_tokens, longest=longest)
         return prepared
@@ -151,6 +161,9 @@ class TensorrtBackend:
         common = tensorrt_arguments.of_sampling(
             config.decoding, config.output, end_ids=tokens.end_ids, padding_id=tokens.padding_id
         )
+        if request.max_tokens is not None:
+            common = {**common, "max_tokens": request.max_tokens}
+            common.pop("min_tokens", None)
         seed = {"seed": request.seed} if config.decoding.temperature > 0 else {}
         return _need(self._sampling_class)(**common, **seed)
 

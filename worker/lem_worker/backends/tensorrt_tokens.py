@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from lem_domain.errors import LemError
 from lem_worker.process_protocol import RankJob
 from lem_worker.prompts import PreparedPrompt, PromptRefused
+from lem_worker.synthetic import ordinary_ids
 
 
 class NoChatTemplate(LemError):
@@ -33,6 +34,10 @@ class Tokens:
     def vocabulary(self) -> int:
         """How many tokens the model knows."""
         return int(self._config.get_text_config().vocab_size)
+
+    def ordinary_ids(self) -> list[int]:
+        """Every token that stands for text."""
+        return ordinary_ids(self._tokenizer, self.vocabulary)
 
     def ids(self, text: str, *, chat_template: bool) -> list[int]:
         """The text with the tokenizer's own special tokens, or in the chat template as a user's turn.

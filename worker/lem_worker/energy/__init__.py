@@ -102,6 +102,8 @@ class PlannedSource(NamedTuple):
 def plan_sources(config: ExperimentConfig, devices: Sequence[Device]) -> tuple[PlannedSource, ...]:
     """The sources to open: those named, or with `auto` whatever measures the leased devices and the host, and
     CodeCarbon's model only where nothing measures the host."""
+    if not config.record.power:
+        return ()
     if config.energy.sources != "auto":
         return tuple(PlannedSource(name) for name in config.energy.sources)
     if config.backend is BackendName.SIMULATED:

@@ -17,6 +17,7 @@ from lem_domain.evidence_codec import be_ready
 from lem_worker import processes
 from lem_worker.energy import create_source, plan_sources
 from lem_worker.energy.cadence import DeadlineGrid
+from lem_worker.energy.carbon_intensity import intensity_of
 from lem_worker.energy.quiet import Quiet
 from lem_worker.energy.sampling import Sampling
 from lem_worker.energy.stationarity import PowerHistory
@@ -94,6 +95,9 @@ class SamplerProcess:
             "sources": [report.model_dump(mode="json") for report in self._sampling.reports()],
             "devices": [*self._sampling.facts()],
         }
+        carbon = self._job.config.carbon
+        if carbon is not None and carbon.country is not None:
+            summary["carbon_intensity"] = intensity_of(carbon.country)
         self._sampling.event("sampler", summary)
         return summary
 

@@ -1,7 +1,8 @@
-"""Constant power of simulated devices, with the counter that follows from it exactly."""
+"""Power of simulated devices, constant or in a shape, with the counter that follows from it exactly."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from pydantic.types import JsonValue
@@ -11,10 +12,11 @@ from lem_domain.config.simulated import SimulatedConfig
 from lem_domain.results import EnergyMethod
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_worker.energy import DeviceSample, SourceUnavailable
+from lem_worker.energy.simulated_curves import energy_j, power_w
 
 
 class SimulatedSource:
-    """Energy = power × time since it was opened, for each leased simulated device."""
+    """Energy = integral of power since it was opened, for each leased simulated device."""
 
     name = "simulated"
     method = EnergyMethod.COUNTER
@@ -22,7 +24,8 @@ class SimulatedSource:
 
     def __init__(self, config: ExperimentConfig, clock: Callable[[], int]) -> None:
         self._backend = config.backend
-        self._power_mw = round((config.simulated or SimulatedConfig()).power_w * 1000)
+        simulated = config.simulated or SimulatedConfig()
+        self._base_w, self._power = simulated.power_w, simulated.power
         self._clock = clock
         self._opened_ns = 0
         self._indices: tuple[int, ...] = ()
@@ -39,8 +42,10 @@ class SimulatedSource:
 
     def sample(self, now_ns: int) -> Sequence[DeviceSample]:
         """One sample of each device."""
-        energy_mj = self._power_mw * (now_ns - self._opened_ns) // 1_000_000_000
-        return [DeviceSample(place, now_ns, power_mw=self._power_mw, energy_mj=energy_mj) for place in self._indices]
+        seconds = max(0, now_ns - self._opened_ns) / 1e9
+        energy_mj = math.floor(energy_j(self._base_w, self._power, seconds) * 1000)
+        power_mw = round(power_w(self._base_w, self._power, seconds) * 1000)
+        return [DeviceSample(place, now_ns, power_mw=power_mw, energy_mj=energy_mj) for place in self._indices]
 
     def facts(self) -> list[dict[str, JsonValue]]:
         """Nothing that the power stream lacks."""

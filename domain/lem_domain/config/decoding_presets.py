@@ -1,0 +1,30 @@
+"""Names for usual ways to choose tokens, and what each stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+DecodingPreset = Literal["greedy", "standard", "creative", "factual"]
+
+DECODING_PRESETS: Mapping[str, Mapping[str, float]] = {
+    "greedy": {"temperature": 0.0},
+    "standard": {"temperature": 1.0, "top_p": 0.95},
+    "creative": {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.1},
+    "factual": {"temperature": 0.3},
+}
+
+
+def expand_decoding(value: Any) -> Any:
+    """What was written under `decoding`, with a preset's values in its name's place; written values go before them.
+
+    A name that is no preset, and what is no map, is left for validation to refuse.
+    """
+    if isinstance(value, str):
+        value = {"preset": value}
+    if not isinstance(value, Mapping):
+        return value
+    preset = value.get("preset")
+    if not isinstance(preset, str) or preset not in DECODING_PRESETS:
+        return value
+    return {**DECODING_PRESETS[preset], **{key: inner for key, inner in value.items() if key != "preset"}}

@@ -1,0 +1,41 @@
+"""Factors from energy to carbon and cost: the user's own, or a published table's for a country that the user names."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from lem_domain.config.model_base import ConfigModel, unit
+
+_PUE = "Power usage effectiveness of the place: energy that the site draws per energy that its computers draw."
+
+
+class CarbonConfig(ConfigModel):
+    """Carbon per energy; without it a result has none."""
+
+    gco2e_per_kwh: float | None = Field(
+        default=None, ge=0, le=5000, description="Carbon intensity of the electricity.", json_schema_extra=unit("g/kWh")
+    )
+    country: str | None = Field(
+        default=None,
+        pattern=r"^[A-Z]{3}$",
+        description="ISO 3166-1 alpha-3 code (`FRA`, `USA`): the yearly mean intensity of CodeCarbon's table instead.",
+    )
+    pue: float | None = Field(default=None, ge=1, le=10, description=_PUE, json_schema_extra=unit("1"))
+
+    @model_validator(mode="after")
+    def _one_intensity(self) -> Self:
+        if (self.gco2e_per_kwh is None) == (self.country is None):
+            raise ValueError("carbon needs one intensity; set either gco2e_per_kwh or country")
+        return self
+
+
+class CostConfig(ConfigModel):
+    """Price of energy; without it a result has no cost."""
+
+    price_per_kwh: float = Field(
+        ge=0, le=1e6, description="In `currency` per kWh.", json_schema_extra=unit("currency/kWh")
+    )
+    currency: str = Field(pattern=r"^[A-Z]{3}$", description="ISO 4217 code, as `EUR`.")
+    pue: float | None = Field(default=None, ge=1, le=10, description=_PUE, json_schema_extra=unit("1"))

@@ -1,0 +1,132 @@
+"""Rules between keys: each refuses with its remedy, and all problems of a configuration are told at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from lem_domain.config import campaign_from_document, expand
+from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.config.validation import model_or_problems
+from lem_domain.errors import ConfigurationError
+
+OPEN = {"mode": "open", "rate_per_s": 1}
+
+
+def told(**document: Any) -> list[tuple[str, str]]:
+    """Place and message of every problem."""
+    with pytest.raises(ConfigurationError) as caught:
+        expand(campaign_from_document(document, default_name="x"))
+    return [(found.pointer, found.message) for found in caught.value.findings]
+
+
+@pytest.mark.parametrize(
+    ("document", "place", "says"),
+    [
+        ({"simulated": {}}, "", "section 'simulated' belongs to another backend than 'pytorch'; remove it or set"),
+        ({"simulated": {}, "vllm": {}}, "", "section 'vllm' and section 'simulated' belong to another backend"),
+        ({"output": {"max_tokens": 2, "min_tokens": 3, "mode": "natural"}}, "/output", "above max_tokens 2; lower it"),
+        ({"output": {"min_tokens": 3}}, "/output", "no effect under mode fixed"),
+        ({"decoding": {"top_p": 0.5}}, "/decoding", "top_p has no effect under greedy decoding; set temperature"),
+        ({"decoding": {"preset": "standard", "temperature": 0}}, "/decoding", "top_p has no effect under greedy"),
+        ({"traffic": {"mode": "open"}}, "/traffic", "needs rate_per_s; set it"),
+        ({"traffic": {"mode": "open", "rate_per_s": 0}}, "/traffic/rate_per_s", "greater than 0"),
+        ({"traffic": {"mode": "closed"}}, "/traffic", "needs concurrency; set it"),
+        ({"traffic": {"concurrency": 3}}, "/traffic", "concurrency has no effect under traffic.mode offline"),
+        ({"traffic": {"arrivals": "trace"}}, "/traffic", "no effect without mode: open"),
+        ({"traffic": {"slo": {}}}, "/traffic/slo", "states no limit"),
+        ({"window": {"min_duration_s": 9, "max_duration_s": 3}}, "/window", "above max_duration_s 3; lower it"),
+        ({"warmup": {"min_requests": 9, "max_requests": 3}}, "/warmup", "above max_requests 3; lower it"),
+        ({"baseline": {"min_s": 9, "max_s": 3}}, "/baseline", "above max_s 3; lower it"),
+        ({"baseline": {"enabled": False, "required": True}}, "", "remove one of them"),
+        ({"record": {"power": False}, "energy": {"required": True}}, "", "energy.required needs it; set it on"),
+        ({"record": {"power": False}, "prefill_probe": True}, "", "prefill_probe needs it; set it on"),
+        ({"backend": "simulated", "quality": True}, "", "set backend: pytorch"),
+        ({"backend": "tensorrt", "precision": "float32"}, "", "does not run in float32; set precision to"),
+        ({"backend": "tensorrt", "devices": {"count": 2}}, "", "set devices.count: 1, or change the parallel sizes"),
+        ({"carbon": {}}, "/carbon", "set either gco2e_per_kwh or country"),
+        ({"carbon": {"gco2e_per_kwh": 1, "country": "FRA"}}, "/carbon", "set either gco2e_per_kwh or country"),
+        (
+            {
+                "backend": "simulated",
+                "simulated": {"num_processes": 3},
+                "traffic": {"mode": "closed", "concurrency": 2},
+            },
+            "",
+            "leaves nothing for some of the 3 processes",
+        ),
+    ],
+)
+def test_what_can_not_be_together_is_refused_with_its_remedy(document: dict[str, Any], place: str, says: str) -> None:
+    found = told(model="m", **document)
+    assert [at for at, message in found if says in message] == [place], found
+
+
+def test_every_problem_is_told_at_once_those_between_keys_too() -> None:
+    found = told(
+        model="m",
+        precision="float8",
+        simulated={"batch_size": 0},
+        output={"max_tokens": 2, "min_tokens": 3},
+        decoding={"top_k": 3, "temprature": 1},
+        traffic={"concurrency": 2, "rate_per_s": 1},
+        record={"power": False},
+        prefill_probe=True,
+        allow=["pytorch.bacth_size"],
+    )
+    places = [place for place, _ in found]
+    said = " | ".join(message for _, message in found)
+    assert {"/precision", "/simulated/batch_size", "/decoding/temprature"} <= set(places)
+    for words in (
+        "'float8'",
+        "did you mean 'temperature'",
+        "above max_tokens 2",
+        "no effect under mode fixed",
+        "top_k has no effect under greedy",
+        "concurrency has no effect",
+        "rate_per_s has no effect",
+        "prefill_probe needs it",
+        "did you mean 'pytorch.batch_size'",
+    ):
+        assert said.count(words) == 1, (words, found)
+
+
+def test_a_rule_that_reads_a_key_with_a_problem_is_not_asked() -> None:
+    found = told(model="m", output={"max_tokens": "many", "min_tokens": 200, "mode": "natural"})
+    assert [place for place, _ in found] == ["/output/max_tokens"]
+    found = told(model="m", traffic={"mode": "open", "rate_per_s": "fast"})
+    assert [place for place, _ in found] == ["/traffic/rate_per_s"]
+
+
+def test_a_missing_model_hides_nothing() -> None:
+    found = told(backend="pytorch", simulated={}, window={"min_duration_s": 9, "max_duration_s": 3})
+    assert [place for place, _ in found] == ["/model", "/window", ""]
+
+
+def test_all_of_several_rules_are_told() -> None:
+    with pytest.raises(ValidationError, match=r"lower it; min_tokens has no effect under mode fixed"):
+        ExperimentConfig.model_validate({"model": "m", "output": {"max_tokens": 2, "min_tokens": 3}})
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(ExperimentConfig.model_fields)),
+        st.recursive(
+            st.none() | st.booleans() | st.integers(-3, 3) | st.text(max_size=3),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(st.sampled_from(["max_tokens", "mode", "preset", "fail", "uuids", "slo", "x"]), inner)
+            ),
+            max_leaves=6,
+        ),
+    )
+)
+def test_whatever_is_written_is_a_configuration_or_problems(document: dict[str, Any]) -> None:
+    try:
+        model_or_problems(ExperimentConfig, document)
+    except ConfigurationError as error:
+        assert error.findings

@@ -1,0 +1,36 @@
+"""Shapes of simulated power with their exact integrals."""
+
+from __future__ import annotations
+
+from lem_domain.config.simulated import SimulatedPower
+
+
+def power_w(base_w: float, power: SimulatedPower | None, seconds: float) -> float:
+    """Power in W, `seconds` after the beginning."""
+    if power is None:
+        return base_w
+    rise_w = power.peak_w - base_w
+    place = seconds / power.period_s
+    match power.shape:
+        case "ramp":
+            return base_w + rise_w * min(1.0, place)
+        case "sawtooth":
+            return base_w + rise_w * (place % 1.0)
+        case "burst":
+            return power.peak_w if place % 1.0 < power.duty else base_w
+
+
+def energy_j(base_w: float, power: SimulatedPower | None, seconds: float) -> float:
+    """Its integral in J over the first `seconds`."""
+    if power is None:
+        return base_w * seconds
+    whole, place = divmod(seconds / power.period_s, 1.0)
+    match power.shape:
+        case "ramp":
+            # Periods' worth of the rise: half of the first, all of what follows.
+            risen = place**2 / 2 if whole == 0 else whole + place - 0.5
+        case "sawtooth":
+            risen = whole / 2 + place**2 / 2
+        case "burst":
+            risen = whole * power.duty + min(place, power.duty)
+    return base_w * seconds + (power.peak_w - base_w) * power.period_s * risen
