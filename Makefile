@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 VENV_VLLM := .venv-vllm
 
-.PHONY: demo test test-slow venv-vllm test-vllm chaos lint format bench gpu-check openapi up clean
+.PHONY: demo test test-slow venv-vllm test-vllm chaos lint format bench gpu-check openapi reference up clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -50,6 +50,9 @@ gpu-check: $(VENV)/.installed  ## On a machine with a GPU: can its measurements 
 
 openapi: $(VENV)/.installed  ## Write openapi.json from the application.
 	$(BIN)/python -m lem_server.openapi > openapi.json
+
+reference: $(VENV)/.installed  ## Write docs/reference/ from the models and the tests' marks.
+	PYTHONPATH=tests $(BIN)/python -m reference
 
 up: $(VENV)/.installed  ## Server and workers on this machine, until Ctrl-C.
 	$(BIN)/lemctl up

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from pydantic.types import JsonValue
 
-from lem_client.documents import Document, parse_value, read_document, read_text
 from lem_client.errors import FileError, InvalidRequest
+from lem_client.layers import Layered, read_layers
+from lem_client.prompt_files import PromptFiles, PromptSet
 from lem_client.trace_files import TraceFiles
 from lem_domain.config.campaign import CampaignSpec, campaign_from_document
-from lem_domain.config.expansion import Plan, expand
+from lem_domain.config.combinations import flattened
+from lem_domain.config.expansion import Plan, preview, refusal
+from lem_domain.config.provenance import Origin
+from lem_domain.config.sweep import RESERVED, overlaps
+from lem_domain.config.validation import pointer
 from lem_domain.errors import ConfigurationError, FieldProblem
-from lem_domain.prompt_sets import (
-    DEFAULT_COLUMN,
-    PromptFileError,
-    builtin_prompt_sets,
-    parse_jsonl_prompts,
-    parse_text_prompts,
-    prompts_digest,
-)
-from lem_domain.wire.datasets import MAX_DATASET_BYTES
-
-
-class PromptSet(NamedTuple):
-    """The prompts of a file, to be uploaded before the campaign is submitted."""
-
-    name: str
-    sha256: str
-    prompts: tuple[str, ...]
+from lem_domain.prompt_sets import builtin_prompt_sets, prompts_digest
+from lem_domain.wire.campaigns import CampaignPlan
 
 
 @dataclass(frozen=True)
@@ -49,72 +38,52 @@ class CampaignFile:
         """The server's findings as sentences that name the place in the file."""
         return _sentences(self.where, error.findings, str(error))
 
+    def refusals(self, plan: CampaignPlan) -> tuple[tuple[str, ...], ...]:
+        """Of every combination that a plan refuses, why, with the place in the file."""
+        return tuple(_sentences(self.where, one.problems, "") for one in plan.refusals)
 
-def load_campaign_file(path: Path | str, *, name: str | None = None, overrides: Sequence[str] = ()) -> CampaignFile:
+
+def load_campaign_file(
+    path: Path | str, *, name: str | None = None, overrides: Sequence[str] = (), refused_too: bool = False
+) -> CampaignFile:
     """Read a campaign file. `overrides` are `dotted.path=value`, which go before the file.
+
+    With `refused_too`, combinations that are no experiments are in the plan and no error, as long as others are left.
 
     Raises:
         FileError: with every problem, each with its file and, in YAML, its line.
     """
     path = Path(path)
-    document = read_document(path)
-    values, overridden = _overridden(document.values, overrides)
+    layers = read_layers(path, overrides)
     if name is not None:
-        values["name"] = name
-    where = _Where(document, values, overridden)
+        layers.values["name"] = name
+    where = _Where(path, layers)
     try:
-        written = campaign_from_document(values, default_name=path.stem)
-        plan = expand(written)
+        written = campaign_from_document(layers.values, default_name=path.stem)
+        plan = preview(written)
+        if plan.refused and written.on_refused == "stop" and not refused_too:
+            raise refusal(plan)
     except ConfigurationError as error:
         raise FileError(_sentences(where, error.findings, str(error))) from None
     _check_builtin_prompts(plan, where)
-    reader, traces = _PromptFiles(path.parent, where), TraceFiles(path.parent, where)
-    spec = traces.replace_in(reader.replace_in(written))
+    reader, traces = PromptFiles(where), TraceFiles(where.folder("/traffic/trace_file"), where)
+    spec = traces.replace_in(reader.replace_in(written)).model_copy(update={"provenance": _provenance(written, layers)})
     sets = (
         *reader.sets.values(),
         *(PromptSet(Path(name).name[:200], prompts_digest(lines), lines) for name, lines in traces.lines.items()),
     )
-    return CampaignFile(spec, expand(spec) if sets else plan, sets, where)
+    return CampaignFile(spec, preview(spec) if sets else plan, sets, where)
 
 
-# --- overrides --------------------------------------------------------------------------------------------------------
-
-
-def _overridden(
-    values: Mapping[str, JsonValue], overrides: Sequence[str]
-) -> tuple[dict[str, JsonValue], tuple[str, ...]]:
-    result = dict(values)
-    paths = []
-    for override in overrides:
-        path, separator, text = override.partition("=")
-        path = path.strip()
-        if not separator or not all(path.split(".")):
-            raise FileError((f"--set {override}: write it as path=value, for example pytorch.batch_size=8",))
-        try:
-            value = parse_value(text)
-        except FileError as error:
-            raise FileError((f"--set {path}: {error}",)) from None
-        _set(result, ["sweep", path.removeprefix("sweep.")] if path.startswith("sweep.") else path.split("."), value)
-        sweep = result.get("sweep")
-        if isinstance(sweep, dict) and path in sweep:
-            result["sweep"] = {axis: listed for axis, listed in sweep.items() if axis != path}
-        paths.append(path)
-    return result, tuple(paths)
-
-
-def _set(target: dict[str, JsonValue], parts: Sequence[str], value: JsonValue) -> None:
-    head, *rest = parts
-    if not rest:
-        target[head] = value
-        return
-    inner = target.get(head)
-    if head == "model" and isinstance(inner, str):
-        inner = {"id": inner}
-    if inner is not None and not isinstance(inner, dict):
-        raise FileError((f"--set …{head}.{'.'.join(rest)}: {head!r} is a plain value in the file; correct the path",))
-    copy = dict(inner or {})
-    target[head] = copy
-    _set(copy, rest, value)
+def _provenance(spec: CampaignSpec, layers: Layered) -> dict[str, Origin]:
+    """Where each value of the base was set; a digest where the file was named that it stands for."""
+    found = {}
+    for path, _ in flattened(spec.experiment):
+        origin = layers.origin(pointer(path.split(".")))
+        if origin is not None:
+            found[path] = origin
+    digests = {"prompts.dataset": "/prompts/file", "traffic.trace": "/traffic/trace_file"}
+    return found | {path: layers.origins[place] for path, place in digests.items() if place in layers.origins}
 
 
 # --- problems ---------------------------------------------------------------------------------------------------------
@@ -123,23 +92,35 @@ def _set(target: dict[str, JsonValue], parts: Sequence[str], value: JsonValue) -
 class _Where:
     """Where a value of the specification was written."""
 
-    def __init__(self, document: Document, values: Mapping[str, JsonValue], overridden: Sequence[str]) -> None:
-        self._document = document
-        sweep = values.get("sweep")
-        self._axes = tuple(sweep) if isinstance(sweep, dict) else ()
-        self._overridden = overridden
+    def __init__(self, path: Path, layers: Layered) -> None:
+        self._path = path
+        self._layers = layers
+        sweep = layers.values.get("sweep")
+        self._axes = tuple(_axes(sweep)) if isinstance(sweep, dict) else ()
 
     def __call__(self, place: str) -> str:
         dotted = _dotted(place)
-        for path in self._overridden:
-            if dotted == path or dotted.startswith(f"{path}."):
-                return f"--set {path}"
-        for axis in self._axes:
-            if dotted == axis or dotted.startswith(f"{axis}.") or axis.startswith(f"{dotted}."):
-                place = "/sweep/" + axis.replace("~", "~0").replace("/", "~1")
+        for axis, swept_at in self._axes:
+            if dotted and overlaps(dotted, axis):
+                place = swept_at
                 break
-        line = self._document.line_of(place)
-        return f"{self._document.path}:{line}" if line else str(self._document.path)
+        origin = self._layers.origin(place)
+        return str(self._path) if origin is None else origin.detail
+
+    def folder(self, place: str) -> Path:
+        """What a path that is written there is relative to."""
+        return self._layers.folder(place) or self._path.parent
+
+
+def _axes(sweep: Mapping[str, JsonValue]) -> Iterator[tuple[str, str]]:
+    """Every swept path with the pointer to where it is."""
+    for path, values in sweep.items():
+        if path not in RESERVED:
+            yield path, pointer(("sweep", path))
+        elif path == "zip" and isinstance(values, list):
+            for index, group in enumerate(values):
+                if isinstance(group, dict):
+                    yield from ((one, pointer(("sweep", "zip", index, one))) for one in group)
 
 
 def _sentences(where: Callable[[str], str], findings: Sequence[FieldProblem], otherwise: str) -> tuple[str, ...]:
@@ -150,7 +131,8 @@ def _sentences(where: Callable[[str], str], findings: Sequence[FieldProblem], ot
         place = finding.pointer.removeprefix("/experiment")
         dotted = _dotted(place)
         message = finding.message
-        found.append(f"{where(place)}: {f'{dotted}: ' if dotted else ''}{message}")
+        shown = message if not dotted or message.startswith(dotted) else f"{dotted}: {message}"
+        found.append(f"{where(place)}: {shown}")
     return tuple(dict.fromkeys(found))
 
 
@@ -172,73 +154,3 @@ def _check_builtin_prompts(plan: Plan, where: Callable[[str], str]) -> None:
     )
     if problems:
         raise FileError(problems)
-
-
-class _PromptFiles:
-    """Reads the prompt files that a campaign names, each once."""
-
-    def __init__(self, folder: Path, where: Callable[[str], str]) -> None:
-        self.sets: dict[tuple[str, str | None], PromptSet] = {}
-        self._folder = folder
-        self._where = where
-
-    def replace_in(self, spec: CampaignSpec) -> CampaignSpec:
-        """The specification with digests in place of files, in the base and along the sweep."""
-        if "prompts.column" in spec.sweep:
-            place = self._where("/sweep/prompts.column")
-            raise FileError((f"{place}: prompts.column can't be swept; sweep `prompts` with a file and a column each",))
-        base = dict(spec.experiment)
-        column = _text(base.get("prompts"), "column")
-        if "prompts" in base:
-            base["prompts"] = self._resolved(base["prompts"], None)
-        if isinstance(base.get("prompts"), dict) and "prompts.file" in spec.sweep:
-            base["prompts"] = _without(base["prompts"], "column")
-        sweep: dict[str, list[JsonValue]] = {}
-        for path, values in spec.sweep.items():
-            if path == "prompts.file":
-                sweep["prompts.dataset"] = [
-                    self._digest(value, column) if isinstance(value, str) else value for value in values
-                ]
-            elif path == "prompts":
-                sweep[path] = [self._resolved(value, None) for value in values]
-            else:
-                sweep[path] = values
-        return spec.model_copy(update={"experiment": base, "sweep": sweep})
-
-    def _resolved(self, prompts: JsonValue, column: str | None) -> JsonValue:
-        name = _text(prompts, "file")
-        if name is None or not isinstance(prompts, dict):
-            return prompts
-        digest = self._digest(name, _text(prompts, "column") or column)
-        return {**{key: value for key, value in prompts.items() if key not in ("file", "column")}, "dataset": digest}
-
-    def _digest(self, name: str, column: str | None) -> str:
-        if (name, column) not in self.sets:
-            prompts = self._read(name, column)
-            self.sets[name, column] = PromptSet(Path(name).name[:200], prompts_digest(prompts), prompts)
-        return self.sets[name, column].sha256
-
-    def _read(self, name: str, column: str | None) -> tuple[str, ...]:
-        place = f"{self._where('/prompts/file')}: prompts.file"
-        path = self._folder / name
-        try:
-            # Every prompt is sent as JSON, so the limit of what is sent is one for the file, too.
-            text = read_text(path, MAX_DATASET_BYTES, "a file of prompts")
-            if path.suffix.lower() in (".jsonl", ".ndjson"):
-                return parse_jsonl_prompts(text, column or DEFAULT_COLUMN)
-            if column is not None:
-                raise PromptFileError("a text file has no columns; remove prompts.column or name a .jsonl file")
-            return parse_text_prompts(text)
-        except PromptFileError as error:
-            raise FileError((f"{place}: {path}: {error}",)) from None
-        except FileError as error:
-            raise FileError((f"{place}: {error}",)) from None
-
-
-def _text(prompts: JsonValue, key: str) -> str | None:
-    value = prompts.get(key) if isinstance(prompts, dict) else None
-    return value if isinstance(value, str) else None
-
-
-def _without(prompts: JsonValue, key: str) -> JsonValue:
-    return {name: value for name, value in prompts.items() if name != key} if isinstance(prompts, dict) else prompts

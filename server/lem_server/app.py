@@ -29,6 +29,7 @@ from lem_server.exports.routes import router as exports_router
 from lem_server.leases.maintenance import maintain
 from lem_server.leases.routes import router as leases_router
 from lem_server.runs.routes import router as runs_router
+from lem_server.schema.routes import router as schema_router
 from lem_server.settings import Settings
 from lem_server.workers.routes import router as workers_router
 
@@ -42,6 +43,7 @@ ROUTERS = (
     exports_router,
     leases_router,
     runs_router,
+    schema_router,
     workers_router,
 )
 """Every router of the API; `create_app` puts the scope check before each of their routes."""

@@ -132,10 +132,12 @@ def _show_run(session: Session, run_id: str) -> None:
     lease_events = tuple(client.lease_events(run_id))
     attempts = tuple(client.attempts(run_id))
     result = _result(session, run)
+    experiment = client.experiment(run.experiment_id)
     if session.as_json:
         session.print_json(
             {
                 "run": _json(run),
+                "experiment": _json(experiment),
                 "transitions": [_json(one) for one in transitions],
                 "lease_events": [_json(one) for one in lease_events],
                 "attempts": [_json(one) for one in attempts],
@@ -150,6 +152,7 @@ def _show_run(session: Session, run_id: str) -> None:
     last = attempts[-1] if attempts else None
     if last is not None and last.effective_config is not None:
         lines += ["", "Configuration", *explain.configuration(last.effective_config)]
+    lines += ["", "Set by (what is not listed is the default)", *explain.provenance(experiment)]
     lines += ["", "Result", *(explain.no_result(run) if result is None else explain.result(result))]
     if last is not None:
         lines += ["", "Raw evidence", *explain.evidence(client.server, last)]

@@ -1,65 +1,167 @@
-"""`lemctl config show`: the whole configuration of every experiment that a file makes, without a server."""
+"""`lemctl config`: what a file means, where each value comes from, whether it is right; and the schema for editors."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from pydantic.types import JsonValue
 
-from lem_client.cli.session import clean, session_of
-from lem_client.files import load_campaign_file
+from lem_client.cli.exits import Exit, sentences_of
+from lem_client.cli.session import Session, clean, session_of
+from lem_client.cli.watching import tell
+from lem_client.errors import FileError
+from lem_client.files import CampaignFile, load_campaign_file
+from lem_domain.config.expansion import PlannedExperiment
+from lem_domain.config.provenance import ResolvedValue, Source, resolved_values
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+CampaignPath = Annotated[Path, typer.Argument(metavar="FILE", help="A campaign file, YAML, JSON or TOML.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Set a value, before the file's own; may be given several times."),
+]
+_COLOURS: Final[Mapping[Source, str]] = {
+    Source.COMMAND_LINE: "magenta",
+    Source.SWEEP: "cyan",
+    Source.FILE: "green",
+    Source.PRESET: "yellow",
+    Source.REQUEST: "blue",
+    Source.DEFAULT: "bright_black",
+}
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the group."""
     group = typer.Typer(help="Look at configurations.", no_args_is_help=True, rich_markup_mode=None)
     group.command("show")(show)
-    # One command alone would swallow the group's name.
-    group.callback()(_group)
+    group.command("validate")(validate)
+    group.command("schema")(schema)
     app.add_typer(group, name="config")
-
-
-def _group() -> None:
-    """Look at configurations."""
 
 
 def show(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A campaign file, YAML or TOML.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="PATH=VALUE", help="Set a value, before the file's own; may be given several times."
-        ),
-    ] = None,
+    file: CampaignPath,
+    set_: Overrides = None,
+    provenance: Annotated[
+        bool, typer.Option("--provenance", help="Say of every value where it comes from, in a colour per source.")
+    ] = False,
 ) -> None:
     """Check a file and show every experiment in full, defaults included. Needs no server.
 
     \b
     lemctl config show examples/quickstart.yaml
-    lemctl config show campaign.yaml --set pytorch.batch_size=4 --json
+    lemctl config show campaign.yaml --provenance --set pytorch.batch_size=4
     """
     session = session_of(context)
     loaded = load_campaign_file(file, overrides=set_ or ())
-    experiments: list[dict[str, JsonValue]] = [
-        {
-            "display_name": one.display_name,
-            "config_hash": one.config_hash,
-            "config": one.config.model_dump(mode="json", exclude_none=not session.as_json),
-        }
-        for one in loaded.plan.experiments
-    ]
     execution = loaded.spec.execution.model_dump(mode="json")
     if session.as_json:
-        listed: list[JsonValue] = list(experiments)
+        listed: list[JsonValue] = [_as_json(one, loaded, provenance) for one in loaded.plan.experiments]
         session.print_json({"name": loaded.spec.name, "execution": execution, "experiments": listed})
+        return
+    if provenance:
+        _show_provenance(session, loaded)
         return
     import yaml  # noqa: PLC0415 - not needed for --json
 
     parts: list[dict[str, JsonValue]] = [{"name": loaded.spec.name, "execution": execution}]
-    parts += [{f"{one['display_name']}": one["config"], "config_hash": one["config_hash"]} for one in experiments]
+    parts += [
+        {one.display_name: one.config.model_dump(mode="json", exclude_none=True), "config_hash": one.config_hash}
+        for one in loaded.plan.experiments
+    ]
     for part in parts:
         session.print(clean(yaml.safe_dump(part, sort_keys=False, allow_unicode=True).rstrip()))
         session.print("")
+
+
+def validate(
+    context: typer.Context,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Campaign files.")],
+    set_: Overrides = None,
+) -> None:
+    """Check files without a server; every problem of each is told with its file and line. Exits with 2 if one has any.
+
+    \b
+    lemctl config validate examples/*.yaml
+    """
+    session = session_of(context)
+    code = Exit.DONE
+    answers: list[JsonValue] = []
+    for file in files:
+        try:
+            loaded = load_campaign_file(file, overrides=set_ or ())
+        except FileError as error:
+            code = Exit.USAGE
+            answers.append({"file": str(file), "problems": list(error.problems)})
+            if not session.as_json:
+                for sentence in sentences_of(error):
+                    tell(f"error: {sentence}")
+            continue
+        experiments, runs = len(loaded.plan.experiments), len(loaded.plan.runs)
+        answers.append({"file": str(file), "problems": [], "experiments": experiments, "runs": runs})
+        if not session.as_json:
+            session.say(clean(f"{file}: {experiments} experiments, {runs} runs"))
+    if session.as_json:
+        session.print_json(answers)
+    raise typer.Exit(code)
+
+
+def schema(context: typer.Context) -> None:
+    """Print the JSON Schema of a campaign file, with which an editor completes and checks as you type.
+
+    \b
+    lemctl config schema > campaign.schema.json
+    then, as a file's first line:  # yaml-language-server: $schema=campaign.schema.json
+    """
+    from lem_domain.config.schema import campaign_file_schema  # noqa: PLC0415 - built from every model
+
+    session = session_of(context)
+    made = campaign_file_schema()
+    if session.as_json:
+        session.print_json(made)
+    else:
+        session.print(json.dumps(made, indent=1, ensure_ascii=False))
+
+
+def values_of(one: PlannedExperiment, loaded: CampaignFile) -> Iterator[ResolvedValue]:
+    """Every value of an experiment with its origin."""
+    return resolved_values(one.config, varied=one.varied, origins=loaded.spec.provenance)
+
+
+def provenance_line(value: ResolvedValue) -> Text:
+    """One value and its origin, in the colour of its source."""
+    from rich.text import Text  # noqa: PLC0415
+
+    shown = "" if value.value is None else json.dumps(value.value, ensure_ascii=False)
+    source = value.source.value.replace("_", " ")
+    origin = f"{source}: {value.detail}" if value.detail else source
+    return Text(clean(f"{value.path:36} {shown:24} {origin}"), style=_COLOURS[value.source])
+
+
+def _show_provenance(session: Session, loaded: CampaignFile) -> None:
+    for one in loaded.plan.experiments:
+        session.print(clean(f"{one.display_name}  {one.config_hash}"))
+        for value in values_of(one, loaded):
+            session.print(provenance_line(value))
+        session.print("")
+
+
+def _as_json(one: PlannedExperiment, loaded: CampaignFile, provenance: bool) -> JsonValue:
+    made: dict[str, JsonValue] = {
+        "display_name": one.display_name,
+        "config_hash": one.config_hash,
+        "config": one.config.model_dump(mode="json"),
+    }
+    if provenance:
+        made["provenance"] = {
+            value.path: {"value": value.value, "source": value.source.value, "detail": value.detail}
+            for value in values_of(one, loaded)
+        }
+    return made

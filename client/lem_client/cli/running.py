@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 from uuid import uuid4
 
 import typer
 
-from lem_client.cli.exits import ProblemsInFile
+from lem_client.cli.exits import Exit, ProblemsInFile
 from lem_client.cli.naming import campaign_id_of
 from lem_client.cli.session import Session, clean, session_of, table
 from lem_client.cli.watching import taken_up_again, tell, watch_to_the_end
 from lem_client.errors import InvalidRequest, ServerUnreachable
 from lem_client.files import CampaignFile, load_campaign_file
 from lem_client.render.numbers import duration
-from lem_domain.wire.campaigns import CampaignPlan, CampaignView, PlannedExperimentView, PlannedRunView
+from lem_domain.wire.campaigns import (
+    CampaignPlan,
+    CampaignView,
+    MergedView,
+    PlannedExperimentView,
+    PlannedRunView,
+    RefusedView,
+)
 from lem_domain.wire.workers import WorkerState
 
 CampaignPath = Annotated[Path, typer.Argument(metavar="FILE", help="A campaign file, YAML or TOML.")]
@@ -25,6 +33,8 @@ Overrides = Annotated[
     typer.Option("--set", metavar="PATH=VALUE", help="Set a value, before the file's own; may be given several times."),
 ]
 RUNS_SHOWN = 40
+TOLD = 20
+"""Merged and refused combinations that are told one by one."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -86,10 +96,11 @@ def plan(context: typer.Context, file: CampaignPath, name: Name = None, set_: Ov
 
     \b
     lemctl plan examples/quickstart.yaml
-    lemctl plan campaign.yaml --set execution.order=grouped
+    lemctl plan campaign.yaml --set execution.order=grouped --set on_refused=skip
     """
     session = session_of(context)
-    loaded = load_campaign_file(file, name=name, overrides=set_ or ())
+    loaded = load_campaign_file(file, name=name, overrides=set_ or (), refused_too=True)
+    stopped = loaded.plan.refused > 0 and loaded.spec.on_refused == "stop"
     try:
         _upload(session, loaded)
         made = session.client.plan(loaded.spec)
@@ -101,16 +112,33 @@ def plan(context: typer.Context, file: CampaignPath, name: Name = None, set_: Ov
         raise ProblemsInFile(loaded.problems(error)) from error
     if session.as_json:
         session.print_json(made)
-        return
+        raise typer.Exit(Exit.USAGE if stopped else Exit.DONE)
     session.print(
         f"{clean(made.name)}: {len(made.experiments)} experiments, {len(made.runs)} runs, "
         f"at least {duration(made.minimum_duration_s)} of measuring"
     )
     if made.duplicates:
-        session.print(f"{made.duplicates} combinations are the same as an earlier one and are measured once.")
+        session.print(f"{made.duplicates} combinations are the same as an earlier one and are measured once:")
+        told = (f"  {one.display_name} is {one.same_as}" for one in made.merged[:TOLD])
+        session.print(*map(clean, told), *_more(made.duplicates - TOLD))
+    if made.refused:
+        session.print(f"{made.refused} combinations are refused:")
+        told = (
+            f"  {one.display_name}: {sentence}"
+            for one, sentences in zip(made.refusals, loaded.refusals(made), strict=True)
+            for sentence in sentences
+        )
+        session.print(*map(clean, islice(told, TOLD)), *_more(made.refused - TOLD))
     _show_runs(session, made)
     for note in made.notes:
         session.print(f"note: {clean(note)}")
+    if stopped:
+        tell("error: refused combinations stop the campaign; correct them, or set on_refused: skip to run the others.")
+        raise typer.Exit(Exit.USAGE)
+
+
+def _more(count: int) -> tuple[str, ...]:
+    return (f"  … and {count} more",) if count > 0 else ()
 
 
 def _submitted(session: Session, loaded: CampaignFile) -> CampaignView:
@@ -156,6 +184,9 @@ def _local_plan(loaded: CampaignFile, note: str) -> CampaignPlan:
             for one in loaded.plan.runs
         ),
         duplicates=loaded.plan.duplicates,
+        merged=tuple(MergedView(**one._asdict()) for one in loaded.plan.merged),
+        refused=loaded.plan.refused,
+        refusals=tuple(RefusedView(**one._asdict()) for one in loaded.plan.refusals),
         minimum_duration_s=sum(windows[one.experiment] for one in loaded.plan.runs),
         notes=(note,),
     )

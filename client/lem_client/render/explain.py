@@ -10,6 +10,7 @@ from pydantic.types import JsonValue
 
 from lem_client.render import measured
 from lem_client.render.numbers import MISSING, duration
+from lem_domain.config.provenance import Source
 from lem_domain.results import RunResult, Severity
 from lem_domain.states import RunState
 from lem_domain.wire.campaigns import CampaignView, ExperimentView
@@ -71,6 +72,18 @@ def experiment(one: ExperimentView) -> list[str]:
         "",
         "Configuration",
         *values(config),
+        "",
+        "Set by (what is not listed is the default)",
+        *provenance(one),
+    ]
+
+
+def provenance(one: ExperimentView) -> list[str]:
+    """Every value that is not a default, with where it came from."""
+    told = [value for value in one.provenance or () if value.source is not Source.DEFAULT]
+    return [
+        f"  {value.path:<34} {_value(value.value):<20} {value.source.value.replace('_', ' ')} {value.detail}".rstrip()
+        for value in told
     ]
 
 

@@ -10,6 +10,7 @@ from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.model_base import ConfigModel, unit
+from lem_domain.config.provenance import Origin
 from lem_domain.errors import ConfigurationError, FieldProblem
 
 MAX_RUNS_PER_CAMPAIGN = 100_000
@@ -41,7 +42,19 @@ class CampaignSpec(ConfigModel):
     experiment: dict[str, JsonValue] = Field(description="The base: keys of one experiment (see ExperimentConfig).")
     sweep: dict[str, list[JsonValue]] = Field(
         default_factory=dict,
-        description="Dotted path to the values it takes; several paths give every combination.",
+        description="Dotted path to the values it takes; several paths give every combination. `zip` lists groups of "
+        "paths that change together, `include` further combinations, `exclude` those to leave out. With several "
+        "backends, a path of one of them is varied where it is the backend.",
+    )
+    experiments: list[dict[str, JsonValue]] = Field(
+        default_factory=list,
+        max_length=10_000,
+        description="Experiments that differ from the base by the keys of each entry, which may have a `name`; the "
+        "sweep applies to every one of them. Without any, the base is the only one.",
+    )
+    on_refused: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="`stop`: one combination that is no experiment refuses the campaign; `skip`: the others run.",
     )
     execution: ExecutionConfig = Field(default_factory=ExecutionConfig, description="Cycles and order.")
     priority: int = Field(
@@ -55,9 +68,15 @@ class CampaignSpec(ConfigModel):
     labels: dict[str, str] = Field(
         default_factory=dict, max_length=64, description="For filtering; not part of any hash."
     )
+    provenance: dict[str, Origin] = Field(
+        default_factory=dict,
+        max_length=1000,
+        description="Where the base's values were set, by dotted path; `lemctl` fills it in.",
+    )
 
 
-_CAMPAIGN_KEYS = frozenset(CampaignSpec.model_fields) - {"experiment"}
+CAMPAIGN_KEYS = frozenset(CampaignSpec.model_fields) - {"experiment", "provenance"}
+"""What may stand in a campaign file beside the keys of an experiment."""
 
 
 def campaign_from_document(document: Mapping[str, JsonValue], *, default_name: str) -> CampaignSpec:
@@ -68,7 +87,7 @@ def campaign_from_document(document: Mapping[str, JsonValue], *, default_name: s
     """
     from lem_domain.config.validation import model_or_problems, unknown_key_message  # noqa: PLC0415 - cycle of siblings
 
-    known = _CAMPAIGN_KEYS | set(ExperimentConfig.model_fields)
+    known = CAMPAIGN_KEYS | set(ExperimentConfig.model_fields)
     problems = tuple(
         FieldProblem(pointer=f"/{key}", message=unknown_key_message(str(key), known))
         for key in document
@@ -76,6 +95,6 @@ def campaign_from_document(document: Mapping[str, JsonValue], *, default_name: s
     )
     if problems:
         raise ConfigurationError(problems[0].message, problems)
-    base = {key: value for key, value in document.items() if key not in _CAMPAIGN_KEYS}
-    own = {key: value for key, value in document.items() if key in _CAMPAIGN_KEYS}
+    base = {key: value for key, value in document.items() if key not in CAMPAIGN_KEYS}
+    own = {key: value for key, value in document.items() if key in CAMPAIGN_KEYS}
     return model_or_problems(CampaignSpec, {"name": default_name, **own, "experiment": base})

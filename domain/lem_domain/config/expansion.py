@@ -1,28 +1,42 @@
-"""From a campaign to its experiments and runs: a pure function, the same for the preview and for the queue."""
+"""From a campaign to its experiments and runs: a pure function, the same for the preview and for the queue.
+
+Combinations are made, checked and forgotten one after another; of each distinct one only what differs from the
+defaults is kept, so that 100,000 of them take little memory.
+"""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 from pydantic.types import JsonValue
 
 from lem_domain.config.campaign import MAX_RUNS_PER_CAMPAIGN, CampaignSpec
+from lem_domain.config.combinations import Combination, Combinations, value_at
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.hashing import config_hash
-from lem_domain.config.validation import model_or_problems
+from lem_domain.config.validation import model_or_problems, pointer
 from lem_domain.errors import ConfigurationError, FieldProblem
 
+MAX_TOLD: Final = 100
+"""Refused and merged combinations that are told one by one; of more there is the number."""
 
-class PlannedExperiment(NamedTuple):
+
+@dataclass(frozen=True, slots=True)
+class PlannedExperiment:
     """One distinct configuration and what distinguishes it within its campaign."""
 
-    config: ExperimentConfig
+    document: str
+    """The configuration without what is the default, as JSON."""
     config_hash: str
     display_name: str
     varied: dict[str, JsonValue]
+
+    @property
+    def config(self) -> ExperimentConfig:
+        """The whole configuration, made anew from the document."""
+        return ExperimentConfig.model_validate_json(self.document)
 
 
 class PlannedRun(NamedTuple):
@@ -33,51 +47,83 @@ class PlannedRun(NamedTuple):
     position: int
 
 
+class Refused(NamedTuple):
+    """A combination that is no experiment, and why."""
+
+    display_name: str
+    varied: dict[str, JsonValue]
+    problems: tuple[FieldProblem, ...]
+
+
+class Merged(NamedTuple):
+    """A combination that is the same experiment as an earlier one."""
+
+    display_name: str
+    same_as: str
+    """The earlier one's name."""
+
+
 class Plan(NamedTuple):
     """What would be queued."""
 
     experiments: tuple[PlannedExperiment, ...]
     runs: tuple[PlannedRun, ...]
-    duplicates: int
+    duplicates: int = 0
     """Combinations that resolved to an experiment that was there already."""
+    merged: tuple[Merged, ...] = ()
+    """The first of them."""
+    refused: int = 0
+    """Combinations that are no experiments."""
+    refusals: tuple[Refused, ...] = ()
+    """The first of them."""
 
 
 def expand(spec: CampaignSpec) -> Plan:
-    """Every experiment and run of a campaign.
+    """Every experiment and run of a campaign that may be queued as it stands.
 
     Raises:
-        ConfigurationError: with every problem of every combination, or when there are more than 100,000 runs.
+        ConfigurationError: with every problem of every combination, unless `on_refused` says to leave those out; when
+            nothing is left; or when there are more than 100,000 runs.
     """
-    empty = [path for path, values in spec.sweep.items() if not values]
-    if empty:
-        raise ConfigurationError(f"sweep.{empty[0]} has no values; give at least one or remove it")
-    combinations = math.prod(len(values) for values in spec.sweep.values())
-    if combinations * spec.execution.cycles > MAX_RUNS_PER_CAMPAIGN:
-        raise ConfigurationError(
-            f"the campaign has {combinations * spec.execution.cycles} runs; the limit is {MAX_RUNS_PER_CAMPAIGN}, "
-            "so split it or drop values"
+    plan = preview(spec)
+    if plan.refused and spec.on_refused != "skip":
+        raise refusal(plan)
+    return plan
+
+
+def preview(spec: CampaignSpec) -> Plan:
+    """What `expand` gives, and beside it what is refused, whatever `on_refused` says.
+
+    Raises:
+        ConfigurationError: nothing could be queued at all, or there are more than 100,000 runs.
+    """
+    combinations = Combinations(spec)
+    _refuse_too_many(combinations, spec)
+    found = _Found(spec)
+    for combination in combinations:
+        found.add(combination)
+    unmatched = tuple(
+        FieldProblem(
+            pointer=pointer(("sweep", "exclude", index)),
+            message="this leaves out no combination; correct its values or remove it",
         )
-    experiments: dict[str, PlannedExperiment] = {}
-    problems: dict[tuple[str, str], FieldProblem] = {}
-    duplicates = 0
-    for varied in _combinations(spec.sweep):
-        try:
-            config = model_or_problems(ExperimentConfig, _with_values(spec.experiment, varied))
-        except ConfigurationError as error:
-            found = error.findings or (FieldProblem(pointer="", message=str(error)),)
-            problems.update({(one.pointer, one.message): one for one in found})
-            continue
-        digest = config_hash(config)
-        if digest in experiments:
-            duplicates += 1
-        else:
-            experiments[digest] = PlannedExperiment(config, digest, _display_name(spec.name, varied), varied)
-    if problems:
-        listed = tuple(problems.values())
-        place = listed[0].pointer.lstrip("/").replace("/", ".")
-        raise ConfigurationError(f"{place}: {listed[0].message}" if place else listed[0].message, listed)
-    ordered = tuple(experiments.values())
-    return Plan(ordered, order_runs(len(ordered), spec.execution.cycles, spec.execution.order), duplicates)
+        for index in combinations.unmatched()
+    )
+    if unmatched:
+        raise ConfigurationError(unmatched[0].message, unmatched)
+    plan = found.plan()
+    if not plan.experiments:
+        if plan.refused:
+            raise refusal(plan)
+        raise ConfigurationError("every combination of the sweep is excluded; exclude fewer")
+    return plan
+
+
+def refusal(plan: Plan) -> ConfigurationError:
+    """Every problem of what a plan refuses, each once."""
+    listed = tuple(dict.fromkeys(problem for one in plan.refusals for problem in one.problems))
+    place = listed[0].pointer.lstrip("/").replace("/", ".")
+    return ConfigurationError(f"{place}: {listed[0].message}" if place else listed[0].message, listed)
 
 
 def order_runs(experiments: int, cycles: int, order: str) -> tuple[PlannedRun, ...]:
@@ -90,38 +136,84 @@ def order_runs(experiments: int, cycles: int, order: str) -> tuple[PlannedRun, .
     return tuple(PlannedRun(experiment, cycle, position) for position, (experiment, cycle) in enumerate(pairs))
 
 
-def _combinations(sweep: Mapping[str, Sequence[JsonValue]]) -> Iterator[dict[str, JsonValue]]:
-    paths = list(sweep)
-    for values in itertools.product(*sweep.values()):
-        yield dict(zip(paths, values, strict=True))
+class _Found:
+    """Collects experiments, and what is none."""
+
+    def __init__(self, spec: CampaignSpec) -> None:
+        self._spec = spec
+        self._experiments: dict[str, PlannedExperiment] = {}
+        self._merged: list[Merged] = []
+        self._refusals: list[Refused] = []
+        self._duplicates = self._refused = 0
+
+    def add(self, combination: Combination) -> None:
+        name = _display_name(self._spec.name, combination)
+        try:
+            config = model_or_problems(ExperimentConfig, combination.document)
+        except ConfigurationError as error:
+            self._refused += 1
+            if len(self._refusals) < MAX_TOLD:
+                problems = error.findings or (FieldProblem(pointer="", message=str(error)),)
+                placed = tuple(_placed(problem, combination, self._spec) for problem in problems)
+                self._refusals.append(Refused(name, combination.varied, placed))
+            return
+        digest = config_hash(config)
+        same = self._experiments.get(digest)
+        if same is None:
+            document = config.model_dump_json(exclude_defaults=True)
+            self._experiments[digest] = PlannedExperiment(document, digest, name, combination.varied)
+            return
+        self._duplicates += 1
+        if len(self._merged) < MAX_TOLD:
+            self._merged.append(Merged(name, same.display_name))
+
+    def plan(self) -> Plan:
+        experiments = tuple(self._experiments.values())
+        execution = self._spec.execution
+        return Plan(
+            experiments,
+            order_runs(len(experiments), execution.cycles, execution.order),
+            self._duplicates,
+            tuple(self._merged),
+            self._refused,
+            tuple(self._refusals),
+        )
 
 
-def _with_values(base: Mapping[str, JsonValue], varied: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    result: dict[str, JsonValue] = dict(base)
-    for path, value in varied.items():
-        _set_path(result, path.split("."), value, path)
-    return result
+def _refuse_too_many(combinations: Combinations, spec: CampaignSpec) -> None:
+    """What is excluded counts too: every combination has to be looked at."""
+    count = combinations.count() * spec.execution.cycles
+    if count > MAX_RUNS_PER_CAMPAIGN:
+        raise ConfigurationError(
+            f"the campaign has {count} runs; the limit is {MAX_RUNS_PER_CAMPAIGN}, so split it or drop values"
+        )
 
 
-def _set_path(target: dict[str, JsonValue], parts: list[str], value: JsonValue, path: str) -> None:
-    """Set a dotted path, copying every map on the way so that the base stays as it was."""
-    head, *rest = parts
-    if not rest:
-        target[head] = value
-        return
-    inner = target.get(head)
-    if inner is None:
-        inner = {}
-    elif head == "model" and isinstance(inner, str):
-        inner = {"id": inner}
-    if not isinstance(inner, dict):
-        raise ConfigurationError(f"sweep path {path!r} goes through {head!r}, which is a plain value; correct the path")
-    copy = dict(inner)
-    target[head] = copy
-    _set_path(copy, rest, value, path)
+def _placed(problem: FieldProblem, combination: Combination, spec: CampaignSpec) -> FieldProblem:
+    """The problem at the entry of `experiments` that set the value, where one did."""
+    if combination.entry is None:
+        return problem
+    parts = problem.pointer.split("/")[1:]
+    entry = spec.experiments[combination.entry]
+    if not parts or (parts[0] not in entry) or value_at(entry, parts) is None:
+        return problem
+    return FieldProblem(pointer=f"/experiments/{combination.entry}{problem.pointer}", message=problem.message)
 
 
-def _display_name(name: str, varied: Mapping[str, JsonValue]) -> str:
-    if not varied:
-        return name
-    return ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in varied.items())
+def _display_name(name: str, combination: Combination) -> str:
+    """The entry's name and what is swept; without a name all that distinguishes it."""
+    swept = combination.varied
+    if combination.name is not None:
+        swept = {path: value for path, value in swept.items() if path not in combination.own}
+    shown = _shown(swept)
+    parts = [part for part in (combination.name, shown) if part]
+    return (", ".join(parts) or name)[:500]
+
+
+def _shown(varied: Mapping[str, JsonValue]) -> str:
+    """By the last part of each path, or the whole of it where two end alike."""
+    ends = [path.rpartition(".")[2] for path in varied]
+    return ", ".join(
+        f"{end if ends.count(end) == 1 else path}={value}"
+        for end, (path, value) in zip(ends, varied.items(), strict=True)
+    )

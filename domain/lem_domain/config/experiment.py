@@ -263,7 +263,7 @@ class ExperimentConfig(ConfigModel):
     """One fully resolved experiment; equal ones have equal hashes (see `lem_domain.config.hashing`)."""
 
     backend: BackendName = Field(default=BackendName.PYTORCH, description="The engine that runs the model.")
-    model: Annotated[ModelConfig, BeforeValidator(_model_from_text)] = Field(
+    model: Annotated[ModelConfig, BeforeValidator(_model_from_text, json_schema_input_type=str | ModelConfig)] = Field(
         description="The model; a plain text is its id."
     )
     precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(

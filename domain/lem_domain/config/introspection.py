@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from pydantic import BaseModel
 from pydantic.types import JsonValue
 
-from lem_domain.config.campaign import CampaignSpec
+from lem_domain.config.campaign import CAMPAIGN_KEYS, CampaignSpec
 from lem_domain.config.experiment import BackendName, ExperimentConfig
 
 Schema = Mapping[str, Any]
@@ -72,7 +72,7 @@ def experiment_keys() -> tuple[Key, ...]:
 @cache
 def campaign_keys() -> tuple[Key, ...]:
     """The keys that a campaign has beside those of its experiments."""
-    return tuple(key for key in keys_of(CampaignSpec) if key.path != "experiment")
+    return tuple(key for key in keys_of(CampaignSpec) if key.path.partition(".")[0] in CAMPAIGN_KEYS)
 
 
 def keys_of(model: type[BaseModel]) -> tuple[Key, ...]:

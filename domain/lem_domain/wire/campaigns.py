@@ -10,6 +10,8 @@ from pydantic.types import JsonValue
 
 from lem_domain.config.campaign import CampaignSpec, ExecutionConfig
 from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.config.provenance import Source
+from lem_domain.errors import FieldProblem
 from lem_domain.ids import CampaignId, ExperimentId, RunId, Sha256
 from lem_domain.results import CycleSummary, Verdict
 from lem_domain.states import CampaignState, RunState
@@ -110,6 +112,15 @@ class ImportedBundle(AnswerModel):
     evidence_bytes: int
 
 
+class ValueView(AnswerModel):
+    """One value of an experiment, and where it came from."""
+
+    path: str
+    value: JsonValue
+    source: Source
+    detail: str = Field(description="File and line, name of a preset, or option.")
+
+
 class ExperimentView(AnswerModel):
     """An experiment of a campaign."""
 
@@ -119,6 +130,9 @@ class ExperimentView(AnswerModel):
     varied: dict[str, JsonValue] = Field(description="The sweep's values that made it.")
     config: ExperimentConfig
     config_hash: Sha256
+    provenance: tuple[ValueView, ...] | None = Field(
+        default=None, description="Of every value where it came from; null in lists."
+    )
 
 
 class PlannedExperimentView(AnswerModel):
@@ -138,6 +152,21 @@ class PlannedRunView(AnswerModel):
     position: int
 
 
+class MergedView(AnswerModel):
+    """A combination that is the same experiment as an earlier one."""
+
+    display_name: str
+    same_as: str = Field(description="Display name of the earlier one.")
+
+
+class RefusedView(AnswerModel):
+    """A combination that is no experiment, and why."""
+
+    display_name: str
+    varied: dict[str, JsonValue]
+    problems: tuple[FieldProblem, ...]
+
+
 class CampaignPlan(AnswerModel):
     """What submitting would queue."""
 
@@ -145,6 +174,11 @@ class CampaignPlan(AnswerModel):
     experiments: tuple[PlannedExperimentView, ...]
     runs: tuple[PlannedRunView, ...]
     duplicates: int = Field(description="Combinations that are the same experiment as an earlier one.")
+    merged: tuple[MergedView, ...] = Field(default=(), description="Which ones; the first 100.")
+    refused: int = Field(
+        default=0, description="Combinations that are no experiments; unless `on_refused` is `skip` nothing is queued."
+    )
+    refusals: tuple[RefusedView, ...] = Field(default=(), description="Which ones and why; the first 100.")
     minimum_duration_s: float = Field(description="Lower bound: the measured windows alone, one after another.")
     notes: tuple[str, ...] = Field(default=(), description="What a registered worker can't run, and why.")
 

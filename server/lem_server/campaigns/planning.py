@@ -2,34 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from pydantic.types import JsonValue
 
-from lem_domain.config.campaign import CampaignSpec
-from lem_domain.config.expansion import Plan, PlannedExperiment, expand
+from lem_domain.config.campaign import CAMPAIGN_KEYS, CampaignSpec
+from lem_domain.config.expansion import Plan, PlannedExperiment, expand, preview
 from lem_domain.config.experiment import DevicesConfig, PromptsConfig, TrafficConfig
 from lem_domain.config.validation import pointer
 from lem_domain.errors import ConfigurationError, FieldProblem
 from lem_domain.prompt_sets import builtin_prompt_sets
-from lem_domain.wire.campaigns import CampaignPlan, PlannedExperimentView, PlannedRunView
+from lem_domain.wire.campaigns import (
+    CampaignPlan,
+    MergedView,
+    PlannedExperimentView,
+    PlannedRunView,
+    RefusedView,
+)
 from lem_server.campaigns.queries import ServedBackend
 
 
 def plan(spec: CampaignSpec) -> Plan:
-    """Every experiment and run of a campaign.
+    """Every experiment and run of a campaign that is to be queued.
 
     Raises:
         ConfigurationError: with every problem, each addressed within the body that was sent.
     """
+    return _made(spec, expand)
+
+
+def look_ahead(spec: CampaignSpec) -> Plan:
+    """What would be queued, and beside it what is refused.
+
+    Raises:
+        ConfigurationError: nothing could be queued at all; with every problem, addressed as above.
+    """
+    return _made(spec, preview)
+
+
+def _made(spec: CampaignSpec, make: Callable[[CampaignSpec], Plan]) -> Plan:
     _refuse_unstorable(spec)
     try:
-        return expand(spec)
+        return make(spec)
     except ConfigurationError as error:
-        placed = tuple(
-            FieldProblem(pointer=f"/experiment{problem.pointer}", message=problem.message) for problem in error.findings
-        )
-        raise ConfigurationError(str(error), placed) from None
+        raise ConfigurationError(str(error), tuple(map(_in_body, error.findings))) from None
+
+
+def _in_body(problem: FieldProblem) -> FieldProblem:
+    """The keys of an experiment stand below `experiment`."""
+    if problem.pointer.split("/")[1:2] and problem.pointer.split("/")[1] in CAMPAIGN_KEYS:
+        return problem
+    return problem.model_copy(update={"pointer": f"/experiment{problem.pointer}"})
 
 
 def refuse_missing_prompts(planned: Plan, *, held: Collection[str]) -> None:
@@ -53,7 +76,7 @@ def refuse_missing_prompts(planned: Plan, *, held: Collection[str]) -> None:
 
 def datasets_of(planned: Plan) -> frozenset[str]:
     """Digests of the sets of prompts and the traces of arrivals that a plan needs."""
-    configs = [experiment.config for experiment in planned.experiments]
+    configs = (experiment.config for experiment in planned.experiments)
     wanted = (digest for config in configs for digest in (config.prompts.dataset, config.traffic.trace))
     return frozenset(digest for digest in wanted if digest is not None)
 
@@ -62,7 +85,8 @@ def notes(experiments: Sequence[PlannedExperiment], served: Sequence[ServedBacke
     """What no registered worker can run, one sentence each."""
     wanted: dict[str, dict[DevicesConfig, None]] = {}
     for experiment in experiments:
-        wanted.setdefault(experiment.config.backend.value, {})[experiment.config.devices] = None
+        config = experiment.config
+        wanted.setdefault(config.backend.value, {})[config.devices] = None
     found = []
     for backend, choices in wanted.items():
         workers = [one.devices for one in served if one.backend == backend]
@@ -100,6 +124,12 @@ def plan_view(name: str, planned: Plan, notes_on_it: tuple[str, ...]) -> Campaig
             PlannedRunView(experiment=run.experiment, cycle=run.cycle, position=run.position) for run in planned.runs
         ),
         duplicates=planned.duplicates,
+        merged=tuple(MergedView(display_name=one.display_name, same_as=one.same_as) for one in planned.merged),
+        refused=planned.refused,
+        refusals=tuple(
+            RefusedView(display_name=one.display_name, varied=one.varied, problems=tuple(map(_in_body, one.problems)))
+            for one in planned.refusals
+        ),
         minimum_duration_s=sum(windows[run.experiment] for run in planned.runs),
         notes=notes_on_it,
     )

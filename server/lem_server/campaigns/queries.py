@@ -259,14 +259,24 @@ async def list_experiments(
 
 
 _GET_EXPERIMENT = text("""
-    SELECT campaign_id, id, ordinal, display_name, varied, config, config_hash FROM experiments WHERE id = :id
+    SELECT e.campaign_id, c.spec -> 'provenance', e.id, e.ordinal, e.display_name, e.varied, e.config, e.config_hash
+      FROM experiments e JOIN campaigns c ON c.id = e.campaign_id
+     WHERE e.id = :id
 """)
 
 
-async def get_experiment(connection: AsyncConnection, experiment_id: UUID) -> tuple[UUID, ExperimentRow] | None:
-    """One experiment and the campaign that it belongs to."""
+class OwnedExperiment(NamedTuple):
+    """An experiment, its campaign, and where the campaign's base values were set."""
+
+    campaign_id: UUID
+    provenance: dict[str, Any]
+    experiment: ExperimentRow
+
+
+async def get_experiment(connection: AsyncConnection, experiment_id: UUID) -> OwnedExperiment | None:
+    """One experiment with what its campaign says of it."""
     row = (await connection.execute(_GET_EXPERIMENT, {"id": experiment_id})).one_or_none()
-    return None if row is None else (row[0], ExperimentRow(*row[1:]))
+    return None if row is None else OwnedExperiment(row[0], row[1] or {}, ExperimentRow(*row[2:]))
 
 
 # There are few workers: a scan.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -12,8 +12,9 @@ from uuid_utils.compat import uuid7
 
 from lem_domain.config.campaign import CampaignSpec, ExecutionConfig
 from lem_domain.config.expansion import Plan
-from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.config.experiment import DevicesConfig, ExperimentConfig
 from lem_domain.config.hashing import canonical_json
+from lem_domain.config.provenance import Origin, resolved_values
 from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, format_id
 from lem_domain.states import CampaignState
@@ -24,6 +25,7 @@ from lem_domain.wire.campaigns import (
     ImportOrigin,
     RetriedRuns,
     RunCounts,
+    ValueView,
 )
 from lem_domain.wire.runs import RunView
 from lem_server.campaigns import planning, queries
@@ -35,6 +37,13 @@ EXPERIMENTS_AT_ONCE = 1000
 """Experiments per statement; each carries a configuration of about 2 kB."""
 
 
+class _Needs(NamedTuple):
+    """What the runs of an experiment are claimed by."""
+
+    backend: str
+    devices: DevicesConfig
+
+
 async def plan(engine: AsyncEngine, spec: CampaignSpec) -> CampaignPlan:
     """What submitting would queue.
 
@@ -42,7 +51,7 @@ async def plan(engine: AsyncEngine, spec: CampaignSpec) -> CampaignPlan:
         ConfigurationError: the campaign can't be accepted.
     """
     # Thousands of combinations take seconds of pure computing; other requests go on meanwhile.
-    planned = await asyncio.to_thread(planning.plan, spec)
+    planned = await asyncio.to_thread(planning.look_ahead, spec)
     async with engine.connect() as connection:
         await _refuse_missing_prompts(connection, planned)
         served = await queries.served_backends(connection)
@@ -80,6 +89,7 @@ async def submit(connection: AsyncConnection, spec: CampaignSpec, planned: Plan,
         await queries.insert_experiments(
             connection, campaign_id, _new_experiments(planned, experiment_ids, first, first + EXPERIMENTS_AT_ONCE)
         )
+    needs = [_Needs(config.backend.value, config.devices) for config in (one.config for one in planned.experiments)]
     # The ids are made in the order of positions, so the order of ids is the order of the queue.
     await runs.queue_runs(
         connection,
@@ -89,10 +99,10 @@ async def submit(connection: AsyncConnection, spec: CampaignSpec, planned: Plan,
                 experiment_id=experiment_ids[run.experiment],
                 cycle=run.cycle,
                 position=run.position,
-                backend=planned.experiments[run.experiment].config.backend.value,
-                device_count=planned.experiments[run.experiment].config.devices.count,
-                device_uuids=planned.experiments[run.experiment].config.devices.uuids,
-                device_like=planned.experiments[run.experiment].config.devices.like_pattern,
+                backend=needs[run.experiment].backend,
+                device_count=needs[run.experiment].devices.count,
+                device_uuids=needs[run.experiment].devices.uuids,
+                device_like=needs[run.experiment].devices.like_pattern,
             )
             for run in planned.runs
         ],
@@ -155,7 +165,10 @@ async def get_experiment(engine: AsyncEngine, experiment_id: UUID) -> Experiment
             f"there is no experiment {format_id(IdKind.EXPERIMENT, experiment_id)}; "
             "GET /api/v1/campaigns/{campaign_id}/experiments lists a campaign's.",
         )
-    return _experiment(*found)
+    view = _experiment(found.campaign_id, found.experiment)
+    origins = {path: Origin.model_validate(origin) for path, origin in found.provenance.items()}
+    values = resolved_values(view.config, varied=view.varied, origins=origins)
+    return view.model_copy(update={"provenance": tuple(ValueView(**value._asdict()) for value in values)})
 
 
 async def cancel(engine: AsyncEngine, campaign_id: UUID, *, cancelled_by: str) -> CampaignView:

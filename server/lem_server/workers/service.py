@@ -15,6 +15,8 @@ from lem_server.leases.terms import LeaseTerms
 from lem_server.problems import ProblemError
 from lem_server.workers import queries
 
+_WORKERS_AT_ONCE = 500
+
 
 async def register(engine: AsyncEngine, terms: LeaseTerms, request: RegisterWorker) -> Registered:
     """Write the worker down and end at once what its older boots still lease.
@@ -49,6 +51,19 @@ async def list_workers(
         rows = await queries.list_workers(connection, ttl=timedelta(seconds=terms.ttl_s), after=after, limit=limit + 1)
     shown = rows[:limit]
     return tuple(_view(row) for row in shown), shown[-1].id if len(rows) > limit else None
+
+
+async def online_by_backend(engine: AsyncEngine, terms: LeaseTerms) -> dict[str, int]:
+    """How many workers of each backend are heard of."""
+    counted: dict[str, int] = {}
+    after: UUID | None = None
+    while True:
+        found, after = await list_workers(engine, terms, after=after, limit=_WORKERS_AT_ONCE)
+        for worker in found:
+            if worker.state is not WorkerState.OFFLINE:
+                counted[worker.backend] = counted.get(worker.backend, 0) + 1
+        if after is None:
+            return counted
 
 
 async def get_worker(engine: AsyncEngine, terms: LeaseTerms, worker_id: UUID) -> WorkerView:

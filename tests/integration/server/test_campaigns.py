@@ -137,7 +137,8 @@ async def test_the_same_key_with_another_body_is_refused(api: httpx.AsyncClient,
             "/experiment/output/max_tokens",
             "not 'many'",
         ),
-        ({"sweep": {"output.max_tokens": [8, 0]}}, "/experiment/output/max_tokens", "greater than or equal to 1"),
+        ({"sweep": {"output.max_tokens": [-8, 0]}}, "/experiment/output/max_tokens", "greater than or equal to 1"),
+        ({"sweep": {"zip": [{"output.max_tokens": [8, 9], "decoding.seed": [1]}]}}, "/sweep/zip/0", "make them equal"),
         ({"sweep": {"output.max_tokens": []}}, None, "sweep.output.max_tokens has no values"),
         ({"execution": {"cycles": 0}}, "/execution/cycles", "greater than or equal to 1"),
         ({"nmae": "x"}, "/nmae", "unknown key 'nmae'"),
@@ -181,6 +182,31 @@ async def test_bad_input_is_one_sentence_and_creates_nothing(
     if pointer is not None:
         assert pointer in [one["pointer"] for one in problem["errors"]]
     assert await rows_of(engine, "campaigns") == 0
+
+
+@pytest.mark.proves("on_refused", "experiments", on="server")
+async def test_what_is_refused_is_planned_with_its_reason_and_queued_around_only_if_asked(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    listed = [{"name": "short"}, {"name": "long", "window": {"min_duration_s": -1}}]
+    body = campaign_body(experiments=listed, sweep={"output.max_tokens": [8, 0, 8]})
+    plan = (await api.post("/api/v1/campaigns:plan", json=body)).json()
+    assert [one["display_name"] for one in plan["experiments"]] == ["short, max_tokens=8"]
+    assert (plan["duplicates"], plan["refused"]) == (1, 4)
+    assert plan["merged"] == [{"display_name": "short, max_tokens=8", "same_as": "short, max_tokens=8"}]
+    assert [(one["display_name"], [each["pointer"] for each in one["problems"]]) for one in plan["refusals"][:2]] == [
+        ("short, max_tokens=0", ["/experiment/output/max_tokens"]),
+        ("long, max_tokens=8", ["/experiments/1/window/min_duration_s"]),
+    ]
+    refused = await api.post("/api/v1/campaigns", json=body)
+    assert refused.status_code == 422
+    assert {one["pointer"] for one in refused.json()["errors"]} == {
+        "/experiment/output/max_tokens",
+        "/experiments/1/window/min_duration_s",
+    }
+    assert await rows_of(engine, "campaigns") == 0
+    view = await submit(api, experiments=listed, sweep={"output.max_tokens": [8, 0, 8]}, on_refused="skip")
+    assert (view["experiments"], view["runs"]["queued"]) == (1, 1)
 
 
 async def test_a_body_that_is_no_json_is_refused(api: httpx.AsyncClient) -> None:

@@ -1,0 +1,56 @@
+"""HTTP of what can be configured: the JSON Schema of a campaign file, every key, every backend, every preset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from lem_domain.config.experiment import BackendName
+from lem_domain.config.introspection import Key, campaign_keys, experiment_keys
+from lem_domain.config.presets import builtin_presets
+from lem_domain.config.schema import campaign_file_schema
+from lem_domain.wire.access import Scope
+from lem_domain.wire.schema import BackendView, KeyView, PresetView, SchemaView
+from lem_server.access.guard import requires
+from lem_server.context import Context
+from lem_server.problems import problem_responses
+from lem_server.workers import service as workers
+
+router = APIRouter(prefix="/api/v1", tags=["configuration"])
+
+
+@router.get("/schema", responses=problem_responses(), openapi_extra=requires(Scope.READ))
+async def get_schema() -> SchemaView:
+    """Every key of a campaign and of both tiers of an experiment, and the presets."""
+    presets = tuple(
+        PresetView(name=one.name, description=one.description, values=dict(one.values))
+        for one in builtin_presets().values()
+    )
+    return SchemaView(
+        campaign=tuple(map(_key, campaign_keys())), experiment=tuple(map(_key, experiment_keys())), presets=presets
+    )
+
+
+@router.get("/schema/campaign", responses=problem_responses(), openapi_extra=requires(Scope.READ))
+async def get_campaign_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a campaign file."""
+    return campaign_file_schema()
+
+
+@router.get("/backends", responses=problem_responses(), openapi_extra=requires(Scope.READ))
+async def list_backends(context: Context) -> tuple[BackendView, ...]:
+    """Every backend with the keys of its section, and how many of its workers are online."""
+    online = await workers.online_by_backend(context.engine, context.settings.lease_terms)
+    return tuple(_backend(name, online.get(name.value, 0)) for name in BackendName)
+
+
+def _backend(name: BackendName, online: int) -> BackendView:
+    section, *keys = (key for key in experiment_keys() if key.backend is name)
+    return BackendView(
+        name=name.value, description=section.description, keys=tuple(map(_key, keys)), workers_online=online
+    )
+
+
+def _key(key: Key) -> KeyView:
+    return KeyView.model_validate(key._asdict())

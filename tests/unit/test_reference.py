@@ -1,0 +1,59 @@
+"""The reference is what the models say now, and editors can check every example with its schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from lem_client.documents import read_document
+from lem_client.files import load_campaign_file
+from lem_domain.config.introspection import campaign_keys, experiment_keys
+from lem_domain.config.schema import campaign_file_schema
+from reference.__main__ import FOLDER, written
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
+
+
+def test_the_reference_is_current() -> None:
+    """`make reference` writes it."""
+    stored = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.iterdir()}
+    assert stored == written()
+
+
+def test_the_reference_has_every_key() -> None:
+    text = (FOLDER / "configuration.md").read_text(encoding="utf-8")
+    assert [key.path for key in (*experiment_keys(), *campaign_keys()) if f"| `{key.path}` |" not in text] == []
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_every_example_is_valid_for_the_schema_and_for_the_client(path: Path) -> None:
+    jsonschema.validate(read_document(path).values, campaign_file_schema(), jsonschema.Draft202012Validator)
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first == "# yaml-language-server: $schema=../docs/reference/campaign.schema.json"
+    if not path.name.startswith("base-"):
+        assert load_campaign_file(path).plan.experiments
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"model": "m", "outptu": {}},
+        {"model": "m", "output": {"max_tokens": 0}},
+        {"model": "m", "pytorch": {"bacth_size": 2}},
+        {"model": "m", "sweep": {"pytorch.bacth_size": [1]}},
+        {"model": "m", "sweep": {"pytorch.batch_size": 1}},
+        {"model": "m", "experiments": [{"backend": "no-such"}]},
+        {"model": "m", "execution": {"cycles": "three"}},
+        {"model": "m", "on_refused": "perhaps"},
+    ],
+)
+def test_the_schema_refuses_what_the_client_refuses(document: dict[str, object]) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(document, campaign_file_schema(), jsonschema.Draft202012Validator)
+
+
+def test_the_schema_itself_is_one() -> None:
+    jsonschema.Draft202012Validator.check_schema(campaign_file_schema())
