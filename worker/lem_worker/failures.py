@@ -60,7 +60,7 @@ def _reason(error: BaseException, phase: PhaseName) -> FailureReason:
         return FailureReason.NOT_AS_REQUESTED
     if isinstance(error, BackendUnavailable) or _is_of_the_machine(error):
         return FailureReason.BACKEND_UNAVAILABLE
-    if phase is PhaseName.LOAD:
+    if phase in {PhaseName.LOAD, PhaseName.COMPILE}:
         return FailureReason.BACKEND_INITIALISATION
     return FailureReason.INFERENCE
 

@@ -20,7 +20,7 @@ from lem_worker.backends import ContinuousBackend, InferenceBackend, LockstepBac
 from lem_worker.goal import Goal
 from lem_worker.intake import Intake
 from lem_worker.process_protocol import Message, Tick
-from lem_worker.prompts import PreparedPrompt, Request, batches, requests_of
+from lem_worker.prompts import PreparedPrompt, Request, requests_of
 from lem_worker.recorder import Recorder
 from lem_worker.traffic import Arrival, Feed, OfflineFeed, OnceFeed, make_feed
 
@@ -145,7 +145,7 @@ def _in_batches(
     repetition = 0
     while True:
         requests = requests_of(prompts, repetition=repetition, first_id=repetition * len(prompts), seed=seed)
-        for batch in batches(requests, backend.in_flight()):
+        for batch in backend.batches(requests):
             recorder.reserve(len(batch) * max_tokens)
             recorder.release(batch, recorder.clock())
             backend.run(batch, recorder)
@@ -192,11 +192,14 @@ def _serve(
             time.sleep(max(0, next_ns - recorder.clock()) / 1e9)
             waited = True
             continue
-        batch, waiting = waiting[: backend.in_flight()], waiting[backend.in_flight() :]
+        batch = next(backend.batches([one.arrival.request for one in waiting]))
+        chosen = {request.request_id for request in batch}
         recorder.reserve(len(batch) * max_tokens)
-        for one in batch:
-            recorder.release([one.arrival.request], one.arrival.arrival_ns, released_ns=one.released_ns)
-        backend.run([one.arrival.request for one in batch], recorder)
+        for one in waiting:
+            if one.arrival.request.request_id in chosen:
+                recorder.release([one.arrival.request], one.arrival.arrival_ns, released_ns=one.released_ns)
+        waiting = [one for one in waiting if one.arrival.request.request_id not in chosen]
+        backend.run(batch, recorder)
         feed.finished(len(batch))
         recorder.drain()
         between_batches()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from pydantic.types import JsonValue
 
 from lem_domain.arrivals import TraceError, parse_trace
-from lem_domain.config.experiment import BackendName, ExperimentConfig, ModelConfig, PromptsConfig
+from lem_domain.config.experiment import BackendName, ExperimentConfig, PromptsConfig
 from lem_domain.config.prompt_sources import HuggingFacePrompts
 from lem_domain.errors import LemError
 from lem_domain.prompt_sets import DEFAULT_PROMPT_SET, PromptFileError, load_builtin_prompts, prompts_digest
@@ -27,15 +27,26 @@ from lem_worker.server_api import ServerApi
 
 
 class Prepared(NamedTuple):
-    """The model and the prompts of an attempt."""
+    """The model, what goes with it, and the prompts of an attempt."""
 
-    model_path: str
-    model_is_local: bool
-    model_files: dict[str, str]
+    model: ModelSource
     prompts: tuple[str, ...]
     arrivals_s: tuple[float, ...] = ()
     prompt_facts: Mapping[str, JsonValue] = {}
     """For the environment: where prompts that the server does not hold came from, and their digest."""
+    adapter: ModelSource | None = None
+    assistant: ModelSource | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether nothing has to be looked up on the hub."""
+        return all(one is None or one.is_local for one in (self.model, self.adapter, self.assistant))
+
+    @property
+    def files(self) -> dict[str, JsonValue]:
+        """SHA-256 by file name of what lies in local folders, for the environment."""
+        named = {"model_files": self.model, "adapter_files": self.adapter, "assistant_files": self.assistant}
+        return {name: {**source.file_digests} for name, source in named.items() if source is not None}
 
 
 async def prepare(config: ExperimentConfig, api: ServerApi, *, attempt_id: str, cache_dir: Path) -> Prepared:
@@ -46,15 +57,26 @@ async def prepare(config: ExperimentConfig, api: ServerApi, *, attempt_id: str, 
     """
     prompts, facts = await _prompts(config.prompts, api, attempt_id=attempt_id)
     arrivals_s = await _arrivals(config.traffic.trace, api)
-    model = ModelSource(config.model.id, config.model.id, True)
-    if config.backend is not BackendName.SIMULATED:
-        model = await _model(config.model, attempt_id=attempt_id, cache_dir=cache_dir)
-    return Prepared(model.path_or_id, model.is_local, model.file_digests, prompts, arrivals_s, facts)
+    if config.backend is BackendName.SIMULATED:
+        return Prepared(ModelSource(config.model.id, config.model.id, is_local=True), prompts, arrivals_s, facts)
+
+    async def found(name: str, *more: str) -> ModelSource:
+        return await _find(name, *more, attempt_id=attempt_id, cache_dir=cache_dir)
+
+    model, adapter = config.model, config.model.adapter
+    assisted = config.pytorch.assisted_decoding if config.pytorch else None
+    return Prepared(
+        await found(model.id, *([model.revision] if model.revision else [])),
+        prompts,
+        arrivals_s,
+        facts,
+        await found(adapter, find.ADAPTER) if adapter else None,
+        await found(assisted.model) if assisted else None,
+    )
 
 
-async def _model(wanted: ModelConfig, *, attempt_id: str, cache_dir: Path) -> ModelSource:
-    revision = [wanted.revision] if wanted.revision else []
-    answer = await _ask("lem_worker.models.find", [wanted.id, str(cache_dir), *revision], attempt_id)
+async def _find(name: str, *more: str, attempt_id: str, cache_dir: Path) -> ModelSource:
+    answer = await _ask("lem_worker.models.find", [name, str(cache_dir), *more], attempt_id)
     if answer.code == 0:
         return ModelSource(**json.loads(answer.said))
     if answer.code == find.NOT_FOUND:
@@ -63,7 +85,7 @@ async def _model(wanted: ModelConfig, *, attempt_id: str, cache_dir: Path) -> Mo
         raise broken(FailureReason.BACKEND_UNAVAILABLE, answer.last_line)
     raise broken(
         FailureReason.BACKEND_INITIALISATION,
-        f"looking for the model {wanted.id} {Exit(answer.code)}; its last line: {answer.last_line}",
+        f"looking for the model {name} {Exit(answer.code)}; its last line: {answer.last_line}",
     )
 
 

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import time
 from collections.abc import Mapping
 
 from lem_domain.errors import LemError
 from lem_domain.states import FailureReason
-from lem_worker.process_protocol import CONTROL_IN, CONTROL_OUT, Failed, Message, ToProcess, decode_to_process, encode
+from lem_worker.process_protocol import (
+    CONTROL_IN,
+    CONTROL_OUT,
+    Failed,
+    Joined,
+    Message,
+    ToProcess,
+    decode_to_process,
+    encode,
+)
 from lem_worker.spool import EvidenceWriter
 
 
@@ -41,6 +51,23 @@ class ControlPipes:
             raise LemError(
                 f"{CONTROL_IN} and {CONTROL_OUT} don't name two pipes; let lem-worker start this module."
             ) from None
+
+    @classmethod
+    def connect(cls, socket_path: str, joined: Joined) -> ControlPipes:
+        """Both pipes as one socket of the daemon, which is told who connects.
+
+        Raises:
+            DaemonGone: nobody listens any more.
+        """
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(socket_path)
+        except OSError:
+            raise DaemonGone("the daemon closed its socket.") from None
+        read_fd = connection.detach()
+        pipes = cls(read_fd, os.dup(read_fd))
+        pipes.send(joined)
+        return pipes
 
     def send(self, message: Message) -> None:
         """Raises DaemonGone when nobody reads."""

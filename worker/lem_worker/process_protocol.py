@@ -19,6 +19,10 @@ from lem_domain.wire.workers import Device
 
 CONTROL_IN = "LEM_CONTROL_IN"
 CONTROL_OUT = "LEM_CONTROL_OUT"
+CONTROL_SOCKET = "LEM_CONTROL_SOCKET"
+"""In the environment of a rank that something else than the daemon starts: the socket to connect to instead."""
+NO_ACCELERATE = 3
+"""The launcher's exit code where accelerate is not installed."""
 
 
 class Message(BaseModel):
@@ -36,6 +40,8 @@ class RankJob(Message):
     config: ExperimentConfig
     model_path: str = Field(description="Folder or hub id that the engine loads.")
     model_files: dict[str, str] = Field(default_factory=dict, description="SHA-256 by file name, of a local folder.")
+    adapter_path: str | None = Field(default=None, description="The same of `model.adapter`.")
+    assistant_path: str | None = Field(default=None, description="The same of the model that drafts for this one.")
     prompts: tuple[str, ...] = Field(description="All prompts of the experiment, ordered; rank r takes r, r+n, r+2n, …")
     arrivals_s: tuple[float, ...] = Field(
         default=(), description="A recorded trace of arrivals, where one is replayed."
@@ -58,6 +64,14 @@ BaselineContext = Literal["idle", "ready", "ready_after"]
 
 
 # --- from a process to the daemon -------------------------------------------------------------------------------------
+
+
+class Joined(Message):
+    """The first line of a rank that connects by itself: who it is, and among how many it was started."""
+
+    rank: int = Field(ge=0)
+    world_size: int = Field(ge=1)
+    pid: int
 
 
 class PhaseEdge(Message):

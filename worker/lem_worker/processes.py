@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import psutil
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _SURELY_DEAD_S = 10.0
-_LONGEST_LINE = 4 * 2**20
+LONGEST_LINE = 4 * 2**20
 ATTEMPT_VARIABLE = "LEM_ATTEMPT"
 """In the environment of everything that an attempt starts, so that what is left of it can be found."""
 
@@ -55,6 +55,25 @@ class Exit(NamedTuple):
                 return f"was killed by {signal.Signals(-self.code).name}"
             return f"was killed by signal {-self.code}"
         return f"ended with exit code {self.code}"
+
+
+class Supervised(Protocol):
+    """A process that can be heard, told something, waited for and ended."""
+
+    name: str
+    pid: int
+
+    async def receive(self) -> FromProcess | None:
+        """The next message; None when the process closed its end."""
+
+    def send(self, message: Message) -> None:
+        """Send a message."""
+
+    async def wait(self) -> Exit:
+        """Wait for its end."""
+
+    async def kill(self, grace_s: float) -> None:
+        """End it and what it started."""
 
 
 class Child:
@@ -114,7 +133,7 @@ class Child:
         finally:
             os.close(child_in)
             os.close(child_out)
-        reader = asyncio.StreamReader(limit=_LONGEST_LINE)
+        reader = asyncio.StreamReader(limit=LONGEST_LINE)
         await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(daemon_in, "rb")
         )

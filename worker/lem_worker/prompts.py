@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from lem_domain.config.experiment import InputConfig
@@ -105,14 +105,22 @@ def batches(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request
         yield requests[begin : begin + size]
 
 
-def warmup_requests(prompts: Sequence[PreparedPrompt], *, size: int, seed: int) -> tuple[Request, ...]:
-    """The batch that warm-up sends: the one with the longest prompt, so that a lack of memory shows before the window.
-
-    Each prompt has its tokens in reverse order: the same lengths as in the window, but no prefix in common with a
-    measured prompt that a cache could keep.
-    """
+def warmup_requests(prompts: Sequence[PreparedPrompt], *, seed: int) -> tuple[Request, ...]:
+    """What warm-up takes its batch from: each prompt with its tokens in reverse order, which has the same length as in
+    the window, but no prefix in common with a measured prompt that a cache could keep."""
     whole = requests_of(prompts, repetition=0, first_id=0, seed=seed)
-    largest = max(batches(whole, size), key=lambda batch: max(len(request.token_ids) for request in batch))
-    return tuple(
-        Request(request.request_id, request.prompt_index, request.token_ids[::-1], request.seed) for request in largest
-    )
+    return tuple(replace(request, token_ids=request.token_ids[::-1]) for request in whole)
+
+
+def largest(batches_of_all: Sequence[Sequence[Request]]) -> Sequence[Request]:
+    """The batch with the most places, padding included, so that a lack of memory shows before the window."""
+    return max(batches_of_all, key=lambda batch: len(batch) * _longest(batch))
+
+
+def fullest(batches_of_all: Sequence[Sequence[Request]]) -> Sequence[Request]:
+    """The batch with the most rows, of those the longest: it shows how many rows the engine takes."""
+    return max(batches_of_all, key=lambda batch: (len(batch), _longest(batch)))
+
+
+def _longest(batch: Sequence[Request]) -> int:
+    return max(len(request.token_ids) for request in batch)

@@ -18,9 +18,10 @@ from pydantic.types import JsonValue
 
 from lem_domain.evidence import PhaseName, StreamName, rank_name
 from lem_domain.evidence_codec import be_ready
+from lem_domain.wire.runs import EffectiveConfig
 from lem_worker import processes
 from lem_worker.after_window import probe_prefill, score_quality
-from lem_worker.backends import InferenceBackend, create_backend
+from lem_worker.backends import CompilingBackend, ContinuousBackend, InferenceBackend, create_backend
 from lem_worker.digests import OutputLedger, digest_of_set, digest_of_tokens
 from lem_worker.failures import failure_of
 from lem_worker.goal import Goal
@@ -28,9 +29,11 @@ from lem_worker.measuring import Share, Ticker, measure, send_once
 from lem_worker.phases import Phases
 from lem_worker.process_control import ControlPipes, DaemonGone, send_failure
 from lem_worker.process_protocol import (
+    CONTROL_SOCKET,
     Done,
     Finish,
     Go,
+    Joined,
     Loaded,
     Measured,
     Message,
@@ -39,7 +42,8 @@ from lem_worker.process_protocol import (
     Trend,
     WarmUp,
 )
-from lem_worker.prompts import PreparedPrompt, Request, warmup_requests
+from lem_worker.prompts import PreparedPrompt, Request, fullest, largest, warmup_requests
+from lem_worker.prompts import batches as in_order
 from lem_worker.rank_prompts import prepare_share
 from lem_worker.recorder import Recorder, Sinks
 from lem_worker.spool import EvidenceWriter
@@ -84,12 +88,10 @@ class Rank:
         return 0
 
     def _live(self) -> tuple[InferenceBackend, dict[str, JsonValue]]:
-        with self._phases.phase(PhaseName.LOAD):
-            backend, prompts, sample = self._load()
-            effective = backend.effective_config(sample)
+        backend, prompts, batches, effective = self._load()
         self._control.send(Loaded(effective_config=effective))
         told = self._wait_for(WarmUp)
-        warmup = self._warm_up(backend, sample, power_known=told.power_known)
+        warmup = self._warm_up(backend, largest(batches), power_known=told.power_known)
         # What loading left behind is not looked at again by a collection inside the window.
         gc.collect()
         gc.freeze()
@@ -111,12 +113,26 @@ class Rank:
             "peak_rss_bytes": peak,
         }
 
-    def _load(self) -> tuple[InferenceBackend, Sequence[PreparedPrompt], Sequence[Request]]:
-        backend = create_backend(self._config.backend)
-        backend.load(self._job)
-        prompts = prepare_share(backend, self._job)
-        sample = warmup_requests(prompts, size=backend.in_flight(), seed=self._config.decoding.seed)
-        return backend, prompts, sample
+    def _load(self) -> tuple[InferenceBackend, Sequence[PreparedPrompt], list[Sequence[Request]], EffectiveConfig]:
+        """The loaded backend, the prompts, batches for what comes before the window, and what is in force.
+
+        A backend that compiles does so in a phase of its own, and is asked what is in force afterwards.
+        """
+        with self._phases.phase(PhaseName.LOAD):
+            backend = create_backend(self._config.backend)
+            backend.load(self._job)
+            prompts = prepare_share(backend, self._job)
+            requests = warmup_requests(prompts, seed=self._config.decoding.seed)
+            batches = list(
+                in_order(requests, backend.in_flight())
+                if isinstance(backend, ContinuousBackend)
+                else backend.batches(requests)
+            )
+            if not (isinstance(backend, CompilingBackend) and backend.compiles()):
+                return backend, prompts, batches, backend.effective_config(fullest(batches))
+        with self._phases.phase(PhaseName.COMPILE):
+            backend.compile(requests)
+            return backend, prompts, batches, backend.effective_config(fullest(batches))
 
     def _warm_up(
         self, backend: InferenceBackend, requests: Sequence[Request], *, power_known: bool
@@ -223,8 +239,25 @@ def main(arguments: list[str]) -> int:
     """Run the job whose file is named."""
     processes.die_with_parent()
     be_ready()
-    job = RankJob.model_validate_json(Path(arguments[0]).read_bytes())
+    job_file = Path(arguments[0])
+    if CONTROL_SOCKET in os.environ:
+        return _launched(job_file)
+    job = RankJob.model_validate_json(job_file.read_bytes())
     return Rank(job, ControlPipes.from_environment(os.environ)).run()
+
+
+def _launched(first_job_file: Path) -> int:
+    """Run as one of several ranks that accelerate started; it says which in the environment, or nothing for one."""
+    number, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    name = rank_name(number)
+    with first_job_file.with_name(f"{name}.log").open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    control = ControlPipes.connect(
+        os.environ[CONTROL_SOCKET], Joined(rank=number, world_size=world_size, pid=os.getpid())
+    )
+    job = RankJob.model_validate_json(first_job_file.with_name(f"{name}.job.json").read_bytes())
+    return Rank(job, control).run()
 
 
 if __name__ == "__main__":

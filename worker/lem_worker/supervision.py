@@ -30,7 +30,7 @@ from lem_worker.process_protocol import (
     Tick,
     Trend,
 )
-from lem_worker.processes import Child
+from lem_worker.processes import Supervised
 from lem_worker.sampler_state import SamplerState
 from lem_worker.upload import tail
 
@@ -57,7 +57,7 @@ class Supervision:
         self._ranks = ranks
         self._on_progress = on_progress
         self._log_dir = log_dir
-        self._children: dict[str, Child] = {}
+        self._children: dict[str, Supervised] = {}
         self._readers: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
         self._stopped: asyncio.Future[None] | None = None
@@ -137,7 +137,7 @@ class Supervision:
 
         task.add_done_callback(ended)
 
-    def follow(self, child: Child) -> None:
+    def follow(self, child: Supervised) -> None:
         """Read what a process says until it closes its pipe."""
         self._children[child.name] = child
         self._last_sign[child.name] = _now()
@@ -145,15 +145,22 @@ class Supervision:
 
     async def until_prepared(self, work: Coroutine[Any, Any, T]) -> T:
         """Do what comes before any process starts."""
+        return await self._while_loading(work, "finding the model and the prompts")
+
+    async def until_launched(self, work: Coroutine[Any, Any, T]) -> T:
+        """Start ranks that come by themselves."""
+        return await self._while_loading(work, "starting the ranks")
+
+    async def _while_loading(self, work: Coroutine[Any, Any, T], what: str) -> T:
         try:
             async with asyncio.timeout(self._limits.load_s) as limit:
                 return await work
         except TimeoutError:
             if limit.expired():
-                raise _timeout("finding the model and the prompts", self._limits.load_s, "load_s") from None
+                raise _timeout(what, self._limits.load_s, "load_s") from None
             raise
 
-    async def until_sampling(self, sampler: Child) -> None:
+    async def until_sampling(self, sampler: Supervised) -> None:
         """Wait for the sampler's first samples."""
         await self._until(
             lambda: self._sampler.sampling or self._sampler.gone, self._limits.load_s, "opening the energy sources"
@@ -180,13 +187,13 @@ class Supervision:
         """Some source tells power."""
         return self._sampler.power_w is not None and not self._sampler.gone
 
-    async def baseline(self, sampler: Child, context: BaselineContext, *, limit_s: float) -> Baselined | None:
+    async def baseline(self, sampler: Supervised, context: BaselineContext, *, limit_s: float) -> Baselined | None:
         """Let the sampler take the power of the devices while nothing works; None when it can't."""
         sampler.send(Baseline(context=context))
         await self._until_quiet(lambda: context in self._sampler.baselines, PhaseName.BASELINE, limit_s)
         return self._sampler.baselines.get(context)
 
-    async def settle(self, sampler: Child, *, limit_s: float) -> None:
+    async def settle(self, sampler: Supervised, *, limit_s: float) -> None:
         """Let the devices cool down; whether they did stands in the sampler's evidence."""
         sampler.send(Settle())
         await self._until_quiet(lambda: self._sampler.settled is not None, PhaseName.SETTLE, limit_s)
@@ -272,7 +279,7 @@ class Supervision:
         """A rank that is warm waits for the others until all are."""
         return rank not in self._ready or len(self._ready) == len(self._ranks)
 
-    async def _read(self, child: Child) -> None:
+    async def _read(self, child: Supervised) -> None:
         try:
             while (message := await child.receive()) is not None:
                 self._last_sign[child.name] = _now()

@@ -24,7 +24,7 @@ from lem_domain.config.measurement import (
     WarmupConfig,
     WindowConfig,
 )
-from lem_domain.config.model_base import ConfigModel, unit
+from lem_domain.config.model_base import ConfigModel, engine_parameter, unit
 from lem_domain.config.prompt_sources import HuggingFacePrompts, SyntheticPrompts
 from lem_domain.config.pytorch import PyTorchConfig
 from lem_domain.config.rules import Rule
@@ -73,6 +73,13 @@ class ModelConfig(ConfigModel):
     )
     revision: str | None = Field(
         default=None, min_length=1, max_length=200, description="Branch, tag or commit on the hub."
+    )
+    adapter: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=512,
+        description="A LoRA adapter to put into the model: a hub id, or a folder on the worker's machine.",
+        json_schema_extra=engine_parameter("load_adapter"),
     )
     weights: Literal["checkpoint", "dummy"] = Field(
         default="checkpoint",
@@ -311,4 +318,9 @@ class ExperimentConfig(ConfigModel):
     @property
     def processes(self) -> int:
         """How many ranks an attempt of this experiment has."""
-        return self.simulated.num_processes if self.backend is BackendName.SIMULATED and self.simulated else 1
+        match self.backend:
+            case BackendName.SIMULATED if self.simulated:
+                return self.simulated.num_processes
+            case BackendName.PYTORCH if self.pytorch:
+                return self.pytorch.num_processes
+        return 1

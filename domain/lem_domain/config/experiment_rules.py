@@ -35,6 +35,12 @@ def _quality_without_likelihoods(config: ExperimentConfig) -> str | None:
     return "quality is measured by the pytorch backend alone; remove it or set backend: pytorch"
 
 
+def _adapter_that_is_not_put_in(config: ExperimentConfig) -> str | None:
+    if config.model.adapter is None or config.backend.value == "pytorch":
+        return None
+    return "model.adapter is put into the model by the pytorch backend alone; remove it or set backend: pytorch"
+
+
 def _power_that_is_needed(config: ExperimentConfig) -> str | None:
     if config.record.power:
         return None
@@ -116,6 +122,7 @@ RULES = (
     Rule(("backend", "pytorch", "vllm", "tensorrt", "simulated"), _sections_of_others),
     Rule(("allow",), _allowed_that_is_not_there),
     Rule(("quality", "backend"), _quality_without_likelihoods),
+    Rule(("model", "backend"), _adapter_that_is_not_put_in),
     Rule(("record", "energy", "baseline", "prefill_probe", "carbon", "cost"), _power_that_is_needed),
     Rule(("baseline",), _required_baseline_that_is_off),
     Rule(("prompts", "input"), _synthetic_prompts_too_long),

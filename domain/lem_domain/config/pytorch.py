@@ -1,12 +1,120 @@
-"""The PyTorch tier: what the transformers backend can be told."""
+"""The PyTorch tier: what the transformers backend can be told.
+
+Names are the engine's own. What transformers or torch could be told beside this, and why it is not offered, stands in
+docs/backends.md.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lem_domain.config.model_base import ConfigModel, engine_parameter
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+
+
+class TorchCompileConfig(ConfigModel):
+    """torch.compile of the model's forward pass; what is compiled is compiled before the window."""
+
+    enabled: bool = Field(
+        default=True,
+        description="Compile the model's forward pass.",
+        json_schema_extra=engine_parameter("torch.compile"),
+    )
+    mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = Field(
+        default=None,
+        description="How long the compiler may search; of the inductor backend only.",
+        json_schema_extra=engine_parameter("torch.compile(mode)"),
+    )
+    backend: Literal["inductor", "eager", "aot_eager"] | None = Field(
+        default=None,
+        description="The compiler behind the captured graph; `eager` and `aot_eager` capture it and compile nothing.",
+        json_schema_extra=engine_parameter("torch.compile(backend)"),
+    )
+    fullgraph: Literal[True] | None = Field(
+        default=None,
+        description="Fail where the forward pass can't be captured as one graph.",
+        json_schema_extra=engine_parameter("torch.compile(fullgraph)"),
+    )
+    dynamic: bool | None = Field(
+        default=None,
+        description="Compile once for all shapes (true), for each shape (false), or as torch finds best (unset).",
+        json_schema_extra=engine_parameter("torch.compile(dynamic)"),
+    )
+
+    @model_validator(mode="after")
+    def _mode_needs_inductor(self) -> Self:
+        if self.mode is not None and self.backend not in {None, "inductor"}:
+            raise ValueError(
+                f"mode {self.mode} tells the inductor backend how to compile and backend is {self.backend}; "
+                "remove mode or set backend: inductor"
+            )
+        given = [name for name in ("mode", "backend", "fullgraph", "dynamic") if getattr(self, name) is not None]
+        if not self.enabled and given:
+            raise ValueError(f"enabled is false, so {', '.join(given)} would do nothing; remove it or enable it")
+        return self
+
+
+class QuantizationConfig(ConfigModel):
+    """Weights in fewer bits, made from the checkpoint while it loads."""
+
+    load_in_8bit: bool = Field(
+        default=False,
+        description="8-bit weights by bitsandbytes (LLM.int8(), arXiv:2208.07339).",
+        json_schema_extra=engine_parameter("BitsAndBytesConfig.load_in_8bit"),
+    )
+    load_in_4bit: bool = Field(
+        default=False,
+        description="4-bit weights by bitsandbytes (QLoRA, arXiv:2305.14314).",
+        json_schema_extra=engine_parameter("BitsAndBytesConfig.load_in_4bit"),
+    )
+    compute_dtype: Dtype | None = Field(
+        default=None,
+        description="Number format that 4-bit weights are multiplied in.",
+        json_schema_extra=engine_parameter("BitsAndBytesConfig.bnb_4bit_compute_dtype"),
+    )
+    quant_type: Literal["fp4", "nf4"] | None = Field(
+        default=None,
+        description="The 4-bit number format.",
+        json_schema_extra=engine_parameter("BitsAndBytesConfig.bnb_4bit_quant_type"),
+    )
+    torchao: Literal["int8_weight_only", "int8_dynamic_activation_int8_weight", "float8_weight_only"] | None = Field(
+        default=None,
+        description="A scheme of torchao.",
+        json_schema_extra=engine_parameter("TorchAoConfig.quant_type"),
+    )
+
+    @model_validator(mode="after")
+    def _one_scheme(self) -> Self:
+        chosen = [name for name in ("load_in_8bit", "load_in_4bit", "torchao") if getattr(self, name)]
+        if len(chosen) > 1:
+            raise ValueError(f"{' and '.join(chosen)} are both set; keep one of them")
+        if not chosen:
+            raise ValueError("it names no scheme; set load_in_8bit, load_in_4bit or torchao, or remove quantization")
+        four = [name for name in ("compute_dtype", "quant_type") if getattr(self, name) is not None]
+        if four and not self.load_in_4bit:
+            raise ValueError(f"{', '.join(four)} belongs to load_in_4bit; set that or remove it")
+        return self
+
+
+class AssistedDecodingConfig(ConfigModel):
+    """A smaller model drafts tokens, and the measured model checks several of them in one pass."""
+
+    model: str = Field(
+        min_length=1,
+        max_length=512,
+        description="Hub id, folder or built-in name of the drafting model, which must share the tokenizer.",
+        json_schema_extra=engine_parameter("generate(assistant_model)"),
+    )
+    num_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Tokens drafted in each step, always so many; unset lets transformers adapt it.",
+        json_schema_extra=engine_parameter("GenerationConfig.num_assistant_tokens", unit="tokens"),
+    )
 
 
 class PyTorchConfig(ConfigModel):
@@ -16,13 +124,77 @@ class PyTorchConfig(ConfigModel):
         default=1,
         ge=1,
         le=4096,
-        description="Requests that are decoded together, in lockstep.",
+        description="Most requests that are decoded together, in lockstep. Under dynamic batching, 1 (the default) "
+        "sets no bound beside max_tokens_per_batch.",
         json_schema_extra=engine_parameter("rows of input_ids", unit="requests"),
     )
-    attn_implementation: Literal["eager", "sdpa"] | None = Field(
+    batching: Literal["static", "dynamic", "length_sorted"] = Field(
+        default="static",
+        description="How requests that wait become batches. static: in their order, batch_size at a time; dynamic: in "
+        "their order, as many as fit into max_tokens_per_batch; length_sorted: the longest prompts first, so that "
+        "rows of like length share a batch and little is padded.",
+        json_schema_extra=engine_parameter("rows of input_ids"),
+    )
+    max_tokens_per_batch: int | None = Field(
         default=None,
-        description="The attention kernel family.",
-        json_schema_extra=engine_parameter("attn_implementation"),
+        ge=1,
+        le=100_000_000,
+        description="Of dynamic batching: most places of a batch, rows times (longest prompt + output.max_tokens).",
+        json_schema_extra=engine_parameter("size of input_ids and of what is generated", unit="tokens"),
+    )
+    num_processes: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Data parallel: processes with a copy of the model each, among which the prompts are divided. "
+        "More than one are started by `accelerate launch`.",
+        json_schema_extra=engine_parameter("accelerate launch --num_processes", unit="processes"),
+    )
+    attn_implementation: Literal["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"] | None = (
+        Field(
+            default=None,
+            description="The attention kernel family. flash_attention_2 and 3 need an NVIDIA GPU and their packages; "
+            "a worker without them refuses them.",
+            json_schema_extra=engine_parameter("attn_implementation"),
+        )
+    )
+    use_cache: bool = Field(
+        default=True,
+        description="Keep keys and values of earlier tokens; without, every step computes the whole sequence again.",
+        json_schema_extra=engine_parameter("use_cache"),
+    )
+    cache_implementation: Literal["dynamic", "static"] | None = Field(
+        default=None,
+        description="How keys and values are kept: growing with the sequence (dynamic, when unset), or allocated at "
+        "once for its greatest length (static).",
+        json_schema_extra=engine_parameter("cache_implementation"),
+    )
+    torch_compile: TorchCompileConfig | None = Field(
+        default=None, description="Compilation of the model.", json_schema_extra=engine_parameter("torch.compile")
+    )
+    quantization: QuantizationConfig | None = Field(
+        default=None,
+        description="Weights in fewer bits.",
+        json_schema_extra=engine_parameter("quantization_config"),
+    )
+    assisted_decoding: AssistedDecodingConfig | None = Field(
+        default=None,
+        description="Speculation with a drafting model; one request at a time.",
+        json_schema_extra=engine_parameter("generate(assistant_model)"),
+    )
+    prompt_lookup_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Speculation from the prompt itself: most tokens copied from an earlier place; one request at a "
+        "time.",
+        json_schema_extra=engine_parameter("GenerationConfig.prompt_lookup_num_tokens", unit="tokens"),
+    )
+    matmul_precision: Literal["highest", "high", "medium"] | None = Field(
+        default=None,
+        description="What float32 products may be computed in: float32, TensorFloat-32 or bfloat16, where the "
+        "processor has it.",
+        json_schema_extra=engine_parameter("torch.set_float32_matmul_precision"),
     )
     num_threads: int | None = Field(
         default=None,
@@ -31,3 +203,47 @@ class PyTorchConfig(ConfigModel):
         description="CPU threads inside one operator.",
         json_schema_extra=engine_parameter("torch.set_num_threads", unit="threads"),
     )
+
+    @property
+    def speculates(self) -> bool:
+        """Whether several tokens of a request may come in one step."""
+        return self.assisted_decoding is not None or self.prompt_lookup_tokens is not None
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the model is compiled."""
+        return self.torch_compile is not None and self.torch_compile.enabled
+
+    @model_validator(mode="after")
+    def _batches_can_be_made(self) -> Self:
+        if (self.batching == "dynamic") != (self.max_tokens_per_batch is not None):
+            if self.batching == "dynamic":
+                raise ValueError("batching dynamic needs a limit; set max_tokens_per_batch")
+            raise ValueError(
+                f"max_tokens_per_batch belongs to dynamic batching and batching is {self.batching}; "
+                "remove it or set batching: dynamic"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cache_is_used(self) -> Self:
+        if not self.use_cache and self.cache_implementation is not None:
+            raise ValueError(
+                f"use_cache is false, so there is no {self.cache_implementation} cache; remove one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _speculation_fits(self) -> Self:
+        if not self.speculates:
+            return self
+        if self.assisted_decoding is not None and self.prompt_lookup_tokens is not None:
+            raise ValueError("assisted_decoding and prompt_lookup_tokens are both set; keep one way of speculation")
+        name = "assisted_decoding" if self.assisted_decoding is not None else "prompt_lookup_tokens"
+        if self.batching != "static" or self.batch_size > 1:
+            raise ValueError(f"{name} works on one request at a time; remove batching and set batch_size to 1")
+        if not self.use_cache or self.cache_implementation == "static":
+            raise ValueError(f"{name} needs a dynamic cache; remove use_cache and cache_implementation")
+        if self.compiles:
+            raise ValueError(f"{name} can't be combined with torch_compile; remove one of them")
+        return self

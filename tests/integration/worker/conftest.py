@@ -16,6 +16,7 @@ from factories.fake_daemon import FAKES
 from factories.fake_server import FakeServer
 from lem_worker import server_api
 from lem_worker.daemon import Daemon
+from lem_worker.models import resolve_model
 from lem_worker.process_protocol import (
     CONTROL_IN,
     CONTROL_OUT,
@@ -116,6 +117,23 @@ def drive() -> Iterator[Drive]:
     yield start
     for process in started:
         process.end()
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """builtin:tiny-llama, made once."""
+    return Path(resolve_model("builtin:tiny-llama", cache_dir=tmp_path_factory.mktemp("models")).path_or_id)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch in this process computes with one thread, and afterwards with as many as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

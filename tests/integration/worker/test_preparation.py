@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import hashlib
 import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psutil
 import pytest
 
 from factories.fake_daemon import killed_worker, nothing_lives_of, spooled, until
 from factories.fake_server import FakeServer
+from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.states import FailureReason
+from lem_worker.ending import AttemptEnded
+from lem_worker.preparation import prepare
 from lem_worker.processes import ATTEMPT_VARIABLE
+from lem_worker.server_api import ServerApi
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("worker_environment")]
 
@@ -107,3 +113,30 @@ async def test_a_cache_on_which_nothing_can_be_made_is_the_machines_fault(
     assert server.ended[attempts[0]].reason is FailureReason.BACKEND_UNAVAILABLE
     assert "set --cache-dir" in server.ended[attempts[0]].message
     assert "claiming nothing" in caplog.text
+
+
+async def test_what_goes_with_a_model_is_found_and_hashed(server: FakeServer, tmp_path: Path) -> None:
+    model, adapter = tmp_path / "model", tmp_path / "adapter"
+    for folder, name in ((model, "config.json"), (adapter, "adapter_config.json")):
+        folder.mkdir()
+        (folder / name).write_text("{}")
+    document = {
+        "model": {"id": str(model), "adapter": str(adapter)},
+        "pytorch": {"assisted_decoding": {"model": str(model)}},
+    }
+    config = ExperimentConfig.model_validate(document)
+    async with contextlib.aclosing(ServerApi(server.url, "secret", worker_id="wrk_a", boot_id=uuid4())) as api:
+        found = await prepare(config, api, attempt_id="att_a", cache_dir=tmp_path / "cache")
+        assert found.adapter is not None
+        assert found.assistant is not None
+        assert (found.adapter.path_or_id, found.assistant.path_or_id) == (str(adapter), str(model))
+        digest = hashlib.sha256(b"{}").hexdigest()
+        assert found.files == {
+            "model_files": {"config.json": digest},
+            "adapter_files": {"adapter_config.json": digest},
+            "assistant_files": {"config.json": digest},
+        }
+        assert found.is_local
+        (adapter / "adapter_config.json").unlink()
+        with pytest.raises(AttemptEnded, match=r"holds no adapter_config.json; name the folder of an adapter"):
+            await prepare(config, api, attempt_id="att_a", cache_dir=tmp_path / "cache")

@@ -5,122 +5,20 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from pydantic.types import JsonValue
 
-from lem_domain.config.experiment import ExperimentConfig
+from factories.pytorch_run import TEXTS, TOKENS, Run, ending_at
 from lem_domain.evidence import PhaseName
 from lem_domain.states import FailureReason
-from lem_worker.backends import create_backend
-from lem_worker.backends.pytorch import PyTorchBackend
 from lem_worker.backends.pytorch_model import ModelRefused
 from lem_worker.failures import failure_of
-from lem_worker.models import resolve_model
-from lem_worker.process_protocol import RankJob
-from lem_worker.prompts import PromptRefused, batches, requests_of
-from lem_worker.recorder import Recorder, Sinks
+from lem_worker.prompts import PromptRefused, batches
 
-TEXTS = (
-    "The license of this program is",
-    "Copyright",
-    "You may",
-    "This is a much longer prompt than all of the others, so that they are padded a lot",
-    "Everyone is permitted to copy and distribute",
-    "When we speak of free software",
-    "A",
-    "The precise terms and conditions follow",
-)
-TOKENS = 12
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(resolve_model("builtin:tiny-llama", cache_dir=tmp_path_factory.mktemp("models")).path_or_id)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-class Kept:
-    """Rows and outputs in memory."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.ids: dict[int, list[int]] = {}
-
-    def append(self, **columns: Any) -> None:
-        self.rows.append(columns)
-
-    def extend(self, **columns: Any) -> None:
-        self.rows += [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-    def add(self, prompt_index: int, token_ids: Sequence[int]) -> None:
-        self.ids[prompt_index] = list(token_ids)
-
-
-class Run:
-    """What one repetition of the prompts gave."""
-
-    def __init__(self, folder: Path, texts: Sequence[str] = TEXTS, **config: JsonValue) -> None:
-        document: dict[str, Any] = {"model": "tiny", "precision": "float32", "output": {"max_tokens": TOKENS}, **config}
-        self.config = ExperimentConfig.model_validate(document)
-        job = RankJob(
-            attempt_id="a",
-            rank=0,
-            world_size=1,
-            config=self.config,
-            model_path=str(folder),
-            prompts=tuple(texts),
-            spool="unused",
-            devices=(),
-        )
-        backend = create_backend(self.config.backend)
-        assert isinstance(backend, PyTorchBackend)
-        self.backend = backend
-        backend.load(job)
-        assert backend._live is not None
-        self.live = backend._live
-        self.prompts = backend.prepare(list(enumerate(texts)))
-        requests = requests_of(self.prompts, repetition=0, first_id=0, seed=self.config.decoding.seed)
-        requests_table, token_table, outputs = Kept(), Kept(), Kept()
-        recorder = Recorder(PhaseName.MEASURE, Sinks(requests_table, token_table, outputs))
-        for batch in batches(requests, backend.in_flight()):
-            recorder.release(batch, recorder.clock())
-            backend.run(batch, recorder)
-            recorder.drain()
-        self.requests, self.tokens, self.outputs = requests_table.rows, token_table.rows, outputs.ids
-        found = backend.effective_config(requests[: backend.in_flight()])
-        self.effective = {parameter.name: parameter.effective for parameter in found.parameters}
-        self.unconfirmed = [parameter.name for parameter in found.parameters if not parameter.confirmed]
-
-    def generated(self, texts: Sequence[str] = TEXTS, **options: Any) -> list[list[int]]:
-        """What transformers' own `generate` gives, rows ending where `eos_token_id` says (by default nowhere)."""
-        tokenizer = self.live.tokenizer
-        tokenizer.padding_side = "left"
-        encoded = tokenizer(list(texts), return_tensors="pt", padding=True, return_token_type_ids=False)
-        options = {"max_new_tokens": TOKENS, "do_sample": False, "eos_token_id": [-1], **options}
-        rows = self.live.model.generate(**encoded, **options)[:, encoded["input_ids"].shape[1] :].tolist()
-        ends = options["eos_token_id"]
-        return [row[: next((place + 1 for place, token in enumerate(row) if token in ends), len(row))] for row in rows]
-
-
-def ending_at(folder: Path, target: Path, end_ids: Sequence[int]) -> Path:
-    """The same model, whose sequences end at other tokens."""
-    shutil.copytree(folder, target)
-    path = target / "generation_config.json"
-    settings = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({**settings, "eos_token_id": list(end_ids)}))
-    return target
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,7 @@ class Live:
         self._backends.append(backend)
         backend.load(job)
         prompts = backend.prepare(list(enumerate(job.prompts)))
-        return backend.effective_config(warmup_requests(prompts, size=2, seed=0)).parameters
+        return backend.effective_config(warmup_requests(prompts, seed=0)[:2]).parameters
 
     def __call__(self, **config: Any) -> dict[str, Any]:
         """What it read back: name to (requested, effective); nothing differs."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 
@@ -16,7 +16,7 @@ from lem_domain.evidence import PhaseName
 from lem_worker import measuring
 from lem_worker.goal import Goal
 from lem_worker.measuring import Share, measure
-from lem_worker.prompts import PreparedPrompt, Request
+from lem_worker.prompts import PreparedPrompt, Request, batches
 from lem_worker.recorder import Recorder, Sinks
 from lem_worker.traffic import TrafficRefused, arrival_gaps, make_feed
 
@@ -31,7 +31,7 @@ class World:
     batch_ms: float = 10.0
     batch_size: int = 2
     now_ns: int = 1_000
-    batches: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
 
     def clock(self) -> int:
         return self.now_ns
@@ -39,13 +39,13 @@ class World:
     def sleep(self, seconds: float) -> None:
         self.now_ns += max(1, round(seconds * 1e9))
 
-    def in_flight(self) -> int:
-        return self.batch_size
+    def batches(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
+        return batches(requests, self.batch_size)
 
     def run(self, requests: Sequence[Request], recorder: Recorder) -> None:
         ids = np.array([request.request_id for request in requests], dtype=np.int64)
-        recorder.scheduled(ids, self.now_ns, batch_id=len(self.batches))
-        self.batches.append(len(requests))
+        recorder.scheduled(ids, self.now_ns, batch_id=len(self.sizes))
+        self.sizes.append(len(requests))
         self.now_ns += round(self.batch_ms * MS)
         recorder.tokens(ids, self.now_ns)
         for request in requests:
@@ -116,7 +116,7 @@ def test_an_engine_with_nothing_to_do_waits_for_the_next_arrival(monkeypatch: py
     world = World(batch_ms=1)
     rows, _ = measured(world, monkeypatch, goal=Goal(50 * MS, 1), mode="open", rate_per_s=50, arrivals="constant")
     assert [round((row["last_token_ns"] - row["arrival_ns"]) / MS) for row in rows] == [1] * 3
-    assert world.batches == [1, 1, 1]
+    assert world.sizes == [1, 1, 1]
 
 
 @pytest.mark.proves("traffic.mode", "traffic.concurrency", on="worker")

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lem_domain.config.experiment import WarmupConfig
-from lem_worker.prompts import PreparedPrompt, warmup_requests
+from lem_worker.prompts import PreparedPrompt, batches, fullest, largest, warmup_requests
 from lem_worker.warmup import POWER_CAP_S, PowerTrend, assess, coefficient_of_variation, warm_up
 
 CONFIG = WarmupConfig(min_requests=5, max_requests=12, cv_threshold=0.05, window_size=5)
@@ -105,12 +105,20 @@ def test_it_always_ends_between_minimum_and_cap(latencies: list[float]) -> None:
     assert CONFIG.min_requests <= assessment.requests <= CONFIG.max_requests
 
 
-def test_the_batch_with_the_longest_prompt_is_sent_with_its_tokens_reversed() -> None:
+def test_the_largest_batch_is_sent_with_its_tokens_reversed() -> None:
     prompts = [
         PreparedPrompt(0, (1, 2)),
         PreparedPrompt(1, (3,)),
         PreparedPrompt(2, (4, 5, 6)),
         PreparedPrompt(3, (7,)),
     ]
-    requests = warmup_requests(prompts, size=2, seed=0)
-    assert [request.token_ids for request in requests] == [(6, 5, 4), (7,)]
+    requests = warmup_requests(prompts, seed=0)
+    assert [request.token_ids for request in largest(list(batches(requests, 2)))] == [(6, 5, 4), (7,)]
+
+
+def test_the_largest_batch_has_the_most_places_and_the_fullest_the_most_rows() -> None:
+    short = [PreparedPrompt(index, (1, 2)) for index in range(4)]
+    divided = list(batches(warmup_requests([*short, PreparedPrompt(4, (3,) * 9)], seed=0), 4))
+    assert [len(batch) for batch in divided] == [4, 1]
+    assert largest(divided) is divided[1]
+    assert fullest(divided) is divided[0]

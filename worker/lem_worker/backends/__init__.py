@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, cast, runtime_checkable
@@ -23,8 +23,9 @@ class LaunchMode(StrEnum):
     """How the processes of an attempt are started."""
 
     ACCELERATE = "accelerate"
-    TORCHRUN = "torchrun"
+    """Several by `accelerate launch`; a single one by the daemon, for which accelerate would do nothing else."""
     DIRECT = "direct"
+    """By the daemon."""
 
 
 class CudaManagement(StrEnum):
@@ -54,9 +55,6 @@ class _Backend(Protocol):
     def prepare(self, prompts: Sequence[tuple[int, str]]) -> list[PreparedPrompt]:
         """Tokenise (index, text) pairs, within the limits of the configuration; never inside the window."""
 
-    def in_flight(self) -> int:
-        """How many requests it works on at once: the size of a batch, or the most sequences of a step."""
-
     def effective_config(self, sample: Sequence[Request]) -> EffectiveConfig:
         """What the live engine says is in force; `sample` is the largest batch, to be tried where that tells more."""
 
@@ -73,7 +71,10 @@ class _Backend(Protocol):
 
 @runtime_checkable
 class LockstepBackend(_Backend, Protocol):
-    """Works on one batch at a time, which its caller makes: the next begins when the last row of this one is done."""
+    """Works on one batch at a time: the next begins when the last row of this one is done."""
+
+    def batches(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
+        """Divide requests that wait into batches, the one to be sent first at the front."""
 
     def run(self, requests: Sequence[Request], recorder: Recorder) -> None:
         """Send the requests as one batch, tell the recorder what becomes of them, and return when all are done."""
@@ -83,9 +84,23 @@ class LockstepBackend(_Backend, Protocol):
 class ContinuousBackend(_Backend, Protocol):
     """Takes requests in and lets them go at any time, and owns the loop that does it (see `lem_worker.intake`)."""
 
+    def in_flight(self) -> int:
+        """The most sequences that it works on in one step."""
+
     def serve(self, intake: Intake, recorder: Recorder) -> None:
         """Take requests from the intake until it is over and all are done, and tell the recorder what becomes of each:
         when it was scheduled, when tokens came, and how it ended."""
+
+
+@runtime_checkable
+class CompilingBackend(LockstepBackend, Protocol):
+    """Compiles its model when it meets new shapes, which must all be met before the window."""
+
+    def compiles(self) -> bool:
+        """Whether the configuration asks for it."""
+
+    def compile(self, requests: Sequence[Request]) -> None:
+        """Meet the shapes of all batches of the requests."""
 
 
 @runtime_checkable

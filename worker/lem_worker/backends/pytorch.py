@@ -1,4 +1,5 @@
-"""The PyTorch backend: transformers models in static batches, decoded by a loop of our own.
+"""The PyTorch backend: transformers models in lockstep batches, decoded by a loop of our own or, where tokens are
+drafted, by transformers' assisted generation.
 
 Nothing of the engine is imported before `load`: the number of threads must stand in the environment by then.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from pydantic.types import JsonValue
@@ -15,8 +16,9 @@ from pydantic.types import JsonValue
 from lem_domain.config.experiment import BackendName
 from lem_domain.config.pytorch import PyTorchConfig
 from lem_domain.errors import LemError
+from lem_domain.evidence import PhaseName
 from lem_domain.wire.runs import EffectiveConfig
-from lem_worker.backends import CudaManagement, LaunchMode, RuntimeCapabilities, missing_package
+from lem_worker.backends import CudaManagement, LaunchMode, RuntimeCapabilities, missing_package, pytorch_batching
 from lem_worker.process_protocol import RankJob
 from lem_worker.prompts import PreparedPrompt, Request, fit
 from lem_worker.recorder import Recorder
@@ -25,6 +27,7 @@ from lem_worker.synthetic import synthetic_prompts
 if TYPE_CHECKING:
     from lem_worker.backends.pytorch_decoding import Decoder
     from lem_worker.backends.pytorch_model import LiveModel
+    from lem_worker.backends.pytorch_speculation import SpeculativeDecoder
 
 T = TypeVar("T")
 
@@ -36,6 +39,9 @@ _QUIET = {
 }
 
 
+_NOT_LOADED = "the PyTorch backend is not loaded; call load first."
+
+
 class NotLoaded(LemError):
     """Something was asked of a model that isn't there."""
 
@@ -45,9 +51,11 @@ class PyTorchBackend:
 
     def __init__(self) -> None:
         self._live: LiveModel | None = None
-        self._decoder: Decoder | None = None
+        self._decoder: Decoder | SpeculativeDecoder | None = None
         self._job: RankJob | None = None
         self._batches = 0
+        self._graphs_before: int | None = None
+        """How many graphs were compiled before the window."""
 
     def capabilities(self) -> RuntimeCapabilities:
         """One rank per accelerator, started by accelerate."""
@@ -65,12 +73,20 @@ class PyTorchBackend:
         if settings.num_threads is not None:
             os.environ["OMP_NUM_THREADS"] = str(settings.num_threads)
         try:
-            from lem_worker.backends import pytorch_decoding, pytorch_model  # noqa: PLC0415 - see the module's text
+            from lem_worker.backends import (  # noqa: PLC0415 - see the module's text
+                pytorch_decoding,
+                pytorch_model,
+                pytorch_speculation,
+            )
         except ImportError as error:
             raise missing_package(BackendName.PYTORCH, error) from error
         self._job = job
         self._live = pytorch_model.load(job)
-        self._decoder = pytorch_decoding.Decoder(self._live, job.config.decoding, job.config.output)
+        parts = self._live, job.config.decoding, job.config.output, settings
+        if settings.speculates:
+            self._decoder = pytorch_speculation.SpeculativeDecoder(*parts)
+        else:
+            self._decoder = pytorch_decoding.Decoder(*parts)
 
     def prepare(self, prompts: Sequence[tuple[int, str]]) -> list[PreparedPrompt]:
         """Tokenise, truncate, and see that prompt and answer fit into the model's context."""
@@ -92,26 +108,45 @@ class PyTorchBackend:
             _need(self._live).check_context(prompt, _need(self._job).config.output.max_tokens)
         return prepared
 
-    def in_flight(self) -> int:
-        """The batch size."""
-        return self._settings().batch_size
+    def batches(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
+        """As `pytorch.batching` says."""
+        return pytorch_batching.batches(
+            requests, self._settings(), max_new_tokens=_need(self._job).config.output.max_tokens
+        )
+
+    def compiles(self) -> bool:
+        """Whether the first batches of each shape will be compiled."""
+        return self._settings().compiles
+
+    def compile(self, requests: Sequence[Request]) -> None:
+        """Run one batch of each shape, so that nothing is left to compile in the window."""
+        seen = set()
+        for batch in self.batches(requests):
+            shape = len(batch), max(len(request.token_ids) for request in batch)
+            if shape not in seen:
+                seen.add(shape)
+                recorder = Recorder(PhaseName.COMPILE)
+                recorder.release(batch, recorder.clock())
+                self.run(batch, recorder)
 
     def effective_config(self, sample: Sequence[Request]) -> EffectiveConfig:
         """Read back from the live model; one prefill of `sample` tells how many rows the model really gets."""
         from lem_worker.backends import pytorch_readback  # noqa: PLC0415 - needs torch
 
-        rows = _need(self._decoder).probe(sample)
+        rows = self._ready().probe(sample)
         return EffectiveConfig(
             engine=f"transformers {importlib.metadata.version('transformers')}, "
             f"torch {importlib.metadata.version('torch')}",
             parameters=pytorch_readback.parameters(
-                _need(self._job).config, _need(self._live), _need(self._decoder), rows=rows
+                _need(self._job), _need(self._live), self._ready(), rows=rows, expected_rows=len(sample)
             ),
         )
 
     def run(self, requests: Sequence[Request], recorder: Recorder) -> None:
         """Decode the requests as one batch in lockstep."""
-        _need(self._decoder).run(requests, recorder, batch_id=self._batches)
+        if self._graphs_before is None and recorder.phase is PhaseName.MEASURE:
+            self._graphs_before = self._graphs()
+        self._ready().run(requests, recorder, batch_id=self._batches)
         self._batches += 1
 
     def facts(self) -> dict[str, JsonValue]:
@@ -119,10 +154,15 @@ class PyTorchBackend:
         from lem_worker.backends import pytorch_facts  # noqa: PLC0415 - needs torch
 
         live = _need(self._live)
-        return {
+        facts: dict[str, JsonValue] = {
             "model": pytorch_facts.model_facts(live.model),
             "peak_device_memory_bytes": pytorch_facts.peak_memory_bytes(live.device),
+            **self._ready().facts(),
         }
+        if live.compiled is not None:
+            in_window = live.compiled.graphs - (self._graphs_before or 0)
+            facts["compilation"] = {**live.compiled.facts(), "compiled_graphs_in_window": in_window}
+        return facts
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Without special tokens."""
@@ -140,11 +180,20 @@ class PyTorchBackend:
             self._live.release()
         self._live = self._decoder = None
 
+    def _ready(self) -> Decoder | SpeculativeDecoder:
+        if self._decoder is None:
+            raise NotLoaded(_NOT_LOADED)
+        return self._decoder
+
+    def _graphs(self) -> int:
+        compiled = _need(self._live).compiled
+        return 0 if compiled is None else compiled.graphs
+
     def _settings(self) -> PyTorchConfig:
         return _need(self._job).config.pytorch or PyTorchConfig()
 
 
 def _need(thing: T | None) -> T:
     if thing is None:
-        raise NotLoaded("the PyTorch backend is not loaded; call load first.")
+        raise NotLoaded(_NOT_LOADED)
     return thing

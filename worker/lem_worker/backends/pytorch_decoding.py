@@ -13,19 +13,14 @@ from typing import cast
 
 import numpy as np
 import torch
-from transformers import DynamicCache
-from transformers.generation.logits_process import (
-    LogitsProcessorList,
-    MinNewTokensLengthLogitsProcessor,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from pydantic.types import JsonValue
+from transformers import DynamicCache, StaticCache
+from transformers.generation.logits_process import LogitsProcessorList
 
 from lem_domain.config.experiment import DecodingConfig, OutputConfig
+from lem_domain.config.pytorch import PyTorchConfig
 from lem_worker.backends.pytorch_model import LiveModel
+from lem_worker.backends.pytorch_processors import make_processors
 from lem_worker.prompts import Request
 from lem_worker.recorder import IntArray, Recorder
 
@@ -42,16 +37,14 @@ class _Batch:
 
 
 class _Forward:
-    """Calls the model step by step on one batch with a cache of its own."""
+    """Calls the model step by step on one batch, with a cache of its own where the configuration has one."""
 
-    def __init__(self, live: LiveModel, batch: _Batch, accepted: Collection[str]) -> None:
-        self._model = live.model
+    def __init__(self, live: LiveModel, batch: _Batch, settings: PyTorchConfig, accepted: Collection[str]) -> None:
+        self._forward = live.forward
         self._batch = batch
         self._takes_positions = "position_ids" in accepted
-        self._options: dict[str, object] = {
-            "past_key_values": DynamicCache(config=live.model.config),
-            "use_cache": True,
-        }
+        self.cache = _make_cache(live, settings, length=batch.sequence.shape[1])
+        self._options: dict[str, object] = {"past_key_values": self.cache, "use_cache": self.cache is not None}
         if "logits_to_keep" in accepted:
             # Without it the prefill would compute the logits of every position, which generate doesn't do either.
             self._options["logits_to_keep"] = 1
@@ -64,17 +57,33 @@ class _Forward:
             self._options["attention_mask"] = batch.mask[:, :length]
         if self._takes_positions:
             self._options["position_ids"] = batch.positions[:, done:length]
-        output = self._model(input_ids=batch.sequence[:, done:length], **self._options)
-        self._done = length
+        output = self._forward(input_ids=batch.sequence[:, done:length], **self._options)
+        if self.cache is not None:
+            self._done = length
         logits: torch.Tensor = output.logits[:, -1]
         return logits
+
+
+def _make_cache(live: LiveModel, settings: PyTorchConfig, *, length: int) -> DynamicCache | StaticCache | None:
+    if not settings.use_cache:
+        return None
+    if settings.cache_implementation == "static":
+        return StaticCache(config=live.model.config, max_cache_len=length)
+    return DynamicCache(config=live.model.config)
+
+
+CACHES = {"DynamicCache": "dynamic", "StaticCache": "static"}
+"""What `cache_implementation` calls the engine's classes."""
 
 
 class Decoder:
     """Runs batches of a live model as the configuration says."""
 
-    def __init__(self, live: LiveModel, decoding: DecodingConfig, output: OutputConfig) -> None:
+    def __init__(
+        self, live: LiveModel, decoding: DecodingConfig, output: OutputConfig, settings: PyTorchConfig
+    ) -> None:
         self._live = live
+        self._settings = settings
         self._accepted = frozenset(inspect.signature(live.model.forward).parameters)
         self._decoding = decoding
         self._max_tokens = output.max_tokens
@@ -84,6 +93,8 @@ class Decoder:
         self.samples = decoding.temperature > 0
         self.processors = LogitsProcessorList()
         """Those of the last batch."""
+        self.cache: str | None = None
+        """The kind of cache that the last probe's prefill filled; None for none."""
         self._generator = torch.Generator(live.device)
         self._end = torch.tensor(self.end_ids, dtype=torch.long, device=live.device)
 
@@ -92,7 +103,11 @@ class Decoder:
         """Prefill the requests as one batch; the answer is the number of rows that the model worked on."""
         batch = self._assemble(requests)
         self.processors = self._processors_for(batch)
-        return int(_Forward(self._live, batch, self._accepted)(batch.prompt_length).shape[0])
+        forward = _Forward(self._live, batch, self._settings, self._accepted)
+        rows = int(forward(batch.prompt_length).shape[0])
+        filled = forward.cache is not None and int(forward.cache.get_seq_length()) == batch.prompt_length
+        self.cache = CACHES.get(type(forward.cache).__name__) if filled else None
+        return rows
 
     @torch.inference_mode()
     def run(self, requests: Sequence[Request], recorder: Recorder, *, batch_id: int) -> None:
@@ -110,7 +125,7 @@ class Decoder:
 
     def _decode(self, batch: _Batch, request_ids: IntArray, recorder: Recorder, most: int) -> list[int]:
         """Fill the sequence; the answer is the number of tokens of each row."""
-        forward = _Forward(self._live, batch, self._accepted)
+        forward = _Forward(self._live, batch, self._settings, self._accepted)
         on_cuda = self._live.device.type == "cuda"
         live = torch.ones(len(request_ids), dtype=torch.bool, device=self._live.device)
         recorded = request_ids
@@ -160,25 +175,15 @@ class Decoder:
         return _Batch(sequence, mask, positions, padding, longest)
 
     def _processors_for(self, batch: _Batch) -> LogitsProcessorList:
-        """The same ones in the same order as in generate."""
-        decoding = self._decoding
-        processors = LogitsProcessorList()
-        if decoding.repetition_penalty is not None:
-            processors.append(
-                RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty, prompt_ignore_length=batch.padding)
-            )
-        if self._min_tokens and self.end_ids:
-            processors.append(
-                MinNewTokensLengthLogitsProcessor(
-                    batch.prompt_length, self._min_tokens, self._end, device=str(self._live.device)
-                )
-            )
-        if self.samples and decoding.temperature != 1:
-            processors.append(TemperatureLogitsWarper(decoding.temperature))
-        if decoding.top_k is not None:
-            processors.append(TopKLogitsWarper(decoding.top_k))
-        if decoding.top_p is not None:
-            processors.append(TopPLogitsWarper(decoding.top_p))
-        if decoding.min_p is not None:
-            processors.append(MinPLogitsWarper(decoding.min_p))
-        return processors
+        return make_processors(
+            self._decoding,
+            min_tokens=self._min_tokens,
+            end_ids=self.end_ids,
+            prompt_length=batch.prompt_length,
+            device=self._live.device,
+            padding=batch.padding,
+        )
+
+    def facts(self) -> dict[str, JsonValue]:
+        """Nothing beyond what requests and tokens say."""
+        return {}

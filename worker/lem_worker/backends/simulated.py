@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from pydantic.types import JsonValue
@@ -19,7 +19,7 @@ from lem_domain.errors import LemError
 from lem_domain.wire.runs import EffectiveConfig, EffectiveParameter
 from lem_worker.backends import CudaManagement, LaunchMode, RuntimeCapabilities
 from lem_worker.process_protocol import RankJob
-from lem_worker.prompts import PreparedPrompt, Request, fit
+from lem_worker.prompts import PreparedPrompt, Request, batches, fit
 from lem_worker.recorder import Recorder
 from lem_worker.synthetic import synthetic_prompts
 
@@ -67,9 +67,9 @@ class SimulatedBackend:
         """Ids out of its whole vocabulary."""
         return synthetic_prompts(lengths, range(_VOCABULARY), seed=seed, limits=self._loaded().config.input)
 
-    def in_flight(self) -> int:
-        """The batch size."""
-        return self._config.batch_size
+    def batches(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
+        """In their order, of the batch size."""
+        return batches(requests, self._config.batch_size)
 
     def effective_config(self, sample: Sequence[Request]) -> EffectiveConfig:  # noqa: ARG002 - nothing to try
         """The configuration itself, except for what it says to misreport."""

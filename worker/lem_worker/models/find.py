@@ -1,4 +1,5 @@
-"""Finds a model for an attempt (`python -m lem_worker.models.find MODEL CACHE [REVISION]`) and prints where it is.
+"""Finds a model for an attempt (`python -m lem_worker.models.find MODEL CACHE [REVISION]`) and prints where it is; with
+`--adapter` in the place of a revision it is an adapter.
 
 A process of its own, because making a model or hashing its weights takes minutes, and an attempt can be stopped at any
 time: a process can be killed, a thread can't.
@@ -12,10 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lem_worker import processes
-from lem_worker.models import ModelNotFound, resolve_model
+from lem_worker.models import ModelNotFound, resolve_adapter, resolve_model
 
 NOT_FOUND, NO_PLACE = 2, 3
 """Exit codes: the model can't be had; the cache can't be used."""
+
+ADAPTER = "--adapter"
 
 
 def main(arguments: list[str]) -> int:
@@ -23,7 +26,10 @@ def main(arguments: list[str]) -> int:
     processes.die_with_parent()
     model, cache, *revision = arguments
     try:
-        source = resolve_model(model, cache_dir=Path(cache), revision=revision[0] if revision else None)
+        if revision == [ADAPTER]:
+            source = resolve_adapter(model, cache_dir=Path(cache))
+        else:
+            source = resolve_model(model, cache_dir=Path(cache), revision=revision[0] if revision else None)
     except ModelNotFound as error:
         print(error, file=sys.stderr)  # noqa: T201
         return NOT_FOUND

@@ -43,21 +43,47 @@ def resolve_model(model_id: str, *, cache_dir: Path, revision: str | None = None
         if name not in RECIPES:
             known = ", ".join(BUILTIN_PREFIX + one for one in sorted(RECIPES))
             raise ModelNotFound(f"there is no built-in model {model_id!r}; there is {known}.")
-        folder = build_once(cache_dir / "models" / name, recipe=RECIPES[name], build=lambda fresh: _build(name, fresh))
-        return _local(model_id, folder, cache_dir)
+        made = build_once(cache_dir / "models" / name, recipe=RECIPES[name], build=lambda fresh: _build(name, fresh))
+        return _local(model_id, made, cache_dir)
+    folder = _folder(model_id, "model.id")
+    if folder is None:
+        return ModelSource(requested=model_id, path_or_id=model_id, is_local=False, revision=revision)
+    if not (folder / "config.json").is_file():
+        raise ModelNotFound(f"the folder {model_id} holds no config.json; name the folder of a model.")
+    return _local(model_id, folder.resolve(), cache_dir)
+
+
+def resolve_adapter(adapter_id: str, *, cache_dir: Path) -> ModelSource:
+    """Find an adapter; a hub id is handed on as it is.
+
+    Raises:
+        ModelNotFound: a folder that isn't there or holds no adapter.
+    """
+    folder = _folder(adapter_id, "model.adapter")
+    if folder is None:
+        return ModelSource(requested=adapter_id, path_or_id=adapter_id, is_local=False)
+    if not (folder / "adapter_config.json").is_file():
+        raise ModelNotFound(f"the folder {adapter_id} holds no adapter_config.json; name the folder of an adapter.")
+    return _local(adapter_id, folder.resolve(), cache_dir)
+
+
+def _folder(name: str, key: str) -> Path | None:
+    """The folder that is named, or None for what is no folder's name.
+
+    Raises:
+        ModelNotFound: it is one, and there is no such folder.
+    """
     try:
-        folder = Path(model_id).expanduser()
+        folder = Path(name).expanduser()
     except RuntimeError:
         raise ModelNotFound(
-            f"{model_id} lies in the home of a user that the worker's machine does not have; correct model.id."
+            f"{name} lies in the home of a user that the worker's machine does not have; correct {key}."
         ) from None
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelNotFound(f"the folder {model_id} holds no config.json; name the folder of a model.")
-        return _local(model_id, folder.resolve(), cache_dir)
-    if model_id.startswith(("/", "./", "../", "~")):
-        raise ModelNotFound(f"there is no folder {model_id} on the worker's machine; correct model.id.")
-    return ModelSource(requested=model_id, path_or_id=model_id, is_local=False, revision=revision)
+        return folder
+    if name.startswith(("/", "./", "../", "~")):
+        raise ModelNotFound(f"there is no folder {name} on the worker's machine; correct {key}.")
+    return None
 
 
 def _build(name: str, folder: Path) -> None:

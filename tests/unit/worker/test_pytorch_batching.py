@@ -1,0 +1,56 @@
+"""Batches of the PyTorch backend, whatever the requests: each request once, and every bound kept."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lem_domain.config.pytorch import PyTorchConfig
+from lem_worker.backends.pytorch_batching import batches
+from lem_worker.prompts import Request
+
+NEW = 5
+
+lengths = st.lists(st.integers(1, 40), min_size=1, max_size=30)
+settings = st.one_of(
+    st.builds(PyTorchConfig, batch_size=st.integers(1, 9), batching=st.just("static")),
+    st.builds(PyTorchConfig, batch_size=st.integers(1, 9), batching=st.just("length_sorted")),
+    st.builds(
+        PyTorchConfig,
+        batch_size=st.integers(1, 9),
+        batching=st.just("dynamic"),
+        max_tokens_per_batch=st.integers(40 + NEW, 400),
+    ),
+)
+
+
+@given(lengths, settings)
+def test_every_request_is_in_one_batch_and_no_bound_is_broken(lengths: list[int], config: PyTorchConfig) -> None:
+    requests = [Request(number, number, (1,) * length, 0) for number, length in enumerate(lengths)]
+    made = list(batches(requests, config, max_new_tokens=NEW))
+    sent = [request for batch in made for request in batch]
+    assert sorted(request.request_id for request in sent) == list(range(len(lengths)))
+    for batch in made:
+        assert batch
+        longest = max(len(request.token_ids) for request in batch)
+        if config.max_tokens_per_batch is not None:
+            assert len(batch) * (longest + NEW) <= config.max_tokens_per_batch
+            assert len(batch) <= config.batch_size or config.batch_size == 1
+        else:
+            assert len(batch) <= config.batch_size
+    if config.batching == "length_sorted":
+        assert [len(request.token_ids) for request in sent] == sorted(lengths, reverse=True)
+    else:
+        assert sent == requests
+
+
+@given(lengths, st.integers(1, 9))
+def test_sorting_by_length_never_pads_more(lengths: list[int], size: int) -> None:
+    requests = [Request(number, number, (1,) * length, 0) for number, length in enumerate(lengths)]
+
+    def places(batching: str) -> int:
+        config = PyTorchConfig.model_validate({"batch_size": size, "batching": batching})
+        made = batches(requests, config, max_new_tokens=NEW)
+        return sum(len(batch) * max(len(request.token_ids) for request in batch) for batch in made)
+
+    assert places("length_sorted") <= places("static")
