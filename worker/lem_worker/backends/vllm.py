@@ -5,7 +5,7 @@ Nothing of the engine is imported before `load`: what its environment says must 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from pydantic.types import JsonValue
@@ -20,6 +20,7 @@ from lem_worker.intake import Intake
 from lem_worker.process_protocol import RankJob
 from lem_worker.prompts import PreparedPrompt, Request, fit
 from lem_worker.recorder import Recorder
+from lem_worker.synthetic import synthetic_prompts
 
 if TYPE_CHECKING:
     from lem_worker.backends.vllm_engine import LiveEngine
@@ -66,12 +67,22 @@ class VllmBackend:
     def prepare(self, prompts: Sequence[tuple[int, str]]) -> list[PreparedPrompt]:
         """Tokenise, truncate, and see that prompt and answer fit into the engine's context."""
         engine, config = _need(self._engine), _need(self._job).config
-        prepared = [
+        return self._within_context(
             fit(index, engine.token_ids(text, chat_template=config.prompts.chat_template), config.input)
             for index, text in prompts
-        ]
+        )
+
+    def synthesise(self, lengths: Sequence[tuple[int, int]], seed: int) -> list[PreparedPrompt]:
+        """Ids of the engine's tokenizer that stand for text, within its context."""
+        vocabulary = _need(self._engine).ordinary_ids()
+        limits = _need(self._job).config.input
+        return self._within_context(synthetic_prompts(lengths, vocabulary, seed=seed, limits=limits))
+
+    def _within_context(self, prompts: Iterable[PreparedPrompt]) -> list[PreparedPrompt]:
+        engine, most = _need(self._engine), _need(self._job).config.output.max_tokens
+        prepared = list(prompts)
         for prompt in prepared:
-            engine.check_context(prompt, config.output.max_tokens)
+            engine.check_context(prompt, most)
         return prepared
 
     def in_flight(self) -> int:

@@ -22,6 +22,7 @@ from lem_worker.process_protocol import RankJob
 from lem_worker.prompt_tokens import check_context, text_of, token_ids
 from lem_worker.prompts import PreparedPrompt, Request
 from lem_worker.recorder import FinishReason, Recorder
+from lem_worker.synthetic import ordinary_ids
 
 _COUNTERS = {
     "steps": "vllm:spec_decode_num_drafts",
@@ -62,6 +63,10 @@ class LiveEngine:
         """The prompt's tokens by the engine's tokenizer."""
         return token_ids(self.tokenizer, text, chat_template=chat_template)
 
+    def ordinary_ids(self) -> list[int]:
+        """Every token that stands for text."""
+        return ordinary_ids(self.tokenizer, int(self.engine.vllm_config.model_config.get_vocab_size()))
+
     def text(self, tokens: Sequence[int]) -> str:
         """Without special tokens."""
         return text_of(self.tokenizer, tokens)
@@ -74,7 +79,10 @@ class LiveEngine:
         """Hand a request over. The prefix cache keeps what it knows of one `scope` from the others: that the prompts
         are sent again to fill a window is not the user's traffic."""
         prompt = {"prompt_token_ids": list(request.token_ids), "cache_salt": f"{scope}-{request.repetition}"}
-        self.engine.add_request(str(request.request_id), prompt, sampling_params(self._config, request.seed))
+        sampling = sampling_params(self._config, request.seed)
+        if request.max_tokens is not None:
+            sampling.max_tokens, sampling.min_tokens = request.max_tokens, 0
+        self.engine.add_request(str(request.request_id), prompt, sampling)
 
     def serve(self, intake: Intake, recorder: Recorder) -> None:
         """Step until the intake is over and all is done.
