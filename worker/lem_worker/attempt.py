@@ -27,6 +27,7 @@ from lem_worker.engines import absence
 from lem_worker.environment import snapshot
 from lem_worker.failures import BackendUnavailable
 from lem_worker.idle_baselines import IdleBaselines
+from lem_worker.inputs import given
 from lem_worker.launch import launch
 from lem_worker.preparation import Prepared, prepare
 from lem_worker.process_protocol import (
@@ -102,6 +103,7 @@ class Attempt:
         self._refused = False
         self._used_before: Baseline = {}
         self._started = False
+        self._given: dict[str, JsonValue] = {}
         self._memory_is_held = False
 
     def stop(self, why: AttemptEnded | AttemptLost) -> None:
@@ -173,6 +175,13 @@ class Attempt:
         prepared = await self._supervision.until_prepared(
             prepare(config, self._api, attempt_id=self.assignment.attempt_id, cache_dir=self._cache_dir)
         )
+        facts_given = given(
+            config,
+            sent=prepared.prompts,
+            source=prepared.prompt_facts,
+            model_files=prepared.model.file_digests,
+        )
+        self._given = {**prepared.files, **facts_given}
         sampler = await self._start_sampler()
         await self._supervision.until_sampling(sampler)
         await self._idle_baseline(sampler)
@@ -189,11 +198,7 @@ class Attempt:
             if config.settle.temperature_c is not None or config.settle.idle_power:
                 await self._supervision.settle(sampler, limit_s=config.settle.max_s)
             facts = await asyncio.to_thread(snapshot, self._devices, self._supervision.device_facts)
-            environment: dict[str, JsonValue] = {
-                **facts,
-                **prepared.files,
-                "prompts": {**prepared.prompt_facts},
-            }
+            environment: dict[str, JsonValue] = {**facts, **self._given}
             await self._open_window(StartAttempt(environment=environment, effective_config=effective))
             for rank in ranks:
                 rank.send(Go())
@@ -405,7 +410,7 @@ class Attempt:
             reason=why.reason,
             # An engine may print anything, and PostgreSQL's text can't hold U+0000.
             message=str(why).replace("\x00", "\N{REPLACEMENT CHARACTER}")[:4000],
-            environment=snapshot(self._devices, self._supervision.device_facts),
+            environment={**snapshot(self._devices, self._supervision.device_facts), **self._given},
             effective_config=self._supervision.effective_config,
         )
 

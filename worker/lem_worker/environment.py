@@ -62,7 +62,7 @@ def snapshot(devices: Sequence[Device], known: Sequence[Mapping[str, JsonValue]]
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "packages": _versions(),
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
-        "lem": {"version": _version(_DISTRIBUTION), "commit": _commit()},
+        "lem": {"version": _version(_DISTRIBUTION), "commit": _commit() or os.environ.get("LEM_COMMIT") or None},
     }
 
 
@@ -121,6 +121,8 @@ def _container(environment: Mapping[str, str]) -> dict[str, JsonValue]:
         runtime = "podman"
     return {
         "runtime": runtime,
+        # Nothing inside a container knows the image that it was made of; whoever starts it does.
+        "image": environment.get("LEM_IMAGE") or None,
         "slurm": "SLURM_JOB_ID" in environment,
         "cpu_limit": _text("/sys/fs/cgroup/cpu.max"),
         "memory_limit": _text("/sys/fs/cgroup/memory.max"),
@@ -140,7 +142,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Of the source tree that this runs from; an installed package has none."""
+    """Of the source tree that this runs from; an installed package has none (an image's build may tell it)."""
     try:
         answer = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],

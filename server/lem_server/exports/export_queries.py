@@ -115,22 +115,24 @@ async def campaign_row(connection: AsyncConnection, campaign_id: UUID) -> str:
     return found
 
 
-class Prompts(NamedTuple):
-    """A set of prompts that some experiment names; at most one of both is set."""
+class Needed(NamedTuple):
+    """What some experiment names of what the server holds: an uploaded set or a built-in one, a trace of arrivals."""
 
     dataset: str | None
     builtin: str | None
+    trace: str | None
 
 
-_PROMPTS = text("""
-    SELECT DISTINCT config -> 'prompts' ->> 'dataset', config -> 'prompts' ->> 'builtin'
-      FROM experiments WHERE campaign_id = :id ORDER BY 1, 2
+_NEEDED = text("""
+    SELECT DISTINCT config -> 'prompts' ->> 'dataset', config -> 'prompts' ->> 'builtin',
+           config -> 'traffic' ->> 'trace'
+      FROM experiments WHERE campaign_id = :id ORDER BY 1, 2, 3
 """)
 
 
-async def prompts(connection: AsyncConnection, campaign_id: UUID) -> list[Prompts]:
-    """The sets of prompts that the campaign's experiments name."""
-    return [Prompts(*row) for row in await connection.execute(_PROMPTS, {"id": campaign_id})]
+async def needed(connection: AsyncConnection, campaign_id: UUID) -> list[Needed]:
+    """The sets of prompts and the traces that the campaign's experiments name."""
+    return [Needed(*row) for row in await connection.execute(_NEEDED, {"id": campaign_id})]
 
 
 # Host and boot of a worker are nobody's business elsewhere.

@@ -116,7 +116,7 @@ async def _members(engine: AsyncEngine, campaign_id: UUID, header: BundleHeader)
     yield HEADER, _line(header.model_dump_json())
     async with engine.connect() as connection:
         row = await queries.campaign_row(connection, campaign_id)
-        named = await queries.prompts(connection, campaign_id)
+        named = await queries.needed(connection, campaign_id)
         workers = await queries.worker_rows(connection, campaign_id)
     yield CAMPAIGN, _line(row)
     for sha256 in _datasets(named):
@@ -138,11 +138,11 @@ async def _members(engine: AsyncEngine, campaign_id: UUID, header: BundleHeader)
             yield member
 
 
-def _datasets(named: list[queries.Prompts]) -> list[str]:
-    """Digests of the sets that experiments name; the built-in ones too, so that the bundle says what they hold."""
+def _datasets(named: list[queries.Needed]) -> list[str]:
+    """Digests of what experiments name; the built-in sets too, so that the bundle says what they hold."""
     builtin = {one.name: one.sha256 for one in datasets.builtin_sets()}
-    wanted = [one.dataset or builtin.get(one.builtin or DEFAULT_PROMPT_SET) for one in named]
-    return sorted({sha256 for sha256 in wanted if sha256 is not None})
+    prompts = [one.dataset or builtin.get(one.builtin or DEFAULT_PROMPT_SET) for one in named]
+    return sorted({sha256 for sha256 in (*prompts, *(one.trace for one in named)) if sha256 is not None})
 
 
 async def _experiments(engine: AsyncEngine, campaign_id: UUID) -> AsyncIterator[tuple[str, bytes]]:

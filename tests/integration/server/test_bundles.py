@@ -36,6 +36,7 @@ from lem_server.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
+TRACE = ("0.0", "0.5")
 PROMPTS = ("Why is the sky blue?", "What is a watt? ☀\u2028")
 TAR = {"Content-Type": "application/x-tar"}
 
@@ -64,9 +65,11 @@ async def elsewhere(other_database_url: URL, tmp_path: Path) -> AsyncIterator[ht
 @pytest.fixture
 async def campaign(api: httpx.AsyncClient, engine: AsyncEngine) -> dict[str, Any]:
     """A campaign at rest: one run aggregated, one failed and then completed, one cancelled, one interrupted."""
-    digest = prompts_digest(PROMPTS)
-    answer = await api.put(f"/api/v1/datasets/{digest}", json={"name": "questions", "prompts": PROMPTS})
-    assert answer.status_code == 201, answer.text
+    digest, trace = prompts_digest(PROMPTS), prompts_digest(TRACE)
+    for name, texts in (("questions", PROMPTS), ("arrivals", TRACE)):
+        uploaded = {"name": name, "prompts": texts}
+        answer = await api.put(f"/api/v1/datasets/{prompts_digest(texts)}", json=uploaded)
+        assert answer.status_code == 201, answer.text
     view = await submit(
         api,
         name="a study/1",
@@ -75,6 +78,7 @@ async def campaign(api: httpx.AsyncClient, engine: AsyncEngine) -> dict[str, Any
             "model": "m",
             "prompts": {"dataset": digest},
             "warmup": {"cv_threshold": 1e-3},
+            "traffic": {"mode": "open", "arrivals": "trace", "trace": trace},
         },
         sweep={"simulated.batch_size": [1, 8]},
         execution={"cycles": 2, "retries": 1},
@@ -188,6 +192,7 @@ async def test_another_server_shows_all_of_it_and_computes_the_same_bytes(
     assert there == here
     assert sum(1 for key in here["bytes"] if "chunks" in key) >= 10
     assert (await elsewhere.get(f"/api/v1/datasets/{prompts_digest(PROMPTS)}")).json()["texts"] == list(PROMPTS)
+    assert (await elsewhere.get(f"/api/v1/datasets/{prompts_digest(TRACE)}")).json()["texts"] == list(TRACE)
     for run in here["runs"]:
         both = [await client.post(f"/api/v1/runs/{run['id']}:aggregate") for client in (api, elsewhere)]
         assert both[0].status_code == both[1].status_code
@@ -206,15 +211,12 @@ async def test_one_campaign_at_rest_is_always_the_same_archive_wherever_it_is(
 
 async def test_any_tool_can_read_it_and_check_its_digests(bundle: bytes) -> None:
     *files, sums = unpack(bundle)
-    assert [one.name for one in files[:3]] == [
-        "bundle.json",
-        "campaign.json",
-        f"datasets/{prompts_digest(PROMPTS)}.json",
-    ]
+    names = [one.name for one in files]
+    assert names[:2] == ["bundle.json", "campaign.json"]
+    assert {f"datasets/{prompts_digest(one)}.json" for one in (PROMPTS, TRACE)} <= set(names)
     assert sums.name == "SHA256SUMS"
     said = dict(reversed(line.split("  ")) for line in sums.content.decode().splitlines())
     assert said == {one.name: hashlib.sha256(one.content).hexdigest() for one in files}
-    assert pack(files) != bundle  # owner and padding differ
     assert verify(io.BytesIO(pack(files))).sha256 == verify(io.BytesIO(bundle)).sha256
 
 

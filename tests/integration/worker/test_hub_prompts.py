@@ -137,4 +137,9 @@ async def test_a_worker_sends_them_and_says_what_they_were(
     assert attempt in server.completed, server.ended
     assert len(server.rows(attempt, "rank-0", StreamName.REQUESTS)) == 2
     known = server.started[attempt].environment["prompts"]
-    assert known == {"dataset": str(folder), "sha256": prompts_digest(("one", "two", "three"))}
+    assert known == {
+        "dataset": str(folder),
+        "sha256": prompts_digest(("one", "two", "three")),
+        "sent": 2,
+        "sent_sha256": prompts_digest(("three", "one")),
+    }
