@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import torch
 
 from factories.fake_server import FakeServer
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.evidence import StreamName
+from lem_domain.evidence import PhaseName, StreamName
 from lem_domain.held_text import held_text
+from lem_worker.after_window import probe_prefill
 from lem_worker.attempt import Modules
 from lem_worker.backends.pytorch import PyTorchBackend
+from lem_worker.measuring import Share, Ticker
 from lem_worker.models import resolve_model
 from lem_worker.process_protocol import RankJob
 
@@ -105,3 +108,32 @@ async def test_the_probe_and_the_quality_come_after_the_window(
     assert quality["tokens"] > 100
     phases = [row["phase"] for row in server.rows(attempt, "rank-0", StreamName.PHASES) if row["edge"] == "begin"]
     assert phases[-3:] == ["measure", "prefill_probe", "quality"]
+
+
+@pytest.mark.proves("prefill_probe", on="transformers 5.23.0")
+def test_the_probe_gets_one_token_where_tokens_are_guessed_too(model_cache: Path) -> None:
+    settings = {"prompt_lookup_tokens": 3, "num_threads": 1}
+    job = RankJob(
+        attempt_id="a",
+        rank=0,
+        world_size=1,
+        config=ExperimentConfig.model_validate(
+            {"model": "tiny", "pytorch": settings, "output": {"max_tokens": 8}, "window": {"min_duration_s": 0}}
+        ),
+        model_path=str(resolve_model("builtin:tiny-llama", cache_dir=model_cache).path_or_id),
+        prompts=(),
+        spool="unused",
+        devices=(),
+    )
+    made = PyTorchBackend()
+    made.load(job)
+    prompts = made.prepare([(0, "Everyone is permitted to copy"), (1, "You may")])
+    told = probe_prefill(
+        made,
+        prompts,
+        job.config,
+        share=Share(),
+        progress=Ticker(PhaseName.LOAD, lambda _: None, 0),
+        clock=time.monotonic_ns,
+    )
+    assert told["requests"] == 2

@@ -115,7 +115,7 @@ class SpeculativeDecoder:
                 ids,
                 attention_mask=torch.ones_like(ids),
                 generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
-                    max_new_tokens=self._output.max_tokens,
+                    max_new_tokens=request.max_tokens or self._output.max_tokens,
                     do_sample=self.samples,
                     top_k=0,
                     eos_token_id=list(self.end_ids) or None,
