@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 VENV_VLLM := .venv-vllm
 
-.PHONY: demo test test-slow venv-vllm test-vllm chaos lint format bench gpu-check openapi reference up clean
+.PHONY: demo test test-slow venv-vllm test-vllm chaos lint format bench bench-vllm gpu-check openapi reference up clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -44,6 +44,9 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.installed  ## Ratios against named peers, printed.
 	$(BIN)/python benchmarks/overhead.py && $(BIN)/python benchmarks/against_generate.py && $(BIN)/python benchmarks/sampler.py && $(BIN)/python benchmarks/aggregate.py && $(BIN)/python benchmarks/api_while_aggregating.py
+
+bench-vllm: $(VENV_VLLM)/.installed  ## The same for vLLM, its own benchmark among the peers.
+	$(VENV_VLLM)/bin/python benchmarks/vllm_overhead.py
 
 gpu-check: $(VENV)/.installed  ## On a machine with a GPU: can its measurements be believed? Adds to docs/validation.md.
 	$(BIN)/python benchmarks/gpu_check.py --write docs/validation.md
