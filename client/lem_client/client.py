@@ -19,6 +19,7 @@ from lem_client.operations import Operation, ServerVersion
 from lem_client.transport import Retries, Sender
 from lem_domain.bundle import Progress, Verified
 from lem_domain.config.campaign import CampaignSpec
+from lem_domain.config.execution import Placement
 from lem_domain.results import RunResult
 from lem_domain.states import CampaignState, RunState
 from lem_domain.wire.base import Page
@@ -29,6 +30,7 @@ from lem_domain.wire.campaigns import (
     ExperimentView,
     ImportedBundle,
     PauseCampaign,
+    PlaceCampaign,
 )
 from lem_domain.wire.datasets import DatasetContent, DatasetView
 from lem_domain.wire.runs import AttemptView, LeaseEventView, LogChunk, RunView, StreamView, TransitionView
@@ -123,6 +125,10 @@ class Client:
     def pause_campaign(self, campaign_id: str, *, live_runs: Literal["finish", "stop"] = "finish") -> CampaignView:
         """Claim nothing more of it; what is live finishes, or is stopped and waits with the others."""
         return self._sender.send(operations.pause_campaign(campaign_id, PauseCampaign(live_runs=live_runs)))
+
+    def place_campaign(self, campaign_id: str, *, placement: Placement | None = None) -> CampaignView:
+        """Let what a campaign has left run elsewhere; its next run chooses its devices anew, by this rule if given."""
+        return self._sender.send(operations.place_campaign(campaign_id, PlaceCampaign(placement=placement)))
 
     def resume_campaign(self, campaign_id: str) -> CampaignView:
         """Go on with a paused campaign."""

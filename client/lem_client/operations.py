@@ -24,6 +24,7 @@ from lem_domain.wire.campaigns import (
     ExperimentView,
     ImportedBundle,
     PauseCampaign,
+    PlaceCampaign,
     RetriedRuns,
 )
 from lem_domain.wire.datasets import DatasetContent, DatasetUpload, DatasetView
@@ -127,6 +128,11 @@ def cancel_campaign(campaign_id: str) -> Operation[CampaignView]:
 def pause_campaign(campaign_id: str, how: PauseCampaign) -> Operation[CampaignView]:
     """Claim nothing more of it."""
     return Operation("POST", f"{_place('campaigns', campaign_id)}:pause", CampaignView, body=how, changes_once=True)
+
+
+def place_campaign(campaign_id: str, where: PlaceCampaign) -> Operation[CampaignView]:
+    """Let what a campaign has left run elsewhere."""
+    return Operation("POST", f"{_place('campaigns', campaign_id)}:place", CampaignView, body=where, changes_once=True)
 
 
 def resume_campaign(campaign_id: str) -> Operation[CampaignView]:

@@ -53,6 +53,8 @@ class FailureReason(StrEnum):
     INVALID_EVIDENCE = "invalid_evidence"
     USER_CANCELLED = "user_cancelled"
     USER_PAUSED = "user_paused"
+    FAIL_FAST = "fail_fast"
+    """Not run, because another run of the campaign failed."""
 
 
 class CampaignState(StrEnum):
@@ -70,6 +72,7 @@ EDGES: frozenset[Edge] = frozenset(
     {
         Edge(_S.QUEUED, _S.INITIALISED, _A.WORKER),
         Edge(_S.QUEUED, _S.CANCELLED, _A.USER),
+        Edge(_S.QUEUED, _S.CANCELLED, _A.SERVER),
         Edge(_S.INITIALISED, _S.RUNNING, _A.WORKER),
         Edge(_S.INITIALISED, _S.FAILED, _A.WORKER),
         Edge(_S.INITIALISED, _S.INTERRUPTED, _A.WORKER),
@@ -93,7 +96,8 @@ EDGES: frozenset[Edge] = frozenset(
     }
 )
 """`interrupted` to `failed` is the quarantine: the budget for lost workers is used up. A cancel of a live run is
-carried out by its worker, or by the server when the worker's lease ends first."""
+carried out by its worker, or by the server when the worker's lease ends first. The server cancels what is queued where
+another run failed and its campaign has `fail_fast`."""
 
 LIVE_STATES: frozenset[RunState] = frozenset({RunState.INITIALISED, RunState.RUNNING})
 """A worker holds a lease on the run."""

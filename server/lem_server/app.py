@@ -18,6 +18,7 @@ from lem_server.access.routes import router as access_router
 from lem_server.access.service import ensure_owner_token
 from lem_server.aggregation.routes import router as aggregation_router
 from lem_server.campaigns.routes import router as campaigns_router
+from lem_server.campaigns.service import end_after_failures
 from lem_server.context import AppContext
 from lem_server.database.engine import make_engine, require_supported_version
 from lem_server.database.listener import Hub
@@ -77,7 +78,9 @@ def create_app(settings: Settings, url: URL) -> FastAPI:
             await ensure_owner_token(engine, settings.data_dir)
             app.state.context = AppContext(settings=settings, engine=engine, hub=hub)
             await hub.start()
-            maintenance = asyncio.create_task(maintain(engine, settings.lease_terms, stopping), name="lem-maintenance")
+            maintenance = asyncio.create_task(
+                maintain(engine, settings.lease_terms, stopping, more=[end_after_failures]), name="lem-maintenance"
+            )
             try:
                 yield
             finally:

@@ -148,7 +148,11 @@ class User:
         return {
             "name": name,
             "experiment": experiment,
-            "execution": {"cycles": cycles, "retries": draw.choice([0, 2])},
+            "execution": {
+                "cycles": cycles,
+                "retries": draw.choice([0, 2]),
+                "placement": draw.choice(["any", "same_model"]),
+            },
         }, cycles
 
 

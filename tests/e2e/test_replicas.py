@@ -356,7 +356,7 @@ def spec() -> CampaignSpec:
                 "window": {"min_duration_s": 3},
                 "warmup": {"max_requests": 5, "power_slope": None},
             },
-            "execution": {"cycles": RUNS},
+            "execution": {"cycles": RUNS, "placement": "any"},
         }
     )
 

@@ -53,7 +53,7 @@ def spec(*, runs: int = 1) -> CampaignSpec:
                 "window": {"min_duration_s": 5},
                 "warmup": {"max_requests": 5, "power_slope": None},
             },
-            "execution": {"cycles": runs},
+            "execution": {"cycles": runs, "placement": "any"},
         }
     )
 

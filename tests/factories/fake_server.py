@@ -92,6 +92,8 @@ class FakeServer:
     verdict: str = "ok"
     drain: bool = False
     hold_claims: bool = False
+    gaps: int = 0
+    """So many claims are told that a run has to wait, before there is one."""
     calls: list[Call] = field(default_factory=list)
     registered: list[RegisterWorker] = field(default_factory=list)
     claims: list[ClaimRequest] = field(default_factory=list)
@@ -238,6 +240,9 @@ class FakeServer:
         self.claims.append(claim)
         while self.hold_claims and not await request.is_disconnected():  # noqa: ASYNC110 - another thread ends it
             await asyncio.sleep(0.01)
+        if self.gaps:
+            self.gaps -= 1
+            return Response(status_code=204, headers={"Retry-After": "1"})
         if not self.queue:
             return Response(status_code=204)
         run = self.queue.popleft()

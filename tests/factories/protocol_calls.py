@@ -119,7 +119,7 @@ class Server:
 
         async def call() -> Answer:
             found = await claims.claim(self.engine, self._hub, TERMS, worker_id=machine.id, request=request)
-            return Answer(NOTHING) if found is None else Answer(OK, found)
+            return Answer(NOTHING) if found.assignment is None else Answer(OK, found.assignment)
 
         return call
 

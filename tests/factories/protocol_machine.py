@@ -38,6 +38,8 @@ ENDS: dict[design.Outcome, tuple[str, ...]] = {
     "interrupted": ("worker_shutdown", "user_paused"),
     "cancelled": ("user_cancelled",),
 }
+GAP_S = 1000.0
+"""Longer than any example takes, and over when devices have rested for an hour."""
 ANY = st.integers(0, 1_000)
 """Chooses one of however many there are."""
 LIVE = st.sampled_from((True, True, False))
@@ -77,7 +79,7 @@ def bench(url: URL) -> Iterator[Bench]:
 
 
 class Protocol(RuleBasedStateMachine):
-    """Three workers, two of which share a device, and three campaigns of two runs."""
+    """Three workers, two of which share a device, and four campaigns of two or three runs."""
 
     def __init__(self, bench: Bench) -> None:
         super().__init__()
@@ -96,18 +98,29 @@ class Protocol(RuleBasedStateMachine):
 
     @initialize()
     def submit(self) -> None:
-        """Campaigns of several priorities, and runs of one and of two devices."""
-        shapes = ((0, 1, (1, 2)), (5, 0, (1, 1)), (0, 2, (2, 1)))
+        """Campaigns of several priorities and placements, and runs of one and of two devices."""
+        shapes = (
+            (0, 1, (1, 2), "any", None),
+            (5, 0, (1, 1), "same_device", GAP_S),
+            (0, 2, (1, 2, 1), "same_device", None),
+            (0, 1, (2, 1), "same_model", GAP_S),
+        )
         worlds = [
-            World([Seed(device_count=devices, retries=retries) for devices in sizes], (), priority=priority)
-            for priority, retries, sizes in shapes
+            World(
+                [Seed(device_count=devices, retries=retries) for devices in sizes],
+                (),
+                priority=priority,
+                placement=placement,
+                gap_s=gap_s,
+            )
+            for priority, retries, sizes, placement, gap_s in shapes
         ]
         for world in worlds[1:]:
             world.backend = worlds[0].backend
         self.bench.server.backend = worlds[0].backend
         self.bench.run(self.bench.lab.seed(*worlds))
-        for world, (priority, retries, _) in zip(worlds, shapes, strict=True):
-            campaign = design.Campaign(world.campaign, priority, retries)
+        for world, (priority, retries, _, placement, gap_s) in zip(worlds, shapes, strict=True):
+            campaign = design.Campaign(world.campaign, priority, retries, placement=placement, gap=gap_s is not None)
             self.model.submit(
                 campaign,
                 [
@@ -171,9 +184,13 @@ class Protocol(RuleBasedStateMachine):
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
-    @rule(which=ANY, what=st.sampled_from(("late", "expired", "mark_suspects", "expire", "lose", "lose_all")))
+    @rule(which=ANY, what=st.sampled_from(("late", "expired", "mark_suspects", "expire", "lose", "lose_all", "rest")))
     def time_goes_by(self, which: int, what: str) -> None:
-        """Nothing is heard of an attempt for a while; maintenance looks for what is late, and ends what is lost."""
+        """Devices rest; nothing is heard of an attempt; maintenance looks for what is late, and ends what is lost."""
+        if what == "rest":
+            self.bench.run(self.bench.lab.rest())
+            self.model.rest()
+            return
         if what == "lose_all":
             for _ in range(design.LOSSES + 1):
                 self.time_goes_by(which, "lose")
@@ -307,6 +324,7 @@ def told(facts: Facts) -> dict[str, Any]:
     """What the database says, in the words of `expected`."""
     return {
         "campaigns": facts.campaigns,
+        "places": facts.places,
         "workers": {one.id: (one.boot_id, one.draining, one.signed_off) for one in facts.workers.values()},
         "runs": {
             run.id: (
@@ -344,6 +362,7 @@ def expected(model: Model) -> dict[str, Any]:
     leased = {one.id: one.lease for one in model.attempts.values() if one.lease is not None}
     return {
         "campaigns": {one.id: one.state for one in model.campaigns.values()},
+        "places": {one.id: one.place for one in model.campaigns.values() if one.place},
         "workers": {id_: (one.boot, one.draining, one.left) for id_, one in model.workers.items()},
         "runs": {
             run.id: (

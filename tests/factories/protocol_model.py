@@ -84,6 +84,13 @@ class Campaign:
     priority: int
     retries: int
     state: str = "active"
+    placement: str = "any"
+    gap: bool = False
+    """Its runs wait until a device has rested since the last run on it, if the campaign was there before."""
+    place: tuple[str, ...] = ()
+    ran_on: set[str] = field(default_factory=set)
+    served: int = 0
+    """When it was served last: the number of that claim."""
 
 
 @dataclass
@@ -140,6 +147,8 @@ class Model:
         self.campaigns: dict[UUID, Campaign] = {}
         self.runs: dict[UUID, Run] = {}
         self.attempts: dict[UUID, Attempt] = {}
+        self.warm: set[str] = set()
+        """Devices that have not rested since the last run on them."""
 
     # --- what there is to do ------------------------------------------------------------------------------------------
 
@@ -204,15 +213,29 @@ class Model:
         free = tuple(one for one in offered if one in worker.devices and one not in taken)
         if worker.draining or not free:
             return Claimed(NOTHING)
-        fitting = [
-            run
-            for run in self.runs.values()
-            if run.state == "queued" and run.campaign.state == "active" and run.devices <= len(free)
-        ]
-        if not fitting:
-            return Claimed(NOTHING)
-        first = min(fitting, key=lambda run: (-run.campaign.priority, run.campaign.id, run.position))
-        return Claimed(OK, first, free[: first.devices])
+        active = [one for one in self.campaigns.values() if one.state == "active"]
+        kept: set[str] = set()
+        for campaign in sorted(active, key=lambda one: (-one.priority, one.served, one.id)):
+            run = self._next_of(campaign, len(free))
+            if run is None:
+                continue
+            pool = _pool(campaign, run.devices, [one for one in free if one not in kept])
+            if len(pool) < run.devices:
+                continue
+            rested = [one for one in pool if not (campaign.gap and one in campaign.ran_on & self.warm)]
+            if len(rested) >= run.devices:
+                return Claimed(OK, run, tuple(rested[: run.devices]))
+            # The devices that rest for it are kept for it: those that need no rest first, as they are offered.
+            kept.update(sorted(pool, key=lambda one: one not in rested)[: run.devices])
+        return Claimed(NOTHING)
+
+    def _next_of(self, campaign: Campaign, free: int) -> Run | None:
+        queued = sorted(
+            (run for run in self.runs_of(campaign.id) if run.state == "queued"), key=lambda run: run.position
+        )
+        if campaign.placement == "same_device":
+            return queued[0] if queued else None
+        return next((run for run in queued if run.devices <= free), None)
 
     def made(self, attempt: UUID, who: Who, claim: UUID, claimed: Claimed) -> None:
         """A claim became an attempt, if it is a new one."""
@@ -224,6 +247,12 @@ class Model:
         self.attempts[attempt] = new
         run.attempts.append(new)
         run.cancel_requested = False
+        run.campaign.served = len(self.attempts)
+        run.campaign.ran_on.update(devices)
+        if run.campaign.placement != "any" and len(devices) > len(run.campaign.place):
+            run.campaign.place = (
+                devices if run.campaign.placement == "same_device" or not run.campaign.place else run.campaign.place
+            )
         run.move("initialised", "worker")
 
     def beat(self, who: Who, attempts: Sequence[UUID]) -> tuple[str, tuple[str, ...]]:
@@ -290,6 +319,7 @@ class Model:
         if not attempt.started:
             return ILLEGAL
         attempt.outcome, attempt.lease = "completed", None
+        self.warm.update(attempt.devices)
         self.runs[attempt.run].move("completed", "worker")
         return OK
 
@@ -318,6 +348,7 @@ class Model:
         if outcome == "interrupted" and unwanted:
             outcome, reason = "cancelled", "user_cancelled"
         attempt.outcome, attempt.reason, attempt.lease = outcome, reason, None
+        self.warm.update(attempt.devices)
         run.move(outcome, actor, reason)
         if unwanted or outcome == "cancelled":
             return
@@ -339,6 +370,10 @@ class Model:
         lease = self.attempts[attempt_id].lease
         if lease is not None:
             lease.lateness = lateness
+
+    def rest(self) -> None:
+        """All devices rest long enough for every gap."""
+        self.warm.clear()
 
     def mark_suspects(self) -> int:
         """What is late is suspect."""
@@ -429,3 +464,13 @@ class Model:
 
     def _is_open(self, campaign_id: UUID) -> bool:
         return any(run.state in ("queued", *LIVE) for run in self.runs_of(campaign_id))
+
+
+def _pool(campaign: Campaign, count: int, fitting: Sequence[str]) -> Sequence[str]:
+    """Where a run of a campaign may be; all devices here are of one model."""
+    if campaign.placement != "same_device":
+        return fitting
+    own = campaign.place[:count]
+    if not set(own) <= set(fitting):
+        return ()
+    return [*own, *(one for one in fitting if one not in own)][:count]

@@ -87,6 +87,9 @@ class World:
     campaign: UUID = field(default_factory=uuid7)
     campaign_state: str = "active"
     priority: int = 0
+    placement: str = "any"
+    gap_s: float | None = None
+    """Of both gaps."""
     backend: str = field(default_factory=lambda: f"b{uuid4().hex[:12]}")
 
 
@@ -171,6 +174,8 @@ class Facts(NamedTuple):
     log: tuple[LogFacts, ...]
     lease_events: tuple[tuple[UUID, str], ...]
     workers: dict[UUID, WorkerFacts]
+    places: dict[UUID, tuple[str, ...]]
+    """Where campaigns are."""
     audit: tuple[str, ...]
     """Writes of those who had lost their lease when they committed."""
 
@@ -239,6 +244,8 @@ _FACTS = """
                            FROM lease_events e JOIN runs r ON r.id = e.run_id WHERE r.campaign_id = ANY($1)),
         'workers', (SELECT json_agg(json_build_array(w.id, w.boot_id, w.draining, w.signed_off_at IS NOT NULL))
                       FROM workers w WHERE w.id = ANY($2)),
+        'places', (SELECT json_agg(json_build_array(p.campaign_id, p.devices))
+                     FROM campaign_places p WHERE p.campaign_id = ANY($1) AND p.ended_at IS NULL),
         'audit', (SELECT json_agg(what) FROM protocol_audit)
     )
 """
@@ -267,6 +274,10 @@ class Laboratory:
         await self._connection.execute(
             "UPDATE leases SET until = now() - make_interval(secs => $2) WHERE attempt_id = $1", attempt, seconds
         )
+
+    async def rest(self) -> None:
+        """Every device has been idle for an hour longer."""
+        await self._connection.execute("UPDATE attempts SET ended_at = ended_at - interval '1 hour'")
 
     async def facts(self, campaigns: Sequence[UUID], workers: Sequence[UUID] = ()) -> Facts:
         """What there is, with one statement."""
@@ -313,10 +324,12 @@ def _world_sql(world: World) -> list[str]:
 
 def _insert_campaign(world: World) -> str:
     retries = max((seed.retries for seed in world.seeds), default=0)
-    spec = json.dumps({"execution": {"retries": retries}})
+    gap = None if world.gap_s is None else {"seconds": world.gap_s}
+    spec = json.dumps({"execution": {"retries": retries, "config_gap": gap, "cycle_gap": gap}})
     return (
-        f"INSERT INTO campaigns (id, name, spec, submitted_by, priority, labels, state) VALUES ('{world.campaign}', "
-        f"'c', '{spec}', 'tester', {world.priority}, '{{}}', '{world.campaign_state}');"
+        "INSERT INTO campaigns (id, name, spec, submitted_by, priority, labels, state, placement) VALUES "
+        f"('{world.campaign}', 'c', '{spec}', 'tester', {world.priority}, '{{}}', '{world.campaign_state}', "
+        f"'{world.placement}');"
         "INSERT INTO experiments (id, campaign_id, ordinal, display_name, varied, config, config_hash) VALUES "
         f"('{world.campaign}', '{world.campaign}', 0, 'e', '{{}}', '{_CONFIG}', '{'0' * 64}');"
     )
@@ -404,6 +417,7 @@ def _facts_of(found: dict[str, Any]) -> Facts:
         log=tuple(LogFacts(UUID(row[0]), *row[1:5], _uuid(row[5])) for row in found["log"] or ()),
         lease_events=tuple((UUID(row[0]), row[1]) for row in found["lease_events"] or ()),
         workers={UUID(row[0]): WorkerFacts(*map(UUID, row[:2]), *row[2:]) for row in found["workers"] or ()},
+        places={UUID(row[0]): tuple(row[1]) for row in found["places"] or ()},
         audit=tuple(found["audit"] or ()),
     )
 

@@ -21,8 +21,9 @@ EXPERIMENT: dict[str, Any] = {"backend": "simulated", "model": "builtin:tiny-lla
 
 
 def campaign_body(**keys: Any) -> dict[str, Any]:
-    """A campaign of the simulated backend; one experiment and one run unless told otherwise."""
-    return {"name": "a campaign", "experiment": EXPERIMENT, **keys}
+    """A campaign of the simulated backend; one experiment and one run unless told otherwise, on any device."""
+    execution = {"placement": "any", **keys.pop("execution", {})}
+    return {"name": "a campaign", "experiment": EXPERIMENT, "execution": execution, **keys}
 
 
 async def submit(api: httpx.AsyncClient, **keys: Any) -> dict[str, Any]:

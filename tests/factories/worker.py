@@ -87,14 +87,20 @@ class FakeWorker:
         )
 
     async def claim(
-        self, *, claim_id: UUID | None = None, wait_s: float = 0, devices: Sequence[str] | None = None
+        self,
+        *,
+        claim_id: UUID | None = None,
+        wait_s: float = 0,
+        devices: Sequence[str] | None = None,
+        warm_c: float | None = None,
     ) -> httpx.Response:
-        """Ask for work."""
+        """Ask for work; `warm_c` is how warm all its devices are."""
         return await self._post(
             f"/api/v1/workers/{self.id}/claims",
             claim_id=str(claim_id or uuid4()),
             boot_id=str(self.boot),
             devices=list(self.uuids if devices is None else devices),
+            temperatures_c={} if warm_c is None else dict.fromkeys(self.uuids, warm_c),
             wait_s=wait_s,
         )
 

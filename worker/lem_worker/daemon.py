@@ -27,8 +27,9 @@ from lem_worker.identity import StateFolder
 from lem_worker.idle_baselines import IdleBaselines
 from lem_worker.models import default_cache_dir
 from lem_worker.recovery import clean_up, recover
-from lem_worker.server_api import LeaseLost, ServerApi
+from lem_worker.server_api import Later, LeaseLost, ServerApi
 from lem_worker.settings import WorkerSettings
+from lem_worker.warmth import temperatures_c
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Daemon:
         self._failures_in_a_row = 0
         self._last_failure = ""
         self._absence = absence(settings.backend)
+        self._something_waits = False
 
     async def run(self) -> None:
         """Work until told to end, or until `max_runs` or `until_idle` is reached."""
@@ -124,21 +126,25 @@ class Daemon:
             if self._absence is not None:
                 await self._leave_it_to_others(ending)
             assignment = await self._until_ending(self._claim(), ending)
-            if assignment is None:
-                if self._settings.until_idle:
-                    return
+            if assignment is None and self._settings.until_idle:
+                return
+            if not isinstance(assignment, Assignment):
+                self._something_waits = assignment is Later.WAIT
                 continue
+            self._something_waits = False
             await self._work(assignment, ending)
             self._runs += 1
             if self._settings.max_runs is not None and self._runs >= self._settings.max_runs:
                 return
 
-    async def _claim(self) -> Assignment | None:
+    async def _claim(self) -> Assignment | Later | None:
+        ends_when_idle = self._settings.until_idle and not self._something_waits
         request = ClaimRequest(
             claim_id=uuid4(),
             boot_id=self._state.boot_id,
             devices=tuple(device.uuid for device in self._devices),
-            wait_s=0 if self._settings.until_idle else CLAIM_WAIT_S,
+            temperatures_c=await temperatures_c(self._devices),
+            wait_s=0 if ends_when_idle else CLAIM_WAIT_S,
         )
         try:
             return await self._api.claim(request)

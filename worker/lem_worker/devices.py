@@ -119,7 +119,7 @@ async def use_before(devices: Sequence[Device], *, timeout_s: float = 10.0) -> B
     if not uuids:
         return {}
     look = _FirstLook(uuids)
-    if not await _within(timeout_s, look.run):
+    if not await within(timeout_s, look.run):
         logger.warning("what is in use before the run is not known: NVML has not answered for %g s", timeout_s)
         return {}
     return look.found
@@ -137,13 +137,13 @@ async def until_free(devices: Sequence[Device], *, baseline: Baseline, timeout_s
         return None
     watch = _Watch(uuids, baseline, ours)
     try:
-        await _within(timeout_s, watch.run)
+        await within(timeout_s, watch.run)
     finally:
         watch.ended.set()
     return None if watch.free else f"After {timeout_s:g} s {watch.last}"
 
 
-async def _within(timeout_s: float, look: Callable[[], None]) -> bool:
+async def within(timeout_s: float, look: Callable[[], None]) -> bool:
     """Whether a look at NVML came to its end in time.
 
     NVML blocks for as long as a driver in trouble likes, so it gets a thread that nobody waits for, not even at the end

@@ -7,6 +7,7 @@ import base64
 import logging
 import random
 from collections.abc import Sequence
+from enum import Enum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
@@ -47,6 +48,12 @@ LONGEST_ASKED_PAUSE_S = 300.0
 """A `Retry-After` beyond this is not waited for: a proxy's mistake must not hold a measurement for a day."""
 
 M = TypeVar("M", bound=BaseModel)
+
+
+class Later(Enum):
+    """There is a run for this worker, and it has to wait: for a gap, for its turn, or for another run."""
+
+    WAIT = "wait"
 
 
 class ServerRefused(LemError):
@@ -124,10 +131,12 @@ class ServerApi:
                 logger.warning("could not sign off: %s", str(error) or type(error).__name__)
             return
 
-    async def claim(self, request: ClaimRequest) -> Assignment | None:
-        """The next run, or None after waiting."""
+    async def claim(self, request: ClaimRequest) -> Assignment | Later | None:
+        """The next run; after waiting, `Later` where there is one that has to wait for something, else None."""
         answer = await self._send("POST", f"/api/v1/workers/{self._worker_id}/claims", body=request)
-        return None if answer.status_code == 204 else _read(Assignment, answer)
+        if answer.status_code == HTTPStatus.NO_CONTENT:
+            return Later.WAIT if "retry-after" in answer.headers else None
+        return _read(Assignment, answer)
 
     async def beat(self, request: Heartbeat) -> BeatAnswer:
         """Renew leases; one try, because the next beat comes anyway.

@@ -1,4 +1,4 @@
-"""`lemctl pause`, `resume`, `retry`, `cancel` and `drain`: what people ask of campaigns, runs and workers."""
+"""`lemctl pause`, `resume`, `place`, `retry`, `cancel` and `drain`: what people ask of campaigns, runs and workers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from lem_client.cli.campaigns import give
 from lem_client.cli.naming import campaign_id_of, kind_of, worker_id_of
 from lem_client.cli.session import clean, session_of
 from lem_client.render import explain
+from lem_domain.config.execution import Placement
 from lem_domain.ids import IdKind
 from lem_domain.states import CampaignState, RunState
 from lem_domain.wire.campaigns import CampaignView
@@ -22,6 +23,7 @@ def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command("pause")(pause)
     app.command("resume")(resume)
+    app.command("place")(place)
     app.command("retry")(retry)
     app.command("cancel")(cancel)
     app.command("drain")(drain)
@@ -65,6 +67,25 @@ def resume(context: typer.Context, what: Annotated[str, _CAMPAIGN]) -> None:
     retried = session.client.retry_failed(campaign_id)
     campaign = session.client.campaign(campaign_id)
     give(session, campaign, [_line(campaign), _queued_again(len(retried))])
+
+
+def place(
+    context: typer.Context,
+    what: Annotated[str, _CAMPAIGN],
+    placement: Annotated[Placement | None, typer.Option(help="The rule from now on; without it, it stays.")] = None,
+) -> None:
+    """Let what a campaign has left run elsewhere: its next run chooses its devices anew, the others follow it.
+
+    For a device that is gone for good. Results from several devices are not compared as if they were from one; where
+    each run was measured stays on record.
+
+    \b
+    lemctl place nightly
+    lemctl place nightly --placement same_model
+    """
+    session = session_of(context)
+    campaign = session.client.place_campaign(campaign_id_of(session.client, what), placement=placement)
+    give(session, campaign, [_line(campaign), f"placement: {campaign.placement}, from the next run on"])
 
 
 def retry(context: typer.Context, what: Annotated[str, _CAMPAIGN_OR_RUN]) -> None:

@@ -15,7 +15,8 @@ from lem_client.cli.session import Session, clean, session_of, table
 from lem_client.cli.watching import taken_up_again, tell, watch_to_the_end
 from lem_client.errors import InvalidRequest, ServerUnreachable
 from lem_client.files import CampaignFile, load_campaign_file
-from lem_client.render.numbers import duration
+from lem_client.render.schedule import execution_words, least_words
+from lem_domain.config.duration import least_duration
 from lem_domain.wire.campaigns import (
     CampaignPlan,
     CampaignView,
@@ -114,9 +115,9 @@ def plan(context: typer.Context, file: CampaignPath, name: Name = None, set_: Ov
         session.print_json(made)
         raise typer.Exit(Exit.USAGE if stopped else Exit.DONE)
     session.print(
-        f"{clean(made.name)}: {len(made.experiments)} experiments, {len(made.runs)} runs, "
-        f"at least {duration(made.minimum_duration_s)} of measuring"
+        f"{clean(made.name)}: {len(made.experiments)} experiments, {len(made.runs)} runs, at least {least_words(made)}"
     )
+    session.print(f"order: {execution_words(made.execution)}")
     if made.duplicates:
         session.print(f"{made.duplicates} combinations are the same as an earlier one and are measured once:")
         told = (f"  {one.display_name} is {one.same_as}" for one in made.merged[:TOLD])
@@ -171,6 +172,7 @@ def _note_missing_workers(session: Session, loaded: CampaignFile) -> None:
 
 def _local_plan(loaded: CampaignFile, note: str) -> CampaignPlan:
     windows = [one.config.window.min_duration_s for one in loaded.plan.experiments]
+    least = least_duration(loaded.plan.runs, windows, loaded.spec.execution.gaps)
     return CampaignPlan(
         name=loaded.spec.name,
         experiments=tuple(
@@ -187,7 +189,9 @@ def _local_plan(loaded: CampaignFile, note: str) -> CampaignPlan:
         merged=tuple(MergedView(**one._asdict()) for one in loaded.plan.merged),
         refused=loaded.plan.refused,
         refusals=tuple(RefusedView(**one._asdict()) for one in loaded.plan.refusals),
-        minimum_duration_s=sum(windows[one.experiment] for one in loaded.plan.runs),
+        execution=loaded.spec.execution,
+        minimum_duration_s=least.total_s,
+        minimum_gap_s=least.gaps_s,
         notes=(note,),
     )
 

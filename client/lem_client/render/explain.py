@@ -10,6 +10,7 @@ from pydantic.types import JsonValue
 
 from lem_client.render import measured
 from lem_client.render.numbers import MISSING, duration
+from lem_client.render.schedule import execution_words
 from lem_domain.config.provenance import Source
 from lem_domain.results import RunResult, Severity
 from lem_domain.states import RunState
@@ -46,7 +47,8 @@ def campaign(one: CampaignView) -> list[str]:
         f"id          {one.id}",
         f"state       {one.state.value}",
         f"runs        {counts(one)}",
-        f"experiments {one.experiments}, {execution.cycles} cycles, {execution.order}",
+        f"experiments {one.experiments}, {execution.cycles} cycles",
+        f"order       {execution_words(execution)}",
         f"submitted   {moment(one.created_at)} by {one.submitted_by}",
     ]
     if one.imported is not None:
@@ -54,6 +56,13 @@ def campaign(one: CampaignView) -> list[str]:
             f"imported    {moment(one.imported.imported_at)} by {one.imported.imported_by}: a record of what was "
             f"measured elsewhere (bundle sha256 {one.imported.bundle_sha256})"
         )
+    if one.placement != execution.placement:
+        lines.append(f"placement   {one.placement}, instead of the submitted {execution.placement}")
+    for place in one.places:
+        left = "" if place.ended_at is None else f", until {moment(place.ended_at)} ({place.ended_by} moved it)"
+        lines.append(f"placed on   {place.name} ({', '.join(place.devices)}) since {moment(place.placed_at)}{left}")
+    if one.waiting is not None:
+        lines.append(f"waiting     {one.waiting.message}")
     if one.labels:
         lines.append(f"labels      {', '.join(f'{key}={value}' for key, value in one.labels.items())}")
     if one.metadata:

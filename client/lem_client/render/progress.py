@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from lem_client.events import Event
 from lem_client.render.numbers import MISSING, duration, number
 from lem_domain.states import ENDED_STATES, LIVE_STATES, CampaignState, RunState
-from lem_domain.wire.campaigns import CampaignView
+from lem_domain.wire.campaigns import CampaignView, WaitReason
 from lem_domain.wire.events import CampaignEvent, RunProgressEvent, RunTransitionEvent
 from lem_domain.wire.runs import Progress
 
@@ -98,6 +99,7 @@ class Lines:
         self._clock = clock
         self._told: dict[str, float] = {}
         self._paused = False
+        self._waiting: tuple[WaitReason, datetime | None] | None = None
 
     def of(self, event: Event) -> Iterator[str]:
         """The lines of an event."""
@@ -106,6 +108,11 @@ class Lines:
             if paused != self._paused:
                 yield how_to_go_on(event.campaign) if paused else "the campaign goes on"
             self._paused = paused
+            waiting = event.campaign.waiting
+            why = None if waiting is None else (waiting.reason, waiting.until)
+            if waiting is not None and why != self._waiting:
+                yield f"waiting: {waiting.message}"
+            self._waiting = why
         elif isinstance(event, RunTransitionEvent):
             yield transition_line(event)
         elif isinstance(event, RunProgressEvent):
@@ -164,5 +171,7 @@ def live_view(picture: Picture, elapsed_s: float) -> RenderableType:
         parts.append(table)
     elif picture.campaign is not None and picture.done < total:
         paused = picture.campaign.state is CampaignState.PAUSED
-        parts.append(Text(how_to_go_on(picture.campaign) if paused else "waiting for a worker"))
+        waiting = picture.campaign.waiting
+        why = "waiting for a worker" if waiting is None else f"waiting: {waiting.message}"
+        parts.append(Text(how_to_go_on(picture.campaign) if paused else why))
     return Group(*parts)

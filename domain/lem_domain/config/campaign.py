@@ -8,31 +8,15 @@ from typing import Literal
 from pydantic import Field
 from pydantic.types import JsonValue
 
+from lem_domain.config.execution import ExecutionConfig
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.model_base import ConfigModel, unit
 from lem_domain.config.provenance import Origin
 from lem_domain.errors import ConfigurationError, FieldProblem
 
+__all__ = ["MAX_RUNS_PER_CAMPAIGN", "CampaignSpec", "ExecutionConfig", "campaign_from_document"]
+
 MAX_RUNS_PER_CAMPAIGN = 100_000
-
-
-class ExecutionConfig(ConfigModel):
-    """How the runs of a campaign are repeated and ordered."""
-
-    cycles: int = Field(
-        default=1, ge=1, le=10_000, description="How often each experiment is run.", json_schema_extra=unit("runs")
-    )
-    order: Literal["interleaved", "grouped"] = Field(
-        default="interleaved",
-        description="interleaved: A B C, A B C (drift spreads over all); grouped: A A, B B, C C.",
-    )
-    retries: int = Field(
-        default=0,
-        ge=0,
-        le=100,
-        description="New attempts after a failure; losses of infrastructure have a budget of their own.",
-        json_schema_extra=unit("attempts"),
-    )
 
 
 class CampaignSpec(ConfigModel):
@@ -56,7 +40,7 @@ class CampaignSpec(ConfigModel):
         default="stop",
         description="`stop`: one combination that is no experiment refuses the campaign; `skip`: the others run.",
     )
-    execution: ExecutionConfig = Field(default_factory=ExecutionConfig, description="Cycles and order.")
+    execution: ExecutionConfig = Field(default_factory=ExecutionConfig, description="Cycles, order, gaps, placement.")
     priority: int = Field(
         default=0, ge=-100, le=100, description="Higher is claimed first.", json_schema_extra=unit("1")
     )

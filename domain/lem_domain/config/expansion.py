@@ -6,7 +6,7 @@ defaults is kept, so that 100,000 of them take little memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -16,6 +16,7 @@ from lem_domain.config.campaign import MAX_RUNS_PER_CAMPAIGN, CampaignSpec
 from lem_domain.config.combinations import Combination, Combinations, value_at
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.hashing import config_hash
+from lem_domain.config.ordering import PlannedRun, order_runs
 from lem_domain.config.validation import model_or_problems, pointer
 from lem_domain.errors import ConfigurationError, FieldProblem
 
@@ -37,14 +38,6 @@ class PlannedExperiment:
     def config(self) -> ExperimentConfig:
         """The whole configuration, made anew from the document."""
         return ExperimentConfig.model_validate_json(self.document)
-
-
-class PlannedRun(NamedTuple):
-    """One execution: which experiment (index), which cycle (from 1), which place in the order (from 0)."""
-
-    experiment: int
-    cycle: int
-    position: int
 
 
 class Refused(NamedTuple):
@@ -126,16 +119,6 @@ def refusal(plan: Plan) -> ConfigurationError:
     return ConfigurationError(f"{place}: {listed[0].message}" if place else listed[0].message, listed)
 
 
-def order_runs(experiments: int, cycles: int, order: str) -> tuple[PlannedRun, ...]:
-    """Every experiment once per cycle, in the chosen order."""
-    pairs: Iterator[tuple[int, int]]
-    if order == "grouped":
-        pairs = ((experiment, cycle) for experiment in range(experiments) for cycle in range(1, cycles + 1))
-    else:
-        pairs = ((experiment, cycle) for cycle in range(1, cycles + 1) for experiment in range(experiments))
-    return tuple(PlannedRun(experiment, cycle, position) for position, (experiment, cycle) in enumerate(pairs))
-
-
 class _Found:
     """Collects experiments, and what is none."""
 
@@ -172,7 +155,7 @@ class _Found:
         execution = self._spec.execution
         return Plan(
             experiments,
-            order_runs(len(experiments), execution.cycles, execution.order),
+            order_runs(len(experiments), execution.cycles, execution.order, execution.seed),
             self._duplicates,
             tuple(self._merged),
             self._refused,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Literal
 
 from pydantic import Field
 from pydantic.types import JsonValue
 
 from lem_domain.config.campaign import CampaignSpec, ExecutionConfig
+from lem_domain.config.execution import Placement
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.provenance import Source
 from lem_domain.errors import FieldProblem
@@ -16,6 +18,7 @@ from lem_domain.ids import CampaignId, ExperimentId, RunId, Sha256
 from lem_domain.results import CycleSummary, Verdict
 from lem_domain.states import CampaignState, RunState
 from lem_domain.wire.base import AnswerModel, RequestModel
+from lem_domain.wire.workers import DeviceKind
 
 __all__ = [
     "CampaignPlan",
@@ -27,10 +30,14 @@ __all__ = [
     "ImportOrigin",
     "ImportedBundle",
     "PauseCampaign",
+    "PlaceCampaign",
+    "PlaceView",
     "PlannedExperimentView",
     "PlannedRunView",
     "RetriedRuns",
     "RunOutcome",
+    "WaitReason",
+    "WaitView",
 ]
 
 
@@ -81,6 +88,47 @@ class ImportOrigin(AnswerModel):
     imported_by: str = Field(description="Name of the token that imported it.")
 
 
+class PlaceCampaign(RequestModel):
+    """A new place for what a campaign has left to do."""
+
+    placement: Placement | None = Field(default=None, description="The rule from now on; without it, it stays.")
+
+
+class PlaceView(AnswerModel):
+    """Where the runs of a campaign are, or were before it was moved."""
+
+    devices: tuple[str, ...] = Field(description="UUIDs: of the first run and, under same_device, of all.")
+    kind: DeviceKind
+    name: str
+    placed_at: datetime
+    ended_at: datetime | None = Field(description="When the campaign was moved from there.")
+    ended_by: str | None = Field(description="Name of the token that moved it.")
+
+
+class WaitReason(StrEnum):
+    """Why nothing of an active campaign runs."""
+
+    NO_WORKER = "no_worker"
+    DEVICE_GONE = "device_gone"
+    """Its device is at no worker that is online; it waits for it, for ever if need be."""
+    BUSY = "busy"
+    GAP = "gap"
+    COOLING = "cooling"
+    TURN = "turn"
+    ORDER = "order"
+    WORKER_SILENT = "worker_silent"
+    """The worker is online and does not ask for work: it pauses after failures, or cleans up."""
+    FAIL_FAST = "fail_fast"
+
+
+class WaitView(AnswerModel):
+    """What a campaign waits for."""
+
+    reason: WaitReason
+    message: str
+    until: datetime | None = Field(default=None, description="At the latest, where that is known.")
+
+
 class CampaignView(AnswerModel):
     """A campaign."""
 
@@ -89,7 +137,11 @@ class CampaignView(AnswerModel):
     state: CampaignState
     created_at: datetime
     submitted_by: str = Field(description="Name of the token that submitted it.")
-    execution: ExecutionConfig
+    execution: ExecutionConfig = Field(description="As it was submitted.")
+    placement: Placement = Field(
+        default="any", description="In force; another than the submitted one after a `:place`."
+    )
+    places: tuple[PlaceView, ...] = Field(default=(), description="Where its runs are, and were before it was moved.")
     priority: int
     labels: dict[str, str]
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
@@ -97,6 +149,10 @@ class CampaignView(AnswerModel):
     runs: RunCounts
     imported: ImportOrigin | None = Field(
         default=None, description="Set where it was imported: it is a record of what was measured elsewhere."
+    )
+    waiting: WaitView | None = Field(
+        default=None,
+        description="Why nothing of it runs though it is active; told where one campaign is asked for, not in lists.",
     )
 
 
@@ -179,7 +235,11 @@ class CampaignPlan(AnswerModel):
         default=0, description="Combinations that are no experiments; unless `on_refused` is `skip` nothing is queued."
     )
     refusals: tuple[RefusedView, ...] = Field(default=(), description="Which ones and why; the first 100.")
-    minimum_duration_s: float = Field(description="Lower bound: the measured windows alone, one after another.")
+    execution: ExecutionConfig = Field(description="Order, gaps and placement, defaults included.")
+    minimum_duration_s: float = Field(
+        description="Lower bound on one device: the measured windows, and the gaps by time between them."
+    )
+    minimum_gap_s: float = Field(description="How much of it are gaps.")
     notes: tuple[str, ...] = Field(default=(), description="What a registered worker can't run, and why.")
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import ExperimentConfig
@@ -24,6 +24,9 @@ class DeviceKind(StrEnum):
     GPU = "gpu"
     CPU = "cpu"
     SIMULATED = "simulated"
+
+
+DeviceUuid = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9._:-]+$")]
 
 
 class Device(RequestModel):
@@ -86,6 +89,9 @@ class ClaimRequest(RequestModel):
     claim_id: UUID
     boot_id: UUID
     devices: tuple[str, ...] = Field(min_length=1, max_length=64, description="UUIDs of idle devices.")
+    temperatures_c: dict[DeviceUuid, Annotated[float, Field(ge=-100, le=200)]] = Field(
+        default_factory=dict, max_length=64, description="Of the devices that say how warm they are, by UUID."
+    )
     wait_s: float = Field(default=0, ge=0, le=30, description="How long the server may hold the request open.")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pydantic.types import JsonValue
 
 from lem_domain.config.campaign import CAMPAIGN_KEYS, CampaignSpec
+from lem_domain.config.duration import least_duration
 from lem_domain.config.expansion import Plan, PlannedExperiment, expand, preview
 from lem_domain.config.experiment import DevicesConfig, PromptsConfig, TrafficConfig
 from lem_domain.config.validation import pointer
@@ -109,11 +110,13 @@ def notes(experiments: Sequence[PlannedExperiment], served: Sequence[ServedBacke
     return tuple(found)
 
 
-def plan_view(name: str, planned: Plan, notes_on_it: tuple[str, ...]) -> CampaignPlan:
+def plan_view(spec: CampaignSpec, planned: Plan, notes_on_it: tuple[str, ...]) -> CampaignPlan:
     """A plan as its user sees it."""
     windows = [experiment.config.window.min_duration_s for experiment in planned.experiments]
+    least = least_duration(planned.runs, windows, spec.execution.gaps)
     return CampaignPlan(
-        name=name,
+        name=spec.name,
+        execution=spec.execution,
         experiments=tuple(
             PlannedExperimentView(
                 display_name=one.display_name, varied=one.varied, config=one.config, config_hash=one.config_hash
@@ -130,7 +133,8 @@ def plan_view(name: str, planned: Plan, notes_on_it: tuple[str, ...]) -> Campaig
             RefusedView(display_name=one.display_name, varied=one.varied, problems=tuple(map(_in_body, one.problems)))
             for one in planned.refusals
         ),
-        minimum_duration_s=sum(windows[run.experiment] for run in planned.runs),
+        minimum_duration_s=least.total_s,
+        minimum_gap_s=least.gaps_s,
         notes=notes_on_it,
     )
 

@@ -13,6 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import bindparam
 from sqlalchemy.types import Integer, Text
 
+from lem_domain.config.execution import ExecutionConfig, Placement
+
 
 class CampaignRow(NamedTuple):
     """A campaign with how much of it there is in each state."""
@@ -30,6 +32,8 @@ class CampaignRow(NamedTuple):
     imported: dict[str, Any] | None
     metadata: dict[str, Any] | None
     """None for a campaign that is older than the key."""
+    placement: Placement
+    places: list[dict[str, Any]]
 
 
 class NewExperiment(NamedTuple):
@@ -62,8 +66,8 @@ class ServedBackend(NamedTuple):
 
 
 _INSERT = text("""
-    INSERT INTO campaigns (id, name, spec, submitted_by, priority, labels)
-    VALUES (:id, :name, :spec, :submitted_by, :priority, :labels)
+    INSERT INTO campaigns (id, name, spec, submitted_by, priority, labels, placement, fail_fast)
+    VALUES (:id, :name, :spec, :submitted_by, :priority, :labels, :placement, :fail_fast)
 """).bindparams(bindparam("spec", type_=JSONB), bindparam("labels", type_=JSONB))
 
 
@@ -76,6 +80,7 @@ async def insert(
     submitted_by: str,
     priority: int,
     labels: dict[str, str],
+    execution: ExecutionConfig,
 ) -> None:
     """Store a campaign."""
     await connection.execute(
@@ -87,6 +92,8 @@ async def insert(
             "submitted_by": submitted_by,
             "priority": priority,
             "labels": labels,
+            "placement": execution.placement,
+            "fail_fast": execution.fail_fast,
         },
     )
 
@@ -127,7 +134,11 @@ _SELECT = """
     SELECT c.id, c.name, CASE WHEN c.state <> 'cancelled' AND NOT work.open THEN 'completed' ELSE c.state END,
            c.created_at, c.submitted_by, c.spec -> 'execution', c.priority, c.labels,
            (SELECT count(*) FROM experiments e WHERE e.campaign_id = c.id), work.runs, c.imported,
-           c.spec -> 'metadata'
+           c.spec -> 'metadata', c.placement,
+           (SELECT coalesce(json_agg(json_build_object('devices', p.devices, 'kind', p.kind, 'name', p.name,
+                                                       'placed_at', p.placed_at, 'ended_at', p.ended_at,
+                                                       'ended_by', p.ended_by) ORDER BY p.id), '[]')
+              FROM campaign_places p WHERE p.campaign_id = c.id)
       FROM campaigns c
      CROSS JOIN LATERAL (
            SELECT coalesce(jsonb_object_agg(counted.state, counted.runs), '{}') AS runs,
@@ -233,6 +244,37 @@ async def lock(connection: AsyncConnection, campaign_id: UUID) -> str | None:
     """Lock a campaign before its runs; its stored state, None when there is none."""
     state: str | None = (await connection.execute(_LOCK, {"id": campaign_id})).scalar_one_or_none()
     return state
+
+
+_SET_PLACEMENT = text("""
+    UPDATE campaigns SET placement = coalesce(CAST(:placement AS text), placement)
+     WHERE id = :id AND state <> 'cancelled'
+""")
+# Index ix_campaign_places_campaign_id.
+_LEAVE_PLACES = text("""
+    UPDATE campaign_places SET ended_at = now(), ended_by = :by WHERE campaign_id = :id AND ended_at IS NULL
+""")
+
+
+async def place_anew(connection: AsyncConnection, campaign_id: UUID, *, placement: Placement | None, by: str) -> None:
+    """Let a locked campaign's next run choose its devices anew, under another rule if one is given."""
+    await connection.execute(_SET_PLACEMENT, {"id": campaign_id, "placement": placement})
+    await connection.execute(_LEAVE_PLACES, {"id": campaign_id, "by": by})
+
+
+# Indexes ix_campaigns_fail_fast and ix_runs_campaign_id_state.
+_FAILED_FAST = text("""
+    SELECT c.id FROM campaigns c
+     WHERE c.fail_fast
+       AND (SELECT true FROM runs r WHERE r.campaign_id = c.id AND r.state = 'queued' LIMIT 1)
+       AND (SELECT true FROM runs r WHERE r.campaign_id = c.id AND r.state = 'failed' LIMIT 1)
+     ORDER BY c.id
+""")
+
+
+async def failed_fast(connection: AsyncConnection) -> list[UUID]:
+    """Campaigns that end with the first failure, have one, and still have something queued."""
+    return list((await connection.execute(_FAILED_FAST)).scalars())
 
 
 async def tell(connection: AsyncConnection, campaign_id: UUID) -> None:

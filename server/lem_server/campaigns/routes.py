@@ -21,6 +21,7 @@ from lem_domain.wire.campaigns import (
     CampaignView,
     ExperimentView,
     PauseCampaign,
+    PlaceCampaign,
     RetriedRuns,
 )
 from lem_domain.wire.runs import RunView
@@ -100,8 +101,8 @@ async def list_campaigns(
 
 @router.get("/campaigns/{campaign_id}", responses=_ONE, openapi_extra=requires(Scope.READ))
 async def get_campaign(context: Context, campaign_id: CampaignPath) -> CampaignView:
-    """One campaign, with how many of its runs are in which state."""
-    return await service.get_campaign(context.engine, campaign_id)
+    """One campaign, with how many of its runs are in which state, and why none is live where that is so."""
+    return await service.watch_campaign(context.engine, context.settings.lease_terms, campaign_id)
 
 
 @router.get(
@@ -199,6 +200,14 @@ async def retry_run(
             produce=produce,
         )
     return Response(answer.body, answer.status, media_type="application/json")
+
+
+@router.post("/campaigns/{campaign_id}:place", responses=_STANDING, openapi_extra=requires(Scope.SUBMIT))
+async def place_campaign(
+    context: Context, principal: CurrentPrincipal, campaign_id: CampaignPath, request: PlaceCampaign
+) -> CampaignView:
+    """Let what is left run elsewhere: the next run chooses its devices anew. Earlier places stay on record."""
+    return await service.place(context.engine, campaign_id, placement=request.placement, placed_by=principal.name)
 
 
 @router.post("/campaigns/{campaign_id}:cancel", responses=_ONE, openapi_extra=requires(Scope.SUBMIT))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Literal, NamedTuple
 from uuid import UUID
 
@@ -11,18 +12,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from uuid_utils.compat import uuid7
 
 from lem_domain.config.campaign import CampaignSpec, ExecutionConfig
+from lem_domain.config.execution import Placement
 from lem_domain.config.expansion import Plan
 from lem_domain.config.experiment import DevicesConfig, ExperimentConfig
 from lem_domain.config.hashing import canonical_json
 from lem_domain.config.provenance import Origin, resolved_values
 from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, format_id
-from lem_domain.states import CampaignState
+from lem_domain.states import LIVE_STATES, CampaignState
 from lem_domain.wire.campaigns import (
     CampaignPlan,
     CampaignView,
     ExperimentView,
     ImportOrigin,
+    PlaceView,
     RetriedRuns,
     RunCounts,
     ValueView,
@@ -30,6 +33,8 @@ from lem_domain.wire.campaigns import (
 from lem_domain.wire.runs import RunView
 from lem_server.campaigns import planning, queries
 from lem_server.datasets import service as datasets
+from lem_server.leases.terms import LeaseTerms
+from lem_server.leases.waiting import why_nothing_runs
 from lem_server.problems import ProblemError
 from lem_server.runs import service as runs
 
@@ -55,7 +60,7 @@ async def plan(engine: AsyncEngine, spec: CampaignSpec) -> CampaignPlan:
     async with engine.connect() as connection:
         await _refuse_missing_prompts(connection, planned)
         served = await queries.served_backends(connection)
-    return planning.plan_view(spec.name, planned, planning.notes(planned.experiments, served))
+    return planning.plan_view(spec, planned, planning.notes(planned.experiments, served))
 
 
 async def resolve(spec: CampaignSpec) -> Plan:
@@ -83,6 +88,7 @@ async def submit(connection: AsyncConnection, spec: CampaignSpec, planned: Plan,
         submitted_by=submitted_by,
         priority=spec.priority,
         labels=spec.labels,
+        execution=spec.execution,
     )
     experiment_ids = [uuid7() for _ in planned.experiments]
     for first in range(0, len(experiment_ids), EXPERIMENTS_AT_ONCE):
@@ -132,6 +138,20 @@ async def get_campaign(engine: AsyncEngine, campaign_id: UUID) -> CampaignView:
     """
     async with engine.connect() as connection:
         return await _get(connection, campaign_id)
+
+
+async def watch_campaign(engine: AsyncEngine, terms: LeaseTerms, campaign_id: UUID) -> CampaignView:
+    """One campaign, with why nothing of it runs where that is so.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    async with engine.connect() as connection:
+        view = await _get(connection, campaign_id)
+        if view.state is not CampaignState.ACTIVE or view.runs.in_states(*LIVE_STATES):
+            return view
+        ttl = timedelta(seconds=terms.ttl_s)
+        return view.model_copy(update={"waiting": await why_nothing_runs(connection, campaign_id, ttl=ttl)})
 
 
 async def list_experiments(
@@ -211,6 +231,37 @@ async def resume(engine: AsyncEngine, campaign_id: UUID) -> CampaignView:
         await runs.wake_claims(connection, campaign_id)
         await queries.tell(connection, campaign_id)
         return await _get(connection, campaign_id)
+
+
+async def place(engine: AsyncEngine, campaign_id: UUID, *, placement: Placement | None, placed_by: str) -> CampaignView:
+    """The next run that is claimed chooses its devices anew; live runs go on where they are.
+
+    Raises:
+        ProblemError: `not_found`, or `conflict` when the campaign was cancelled.
+    """
+    async with engine.begin() as connection:
+        _require_standing(campaign_id, await queries.lock(connection, campaign_id))
+        await queries.place_anew(connection, campaign_id, placement=placement, by=placed_by)
+        await runs.wake_claims(connection, campaign_id)
+        await queries.tell(connection, campaign_id)
+        return await _get(connection, campaign_id)
+
+
+async def end_after_failures(engine: AsyncEngine) -> int:
+    """Cancel what is queued where a run failed for good and the campaign has `fail_fast`; any replica may do this.
+
+    Nothing of such a campaign is claimed meanwhile. Returns how many campaigns were ended.
+    """
+    async with engine.connect() as connection:
+        found = await queries.failed_fast(connection)
+    ended = 0
+    for campaign_id in found:
+        async with engine.begin() as connection:
+            await queries.lock(connection, campaign_id)
+            if await runs.cancel_after_failure(connection, campaign_id):
+                await queries.tell(connection, campaign_id)
+                ended += 1
+    return ended
 
 
 async def retry_failed(connection: AsyncConnection, campaign_id: UUID, *, retried_by: str) -> RetriedRuns:
@@ -309,6 +360,8 @@ def _view(row: queries.CampaignRow) -> CampaignView:
         experiments=row.experiments,
         runs=RunCounts.model_validate(row.runs),
         imported=None if row.imported is None else ImportOrigin.model_validate(row.imported),
+        placement=row.placement,
+        places=tuple(PlaceView.model_validate(place) for place in row.places),
     )
 
 

@@ -69,6 +69,10 @@ async def _until_the_database_is_away(events: AsyncIterator[ServerSentEvent]) ->
         logger.warning("a stream of events ends, because the database is away (%s)", type(error).__name__)
 
 
+def _follow(context: Context, followed: Followed, after: LogPlace) -> AsyncIterator[ServerSentEvent]:
+    return follow(context.engine, context.hub, context.settings.lease_terms, followed, after)
+
+
 @router.get(
     "/campaigns/{campaign_id}/events",
     response_class=EventSourceResponse,
@@ -77,7 +81,7 @@ async def _until_the_database_is_away(events: AsyncIterator[ServerSentEvent]) ->
 )
 async def campaign_events(context: Context, followed: FollowedCampaign, after: Place) -> AsyncIterator[ServerSentEvent]:
     """Everything that happened to the campaign's runs and everything that happens, until none is queued or live."""
-    async for event in _until_the_database_is_away(follow(context.engine, context.hub, followed, after)):
+    async for event in _until_the_database_is_away(_follow(context, followed, after)):
         yield event
 
 
@@ -89,5 +93,5 @@ async def campaign_events(context: Context, followed: FollowedCampaign, after: P
 )
 async def run_events(context: Context, followed: FollowedRun, after: Place) -> AsyncIterator[ServerSentEvent]:
     """Everything that happened to the run and everything that happens, until it is neither queued nor live."""
-    async for event in _until_the_database_is_away(follow(context.engine, context.hub, followed, after)):
+    async for event in _until_the_database_is_away(_follow(context, followed, after)):
         yield event

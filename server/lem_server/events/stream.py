@@ -20,6 +20,7 @@ from lem_server.campaigns import service as campaigns
 from lem_server.database.listener import Hub
 from lem_server.events import queries
 from lem_server.events.queries import EventRow, LogPlace, ProgressRow
+from lem_server.leases.terms import LeaseTerms
 from lem_server.problems import ProblemError
 from lem_server.runs import service as runs
 
@@ -61,7 +62,9 @@ def place_of(last_event_id: str | None) -> LogPlace:
     return LogPlace(int(found[1]), int(found[2]))
 
 
-async def follow(engine: AsyncEngine, hub: Hub, followed: Followed, after: LogPlace) -> AsyncIterator[ServerSentEvent]:
+async def follow(
+    engine: AsyncEngine, hub: Hub, terms: LeaseTerms, followed: Followed, after: LogPlace
+) -> AsyncIterator[ServerSentEvent]:
     """Everything that happened after a place in the log, then everything that happens.
 
     Ends when nothing more will happen without somebody asking for it, and when the server is shutting down. No
@@ -69,12 +72,12 @@ async def follow(engine: AsyncEngine, hub: Hub, followed: Followed, after: LogPl
     """
     progress = LatestProgress(hub.clock)
     with hub.campaign(followed.campaign_id) as signal:
-        shown, _ = await _picture(engine, followed)
+        shown, _ = await _picture(engine, terms, followed)
         yield _event(shown)
         while not hub.stopping:
             ticket = signal.ticket()
             # Before the transitions: those that led to the picture are then among them.
-            picture, over = await _picture(engine, followed)
+            picture, over = await _picture(engine, terms, followed)
             stable = True
             full = True
             while stable and full:
@@ -121,9 +124,9 @@ class LatestProgress:
             )
 
 
-async def _picture(engine: AsyncEngine, followed: Followed) -> tuple[CampaignEvent, bool]:
+async def _picture(engine: AsyncEngine, terms: LeaseTerms, followed: Followed) -> tuple[CampaignEvent, bool]:
     """How things stand, and whether nothing more will happen to what is followed."""
-    view = await campaigns.get_campaign(engine, followed.campaign_id)
+    view = await campaigns.watch_campaign(engine, terms, followed.campaign_id)
     settled = view.runs.in_states(RunState.QUEUED, *LIVE_STATES) == 0
     over = settled
     if followed.run_id is not None:

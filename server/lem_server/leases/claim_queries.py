@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import text
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import bindparam
 from sqlalchemy.types import Text
+
+from lem_domain.config.experiment import BackendName
+from lem_domain.config.gaps import Turn
+from lem_server.leases.queue_queries import FITTING, FREE, of_free
+from lem_server.leases.scheduling import FreeDevice, Head, Waiting
 
 
 class ClaimRow(NamedTuple):
@@ -34,9 +39,8 @@ class Candidate(NamedTuple):
     """A queued run that was chosen and locked."""
 
     run_id: UUID
-    devices: list[str]
-    """Exactly those to be leased, in order."""
     attempts: int
+    head: Head
 
 
 class WorkerBoot(NamedTuple):
@@ -65,62 +69,40 @@ async def claim_row(connection: AsyncConnection, claim_id: UUID) -> ClaimRow | N
     return None if row is None else ClaimRow(*row)
 
 
-class FreeDevice(NamedTuple):
-    """A device of a worker that nobody leases."""
-
-    uuid: str
-    name: str
-    kind: str
-
-
-_FREE_DEVICES = text("""
-    SELECT offered.device, known.device ->> 'name', known.device ->> 'kind'
-      FROM unnest(:devices) WITH ORDINALITY AS offered (device, place)
-      JOIN workers w ON w.id = :worker_id
-      JOIN jsonb_array_elements(w.devices) AS known (device) ON known.device ->> 'uuid' = offered.device
-     WHERE NOT EXISTS (SELECT 1 FROM device_leases d WHERE d.device_uuid = offered.device)
-     ORDER BY offered.place
-""").bindparams(bindparam("devices", type_=ARRAY(Text)))
-
-
-async def free_devices(connection: AsyncConnection, worker_id: UUID, devices: Sequence[str]) -> list[FreeDevice]:
-    """Those of the offered devices that are the worker's and that nobody leases, in the offered order."""
-    rows = await connection.execute(_FREE_DEVICES, {"worker_id": worker_id, "devices": list(devices)})
-    return [FreeDevice(*row) for row in rows]
-
-
 # Index ix_runs_claim; the campaigns' primary key. The campaign is locked too, so that nothing of it is claimed after
-# its pause was answered; one that is just being paused is passed over. `fitting` are the free devices that the run
-# takes: those it names in its own order, or those of the kind it asks for in the worker's, or any.
-_NEXT_RUN = text("""
-    SELECT r.id, fitting.uuids[1:r.device_count], r.attempts
+# its pause was answered; one that is just being paused is passed over. Where the order is strict only the run at
+# `position` will do, otherwise the first that fits and that nobody else is just claiming.
+_NEXT_RUN = text(
+    """
+    SELECT r.id, r.attempts, r.position, r.experiment_id, r.cycle, r.device_count, fitting.uuids, r.device_uuids
       FROM runs r
       JOIN campaigns c ON c.id = r.campaign_id
      CROSS JOIN LATERAL (
-           SELECT array_agg(free.uuid ORDER BY array_position(r.device_uuids, free.uuid), free.place) AS uuids
-             FROM unnest(:uuids, :names, :kinds) WITH ORDINALITY AS free (uuid, name, kind, place)
-            WHERE (r.device_uuids IS NULL OR free.uuid = ANY (r.device_uuids))
-              AND (r.device_like IS NULL OR free.name ILIKE r.device_like OR free.kind ILIKE r.device_like)
+           {FITTING}
            ) fitting
-     WHERE r.state = 'queued' AND r.backend = :backend AND r.device_count <= cardinality(fitting.uuids)
-       AND r.not_before <= now() AND c.state = 'active'
-     ORDER BY r.priority DESC, r.campaign_id, r.position
+     WHERE r.state = 'queued' AND r.campaign_id = :campaign_id AND r.backend = :backend
+       AND (CAST(:position AS integer) IS NULL OR r.position = :position)
+       AND r.device_count <= cardinality(fitting.uuids) AND r.not_before <= now() AND c.state = 'active'
+     ORDER BY r.position
      LIMIT 1
        FOR NO KEY UPDATE OF r SKIP LOCKED
        FOR SHARE OF c SKIP LOCKED
-""").bindparams(*(bindparam(name, type_=ARRAY(Text)) for name in ("uuids", "names", "kinds")))
+""".replace("{FITTING}", FITTING)
+).bindparams(*FREE)
 
 
-async def next_run(connection: AsyncConnection, *, backend: str, free: Sequence[FreeDevice]) -> Candidate | None:
-    """Lock the first queued run that fits, and choose its devices among the free ones."""
+async def next_run(connection: AsyncConnection, waiting: Waiting, *, free: Sequence[FreeDevice]) -> Candidate | None:
+    """Lock the first queued run of a campaign that fits."""
     parameters = {
-        "backend": backend,
-        "uuids": [device.uuid for device in free],
-        "names": [device.name for device in free],
-        "kinds": [device.kind for device in free],
+        **of_free(free),
+        "campaign_id": waiting.campaign_id,
+        "backend": waiting.backend,
+        "position": waiting.head.position if waiting.strict else None,
     }
     row = (await connection.execute(_NEXT_RUN, parameters)).one_or_none()
-    return None if row is None else Candidate(*row)
+    if row is None:
+        return None
+    return Candidate(row[0], row[1], Head(row[2], Turn(row[3], row[4]), row[5], tuple(row[6]), tuple(row[7] or ())))
 
 
 _INSERT_ATTEMPT = text("""
@@ -144,6 +126,50 @@ _INSERT_DEVICE_LEASES = text("""
     ON CONFLICT (device_uuid) DO NOTHING
 """).bindparams(bindparam("devices", type_=ARRAY(Text)))
 
+# One campaign is placed once at a time: whoever comes second waits here for the first, and looks again.
+_PLACE = text("""
+    INSERT INTO campaign_places (campaign_id, simulated, devices, kind, name)
+    VALUES (:campaign_id, :simulated, :devices, :kind, :name)
+    ON CONFLICT (campaign_id, simulated) WHERE ended_at IS NULL DO NOTHING
+""").bindparams(bindparam("devices", type_=ARRAY(Text)))
+
+# A run with more devices than any before it; the devices that they share are leased by it, so nobody else is here.
+_EXTEND_PLACE = text("""
+    UPDATE campaign_places SET devices = :devices
+     WHERE campaign_id = :campaign_id AND simulated = :simulated AND ended_at IS NULL
+       AND cardinality(devices) < cardinality(:devices)
+""").bindparams(bindparam("devices", type_=ARRAY(Text)))
+
+
+async def place(connection: AsyncConnection, waiting: Waiting, devices: Sequence[FreeDevice]) -> bool:
+    """Note where a campaign's runs are from now on; False when somebody else has just done so (roll back then)."""
+    if waiting.placement == "any" or waiting.head.named:
+        return True
+    values = {
+        "campaign_id": waiting.campaign_id,
+        "simulated": waiting.backend == BackendName.SIMULATED,
+        "devices": [device.uuid for device in devices],
+    }
+    if waiting.place is None:
+        model = {"kind": devices[0].kind, "name": devices[0].name}
+        return (await connection.execute(_PLACE, {**values, **model})).rowcount == 1
+    if waiting.strict and len(devices) > len(waiting.place.devices):
+        await connection.execute(_EXTEND_PLACE, values)
+    return True
+
+
+# The devices are leased by this transaction, so nobody else writes these rows. Their primary keys.
+_NOTE_USE = text("""
+    INSERT INTO device_uses (device_uuid, attempt_id)
+    SELECT device, :attempt_id FROM unnest(:devices) AS device
+    ON CONFLICT (device_uuid) DO UPDATE SET attempt_id = excluded.attempt_id
+""").bindparams(bindparam("devices", type_=ARRAY(Text)))
+_NOTE_TURN = text("""
+    INSERT INTO campaign_devices (campaign_id, device_uuid, run_id)
+    SELECT :campaign_id, device, :run_id FROM unnest(:devices) AS device
+    ON CONFLICT (campaign_id, device_uuid) DO UPDATE SET run_id = excluded.run_id, claimed_at = excluded.claimed_at
+""").bindparams(bindparam("devices", type_=ARRAY(Text)))
+
 _INITIALISE = text("""
     UPDATE runs
        SET state = 'initialised', current_attempt = :attempt_id, attempts = attempts + 1,
@@ -156,22 +182,26 @@ async def insert_attempt(
     connection: AsyncConnection,
     *,
     attempt_id: UUID,
+    campaign_id: UUID,
     candidate: Candidate,
     worker_id: UUID,
     boot_id: UUID,
     claim_id: UUID,
+    devices: Sequence[str],
     ttl: timedelta,
 ) -> bool:
     """Make the attempt, its lease and its device leases; False when a device was leased meanwhile (roll back then)."""
     ids = {"attempt_id": attempt_id, "run_id": candidate.run_id, "worker_id": worker_id, "boot_id": boot_id}
-    devices = candidate.devices
     await connection.execute(
-        _INSERT_ATTEMPT, {**ids, "number": candidate.attempts + 1, "claim_id": claim_id, "devices": devices}
+        _INSERT_ATTEMPT, {**ids, "number": candidate.attempts + 1, "claim_id": claim_id, "devices": list(devices)}
     )
     await connection.execute(_INSERT_LEASE, {**ids, "ttl": ttl})
-    leased = await connection.execute(_INSERT_DEVICE_LEASES, {"attempt_id": attempt_id, "devices": devices})
+    leased = await connection.execute(_INSERT_DEVICE_LEASES, {"attempt_id": attempt_id, "devices": list(devices)})
     if leased.rowcount != len(devices):
         return False
+    used = {"campaign_id": campaign_id, "run_id": candidate.run_id, "devices": list(devices)}
+    await connection.execute(_NOTE_USE, {"attempt_id": attempt_id, "devices": list(devices)})
+    await connection.execute(_NOTE_TURN, used)
     await connection.execute(_INITIALISE, {"attempt_id": attempt_id, "run_id": candidate.run_id})
     return True
 
@@ -191,4 +221,20 @@ async def touch_worker(connection: AsyncConnection, worker_id: UUID, boot_id: UU
             {"id": worker_id, "boot_id": boot_id},
         )
     ).one_or_none()
+    return None if row is None else WorkerBoot(*row)
+
+
+_ASK = text("""
+    UPDATE workers SET last_seen_at = now(), asked_at = now(), temperatures_c = :temperatures_c
+     WHERE id = :id AND boot_id = :boot_id AND signed_off_at IS NULL
+    RETURNING boot_id, backend, draining
+""").bindparams(bindparam("temperatures_c", type_=JSONB))
+
+
+async def note_question(
+    connection: AsyncConnection, worker_id: UUID, boot_id: UUID, temperatures_c: Mapping[str, float]
+) -> WorkerBoot | None:
+    """As `touch_worker`, and that it asks for work, with how warm its devices are."""
+    values = {"id": worker_id, "boot_id": boot_id, "temperatures_c": dict(temperatures_c)}
+    row = (await connection.execute(_ASK, values)).one_or_none()
     return None if row is None else WorkerBoot(*row)

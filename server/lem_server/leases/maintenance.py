@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -19,11 +20,20 @@ INTERVAL_S = 5.0
 CLEAN_UP_INTERVAL_S = 3600.0
 
 
-async def maintain(engine: AsyncEngine, terms: LeaseTerms, stopping: asyncio.Event) -> None:
-    """Look at the leases every few seconds until the server stops; a database that is away is waited for."""
+async def maintain(
+    engine: AsyncEngine,
+    terms: LeaseTerms,
+    stopping: asyncio.Event,
+    *,
+    more: Sequence[Callable[[AsyncEngine], Awaitable[object]]] = (),
+) -> None:
+    """Look at the leases every few seconds until the server stops, and do what `more` there is; a database that is away
+    is waited for."""
     interval = min(INTERVAL_S, max(0.05, terms.ttl_s / 4))
     async with asyncio.TaskGroup() as group:
         group.create_task(_every(interval, lambda: _look_at_leases(engine, terms), stopping))
+        for work in more:
+            group.create_task(_every(interval, partial(work, engine), stopping))
         group.create_task(_every(CLEAN_UP_INTERVAL_S, lambda: idempotency.forget_old_keys(engine), stopping))
 
 

@@ -81,9 +81,16 @@ async def lock_lease(connection: AsyncConnection, *, attempt_id: UUID, worker_id
     return row.one_or_none() is not None
 
 
+# Devices come free, for other workers of the machine too; the channel of the queue is lem_queue.
+_DELETE_LEASE = text("""
+    WITH ended AS (DELETE FROM leases WHERE attempt_id = :id RETURNING attempt_id)
+    SELECT pg_notify('lem_queue', '') FROM ended
+""")
+
+
 async def delete_lease(connection: AsyncConnection, attempt_id: UUID) -> None:
-    """End a lease; its device leases go with it."""
-    await connection.execute(text("DELETE FROM leases WHERE attempt_id = :id"), {"id": attempt_id})
+    """End a lease; its device leases go with it, and who waits for the devices is woken."""
+    await connection.execute(_DELETE_LEASE, {"id": attempt_id})
 
 
 _STORE_START = text("""

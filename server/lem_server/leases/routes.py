@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from fastapi import APIRouter, Depends, Response, status
 
 from lem_domain.errors import ProblemCode
@@ -33,7 +35,15 @@ _WORK = requires(Scope.WORK)
 @router.post(
     "/workers/{worker_id}/claims",
     responses={
-        status.HTTP_204_NO_CONTENT: {"description": "Nothing to do within `wait_s`."},
+        status.HTTP_204_NO_CONTENT: {
+            "description": "Nothing to do within `wait_s`.",
+            "headers": {
+                "Retry-After": {
+                    "description": "There is a run for this worker that has to wait: seconds until it is worth asking.",
+                    "schema": {"type": "integer"},
+                }
+            },
+        },
         **problem_responses(_C.BOOT_SUPERSEDED, _C.LEASE_LOST, _C.CLIENT_TOO_OLD),
     },
     response_model=Assignment,
@@ -41,10 +51,13 @@ _WORK = requires(Scope.WORK)
 )
 async def claim_run(context: Context, worker_id: WorkerPath, request: ClaimRequest) -> Assignment | Response:
     """Claim the next run that fits; held open up to `wait_s`. The same `claim_id` gets the same attempt."""
-    assignment = await claims.claim(
+    found = await claims.claim(
         context.engine, context.hub, context.settings.lease_terms, worker_id=worker_id, request=request
     )
-    return Response(status_code=status.HTTP_204_NO_CONTENT) if assignment is None else assignment
+    if found.assignment is not None:
+        return found.assignment
+    headers = {} if found.again_in_s is None else {"Retry-After": str(math.ceil(found.again_in_s))}
+    return Response(status_code=status.HTTP_204_NO_CONTENT, headers=headers)
 
 
 @router.post(

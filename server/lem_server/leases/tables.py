@@ -48,6 +48,13 @@ device_leases = Table(
     Index("ix_device_leases_attempt_id", "attempt_id"),
 )
 
+device_uses = Table(
+    "device_uses",
+    metadata,
+    Column("device_uuid", Text, primary_key=True),
+    Column("attempt_id", Uuid, ForeignKey("attempts.id"), nullable=False),
+)
+
 lease_events = Table(
     "lease_events",
     metadata,

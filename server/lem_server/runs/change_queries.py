@@ -121,6 +121,23 @@ async def cancel(connection: AsyncConnection, run_ids: Sequence[UUID], *, messag
     await connection.execute(_CANCEL_LEASES, {"ids": ids})
 
 
+# Index ix_runs_campaign_id_state. The campaign is locked, so none of its failed runs is being queued again.
+_CANCEL_AFTER_FAILURE = text("""
+    UPDATE runs r
+       SET state = 'cancelled', reason = 'fail_fast',
+           message = 'not run: ' || failed.named || ' failed, and the campaign ends with the first failure (fail_fast)'
+      FROM (SELECT 'run_' || replace(f.id::text, '-', '') AS named FROM runs f
+             WHERE f.campaign_id = :campaign_id AND f.state = 'failed' ORDER BY f.position LIMIT 1) failed
+     WHERE r.id = ANY(:ids) AND r.state = 'queued'
+""").bindparams(bindparam("ids", type_=_UUIDS))
+
+
+async def cancel_after_failure(connection: AsyncConnection, campaign_id: UUID, run_ids: Sequence[UUID]) -> int:
+    """Cancel those of the locked runs that are queued, if one of the campaign has failed; how many."""
+    done = await connection.execute(_CANCEL_AFTER_FAILURE, {"campaign_id": campaign_id, "ids": list(run_ids)})
+    return done.rowcount
+
+
 async def campaign_of(connection: AsyncConnection, run_id: UUID) -> UUID | None:
     """The campaign of a run."""
     found: UUID | None = (

@@ -37,6 +37,7 @@ __all__ = [
     "RunFilter",
     "ask_campaign_to_pause",
     "campaign_of",
+    "cancel_after_failure",
     "cancel_run",
     "cancel_runs_of_campaign",
     "get_attempt",
@@ -129,6 +130,13 @@ async def cancel_run(engine: AsyncEngine, run_id: UUID, *, cancelled_by: str) ->
 async def cancel_runs_of_campaign(connection: AsyncConnection, campaign_id: UUID, *, cancelled_by: str) -> None:
     """Cancel every run of a campaign whose row this transaction has locked."""
     await _cancel(connection, await change_queries.lock_open_runs(connection, campaign_id), cancelled_by)
+
+
+async def cancel_after_failure(connection: AsyncConnection, campaign_id: UUID) -> int:
+    """Cancel what a campaign has queued, if a run of it failed; its row is locked by this transaction. How many."""
+    run_ids = await change_queries.lock_open_runs(connection, campaign_id)
+    await set_actor(connection, ActorKind.SERVER, "fail_fast")
+    return await change_queries.cancel_after_failure(connection, campaign_id, run_ids)
 
 
 async def ask_campaign_to_pause(connection: AsyncConnection, campaign_id: UUID, *, pause: bool) -> None:

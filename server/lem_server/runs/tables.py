@@ -19,7 +19,6 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     Uuid,
-    desc,
     func,
     text,
 )
@@ -93,9 +92,8 @@ runs = Table(
 )
 Index(
     "ix_runs_claim",
-    runs.c.backend,
-    desc(runs.c.priority),
     runs.c.campaign_id,
+    runs.c.backend,
     runs.c.position,
     postgresql_where=text("state = 'queued'"),
 )

@@ -22,6 +22,8 @@ workers = Table(
     Column("registered_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("last_seen_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("signed_off_at", DateTime(timezone=True)),
+    Column("asked_at", DateTime(timezone=True)),
+    Column("temperatures_c", JSONB, nullable=False, server_default=text("'{}'")),
 )
 
 worker_boots = Table(

@@ -60,6 +60,16 @@ def test_a_retry_of_a_paused_campaign_says_what_is_still_missing(lem: Lem, datab
     ]
 
 
+def test_a_campaign_is_placed_anew(lem: Lem) -> None:
+    campaign, _ = submitted(lem)
+    assert lem("place", "night").out.splitlines()[1] == "placement: same_device, from the next run on"
+    assert lem("place", campaign, "--placement", "any", "--json").json["placement"] == "any"
+    shown = lem("show", "night").out
+    assert "placement   any, instead of the submitted same_device" in shown
+    assert "waiting     no worker for backend simulated is online" in shown
+    assert lem("place", "night", "--placement", "somewhere").code == 2
+
+
 def test_one_run_is_tried_again(lem: Lem, database_url: URL) -> None:
     _, runs = submitted(lem)
     fail(database_url, runs[0])
@@ -156,6 +166,7 @@ def test_the_asynchronous_client_does_the_same(lem: Lem, database_url: URL) -> N
             assert (await client.retry_run(runs[0])).state is RunState.QUEUED
             assert await client.retry_failed(campaign) == (runs[1],)
             assert (await client.resume_campaign(campaign)).state is CampaignState.ACTIVE
+            assert (await client.place_campaign(campaign, placement="same_model")).placement == "same_model"
             assert [event async for event in client.lease_events(runs[0])] == []
             (worker, *_) = [worker async for worker in client.workers()]
             assert (await client.drain_worker(worker.id)).id == worker.id

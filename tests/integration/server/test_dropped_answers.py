@@ -145,7 +145,7 @@ def campaign_verb(verb: str, **body: Any) -> Callable[[World], Awaitable[httpx.R
     """A campaign with a live run and two that wait."""
 
     async def prepare(world: World) -> httpx.Request:
-        worker = await world.worker(execution={"cycles": 3})
+        worker = await world.worker(execution={"cycles": 3, "placement": "same_device"})
         campaign = (await worker.started()).campaign_id
         if verb == "resume":
             answer = await world.api.post(f"/api/v1/campaigns/{campaign}:pause", json={"live_runs": "stop"})
@@ -285,6 +285,10 @@ CASES: dict[str, dict[str, Case]] = {
         "live runs stop": Case(campaign_verb("pause", live_runs="stop")),
     },
     "POST /api/v1/campaigns/{campaign_id}:resume": {"": Case(campaign_verb("resume"))},
+    "POST /api/v1/campaigns/{campaign_id}:place": {
+        "as it was": Case(campaign_verb("place", placement=None)),
+        "by another rule": Case(campaign_verb("place", placement="same_model")),
+    },
     "POST /api/v1/campaigns/{campaign_id}:cancel": {"": Case(campaign_verb("cancel"))},
     "POST /api/v1/campaigns/{campaign_id}:retry_failed": {"": Case(retry_failed)},
     "POST /api/v1/runs/{run_id}:retry": {

@@ -63,7 +63,9 @@ class Stream:
     """An open stream whose events a test takes one by one."""
 
     def __init__(self, context: AppContext, followed: Followed) -> None:
-        self._events: AsyncIterator[ServerSentEvent] = follow(context.engine, context.hub, followed, BEGINNING)
+        self._events: AsyncIterator[ServerSentEvent] = follow(
+            context.engine, context.hub, context.settings.lease_terms, followed, BEGINNING
+        )
 
     async def next(self) -> Event:
         async with asyncio.timeout(LONG_S):

@@ -351,7 +351,7 @@ async def test_a_stream_of_one_sees_what_happens_at_the_other(
     monkeypatch.setattr(stream, "POLL_S", NEVER_S)
     campaign = await submit(one.api)
     followed = Followed(parse_id(IdKind.CAMPAIGN, campaign["id"]))
-    events = follow(other.context.engine, other.hub, followed, BEGINNING)
+    events = follow(other.context.engine, other.hub, other.context.settings.lease_terms, followed, BEGINNING)
 
     async def until(word: str) -> None:
         async with asyncio.timeout(LONG_S):

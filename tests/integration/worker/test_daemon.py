@@ -421,7 +421,7 @@ async def test_a_run_whose_claim_is_answered_as_sigterm_comes_is_handed_back(
     attempt = server.enqueue()
     claim = server_api.ServerApi.claim
 
-    async def claimed(api: server_api.ServerApi, request: ClaimRequest) -> Assignment | None:
+    async def claimed(api: server_api.ServerApi, request: ClaimRequest) -> Assignment | server_api.Later | None:
         answer = await claim(api, request)
         os.kill(os.getpid(), signal.SIGTERM)
         return answer
@@ -434,6 +434,16 @@ async def test_a_run_whose_claim_is_answered_as_sigterm_comes_is_handed_back(
     )
     assert server.started == {}
     assert server.paths(":sign_off")
+
+
+async def test_a_worker_that_ends_when_idle_is_not_idle_while_a_run_of_its_waits(
+    server: FakeServer, work: Work
+) -> None:
+    server.gaps = 2
+    attempt = server.enqueue()
+    await work()
+    assert list(server.completed) == [attempt]
+    assert [claim.wait_s > 0 for claim in server.claims] == [False, True, True, False]
 
 
 async def test_a_drain_finishes_what_is_held_and_claims_nothing_more(server: FakeServer, work: Work) -> None:

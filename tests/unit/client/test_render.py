@@ -16,6 +16,8 @@ from lem_client.render import measured
 from lem_client.render.numbers import Scale, duration, mean_and_spread, number, quantity, scale_for
 from lem_client.render.progress import Lines, Picture, transition_line
 from lem_client.render.results import csv_text, markdown, result_table
+from lem_client.render.schedule import execution_words
+from lem_domain.config.execution import ExecutionConfig
 from lem_domain.results import CycleSummary, EnergyFigure, EnergyMethod
 from lem_domain.states import CampaignState, RunState
 from lem_domain.wire.campaigns import CampaignResults, ExperimentResults, RunCounts, RunOutcome
@@ -219,3 +221,22 @@ def test_an_energy_is_explained_in_words() -> None:
 
 def test_text_from_elsewhere_cannot_drive_the_terminal() -> None:
     assert clean("a\x1b[31mb\rc\nd") == "a�[31mb�c\nd"
+
+
+@pytest.mark.parametrize(
+    ("execution", "words"),
+    [
+        ({}, "interleaved; all on the device of the first run"),
+        (
+            {"order": "shuffled", "config_gap": {"seconds": 60}, "placement": "any", "fail_fast": True},
+            "shuffled (seed 0); gaps: 60 s between experiments; on any device; ends with the first run that fails",
+        ),
+        (
+            {"order": "latin_square", "seed": 7, "cycle_gap": {"temperature_c": 45, "max_seconds": 300}},
+            "latin_square (seed 7); gaps: until 45 °C, at most 300 s between cycles; "
+            "all on the device of the first run",
+        ),
+    ],
+)
+def test_an_order_is_told_with_its_seed_gaps_and_place(execution: dict[str, object], words: str) -> None:
+    assert execution_words(ExecutionConfig.model_validate(execution)) == words

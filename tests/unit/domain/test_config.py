@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -17,7 +16,6 @@ from lem_domain.config import (
     config_hash,
     expand,
 )
-from lem_domain.config.expansion import order_runs
 from lem_domain.errors import ConfigurationError
 
 TINY = {"model": "builtin:tiny-llama"}
@@ -98,20 +96,6 @@ def test_too_many_runs_are_refused_before_they_are_made() -> None:
     sweep = {"decoding.seed": list(range(1000)), "output.max_tokens": list(range(1, 1001))}
     with pytest.raises(ConfigurationError, match="1000000 runs"):
         expand(campaign_from_document({**TINY, "sweep": sweep}, default_name="x"))
-
-
-@given(experiments=st.integers(1, 20), cycles=st.integers(1, 10), order=st.sampled_from(["interleaved", "grouped"]))
-def test_every_order_runs_each_experiment_once_per_cycle(experiments: int, cycles: int, order: str) -> None:
-    runs = order_runs(experiments, cycles, order)
-    assert [run.position for run in runs] == list(range(experiments * cycles))
-    assert Counter((run.experiment, run.cycle) for run in runs) == Counter(
-        (experiment, cycle) for experiment in range(experiments) for cycle in range(1, cycles + 1)
-    )
-
-
-def test_interleaved_goes_through_all_before_it_repeats() -> None:
-    assert [(run.experiment, run.cycle) for run in order_runs(2, 2, "interleaved")] == [(0, 1), (1, 1), (0, 2), (1, 2)]
-    assert [(run.experiment, run.cycle) for run in order_runs(2, 2, "grouped")] == [(0, 1), (0, 2), (1, 1), (1, 2)]
 
 
 def hash_of(**document: object) -> str:

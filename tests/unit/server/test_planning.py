@@ -65,7 +65,7 @@ def test_what_the_database_cannot_store_is_refused() -> None:
 
 def test_the_least_duration_is_the_sum_of_all_windows() -> None:
     submitted = spec(sweep={"window.min_duration_s": [2, 5]}, execution={"cycles": 3})
-    view = planning.plan_view(submitted.name, planning.plan(submitted), ())
+    view = planning.plan_view(submitted, planning.plan(submitted), ())
     assert view.minimum_duration_s == 21
     assert [(run.experiment, run.cycle, run.position) for run in view.runs[:3]] == [(0, 1, 0), (1, 1, 1), (0, 2, 2)]
 

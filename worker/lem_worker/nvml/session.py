@@ -134,6 +134,12 @@ class Nvml:
         found = self._ask(uuid, read)
         return None if found is None else (int(found[0]), int(found[1]))
 
+    def temperature_c(self, uuid: str) -> int | None:
+        """How warm a GPU is; None where NVML does not say, as of MIG instances. Raises NvmlFailed."""
+        read = lambda: self._nvml.nvmlDeviceGetTemperature(self._handle(uuid), self._nvml.NVML_TEMPERATURE_GPU)  # noqa: E731
+        found = self._ask(uuid, lambda: self._optional(read))
+        return None if found is None else int(found)
+
     def processes(self, uuid: str) -> tuple[GpuProcess, ...] | None:
         """The processes that hold memory of a device, for computing or for graphics, each once; None where NVML does
         not list those that compute. Raises NvmlFailed."""

@@ -1,0 +1,42 @@
+"""How a campaign's runs are ordered, spaced and placed, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lem_client.render.numbers import duration
+from lem_domain.config.execution import ExecutionConfig
+from lem_domain.wire.campaigns import CampaignPlan
+
+_PLACES = {
+    "same_device": "all on the device of the first run",
+    "same_model": "on devices of the same model as the first run's",
+    "any": "on any device",
+}
+
+
+def execution_words(execution: ExecutionConfig) -> str:
+    """`shuffled (seed 7); gaps: 60 s between experiments; all on the device of the first run`."""
+    return "; ".join(_parts(execution))
+
+
+def least_words(plan: CampaignPlan) -> str:
+    """`12 min`, and how much of it is gaps."""
+    gaps = f", {duration(plan.minimum_gap_s)} of it gaps" if plan.minimum_gap_s else ""
+    shared = "" if plan.execution.placement == "same_device" else " (on one device; several share it)"
+    return f"{duration(plan.minimum_duration_s)} of measuring{gaps}{shared}"
+
+
+def _parts(execution: ExecutionConfig) -> Iterator[str]:
+    seeded = execution.order in ("shuffled", "latin_square")
+    yield f"{execution.order} (seed {execution.seed})" if seeded else execution.order
+    gaps = [
+        f"{gap.describe()} between {what}"
+        for gap, what in ((execution.config_gap, "experiments"), (execution.cycle_gap, "cycles"))
+        if gap is not None
+    ]
+    if gaps:
+        yield f"gaps: {', '.join(gaps)}"
+    yield _PLACES[execution.placement]
+    if execution.fail_fast:
+        yield "ends with the first run that fails"
