@@ -28,9 +28,9 @@ async def nothing_lives_of(attempt: str) -> bool:
     return await kill_leftovers([attempt]) == 0
 
 
-async def until(met: Callable[[], bool]) -> None:
+async def until(met: Callable[[], bool], *, within_s: float = 60) -> None:
     """Wait for what other processes bring about."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(within_s):
         while not met():  # noqa: ASYNC110 - nothing here is told of it
             await asyncio.sleep(0.02)
 
