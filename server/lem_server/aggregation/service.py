@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 from uuid import UUID
 
 from anyio import CapacityLimiter, from_thread, to_thread
@@ -19,10 +18,10 @@ from lem_domain.states import ActorKind, FailureReason, RunState
 from lem_domain.wire.runs import EffectiveConfig
 from lem_domain.wire.workers import Device
 from lem_server.aggregation import queries
+from lem_server.aggregation.computing import Computed, compute
+from lem_server.aggregation.elsewhere import compute_elsewhere, is_large
 from lem_server.aggregation.errors import AggregationError, EvidenceCorrupt, EvidenceMissing
-from lem_server.aggregation.identity import aggregate_key, canonical_bytes
 from lem_server.aggregation.inputs import AggregationInput, AggregationParameters, ChunkSource
-from lem_server.aggregation.result import aggregate
 from lem_server.evidence import service as evidence
 from lem_server.problems import ProblemError
 from lem_server.runs.transitions import set_actor
@@ -30,14 +29,6 @@ from lem_server.runs.transitions import set_actor
 AT_ONCE = 2
 """So many aggregations are computed at a time by one server process, the others wait: a large one takes 350 MB."""
 _limiter: RunVar[CapacityLimiter] = RunVar("lem_aggregations")
-
-
-class Computed(NamedTuple):
-    """A result, its canonical bytes and the key that it is stored under."""
-
-    key: bytes
-    evidence_sha256: bytes
-    body: bytes
 
 
 async def aggregate_run(engine: AsyncEngine, run_id: UUID, parameters: AggregationParameters) -> bytes:
@@ -120,9 +111,7 @@ def _places() -> CapacityLimiter:
 
 
 def _compute(inputs: AggregationInput, source: ChunkSource) -> Computed:
-    result = aggregate(inputs, source)
-    key = aggregate_key(result.evidence_sha256, result.method, result.parameters)
-    return Computed(bytes.fromhex(key), bytes.fromhex(result.evidence_sha256), canonical_bytes(result))
+    return compute_elsewhere(inputs, source) if is_large(inputs) else compute(inputs, source)
 
 
 async def _inputs(engine: AsyncEngine, row: queries.RunRow, parameters: AggregationParameters) -> AggregationInput:
