@@ -40,7 +40,7 @@ pytestmark = pytest.mark.anyio
 MUTATING = ("POST", "PUT", "DELETE", "PATCH")
 MOVING: Mapping[str, frozenset[str]] = {
     "api_tokens": frozenset({"last_used_at"}),
-    "workers": frozenset({"last_seen_at"}),
+    "workers": frozenset({"last_seen_at", "asked_at"}),
     "leases": frozenset({"until", "beat_at"}),
 }
 """What every request may move: that somebody was heard of, and how long a beat's lease lasts. Nothing else."""
