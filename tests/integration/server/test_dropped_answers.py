@@ -26,6 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from factories.runs import campaign_body, run_ids, submit
 from factories.worker import FakeWorker, plain_evidence
+from lem_domain.bundle import MEDIA_TYPE
 from lem_domain.evidence import SAMPLER
 from lem_domain.ids import IdKind, format_id
 from lem_domain.prompt_sets import prompts_digest
@@ -68,6 +69,7 @@ class World:
     """What a case may use to get to the point where its request makes sense."""
 
     api: httpx.AsyncClient
+    engine: AsyncEngine
     campaigns: int = 0
 
     def request(self, method: str, path: str, **keys: Any) -> httpx.Request:
@@ -95,6 +97,13 @@ class World:
             await send(replace(worker, api=client))
         [request] = seen
         return request
+
+    async def forget_campaigns(self) -> None:
+        """As if none had ever been submitted here."""
+        async with self.engine.begin() as connection:
+            await connection.execute(text("SET LOCAL ROLE NONE"))
+            await connection.execute(text("SET LOCAL session_replication_role = 'replica'"))  # the log is append-only
+            await connection.execute(text("TRUNCATE campaigns, chunks, logs, process_results CASCADE"))
 
     async def ended(self, worker: FakeWorker) -> Assignment:
         """A run whose one attempt failed for good."""
@@ -153,6 +162,14 @@ def campaign_verb(verb: str, **body: Any) -> Callable[[World], Awaitable[httpx.R
         return world.request("POST", f"/campaigns/{campaign}:{verb}", json=body or None)
 
     return prepare
+
+
+async def import_bundle(world: World) -> httpx.Request:
+    campaign = (await (await world.worker()).whole_attempt()).campaign_id
+    exported = await world.api.get(f"/api/v1/campaigns/{campaign}/bundle")
+    assert exported.status_code == 200, exported.text
+    await world.forget_campaigns()
+    return world.request("POST", "/campaigns:import", content=exported.content, headers={"Content-Type": MEDIA_TYPE})
 
 
 async def retry_failed(world: World) -> httpx.Request:
@@ -280,6 +297,7 @@ CASES: dict[str, dict[str, Case]] = {
     "DELETE /api/v1/tokens/{token_id}": {"": Case(revoke_token)},
     "POST /api/v1/campaigns:plan": {"": Case(plan, changes=False)},
     "POST /api/v1/campaigns": {"": Case(submit_campaign)},
+    "POST /api/v1/campaigns:import": {"": Case(import_bundle, again=200, differs=("new",))},
     "POST /api/v1/campaigns/{campaign_id}:pause": {
         "live runs finish": Case(campaign_verb("pause")),
         "live runs stop": Case(campaign_verb("pause", live_runs="stop")),
@@ -378,9 +396,9 @@ def parameters_filled(operation: str) -> re.Pattern[str]:
 
 
 @pytest.fixture
-def world(api: httpx.AsyncClient) -> World:
+def world(api: httpx.AsyncClient, engine: AsyncEngine) -> World:
     """A server that nobody has asked for anything yet."""
-    return World(api)
+    return World(api, engine)
 
 
 @contextlib.asynccontextmanager
