@@ -110,15 +110,16 @@ _SELECT_RUNS = """
       LEFT JOIN leases l ON l.run_id = r.id
 """
 
-# Index uq_runs_campaign_id_position gives the order, with and without a campaign; uq_leases_run_id the progress.
+# Index uq_runs_campaign_id_position gives the order, with and without a campaign; uq_leases_run_id the progress. Of one
+# campaign the position alone is compared: a comparison of pairs would not tell the index where to begin.
 _LIST = """
-     WHERE (r.campaign_id, r.position) > (:after_campaign, :after_position)
-       {conditions}
+     WHERE {conditions}
      ORDER BY r.campaign_id, r.position
      LIMIT :limit
 """
-_OF_CAMPAIGN = "AND r.campaign_id = :campaign_id"
-_IN_STATE = "AND r.state = :state"
+_AFTER = "(r.campaign_id, r.position) > (:after_campaign, :after_position)"
+_OF_CAMPAIGN = "r.campaign_id = :campaign_id AND r.position > :after_position"
+_IN_STATE = "r.state = :state"
 _FIRST = Place(UUID(int=0), -1)
 
 
@@ -127,19 +128,20 @@ async def list_runs(
 ) -> list[RunRow]:
     """Runs in the order they were queued in."""
     after = after or _FIRST
-    parameters: dict[str, object] = {
-        "after_campaign": after.campaign_id,
-        "after_position": after.position,
-        "limit": limit,
-    }
-    conditions = []
-    if campaign_id is not None:
-        conditions.append(_OF_CAMPAIGN)
-        parameters["campaign_id"] = campaign_id
+    parameters: dict[str, object] = {"limit": limit}
+    if campaign_id is None:
+        conditions = [_AFTER]
+        parameters |= {"after_campaign": after.campaign_id, "after_position": after.position}
+    elif campaign_id < after.campaign_id:
+        return []
+    else:
+        conditions = [_OF_CAMPAIGN]
+        begun = campaign_id == after.campaign_id
+        parameters |= {"campaign_id": campaign_id, "after_position": after.position if begun else _FIRST.position}
     if state is not None:
         conditions.append(_IN_STATE)
         parameters["state"] = state
-    rows = await connection.execute(text(_SELECT_RUNS + _LIST.format(conditions=" ".join(conditions))), parameters)
+    rows = await connection.execute(text(_SELECT_RUNS + _LIST.format(conditions=" AND ".join(conditions))), parameters)
     return [RunRow(*row) for row in rows]
 
 

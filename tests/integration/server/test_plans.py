@@ -110,16 +110,19 @@ async def test_a_claim_locks_the_next_run_by_the_index_of_the_queue(connection: 
     assert sorted_by_position(plan) == []
 
 
-@pytest.mark.parametrize("condition", ["", runs._IN_STATE])
-async def test_a_page_of_a_campaigns_runs_is_read_in_order(connection: AsyncConnection, condition: str) -> None:
-    statement = text(runs._SELECT_RUNS + runs._LIST.format(conditions=f"{runs._OF_CAMPAIGN} {condition}"))
-    chosen = await campaign(connection)
-    values: dict[str, object] = {"campaign_id": chosen, "after_campaign": chosen, "after_position": 10, "limit": 100}
-    if condition:
-        values["state"] = "queued"
-    plan = await plan_of(connection, statement, **values)
+@pytest.mark.parametrize("state", [None, "queued"])
+async def test_a_page_of_a_campaigns_runs_begins_where_the_last_one_ended(
+    connection: AsyncConnection, state: str | None
+) -> None:
+    conditions = [runs._OF_CAMPAIGN] if state is None else [runs._OF_CAMPAIGN, runs._IN_STATE]
+    statement = text(runs._SELECT_RUNS + runs._LIST.format(conditions=" AND ".join(conditions)))
+    values = {"campaign_id": await campaign(connection), "after_position": RUNS - 200, "limit": 100}
+    plan = await plan_of(connection, statement, **values, **({} if state is None else {"state": state}))
     assert "runs" not in scanned(plan)
     assert indexes(plan) & {"uq_runs_campaign_id_position", "ix_runs_campaign_id_state", "ix_runs_claim"}
+    if state is None:
+        [found] = [node for node in plan if node.get("Index Name") == "uq_runs_campaign_id_position"]
+        assert "position >" in found["Index Cond"] and "ROW" not in found["Index Cond"]
 
 
 async def test_a_campaigns_runs_are_counted_in_an_index(connection: AsyncConnection) -> None:
