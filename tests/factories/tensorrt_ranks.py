@@ -28,7 +28,9 @@ QUICK: dict[str, Any] = {
 
 def gpu_line(number: int, uuid: str, capability: str = "9.0") -> str:
     """A GPU of the simulated machine."""
-    return f'device {number} uuid {uuid} name "NVIDIA H100" capability {capability} memory_total 85899345920'
+    return (
+        f'device {number} uuid {uuid} name "NVIDIA H100" memory_total 85899345920\nfacts {number} compute {capability}'
+    )
 
 
 @dataclass

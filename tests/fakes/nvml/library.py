@@ -4,7 +4,6 @@ A line of the state file is one thing; places are GPUs (`0`) or MIG instances of
 
     driver 580.65.06                            or: driver 580.65.06 cuda 13000
     device 0 uuid GPU-... name "NVIDIA H100" pci 00000000:1B:00.0 memory_total 85899345920 memory_used 524288000
-    device 0 uuid ... capability 9.0            CUDA's compute capability; NVML does not tell it without this
     device 1 uuid GPU-... name "NVIDIA H100" mig yes memory_total ...
     device 1.0 uuid MIG-... name "NVIDIA H100 MIG 1g.10gb" gi 7 ci 0 memory_total ...
     process 0 pid 4711 memory 1073741824        in memory_used as long as process 4711 lives

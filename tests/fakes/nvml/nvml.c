@@ -226,14 +226,6 @@ nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t handle, nvmlPciInfo_t *info) {
     return SUCCESS;
 }
 
-nvmlReturn_t nvmlDeviceGetCudaComputeCapability(nvmlDevice_t handle, int *major, int *minor) {
-    ENTER_DEVICE(handle);
-    if (device->capability_major == 0) return NOT_SUPPORTED;
-    *major = device->capability_major;
-    *minor = device->capability_minor;
-    return SUCCESS;
-}
-
 /* --- Memory and the processes that hold it. --- */
 
 static unsigned long long memory_in_use(const struct state *state, struct place place) {

@@ -82,8 +82,6 @@ static bool device_key(struct device *device, const char *key, const char *value
     if (strcmp(key, "mig_slots") == 0) return to_unsigned(value, &device->mig_slots);
     if (strcmp(key, "gi") == 0) return to_unsigned(value, &device->gpu_instance);
     if (strcmp(key, "ci") == 0) return to_unsigned(value, &device->compute_instance);
-    if (strcmp(key, "capability") == 0)
-        return sscanf(value, "%d.%d", &device->capability_major, &device->capability_minor) == 2;
     if (strcmp(key, "gone_ms") == 0) return to_real(value, &device->gone_ms);
     if (strcmp(key, "back_ms") == 0) return to_real(value, &device->back_ms);
     if (strcmp(key, "mig") == 0) {

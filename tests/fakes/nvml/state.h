@@ -55,7 +55,6 @@ struct device {
     unsigned mig_slots;
     unsigned gpu_instance;
     unsigned compute_instance;
-    int capability_major, capability_minor; /* both 0 where it is not told */
     double gone_ms, back_ms; /* lost in between; infinite where it is not */
     struct curve curve[QUANTITIES];
     struct sensor sensor;

@@ -122,7 +122,7 @@ async def test_a_page_of_a_campaigns_runs_begins_where_the_last_one_ended(
     assert indexes(plan) & {"uq_runs_campaign_id_position", "ix_runs_campaign_id_state", "ix_runs_claim"}
     if state is None:
         [found] = [node for node in plan if node.get("Index Name") == "uq_runs_campaign_id_position"]
-        assert "position >" in found["Index Cond"] and "ROW" not in found["Index Cond"]
+        assert '"position" >' in found["Index Cond"] and "ROW" not in found["Index Cond"]
 
 
 async def test_a_campaigns_runs_are_counted_in_an_index(connection: AsyncConnection) -> None:
