@@ -42,8 +42,10 @@ BREAKS: dict[str, Break] = {
 }
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("what", BREAKS)
 def test_a_story_goes_wrong_when(database_url: URL, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     BREAKS[what](monkeypatch)
     with pytest.raises(AssertionError):
-        explore(database_url, examples=60, steps=40)
+        explore(database_url, examples=400, steps=60)

@@ -52,7 +52,7 @@ def test_an_experiment_comes_with_its_cycles(lem: Lem) -> None:
     campaign, _ = submitted(lem, SWEPT)
     with Client() as client:
         first = next(client.experiments(campaign))
-        assert client.experiment(first.id) == first
+        assert client.experiment(first.id).model_copy(update={"provenance": None}) == first
     again, runs = submitted(lem, lem("show", first.id, "--as-config").out)
     assert len(runs) == 2
     assert hash_of(again) == [first.config_hash]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic.types import JsonValue
 from vllm import EngineArgs, LLMEngine, SamplingParams
 from vllm.outputs import RequestOutput
@@ -145,6 +146,9 @@ def load(job: RankJob, options: Mapping[str, JsonValue]) -> LiveEngine:
     Raises:
         EngineRefused: with the reason that the engine's own words tell.
     """
+    threads = (job.config.vllm or VllmConfig()).num_threads
+    if threads is not None:
+        torch.set_num_threads(threads)  # what the environment says counts only for an OpenMP that is not loaded yet
     with vllm_failures.explained(job):
         engine = LLMEngine.from_engine_args(EngineArgs(**options))
         engine.collective_rpc(vllm_workers.die_with_parent)
