@@ -38,11 +38,7 @@ async def why_nothing_runs(connection: AsyncConnection, campaign_id: UUID, *, tt
         return busy
     asking = [one for one in able if one.asking]
     if not asking:
-        names = ", ".join(one.name for one in able)
-        return WaitView(
-            reason=WaitReason.WORKER_SILENT,
-            message=f"worker {names} is online and does not ask for work; its log says why",
-        )
+        return _silent(able, known)
     found = [
         await _look(connection, campaign_id, worker, [one for one in workers if one.online], known)
         for worker in asking[:WORKERS_ASKED]
@@ -170,3 +166,14 @@ def _moment(at: datetime) -> str:
 
 def _until(wait: WaitView) -> datetime:
     return wait.until or datetime.max.replace(tzinfo=UTC)
+
+
+def _silent(able: list[queries.KnownWorker], known: dict[str, queries.KnownDevice]) -> WaitView | None:
+    """None where one of them has just ended a run: it cleans up, and asks in a moment."""
+    idle_s = [known[device].idle_s for one in able for device in one.devices]
+    if any(seconds is not None and seconds < queries.ASKING_S for seconds in idle_s):
+        return None
+    names = ", ".join(one.name for one in able)
+    return WaitView(
+        reason=WaitReason.WORKER_SILENT, message=f"worker {names} is online and does not ask for work; its log says why"
+    )

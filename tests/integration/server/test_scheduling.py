@@ -386,6 +386,10 @@ async def test_a_campaign_says_what_it_waits_for(api: httpx.AsyncClient, engine:
     assert (await campaign_of(api, urgent))["waiting"] is None, "it runs"
     await worker.end(held.attempt_id)
     assert (await campaign_of(api, campaign))["waiting"] is None, "it is about to be claimed"
+    await _set(engine, "UPDATE workers SET asked_at = now() - interval '1 hour'")
+    assert (await campaign_of(api, campaign))["waiting"] is None, "after a run of an hour, too"
+    await _set(engine, "UPDATE attempts SET ended_at = ended_at - interval '1 hour'")
+    assert (await waiting(api, campaign))[0] == "worker_silent"
     await api.post(f"/api/v1/campaigns/{campaign['id']}:pause", json={})
     assert (await campaign_of(api, campaign))["waiting"] is None, "its user knows why"
 
@@ -395,6 +399,12 @@ async def test_a_campaign_that_needs_more_devices_than_there_are_says_so(api: ht
     await (await FakeWorker(api).ready()).claim()
     reason, message = await waiting(api, campaign)
     assert (reason, "2 devices" in message) == ("device_gone", True)
+
+
+async def _set(engine: AsyncEngine, statement: str) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(text("SET LOCAL ROLE NONE"))
+        await connection.execute(text(statement))
 
 
 async def _rename(api: httpx.AsyncClient, worker: FakeWorker, name: str) -> None:
