@@ -23,6 +23,7 @@ def results_of(client: Client, campaign_id: str) -> list[RunResult]:
     return [client.result(run.id) for run in client.runs(campaign_id=campaign_id)]
 
 
+@pytest.mark.finds("energy_modelled")
 def test_tiny_llama_on_pytorch_gives_energy_tokens_and_latency(house, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     house.start_worker("pytorch")
     path = campaign(
@@ -51,6 +52,7 @@ def test_tiny_llama_on_pytorch_gives_energy_tokens_and_latency(house, tmp_path: 
             assert result.speed.ttft_ms.count == result.work.requests
             assert result.speed.itl_ms.count == result.work.requests * 7
             assert result.energy.total.method == "modelled"
+            assert "energy_modelled" in {finding.code for finding in result.findings}
             assert set(result.energy.includes) == {"package", "dram"}
             per_token = result.efficiency.energy_per_output_token_j.value
             assert per_token is not None and result.energy.total.joules is not None

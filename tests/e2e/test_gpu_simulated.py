@@ -224,6 +224,7 @@ def test_throttling_and_heat_are_in_the_evidence_of_their_device(shared_house: A
     assert seen == {0: {nothing}, 1: {(4, 85, 1200), nothing}, 2: {nothing}, 3: {(0, None, None), nothing}}
 
 
+@pytest.mark.finds("foreign_process", "throttled")
 def test_a_stranger_on_a_device_is_told_with_its_memory(shared_house: Any, four_gpus: FourGpus) -> None:
     [told] = events(shared_house, four_gpus.run, "foreign_process")
     assert (told["device_index"], told["pid"], told["memory_bytes"]) == (1, four_gpus.stranger, 2**30)
@@ -239,6 +240,7 @@ def test_every_leased_gpu_is_described_with_its_limits(shared_house: Any, four_g
     assert {one["driver"] for one in environment["devices"]} == {"580.65.06"}
 
 
+@pytest.mark.finds("mig_parent_power")
 def test_a_mig_instance_is_measured_by_its_parent_and_says_so(
     shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
 ) -> None:
@@ -269,6 +271,8 @@ def codes(result: RunResult) -> set[str]:
     return {finding.code.value for finding in result.findings}
 
 
+@pytest.mark.finds("not_stationary", "baseline_drift", "negative_net_energy", "temperature_drift")
+@pytest.mark.finds("throttled", "sensor_disagreement", "foreign_process", "warmup_not_converged")
 def test_what_is_wrong_with_devices_is_found_in_the_result(
     shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
 ) -> None:
@@ -323,6 +327,7 @@ def test_what_is_wrong_with_devices_is_found_in_the_result(
     assert abs(burst.joules - true_j) <= burst.bound_j
 
 
+@pytest.mark.finds("few_samples", "sampler_overload")
 def test_a_driver_that_answers_slowly_is_said_to_leave_few_samples(
     shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
 ) -> None:
@@ -363,6 +368,7 @@ def lost_in_the_window(house: Any, nvml: SimulatedNvml, path: Path) -> Any:
     return run
 
 
+@pytest.mark.finds("energy_unavailable")
 def test_a_gpu_that_is_lost_in_the_window_costs_the_energy_and_is_named(
     shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
 ) -> None:

@@ -11,13 +11,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from factories.vllm_run import TEXTS, TOKENS, Run, job
+from factories.vllm_run import TEXTS, TOKENS, Kept, Run, job
+from lem_domain.evidence import PhaseName
 from lem_worker.after_window import probe_prefill
 from lem_worker.backends import CudaManagement, LaunchMode
 from lem_worker.backends.vllm import NotLoaded, VllmBackend
 from lem_worker.measuring import Share
 from lem_worker.prompt_tokens import NoChatTemplate
-from lem_worker.prompts import PromptRefused
+from lem_worker.prompts import PromptRefused, Request
+from lem_worker.recorder import Recorder, Sinks
 
 LONG = " ".join(TEXTS[3:6])
 
@@ -49,6 +51,30 @@ def test_the_tokens_are_those_of_transformers(run: Run, reference: dict[int, lis
 def test_the_engine_names_its_version_and_confirms_everything(run: Run) -> None:
     assert run.engine.startswith("vllm 0.32.0 (cpu), torch 2.13.0")
     assert run.unconfirmed == []
+
+
+def test_a_request_that_the_engine_gives_up_has_its_error_and_the_others_go_on() -> None:
+    """The engine's own words for it (`FinishReason.ERROR`) come with a broken KV transfer alone: they are made here."""
+    from vllm.outputs import CompletionOutput, RequestOutput
+
+    from lem_worker.backends.vllm_engine import _record
+
+    def step(request_id: int, tokens: list[int], reason: str | None) -> RequestOutput:
+        output = CompletionOutput(0, "", tokens, cumulative_logprob=None, logprobs=None, finish_reason=reason)
+        return RequestOutput(str(request_id), None, [1, 2], None, [output], finished=reason is not None)
+
+    rows, outputs, generated = Kept(), Kept(), {}
+    recorder = Recorder(PhaseName.MEASURE, Sinks(rows, None, outputs))
+    recorder.release([Request(0, 0, (1, 2), 0), Request(1, 1, (1, 2), 0)], recorder.clock())
+    _record([step(0, [5], None), step(1, [6], None)], recorder, generated)
+    _record([step(0, [], "error"), step(1, [7], "length")], recorder, generated)
+    recorder.drain()
+    assert [(row["request_id"], row["generated_tokens"], row["finish_reason"]) for row in rows.rows] == [
+        (0, 1, None),
+        (1, 2, "length"),
+    ]
+    assert "ended request 0 with 'error' after 1 tokens" in rows.rows[0]["error"]
+    assert outputs.ids == {1: [6, 7]}
 
 
 def test_counts_are_honest(run: Run) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lem_domain.findings import FindingCode
+from reference.marks import Reach, UnreadableMark, reaches
 
 ROOT = Path(__file__).parents[2]
 NAMED = re.compile(r"`((?:tests/)?[\w/]*test_\w+\.py)(?:::(\w+))?`")
@@ -56,3 +57,30 @@ def test_every_finding_is_reached_by_a_test_of_the_aggregation() -> None:
         code for code in FindingCode if f'"{code.value}"' not in tests and f"FindingCode.{code.name}" not in tests
     ]
     assert unreached == []
+
+
+def test_every_finding_is_reached_end_to_end() -> None:
+    """Through real processes, by a test that is marked with it and names it among what it asserts."""
+    found = reaches(ROOT / "tests" / "e2e")
+    assert [reach for reach in found if not reach.asserted] == []
+    assert {reach.code for reach in found} == {code.value for code in FindingCode}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "CODE = 'a'\n@pytest.mark.finds(CODE)\ndef test_one(): assert CODE",
+        "@pytest.mark.finds()\ndef test_one(): ...",
+        "pytestmark = pytest.mark.finds('a')",
+    ],
+)
+def test_a_mark_that_nobody_could_check_is_refused(source: str, tmp_path: Path) -> None:
+    (tmp_path / "test_a.py").write_text(source)
+    with pytest.raises(UnreadableMark):
+        reaches(tmp_path)
+
+
+def test_a_mark_counts_for_the_test_that_asserts_it(tmp_path: Path) -> None:
+    source = "@pytest.mark.finds('a', 'b')\ndef test_one():\n    assert 'a' in codes"
+    (tmp_path / "test_a.py").write_text(source)
+    assert reaches(tmp_path) == (Reach("a", "test_a.py::test_one", True), Reach("b", "test_a.py::test_one", False))

@@ -34,7 +34,7 @@ class Intake:
         self._feed = feed
         self._recorder = recorder
         self._between = between
-        self._told_done = recorder.requests_done
+        self._told_ended = recorder.requests_ended
         self._drain_due_ns = recorder.clock() + _DRAIN_NS
         self._waited = False
 
@@ -44,10 +44,10 @@ class Intake:
         An engine that was at work when a request arrived could not have looked at it sooner; one that waited could, so
         after `wait` or `wait_s` the time of the hand-over is recorded where it is later than the arrival.
         """
-        done = self._recorder.requests_done
-        if done != self._told_done:
-            self._feed.finished(done - self._told_done)
-            self._told_done = done
+        ended = self._recorder.requests_ended
+        if ended != self._told_ended:
+            self._feed.finished(ended - self._told_ended)
+            self._told_ended = ended
         now_ns = self._recorder.clock()
         arrivals = self._feed.take(now_ns)
         for request, arrival_ns in arrivals:

@@ -102,7 +102,7 @@ def measure(
     feed: Feed
     if traffic.mode == "offline":
         feed = OfflineFeed(
-            prompts, goal=goal, seed=seed, begin_ns=begin_ns, last_token_ns=lambda: recorder.last_token_ns
+            prompts, goal=goal, seed=seed, begin_ns=begin_ns, worked_until_ns=lambda: recorder.worked_until_ns
         )
     else:
         feed = make_feed(
@@ -114,7 +114,7 @@ def measure(
         between_batches()
     else:
         _serve(backend, feed, recorder, max_tokens=max_tokens, between_batches=between_batches)
-    return recorder.requests_done // len(prompts)
+    return recorder.requests_ended // len(prompts)
 
 
 def send_once(backend: InferenceBackend, requests: Sequence[Request], recorder: Recorder, *, max_tokens: int) -> int:
@@ -151,10 +151,10 @@ def _in_batches(
             backend.run(batch, recorder)
             recorder.drain()
             between_batches()
-            if goal.is_over(recorder.last_token_ns - begin_ns):
-                return recorder.requests_done // len(prompts)
+            if goal.is_over(recorder.worked_until_ns - begin_ns):
+                return recorder.requests_ended // len(prompts)
         repetition += 1
-        if goal.is_met(recorder.last_token_ns - begin_ns, recorder.requests_done):
+        if goal.is_met(recorder.worked_until_ns - begin_ns, recorder.requests_ended):
             return repetition
 
 

@@ -1,8 +1,9 @@
 """Records when tokens came: integers into preallocated buffers while the engine runs, evidence rows in between.
 
-A backend reports `scheduled`, `tokens` and `finished`; whoever sends the requests reports `release` and calls `drain`
-outside the engine's work. Several tokens of one request in one step, requests that enter and leave at any time, and a
-drain in the middle of a request are all allowed, so that lockstep, continuous and streaming engines record alike.
+A backend reports `scheduled`, `tokens` and `finished` or `failed`; whoever sends the requests reports `release` and
+calls `drain` outside the engine's work. Several tokens of one request in one step, requests that enter and leave at
+any time, and a drain in the middle of a request are all allowed, so that lockstep, continuous and streaming engines
+record alike.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ _NEVER = 2**63 - 1
 
 class RecordingError(LemError):
     """A backend reported tokens that don't add up."""
+
+
+class RequestFailed(LemError):
+    """The engine gave a request up in a phase whose requests are not kept."""
 
 
 class Rows(Protocol):
@@ -80,6 +85,7 @@ class _InFlight:
     cached_prompt_tokens: int | None = None
     finish_reason: FinishReason | None = None
     token_ids: Sequence[int] = ()
+    error: str | None = None
 
 
 class Recorder:
@@ -95,9 +101,12 @@ class Recorder:
         self.phase = phase
         self.clock = clock
         self.requests_done = 0
+        self.requests_failed = 0
         self.prompt_tokens = 0
         self.generated_tokens = 0
         self.last_token_ns = 0
+        self.worked_until_ns = 0
+        """When the last token came, or the last request failed."""
         self._sinks = sinks
         self._progress = progress
         self._progress_due = progress.due_ns() if progress is not None else _NEVER
@@ -105,7 +114,7 @@ class Recorder:
         self._times: IntArray = np.empty(_INITIAL_CAPACITY, dtype=np.int64)
         self._used = 0
         self._in_flight: dict[int, _InFlight] = {}
-        self._finished: list[int] = []
+        self._ended: list[int] = []
 
     # --- while the engine runs ----------------------------------------------------------------------------------------
 
@@ -132,7 +141,7 @@ class Recorder:
         self._times[begin:end] = time_ns
         self._used = end
         self.generated_tokens += end - begin
-        self.last_token_ns = time_ns
+        self.last_token_ns = self.worked_until_ns = time_ns
         if time_ns >= self._progress_due:
             self._report(time_ns)
 
@@ -149,11 +158,29 @@ class Recorder:
         state.finish_reason = reason
         state.token_ids = token_ids
         state.cached_prompt_tokens = cached_prompt_tokens
-        self._finished.append(request_id)
+        self._ended.append(request_id)
         self.requests_done += 1
         self.prompt_tokens += len(state.request.token_ids)
 
+    def failed(self, request_id: int, error: str) -> None:
+        """The engine gave the request up, and goes on with the others; `error` is a sentence that says why.
+
+        Raises:
+            RequestFailed: requests of this phase are not kept, so that nobody would hear of it.
+        """
+        if self._sinks is None:
+            raise RequestFailed(error)
+        self._in_flight[request_id].error = error
+        self._ended.append(request_id)
+        self.requests_failed += 1
+        self.worked_until_ns = self.clock()
+
     # --- in between ---------------------------------------------------------------------------------------------------
+
+    @property
+    def requests_ended(self) -> int:
+        """Those that are done and those that failed."""
+        return self.requests_done + self.requests_failed
 
     @property
     def undrained(self) -> int:
@@ -172,17 +199,18 @@ class Recorder:
             RecordingError: a finished request has another number of token times than of tokens.
         """
         self._drain_tokens()
-        done = [self._in_flight.pop(request_id) for request_id in self._finished]
-        self._finished.clear()
+        ended = [self._in_flight.pop(request_id) for request_id in self._ended]
+        self._ended.clear()
+        done = [state for state in ended if state.error is None]
         for state in done:
             if state.generated != len(state.token_ids):
                 raise RecordingError(
                     f"request {state.request.request_id} has {state.generated} token times but "
                     f"{len(state.token_ids)} tokens; this is a fault of the backend's adapter, please report it."
                 )
-        if self._sinks is None or not done:
+        if self._sinks is None or not ended:
             return
-        self._write_requests(done, error=None)
+        self._write_requests(ended)
         for state in done:
             self._sinks.outputs.add(state.request.prompt_index, state.token_ids)
 
@@ -191,8 +219,10 @@ class Recorder:
         self.drain()
         unfinished = list(self._in_flight.values())
         self._in_flight.clear()
+        for state in unfinished:
+            state.error = error
         if self._sinks is not None and unfinished:
-            self._write_requests(unfinished, error=error)
+            self._write_requests(unfinished)
 
     def _drain_tokens(self) -> None:
         used, self._used = self._used, 0
@@ -216,7 +246,7 @@ class Recorder:
             index = np.arange(used) - np.repeat(starts - already, counts)
             self._sinks.tokens.extend(request_id=ids.tolist(), index=index.tolist(), time_ns=times.tolist())
 
-    def _write_requests(self, states: Sequence[_InFlight], *, error: str | None) -> None:
+    def _write_requests(self, states: Sequence[_InFlight]) -> None:
         assert self._sinks is not None  # noqa: S101 - both callers have checked
         self._sinks.requests.extend(
             request_id=[state.request.request_id for state in states],
@@ -230,7 +260,7 @@ class Recorder:
             generated_tokens=[state.generated for state in states],
             finish_reason=[state.finish_reason for state in states],
             batch_id=[state.batch_id for state in states],
-            error=[error] * len(states),
+            error=[state.error for state in states],
             released_ns=[state.released_ns for state in states],
         )
 
@@ -243,5 +273,5 @@ class Recorder:
 
     def _report(self, now_ns: int) -> None:
         if self._progress is not None:
-            self._progress.report(now_ns, requests_done=self.requests_done, generated_tokens=self.generated_tokens)
+            self._progress.report(now_ns, requests_done=self.requests_ended, generated_tokens=self.generated_tokens)
             self._progress_due = self._progress.due_ns()

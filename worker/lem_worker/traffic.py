@@ -54,7 +54,7 @@ class Feed(Protocol):
 class OfflineFeed:
     """All requests of a repetition arrive in one moment, those of the next when the last of them is done.
 
-    `last_token_ns` says when that was, so that a window that has to last for a while does.
+    `worked_until_ns` says when that was, so that a window that has to last for a while does.
     """
 
     def __init__(
@@ -64,13 +64,13 @@ class OfflineFeed:
         goal: Goal,
         seed: int,
         begin_ns: int,
-        last_token_ns: Callable[[], int],
+        worked_until_ns: Callable[[], int],
     ) -> None:
         self._prompts = prompts
         self._goal = goal
         self._seed = seed
         self._begin_ns = begin_ns
-        self._last_token_ns = last_token_ns
+        self._worked_until_ns = worked_until_ns
         self._repetition = 0
         self._in_flight = 0
         self._over = False
@@ -80,7 +80,7 @@ class OfflineFeed:
         if self._in_flight or self._over:
             return ()
         sent = self._repetition * len(self._prompts)
-        if self._repetition and self._goal.is_met(self._last_token_ns() - self._begin_ns, sent):
+        if self._repetition and self._goal.is_met(self._worked_until_ns() - self._begin_ns, sent):
             self._over = True
             return ()
         requests = requests_of(self._prompts, repetition=self._repetition, first_id=sent, seed=self._seed)
@@ -138,19 +138,21 @@ class OpenFeed:
         seed: int,
         begin_ns: int,
     ) -> None:
-        self._requests = _in_repetitions(prompts, seed, lambda sent: goal.is_met(self._at_ns - begin_ns, sent))
-        self._goal, self._begin_ns = goal, begin_ns
+        # The window begins with its first request and ends with what the last one gets: its length counts from the
+        # first arrival, not from `begin_ns`, and to the last one that is sent, not to the one that would follow.
+        self._requests = _in_repetitions(prompts, seed, lambda sent: goal.is_met(self._last_ns - self._first_ns, sent))
+        self._goal = goal
         self._gaps_s = gaps_s
-        self._at_ns: int = begin_ns
-        self._next: Arrival | None = None
-        self._advance()
+        self._first_ns = self._last_ns = begin_ns + _ns(next(gaps_s))
+        self._next = self._arrival(self._first_ns)
 
     def take(self, now_ns: int) -> Sequence[Arrival]:
         """All whose time has come."""
         taken = []
         while self._next is not None and self._next.arrival_ns <= now_ns:
             taken.append(self._next)
-            self._advance()
+            self._last_ns = self._next.arrival_ns
+            self._next = self._arrival(self._last_ns + _ns(next(self._gaps_s)))
         return taken
 
     def next_ns(self) -> int | None:
@@ -165,11 +167,10 @@ class OpenFeed:
         """All have arrived."""
         return self._next is None
 
-    def _advance(self) -> None:
-        self._at_ns += round(next(self._gaps_s) * 1e9)
-        is_over = self._goal.is_over(self._at_ns - self._begin_ns)
+    def _arrival(self, at_ns: int) -> Arrival | None:
+        is_over = self._goal.is_over(at_ns - self._first_ns)
         request = None if is_over else next(self._requests, None)
-        self._next = None if request is None else Arrival(request, self._at_ns)
+        return None if request is None else Arrival(request, at_ns)
 
 
 class ClosedFeed:
@@ -282,3 +283,7 @@ def _in_repetitions(prompts: Sequence[PreparedPrompt], seed: int, enough: Callab
     while repetition == 0 or not enough(repetition * len(prompts)):
         yield from requests_of(prompts, repetition=repetition, first_id=repetition * len(prompts), seed=seed)
         repetition += 1
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)

@@ -77,6 +77,17 @@ class SimulatedConfig(ConfigModel):
         default=None, description="How power changes, from the moment when sampling begins."
     )
     fail: SimulatedFailure | None = Field(default=None, description="A failure to produce.")
+    failed_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="So many of the window's requests the engine gives up after their first token, evenly among them.",
+        json_schema_extra=unit("1"),
+    )
+    nondeterministic: bool = Field(
+        default=False,
+        description="Every repetition of the prompts gets other answers, as from kernels that are not deterministic.",
+    )
     drop_chunk: Literal["requests", "tokens", "phases", "events"] | None = Field(
         default=None, description="The first chunk of this stream of rank 0 is lost before it reaches the disk."
     )

@@ -18,7 +18,6 @@ class RunRow(NamedTuple):
     state: str
     reason: str | None
     attempt_id: UUID | None
-    outcome: str | None
     config: dict[str, Any]
     config_hash: str
     devices: list[dict[str, Any]] | None
@@ -27,7 +26,7 @@ class RunRow(NamedTuple):
 
 
 _RUN = """
-    SELECT r.id, r.state, r.reason, a.id, a.outcome, e.config, e.config_hash, a.device_details,
+    SELECT r.id, r.state, r.reason, a.id, e.config, e.config_hash, a.device_details,
            a.effective_config, a.manifest
       FROM runs r
       JOIN experiments e ON e.id = r.experiment_id

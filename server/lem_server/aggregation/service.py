@@ -174,15 +174,21 @@ def _problem(error: AggregationError) -> ProblemError:
 def _finished(row: queries.RunRow | None, run_id: UUID, parameters: AggregationParameters) -> queries.RunRow:
     if row is None:
         raise _no_run(run_id)
-    # What a run that failed for its evidence still shows may be looked at; it stays failed.
-    failed_here = row.state == RunState.FAILED and row.reason == FailureReason.INVALID_EVIDENCE
-    finished = row.state in (RunState.COMPLETED, RunState.AGGREGATED) or (failed_here and parameters.allow_partial)
-    if row.outcome != "completed" or not finished:
-        run = format_id(IdKind.RUN, run_id)
+    if row.state in (RunState.COMPLETED, RunState.AGGREGATED):
+        return row
+    run = format_id(IdKind.RUN, run_id)
+    # What a run that failed for its evidence still shows may be looked at, whether the worker could not complete it or
+    # the aggregation refused it; it stays failed.
+    if row.state == RunState.FAILED and row.reason == FailureReason.INVALID_EVIDENCE and row.attempt_id is not None:
+        if parameters.allow_partial:
+            return row
         raise ProblemError(
-            ProblemCode.CONFLICT, f"{run} is {row.state}, so there is nothing to aggregate; wait until it is completed."
+            ProblemCode.CONFLICT,
+            f"{run} failed for its evidence; aggregate it with allow_partial to see what is left of it.",
         )
-    return row
+    raise ProblemError(
+        ProblemCode.CONFLICT, f"{run} is {row.state}, so there is nothing to aggregate; wait until it is completed."
+    )
 
 
 def _attempt(row: queries.RunRow) -> UUID:

@@ -43,37 +43,18 @@ printed.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-_HERE = Path(__file__).parent
-_SOURCES = ("curve.c", "state.c", "meters.c", "facts.c", "nvml.c")
-_FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread")
-_LIBRARIES = ("-lm",)
+from fakes.compiled import compiled
 
 
 def built(folder: Path) -> Path:
-    """The folder in which `libnvidia-ml.so.1` lies; compiled when its sources changed since, safely from many tests."""
-    digest = hashlib.sha256(" ".join(_FLAGS).encode())
-    for source in sorted(_HERE.glob("*.[ch]")):
-        digest.update(source.read_bytes())
-    place = folder / f"nvml-{digest.hexdigest()[:16]}"
-    library = place / "libnvidia-ml.so.1"
-    if not library.exists():
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place) as scratch:
-            made = Path(scratch) / library.name
-            command = ["cc", *_FLAGS, "-o", str(made), *(str(_HERE / source) for source in _SOURCES), *_LIBRARIES]
-            compiled = subprocess.run(command, capture_output=True, text=True, check=False)
-            if compiled.returncode != 0:
-                raise AssertionError(f"the simulated NVML does not compile:\n{compiled.stderr}")
-            made.replace(library)
-    return place
+    """The folder in which `libnvidia-ml.so.1` lies, below this one."""
+    return compiled("libnvidia-ml.so.1", Path(__file__).parent, folder, ("-lm",)).parent
 
 
 class SimulatedNvml:

@@ -115,7 +115,7 @@ class Executor:
         timing = work.metrics.timing_metrics
         if timing.first_token_time == timedelta(0):
             timing.first_token_time = _now()
-        reason = _ends(work, [])
+        reason = "timeout" if work.output.request_id in orders().get("time_out", ()) else _ends(work, [])
         if reason is None and not work.aborted:
             work.output.put(Chunk(tuple(tokens)))
             return True

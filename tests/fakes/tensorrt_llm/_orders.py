@@ -5,6 +5,7 @@ file in FAKE_TENSORRT_LLM_LOG gets what the fake was told.
 {"lie": {"max_batch_size": 3}}      llm.args says so
 {"without": ["cuda_graph_config"]}  another version, whose LLM does not know these arguments
 {"import_error": true}
+{"time_out": [9]}                   the ninth request ends for that reason with its first token
 {"step_ms": 2.0}                    the time of one step
 {"clock": "foreign"}                times of requests on another clock than CLOCK_MONOTONIC
 """

@@ -85,7 +85,7 @@ class Chunk:
     """What the executor sends."""
 
     token_ids: tuple[int, ...] = ()
-    finish_reason: Literal["stop", "length"] | None = None
+    finish_reason: Literal["stop", "length", "timeout"] | None = None
     metrics: RequestPerfMetrics | None = None
     error: str | None = None
 

@@ -576,6 +576,20 @@ def test_a_worker_without_a_gpu_is_told_what_is_needed(stage: Stage, drive: Driv
     assert "TensorRT-LLM needs an NVIDIA GPU of compute capability 8.0 or newer" in message.message
 
 
+def test_a_request_that_the_engine_gives_up_has_its_error_and_the_others_are_measured(
+    stage: Stage, rank: Callable[..., Any]
+) -> None:
+    stage.orders.update(time_out=[12])
+    process = rank(window={"min_requests": 8})
+    loaded(process)
+    done = measured(process)
+    requests = rows(stage, StreamName.REQUESTS)
+    [given_up] = [row for row in requests if row["error"] is not None]
+    assert "for the reason 'timeout'" in given_up["error"]
+    assert (given_up["finish_reason"], given_up["generated_tokens"]) == (None, 1)
+    assert (done.summary["requests"], done.summary["failed_requests"]) == (len(requests) - 1, 1)
+
+
 def test_what_is_in_flight_when_the_engine_fails_is_kept_as_failed(stage: Stage, rank: Callable[..., Any]) -> None:
     stage.orders.update(fail="raise", at="generate", after=9)
     process = rank(window={"min_requests": 8})

@@ -9,7 +9,7 @@ from lem_domain.evidence import STREAMS, PhaseName, StreamName
 from lem_domain.evidence_codec import decode_chunk, encode_chunk
 from lem_worker.digests import OutputLedger, digest_of_set, digest_of_tokens
 from lem_worker.prompts import Request
-from lem_worker.recorder import Recorder, RecordingError, Sinks
+from lem_worker.recorder import Recorder, RecordingError, RequestFailed, Sinks
 
 
 class Table:
@@ -181,3 +181,30 @@ def test_the_digest_is_of_the_first_repetition_and_knows_whether_others_differ()
     assert list(ledger.kept()) == [(0, [1, 2, 3]), (1, [4, 5])]
     assert list(again.kept()) == []
     assert digest_of_set([(0, digest_of_tokens([1]))]) != digest_of_set([(1, digest_of_tokens([1]))])
+
+
+def test_a_request_that_the_engine_gives_up_is_kept_with_its_error_and_the_others_go_on() -> None:
+    evidence = Evidence()
+    recorder = evidence.recorder
+    recorder.release([request(0), request(1)], 100)
+    recorder.tokens(ids(0, 1), 120)
+    recorder.failed(0, "the engine gave it up.")
+    recorder.tokens(ids(1), 130)
+    recorder.finished(1, "length", [5, 6])
+    assert (recorder.requests_done, recorder.requests_failed, recorder.requests_ended) == (1, 1, 2)
+    recorder.drain()
+    given_up, done = sorted(evidence.requests.rows(), key=lambda row: str(row["request_id"]))
+    assert (given_up["error"], given_up["finish_reason"], given_up["generated_tokens"]) == (
+        "the engine gave it up.",
+        None,
+        1,
+    )
+    assert (done["error"], done["generated_tokens"]) == (None, 2)
+    assert [index for index, _ in evidence.outputs.kept()] == [11], "what came of it is no output"
+
+
+def test_a_request_that_is_given_up_before_the_window_ends_the_attempt() -> None:
+    recorder = Recorder(PhaseName.WARMUP, clock=lambda: 0)
+    recorder.release([request(0)], 100)
+    with pytest.raises(RequestFailed, match="gave it up"):
+        recorder.failed(0, "the engine gave it up.")

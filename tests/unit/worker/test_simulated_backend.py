@@ -10,6 +10,7 @@ from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence import PhaseName
 from lem_worker.backends import InferenceBackend, create_backend
 from lem_worker.backends.simulated import SimulatedEngineError, generated_ids
+from lem_worker.digests import OutputLedger
 from lem_worker.goal import Goal
 from lem_worker.measuring import measure
 from lem_worker.process_protocol import RankJob
@@ -185,6 +186,32 @@ def test_it_reports_what_it_is_told_to_misreport() -> None:
     assert [(parameter.name, parameter.requested, parameter.effective) for parameter in wrong] == [
         ("simulated.batch_size", 2, 3)
     ]
+
+
+@pytest.mark.proves("simulated.failed_share", on="simulated")
+def test_a_share_of_the_requests_is_given_up_after_the_first_token() -> None:
+    rows, tokens, outputs = measured(job({"batch_size": 3, "decode_ms_per_token": 0, "failed_share": 0.25}), requests=8)
+    assert [row["request_id"] for row in rows.rows if row["error"] is not None] == [3, 7]
+    assert [row["generated_tokens"] for row in rows.rows] == [4, 4, 4, 1] * 2
+    assert len(tokens.rows) == 2 * (3 * 4 + 1)
+    assert sorted(outputs.ids) == [0, 1, 2]
+    everything, _, _ = measured(job({"batch_size": 3, "decode_ms_per_token": 0, "failed_share": 1}))
+    assert all("simulated.failed_share" in str(row["error"]) for row in everything.rows)
+    warm, _, _ = measured(job({"decode_ms_per_token": 0, "failed_share": 1}), phase=PhaseName.WARMUP)
+    assert {row["error"] for row in warm.rows} == {None}
+
+
+@pytest.mark.proves("simulated.nondeterministic", on="simulated")
+def test_answers_change_from_repetition_to_repetition_where_that_is_asked() -> None:
+    def repeats(**simulated: JsonValue) -> bool:
+        backend, prompts = loaded(job({"decode_ms_per_token": 0, **simulated}))
+        rows, ledger = Kept(), OutputLedger(keep_ids=False)
+        recorder = Recorder(PhaseName.MEASURE, Sinks(rows, None, ledger))
+        measure(backend, prompts, recorder, goal=Goal(0, 8), seed=0, max_tokens=4, between_batches=lambda: None)
+        return ledger.repeats
+
+    assert repeats()
+    assert not repeats(nondeterministic=True)
 
 
 @pytest.mark.proves("simulated.fail.at", "simulated.fail.how", "simulated.fail.process", on="simulated")

@@ -115,8 +115,38 @@ def test_open_arrivals_do_not_wait_for_a_slow_engine(monkeypatch: pytest.MonkeyP
 def test_an_engine_with_nothing_to_do_waits_for_the_next_arrival(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(batch_ms=1)
     rows, _ = measured(world, monkeypatch, goal=Goal(50 * MS, 1), mode="open", rate_per_s=50, arrivals="constant")
-    assert [round((row["last_token_ns"] - row["arrival_ns"]) / MS) for row in rows] == [1] * 3
-    assert world.sizes == [1, 1, 1]
+    assert [round((row["last_token_ns"] - row["arrival_ns"]) / MS) for row in rows] == [1] * 6
+    assert world.sizes == [1] * 6
+
+
+@pytest.mark.parametrize("arrivals", ["constant", "poisson"])
+@given(rate_per_s=st.floats(1, 200), seed=st.integers(0, 2**62), least_ms=st.integers(0, 3000))
+def test_an_open_window_is_as_long_as_asked_from_its_first_arrival_on(
+    arrivals: str, rate_per_s: float, seed: int, least_ms: int
+) -> None:
+    traffic: dict[str, object] = {"mode": "open", "rate_per_s": rate_per_s, "arrivals": arrivals, "seed": seed}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        rows, _ = measured(World(batch_ms=0.01), monkeypatch, goal=Goal(least_ms * MS, 1), **traffic)
+    sent = sorted(row["arrival_ns"] for row in rows)
+    assert sent[-1] - sent[0] >= least_ms * MS
+    assert len(rows) == 3 or sent[-4] - sent[0] < least_ms * MS, "no repetition more than that needs"
+
+
+@pytest.mark.parametrize(
+    "traffic", [{}, {"mode": "closed", "concurrency": 2}, {"mode": "open", "rate_per_s": 100, "arrivals": "constant"}]
+)
+def test_a_window_ends_though_its_engine_fails_every_request(
+    monkeypatch: pytest.MonkeyPatch, traffic: dict[str, object]
+) -> None:
+    class Failing(World):
+        def run(self, requests: Sequence[Request], recorder: Recorder) -> None:
+            self.now_ns += 10 * MS
+            for request in requests:
+                recorder.failed(request.request_id, "no")
+
+    rows, _ = measured(Failing(), monkeypatch, goal=Goal(100 * MS, 5), **traffic)
+    assert len(rows) >= 6
+    assert {(row["error"], row["generated_tokens"], row["first_token_ns"]) for row in rows} == {("no", 0, None)}
 
 
 @pytest.mark.proves("traffic.mode", "traffic.concurrency", on="worker")

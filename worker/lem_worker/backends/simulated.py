@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ from pydantic.types import JsonValue
 from lem_domain.config.experiment import OutputConfig
 from lem_domain.config.simulated import SimulatedConfig, SimulatedFailure
 from lem_domain.errors import LemError
+from lem_domain.evidence import PhaseName
 from lem_domain.wire.runs import EffectiveConfig, EffectiveParameter
 from lem_worker.backends import CudaManagement, LaunchMode, RuntimeCapabilities
 from lem_worker.process_protocol import RankJob
@@ -104,10 +106,12 @@ class SimulatedBackend:
         """One batch on its grid of deadlines: a late wake-up doesn't delay the next step."""
         failure = self._failure(recorder.phase.value)
         output = self._loaded().config.output
-        outputs = [
-            generated_ids(request.token_ids, output)[: request.max_tokens or output.max_tokens] for request in requests
-        ]
-        lengths = np.array([len(ids) for ids in outputs], dtype=np.int64)
+        outputs = [self._answer(request, output) for request in requests]
+        given_up = self._given_up(requests, recorder.phase)
+        lengths = np.array(
+            [1 if one.request_id in given_up else len(ids) for one, ids in zip(requests, outputs, strict=True)],
+            dtype=np.int64,
+        )
         request_ids = np.array([request.request_id for request in requests], dtype=np.int64)
         prompt_tokens = sum(len(request.token_ids) for request in requests)
         deadline = recorder.clock()
@@ -123,6 +127,12 @@ class SimulatedBackend:
         if failure is not None:  # a batch of a single step has no second one to fail in
             fail(failure)
         for request, ids in zip(requests, outputs, strict=True):
+            if request.request_id in given_up:
+                recorder.failed(
+                    request.request_id,
+                    "the simulated engine gave the request up after its first token, as simulated.failed_share asks.",
+                )
+                continue
             recorder.finished(request.request_id, "length" if len(ids) == output.max_tokens else "stop", ids)
 
     def facts(self) -> dict[str, JsonValue]:
@@ -144,6 +154,18 @@ class SimulatedBackend:
             raise SimulatedEngineError("the simulated backend is not loaded; call load first.")
         return self._job
 
+    def _answer(self, request: Request, output: OutputConfig) -> list[int]:
+        salt = request.repetition if self._config.nondeterministic else 0
+        return generated_ids(request.token_ids, output, salt)[: request.max_tokens or output.max_tokens]
+
+    def _given_up(self, requests: Sequence[Request], phase: PhaseName) -> frozenset[int]:
+        """Evenly among the requests of the window: the first one is the one at which their share is due."""
+        share = self._config.failed_share
+        if phase is not PhaseName.MEASURE:
+            return frozenset()
+        ids = (request.request_id for request in requests)
+        return frozenset(one for one in ids if math.floor((one + 1) * share) > math.floor(one * share))
+
     def _failure(self, phase: str) -> SimulatedFailure | None:
         failure = self._config.fail
         return failure if failure and failure.at == phase and failure.process == self._loaded().rank else None
@@ -154,12 +176,12 @@ class SimulatedBackend:
         return round(milliseconds * factor * 1e6)
 
 
-def generated_ids(prompt: Sequence[int], output: OutputConfig) -> list[int]:
-    """What the simulated model answers, a function of the prompt alone.
+def generated_ids(prompt: Sequence[int], output: OutputConfig, salt: int = 0) -> list[int]:
+    """What the simulated model answers, a function of the prompt alone (and of the salt, where there is one).
 
     In natural mode it ends somewhere between `min_tokens` and `max_tokens`, in fixed mode exactly at `max_tokens`.
     """
-    state = zlib.crc32(repr(tuple(prompt)).encode())
+    state = zlib.crc32(repr(tuple(prompt)).encode()) + salt
     count = output.max_tokens
     if output.mode == "natural":
         least = max(1, output.min_tokens)

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from lem_domain.errors import LemError
 from lem_worker.intake import Intake
 from lem_worker.prompts import Request
 from lem_worker.recorder import FinishReason, Recorder
@@ -22,10 +21,6 @@ from lem_worker.recorder import FinishReason, Recorder
 _LOOK_S = 0.25
 """At least so often the evidence gets a moment, however long the answers are."""
 _FINISHED: dict[str, FinishReason] = {"length": "length", "stop": "stop"}
-
-
-class StreamBroken(LemError):
-    """A request ended otherwise than by its length or an end of sequence."""
 
 
 class Tally:
@@ -66,7 +61,7 @@ class Serving:
         """Serve.
 
         Raises:
-            StreamBroken: the engine gave a request up.
+            RequestFailed: the engine gave a request up before the window.
         """
         streams: set[asyncio.Task[None]] = set()
         try:
@@ -111,10 +106,12 @@ class Serving:
         answer = output.outputs[0]
         reason = _FINISHED.get(answer.finish_reason)
         if reason is None:
-            raise StreamBroken(
+            recorder.failed(
+                request_id,
                 f"the engine ended request {request_id} after {seen} tokens for the reason {answer.finish_reason!r}; "
-                "see the run's log."
+                "see the run's log.",
             )
+            return
         cached = self._told(answer.request_perf_metrics, request, handed_ns, first_ns)
         recorder.finished(request_id, reason, list(answer.token_ids), cached_prompt_tokens=cached)
 

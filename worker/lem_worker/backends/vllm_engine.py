@@ -15,7 +15,6 @@ from vllm.sampling_params import RequestOutputKind
 
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.vllm import VllmConfig
-from lem_domain.errors import LemError
 from lem_domain.evidence import PhaseName
 from lem_worker.backends import vllm_failures, vllm_workers
 from lem_worker.intake import Intake
@@ -32,10 +31,6 @@ _COUNTERS = {
     "preemptions": "vllm:num_preemptions",
 }
 _FINISHES: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"}
-
-
-class RequestAborted(LemError):
-    """The engine gave a request up."""
 
 
 class LiveEngine:
@@ -91,7 +86,7 @@ class LiveEngine:
         A token's time is the end of the step that gave it, when the engine's caller has it.
 
         Raises:
-            RequestAborted: the engine gave a request up.
+            RequestFailed: the engine gave a request up before the window.
         """
         scope = recorder.phase.value
         self._counted_before = self._counted()
@@ -206,8 +201,8 @@ def _record(outputs: Sequence[RequestOutput], recorder: Recorder, generated: dic
         said = output.outputs[0].finish_reason or "nothing"
         reason = _FINISHES.get(said)
         if reason is None:
-            raise RequestAborted(
-                f"the engine ended request {request_id} with {said!r} after {len(generated[request_id])} tokens; "
-                "its log says why."
-            )
+            count = len(generated.pop(request_id))
+            why = f"the engine ended request {request_id} with {said!r} after {count} tokens; its log says why."
+            recorder.failed(request_id, why)
+            continue
         recorder.finished(request_id, reason, generated.pop(request_id), cached_prompt_tokens=output.num_cached_tokens)
