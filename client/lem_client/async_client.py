@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeVar
@@ -102,9 +102,11 @@ class AsyncClient:
         """Queue a campaign: all of it or, with any problem, nothing. With the same key it is queued only once."""
         return await self._sender.send(operations.submit_campaign(spec, idempotency_key or uuid4().hex))
 
-    def campaigns(self, *, state: CampaignState | None = None, name: str | None = None) -> AsyncIterator[CampaignView]:
-        """Campaigns, the newest first."""
-        return self._pages(operations.list_campaigns(state=state, name=name))
+    def campaigns(
+        self, *, state: CampaignState | None = None, name: str | None = None, labels: Mapping[str, str] | None = None
+    ) -> AsyncIterator[CampaignView]:
+        """Campaigns, the newest first; with labels, those that have all of them."""
+        return self._pages(operations.list_campaigns(state=state, name=name, labels=labels))
 
     async def campaign(self, campaign_id: str) -> CampaignView:
         """One campaign, with how many of its runs are in which state."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -13,6 +14,7 @@ import yaml
 from pydantic.types import JsonValue
 
 from lem_client.errors import FileError
+from lem_client.toml_lines import toml_lines
 from lem_domain.config.validation import pointer
 
 MAX_FILE_BYTES: Final = 2**20
@@ -20,7 +22,11 @@ MAX_VALUES: Final = 100_000
 """Values after every alias is followed: more is a bomb, or a campaign past its own limit."""
 MAX_TEXT: Final = 8 * 2**20
 MAX_DEPTH: Final = 50
+MAX_DIGITS: Final = 400
+"""Of a whole number: more than any that a float has, and few enough for Python to make."""
 
+_TOML_PLACE: Final = re.compile(r"\(at (?:line (?P<line>\d+), column \d+|end of document)\)")
+_MANY_DIGITS: Final = re.compile(rf"[0-9_]{{{MAX_DIGITS},}}")
 _PREFIX: Final = "tag:yaml.org,2002:"
 _PLAIN_TAGS: Final = frozenset(
     _PREFIX + name for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge", "value")
@@ -34,7 +40,7 @@ class Document:
     path: Path
     values: dict[str, JsonValue]
     lines: Mapping[str, int] = field(default_factory=dict)
-    """JSON pointer to line, from 1; empty where the format doesn't tell."""
+    """JSON pointer to line, from 1."""
 
     def line_of(self, place: str) -> int | None:
         """The line of a value or of the nearest one that holds it."""
@@ -122,8 +128,9 @@ def _yaml(path: Path, text: str) -> Document:
         mark = error.problem_mark or error.context_mark
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         raise FileError((f"{place}: this is no YAML: {error.problem or error.context}; correct the line",)) from None
-    except yaml.YAMLError as error:
-        raise FileError((f"{path}: this is no YAML: {_one_line(error)}; remove the character",)) from None
+    except yaml.reader.ReaderError as error:
+        place = f"{path}:{_line_at(text, error.position)}"
+        raise FileError((f"{place}: character U+{error.character:04X} can't stand in YAML; remove it",)) from None
     if node is None:
         raise FileError((f"{path} is empty; write at least `model: …` into it",))
     if not isinstance(node, yaml.MappingNode):
@@ -210,6 +217,8 @@ class _Walk:
             self._refuse_tag(node)
         if node.tag == _PREFIX + "float" and node.value.lower().lstrip("+-") in (".inf", ".nan"):
             self._refuse(node, f"{node.value} is no number that can be configured; write a finite one")
+        if node.tag == _PREFIX + "int" and len(node.value) > MAX_DIGITS:
+            self._refuse(node, f"a number of {len(node.value)} digits is too long; write a shorter one")
         if any("\ud800" <= character <= "\udfff" for character in node.value):
             self._refuse(node, "the text holds half of a character (a surrogate); write the whole one")
 
@@ -231,25 +240,44 @@ def _toml(path: Path, text: str) -> Document:
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise FileError((f"{path}: this is no TOML: {_one_line(error)}; correct it",)) from None
+        raise FileError((_no_toml(path, text, _one_line(error)),)) from None
+    except ValueError:  # what Python can't make of so many digits
+        at = _MANY_DIGITS.search(text)
+        place = f"{path}:{_line_at(text, at.start())}" if at else str(path)
+        raise FileError((f"{place}: a number has too many digits; write a shorter one",)) from None
     if not values:
         raise FileError((f'{path} is empty; write at least `model = "…"` into it',))
-    _check_toml(path, values, ())
-    return Document(path, values)
+    wrong = next(_not_plain(values, ()), None)
+    document = Document(path, values, toml_lines(text))
+    if wrong is not None:
+        keys, value = wrong
+        where = f"{path}:{document.line_of(pointer(keys))}: {'.'.join(map(str, keys))}"
+        raise FileError((f"{where}: {value} is no plain value; write a text or a finite number",))
+    return document
 
 
-def _check_toml(path: Path, value: object, place: tuple[str | int, ...]) -> None:
+def _no_toml(path: Path, text: str, told: str) -> str:
+    """With the line in front, as everywhere, instead of at the end of what tomllib says."""
+    at = _TOML_PLACE.search(told)
+    line = at["line"] if at and at["line"] else _line_at(text, len(text.rstrip()))
+    return f"{path}:{line}: this is no TOML: {told[: at.start()].rstrip() if at else told}; correct the line"
+
+
+def _not_plain(value: object, place: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], object]]:
     if len(place) > MAX_DEPTH:
         raise RecursionError
     if isinstance(value, dict):
         for key, inner in value.items():
-            _check_toml(path, inner, (*place, key))
+            yield from _not_plain(inner, (*place, key))
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            _check_toml(path, inner, (*place, index))
+            yield from _not_plain(inner, (*place, index))
     elif not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
-        dotted = ".".join(map(str, place))
-        raise FileError((f"{path}: {dotted}: {value} is no plain value; write a text or a finite number",))
+        yield place, value
+
+
+def _line_at(text: str, position: int) -> int:
+    return text.count("\n", 0, position) + 1
 
 
 def _one_line(error: Exception) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 from pydantic.types import JsonValue
 
 from lem_client.errors import FileError, InvalidRequest
-from lem_client.layers import Layered, read_layers
-from lem_client.prompt_files import PromptFiles, PromptSet
-from lem_client.trace_files import TraceFiles
+from lem_client.layered import Layered
+from lem_client.layers import read_layers
+from lem_client.named_files import NamedFiles, PromptSet
+from lem_client.prompt_files import KINDS
 from lem_domain.config.campaign import CampaignSpec, campaign_from_document
 from lem_domain.config.combinations import flattened
 from lem_domain.config.expansion import Plan, preview, refusal
@@ -19,7 +20,7 @@ from lem_domain.config.provenance import Origin
 from lem_domain.config.sweep import RESERVED, overlaps
 from lem_domain.config.validation import pointer
 from lem_domain.errors import ConfigurationError, FieldProblem
-from lem_domain.prompt_sets import builtin_prompt_sets, prompts_digest
+from lem_domain.prompt_sets import builtin_prompt_sets
 from lem_domain.wire.campaigns import CampaignPlan
 
 
@@ -51,7 +52,7 @@ def load_campaign_file(
     With `refused_too`, combinations that are no experiments are in the plan and no error, as long as others are left.
 
     Raises:
-        FileError: with every problem, each with its file and, in YAML, its line.
+        FileError: with every problem, each with its file and line.
     """
     path = Path(path)
     layers = read_layers(path, overrides)
@@ -60,19 +61,27 @@ def load_campaign_file(
     where = _Where(path, layers)
     try:
         written = campaign_from_document(layers.values, default_name=path.stem)
-        plan = preview(written)
-        if plan.refused and written.on_refused == "stop" and not refused_too:
+    except ConfigurationError as error:
+        raise FileError(_sentences(where, error.findings, str(error))) from None
+    plan = _planned(written, where, refused_too=refused_too)
+    _check_builtin_prompts(plan, where)
+    spec, sets = written, list[PromptSet]()
+    for files in (NamedFiles(kind, where) for kind in KINDS):
+        spec = files.replace_in(spec)
+        sets += files.sets.values()
+    if sets:
+        plan = _planned(spec, where, refused_too=refused_too)
+    return CampaignFile(spec.model_copy(update={"provenance": _provenance(written, layers)}), plan, tuple(sets), where)
+
+
+def _planned(spec: CampaignSpec, where: Callable[[str], str], *, refused_too: bool) -> Plan:
+    try:
+        plan = preview(spec)
+        if plan.refused and spec.on_refused == "stop" and not refused_too:
             raise refusal(plan)
     except ConfigurationError as error:
         raise FileError(_sentences(where, error.findings, str(error))) from None
-    _check_builtin_prompts(plan, where)
-    reader, traces = PromptFiles(where), TraceFiles(where.folder("/traffic/trace_file"), where)
-    spec = traces.replace_in(reader.replace_in(written)).model_copy(update={"provenance": _provenance(written, layers)})
-    sets = (
-        *reader.sets.values(),
-        *(PromptSet(Path(name).name[:200], prompts_digest(lines), lines) for name, lines in traces.lines.items()),
-    )
-    return CampaignFile(spec, preview(spec) if sets else plan, sets, where)
+    return plan
 
 
 def _provenance(spec: CampaignSpec, layers: Layered) -> dict[str, Origin]:
@@ -82,7 +91,7 @@ def _provenance(spec: CampaignSpec, layers: Layered) -> dict[str, Origin]:
         origin = layers.origin(pointer(path.split(".")))
         if origin is not None:
             found[path] = origin
-    digests = {"prompts.dataset": "/prompts/file", "traffic.trace": "/traffic/trace_file"}
+    digests = {f"{kind.section}.{kind.digest}": pointer((kind.section, kind.file)) for kind in KINDS}
     return found | {path: layers.origins[place] for path, place in digests.items() if place in layers.origins}
 
 
@@ -128,7 +137,9 @@ def _sentences(where: Callable[[str], str], findings: Sequence[FieldProblem], ot
         return (f"{where('')}: {otherwise}",)
     found = []
     for finding in findings:
-        place = finding.pointer.removeprefix("/experiment")
+        place = finding.pointer
+        if place == "/experiment" or place.startswith("/experiment/"):  # and not what is in /experiments
+            place = place.removeprefix("/experiment")
         dotted = _dotted(place)
         message = finding.message
         shown = message if not dotted or message.startswith(dotted) else f"{dotted}: {message}"

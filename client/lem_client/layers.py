@@ -3,47 +3,27 @@ its values came from. Precedence: command line, file, preset, default."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from pydantic.types import JsonValue
 
-from lem_client.documents import Document, parse_value, read_document
+from lem_client.documents import Document, read_document
 from lem_client.errors import FileError
+from lem_client.layered import Layered, lay, note_all
+from lem_client.overrides import set_value
 from lem_domain.config.combinations import backends_in
 from lem_domain.config.experiment import BackendName
 from lem_domain.config.presets import builtin_presets
 from lem_domain.config.provenance import Origin, Source
-from lem_domain.config.validation import pointer
 
 EXTENDS: Final = "_extends"
 PRESETS: Final = "presets"
 PROJECT_MARKS: Final = (".git", "lem.toml", "pyproject.toml")
 """What marks the project folder: the nearest one above the file, else the file's own folder."""
 MAX_FILES: Final = 50
-
-Values = dict[str, JsonValue]
-T = TypeVar("T")
-
-
-@dataclass
-class Layered:
-    """Values, and by JSON pointer where each was set."""
-
-    values: Values = field(default_factory=dict)
-    origins: dict[str, Origin] = field(default_factory=dict)
-    folders: dict[str, Path] = field(default_factory=dict)
-    """By pointer the folder of the file that set it, which paths in it are relative to."""
-
-    def origin(self, place: str) -> Origin | None:
-        """Where a value, or the nearest one that holds it, was set."""
-        return _nearest(self.origins, place)
-
-    def folder(self, place: str) -> Path | None:
-        """The folder of the file that set a value."""
-        return _nearest(self.folders, place)
+_PRESET_NAMES: Final = "a name or a list of names"
 
 
 def read_layers(path: Path, overrides: Sequence[str] = ()) -> Layered:
@@ -54,25 +34,32 @@ def read_layers(path: Path, overrides: Sequence[str] = ()) -> Layered:
     """
     reader = _Reader(path)
     top = reader.read(path, read_document(path), ())
+    # What the command line says of presets and backends counts before presets are laid below the file. All that it
+    # says counts once more after it, since a preset may hold axes and listed experiments, too.
+    chosen = Layered(dict(top.values), dict(top.origins), dict(top.folders))
     for override in overrides:
-        _override(top, override)
-    names = top.values.pop(PRESETS, None)
-    place = _shown(top, f"/{PRESETS}", path)
-    result = Layered()
-    backends = backends_in(top.values)
-    for name in _texts(names, f"{place}: {PRESETS}", "a name or a list of names"):
-        preset = reader.preset(name, place, top.folder(f"/{PRESETS}") or path.parent)
-        foreign = [one.value for one in BackendName if one.value not in backends]
-        for section in foreign:
-            preset.values.pop(section, None)
-        lay(result, preset)
-    lay(result, top)
+        set_value(chosen, override)
+    names = chosen.values.get(PRESETS)
+    place = _shown(chosen, f"/{PRESETS}", path)
+    folder = chosen.folder(f"/{PRESETS}") or path.parent
+    presets = [reader.preset(name, place, folder) for name in _texts(names, f"{place}: {PRESETS}", _PRESET_NAMES)]
+    backends = backends_in(_laid(*presets, chosen).values)
+    for preset in presets:
+        for foreign in (one.value for one in BackendName if one.value not in backends):
+            preset.values.pop(foreign, None)
+    result = _laid(*presets, top)
+    for override in overrides:
+        set_value(result, override)
+    result.values.pop(PRESETS, None)
     return result
 
 
-def lay(lower: Layered, upper: Layered) -> None:
-    """Put one layer over another: maps merge deeply, everything else is replaced."""
-    _lay(lower, upper, lower.values, upper.values, ())
+def _laid(*layers: Layered) -> Layered:
+    """One over the other, the last one at the top."""
+    result = Layered()
+    for layer in layers:
+        lay(result, layer)
+    return result
 
 
 def project_folder(path: Path) -> Path:
@@ -97,7 +84,7 @@ class _Reader:
             target = self._inside(path.parent, name, place, chain)
             lay(result, self.read(target, self._document(target, f"{place}: {EXTENDS}"), chain))
         own = Layered(values)
-        _note_all(own, values, (), lambda at: Origin(source=Source.FILE, detail=_place(document, at)), path.parent)
+        note_all(own, values, (), lambda at: Origin(source=Source.FILE, detail=_place(document, at)), path.parent)
         lay(result, own)
         return result
 
@@ -111,7 +98,7 @@ class _Reader:
                 )
             made = Layered(dict(known[name].values))
             origin = Origin(source=Source.PRESET, detail=name)
-            _note_all(made, made.values, (), lambda _: origin, None)
+            note_all(made, made.values, (), lambda _: origin, None)
             return made
         target = self._inside(folder, name, place, ())
         document = self._document(target, f"{place}: {PRESETS}")
@@ -119,7 +106,7 @@ class _Reader:
             if key in document.values:
                 raise FileError((f"{_place(document, f'/{key}')}: a preset has no {key}; write its values here",))
         made = Layered(dict(document.values))
-        _note_all(
+        note_all(
             made,
             made.values,
             (),
@@ -160,71 +147,6 @@ class _Reader:
         return target
 
 
-# --- layers -----------------------------------------------------------------------------------------------------------
-
-
-def _lay(lower: Layered, upper: Layered, below: Values, above: Mapping[str, JsonValue], at: tuple[str, ...]) -> None:
-    for key, value in above.items():
-        place = pointer((*at, key))
-        held = below.get(key)
-        put = value
-        if place == "/model":
-            held, put = _as_map(lower, held, value, place), _as_map(upper, value, held, place)
-        if isinstance(held, dict) and isinstance(put, dict):
-            inner = dict(held)
-            below[key] = inner
-            _move(lower, upper, place, deep=False)
-            _lay(lower, upper, inner, put, (*at, key))
-        else:
-            below[key] = put
-            for places in (lower.origins, lower.folders):
-                for gone in [one for one in places if one == place or one.startswith(f"{place}/")]:
-                    del places[gone]
-            _move(lower, upper, place, deep=True)
-
-
-def _as_map(layer: Layered, value: JsonValue, other: JsonValue, place: str) -> JsonValue:
-    """A model's plain text is its id, where the other layer says more about it."""
-    if not (isinstance(value, str) and isinstance(other, dict)):
-        return value
-    for places in (layer.origins, layer.folders):
-        if place in places:
-            places[f"{place}/id"] = places[place]  # type: ignore[assignment]
-    return {"id": value}
-
-
-def _move(lower: Layered, upper: Layered, place: str, *, deep: bool) -> None:
-    for ours, theirs in ((lower.origins, upper.origins), (lower.folders, upper.folders)):
-        for one, what in theirs.items():
-            if one == place or (deep and one.startswith(f"{place}/")):
-                ours[one] = what  # type: ignore[assignment]
-
-
-def _note_all(
-    layer: Layered, value: JsonValue, at: tuple[str | int, ...], origin: Callable[[str], Origin], folder: Path | None
-) -> None:
-    members: list[tuple[str | int, JsonValue]] = []
-    if isinstance(value, dict):
-        members = list(value.items())
-    elif isinstance(value, list):
-        members = list(enumerate(value))
-    if at:
-        place = pointer(at)
-        layer.origins[place] = origin(place)
-        if folder is not None:
-            layer.folders[place] = folder
-    for key, inner in members:
-        _note_all(layer, inner, (*at, key), origin, folder)
-
-
-def _nearest(places: Mapping[str, T], place: str) -> T | None:
-    while place:
-        if place in places:
-            return places[place]
-        place = place.rpartition("/")[0]
-    return None
-
-
 def _place(document: Document, at: str) -> str:
     line = document.line_of(at)
     return f"{document.path}:{line}" if line else str(document.path)
@@ -240,70 +162,3 @@ def _texts(value: JsonValue, what: str, form: str) -> list[str]:
     if not all(isinstance(one, str) and one for one in listed):
         raise FileError((f"{what} is {form}; write it so",))
     return [one for one in listed if isinstance(one, str)]
-
-
-# --- the command line -------------------------------------------------------------------------------------------------
-
-
-def _override(layer: Layered, override: str) -> None:
-    path, separator, text = override.partition("=")
-    path = path.strip()
-    if not separator or not all(path.split(".")):
-        raise FileError((f"--set {override}: write it as path=value, for example pytorch.batch_size=8",))
-    try:
-        value = parse_value(text)
-    except FileError as error:
-        raise FileError((f"--set {path}: {error}",)) from None
-    parts = ["sweep", path.removeprefix("sweep.")] if path.startswith("sweep.") else path.split(".")
-    _set(layer.values, parts, value)
-    place = pointer(parts)
-    for places in (layer.origins, layer.folders):
-        for gone in [one for one in places if one.startswith(f"{place}/")]:
-            del places[gone]
-    layer.origins[place] = Origin(source=Source.COMMAND_LINE, detail=f"--set {path}")
-    layer.folders[place] = Path()
-    _stop_varying(layer.values, path)
-
-
-def _set(target: Values, parts: Sequence[str], value: JsonValue) -> None:
-    head, *rest = parts
-    if not rest:
-        target[head] = value
-        return
-    inner = target.get(head)
-    if head == "model" and isinstance(inner, str):
-        inner = {"id": inner}
-    if inner is not None and not isinstance(inner, dict):
-        raise FileError((f"--set …{head}.{'.'.join(rest)}: {head!r} is a plain value in the file; correct the path",))
-    copy = dict(inner or {})
-    target[head] = copy
-    _set(copy, rest, value)
-
-
-def _stop_varying(values: Values, path: str) -> None:
-    """What the command line sets is one value: no axis, zip group or listed experiment has another."""
-    sweep = values.get("sweep")
-    if isinstance(sweep, dict):
-        kept = {axis: listed for axis, listed in sweep.items() if axis != path}
-        groups = kept.get("zip")
-        if isinstance(groups, list):
-            fewer = [_without(group, path) if isinstance(group, dict) else group for group in groups]
-            kept["zip"] = [group for group in fewer if group != {}]
-        values["sweep"] = kept
-    entries = values.get("experiments")
-    if isinstance(entries, list):
-        parts = path.split(".")
-        values["experiments"] = [_without_path(entry, parts) for entry in entries]
-
-
-def _without(group: Mapping[str, JsonValue], path: str) -> Values:
-    return {key: value for key, value in group.items() if key != path}
-
-
-def _without_path(value: JsonValue, parts: Sequence[str]) -> JsonValue:
-    if not isinstance(value, dict) or parts[0] not in value:
-        return value
-    head, *rest = parts
-    if not rest:
-        return _without(value, head)
-    return {**value, head: _without_path(value[head], rest)}

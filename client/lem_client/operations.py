@@ -58,7 +58,7 @@ class Operation(Generic[M]):
     method: str
     path: str
     answer: type[M]
-    parameters: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     body: BaseModel | None = None
     idempotency_key: str | None = None
     changes_once: bool = False
@@ -95,9 +95,13 @@ def submit_campaign(spec: CampaignSpec, idempotency_key: str) -> Operation[Campa
     return Operation("POST", f"{API}/campaigns", CampaignView, body=spec, idempotency_key=idempotency_key)
 
 
-def list_campaigns(*, state: CampaignState | None = None, name: str | None = None) -> Operation[Page[CampaignView]]:
+def list_campaigns(
+    *, state: CampaignState | None = None, name: str | None = None, labels: Mapping[str, str] | None = None
+) -> Operation[Page[CampaignView]]:
     """Campaigns, the newest first."""
-    return Operation("GET", f"{API}/campaigns", Page[CampaignView], _filters(state=state, name=name))
+    labelled = {"label": tuple(f"{key}={value}" for key, value in labels.items())} if labels else {}
+    filters = {**_filters(state=state, name=name), **labelled}
+    return Operation("GET", f"{API}/campaigns", Page[CampaignView], filters)
 
 
 def get_campaign(campaign_id: str) -> Operation[CampaignView]:

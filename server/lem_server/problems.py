@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 from fastapi import FastAPI, Request, Response
@@ -19,6 +20,7 @@ from starlette.requests import ClientDisconnect
 from lem_domain.config.hashing import canonical_json
 from lem_domain.config.validation import pointer
 from lem_domain.errors import ConfigurationError, FieldProblem, LemError, Problem, ProblemCode
+from lem_domain.ids import IdKind, format_id
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +97,21 @@ class ProblemError(LemError):
         self.errors = errors
         self.members = dict(members or {})
         self.headers = dict(headers or {})
+
+
+_LISTED_AT: dict[IdKind, str] = {
+    IdKind.CAMPAIGN: "GET /api/v1/campaigns lists them",
+    IdKind.EXPERIMENT: "GET /api/v1/campaigns/{campaign_id}/experiments lists a campaign's",
+    IdKind.RUN: "GET /api/v1/runs lists them",
+    IdKind.ATTEMPT: "GET /api/v1/runs/{run_id}/attempts lists a run's",
+    IdKind.WORKER: "GET /api/v1/workers lists them",
+    IdKind.TOKEN: "GET /api/v1/tokens lists them",
+}
+
+
+def not_there(kind: IdKind, value: UUID) -> ProblemError:
+    """`not_found`: nothing has the id; says where those are that there are."""
+    return ProblemError(_C.NOT_FOUND, f"there is no {kind.name.lower()} {format_id(kind, value)}; {_LISTED_AT[kind]}.")
 
 
 def problem_response(error: ProblemError, request_id: str | None = None) -> Response:

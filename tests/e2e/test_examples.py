@@ -1,57 +1,160 @@
-"""The examples that need no GPU and take seconds, as their user runs them."""
+"""Every example that needs no GPU and no engine beside PyTorch, as its user runs it: the file as it stands.
+
+The quick ones run in the default suite, some at a time on one server with a worker for each backend, like after
+`lemctl up`, and two more. Those of real models take minutes. A file that is in neither table must say why.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 import pytest
 
+from factories.server_process import folder_for_everybody
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
+AT_ONCE = 4
+"""They wait more than they compute."""
 
 
-def run(house, name: str) -> tuple[int, dict[str, list[str]], str]:  # type: ignore[no-untyped-def]
-    """Exit code, and the reasons of each experiment's runs without a result, by its name."""
-    done = house.lemctl("run", EXAMPLES / name, "--json")
-    last = json.loads(done.stdout.splitlines()[-1])
-    reasons = {
+class Story(NamedTuple):
+    """What comes of an example: by each experiment's name the reasons of its runs that have no result."""
+
+    experiments: dict[str, list[str]]
+    code: int = 0
+    shortened: tuple[str, ...] = ()
+    """Values that are set for the test, because the file takes many minutes as it stands."""
+
+
+QUICK: Final = {
+    "two-backends.yaml": Story(
+        {"backend=pytorch, batch_size=1": [], "backend=pytorch, batch_size=4": [], "backend=simulated": []}
+    ),
+    "simulated.yaml": Story({"batch_size=1": [], "batch_size=8": []}),
+    "failure-drill.yaml": Story(
+        {"dies while measuring": ["inference"], "lies about its batch size": ["not_as_requested"]}, code=1
+    ),
+    "include-exclude.yaml": Story(
+        {
+            "batch_size=1, max_tokens=8": [],
+            "batch_size=1, max_tokens=16": [],
+            "batch_size=4, max_tokens=8": [],
+            "batch_size=2": [],
+        }
+    ),
+    "inheritance.yaml": Story({"inheritance": []}),
+    "open-traffic.yaml": Story({"rate_per_s=20": [], "rate_per_s=60": []}),
+    "presets.yaml": Story({"presets": []}),
+    "refused.yaml": Story({"batch_size=1": [], "batch_size=2": []}),
+    "zip.yaml": Story(
+        {
+            "decode_ms_per_token=1, min_duration_s=1": [],
+            "decode_ms_per_token=4, min_duration_s=2": [],
+        }
+    ),
+}
+SLOW: Final = {
+    "decoding.yaml": Story({"greedy": [], "standard": [], "creative": []}, shortened=("execution.cycles=1",)),
+    "experiments.yaml": Story(
+        {
+            "float32, batch_size=1": [],
+            "float32, batch_size=4": [],
+            "random weights, batch_size=1": [],
+            "random weights, batch_size=4": [],
+        }
+    ),
+    "minimal.yaml": Story({"minimal": []}, shortened=("prompts.sample_size=4",)),
+}
+BY_THE_DEMONSTRATION: Final = {"quickstart.yaml"}
+EXCUSED: Final = {
+    "base-simulated.yaml": "no campaign of its own: most of the quick ones extend it",
+    "three-backends.yaml": "needs vLLM, and TensorRT-LLM with a GPU; tests/e2e/test_three_backends.py runs what it "
+    "shows, an engine that is missing, and tests/live_vllm the other two engines",
+}
+
+
+def run(house: Any, name: str, story: Story) -> tuple[Story, dict[str, Any], str]:
+    """What came of an example, its results, and what was said on standard error."""
+    options = [part for value in story.shortened for part in ("--set", value)]
+    done = house.lemctl("run", EXAMPLES / name, "--json", *options, timeout_s=600)
+    results = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {"experiments": []}
+    experiments = {
         one["display_name"]: [outcome["reason"] for outcome in one["outcomes"] if outcome["reason"]]
-        for one in last["experiments"]
+        for one in results["experiments"]
     }
-    return done.returncode, reasons, done.stderr
+    return Story(experiments, done.returncode, story.shortened), results, done.stderr
 
 
-def test_one_of_each_kind(house) -> None:  # type: ignore[no-untyped-def]
-    for backend in ("simulated", "pytorch"):
-        house.start_worker(backend, name=backend)
-    assert run(house, "inheritance.yaml")[:2] == (0, {"inheritance": []})
-    assert run(house, "refused.yaml")[:2] == (0, {"batch_size=1": [], "batch_size=2": []})
-    code, reasons, errors = run(house, "two-backends.yaml")
-    assert (code, len(reasons)) == (0, 3), errors
-    code, reasons, _ = run(house, "failure-drill.yaml")
-    assert code == 1
-    assert reasons == {"dies while measuring": ["inference"], "lies about its batch size": ["not_as_requested"]}
+def mean(results: dict[str, Any], experiment: str, metric: str) -> float:
+    """A figure of an experiment over its cycles."""
+    [one] = [one for one in results["experiments"] if one["display_name"] == experiment]
+    [found] = [summary["mean"] for summary in one["metrics"] if summary["metric"] == metric]
+    return float(found)
+
+
+def test_every_example_is_run_or_says_why_not() -> None:
+    files = sorted(path.name for path in EXAMPLES.iterdir() if path.suffix in (".yaml", ".yml", ".toml", ".json"))
+    assert sorted([*QUICK, *SLOW, *BY_THE_DEMONSTRATION, *EXCUSED]) == files
+    assert len(files) >= 12
+
+
+def test_the_quick_ones(house: Any) -> None:
+    for number, backend in enumerate(("pytorch", "simulated", "simulated", "simulated")):
+        house.start_worker(backend, name=f"{backend}-{number}")
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        running = {name: pool.submit(run, house, name, story) for name, story in QUICK.items()}
+    ended = {name: one.result() for name, one in running.items()}
+    came = {name: story for name, (story, _, _) in ended.items()}
+    assert came == QUICK, {name: said for name, (_, _, said) in ended.items()}
+
+    known = ended["simulated.yaml"][1]
+    one, eight = (mean(known, f"batch_size={size}", "efficiency.energy_per_output_token_j") for size in (1, 8))
+    least = 100 * 0.002 * 31 / 32  # W, s per step, and steps per 32 tokens: the first one comes with the prompt
+    assert one > least
+    assert least / 8 < eight < one / 2
+
+    assert "J per output token" in house.lemctl("results", "simulated", "--format", "markdown").stdout
+
     with house.client() as client:
         (campaign,) = client.campaigns(name="inheritance")
-        (one,) = client.runs(campaign_id=campaign.id)
-    shown = house.lemctl("show", one.id).stdout
+        (a_run,) = client.runs(campaign_id=campaign.id)
+    shown = house.lemctl("show", a_run.id).stdout
     assert "simulated.power_w" in shown
     assert "inheritance.yaml:9" in shown
     assert "base-simulated.yaml:4" in shown
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "experiments"),
-    [
-        ("presets.yaml", 1),
-        ("zip.yaml", 2),
-        ("include-exclude.yaml", 4),
-        ("experiments.yaml", 4),
-        ("open-traffic.yaml", 2),
-    ],
-)
-def test_the_others(house, name: str, experiments: int) -> None:  # type: ignore[no-untyped-def]
-    house.start_worker("pytorch" if name == "experiments.yaml" else "simulated")
-    code, reasons, errors = run(house, name)
-    assert (code, len(reasons)) == (0, experiments), errors
+@pytest.mark.timeout(900)
+@pytest.mark.smollm2
+@pytest.mark.parametrize("name", SLOW)
+def test_the_others(house: Any, name: str) -> None:
+    house.start_worker("pytorch")
+    came, _, said = run(house, name, SLOW[name])
+    assert came == SLOW[name], said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.smollm2
+def test_the_quickstart_by_the_demonstration(model_cache: Path) -> None:
+    """`make demo`: `lemctl up`, then `lemctl run examples/quickstart.yaml`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LEM_")}
+    with folder_for_everybody() as folder:
+        done = subprocess.run(
+            [sys.executable, EXAMPLES / "demo.py", "--data-dir", folder / "data"],
+            env={**kept, "LEM_CACHE_DIR": str(model_cache), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(re.search(rf"batch_size={size}\W+2\b", done.stdout) for size in (1, 8)), done.stdout

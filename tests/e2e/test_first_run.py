@@ -133,11 +133,3 @@ def test_an_engine_that_lies_is_caught_before_the_window(house, tmp_path: Path) 
         [run] = list(client.runs())
         assert (run.state, run.reason) == (RunState.FAILED, "not_as_requested")
         assert "batch_size" in (run.message or "")
-
-
-def test_the_quick_examples_run(house) -> None:  # type: ignore[no-untyped-def]
-    house.start_worker("simulated")
-    examples = Path(__file__).parents[2] / "examples"
-    done = house.lemctl("run", examples / "simulated.yaml")
-    assert done.returncode == 0, done.stderr
-    assert "output token" in done.stdout

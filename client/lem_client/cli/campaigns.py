@@ -32,6 +32,10 @@ def list_campaigns(
     context: typer.Context,
     state: Annotated[CampaignState | None, typer.Option(help="Only campaigns in this state.")] = None,
     name: Annotated[str | None, typer.Option(help="Only campaigns of exactly this name.")] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Only campaigns with this label; may be given several times."),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest first.")] = 20,
 ) -> None:
     """List campaigns, the newest first.
@@ -39,9 +43,11 @@ def list_campaigns(
     \b
     lemctl list
     lemctl list --state active --limit 100
+    lemctl list --label team=nlp --label machine=a100
     """
     session = session_of(context)
-    found = tuple(islice(session.client.campaigns(state=state, name=name), limit))
+    labels = dict(map(_label, label or ()))
+    found = tuple(islice(session.client.campaigns(state=state, name=name, labels=labels), limit))
     if session.as_json:
         session.print_json_list(found)
     elif not found:
@@ -52,6 +58,13 @@ def list_campaigns(
             for one in found
         ]
         session.print(table(("id", "name", "state", "runs", "submitted", "by"), rows))
+
+
+def _label(given: str) -> tuple[str, str]:
+    key, separator, value = given.partition("=")
+    if not key or not separator:
+        raise UsageProblem(f"--label {given}: write it as KEY=VALUE, for example team=nlp.")
+    return key, value
 
 
 def show(

@@ -50,7 +50,9 @@ class CampaignSpec(ConfigModel):
         description="Anything that is to be kept with the campaign and shown with it; not part of any hash.",
     )
     labels: dict[str, str] = Field(
-        default_factory=dict, max_length=64, description="For filtering; not part of any hash."
+        default_factory=dict,
+        max_length=64,
+        description="To find the campaign by (`lemctl list --label KEY=VALUE`); not part of any hash.",
     )
     provenance: dict[str, Origin] = Field(
         default_factory=dict,
@@ -69,11 +71,11 @@ def campaign_from_document(document: Mapping[str, JsonValue], *, default_name: s
     Raises:
         ConfigurationError: a key is unknown (the nearest known one is named) or a campaign key has a wrong value.
     """
-    from lem_domain.config.validation import model_or_problems, unknown_key_message  # noqa: PLC0415 - cycle of siblings
+    from lem_domain.config import validation  # noqa: PLC0415 - cycle of siblings
 
     known = CAMPAIGN_KEYS | set(ExperimentConfig.model_fields)
-    problems = tuple(
-        FieldProblem(pointer=f"/{key}", message=unknown_key_message(str(key), known))
+    problems = validation.bounded(
+        FieldProblem(pointer=validation.pointer((key,)), message=validation.unknown_key_message(str(key), known))
         for key in document
         if key not in known
     )
@@ -81,4 +83,4 @@ def campaign_from_document(document: Mapping[str, JsonValue], *, default_name: s
         raise ConfigurationError(problems[0].message, problems)
     base = {key: value for key, value in document.items() if key not in CAMPAIGN_KEYS}
     own = {key: value for key, value in document.items() if key in CAMPAIGN_KEYS}
-    return model_or_problems(CampaignSpec, {"name": default_name, **own, "experiment": base})
+    return validation.model_or_problems(CampaignSpec, {"name": default_name, **own, "experiment": base})

@@ -195,12 +195,17 @@ def with_values(base: Mapping[str, JsonValue], values: Row) -> Document:
 def merged(lower: Mapping[str, JsonValue], upper: Mapping[str, JsonValue]) -> Document:
     """Maps merge deeply, everything else is replaced; a model given as text is its id."""
     result: Document = dict(lower)
-    for key, value in upper.items():
-        below = result.get(key)
-        if key == "model" and isinstance(below, str) and isinstance(value, dict):
-            below = {"id": below}
+    for key, above in upper.items():
+        below, value = result.get(key), above
+        if key == "model":
+            below, value = _model_as_map(below, value), _model_as_map(value, below)
         result[key] = merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return result
+
+
+def _model_as_map(model: JsonValue, other: JsonValue) -> JsonValue:
+    """A model's plain text is its id, where the other one says more about it."""
+    return {"id": model} if isinstance(model, str) and isinstance(other, dict) else model
 
 
 def flattened(document: Mapping[str, JsonValue], prefix: str = "") -> Iterator[tuple[str, JsonValue]]:
@@ -296,10 +301,12 @@ def _equal(one: JsonValue, other: JsonValue) -> bool:
 def _set_path(target: Document, parts: list[str], value: JsonValue, path: str) -> None:
     """Set a dotted path, copying every map on the way."""
     head, *rest = parts
+    inner = target.get(head)
+    if path == "model" and isinstance(inner, dict) and isinstance(value, str):
+        rest = ["id"]
     if not rest:
         target[head] = value
         return
-    inner = target.get(head)
     if inner is None:
         inner = {}
     elif head == "model" and isinstance(inner, str):

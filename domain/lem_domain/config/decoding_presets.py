@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 DecodingPreset = Literal["greedy", "standard", "creative", "factual"]
 
-DECODING_PRESETS: Mapping[str, Mapping[str, float]] = {
+DECODING_PRESETS: Final[Mapping[str, Mapping[str, float]]] = {
     "greedy": {"temperature": 0.0},
     "standard": {"temperature": 1.0, "top_p": 0.95},
     "creative": {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.1},
     "factual": {"temperature": 0.3},
 }
+
+
+def told() -> str:
+    """Every name with its values: `greedy: temperature 0; standard: …`."""
+    return "; ".join(
+        f"{name}: {', '.join(f'{key} {value:g}' for key, value in values.items())}"
+        for name, values in DECODING_PRESETS.items()
+    )
 
 
 def expand_decoding(value: Any) -> Any:

@@ -6,6 +6,8 @@ defaults is kept, so that 100,000 of them take little memory.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -20,6 +22,8 @@ from lem_domain.config.ordering import PlannedRun, order_runs
 from lem_domain.config.validation import model_or_problems, pointer
 from lem_domain.errors import ConfigurationError, FieldProblem
 
+_DIGEST: Final = re.compile("[0-9a-f]{64}")
+SHOWN_DIGITS: Final = 12
 MAX_TOLD: Final = 100
 """Refused and merged combinations that are told one by one; of more there is the number."""
 
@@ -197,6 +201,13 @@ def _shown(varied: Mapping[str, JsonValue]) -> str:
     """By the last part of each path, or the whole of it where two end alike."""
     ends = [path.rpartition(".")[2] for path in varied]
     return ", ".join(
-        f"{end if ends.count(end) == 1 else path}={value}"
+        f"{end if ends.count(end) == 1 else path}={_as_written(value)}"
         for end, (path, value) in zip(ends, varied.items(), strict=True)
     )
+
+
+def _as_written(value: JsonValue) -> str:
+    """As a file has it; of a digest the beginning."""
+    if isinstance(value, str):
+        return value[:SHOWN_DIGITS] if _DIGEST.fullmatch(value) else value
+    return json.dumps(value, ensure_ascii=False)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from lem_domain.config import experiment_rules
+from lem_domain.config import decoding_presets, experiment_rules
 from lem_domain.config.decoding_presets import DecodingPreset, expand_decoding
 from lem_domain.config.devices import DevicesConfig
 from lem_domain.config.footprint import CarbonConfig, CostConfig
@@ -222,8 +222,7 @@ class DecodingConfig(ConfigModel):
         default=None,
         exclude=True,
         description="A name for usual values, which stand in its place afterwards; what is written beside it goes "
-        "before. greedy: temperature 0; standard: temperature 1, top_p 0.95; creative: temperature 0.8, top_p 0.9, "
-        "repetition_penalty 1.1; factual: temperature 0.3.",
+        f"before. {decoding_presets.told()}.",
     )
     temperature: float = Field(
         default=0.0, ge=0, le=100, description="0 is greedy; above it, sampling.", json_schema_extra=unit("1")

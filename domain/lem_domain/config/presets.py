@@ -8,6 +8,8 @@ from typing import Final, NamedTuple
 
 from pydantic.types import JsonValue
 
+from lem_domain.config.decoding_presets import DECODING_PRESETS
+
 
 class Preset(NamedTuple):
     """Values under a name."""
@@ -22,26 +24,30 @@ _EVERY: Final = (
         "deterministic",
         "The same tokens and the same work in every run: greedy, in the prompts' order, of exact length.",
         {
-            "decoding": {"temperature": 0, "seed": 0},
+            "decoding": {**DECODING_PRESETS["greedy"], "seed": 0},
             "prompts": {"order": "as_is"},
             "output": {"mode": "fixed"},
         },
     ),
-    Preset("greedy", "Always the likeliest token.", {"decoding": {"temperature": 0}}),
-    Preset("standard", "Sampling as chat services do by default.", {"decoding": {"temperature": 1.0, "top_p": 0.95}}),
-    Preset(
-        "creative",
-        "Sampling that avoids repetition.",
-        {"decoding": {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.1}},
+    *(
+        Preset(name, description, {"decoding": dict(DECODING_PRESETS[name])})
+        for name, description in (
+            ("greedy", "Always the likeliest token."),
+            ("standard", "Sampling as chat services do by default."),
+            ("creative", "Sampling that avoids repetition."),
+            ("factual", "Sampling close to the likeliest token."),
+        )
     ),
-    Preset("factual", "Sampling close to the likeliest token.", {"decoding": {"temperature": 0.3}}),
     Preset(
         "throughput",
-        "As many tokens per second as possible: everything at once, large batches, long prompts first.",
+        "As many tokens per second as possible: everything at once, large batches, long prompts first. A small "
+        "device may not have the memory; `--set` a smaller one then.",
         {
             "traffic": {"mode": "offline"},
             "prompts": {"order": "longest_first"},
             "pytorch": {"batch_size": 32},
+            "vllm": {"max_num_seqs": 256},
+            "tensorrt": {"max_batch_size": 256},
             "simulated": {"batch_size": 32},
         },
     ),
@@ -52,6 +58,8 @@ _EVERY: Final = (
             "traffic": {"mode": "closed", "concurrency": 1},
             "record": {"tokens": True},
             "pytorch": {"batch_size": 1},
+            "vllm": {"max_num_seqs": 1},
+            "tensorrt": {"max_batch_size": 1},
             "simulated": {"batch_size": 1},
         },
     ),

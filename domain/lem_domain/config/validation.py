@@ -6,7 +6,7 @@ import copy
 import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, Final, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -15,6 +15,10 @@ from lem_domain.config.rules import BROKEN
 from lem_domain.errors import ConfigurationError, FieldProblem
 
 M = TypeVar("M", bound=BaseModel)
+Place = tuple[str | int, ...]
+
+MOST_PROBLEMS: Final = 200
+"""That are told at once."""
 
 _STAND_IN = ("model",)
 """The one key that an experiment must have; some other value stands in for one that is missing or wrong."""
@@ -36,11 +40,6 @@ def pointer(location: Sequence[str | int]) -> str:
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
 
 
-def field_problems(model: type[BaseModel], error: ValidationError) -> tuple[FieldProblem, ...]:
-    """Every problem that pydantic found, in the order of the model's fields."""
-    return tuple(problem for details in error.errors(include_url=False) for problem in _problems(model, details))
-
-
 def model_or_problems(model: type[M], value: Mapping[str, Any]) -> M:
     """Validate, or raise every problem at once.
 
@@ -59,31 +58,57 @@ def model_or_problems(model: type[M], value: Mapping[str, Any]) -> M:
 def all_problems(model: type[BaseModel], value: Mapping[str, Any], error: ValidationError) -> tuple[FieldProblem, ...]:
     """Every problem of the value: pydantic asks a model's rules only where its keys are fine, so what is wrong is put
     aside and the rest asked again, until nothing new comes."""
-    found = list(field_problems(model, error))
+    found = _Found()
+    found.add(problem for details in error.errors(include_url=False) for problem in _problems(model, details))
     rest: Any = copy.deepcopy(dict(value))
-    aside: set[tuple[str | int, ...]] = set()
+    aside: set[Place] = set()
     for _ in range(_MOST_ROUNDS):
         wrong = _places(model, error)
-        if wrong <= aside:
+        if wrong <= aside or found.full:
             break
-        for place in sorted(wrong, key=len, reverse=True):
-            rest = _without(rest, place)
+        rest = _without(rest, wrong)
         aside |= wrong
         try:
             model.model_validate(rest)
             break
         except ValidationError as again:
             error = again
-            found += [
+            found.add(
                 problem
                 for details in error.errors(include_url=False)
                 if details["type"] != "missing"
                 for problem in _problems(model, details, aside)
-            ]
-    return tuple(dict.fromkeys(found))
+            )
+    return found.told()
 
 
-def _places(model: type[BaseModel], error: ValidationError) -> set[tuple[str | int, ...]]:
+def bounded(problems: Iterator[FieldProblem]) -> tuple[FieldProblem, ...]:
+    """Each once, as many as anybody reads."""
+    found = _Found()
+    found.add(problems)
+    return found.told()
+
+
+class _Found:
+    """Problems, each once, up to a number: a file that is another kind of file has thousands."""
+
+    def __init__(self) -> None:
+        self._problems: dict[FieldProblem, None] = {}
+        self.full = False
+
+    def add(self, problems: Iterator[FieldProblem]) -> None:
+        for problem in problems:
+            if len(self._problems) == MOST_PROBLEMS:
+                self.full = True
+                return
+            self._problems[problem] = None
+
+    def told(self) -> tuple[FieldProblem, ...]:
+        more = (FieldProblem(pointer="", message="there are more problems; correct these first"),) if self.full else ()
+        return (*self._problems, *more)
+
+
+def _places(model: type[BaseModel], error: ValidationError) -> set[Place]:
     """Where the problems are; a key that is missing counts as its owner, whose rules can't be asked, but for the model,
     which any other can stand in for."""
     locations = ((details, _without_union_tags(model, details["loc"])) for details in error.errors(include_url=False))
@@ -92,23 +117,23 @@ def _places(model: type[BaseModel], error: ValidationError) -> set[tuple[str | i
     }
 
 
-def _without(value: Any, place: Sequence[str | int]) -> Any:
-    """The value without what stands at a place; at the top, and in lists, nothing is taken away."""
-    if not place or not isinstance(value, dict):
+def _without(value: Any, places: Collection[Place]) -> Any:
+    """The value without what stands at places; at the top, and in lists, nothing is taken away."""
+    if not isinstance(value, dict):
         return value
-    head, *rest = place
-    if not rest and (head,) == _STAND_IN:
-        return {**value, head: "x"}
-    if head not in value:
-        return value
-    if not rest:
-        return {key: one for key, one in value.items() if key != head}
-    return {**value, head: _without(value[head], rest)}
+    below: dict[str | int, list[Place]] = {}
+    for place in places:
+        if place:
+            below.setdefault(place[0], []).append(place[1:])
+    kept = {
+        key: _without(inner, below[key]) if key in below else inner
+        for key, inner in value.items()
+        if () not in below.get(key, ())
+    }
+    return {**kept, _STAND_IN[0]: "x"} if _STAND_IN in places else kept
 
 
-def _problems(
-    model: type[BaseModel], details: ErrorDetails, aside: Collection[tuple[str | int, ...]] = ()
-) -> Iterator[FieldProblem]:
+def _problems(model: type[BaseModel], details: ErrorDetails, aside: Collection[Place] = ()) -> Iterator[FieldProblem]:
     if details["type"] != BROKEN:
         yield _problem(model, details)
         return

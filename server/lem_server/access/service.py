@@ -23,7 +23,7 @@ from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, format_id
 from lem_domain.wire.access import DEFAULT_SCOPES, Scope, TokenCreate, TokenCreated, TokenKind, TokenView
 from lem_server.access import queries, tokens
-from lem_server.problems import ProblemError
+from lem_server.problems import ProblemError, not_there
 
 logger = logging.getLogger(__name__)
 
@@ -117,9 +117,7 @@ async def revoke(engine: AsyncEngine, token_id: UUID) -> None:
     """
     async with engine.begin() as connection:
         if not await queries.revoke(connection, token_id):
-            raise ProblemError(
-                ProblemCode.NOT_FOUND, f"there is no token {format_id(IdKind.TOKEN, token_id)}; GET /api/v1/tokens."
-            )
+            raise not_there(IdKind.TOKEN, token_id)
 
 
 async def ensure_owner_token(engine: AsyncEngine, data_dir: Path) -> Path:

@@ -23,7 +23,7 @@ from lem_server.aggregation.elsewhere import compute_elsewhere, is_large
 from lem_server.aggregation.errors import AggregationError, EvidenceCorrupt, EvidenceMissing
 from lem_server.aggregation.inputs import AggregationInput, AggregationParameters, ChunkSource
 from lem_server.evidence import service as evidence
-from lem_server.problems import ProblemError
+from lem_server.problems import ProblemError, not_there
 from lem_server.runs.transitions import set_actor
 
 AT_ONCE = 2
@@ -89,7 +89,7 @@ async def stored_aggregate(engine: AsyncEngine, run_id: UUID) -> bytes:
     async with engine.connect() as connection:
         row = await queries.run_row(connection, run_id)
         if row is None:
-            raise _no_run(run_id)
+            raise not_there(IdKind.RUN, run_id)
         found = None
         if row.attempt_id is not None:
             found = await queries.latest_text(connection, run_id, row.attempt_id)
@@ -173,7 +173,7 @@ def _problem(error: AggregationError) -> ProblemError:
 
 def _finished(row: queries.RunRow | None, run_id: UUID, parameters: AggregationParameters) -> queries.RunRow:
     if row is None:
-        raise _no_run(run_id)
+        raise not_there(IdKind.RUN, run_id)
     if row.state in (RunState.COMPLETED, RunState.AGGREGATED):
         return row
     run = format_id(IdKind.RUN, run_id)
@@ -193,11 +193,5 @@ def _finished(row: queries.RunRow | None, run_id: UUID, parameters: AggregationP
 
 def _attempt(row: queries.RunRow) -> UUID:
     if row.attempt_id is None:
-        raise _no_run(row.run_id)
+        raise not_there(IdKind.RUN, row.run_id)
     return row.attempt_id
-
-
-def _no_run(run_id: UUID) -> ProblemError:
-    return ProblemError(
-        ProblemCode.NOT_FOUND, f"there is no run {format_id(IdKind.RUN, run_id)}; GET /api/v1/runs lists them."
-    )

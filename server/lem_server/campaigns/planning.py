@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple
 
 from pydantic.types import JsonValue
 
 from lem_domain.config.campaign import CAMPAIGN_KEYS, CampaignSpec
 from lem_domain.config.duration import least_duration
 from lem_domain.config.expansion import Plan, PlannedExperiment, expand, preview
-from lem_domain.config.experiment import DevicesConfig, PromptsConfig, TrafficConfig
+from lem_domain.config.experiment import DevicesConfig, ExperimentConfig, PromptsConfig
 from lem_domain.config.validation import pointer
 from lem_domain.errors import ConfigurationError, FieldProblem
 from lem_domain.prompt_sets import builtin_prompt_sets
@@ -66,9 +67,10 @@ def refuse_missing_prompts(planned: Plan, *, held: Collection[str]) -> None:
     problems = {
         problem.message: problem
         for experiment in planned.experiments
+        for config in (experiment.config,)
         for problem in (
-            *_prompt_problems(experiment.config.prompts, builtin=builtin, held=held),
-            *_trace_problems(experiment.config.traffic, held=held),
+            *_prompt_problems(config.prompts, builtin=builtin),
+            *(problem for one in _uploaded(config) for problem in one.problems(held)),
         )
     }
     if problems:
@@ -77,8 +79,7 @@ def refuse_missing_prompts(planned: Plan, *, held: Collection[str]) -> None:
 
 def datasets_of(planned: Plan) -> frozenset[str]:
     """Digests of the sets of prompts and the traces of arrivals that a plan needs."""
-    configs = (experiment.config for experiment in planned.experiments)
-    wanted = (digest for config in configs for digest in (config.prompts.dataset, config.traffic.trace))
+    wanted = (one.digest for experiment in planned.experiments for one in _uploaded(experiment.config))
     return frozenset(digest for digest in wanted if digest is not None)
 
 
@@ -160,36 +161,42 @@ def _with_nul(value: JsonValue, place: tuple[str | int, ...]) -> Iterator[str]:
             yield from _with_nul(inner, (*place, key))
 
 
-def _prompt_problems(
-    prompts: PromptsConfig, *, builtin: Collection[str], held: Collection[str]
-) -> Iterator[FieldProblem]:
-    if prompts.file is not None:
-        yield FieldProblem(
-            pointer="/experiment/prompts/file",
-            message="only lemctl reads files; upload the prompts (PUT /api/v1/datasets/{sha256}) and give "
-            "prompts.dataset instead of prompts.file",
-        )
+def _prompt_problems(prompts: PromptsConfig, *, builtin: Collection[str]) -> Iterator[FieldProblem]:
     if prompts.builtin is not None and prompts.builtin not in builtin:
         yield FieldProblem(
             pointer="/experiment/prompts/builtin",
             message=f"there is no built-in set of prompts {prompts.builtin!r}; choose one of {', '.join(builtin)}",
         )
-    if prompts.dataset is not None and prompts.dataset not in held:
-        yield FieldProblem(
-            pointer="/experiment/prompts/dataset",
-            message=f"the server holds no dataset {prompts.dataset}; upload it first (PUT /api/v1/datasets/{{sha256}})",
-        )
 
 
-def _trace_problems(traffic: TrafficConfig, *, held: Collection[str]) -> Iterator[FieldProblem]:
-    if traffic.trace_file is not None:
-        yield FieldProblem(
-            pointer="/experiment/traffic/trace_file",
-            message="only lemctl reads files; upload the lines of the trace (PUT /api/v1/datasets/{sha256}) and give "
-            "traffic.trace instead of traffic.trace_file",
-        )
-    if traffic.trace is not None and traffic.trace not in held:
-        yield FieldProblem(
-            pointer="/experiment/traffic/trace",
-            message=f"the server holds no trace {traffic.trace}; upload it first (PUT /api/v1/datasets/{{sha256}})",
-        )
+class _Uploaded(NamedTuple):
+    """What an experiment names by the digest of its lines; `lemctl` puts that in a file's place."""
+
+    what: str
+    file_key: str
+    file: str | None
+    digest_key: str
+    digest: str | None
+
+    def problems(self, held: Collection[str]) -> Iterator[FieldProblem]:
+        """Why the server can't take it as it stands."""
+        if self.file is not None:
+            yield FieldProblem(
+                pointer=f"/experiment/{self.file_key.replace('.', '/')}",
+                message=f"only lemctl reads files; upload the lines (PUT /api/v1/datasets/{{sha256}}) and give "
+                f"{self.digest_key} instead of {self.file_key}",
+            )
+        if self.digest is not None and self.digest not in held:
+            yield FieldProblem(
+                pointer=f"/experiment/{self.digest_key.replace('.', '/')}",
+                message=f"the server holds no {self.what} {self.digest}; upload it first "
+                "(PUT /api/v1/datasets/{sha256})",
+            )
+
+
+def _uploaded(config: ExperimentConfig) -> tuple[_Uploaded, ...]:
+    prompts, traffic = config.prompts, config.traffic
+    return (
+        _Uploaded("dataset", "prompts.file", prompts.file, "prompts.dataset", prompts.dataset),
+        _Uploaded("trace", "traffic.trace_file", traffic.trace_file, "traffic.trace", traffic.trace),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -147,6 +148,7 @@ _SELECT = """
            ) work
 """
 _NAMED = "c.name = :name"
+_LABELLED = "c.labels @> CAST(:labels AS jsonb)"
 _IN_STATE = {
     "active": "c.state = 'active' AND work.open",
     "completed": "c.state <> 'cancelled' AND NOT work.open",
@@ -156,9 +158,18 @@ _IN_STATE = {
 
 
 async def list_campaigns(
-    connection: AsyncConnection, *, state: str | None, name: str | None, before: UUID | None, limit: int
+    connection: AsyncConnection,
+    *,
+    state: str | None,
+    name: str | None,
+    labels: dict[str, str],
+    before: UUID | None,
+    limit: int,
 ) -> list[CampaignRow]:
-    """Campaigns, the newest first: their primary key backwards, or ix_campaigns_name where a name is asked for."""
+    """Campaigns, the newest first: their primary key backwards, or ix_campaigns_name where a name is asked for.
+
+    Labels are looked at on the way: there are far fewer campaigns than runs, and the newest are wanted.
+    """
     conditions = ["(CAST(:before AS uuid) IS NULL OR c.id < :before)"]
     parameters: dict[str, object] = {"before": before, "limit": limit}
     if name is not None:
@@ -166,6 +177,9 @@ async def list_campaigns(
         parameters["name"] = name
     if state is not None:
         conditions.append(_IN_STATE[state])
+    if labels:
+        conditions.append(_LABELLED)
+        parameters["labels"] = json.dumps(labels)
     rows = await connection.execute(
         text(f"{_SELECT} WHERE {' AND '.join(conditions)} ORDER BY c.id DESC LIMIT :limit"), parameters
     )

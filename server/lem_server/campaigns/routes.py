@@ -8,7 +8,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Response, status
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, StringConstraints, TypeAdapter
 
 from lem_domain.config.campaign import CampaignSpec
 from lem_domain.errors import ProblemCode
@@ -35,6 +35,7 @@ from lem_server.problems import problem_responses
 
 router = APIRouter(prefix="/api/v1", tags=["campaigns"])
 
+_Label = Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^=\x00]+=[^\x00]*$")]
 _ID: TypeAdapter[tuple[UUID]] = TypeAdapter(tuple[UUID])
 _ORDINAL: TypeAdapter[tuple[Int4]] = TypeAdapter(tuple[Int4])
 
@@ -90,12 +91,17 @@ async def list_campaigns(
     name: Annotated[
         str | None, Query(max_length=200, pattern=r"^[^\x00]*$", description="Only campaigns of exactly this name.")
     ] = None,
+    label: Annotated[
+        list[_Label] | None,
+        Query(max_length=64, description="Only campaigns with this label, KEY=VALUE; several must all be there."),
+    ] = None,
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> Page[CampaignView]:
     """Campaigns, the newest first."""
     (before,) = decode_cursor("campaigns", cursor, _ID) or (None,)
-    items, following = await service.list_campaigns(context.engine, state=state, name=name, before=before, limit=limit)
+    wanted = service.CampaignFilter(state, name, dict(one.split("=", 1) for one in label or ()))
+    items, following = await service.list_campaigns(context.engine, wanted, before=before, limit=limit)
     return Page(items=items, next=None if following is None else encode_cursor("campaigns", (following,)))
 
 

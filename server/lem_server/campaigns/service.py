@@ -35,7 +35,7 @@ from lem_server.campaigns import planning, queries
 from lem_server.datasets import service as datasets
 from lem_server.leases.terms import LeaseTerms
 from lem_server.leases.waiting import why_nothing_runs
-from lem_server.problems import ProblemError
+from lem_server.problems import ProblemError, not_there
 from lem_server.runs import service as runs
 
 EXPERIMENTS_AT_ONCE = 1000
@@ -120,12 +120,21 @@ async def submit(connection: AsyncConnection, spec: CampaignSpec, planned: Plan,
     return await _get(connection, campaign_id)
 
 
+class CampaignFilter(NamedTuple):
+    """Which campaigns a list is of."""
+
+    state: CampaignState | None
+    name: str | None
+    labels: dict[str, str]
+    """All of them must be there."""
+
+
 async def list_campaigns(
-    engine: AsyncEngine, *, state: CampaignState | None, name: str | None, before: UUID | None, limit: int
+    engine: AsyncEngine, wanted: CampaignFilter, *, before: UUID | None, limit: int
 ) -> tuple[tuple[CampaignView, ...], UUID | None]:
     """One page of campaigns, the newest first, and the id that the next one comes before."""
     async with engine.connect() as connection:
-        rows = await queries.list_campaigns(connection, state=state, name=name, before=before, limit=limit + 1)
+        rows = await queries.list_campaigns(connection, **wanted._asdict(), before=before, limit=limit + 1)
     shown = rows[:limit]
     return tuple(_view(row) for row in shown), shown[-1].id if len(rows) > limit else None
 
@@ -164,7 +173,7 @@ async def list_experiments(
     """
     async with engine.connect() as connection:
         if not await queries.exists(connection, campaign_id):
-            raise _no_campaign(campaign_id)
+            raise not_there(IdKind.CAMPAIGN, campaign_id)
         rows = await queries.list_experiments(connection, campaign_id, after=after, limit=limit + 1)
     shown = rows[:limit]
     views = tuple(_experiment(campaign_id, row) for row in shown)
@@ -180,11 +189,7 @@ async def get_experiment(engine: AsyncEngine, experiment_id: UUID) -> Experiment
     async with engine.connect() as connection:
         found = await queries.get_experiment(connection, experiment_id)
     if found is None:
-        raise ProblemError(
-            ProblemCode.NOT_FOUND,
-            f"there is no experiment {format_id(IdKind.EXPERIMENT, experiment_id)}; "
-            "GET /api/v1/campaigns/{campaign_id}/experiments lists a campaign's.",
-        )
+        raise not_there(IdKind.EXPERIMENT, experiment_id)
     view = _experiment(found.campaign_id, found.experiment)
     origins = {path: Origin.model_validate(origin) for path, origin in found.provenance.items()}
     values = resolved_values(view.config, varied=view.varied, origins=origins)
@@ -199,7 +204,7 @@ async def cancel(engine: AsyncEngine, campaign_id: UUID, *, cancelled_by: str) -
     """
     async with engine.begin() as connection:
         if not await queries.cancel(connection, campaign_id):
-            raise _no_campaign(campaign_id)
+            raise not_there(IdKind.CAMPAIGN, campaign_id)
         await runs.cancel_runs_of_campaign(connection, campaign_id, cancelled_by=cancelled_by)
         await queries.tell(connection, campaign_id)
         return await _get(connection, campaign_id)
@@ -299,7 +304,7 @@ async def _refuse_imported(connection: AsyncConnection, campaign_id: UUID) -> No
 
 def _require_standing(campaign_id: UUID, state: str | None) -> None:
     if state is None:
-        raise _no_campaign(campaign_id)
+        raise not_there(IdKind.CAMPAIGN, campaign_id)
     if state == CampaignState.CANCELLED:
         raise ProblemError(ProblemCode.CONFLICT, "the campaign was cancelled, which is for good; submit it again.")
 
@@ -316,7 +321,7 @@ async def get_within(connection: AsyncConnection, campaign_id: UUID) -> Campaign
 async def _get(connection: AsyncConnection, campaign_id: UUID) -> CampaignView:
     row = await queries.get_campaign(connection, campaign_id)
     if row is None:
-        raise _no_campaign(campaign_id)
+        raise not_there(IdKind.CAMPAIGN, campaign_id)
     return _view(row)
 
 
@@ -337,13 +342,6 @@ def _new_experiments(planned: Plan, ids: Sequence[UUID], first: int, last: int) 
         )
         for ordinal, one in enumerate(planned.experiments[first:last], start=first)
     ]
-
-
-def _no_campaign(campaign_id: UUID) -> ProblemError:
-    return ProblemError(
-        ProblemCode.NOT_FOUND,
-        f"there is no campaign {format_id(IdKind.CAMPAIGN, campaign_id)}; GET /api/v1/campaigns lists them.",
-    )
 
 
 def _view(row: queries.CampaignRow) -> CampaignView:

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from lem_domain.errors import ProblemCode
 from lem_domain.evidence import StreamManifest, StreamName, digest_of_digests
 from lem_domain.evidence_codec import ChunkError, ChunkTooLarge
-from lem_domain.ids import IdKind, format_id
+from lem_domain.ids import IdKind
 from lem_domain.wire.runs import ChunkView, StreamView
 from lem_domain.wire.workers import MissingChunks, ProcessCompletion
 from lem_server.evidence import queries
@@ -23,7 +23,7 @@ from lem_server.evidence.queries import StoredChunk
 from lem_server.evidence.texts import storable, storable_text
 from lem_server.evidence.validation import check_chunk
 from lem_server.leases.fence import Holder, require_lease
-from lem_server.problems import ProblemError
+from lem_server.problems import ProblemError, not_there
 
 MAX_MISSING_LISTED = 1000
 
@@ -157,7 +157,7 @@ async def streams_of(engine: AsyncEngine, attempt_id: UUID) -> tuple[StreamView,
     """
     async with engine.connect() as connection:
         if not await queries.attempt_exists(connection, attempt_id):
-            raise _no_attempt(attempt_id)
+            raise not_there(IdKind.ATTEMPT, attempt_id)
         chunks = await queries.stored_chunks(connection, attempt_id)
     return tuple(
         StreamView(
@@ -264,9 +264,3 @@ def _by_stream(chunks: Iterable[StoredChunk]) -> dict[tuple[str, str], list[Stor
     for chunk in chunks:
         found[chunk.process, chunk.stream].append(chunk)
     return found
-
-
-def _no_attempt(attempt_id: UUID) -> ProblemError:
-    return ProblemError(
-        ProblemCode.NOT_FOUND, f"there is no attempt {format_id(IdKind.ATTEMPT, attempt_id)}; check the id."
-    )

@@ -30,7 +30,7 @@ from lem_domain.results import METHOD_VERSION
 from lem_server.datasets import service as datasets
 from lem_server.evidence import service as evidence
 from lem_server.exports import export_queries as queries
-from lem_server.problems import ProblemError
+from lem_server.problems import ProblemError, not_there
 
 _BLOCK = 2**18
 """Small members are sent together, so that a campaign of many short runs isn't sent packet by packet."""
@@ -61,10 +61,7 @@ async def begin(engine: AsyncEngine, campaign_id: UUID) -> Beginning:
         standing = await queries.standing(connection, campaign_id)
         found = await queries.extent(connection, campaign_id)
     if found is None or standing is None:
-        raise ProblemError(
-            ProblemCode.NOT_FOUND,
-            f"there is no campaign {format_id(IdKind.CAMPAIGN, campaign_id)}; GET /api/v1/campaigns lists them.",
-        )
+        raise not_there(IdKind.CAMPAIGN, campaign_id)
     if found.open_runs:
         raise ProblemError(
             ProblemCode.CONFLICT,

@@ -28,7 +28,7 @@ from lem_server.leases import beat_queries, claim_queries, queries
 from lem_server.leases.endings import end
 from lem_server.leases.fence import Holder, lease_lost
 from lem_server.leases.terms import LeaseTerms
-from lem_server.problems import ProblemError
+from lem_server.problems import ProblemError, not_there
 from lem_server.runs.transitions import set_actor
 
 logger = logging.getLogger(__name__)
@@ -239,8 +239,7 @@ async def _lose(connection: AsyncConnection, row: queries.AttemptRow, message: s
 async def _attempt(connection: AsyncConnection, holder: Holder) -> queries.AttemptRow:
     row = await queries.lock_attempt(connection, holder.attempt_id)
     if row is None:
-        attempt = format_id(IdKind.ATTEMPT, holder.attempt_id)
-        raise ProblemError(ProblemCode.NOT_FOUND, f"there is no attempt {attempt}; check the id.")
+        raise not_there(IdKind.ATTEMPT, holder.attempt_id)
     return row
 
 

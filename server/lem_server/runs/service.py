@@ -23,7 +23,7 @@ from lem_domain.wire.runs import (
     RunView,
     TransitionView,
 )
-from lem_server.problems import ProblemError
+from lem_server.problems import ProblemError, not_there
 from lem_server.runs import change_queries, queries
 from lem_server.runs.budgets import LOSSES_PER_RUN
 from lem_server.runs.change_queries import NewRun
@@ -110,7 +110,7 @@ async def get_run(engine: AsyncEngine, run_id: UUID) -> RunView:
     async with engine.connect() as connection:
         row = await queries.get_run(connection, run_id)
     if row is None:
-        raise _no_run(run_id)
+        raise not_there(IdKind.RUN, run_id)
     return _run(row)
 
 
@@ -122,7 +122,7 @@ async def cancel_run(engine: AsyncEngine, run_id: UUID, *, cancelled_by: str) ->
     """
     async with engine.begin() as connection:
         if await change_queries.lock_run(connection, run_id) is None:
-            raise _no_run(run_id)
+            raise not_there(IdKind.RUN, run_id)
         await _cancel(connection, [run_id], cancelled_by)
     return await get_run(engine, run_id)
 
@@ -159,7 +159,7 @@ async def retry_run(connection: AsyncConnection, run_id: UUID, *, retried_by: st
     """
     state = await change_queries.lock_run(connection, run_id)
     if state is None:
-        raise _no_run(run_id)
+        raise not_there(IdKind.RUN, run_id)
     if state in (RunState.COMPLETED, RunState.AGGREGATED, RunState.CANCELLED):
         raise ProblemError(
             ProblemCode.CONFLICT,
@@ -169,7 +169,7 @@ async def retry_run(connection: AsyncConnection, run_id: UUID, *, retried_by: st
     await change_queries.retry(connection, run_id, losses=LOSSES_PER_RUN, message=f"queued again by {retried_by}")
     row = await queries.get_run(connection, run_id)
     if row is None:
-        raise _no_run(run_id)
+        raise not_there(IdKind.RUN, run_id)
     return _run(row)
 
 
@@ -193,7 +193,7 @@ async def campaign_of(connection: AsyncConnection, run_id: UUID) -> UUID:
     """
     campaign_id = await change_queries.campaign_of(connection, run_id)
     if campaign_id is None:
-        raise _no_run(run_id)
+        raise not_there(IdKind.RUN, run_id)
     return campaign_id
 
 
@@ -236,11 +236,7 @@ async def get_attempt(engine: AsyncEngine, attempt_id: UUID) -> AttemptView:
     async with engine.connect() as connection:
         row = await queries.get_attempt(connection, attempt_id)
     if row is None:
-        raise ProblemError(
-            ProblemCode.NOT_FOUND,
-            f"there is no attempt {format_id(IdKind.ATTEMPT, attempt_id)}; "
-            "GET /api/v1/runs/{run_id}/attempts lists a run's.",
-        )
+        raise not_there(IdKind.ATTEMPT, attempt_id)
     return _attempt(row)
 
 
@@ -282,13 +278,7 @@ async def _cancel(connection: AsyncConnection, run_ids: Sequence[UUID], cancelle
 
 async def _require_run(connection: AsyncConnection, run_id: UUID) -> None:
     if await queries.get_run(connection, run_id) is None:
-        raise _no_run(run_id)
-
-
-def _no_run(run_id: UUID) -> ProblemError:
-    return ProblemError(
-        ProblemCode.NOT_FOUND, f"there is no run {format_id(IdKind.RUN, run_id)}; GET /api/v1/runs lists them."
-    )
+        raise not_there(IdKind.RUN, run_id)
 
 
 def _run(row: queries.RunRow) -> RunView:

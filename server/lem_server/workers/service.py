@@ -12,7 +12,7 @@ from lem_domain.ids import IdKind, format_id, parse_id
 from lem_domain.wire.workers import Device, Registered, RegisterWorker, WorkerState, WorkerView
 from lem_server.leases import service as leases
 from lem_server.leases.terms import LeaseTerms
-from lem_server.problems import ProblemError
+from lem_server.problems import ProblemError, not_there
 from lem_server.workers import queries
 
 _WORKERS_AT_ONCE = 500
@@ -75,7 +75,7 @@ async def get_worker(engine: AsyncEngine, terms: LeaseTerms, worker_id: UUID) ->
     async with engine.connect() as connection:
         row = await queries.get_worker(connection, worker_id, ttl=timedelta(seconds=terms.ttl_s))
     if row is None:
-        raise _no_worker(worker_id)
+        raise not_there(IdKind.WORKER, worker_id)
     return _view(row)
 
 
@@ -87,7 +87,7 @@ async def drain(engine: AsyncEngine, terms: LeaseTerms, worker_id: UUID) -> Work
     """
     async with engine.begin() as connection:
         if not await queries.set_draining(connection, worker_id):
-            raise _no_worker(worker_id)
+            raise not_there(IdKind.WORKER, worker_id)
     return await get_worker(engine, terms, worker_id)
 
 
@@ -120,11 +120,4 @@ def _view(row: queries.WorkerRow) -> WorkerView:
         last_seen_at=row.last_seen_at,
         current_attempts=tuple(format_id(IdKind.ATTEMPT, attempt) for attempt in row.attempts),
         current_runs=tuple(format_id(IdKind.RUN, run) for run in row.runs),
-    )
-
-
-def _no_worker(worker_id: UUID) -> ProblemError:
-    return ProblemError(
-        ProblemCode.NOT_FOUND,
-        f"there is no worker {format_id(IdKind.WORKER, worker_id)}; GET /api/v1/workers lists them.",
     )

@@ -68,6 +68,19 @@ def test_submitting_prints_the_id_and_says_that_nobody_will_run_it(lem: Lem) -> 
     assert campaign in lem("list").out
 
 
+def test_campaigns_are_found_by_their_labels(lem: Lem) -> None:
+    file = lem.file(CAMPAIGN)
+    for team in ("a", "b"):
+        assert lem("submit", file, "--name", team, "--set", f"labels.team={team}").code == 0
+    assert [one["name"] for one in lem("list", "--label", "team=b", "--json").json] == ["b"]
+    assert lem("list", "--label", "team=b", "--label", "x=y", "--json").json == []
+    answer = lem("list", "--label", "team")
+    assert (answer.code, answer.err) == (
+        2,
+        "error: --label team: write it as KEY=VALUE, for example team=nlp.\n",
+    )
+
+
 def test_prompt_files_are_uploaded_once(lem: Lem, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("one\ntwo\n")
     file = lem.file(CAMPAIGN + "prompts: {file: p.txt}\n")

@@ -245,6 +245,27 @@ async def test_campaigns_are_filtered_by_name_and_state(api: httpx.AsyncClient, 
     assert await listed(name="active", state="completed") == []
 
 
+@pytest.mark.proves("labels", on="server")
+async def test_campaigns_are_filtered_by_all_of_the_labels_that_are_asked_for(api: httpx.AsyncClient) -> None:
+    for name, labels in (("a", {"team": "x", "note": "a=b"}), ("b", {"team": "x"}), ("c", {"team": "y"}), ("d", {})):
+        await submit(api, name=name, labels=labels)
+
+    async def listed(*labels: str, **parameters: object) -> list[str]:
+        answer = await api.get("/api/v1/campaigns", params={"label": labels, **parameters})
+        return [one["name"] for one in answer.json()["items"]]
+
+    assert await listed("team=x") == ["b", "a"]
+    assert await listed("team=x", "note=a=b") == ["a"]
+    assert await listed("team=x", name="b") == ["b"]
+    assert await listed("team=z") == await listed("team=") == []
+    first = (await api.get("/api/v1/campaigns", params={"label": "team=x", "limit": 1})).json()
+    following = await api.get("/api/v1/campaigns", params={"label": "team=x", "cursor": first["next"]})
+    assert [one["name"] for one in following.json()["items"]] == ["a"]
+    for wrong in ("team", "=x", "a=\x00"):
+        answer = await api.get("/api/v1/campaigns", params={"label": wrong})
+        assert answer.status_code == 422
+
+
 @pytest.mark.parametrize(
     ("parameters", "status", "words"),
     [

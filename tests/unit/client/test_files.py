@@ -134,9 +134,32 @@ def test_an_unusable_prompt_file_is_named_with_its_place(
     assert message in problem
 
 
-def test_sweeping_the_column_is_refused(tmp_path: Path) -> None:
+def test_sweeping_the_column_without_its_file_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, BASE + "prompts: {file: p.jsonl}\nsweep: {prompts.column: [a, b]}\n")
-    assert "prompts.column can't be swept" in problems(path)[0]
+    assert "prompts.column is varied without its file; put both into one zip group" in problems(path)[0]
+
+
+@pytest.mark.proves("prompts.file", "prompts.column", on="client")
+def test_prompt_files_are_replaced_wherever_they_are_named(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path, json.dumps({"q": f"{name}, q", "r": f"{name}, r"}), f"{name}.jsonl")
+    digests = {(name, column): prompts_digest((f"{name}, {column}",)) for name in "ab" for column in "qr"}
+
+    def loaded(text: str) -> list[tuple[str | None, int]]:
+        configs = [one.config for one in load_campaign_file(write(tmp_path, BASE + text)).plan.experiments]
+        return [(config.prompts.dataset, config.output.max_tokens) for config in configs]
+
+    base = "prompts: {file: a.jsonl, column: q}\n"
+    listed = "experiments: [{}, {prompts: {file: b.jsonl}}, {prompts: {column: r}}]\n"
+    assert [one for one, _ in loaded(base + listed)] == [digests["a", "q"], digests["b", "q"], digests["a", "r"]]
+    zipped = "{prompts.file: [a.jsonl, b.jsonl], prompts.column: [q, r], output.max_tokens: [1, 2]}"
+    assert loaded(f"sweep: {{zip: [{zipped}]}}\n") == [(digests["a", "q"], 1), (digests["b", "r"], 2)]
+    rows = (
+        "sweep: {prompts.file: [a.jsonl, b.jsonl], output.max_tokens: [1, 2], "
+        "exclude: [{prompts.file: b.jsonl, output.max_tokens: 1}], include: [{prompts.file: b.jsonl}]}\n"
+    )
+    a, b = digests["a", "q"], digests["b", "q"]
+    assert loaded("prompts: {column: q}\n" + rows) == [(a, 1), (a, 2), (b, 2), (b, 128)]
 
 
 # --- what is wrong ----------------------------------------------------------------------------------------------------
@@ -160,6 +183,10 @@ def test_sweeping_the_column_is_refused(tmp_path: Path) -> None:
             BASE + "prompts: {builtin: nope}\n",
             ["c.yaml:3: prompts.builtin: there is no built-in set of prompts 'nope'"],
         ),
+        (
+            BASE + "experiments:\n  - {name: a}\n  - output:\n      max_tokns: 3\n",
+            ["c.yaml:6: experiments.1.output.max_tokns: unknown key 'max_tokns'; did you mean 'max_tokens'?"],
+        ),
         (BASE + "sweep: {output.max_tokens: []}\n", ["c.yaml:3: sweep.output.max_tokens has no values"]),
         (BASE + "model: again\n", ["c.yaml:3: key 'model' stands on line 2 already; keep one of them"]),
         (BASE + "1: x\n", ["c.yaml:3: '1' is no text, and keys must be; put it in quotes"]),
@@ -170,12 +197,12 @@ def test_sweeping_the_column_is_refused(tmp_path: Path) -> None:
         (BASE + 'labels: {a: "\\uD800"}\n', ["c.yaml:3: the text holds half of a character"]),
         ("- a\n", ["c.yaml:1: the top level must be keys with values (key: value)"]),
         ("", ["c.yaml is empty; write at least `model: …` into it"]),
-        ("a: \x01\n", ["c.yaml: this is no YAML: "]),
+        ("a: 1\nb: \x01\n", ["c.yaml:2: character U+0001 can't stand in YAML; remove it"]),
         (b"model: \xff\n", ["c.yaml:1: this is no UTF-8 text; save the file as UTF-8"]),
         ("a: " + "[" * 100 + "]" * 100, ["c.yaml:1: values are nested deeper than 50 levels; flatten them"]),
         ("a: " + "[" * 50_000, ["c.yaml: values are nested deeper than 50 levels; flatten the file"]),
         ("a: &a [*a]\n", ["c.yaml:1: values are nested deeper than 50 levels; flatten them"]),
-        ("x: " + "9" * 5000 + "\n", ["c.yaml: "]),
+        ("\nx: " + "9" * 5000 + "\n", ["c.yaml:2: a number of 5000 digits is too long"]),
         ("#" * (2**20 + 1), ["c.yaml is larger than 1024 KiB, the limit for a campaign file; make it smaller"]),
     ],
 )
@@ -201,14 +228,20 @@ def test_a_bomb_of_long_texts_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "begin"),
     [
-        ("model = \n", "c.toml: this is no TOML: "),
+        ("\nmodel = \n", "c.toml:2: this is no TOML: Invalid value; correct the line"),
+        ('model = "x"\noutput = {\n', "c.toml:2: this is no TOML: "),
+        ('model = """\nx\n', "c.toml:2: this is no TOML: "),
         ("", "c.toml is empty"),
-        ("model = 2026-01-01\n", "c.toml: model: 2026-01-01 is no plain value"),
-        ("a = nan\n", "c.toml: a: nan is no plain value"),
-        ('model = "x"\n[output]\nmax_tokens = 0\n', "c.toml: output.max_tokens: "),
+        ("a = 1\nmodel = 2026-01-01\n", "c.toml:2: model: 2026-01-01 is no plain value"),
+        ("[a]\nb = [1,\n nan]\n", "c.toml:3: a.b.1: nan is no plain value"),
+        ("a = 1\nb = " + "9" * 5000, "c.toml:2: a number has too many digits"),
+        ('model = "x"\n[output]\nmax_tokens = 0\n', "c.toml:3: output.max_tokens: "),
+        ('model = "x"\n[[experiments]]\n[[experiments]]\noutput.max_tokns = 3\n',
+         "c.toml:4: experiments.1.output.max_tokns: unknown key 'max_tokns'; did you mean 'max_tokens'?"),
+        ('model = "x"\n[sweep]\nzip = [\n  {"output.max_tokens" = [1],\n',  "c.toml:4: this is no TOML: "),
         ("a = " + "[" * 5000, "c.toml: "),
     ],
-)
+)  # fmt: skip
 def test_problems_of_toml(tmp_path: Path, text: str, begin: str) -> None:
     assert problems(write(tmp_path, text, "c.toml"))[0].startswith(begin)
 

@@ -9,6 +9,7 @@ import pytest
 from lem_client.errors import FileError
 from lem_client.files import CampaignFile, load_campaign_file
 from lem_domain.config import ExperimentConfig, config_hash
+from lem_domain.config.experiment import BackendName
 from lem_domain.config.presets import builtin_presets
 from lem_domain.config.provenance import resolved_values
 
@@ -168,6 +169,10 @@ def test_a_section_of_a_preset_counts_where_its_backend_is_used() -> None:
     sizes = [(one.config.simulated or one.config.pytorch).batch_size for one in file.plan.experiments]  # type: ignore[union-attr]
     assert sizes == [32, 32]
     assert config_of(load(BASE + "presets: throughput\n")).pytorch is None
+    vllm = config_of(load("backend: vllm\nmodel: m\npresets: throughput\n")).vllm
+    tensorrt = config_of(load("backend: tensorrt\nmodel: m\npresets: latency\n")).tensorrt
+    assert vllm is not None and tensorrt is not None
+    assert (vllm.max_num_seqs, tensorrt.max_batch_size) == (256, 1)
 
 
 def test_a_preset_may_be_a_file_of_the_users() -> None:
@@ -185,7 +190,7 @@ def test_a_preset_that_is_not_there_is_told_with_those_that_are() -> None:
 
 
 @pytest.mark.parametrize("name", builtin_presets())
-@pytest.mark.parametrize("backend", ["pytorch", "simulated"])
+@pytest.mark.parametrize("backend", BackendName)
 def test_every_preset_is_valid_and_changes_what_it_says(name: str, backend: str) -> None:
     written = f"backend: {backend}\nmodel: m\npresets: [{name}]\n"
     # Deterministic and greedy are what the defaults are; they show where something else is asked for below them.
@@ -208,6 +213,74 @@ def test_what_the_command_line_sets_is_varied_no_more() -> None:
     assert {config.output.max_tokens for config in configs} == {5}
     assert {config.decoding.seed for config in configs} == {9}
     assert {config.simulated.batch_size for config in configs if config.simulated} == {4}
+
+
+def varied(file: CampaignFile) -> list[dict[str, object]]:
+    return [one.varied for one in file.plan.experiments]
+
+
+def test_what_the_command_line_sets_is_varied_no_more_by_whole_sections_and_rows() -> None:
+    around = "sweep: {output: [{max_tokens: 1}, {max_tokens: 2, mode: natural}], decoding.seed: [1, 2]}\n"
+    configs = [one.config for one in load(BASE + around, "output.max_tokens=5", "decoding={seed: 3}").plan.experiments]
+    assert [(one.output.max_tokens, one.output.mode, one.decoding.seed) for one in configs] == [
+        (5, "fixed", 3),
+        (5, "natural", 3),
+    ]
+    rows = (
+        "sweep: {output.max_tokens: [1, 2], decoding.seed: [1, 2], "
+        "exclude: [{output.max_tokens: 1, decoding.seed: 1}, {output.max_tokens: 2, decoding.seed: 2}], "
+        "include: [{output.max_tokens: 9}, {output.max_tokens: 9, decoding.seed: 7}]}\n"
+    )
+    assert varied(load(BASE + rows, "output.max_tokens=2")) == [{"decoding.seed": 1}, {"decoding.seed": 7}]
+
+
+def test_what_the_command_line_sets_goes_before_what_presets_vary() -> None:
+    write(
+        "mine.yaml",
+        "sweep: {output.max_tokens: [1, 2], decoding.seed: [1, 2]}\n"
+        "experiments: [{name: a, input: {max_tokens: 3}}, {name: b, precision: float32}]\n",
+    )
+    file = load(BASE + "presets: [mine.yaml]\n", "output.max_tokens=5", "input.max_tokens=9")
+    configs = [one.config for one in file.plan.experiments]
+    assert len(configs) == 4
+    assert {(one.output.max_tokens, one.input.max_tokens) for one in configs} == {(5, 9)}
+
+
+def test_a_list_is_set_as_a_whole_wherever_it_stands() -> None:
+    write("mine.yaml", "energy: {sources: [simulated]}\nexperiments: [{output: {max_tokens: 3}}]\n")
+    text = BASE + "presets: [mine.yaml]\n"
+    config = (
+        load(text, "energy.sources=[codecarbon]", "experiments=[{output: {max_tokens: 4}}]").plan.experiments[0].config
+    )
+    assert (config.energy.sources, config.output.max_tokens) == (("codecarbon",), 4)
+    assert problems(text, "experiments.0.output.max_tokens=5") == (
+        "--set experiments.0.output.max_tokens: 'experiments' is a list, which is set as a whole; "
+        "write --set experiments=[…]",
+    )
+    assert "'energy.sources' is a list" in problems(text, "energy.sources.0=auto")[0]
+
+
+@pytest.mark.parametrize(
+    "varied_models",
+    ["sweep: {model: [a, b]}", "sweep: {zip: [{model: [a, b]}]}", "experiments: [{model: a}, {model: {id: b}}]", ""],
+)
+def test_a_model_set_by_its_name_is_its_id(varied_models: str) -> None:
+    text = f"backend: simulated\nmodel: {{id: x, weights: dummy}}\n{varied_models}\n"
+    model = config_of(load(text, "model=y")).model
+    assert (model.id, model.weights) == ("y", "dummy")
+    file = load(text, "model.revision=main")
+    assert {one.config.model.revision for one in file.plan.experiments} == {"main"}
+    assert len(file.plan.experiments) == (2 if varied_models else 1)
+    assert origins(load(text, "model=y"))["model.id"] == ("command_line", "--set model")
+
+
+def test_a_section_of_a_preset_counts_where_a_preset_chooses_its_backend() -> None:
+    write("mine.yaml", "backend: pytorch\npytorch: {batch_size: 7}\nsimulated: {batch_size: 6}\n")
+    config = config_of(load("model: m\npresets: [mine.yaml]\n"))
+    assert config.pytorch is not None and config.pytorch.batch_size == 7
+    config = config_of(load("model: m\npresets: [mine.yaml]\n", "backend=simulated"))
+    assert config.simulated is not None and config.simulated.batch_size == 6
+    assert config.pytorch is None
 
 
 def test_old_defect_34_a_seed_of_0_is_a_seed() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lem_client.errors import FileError
 from lem_client.files import load_campaign_file
 from lem_domain.config.combinations import flattened, value_at
+from lem_domain.config.experiment import BackendName
 from lem_domain.config.introspection import campaign_keys, experiment_keys
 from lem_domain.config.presets import builtin_presets
 from lem_domain.config.sweep import parse_sweep
@@ -42,9 +43,9 @@ def test_26_a_sweep_by_another_name_is_refused(tmp_path: Path, name: str) -> Non
 
 
 @pytest.mark.parametrize("name", builtin_presets())
-@pytest.mark.parametrize("backend", ["pytorch", "simulated"])
-def test_26_every_value_of_a_preset_is_in_the_configuration(tmp_path: Path, name: str, backend: str) -> None:
-    (one,) = load(tmp_path, {**BASE, "backend": backend, "presets": [name]}).plan.experiments
+@pytest.mark.parametrize("backend", BackendName)
+def test_26_every_value_of_a_preset_is_in_the_configuration(tmp_path: Path, name: str, backend: BackendName) -> None:
+    (one,) = load(tmp_path, {**BASE, "backend": backend.value, "presets": [name]}).plan.experiments
     config = one.config.model_dump(mode="json")
     for path, value in flattened(builtin_presets()[name].values):
         if path.partition(".")[0] in (backend, *config) and config.get(path.partition(".")[0]) is not None:

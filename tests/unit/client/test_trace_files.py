@@ -40,6 +40,40 @@ def test_trace_files_can_be_swept(tmp_path: Path) -> None:
     assert [one.name for one in loaded.prompt_sets] == ["day.txt", "night.txt"]
 
 
+OTHERS = {
+    "a zip group": ("sweep: {zip: [{traffic.trace_file: [day.txt, sub/night.txt], output.max_tokens: [1, 2]}]}", 2),
+    "rows beside the product": (
+        "sweep: {output.max_tokens: [1], "
+        "include: [{traffic.trace_file: sub/night.txt}, {traffic.trace_file: day.txt}]}",
+        3,
+    ),
+    "rows left out": (
+        "sweep: {traffic.trace_file: [day.txt, sub/night.txt], output.max_tokens: [1, 2], "
+        "exclude: [{traffic.trace_file: day.txt, output.max_tokens: 1}]}",
+        3,
+    ),
+    "listed experiments": ("experiments: [{}, {traffic: {trace_file: sub/night.txt}}]", 2),
+    "a file that is extended": ("_extends: sub/base.yaml\nexperiments: [{}, {traffic: {trace_file: day.txt}}]", 2),
+}
+
+
+@pytest.mark.proves("traffic.trace_file", on="client")
+@pytest.mark.parametrize(("text", "experiments"), OTHERS.values(), ids=OTHERS)
+def test_trace_files_are_replaced_wherever_they_are_named(tmp_path: Path, text: str, experiments: int) -> None:
+    (tmp_path / "lem.toml").touch()
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "night.txt").write_text("1\n9\n")
+    named = "traffic: {mode: open, arrivals: trace, trace_file: NAME}\n"
+    (tmp_path / "sub" / "base.yaml").write_text(named.replace("NAME", "night.txt"))
+    own = "" if "_extends" in text else named.replace("NAME", "day.txt")
+    loaded = load_campaign_file(campaign(tmp_path, f"{own}{text}\n"))
+    configs = [one.config.traffic for one in loaded.plan.experiments]
+    assert len(configs) == experiments
+    assert {one.trace for one in configs} == {prompts_digest(LINES), prompts_digest(("1", "9"))}
+    assert {one.trace_file for one in configs} == {None}
+    assert {one.sha256 for one in loaded.prompt_sets} == {one.trace for one in configs}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [("bad.txt", "0\nlater\n", "line 2 of the trace is 'later'"), ("none.txt", None, "none.txt")],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,8 @@ from lem_domain.config import (
     config_hash,
     expand,
 )
+from lem_domain.config.decoding_presets import DECODING_PRESETS, DecodingPreset
+from lem_domain.config.presets import builtin_presets
 from lem_domain.errors import ConfigurationError
 
 TINY = {"model": "builtin:tiny-llama"}
@@ -130,6 +133,14 @@ def test_canonical_json_does_not_depend_on_key_order(value: object) -> None:
         return {key: reverse(inner) for key, inner in reversed(list(item.items()))}
 
     assert canonical_json(value) == canonical_json(reverse(value))  # type: ignore[arg-type]
+
+
+def test_a_name_for_decoding_means_the_same_as_a_preset_and_as_its_key() -> None:
+    assert get_args(DecodingPreset) == tuple(DECODING_PRESETS)
+    for name in DECODING_PRESETS:
+        by_key = hash_of(model="m", decoding=name)
+        assert by_key == hash_of(model="m", decoding={"preset": name})
+        assert by_key == hash_of(model="m", **builtin_presets()[name].values)
 
 
 def test_a_campaign_rejects_unknown_execution_keys() -> None:

@@ -151,6 +151,13 @@ def test_what_could_not_mean_anything_is_refused_with_its_place(
     assert says in problems(**document)[pointer]
 
 
+def test_a_model_that_is_swept_or_listed_as_text_is_its_id() -> None:
+    for varied in ({"sweep": {"model": ["a", "b"]}}, {"experiments": [{"model": "a"}, {"model": {"id": "b"}}]}):
+        made = plan(**{"model": {"id": "x", "weights": "dummy"}, **varied})
+        models = [one.config.model for one in made.experiments]
+        assert [(one.id, one.weights) for one in models] == [("a", "dummy"), ("b", "dummy")]
+
+
 def test_nothing_left_is_told() -> None:
     with pytest.raises(ConfigurationError, match="every combination of the sweep is excluded"):
         plan(sweep={"decoding.seed": [1], "exclude": [{"decoding.seed": 1}]})
@@ -175,6 +182,22 @@ def test_refused_combinations_stop_the_campaign_or_are_left_out() -> None:
     ]
     with pytest.raises(ConfigurationError):
         plan(sweep={"output.max_tokens": [0]}, on_refused="skip")
+
+
+def test_values_in_names_are_as_files_have_them() -> None:
+    made = plan(
+        sweep={
+            "record.tokens": [True, False],
+            "simulated.fail": [None, {"at": "load", "how": "raise"}],
+            "prompts.dataset": ["0123456789ab" + "0" * 52],
+        }
+    )
+    assert [one.display_name for one in made.experiments] == [
+        "tokens=true, fail=null, dataset=0123456789ab",
+        'tokens=true, fail={"at": "load", "how": "raise"}, dataset=0123456789ab',
+        "tokens=false, fail=null, dataset=0123456789ab",
+        'tokens=false, fail={"at": "load", "how": "raise"}, dataset=0123456789ab',
+    ]
 
 
 def test_what_differs_from_the_defaults_is_the_whole_configuration() -> None:
