@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
 from pydantic.types import JsonValue
 
 from lem_client.errors import FileError, InvalidRequest
@@ -16,6 +18,8 @@ from lem_client.prompt_files import KINDS
 from lem_domain.config.campaign import CampaignSpec, campaign_from_document
 from lem_domain.config.combinations import flattened
 from lem_domain.config.expansion import Plan, preview, refusal
+from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.config.file_problems import problems_of_document
 from lem_domain.config.provenance import Origin
 from lem_domain.config.sweep import RESERVED, overlaps
 from lem_domain.config.validation import pointer
@@ -37,11 +41,11 @@ class CampaignFile:
 
     def problems(self, error: InvalidRequest) -> tuple[str, ...]:
         """The server's findings as sentences that name the place in the file."""
-        return _sentences(self.where, error.findings, str(error))
+        return _sentences(self.where, error.findings) or (f"{self.where('')}: {error}",)
 
     def refusals(self, plan: CampaignPlan) -> tuple[tuple[str, ...], ...]:
         """Of every combination that a plan refuses, why, with the place in the file."""
-        return tuple(_sentences(self.where, one.problems, "") for one in plan.refusals)
+        return tuple(_sentences(self.where, one.problems) for one in plan.refusals)
 
 
 def load_campaign_file(
@@ -61,27 +65,42 @@ def load_campaign_file(
     where = _Where(path, layers)
     try:
         written = campaign_from_document(layers.values, default_name=path.stem)
-    except ConfigurationError as error:
-        raise FileError(_sentences(where, error.findings, str(error))) from None
-    plan = _planned(written, where, refused_too=refused_too)
-    _check_builtin_prompts(plan, where)
+        plan = _planned(written, refused_too=refused_too)
+    except ConfigurationError:
+        raise FileError(_all_problems(layers.values, path.stem, where)) from None
+    problems = _unknown_prompts(plan, where)
     spec, sets = written, list[PromptSet]()
     for files in (NamedFiles(kind, where) for kind in KINDS):
         spec = files.replace_in(spec)
+        problems += files.problems
         sets += files.sets.values()
+    if problems:
+        raise FileError(tuple(problems))
     if sets:
-        plan = _planned(spec, where, refused_too=refused_too)
+        plan = _planned(spec, refused_too=refused_too)
     return CampaignFile(spec.model_copy(update={"provenance": _provenance(written, layers)}), plan, tuple(sets), where)
 
 
-def _planned(spec: CampaignSpec, where: Callable[[str], str], *, refused_too: bool) -> Plan:
-    try:
-        plan = preview(spec)
-        if plan.refused and spec.on_refused == "stop" and not refused_too:
-            raise refusal(plan)
-    except ConfigurationError as error:
-        raise FileError(_sentences(where, error.findings, str(error))) from None
+def _planned(spec: CampaignSpec, *, refused_too: bool) -> Plan:
+    plan = preview(spec)
+    if plan.refused and spec.on_refused == "stop" and not refused_too:
+        raise refusal(plan)
     return plan
+
+
+def _all_problems(values: Mapping[str, JsonValue], default_name: str, where: _Where) -> tuple[str, ...]:
+    """Also of files that it names, as far as it can be seen which these are."""
+    base = {key: value for key, value in values.items() if key in ExperimentConfig.model_fields}
+    named = CampaignSpec(name="campaign", experiment=base)
+    with contextlib.suppress(ValidationError):
+        varied = {key: values[key] for key in ("sweep", "experiments") if key in values}
+        named = CampaignSpec.model_validate({"name": "campaign", "experiment": base, **varied})
+    found = list(_sentences(where, problems_of_document(values, default_name=default_name)))
+    for kind in KINDS:
+        files = NamedFiles(kind, where)
+        files.replace_in(named)
+        found += files.problems
+    return tuple(found)
 
 
 def _provenance(spec: CampaignSpec, layers: Layered) -> dict[str, Origin]:
@@ -132,9 +151,7 @@ def _axes(sweep: Mapping[str, JsonValue]) -> Iterator[tuple[str, str]]:
                     yield from ((one, pointer(("sweep", "zip", index, one))) for one in group)
 
 
-def _sentences(where: Callable[[str], str], findings: Sequence[FieldProblem], otherwise: str) -> tuple[str, ...]:
-    if not findings:
-        return (f"{where('')}: {otherwise}",)
+def _sentences(where: Callable[[str], str], findings: Sequence[FieldProblem]) -> tuple[str, ...]:
     found = []
     for finding in findings:
         place = finding.pointer
@@ -154,14 +171,12 @@ def _dotted(place: str) -> str:
 # --- prompts ----------------------------------------------------------------------------------------------------------
 
 
-def _check_builtin_prompts(plan: Plan, where: Callable[[str], str]) -> None:
+def _unknown_prompts(plan: Plan, where: Callable[[str], str]) -> list[str]:
     known = builtin_prompt_sets()
     wanted = dict.fromkeys(experiment.config.prompts.builtin for experiment in plan.experiments)
-    problems = tuple(
+    return [
         f"{where('/prompts/builtin')}: prompts.builtin: there is no built-in set of prompts {name!r}; "
         f"choose one of {', '.join(known)}"
         for name in wanted
         if name is not None and name not in known
-    )
-    if problems:
-        raise FileError(problems)
+    ]

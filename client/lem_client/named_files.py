@@ -60,18 +60,18 @@ class FileKind(NamedTuple):
 
 
 class NamedFiles:
-    """Reads files of one kind, each once; `sets` holds what they hold."""
+    """Reads files of one kind, each once; `sets` holds what they hold, `problems` why some can't be used."""
 
     def __init__(self, kind: FileKind, where: Places) -> None:
         self.sets: dict[tuple[Path, str | None], PromptSet] = {}
+        self.problems: list[str] = []
         self._kind = kind
         self._where = where
 
     def replace_in(self, spec: CampaignSpec) -> CampaignSpec:
         """The specification with digests in place of files: in the base, in listed experiments and along the sweep.
 
-        Raises:
-            FileError: a file can't be used, or its option is varied without it.
+        Where there are problems it is of no use.
         """
         kind = self._kind
         base = _map(spec.experiment.get(kind.section))
@@ -148,9 +148,7 @@ class NamedFiles:
             elif path != kind.option_path:
                 found[path] = value
             elif kind.path not in row:
-                raise FileError(
-                    (f"{self._where(place)}: {path} is varied without its file; put both into one zip group",)
-                )
+                self._tell(f"{self._where(place)}: {path} is varied without its file; put both into one zip group")
         return found
 
     def _resolved(self, section: JsonValue, at: str) -> JsonValue:
@@ -168,10 +166,15 @@ class NamedFiles:
             try:
                 lines = self._kind.read(path, option)
             except FileError as error:
-                place = f"{self._where(at)}: {self._kind.path}"
-                raise FileError(tuple(f"{place}: {one}" for one in error.problems)) from None
+                for one in error.problems:
+                    self._tell(f"{self._where(at)}: {self._kind.path}: {one}")
+                lines = ()
             self.sets[path, option] = PromptSet(Path(name).name[:200], prompts_digest(lines), lines)
         return self.sets[path, option].sha256
+
+    def _tell(self, problem: str) -> None:
+        if problem not in self.problems:
+            self.problems.append(problem)
 
 
 def _map(value: JsonValue) -> Values:

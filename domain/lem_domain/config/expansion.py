@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from pydantic.types import JsonValue
 
 from lem_domain.config.campaign import MAX_RUNS_PER_CAMPAIGN, CampaignSpec
-from lem_domain.config.combinations import Combination, Combinations, value_at
+from lem_domain.config.combinations import NAME, Combination, Combinations, value_at
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.hashing import config_hash
 from lem_domain.config.ordering import PlannedRun, order_runs
-from lem_domain.config.validation import model_or_problems, pointer
+from lem_domain.config.validation import bounded, key_problems, model_or_problems, pointer
 from lem_domain.errors import ConfigurationError, FieldProblem
 
 _DIGEST: Final = re.compile("[0-9a-f]{64}")
@@ -94,7 +94,10 @@ def preview(spec: CampaignSpec) -> Plan:
     Raises:
         ConfigurationError: nothing could be queued at all, or there are more than 100,000 runs.
     """
-    combinations = Combinations(spec)
+    try:
+        combinations = Combinations(spec)
+    except ConfigurationError as error:
+        raise ConfigurationError(str(error), bounded(iter((*error.findings, *key_problems_of(spec))))) from None
     _refuse_too_many(combinations, spec)
     found = _Found(spec)
     for combination in combinations:
@@ -106,14 +109,24 @@ def preview(spec: CampaignSpec) -> Plan:
         )
         for index in combinations.unmatched()
     )
-    if unmatched:
-        raise ConfigurationError(unmatched[0].message, unmatched)
     plan = found.plan()
+    if unmatched:
+        refused = refusal(plan).findings if plan.refused and spec.on_refused == "stop" else ()
+        raise ConfigurationError(unmatched[0].message, (*unmatched, *refused))
     if not plan.experiments:
         if plan.refused:
             raise refusal(plan)
         raise ConfigurationError("every combination of the sweep is excluded; exclude fewer")
     return plan
+
+
+def key_problems_of(spec: CampaignSpec) -> Iterator[FieldProblem]:
+    """What is wrong with keys of the base and of listed experiments, whatever is made of them."""
+    yield from key_problems(ExperimentConfig, spec.experiment)
+    for index, entry in enumerate(spec.experiments):
+        own = {key: value for key, value in entry.items() if key != NAME}
+        for problem in key_problems(ExperimentConfig, own):
+            yield problem.model_copy(update={"pointer": pointer(("experiments", index)) + problem.pointer})
 
 
 def refusal(plan: Plan) -> ConfigurationError:

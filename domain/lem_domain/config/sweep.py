@@ -7,6 +7,8 @@ from typing import Final, NamedTuple
 
 from pydantic.types import JsonValue
 
+from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.config.key_paths import key_paths, unknown_path_message
 from lem_domain.config.validation import pointer
 from lem_domain.errors import ConfigurationError, FieldProblem
 
@@ -133,6 +135,8 @@ class _Reader:
     def _check_path(self, path: str, place: tuple[str | int, ...]) -> None:
         if not all(path.split(".")):
             self._tell(place, f"{path!r} is no path; write keys with dots between them, such as pytorch.batch_size")
+        elif path not in key_paths(ExperimentConfig):
+            self._tell(place, unknown_path_message(path, key_paths(ExperimentConfig)))
 
     def _tell(self, place: tuple[str | int, ...], message: str) -> None:
         self._tell_at(_pointer(place), message)

@@ -27,11 +27,16 @@ _MOST_ROUNDS = 10
 """Each puts something aside; models are not nested deeper."""
 
 
+def nearest(key: str, known: Collection[str]) -> str | None:
+    """The known key that was most likely meant; None where none is near."""
+    return next(iter(difflib.get_close_matches(key, known, n=1, cutoff=0.6)), None)
+
+
 def unknown_key_message(key: str, known: Collection[str]) -> str:
     """`unknown key 'bacth_size'; did you mean 'batch_size'?`, or the list of what there is."""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if near:
-        return f"unknown key {key!r}; did you mean {near[0]!r}?"
+    near = nearest(key, known)
+    if near is not None:
+        return f"unknown key {key!r}; did you mean {near!r}?"
     return f"unknown key {key!r}; the keys here are {', '.join(sorted(known))}"
 
 
@@ -53,6 +58,16 @@ def model_or_problems(model: type[M], value: Mapping[str, Any]) -> M:
         first = problems[0]
         place = first.pointer.lstrip("/").replace("/", ".")
         raise ConfigurationError(f"{place}: {first.message}" if place else first.message, problems) from None
+
+
+def key_problems(model: type[BaseModel], value: Mapping[str, Any]) -> Iterator[FieldProblem]:
+    """Problems of keys by themselves: not what is missing, and not what keys mean beside each other."""
+    try:
+        model.model_validate(value)
+    except ValidationError as error:
+        for details in error.errors(include_url=False):
+            if details["type"] not in (BROKEN, "missing", "value_error"):
+                yield from _problems(model, details)
 
 
 def all_problems(model: type[BaseModel], value: Mapping[str, Any], error: ValidationError) -> tuple[FieldProblem, ...]:

@@ -45,7 +45,7 @@ def test_the_schema_is_printed_for_editors(capsys: pytest.CaptureFixture[str]) -
 def test_files_are_validated_with_every_problem_of_each(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
     good.write_text(BASE + "execution: {cycles: 3}\n")
-    bad.write_text(BASE + "outptu: 3\nlimts: 3\n")
+    bad.write_text(BASE + "outptu: {}\nlimts: {}\n")
     code, out, err = run(capsys, "config", "validate", good, bad)
     assert code == 2
     assert out == f"{good}: 1 experiments, 3 runs\n"

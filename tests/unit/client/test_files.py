@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lem_client.documents import parse_value
 from lem_client.errors import FileError
 from lem_client.files import load_campaign_file
+from lem_domain.config.validation import MOST_PROBLEMS
 from lem_domain.prompt_sets import prompts_digest
 
 BASE = "backend: simulated\nmodel: builtin:tiny-llama\n"
@@ -212,6 +213,41 @@ def test_each_problem_is_a_sentence_with_its_place(tmp_path: Path, text: str | b
     for problem, begin in zip(found, expected, strict=True):
         assert problem.startswith(begin), problem
         assert "\n" not in problem
+
+
+def test_problems_of_every_kind_are_told_at_once(tmp_path: Path) -> None:
+    """What stands deeper, the sweep, listed experiments and files are looked at though the top level is wrong."""
+    text = (
+        "modle: m\nbackend: simulated\nlabls: {a: b}\nexecution: {cycles: 0}\n"
+        "output: {mode: natrual, max_tokens: 3, min_tokens: 4}\ntraffic: {mode: open}\nprompts: {file: no.txt}\n"
+        "experiments:\n  - {name: a, outptu: {}}\n  - {prompts: {file: neither.txt}}\n"
+    )
+    told = [
+        "c.yaml:1: modle: unknown key 'modle'; did you mean 'model'?",
+        "c.yaml:3: labls: unknown key 'labls'; did you mean 'labels'?",
+        "c.yaml:4: execution.cycles: input should be greater than or equal to 1, not 0",
+        "c.yaml:5: output.mode: input should be 'fixed' or 'natural', not 'natrual'",
+        "c.yaml:9: experiments.0.outptu: unknown key 'outptu'; did you mean 'output'?",
+        "c.yaml:6: traffic.mode open needs rate_per_s; set it",
+        "c.yaml:5: output: min_tokens 4 is above max_tokens 3; lower it",
+        "c.yaml:10: prompts.file: there is no file neither.txt; check the path",
+        "c.yaml:7: prompts.file: there is no file no.txt; check the path",
+    ]
+    assert sorted(problems(write(tmp_path, text))) == sorted(told)
+    # Where the sweep can't be read, nothing is said that it may have settled.
+    told = ["c.yaml:1: ", "c.yaml:3: ", "c.yaml:4: ", "c.yaml:5: output.mode", "c.yaml:9: experiments.0.outptu"]
+    found = problems(write(tmp_path, text + "sweep: [1]\n"))
+    assert [one for one in found if "needs rate_per_s" in one or "min_tokens" in one] == []
+    assert any(one.startswith("c.yaml:11: sweep: ") for one in found)
+    assert all(any(one.startswith(begin) for one in found) for begin in told)
+
+
+def test_of_thousands_of_problems_the_first_are_told(tmp_path: Path) -> None:
+    for begin in ("", "output:\n"):
+        text = BASE + begin + "".join(f"  k{number}: 1\n" if begin else f"k{number}: 1\n" for number in range(3000))
+        found = problems(write(tmp_path, text))
+        assert len(found) == MOST_PROBLEMS + 1
+        assert found[-1] == "c.yaml: there are more problems; correct these first"
 
 
 def test_an_alias_bomb_is_refused_before_it_goes_off(tmp_path: Path) -> None:

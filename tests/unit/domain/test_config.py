@@ -75,7 +75,7 @@ def test_a_sweep_is_checked_in_every_combination() -> None:
 
 def test_a_sweep_path_through_a_plain_value_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="plain value"):
-        expand(campaign_from_document({**TINY, "precision": "auto", "sweep": {"precision.x": [1]}}, default_name="x"))
+        expand(campaign_from_document({**TINY, "output": 3, "sweep": {"output.max_tokens": [1]}}, default_name="x"))
 
 
 def test_a_sweep_leaves_its_base_alone() -> None:

@@ -135,7 +135,14 @@ def test_listed_experiments_may_differ_in_their_backend() -> None:
         ({"sweep": {f"a.{place}": [1] for place in range(101)}}, "/sweep", "the limit is 100"),
         ({"sweep": {"output": [{}], "output.max_tokens": [1]}}, "/sweep/output.max_tokens", "keep one"),
         ({"sweep": {"pytorch.batch_size": [1]}}, "/sweep/pytorch.batch_size", "the campaign's is 'simulated'"),
-        ({"sweep": {"precision.x": [1]}}, "/sweep/precision.x", "plain value"),
+        ({"output": 3, "sweep": {"output.max_tokens": [1]}}, "/sweep/output.max_tokens", "plain value"),
+        ({"sweep": {"output.max_tokns": [1]}}, "/sweep/output.max_tokns", "did you mean 'output.max_tokens'?"),
+        ({"sweep": {"exclude": [{"output.max_tokns": 1}]}}, "/sweep/exclude/0", "did you mean 'output.max_tokens'?"),
+        ({"sweep": {"zip": [{"precision.x": [1]}]}}, "/sweep/zip/0", "did you mean 'precision'?"),
+        ({"output": {"mode": "x"}, "sweep": {"output.max_tokens": []}}, "/output/mode", "'fixed' or 'natural'"),
+        ({"experiments": [{}, {"outptu": 1}], "sweep": {"a": []}}, "/experiments/1/outptu", "did you mean 'output'?"),
+        ({"output": {"mode": "x"}, "sweep": {"decoding.seed": [1], "exclude": [{"decoding.seed": 2}]}},
+         "/output/mode", "'fixed' or 'natural'"),
         ({"experiments": [{"output": {"max_tokens": 3}}], "sweep": {"output.max_tokens": [1]}},
          "/experiments/0/output/max_tokens", "this would have no effect"),
         ({"experiments": [{"name": ""}]}, "/experiments/0/name", "1 to 200"),
@@ -147,7 +154,6 @@ def test_listed_experiments_may_differ_in_their_backend() -> None:
 def test_what_could_not_mean_anything_is_refused_with_its_place(
     document: dict[str, Any], pointer: str, says: str
 ) -> None:
-    document = {"precision": "auto", **document} if "precision.x" in str(document) else document
     assert says in problems(**document)[pointer]
 
 
