@@ -43,7 +43,7 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 bench: $(VENV)/.installed  ## Ratios against named peers, printed.
-	$(BIN)/python benchmarks/overhead.py && $(BIN)/python benchmarks/against_generate.py && $(BIN)/python benchmarks/sampler.py && $(BIN)/python benchmarks/aggregate.py && $(BIN)/python benchmarks/api_while_aggregating.py
+	$(BIN)/python benchmarks/overhead.py && $(BIN)/python benchmarks/against_generate.py && $(BIN)/python benchmarks/sampler.py && $(BIN)/python benchmarks/aggregate.py && $(BIN)/python benchmarks/api_while_aggregating.py && $(BIN)/python benchmarks/large_campaign.py
 
 bench-vllm: $(VENV_VLLM)/.installed  ## The same for vLLM, its own benchmark among the peers.
 	$(VENV_VLLM)/bin/python benchmarks/vllm_overhead.py

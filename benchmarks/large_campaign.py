@@ -1,9 +1,11 @@
 """What a large campaign costs: submitting it, listing, watching, claiming from it and cancelling it.
 
-    python benchmarks/large_campaign.py [--runs 10000 100000] [--rounds 20]
+    python benchmarks/large_campaign.py [--runs 10000 100000] [--cycles 10 1] [--rounds 20]
 
 Starts `lem-server` with a database of its own, submits a campaign of ten runs and then the large ones, each with one
-request, and asks of each the same over and over. The figures are medians, and their ratio to the campaign of ten runs.
+request, as many cycles of fewer experiments and as experiments that are all distinct, and asks of each the same over
+and over. The figures are medians, and their ratio to the campaign of ten runs; beside them how long the whole server
+took to answer another request at most, while the campaign was submitted.
 """
 
 from __future__ import annotations
@@ -24,45 +26,50 @@ from lem_domain.ids import IdKind, format_id
 from lem_domain.wire.base import BOOT_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION, WORKER_HEADER
 
 FEW = 10
-CYCLES = 10
 
 
 def main() -> None:
     """Serve, submit, ask, cancel, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--cycles", type=int, nargs="+", default=[10, 1])
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
     print(machine_facts())
     with folder_for_everybody() as folder, served(folder / "data") as url:
         token = (folder / "data" / "owner.token").read_text().strip()
-        asyncio.run(measure(url, token, options.runs, options.rounds))
+        asyncio.run(measure(url, token, [(runs, n) for runs in options.runs for n in options.cycles], options.rounds))
 
 
-async def measure(url: str, token: str, sizes: list[int], rounds: int) -> None:
+async def measure(url: str, token: str, sizes: list[tuple[int, int]], rounds: int) -> None:
     """One campaign after another, the small one first as the measure of the others."""
     async with httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=600) as api:
         worker = await Worker(api).ready()
         small: dict[str, float] = {}
-        for runs in (FEW, *sizes):
-            found = await figures(api, worker, runs, rounds)
+        for runs, cycles in ((FEW, 1), *sizes):
+            found = await figures(api, worker, runs, cycles, rounds)
             small = small or found
-            print(f"{runs} runs")
+            print(f"{runs} runs: {runs // cycles} experiments, {cycles} cycles")
             for name, seconds in found.items():
                 print(f"  {name:<28} {seconds * 1e3:9.1f} ms   {seconds / small[name]:8.2f} times that of {FEW} runs")
 
 
-async def figures(api: httpx.AsyncClient, worker: Worker, runs: int, rounds: int) -> dict[str, float]:
+async def figures(api: httpx.AsyncClient, worker: Worker, runs: int, cycles: int, rounds: int) -> dict[str, float]:
     """Seconds of each request about a campaign of so many runs."""
     body = {
-        "name": f"{runs} runs",
+        "name": f"{runs} runs, {cycles} cycles",
         "experiment": {"backend": "simulated", "model": "benchmark"},
-        "sweep": {"decoding.seed": list(range(runs // CYCLES))},
-        "execution": {"cycles": CYCLES, "order": "shuffled", "placement": "any"},
+        "sweep": {"decoding.seed": list(range(runs // cycles))},
+        "execution": {"cycles": cycles, "order": "shuffled", "placement": "any"},
     }
     began = time.perf_counter()
-    answer = (await api.post("/api/v1/campaigns", json=body)).raise_for_status()
-    found = {"submit": time.perf_counter() - began}
+    submitting = asyncio.create_task(api.post("/api/v1/campaigns", json=body))
+    others = [await seconds(lambda: api.get("/api/v1/campaigns"))]
+    while not submitting.done():
+        others.append(await seconds(lambda: api.get("/api/v1/campaigns")))
+        await asyncio.sleep(0.05)
+    answer = (await submitting).raise_for_status()
+    found = {"submit": time.perf_counter() - began, "longest list meanwhile": max(others)}
     campaign = answer.json()["id"]
     middle = (await api.get("/api/v1/runs", params={"campaign_id": campaign, "limit": 1})).json()
     asked: dict[str, Callable[[], Awaitable[object]]] = {
@@ -84,14 +91,17 @@ async def figures(api: httpx.AsyncClient, worker: Worker, runs: int, rounds: int
 
 async def median(ask: Callable[[], Awaitable[object]], rounds: int) -> float:
     """Of the seconds that it took."""
-    seconds = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        answer = await ask()
-        seconds.append(time.perf_counter() - began)
-        if isinstance(answer, httpx.Response):
-            answer.raise_for_status()
-    return statistics.median(seconds)
+    return statistics.median([await seconds(ask) for _ in range(rounds)])
+
+
+async def seconds(ask: Callable[[], Awaitable[object]]) -> float:
+    """That it took."""
+    began = time.perf_counter()
+    answer = await ask()
+    took = time.perf_counter() - began
+    if isinstance(answer, httpx.Response):
+        answer.raise_for_status()
+    return took
 
 
 async def first_event(api: httpx.AsyncClient, campaign: str) -> None:

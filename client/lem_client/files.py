@@ -173,7 +173,7 @@ def _dotted(place: str) -> str:
 
 def _unknown_prompts(plan: Plan, where: Callable[[str], str]) -> list[str]:
     known = builtin_prompt_sets()
-    wanted = dict.fromkeys(experiment.config.prompts.builtin for experiment in plan.experiments)
+    wanted = dict.fromkeys(experiment.needs.builtin for experiment in plan.experiments)
     return [
         f"{where('/prompts/builtin')}: prompts.builtin: there is no built-in set of prompts {name!r}; "
         f"choose one of {', '.join(known)}"

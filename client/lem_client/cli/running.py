@@ -162,7 +162,7 @@ def _upload(session: Session, loaded: CampaignFile) -> None:
 def _note_missing_workers(session: Session, loaded: CampaignFile) -> None:
     """Say why nothing will happen before somebody wonders."""
     online = {worker.backend for worker in session.client.workers() if worker.state is WorkerState.ONLINE}
-    wanted = {experiment.config.backend.value for experiment in loaded.plan.experiments}
+    wanted = {experiment.needs.backend.value for experiment in loaded.plan.experiments}
     for backend in sorted(wanted - online):
         tell(
             f"note: no {backend} worker is online; the runs wait until one is started "

@@ -16,8 +16,8 @@ from pydantic.types import JsonValue
 
 from lem_domain.config.campaign import MAX_RUNS_PER_CAMPAIGN, CampaignSpec
 from lem_domain.config.combinations import NAME, Combination, Combinations, value_at
-from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.config.hashing import config_hash
+from lem_domain.config.experiment import BackendName, DevicesConfig, ExperimentConfig
+from lem_domain.config.hashing import hash_of_changes
 from lem_domain.config.ordering import PlannedRun, order_runs
 from lem_domain.config.validation import bounded, key_problems, model_or_problems, pointer
 from lem_domain.errors import ConfigurationError, FieldProblem
@@ -26,6 +26,19 @@ _DIGEST: Final = re.compile("[0-9a-f]{64}")
 SHOWN_DIGITS: Final = 12
 MAX_TOLD: Final = 100
 """Refused and merged combinations that are told one by one; of more there is the number."""
+
+
+class Needs(NamedTuple):
+    """What an experiment can't do without. Most of a campaign's have the same, which is held once."""
+
+    backend: BackendName
+    devices: DevicesConfig
+    builtin: str | None
+    """A built-in set of prompts."""
+    prompts_file: str | None
+    dataset: str | None
+    trace_file: str | None
+    trace: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +50,7 @@ class PlannedExperiment:
     config_hash: str
     display_name: str
     varied: dict[str, JsonValue]
+    needs: Needs
 
     @property
     def config(self) -> ExperimentConfig:
@@ -144,6 +158,7 @@ class _Found:
         self._experiments: dict[str, PlannedExperiment] = {}
         self._merged: list[Merged] = []
         self._refusals: list[Refused] = []
+        self._needs: dict[Needs, Needs] = {}
         self._duplicates = self._refused = 0
 
     def add(self, combination: Combination) -> None:
@@ -157,11 +172,13 @@ class _Found:
                 placed = tuple(_placed(problem, combination, self._spec) for problem in problems)
                 self._refusals.append(Refused(name, combination.varied, placed))
             return
-        digest = config_hash(config)
+        changed = config.model_dump(mode="json", exclude_defaults=True)
+        digest = hash_of_changes(changed)
         same = self._experiments.get(digest)
         if same is None:
-            document = config.model_dump_json(exclude_defaults=True)
-            self._experiments[digest] = PlannedExperiment(document, digest, name, combination.varied)
+            needs = _needs(config)
+            needs = self._needs.setdefault(needs, needs)
+            self._experiments[digest] = PlannedExperiment(json.dumps(changed), digest, name, combination.varied, needs)
             return
         self._duplicates += 1
         if len(self._merged) < MAX_TOLD:
@@ -178,6 +195,19 @@ class _Found:
             self._refused,
             tuple(self._refusals),
         )
+
+
+def _needs(config: ExperimentConfig) -> Needs:
+    prompts, traffic = config.prompts, config.traffic
+    return Needs(
+        backend=config.backend,
+        devices=config.devices,
+        builtin=prompts.builtin,
+        prompts_file=prompts.file,
+        dataset=prompts.dataset,
+        trace_file=traffic.trace_file,
+        trace=traffic.trace,
+    )
 
 
 def _refuse_too_many(combinations: Combinations, spec: CampaignSpec) -> None:

@@ -27,8 +27,13 @@ def config_hash(config: ExperimentConfig) -> str:
     Leaving defaults out keeps every hash when a later version adds a key, and makes equal spellings equal (an empty
     section and none at all, a written default and none). When a default itself changes, `HASH_VERSION` must change.
     """
-    changed = _without_empty(config.model_dump(mode="json", exclude_defaults=True))
-    return hashlib.sha256(canonical_json({"version": HASH_VERSION, "config": changed})).hexdigest()
+    return hash_of_changes(config.model_dump(mode="json", exclude_defaults=True))
+
+
+def hash_of_changes(changed: dict[str, JsonValue]) -> str:
+    """The same of what is dumped without defaults."""
+    content: JsonValue = {"version": HASH_VERSION, "config": _without_empty(changed)}
+    return hashlib.sha256(canonical_json(content)).hexdigest()
 
 
 def _without_empty(value: JsonValue) -> JsonValue:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from pydantic.types import JsonValue
 
 from lem_domain.config.campaign import CAMPAIGN_KEYS, CampaignSpec
 from lem_domain.config.duration import least_duration
-from lem_domain.config.expansion import Plan, PlannedExperiment, expand, preview
-from lem_domain.config.experiment import DevicesConfig, ExperimentConfig, PromptsConfig
+from lem_domain.config.expansion import Needs, Plan, PlannedExperiment, expand, preview
+from lem_domain.config.experiment import DevicesConfig
 from lem_domain.config.validation import pointer
 from lem_domain.errors import ConfigurationError, FieldProblem
 from lem_domain.prompt_sets import builtin_prompt_sets
@@ -66,11 +66,10 @@ def refuse_missing_prompts(planned: Plan, *, held: Collection[str]) -> None:
     builtin = builtin_prompt_sets()
     problems = {
         problem.message: problem
-        for experiment in planned.experiments
-        for config in (experiment.config,)
+        for needs in _distinct_needs(planned)
         for problem in (
-            *_prompt_problems(config.prompts, builtin=builtin),
-            *(problem for one in _uploaded(config) for problem in one.problems(held)),
+            *_prompt_problems(needs.builtin, builtin=builtin),
+            *(problem for one in _uploaded(needs) for problem in one.problems(held)),
         )
     }
     if problems:
@@ -79,16 +78,19 @@ def refuse_missing_prompts(planned: Plan, *, held: Collection[str]) -> None:
 
 def datasets_of(planned: Plan) -> frozenset[str]:
     """Digests of the sets of prompts and the traces of arrivals that a plan needs."""
-    wanted = (one.digest for experiment in planned.experiments for one in _uploaded(experiment.config))
+    wanted = (one.digest for needs in _distinct_needs(planned) for one in _uploaded(needs))
     return frozenset(digest for digest in wanted if digest is not None)
+
+
+def _distinct_needs(planned: Plan) -> Iterable[Needs]:
+    return dict.fromkeys(experiment.needs for experiment in planned.experiments)
 
 
 def notes(experiments: Sequence[PlannedExperiment], served: Sequence[ServedBackend]) -> tuple[str, ...]:
     """What no registered worker can run, one sentence each."""
     wanted: dict[str, dict[DevicesConfig, None]] = {}
-    for experiment in experiments:
-        config = experiment.config
-        wanted.setdefault(config.backend.value, {})[config.devices] = None
+    for needs in dict.fromkeys(experiment.needs for experiment in experiments):
+        wanted.setdefault(needs.backend.value, {})[needs.devices] = None
     found = []
     for backend, choices in wanted.items():
         workers = [one.devices for one in served if one.backend == backend]
@@ -161,11 +163,11 @@ def _with_nul(value: JsonValue, place: tuple[str | int, ...]) -> Iterator[str]:
             yield from _with_nul(inner, (*place, key))
 
 
-def _prompt_problems(prompts: PromptsConfig, *, builtin: Collection[str]) -> Iterator[FieldProblem]:
-    if prompts.builtin is not None and prompts.builtin not in builtin:
+def _prompt_problems(wanted: str | None, *, builtin: Collection[str]) -> Iterator[FieldProblem]:
+    if wanted is not None and wanted not in builtin:
         yield FieldProblem(
             pointer="/experiment/prompts/builtin",
-            message=f"there is no built-in set of prompts {prompts.builtin!r}; choose one of {', '.join(builtin)}",
+            message=f"there is no built-in set of prompts {wanted!r}; choose one of {', '.join(builtin)}",
         )
 
 
@@ -194,9 +196,8 @@ class _Uploaded(NamedTuple):
             )
 
 
-def _uploaded(config: ExperimentConfig) -> tuple[_Uploaded, ...]:
-    prompts, traffic = config.prompts, config.traffic
+def _uploaded(needs: Needs) -> tuple[_Uploaded, ...]:
     return (
-        _Uploaded("dataset", "prompts.file", prompts.file, "prompts.dataset", prompts.dataset),
-        _Uploaded("trace", "traffic.trace_file", traffic.trace_file, "traffic.trace", traffic.trace),
+        _Uploaded("dataset", "prompts.file", needs.prompts_file, "prompts.dataset", needs.dataset),
+        _Uploaded("trace", "traffic.trace_file", needs.trace_file, "traffic.trace", needs.trace),
     )

@@ -14,7 +14,7 @@ from uuid_utils.compat import uuid7
 from lem_domain.config.campaign import CampaignSpec, ExecutionConfig
 from lem_domain.config.execution import Placement
 from lem_domain.config.expansion import Plan
-from lem_domain.config.experiment import DevicesConfig, ExperimentConfig
+from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.hashing import canonical_json
 from lem_domain.config.provenance import Origin, resolved_values
 from lem_domain.errors import ProblemCode
@@ -42,13 +42,6 @@ EXPERIMENTS_AT_ONCE = 1000
 """Experiments per statement; each carries a configuration of about 2 kB."""
 
 
-class _Needs(NamedTuple):
-    """What the runs of an experiment are claimed by."""
-
-    backend: str
-    devices: DevicesConfig
-
-
 async def plan(engine: AsyncEngine, spec: CampaignSpec) -> CampaignPlan:
     """What submitting would queue.
 
@@ -60,7 +53,8 @@ async def plan(engine: AsyncEngine, spec: CampaignSpec) -> CampaignPlan:
     async with engine.connect() as connection:
         await _refuse_missing_prompts(connection, planned)
         served = await queries.served_backends(connection)
-    return planning.plan_view(spec, planned, planning.notes(planned.experiments, served))
+    told = planning.notes(planned.experiments, served)
+    return await asyncio.to_thread(planning.plan_view, spec, planned, told)
 
 
 async def resolve(spec: CampaignSpec) -> Plan:
@@ -92,10 +86,10 @@ async def submit(connection: AsyncConnection, spec: CampaignSpec, planned: Plan,
     )
     experiment_ids = [uuid7() for _ in planned.experiments]
     for first in range(0, len(experiment_ids), EXPERIMENTS_AT_ONCE):
-        await queries.insert_experiments(
-            connection, campaign_id, _new_experiments(planned, experiment_ids, first, first + EXPERIMENTS_AT_ONCE)
-        )
-    needs = [_Needs(config.backend.value, config.devices) for config in (one.config for one in planned.experiments)]
+        last = first + EXPERIMENTS_AT_ONCE
+        rows = await asyncio.to_thread(_new_experiments, planned, experiment_ids, first, last)
+        await queries.insert_experiments(connection, campaign_id, rows)
+    needs = [one.needs for one in planned.experiments]
     # The ids are made in the order of positions, so the order of ids is the order of the queue.
     await runs.queue_runs(
         connection,
@@ -105,7 +99,7 @@ async def submit(connection: AsyncConnection, spec: CampaignSpec, planned: Plan,
                 experiment_id=experiment_ids[run.experiment],
                 cycle=run.cycle,
                 position=run.position,
-                backend=needs[run.experiment].backend,
+                backend=needs[run.experiment].backend.value,
                 device_count=needs[run.experiment].devices.count,
                 device_uuids=needs[run.experiment].devices.uuids,
                 device_like=needs[run.experiment].devices.like_pattern,
