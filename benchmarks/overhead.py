@@ -3,7 +3,8 @@
     python benchmarks/overhead.py [--model builtin:tiny-llama ...] [--batch-size 1 8] [--pairs 15]
 
 Both run in one process on the same prompts, in pairs whose order alternates, so that a busy machine hits both. The
-figure is the ratio of their times (recorded / bare): 1.00 is no overhead at all.
+figure is the ratio of their output rates by the clock (recorded / bare): 1.00 is no overhead at all, and less than 0.97
+fails. The bare loop is timed from the token ids to the token ids, without times, requests or evidence.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from transformers import DynamicCache
 
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence import PhaseName, StreamName, rank_name
+from lem_domain.evidence_codec import be_ready
 from lem_worker.backends.pytorch import PyTorchBackend
 from lem_worker.digests import OutputLedger
 from lem_worker.measuring import Ticker
@@ -31,6 +33,7 @@ from lem_worker.recorder import Recorder, Sinks
 from lem_worker.spool import EvidenceWriter
 
 MODELS = ("builtin:tiny-llama", "builtin:smollm2-135m-instruct")
+LEAST = 0.97
 TEXT = "Everyone is permitted to copy and distribute verbatim copies of this license document"
 
 
@@ -58,8 +61,8 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def compare(model: str, folder: Path, *, batch_size: int, pairs: int, max_tokens: int) -> None:
-    """Print one line."""
+def compare(model: str, folder: Path, *, batch_size: int, pairs: int, max_tokens: int) -> float:
+    """Print one line; the answer is the median ratio."""
     config = ExperimentConfig.model_validate(
         {"model": model, "output": {"max_tokens": max_tokens}, "pytorch": {"batch_size": batch_size, "num_threads": 1}}
     )
@@ -87,30 +90,33 @@ def compare(model: str, folder: Path, *, batch_size: int, pairs: int, max_tokens
         nonlocal repetition
         requests = requests_of(prompts, repetition=repetition, first_id=repetition * len(prompts), seed=0)
         repetition += 1
-        recorder.reserve(len(requests) * max_tokens)
         recorder.release(requests, recorder.clock())
         backend.run(requests, recorder)
         recorder.drain()
         writer.flush_older_than(5.0)
 
     sample = requests_of(prompts, repetition=0, first_id=0, seed=0)
+    be_ready()
     recorded()  # warms the model up, and gives the tokens to compare
     if bare(backend, sample, max_tokens) != [list(token_ids) for _, token_ids in ledger.kept()]:
         raise SystemExit("the two loops give different tokens; the comparison would mean nothing.")
+    gc.collect()
+    gc.freeze()  # as a rank does before its window
     ratios, speeds = [], []
     for pair in range(pairs):
         works = {"recorded": recorded, "bare": lambda: bare(backend, sample, max_tokens)}
         order = ("recorded", "bare") if pair % 2 else ("bare", "recorded")
         seconds = {name: timed(works[name]) for name in order}
-        ratios.append(seconds["recorded"] / seconds["bare"])
+        ratios.append(seconds["bare"] / seconds["recorded"])
         speeds.append(batch_size * max_tokens / seconds["recorded"])
     writer.seal()
-    quartiles = statistics.quantiles(ratios, n=4)
+    low, middle, high = statistics.quantiles(ratios, n=4)
     print(
-        f"{model} batch {batch_size}: recorded/bare {quartiles[1]:.4f} "
-        f"(quartiles {quartiles[0]:.4f} to {quartiles[2]:.4f}, {pairs} pairs), "
-        f"{statistics.median(speeds):.0f} tok/s recorded"
+        f"{model} batch {batch_size}: output rate recorded / bare {middle:.4f} "
+        f"(quartiles {low:.4f} to {high:.4f}, {pairs} pairs), {statistics.median(speeds):.0f} tok/s recorded",
+        flush=True,
     )
+    return middle
 
 
 def main() -> None:
@@ -122,9 +128,13 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=64)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        for model in options.model:
-            for batch_size in options.batch_size:
-                compare(model, Path(folder), batch_size=batch_size, pairs=options.pairs, max_tokens=options.max_tokens)
+        found = [
+            compare(model, Path(folder) / model, batch_size=size, pairs=options.pairs, max_tokens=options.max_tokens)
+            for model in options.model
+            for size in options.batch_size
+        ]
+    if min(found) < LEAST:
+        raise SystemExit(f"recording costs more than {1 - LEAST:.0%} of the output rate.")
 
 
 if __name__ == "__main__":

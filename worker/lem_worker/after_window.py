@@ -46,7 +46,6 @@ def probe_prefill(
         recorder,
         goal=Goal.of(config.window, world_size=share.world_size),
         seed=config.decoding.seed,
-        max_tokens=1,
         between_batches=lambda: None,
         share=share,
     )

@@ -24,7 +24,7 @@ from lem_worker.traffic import Feed
 
 _DRAIN_NS = 500_000_000
 _DRAIN_TOKENS = 32_768
-"""Half of what the recorder has room for without growing."""
+"""A drain of so many takes a few milliseconds."""
 
 
 class Intake:

@@ -79,7 +79,6 @@ def measure(
     *,
     goal: Goal,
     seed: int,
-    max_tokens: int,
     between_batches: Callable[[], None],
     traffic: TrafficConfig | None = None,
     share: Share | None = None,
@@ -96,7 +95,6 @@ def measure(
             goal=goal,
             seed=seed,
             begin_ns=begin_ns,
-            max_tokens=max_tokens,
             between_batches=between_batches,
         )
     feed: Feed
@@ -113,17 +111,16 @@ def measure(
         recorder.drain()
         between_batches()
     else:
-        _serve(backend, feed, recorder, max_tokens=max_tokens, between_batches=between_batches)
+        _serve(backend, feed, recorder, between_batches=between_batches)
     return recorder.requests_ended // len(prompts)
 
 
-def send_once(backend: InferenceBackend, requests: Sequence[Request], recorder: Recorder, *, max_tokens: int) -> int:
+def send_once(backend: InferenceBackend, requests: Sequence[Request], recorder: Recorder) -> int:
     """Send the requests together, through the path that measured ones take; ns until the last token."""
     begin_ns = recorder.clock()
     if isinstance(backend, ContinuousBackend):
         backend.serve(Intake(OnceFeed(requests), recorder), recorder)
     else:
-        recorder.reserve(len(requests) * max_tokens)
         recorder.release(requests, begin_ns)
         backend.run(requests, recorder)
     recorder.drain()
@@ -138,7 +135,6 @@ def _in_batches(
     goal: Goal,
     seed: int,
     begin_ns: int,
-    max_tokens: int,
     between_batches: Callable[[], None],
 ) -> int:
     """One full batch after the other; the answer is the number of repetitions."""
@@ -146,7 +142,6 @@ def _in_batches(
     while True:
         requests = requests_of(prompts, repetition=repetition, first_id=repetition * len(prompts), seed=seed)
         for batch in backend.batches(requests):
-            recorder.reserve(len(batch) * max_tokens)
             recorder.release(batch, recorder.clock())
             backend.run(batch, recorder)
             recorder.drain()
@@ -170,7 +165,6 @@ def _serve(
     feed: Feed,
     recorder: Recorder,
     *,
-    max_tokens: int,
     between_batches: Callable[[], None],
 ) -> None:
     """Batches of what waits, as large as the backend takes, as soon as it is free.
@@ -194,7 +188,6 @@ def _serve(
             continue
         batch = next(backend.batches([one.arrival.request for one in waiting]))
         chosen = {request.request_id for request in batch}
-        recorder.reserve(len(batch) * max_tokens)
         for one in waiting:
             if one.arrival.request.request_id in chosen:
                 recorder.release([one.arrival.request], one.arrival.arrival_ns, released_ns=one.released_ns)

@@ -147,7 +147,7 @@ class Rank:
             )
 
             def send() -> float:
-                return float(send_once(backend, requests, recorder, max_tokens=self._config.output.max_tokens))
+                return float(send_once(backend, requests, recorder))
 
             slope: float | None = None
 
@@ -196,7 +196,6 @@ class Rank:
                     recorder,
                     goal=goal,
                     seed=config.decoding.seed,
-                    max_tokens=config.output.max_tokens,
                     between_batches=lambda: self._writer.flush_older_than(_FLUSH_S),
                     traffic=config.traffic,
                     share=Share(self._job.rank, self._job.world_size),

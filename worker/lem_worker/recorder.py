@@ -1,4 +1,5 @@
-"""Records when tokens came: integers into preallocated buffers while the engine runs, evidence rows in between.
+"""Records when tokens came: what a step gave and one integer for its time while the engine runs, evidence rows in
+between.
 
 A backend reports `scheduled`, `tokens` and `finished` or `failed`; whoever sends the requests reports `release` and
 calls `drain` outside the engine's work. Several tokens of one request in one step, requests that enter and leave at
@@ -24,7 +25,6 @@ IntArray = NDArray[np.int64]
 Clock = Callable[[], int]
 FinishReason = Literal["length", "stop"]
 
-_INITIAL_CAPACITY = 65_536
 _NEVER = 2**63 - 1
 
 
@@ -110,9 +110,10 @@ class Recorder:
         self._sinks = sinks
         self._progress = progress
         self._progress_due = progress.due_ns() if progress is not None else _NEVER
-        self._ids: IntArray = np.empty(_INITIAL_CAPACITY, dtype=np.int64)
-        self._times: IntArray = np.empty(_INITIAL_CAPACITY, dtype=np.int64)
-        self._used = 0
+        # One entry of each for a step: whose tokens it gave, and when. Nothing is copied or computed until a drain.
+        self._steps: list[Sequence[int] | IntArray] = []
+        self._times: list[int] = []
+        self._undrained = 0
         self._in_flight: dict[int, _InFlight] = {}
         self._ended: list[int] = []
 
@@ -130,17 +131,14 @@ class Recorder:
             state.scheduled_ns = time_ns
             state.batch_id = batch_id
 
-    def tokens(self, request_ids: IntArray, time_ns: int) -> None:
+    def tokens(self, request_ids: Sequence[int] | IntArray, time_ns: int) -> None:
         """One more token of each listed request was there at `time_ns`; a request that got several in one step
-        (speculation) is listed so often, and its tokens share the time."""
-        begin = self._used
-        end = begin + len(request_ids)
-        if end > len(self._ids):
-            self._grow(end)
-        self._ids[begin:end] = request_ids
-        self._times[begin:end] = time_ns
-        self._used = end
-        self.generated_tokens += end - begin
+        (speculation) is listed so often, and its tokens share the time. The list is kept and must not be changed."""
+        count = len(request_ids)
+        self._steps.append(request_ids)
+        self._times.append(time_ns)
+        self._undrained += count
+        self.generated_tokens += count
         self.last_token_ns = self.worked_until_ns = time_ns
         if time_ns >= self._progress_due:
             self._report(time_ns)
@@ -185,12 +183,7 @@ class Recorder:
     @property
     def undrained(self) -> int:
         """Tokens since the last drain."""
-        return self._used
-
-    def reserve(self, tokens: int) -> None:
-        """Make room for so many tokens, so that nothing is allocated while they come."""
-        if self._used + tokens > len(self._ids):
-            self._grow(self._used + tokens)
+        return self._undrained
 
     def drain(self) -> None:
         """Turn what was recorded into evidence rows.
@@ -225,25 +218,27 @@ class Recorder:
             self._write_requests(unfinished)
 
     def _drain_tokens(self) -> None:
-        used, self._used = self._used, 0
-        if not used:
+        steps, step_times = self._steps, self._times
+        self._steps, self._times, self._undrained = [], [], 0
+        if not steps:
             return
+        ids = np.concatenate([np.asarray(step, dtype=np.int64) for step in steps])
+        times = np.repeat(np.array(step_times, dtype=np.int64), [len(step) for step in steps])
         # A stable sort keeps the order of a request's own tokens.
-        order = np.argsort(self._ids[:used], kind="stable")
-        ids, times = self._ids[:used][order], self._times[:used][order]
-        unique, starts, counts = np.unique(ids, return_index=True, return_counts=True)
-        already = np.empty(len(unique), dtype=np.int64)
-        for place, (request_id, start, count) in enumerate(
-            zip(unique.tolist(), starts.tolist(), counts.tolist(), strict=True)
-        ):
-            state = self._in_flight[request_id]
+        order = np.argsort(ids, kind="stable")
+        ids, times = ids[order], times[order]
+        starts = np.flatnonzero(np.diff(ids, prepend=-1))
+        counts = np.diff(starts, append=len(ids))
+        already = np.empty(len(starts), dtype=np.int64)
+        for place, (start, count) in enumerate(zip(starts.tolist(), counts.tolist(), strict=True)):
+            state = self._in_flight[int(ids[start])]
             already[place] = state.generated
             if state.first_token_ns is None:
                 state.first_token_ns = int(times[start])
             state.last_token_ns = int(times[start + count - 1])
             state.generated += count
         if self._sinks is not None and self._sinks.tokens is not None:
-            index = np.arange(used) - np.repeat(starts - already, counts)
+            index = np.arange(len(ids)) - np.repeat(starts - already, counts)
             self._sinks.tokens.extend(request_id=ids.tolist(), index=index.tolist(), time_ns=times.tolist())
 
     def _write_requests(self, states: Sequence[_InFlight]) -> None:
@@ -263,13 +258,6 @@ class Recorder:
             error=[state.error for state in states],
             released_ns=[state.released_ns for state in states],
         )
-
-    def _grow(self, needed: int) -> None:
-        capacity = max(needed, 2 * len(self._ids))
-        for name in ("_ids", "_times"):
-            larger = np.empty(capacity, dtype=np.int64)
-            larger[: self._used] = getattr(self, name)[: self._used]
-            setattr(self, name, larger)
 
     def _report(self, now_ns: int) -> None:
         if self._progress is not None:

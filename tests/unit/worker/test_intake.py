@@ -109,7 +109,6 @@ def measured(
         Recorder(PhaseName.MEASURE, Sinks(requests, tokens, requests), clock=engine.clock),
         goal=goal,
         seed=0,
-        max_tokens=TOKENS,
         between_batches=lambda: flushes.append(1),
         traffic=TrafficConfig.model_validate(traffic),
     )
@@ -181,7 +180,7 @@ def test_warm_up_takes_the_same_path_and_tells_how_long_it_took() -> None:
     engine = StepEngine()
     recorder = Recorder(PhaseName.WARMUP, clock=engine.clock)
     requests = [Request(number, number, (1,), 0) for number in range(4)]
-    assert send_once(engine, requests, recorder, max_tokens=TOKENS) == 80 * MS  # type: ignore[arg-type]
+    assert send_once(engine, requests, recorder) == 80 * MS  # type: ignore[arg-type]
     assert recorder.requests_done == 4
 
 
@@ -225,7 +224,6 @@ def test_asynchronous_streams_fit_as_well(traffic: dict[str, object]) -> None:
         Recorder(PhaseName.MEASURE, Sinks(requests, tokens, requests)),
         goal=Goal(0, 12),
         seed=0,
-        max_tokens=TOKENS,
         between_batches=lambda: None,
         traffic=TrafficConfig.model_validate(traffic),
     )

@@ -67,7 +67,6 @@ def measured(task: RankJob, *, requests: int = 1, phase: PhaseName = PhaseName.M
         Recorder(phase, Sinks(rows, tokens, outputs)),
         goal=Goal(0, requests),
         seed=0,
-        max_tokens=4,
         between_batches=lambda: None,
     )
     return rows, tokens, outputs

@@ -79,7 +79,6 @@ def measured(
         recorder,
         goal=goal,
         seed=0,
-        max_tokens=1,
         between_batches=lambda: None,
         traffic=TrafficConfig.model_validate(traffic),
         share=share,

@@ -27,13 +27,21 @@ from lem_worker.recorder import IntArray, Recorder
 
 @dataclass
 class _Batch:
-    """The rows of a batch; the tensors but `padding` have room for what will be generated."""
+    """The rows of a batch. `prompt` is `[rows, longest prompt]`; the others have room for what will be generated."""
 
-    sequence: torch.Tensor
+    prompt: torch.Tensor
     mask: torch.Tensor | None
     positions: torch.Tensor
-    padding: torch.Tensor
-    prompt_length: int
+    """One row for all where nothing is padded."""
+    paddings: Sequence[int]
+    """How many places of each row are no prompt."""
+    room: int
+    """The most places of a row, prompt and answer."""
+
+    @property
+    def prompt_length(self) -> int:
+        """Of the longest prompt."""
+        return self.prompt.shape[1]
 
 
 class _Forward:
@@ -41,26 +49,26 @@ class _Forward:
 
     def __init__(self, live: LiveModel, batch: _Batch, settings: PyTorchConfig, accepted: Collection[str]) -> None:
         self._forward = live.forward
-        self._batch = batch
-        self._takes_positions = "position_ids" in accepted
-        self.cache = _make_cache(live, settings, length=batch.sequence.shape[1])
+        self._mask = batch.mask
+        self._positions = batch.positions if "position_ids" in accepted else None
+        self._prompt_length = batch.prompt_length
+        self._single = batch.positions[:, batch.prompt_length :, None].unbind(dim=1)
+        """The positions of what will be generated, one by one: a slice in each step costs more."""
+        self.cache = _make_cache(live, settings, length=batch.room)
         self._options: dict[str, object] = {"past_key_values": self.cache, "use_cache": self.cache is not None}
         if "logits_to_keep" in accepted:
             # Without it the prefill would compute the logits of every position, which generate doesn't do either.
             self._options["logits_to_keep"] = 1
-        self._done = 0
 
-    def __call__(self, length: int) -> torch.Tensor:
-        """The logits after the first `length` places of the sequence; called with growing lengths."""
-        batch, done = self._batch, self._done
-        if batch.mask is not None:
-            self._options["attention_mask"] = batch.mask[:, :length]
-        if self._takes_positions:
-            self._options["position_ids"] = batch.positions[:, done:length]
-        output = self._forward(input_ids=batch.sequence[:, done:length], **self._options)
-        if self.cache is not None:
-            self._done = length
-        logits: torch.Tensor = output.logits[:, -1]
+    def __call__(self, ids: torch.Tensor, begin: int, end: int) -> torch.Tensor:
+        """The logits after place `end` of `ids`, which are the places from `begin` on."""
+        options = self._options
+        if self._mask is not None:
+            options["attention_mask"] = self._mask[:, :end]
+        if self._positions is not None:
+            single = begin >= self._prompt_length
+            options["position_ids"] = self._single[begin - self._prompt_length] if single else self._positions[:, :end]
+        logits: torch.Tensor = self._forward(input_ids=ids, **options).logits[:, -1]
         return logits
 
 
@@ -74,6 +82,26 @@ def _make_cache(live: LiveModel, settings: PyTorchConfig, *, length: int) -> Dyn
 
 CACHES = {"DynamicCache": "dynamic", "StaticCache": "static"}
 """What `cache_implementation` calls the engine's classes."""
+
+
+class _Ends:
+    """Which rows of a batch have ended, and where."""
+
+    def __init__(self, rows: int, end_ids: torch.Tensor) -> None:
+        self.live = torch.ones(rows, dtype=torch.bool, device=end_ids.device)
+        self._end_ids = end_ids
+        self._generated = torch.zeros(rows, dtype=torch.long, device=end_ids.device)
+
+    def reached(self, chosen: torch.Tensor) -> bool:
+        """Whether another row ended with these tokens, `[rows, 1]`."""
+        self._generated += self.live
+        ended = torch.isin(chosen[:, 0], self._end_ids) & self.live
+        self.live &= ~ended
+        return bool(ended.any())
+
+    def lengths(self) -> list[int]:
+        """How many tokens each row has, up to and with its end."""
+        return self._generated.tolist()
 
 
 class Decoder:
@@ -97,6 +125,7 @@ class Decoder:
         """The kind of cache that the last probe's prefill filled; None for none."""
         self._generator = torch.Generator(live.device)
         self._end = torch.tensor(self.end_ids, dtype=torch.long, device=live.device)
+        self._padding_id = live.padding_id
 
     @torch.inference_mode()
     def probe(self, requests: Sequence[Request]) -> int:
@@ -104,7 +133,7 @@ class Decoder:
         batch = self._assemble(requests)
         self.processors = self._processors_for(batch)
         forward = _Forward(self._live, batch, self._settings, self._accepted)
-        rows = int(forward(batch.prompt_length).shape[0])
+        rows = int(forward(batch.prompt, 0, batch.prompt_length).shape[0])
         filled = forward.cache is not None and int(forward.cache.get_seq_length()) == batch.prompt_length
         self.cache = CACHES.get(type(forward.cache).__name__) if filled else None
         return rows
@@ -116,63 +145,77 @@ class Decoder:
         recorder.scheduled(request_ids, recorder.clock(), batch_id)
         batch = self._assemble(requests)
         self.processors = self._processors_for(batch)
-        self._generator.manual_seed(requests[0].seed)
-        lengths = self._decode(batch, request_ids, recorder, requests[0].max_tokens or self._max_tokens)
-        generated = batch.sequence[:, batch.prompt_length :].tolist()
-        for request_id, row, length in zip(request_ids.tolist(), generated, lengths, strict=True):
-            ids = row[:length]
+        if self.samples:
+            self._generator.manual_seed(requests[0].seed)
+        rows = self._decode(batch, request_ids, recorder, requests[0].max_tokens or self._max_tokens)
+        for request_id, ids in zip(request_ids.tolist(), rows, strict=True):
             recorder.finished(request_id, "stop" if ids[-1] in self.end_ids else "length", ids)
 
-    def _decode(self, batch: _Batch, request_ids: IntArray, recorder: Recorder, most: int) -> list[int]:
-        """Fill the sequence; the answer is the number of tokens of each row."""
+    def _decode(self, batch: _Batch, request_ids: IntArray, recorder: Recorder, most: int) -> list[list[int]]:
+        """The tokens of each row.
+
+        A step does what the shortest loop does and takes the time. Only what looks back at all tokens (processors, a
+        model without a cache) makes it keep them in one tensor.
+        """
         forward = _Forward(self._live, batch, self._settings, self._accepted)
-        on_cuda = self._live.device.type == "cuda"
-        live = torch.ones(len(request_ids), dtype=torch.bool, device=self._live.device)
+        device = self._live.device
+        on_cuda = device.type == "cuda"
+        end = batch.prompt_length
+        whole = self._with_room(batch) if self.processors or forward.cache is None else None
+        ends = _Ends(len(request_ids), self._end) if self.end_ids else None
         recorded = request_ids
-        lengths = torch.full_like(live, most, dtype=torch.long)
-        for step in range(most):
-            length = batch.prompt_length + step
-            chosen = self._choose(forward(length), batch.sequence[:, :length])
-            batch.sequence[:, length] = chosen
+        begin, ids, columns = 0, batch.prompt, []
+        for _ in range(most):
+            chosen = self._choose(forward(ids, begin, end), ids if whole is None else whole[:, :end])
+            columns.append(chosen)
             if on_cuda:
-                torch.cuda.synchronize(self._live.device)
+                torch.cuda.synchronize(device)
             recorder.tokens(recorded, recorder.clock())
-            if not self.end_ids:
-                continue
-            ended = torch.isin(chosen, self._end) & live
-            if bool(ended.any()):
-                lengths[ended] = step + 1
-                live &= ~ended
+            if ends is not None and ends.reached(chosen):
                 # Rows that have ended stay in the batch but are not recorded any more.
-                recorded = request_ids[live.cpu().numpy()]
+                recorded = request_ids[ends.live.cpu().numpy()]
                 if not len(recorded):
                     break
-        return lengths.tolist()
+            if whole is not None:
+                whole[:, end : end + 1] = chosen
+            if forward.cache is not None:
+                begin, ids = end, chosen
+            elif whole is not None:
+                ids = whole[:, : end + 1]
+            end += 1
+        rows: list[list[int]] = torch.cat(columns, dim=1).tolist()
+        return rows if ends is None else [row[:length] for row, length in zip(rows, ends.lengths(), strict=True)]
+
+    def _with_room(self, batch: _Batch) -> torch.Tensor:
+        room = batch.prompt.new_full((len(batch.prompt), batch.room - batch.prompt_length), self._padding_id)
+        return torch.cat([batch.prompt, room], dim=1)
 
     def _choose(self, logits: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:
+        """The next token of each row, `[rows, 1]`."""
         if not self.samples and not self.processors:
-            return logits.argmax(dim=-1)
+            return logits.argmax(dim=-1, keepdim=True)
         scores = self.processors(cast("torch.LongTensor", sequence), logits.to(dtype=torch.float32, copy=True))
         if not self.samples:
-            return scores.argmax(dim=-1)
+            return scores.argmax(dim=-1, keepdim=True)
         probabilities = torch.softmax(scores, dim=-1)
-        return torch.multinomial(probabilities, num_samples=1, generator=self._generator)[:, 0]
+        return torch.multinomial(probabilities, num_samples=1, generator=self._generator)
 
     def _assemble(self, requests: Sequence[Request]) -> _Batch:
+        device = self._live.device
         longest = max(len(request.token_ids) for request in requests)
         paddings = [longest - len(request.token_ids) for request in requests]
-        room = [self._live.padding_id] * self._max_tokens
         rows = [
-            [self._live.padding_id] * padding + list(request.token_ids) + room
+            (self._padding_id,) * padding + request.token_ids
             for padding, request in zip(paddings, requests, strict=True)
         ]
-        sequence = torch.tensor(rows, dtype=torch.long, device=self._live.device)
-        padding = torch.tensor(paddings, dtype=torch.long, device=self._live.device)
-        places = torch.arange(sequence.shape[1], device=self._live.device)
-        # Like generate, no mask at all where nothing is padded: the kernels are faster then.
-        mask = (places[None, :] >= padding[:, None]).long() if any(paddings) else None
-        positions = (places[None, :] - padding[:, None]).clamp(min=0)
-        return _Batch(sequence, mask, positions, padding, longest)
+        room = longest + self._max_tokens
+        places = torch.arange(room, device=device)[None, :]
+        prompt = torch.tensor(rows, dtype=torch.long, device=device)
+        if not any(paddings):
+            # Like generate, no mask at all where nothing is padded: the kernels are faster then.
+            return _Batch(prompt, None, places, paddings, room)
+        positions = places - torch.tensor(paddings, device=device)[:, None]
+        return _Batch(prompt, (positions >= 0).long(), positions.clamp(min=0), paddings, room)
 
     def _processors_for(self, batch: _Batch) -> LogitsProcessorList:
         return make_processors(
@@ -181,7 +224,7 @@ class Decoder:
             end_ids=self.end_ids,
             prompt_length=batch.prompt_length,
             device=self._live.device,
-            padding=batch.padding,
+            paddings=batch.paddings,
         )
 
     def facts(self) -> dict[str, JsonValue]:

@@ -25,12 +25,13 @@ def make_processors(
     end_ids: Sequence[int],
     prompt_length: int,
     device: torch.device,
-    padding: torch.Tensor | None = None,
+    paddings: Sequence[int] = (),
 ) -> LogitsProcessorList:
-    """The processors of one batch, whose rows begin with `padding` places that are no prompt."""
+    """The processors of one batch, whose rows begin with so many places that are no prompt."""
     processors = LogitsProcessorList()
     if decoding.repetition_penalty is not None:
-        processors.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty, prompt_ignore_length=padding))
+        ignored = torch.tensor(paddings, dtype=torch.long, device=device) if paddings else None
+        processors.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty, prompt_ignore_length=ignored))
     if min_tokens and end_ids:
         ends = torch.tensor(end_ids, dtype=torch.long, device=device)
         processors.append(MinNewTokensLengthLogitsProcessor(prompt_length, min_tokens, ends, device=str(device)))

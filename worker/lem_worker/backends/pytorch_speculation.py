@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic.types import JsonValue
 from transformers import GenerationConfig
@@ -46,7 +45,7 @@ class _Steps(BaseStreamer):
         accepted = value.flatten().tolist()
         self.token_ids += accepted
         self.steps += 1
-        self._recorder.tokens(np.full(len(accepted), self._request_id, dtype=np.int64), now)
+        self._recorder.tokens((self._request_id,) * len(accepted), now)
 
     def end(self) -> None:
         """All tokens came."""

@@ -55,7 +55,6 @@ class Serving:
         cache = llm.args.kv_cache_config
         # A block that was reused in part counts like a whole one, so then nobody can say how many tokens that were.
         self._reused_block: int | None = None if cache.enable_partial_reuse else int(cache.tokens_per_block)
-        self._one = np.empty(1, dtype=np.int64)
 
     async def run(self) -> None:
         """Serve.
@@ -96,11 +95,8 @@ class Serving:
         async for chunk in output:
             now_ns = clock()
             count = len(chunk.outputs[0].token_ids)
-            if count == seen + 1:
-                self._one[0] = request_id
-                recorder.tokens(self._one, now_ns)
-            elif count > seen:  # speculation, or a loop that could not look in between
-                recorder.tokens(np.full(count - seen, request_id, dtype=np.int64), now_ns)
+            if count > seen:  # by several under speculation, or where this loop could not look in between
+                recorder.tokens((request_id,) * (count - seen), now_ns)
             first_ns = first_ns or now_ns
             seen = count
         answer = output.outputs[0]
