@@ -11,42 +11,12 @@ from typing import Any
 
 from pydantic.types import JsonValue
 
-from lem_domain.config.experiment import ExperimentConfig
+from factories.one_rank import TEXTS, TOKENS, Window, effective_values, job, unconfirmed_names
 from lem_domain.evidence import PhaseName
 from lem_worker.backends import create_backend
 from lem_worker.backends.pytorch import PyTorchBackend
-from lem_worker.process_protocol import RankJob
 from lem_worker.prompts import fullest, requests_of
-from lem_worker.recorder import Recorder, Sinks
-
-TEXTS = (
-    "The license of this program is",
-    "Copyright",
-    "You may",
-    "This is a much longer prompt than all of the others, so that they are padded a lot",
-    "Everyone is permitted to copy and distribute",
-    "When we speak of free software",
-    "A",
-    "The precise terms and conditions follow",
-)
-TOKENS = 12
-
-
-class Kept:
-    """Rows and outputs in memory."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.ids: dict[int, list[int]] = {}
-
-    def append(self, **columns: Any) -> None:
-        self.rows.append(columns)
-
-    def extend(self, **columns: Any) -> None:
-        self.rows += [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-    def add(self, prompt_index: int, token_ids: Sequence[int]) -> None:
-        self.ids[prompt_index] = list(token_ids)
+from lem_worker.recorder import Recorder
 
 
 class Run:
@@ -61,42 +31,25 @@ class Run:
         adapter: Path | None = None,
         **config: JsonValue,
     ) -> None:
-        document: dict[str, Any] = {"model": "tiny", "precision": "float32", "output": {"max_tokens": TOKENS}, **config}
-        self.config = ExperimentConfig.model_validate(document)
-        job = RankJob(
-            attempt_id="a",
-            rank=0,
-            world_size=1,
-            config=self.config,
-            model_path=str(folder),
-            prompts=tuple(texts),
-            spool="unused",
-            assistant_path=None if assistant is None else str(assistant),
-            adapter_path=None if adapter is None else str(adapter),
-            devices=(),
-        )
+        task = job(folder, texts, assistant=assistant, adapter=adapter, **config)
+        self.config = task.config
         backend = create_backend(self.config.backend)
         assert isinstance(backend, PyTorchBackend)
         self.backend = backend
-        backend.load(job)
+        backend.load(task)
         assert backend._live is not None
         self.live = backend._live
         self.prompts = backend.prepare(list(enumerate(texts)))
         requests = requests_of(self.prompts, repetition=0, first_id=0, seed=self.config.decoding.seed)
-        requests_table, token_table, outputs = Kept(), Kept(), Kept()
-        recorder = Recorder(PhaseName.MEASURE, Sinks(requests_table, token_table, outputs))
+        window = Window()
         if backend.compiles():
             backend.compile(requests)
         self.batches = list(backend.batches(requests))
-        for batch in self.batches:
-            recorder.release(batch, recorder.clock())
-            backend.run(batch, recorder)
-            recorder.drain()
-        self.requests, self.tokens, self.outputs = requests_table.rows, token_table.rows, outputs.ids
+        self._send(window.recorder)
+        self.requests, self.tokens, self.outputs = window.requests, window.tokens, window.outputs
         self.facts = backend.facts()
         found = backend.effective_config(fullest(self.batches))
-        self.effective = {parameter.name: parameter.effective for parameter in found.parameters}
-        self.unconfirmed = [parameter.name for parameter in found.parameters if not parameter.confirmed]
+        self.effective, self.unconfirmed = effective_values(found), unconfirmed_names(found)
 
     def generated(self, texts: Sequence[str] = TEXTS, **options: Any) -> list[list[int]]:
         """What transformers' own `generate` gives, rows ending where `eos_token_id` says (by default nowhere)."""
@@ -110,7 +63,9 @@ class Run:
 
     def once_more(self) -> None:
         """Send all batches again; nothing of it is kept."""
-        recorder = Recorder(PhaseName.MEASURE)
+        self._send(Recorder(PhaseName.MEASURE))
+
+    def _send(self, recorder: Recorder) -> None:
         for batch in self.batches:
             recorder.release(batch, recorder.clock())
             self.backend.run(batch, recorder)

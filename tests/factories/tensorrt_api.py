@@ -71,6 +71,8 @@ SAMPLING: dict[str, Any] = {
     "detokenize": True,
     "return_perf_metrics": False,
 }
+ALSO_CALLED = {"speculative_model_dir": "speculative_model"}
+"""Later copies take the first as an alias of the second."""
 GENERATE_ASYNC = ("inputs", "sampling_params", "streaming", "cache_salt")
 OUTPUTS = {
     "RequestOutput": (

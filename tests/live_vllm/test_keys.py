@@ -12,7 +12,8 @@ from vllm import EngineArgs, SamplingParams
 from vllm.config import SpeculativeConfig
 from vllm.exceptions import VLLMValidationError
 
-from factories.vllm_run import EAGER, TEXTS, TOKENS, Run, job
+from factories.one_rank import TEXTS, TOKENS
+from factories.vllm_run import EAGER, Run, job
 from lem_domain.config.vllm import VllmConfig
 from lem_worker.backends.vllm_options import CPU_KV_CACHE_BYTES, options_of
 

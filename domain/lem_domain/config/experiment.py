@@ -78,8 +78,9 @@ class ModelConfig(ConfigModel):
         default=None,
         min_length=1,
         max_length=512,
-        description="A LoRA adapter to put into the model: a hub id, or a folder on the worker's machine.",
-        json_schema_extra=engine_parameter("load_adapter"),
+        description="A LoRA adapter that every request uses (pytorch, vllm): a hub id, or a folder on the worker's "
+        "machine.",
+        json_schema_extra=engine_parameter("load_adapter, lora_request"),
     )
     weights: Literal["checkpoint", "dummy"] = Field(
         default="checkpoint",

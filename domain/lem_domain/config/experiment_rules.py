@@ -36,9 +36,9 @@ def _quality_without_likelihoods(config: ExperimentConfig) -> str | None:
 
 
 def _adapter_that_is_not_put_in(config: ExperimentConfig) -> str | None:
-    if config.model.adapter is None or config.backend.value == "pytorch":
+    if config.model.adapter is None or config.backend.value in ("pytorch", "vllm"):
         return None
-    return "model.adapter is put into the model by the pytorch backend alone; remove it or set backend: pytorch"
+    return "model.adapter is put into the model by pytorch and vllm alone; remove it or set backend to one of them"
 
 
 def _power_that_is_needed(config: ExperimentConfig) -> str | None:

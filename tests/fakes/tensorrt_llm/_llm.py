@@ -35,9 +35,7 @@ class BaseLLM:
         tokenizer_revision: str | None = None,
         **kwargs: Any,
     ) -> None:
-        for key in kwargs:
-            if key not in self._args_class.model_fields or key in orders().get("without", ()):
-                raise ValueError(f"{type(self).__name__} got invalid argument: {key}")
+        self._refuse(kwargs)
         explicit = {
             "model": model,
             "tokenizer": tokenizer,
@@ -65,6 +63,12 @@ class BaseLLM:
             owner, _, field = name.rpartition(".")
             setattr(getattr(self.args, owner) if owner else self.args, field, value)
         self._executor = Executor(self.args, vocabulary, self._most_at_once)
+
+    def _refuse(self, kwargs: dict[str, Any]) -> None:
+        """Raise for an argument that this class has not."""
+        for key in kwargs:
+            if key not in self._args_class.model_fields or key in orders().get("without", ()):
+                raise ValueError(f"{type(self).__name__} got invalid argument: {key}")
 
     def _load(self) -> int:
         self._most_at_once = int(self.args.max_batch_size)
@@ -109,34 +113,11 @@ class LLM(BaseLLM):
 
     _args_class = TorchLlmArgs
 
-    def __init__(
-        self,
-        model: str | Path,
-        tokenizer: Any = None,
-        tokenizer_mode: str = "auto",
-        skip_tokenizer_init: bool = False,
-        trust_remote_code: bool = False,
-        tensor_parallel_size: int = 1,
-        dtype: str = "auto",
-        revision: str | None = None,
-        tokenizer_revision: str | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def _refuse(self, kwargs: dict[str, Any]) -> None:
         wrong = [name for name in kwargs if name in TrtLlmArgs.model_fields and name not in TorchLlmArgs.model_fields]
         if wrong:
             raise ValueError(f"The following arguments are specific to TensorRT backend: {wrong}.")
-        super().__init__(
-            model,
-            tokenizer,
-            tokenizer_mode,
-            skip_tokenizer_init,
-            trust_remote_code,
-            tensor_parallel_size,
-            dtype,
-            revision,
-            tokenizer_revision,
-            **kwargs,
-        )
+        super()._refuse(kwargs)
 
 
 class BuiltLLM(BaseLLM):

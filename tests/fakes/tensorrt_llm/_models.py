@@ -6,7 +6,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+
+from ._orders import orders
 
 
 class StrictBaseModel(BaseModel):
@@ -87,7 +89,12 @@ class CudaGraphConfig(StrictBaseModel):
 class DecodingBaseConfig(StrictBaseModel):
     max_draft_len: int | None = None
     max_total_draft_tokens: int | None = None
-    speculative_model_dir: str | Path | None = None
+    if orders().get("drafting_model") == "speculative_model":
+        speculative_model: str | Path | None = Field(
+            default=None, validation_alias=AliasChoices("speculative_model", "speculative_model_dir")
+        )
+    else:
+        speculative_model_dir: str | Path | None = None
     max_concurrency: int | None = None
     load_format: str | None = None
     acceptance_window: int | None = None
@@ -223,7 +230,8 @@ class TorchLlmArgs(BaseLlmArgs):
         if isinstance(drafts, NGramDecodingConfig):
             assert (drafts.max_draft_len or 0) > 0 and drafts.max_matching_ngram_size > 0
         if isinstance(drafts, DraftTargetDecodingConfig):
-            assert drafts.speculative_model_dir is not None, "Path to draft model must be specified."
+            model = getattr(drafts, "speculative_model", None) or getattr(drafts, "speculative_model_dir", None)
+            assert model is not None, "Path to draft model must be specified."
         return self
 
     @property

@@ -4,6 +4,7 @@ file in FAKE_TENSORRT_LLM_LOG gets what the fake was told.
 {"fail": "out_of_memory" | "kill" | "hang" | "raise", "at": "load" | "generate", "after": n}   at the n-th request
 {"lie": {"max_batch_size": 3}}      llm.args says so
 {"without": ["cuda_graph_config"]}  another version, whose LLM does not know these arguments
+{"drafting_model": "speculative_model"}   the name under which later copies keep what is still taken as ..._dir
 {"import_error": true}
 {"time_out": [9]}                   the ninth request ends for that reason with its first token
 {"step_ms": 2.0}                    the time of one step

@@ -11,7 +11,8 @@ import pytest
 import torch
 from pydantic.types import JsonValue
 
-from factories.pytorch_run import TEXTS, TOKENS, Run, ending_at
+from factories.one_rank import TEXTS, TOKENS
+from factories.pytorch_run import Run, ending_at
 from lem_domain.evidence import PhaseName
 from lem_domain.states import FailureReason
 from lem_worker.backends.pytorch_model import ModelRefused

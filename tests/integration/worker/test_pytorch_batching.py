@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic.types import JsonValue
 
-from factories.pytorch_run import TEXTS, TOKENS, Run, ending_at
+from factories.one_rank import TEXTS, TOKENS
+from factories.pytorch_run import Run, ending_at
 from lem_worker.prompts import PromptRefused
 
 pytestmark = pytest.mark.usefixtures("one_thread")

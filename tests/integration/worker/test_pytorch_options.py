@@ -4,13 +4,17 @@ what this machine can't do is refused with what to install where."""
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from pydantic.types import JsonValue
 
-from factories.pytorch_run import TEXTS, Run, copied
+from factories.lora import aimed_elsewhere, make_lora
+from factories.one_rank import TEXTS
+from factories.pytorch_run import Run, copied
 from lem_worker.backends import pytorch_quantization
 from lem_worker.backends.pytorch_model import ModelRefused
 from lem_worker.failures import BackendUnavailable
@@ -103,6 +107,25 @@ def test_random_weights_are_not_quantized(model_folder: Path) -> None:
             model={"id": "tiny", "weights": "dummy"},
             pytorch={"quantization": {"load_in_8bit": True}},
         )
+
+
+def test_torchaos_complaints_about_other_machines_stay_out_of_a_run_that_does_not_ask_for_it() -> None:
+    """Transformers imports it wherever it is installed; only a new process imports anything."""
+    script = (
+        "import sys\n"
+        "from lem_worker.backends import pytorch_quiet\n"
+        "with pytorch_quiet.importing(torchao_is_asked_for=sys.argv[1] == 'asked'):\n"
+        "    from lem_worker.backends import pytorch_model\n"
+        "assert 'torchao' in sys.modules\n"
+    )
+    said = {}
+    for asked in ("asked", "not asked"):
+        done = subprocess.run(
+            [sys.executable, "-c", script, asked], capture_output=True, text=True, check=True, timeout=120
+        )
+        said[asked] = done.stdout + done.stderr
+    assert "torchao" in said["asked"]
+    assert said["not asked"] == ""
 
 
 # --- products of float32 ----------------------------------------------------------------------------------------------
@@ -230,18 +253,7 @@ def test_flash_attention_is_refused_without_a_gpu(model_folder: Path, kind: str)
 
 @pytest.fixture(scope="module")
 def adapter_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA of random weights that are large enough to change what is generated."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(7)
-    base = AutoModelForCausalLM.from_pretrained(model_folder)
-    adapted = get_peft_model(
-        base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
-    )
-    folder = tmp_path_factory.mktemp("adapter")
-    adapted.save_pretrained(folder)
-    return folder
+    return make_lora(model_folder, tmp_path_factory.mktemp("adapter"))
 
 
 @pytest.mark.proves("model.adapter", on="transformers 5.23.0")
@@ -260,12 +272,6 @@ def test_an_adapter_changes_what_is_generated(model_folder: Path, plain: Run, ad
 
 
 def test_an_adapter_of_another_model_is_refused(model_folder: Path, adapter_folder: Path, tmp_path: Path) -> None:
-    import json
-    import shutil
-
-    other = tmp_path / "other"
-    shutil.copytree(adapter_folder, other)
-    settings = json.loads((other / "adapter_config.json").read_text())
-    (other / "adapter_config.json").write_text(json.dumps({**settings, "target_modules": ["no_such_module"]}))
+    other = aimed_elsewhere(adapter_folder, tmp_path / "other")
     with pytest.raises(ModelRefused, match=r"can't be put into tiny .* name one that was made for this model"):
         Run(model_folder, TEXTS[:1], adapter=other, model={"id": "tiny", "adapter": "other"})

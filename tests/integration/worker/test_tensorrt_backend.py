@@ -281,13 +281,15 @@ def test_ngram_speculation_arrives_and_what_was_accepted_is_told(stage: Stage, r
 
 
 @pytest.mark.proves("tensorrt.speculative.model", on="TensorRT-LLM 1.2 contract")
-def test_a_smaller_model_that_drafts_arrives(stage: Stage, live: Live) -> None:
+@pytest.mark.parametrize("kept_as", ["speculative_model_dir", "speculative_model"])
+def test_a_smaller_model_that_drafts_arrives(stage: Stage, live: Live, kept_as: str) -> None:
+    stage.orders["drafting_model"] = kept_as
     speculation = {"method": "draft_target", "max_draft_len": 2, "model": "/models/small"}
     read = live(tensorrt={"speculative": speculation})
     assert stage.engine()["speculative_config"] == {
         "": "DraftTargetDecodingConfig",
         "max_draft_len": 2,
-        "speculative_model_dir": "/models/small",
+        kept_as: "/models/small",
     }
     assert read["tensorrt.speculative.model"] == ("/models/small", "/models/small")
 

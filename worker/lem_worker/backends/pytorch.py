@@ -18,7 +18,14 @@ from lem_domain.config.pytorch import PyTorchConfig
 from lem_domain.errors import LemError
 from lem_domain.evidence import PhaseName
 from lem_domain.wire.runs import EffectiveConfig
-from lem_worker.backends import CudaManagement, LaunchMode, RuntimeCapabilities, missing_package, pytorch_batching
+from lem_worker.backends import (
+    CudaManagement,
+    LaunchMode,
+    RuntimeCapabilities,
+    missing_package,
+    pytorch_batching,
+    pytorch_quiet,
+)
 from lem_worker.process_protocol import RankJob
 from lem_worker.prompts import PreparedPrompt, Request, fit
 from lem_worker.recorder import Recorder
@@ -30,14 +37,6 @@ if TYPE_CHECKING:
     from lem_worker.backends.pytorch_speculation import SpeculativeDecoder
 
 T = TypeVar("T")
-
-_QUIET = {
-    "TOKENIZERS_PARALLELISM": "false",  # threads of the tokenizer would compete with the measured ones
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
-
 
 _NOT_LOADED = "the PyTorch backend is not loaded; call load first."
 
@@ -68,16 +67,17 @@ class PyTorchBackend:
             BackendUnavailable: torch or transformers is not installed.
         """
         settings = job.config.pytorch or PyTorchConfig()
-        for name, value in _QUIET.items():
-            os.environ.setdefault(name, value)
+        pytorch_quiet.set_environment()
         if settings.num_threads is not None:
             os.environ["OMP_NUM_THREADS"] = str(settings.num_threads)
+        asked_for = settings.quantization is not None and settings.quantization.torchao is not None
         try:
-            from lem_worker.backends import (  # noqa: PLC0415 - see the module's text
-                pytorch_decoding,
-                pytorch_model,
-                pytorch_speculation,
-            )
+            with pytorch_quiet.importing(torchao_is_asked_for=asked_for):
+                from lem_worker.backends import (  # noqa: PLC0415 - see the module's text
+                    pytorch_decoding,
+                    pytorch_model,
+                    pytorch_speculation,
+                )
         except ImportError as error:
             raise missing_package(BackendName.PYTORCH, error) from error
         self._job = job

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,7 +17,7 @@ from lem_domain.config.experiment import ExperimentConfig, ModelConfig
 from lem_domain.config.pytorch import PyTorchConfig
 from lem_domain.errors import LemError
 from lem_domain.wire.workers import DeviceKind
-from lem_worker.backends import pytorch_quantization
+from lem_worker.backends import pytorch_quantization, pytorch_quiet
 from lem_worker.backends.pytorch_compile import Compiled
 from lem_worker.failures import BackendUnavailable
 from lem_worker.process_protocol import RankJob
@@ -131,7 +130,7 @@ def load(job: RankJob) -> LiveModel:
     if settings.matmul_precision is not None:
         torch.set_float32_matmul_precision(settings.matmul_precision)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    _say_once("bitsandbytes")
+    pytorch_quiet.say_once("bitsandbytes")
     device = _device(job)
     tokenizer = AutoTokenizer.from_pretrained(job.model_path, **_source(config.model))
     model = _model(job, settings, device)
@@ -221,17 +220,6 @@ def _assistant(path: str, model: PreTrainedModel, device: torch.device) -> PreTr
         )
     assistant.to(device).eval()
     return assistant  # type: ignore[no-any-return]
-
-
-def _say_once(logger_name: str) -> None:
-    """bitsandbytes says the same for every product of every layer, which would bury the run's log."""
-    said: set[str] = set()
-
-    def is_new(record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        return message not in said and not said.add(message)  # type: ignore[func-returns-value]
-
-    logging.getLogger(logger_name).addFilter(is_new)
 
 
 def _random_model(path: str, config: ExperimentConfig, device: torch.device, options: dict[str, Any]) -> Any:

@@ -122,12 +122,14 @@ def _speculation(settings: TensorrtSpeculation | None, live: Any) -> list[Effect
     method = None if live is None else kinds.get(live.decoding_type, live.decoding_type)
     found = [_parameter("tensorrt.speculative.method", None if settings is None else settings.method, method)]
     for name, theirs in (
-        ("max_draft_len", "max_draft_len"),
-        ("max_matching_ngram_size", "max_matching_ngram_size"),
-        ("model", "speculative_model_dir"),
+        ("max_draft_len", ("max_draft_len",)),
+        ("max_matching_ngram_size", ("max_matching_ngram_size",)),
+        # Taken under either name; the second is what it is kept under where the first is only an alias.
+        ("model", ("speculative_model_dir", "speculative_model")),
     ):
         requested = None if settings is None else getattr(settings, name)
-        found.append(_parameter(f"tensorrt.speculative.{name}", requested, getattr(live, theirs, None)))
+        kept = next((getattr(live, one) for one in theirs if hasattr(live, one)), None)
+        found.append(_parameter(f"tensorrt.speculative.{name}", requested, kept))
     return found
 
 

@@ -6,7 +6,6 @@ import gc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic.types import JsonValue
 from vllm import EngineArgs, LLMEngine, SamplingParams
@@ -16,7 +15,8 @@ from vllm.sampling_params import RequestOutputKind
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.vllm import VllmConfig
 from lem_domain.evidence import PhaseName
-from lem_worker.backends import vllm_failures, vllm_workers
+from lem_worker.backends import vllm_adapter, vllm_failures, vllm_workers
+from lem_worker.backends.vllm_adapter import Adapter
 from lem_worker.intake import Intake
 from lem_worker.process_protocol import RankJob
 from lem_worker.prompt_tokens import check_context, text_of, token_ids
@@ -36,8 +36,9 @@ _FINISHES: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"}
 class LiveEngine:
     """An engine that is loaded, with its core in this process."""
 
-    def __init__(self, engine: LLMEngine, job: RankJob) -> None:
+    def __init__(self, engine: LLMEngine, job: RankJob, adapter: Adapter | None = None) -> None:
         self.engine = engine
+        self.adapter = adapter
         self.core: Any = engine.engine_core.engine_core
         self.tokenizer: Any = engine.get_tokenizer()
         self.workers: list[dict[str, Any]] = engine.collective_rpc(vllm_workers.describe)
@@ -78,7 +79,8 @@ class LiveEngine:
         sampling = sampling_params(self._config, request.seed)
         if request.max_tokens is not None:
             sampling.max_tokens, sampling.min_tokens = request.max_tokens, 0
-        self.engine.add_request(str(request.request_id), prompt, sampling)
+        lora = None if self.adapter is None else self.adapter.request
+        self.engine.add_request(str(request.request_id), prompt, sampling, lora_request=lora)
 
     def serve(self, intake: Intake, recorder: Recorder) -> None:
         """Step until the intake is over and all is done.
@@ -145,9 +147,13 @@ def load(job: RankJob, options: Mapping[str, JsonValue]) -> LiveEngine:
     if threads is not None:
         torch.set_num_threads(threads)  # what the environment says counts only for an OpenMP that is not loaded yet
     with vllm_failures.explained(job):
-        engine = LLMEngine.from_engine_args(EngineArgs(**options))
+        adapter = vllm_adapter.of(job)
+        room = {} if adapter is None else adapter.arguments()
+        engine = LLMEngine.from_engine_args(EngineArgs(**options, **room))
         engine.collective_rpc(vllm_workers.die_with_parent)
-        return LiveEngine(engine, job)
+        if adapter is not None:
+            adapter.put_into(engine)
+        return LiveEngine(engine, job, adapter)
 
 
 def sampling_params(config: ExperimentConfig, seed: int) -> SamplingParams:
@@ -196,7 +202,7 @@ def _record(outputs: Sequence[RequestOutput], recorder: Recorder, generated: dic
         if output.finished:
             done.append((request_id, output))
     if recorded:
-        recorder.tokens(np.array(recorded, dtype=np.int64), now_ns)
+        recorder.tokens(recorded, now_ns)
     for request_id, output in done:
         said = output.outputs[0].finish_reason or "nothing"
         reason = _FINISHES.get(said)

@@ -59,7 +59,7 @@ def explained(job: RankJob) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, ImportError):
+    except (MemoryError, ImportError, EngineRefused):
         raise
     except Exception as error:
         said = _said(error, Path(job.spool) / f"{rank_name(job.rank)}.log")

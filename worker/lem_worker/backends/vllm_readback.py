@@ -26,14 +26,16 @@ _OFF: dict[str, JsonValue] = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetitio
 
 def effective_config(config: ExperimentConfig, live: LiveEngine, sample: Request) -> EffectiveConfig:
     """Every parameter with its requested and effective value."""
-    sampling = _sampling_of(live, sample)
+    held = _held(live, sample)
+    sampling: SamplingParams = held.sampling_params
     return EffectiveConfig(
         engine=f"vllm {_version()}, torch {importlib.metadata.version('torch')}",
-        parameters=(*_universal(config, live, sampling), *_engine(config.vllm or VllmConfig(), live, sampling)),
+        parameters=(*_universal(config, live, held), *_engine(config.vllm or VllmConfig(), live, sampling)),
     )
 
 
-def _universal(config: ExperimentConfig, live: LiveEngine, sampling: SamplingParams) -> list[EffectiveParameter]:
+def _universal(config: ExperimentConfig, live: LiveEngine, held: Any) -> list[EffectiveParameter]:
+    sampling: SamplingParams = held.sampling_params
     engine_config: Any = live.engine.vllm_config
     decoding = config.decoding
     weights = "dummy" if engine_config.load_config.load_format == "dummy" else "checkpoint"
@@ -48,6 +50,7 @@ def _universal(config: ExperimentConfig, live: LiveEngine, sampling: SamplingPar
             effective=revision,
             confirmed=config.model.revision is None or revision is not None,
         ),
+        _parameter("model.adapter", config.model.adapter, _adapter(live, held)),
         _parameter("device", None, str(engine_config.device_config.device_type)),
         _parameter("output.mode", config.output.mode, "fixed" if sampling.ignore_eos else "natural"),
         _parameter("output.max_tokens", config.output.max_tokens, sampling.max_tokens),
@@ -124,15 +127,22 @@ def _speculation(settings: VllmConfig, live: LiveEngine) -> list[EffectiveParame
     ]
 
 
-def _sampling_of(live: LiveEngine, sample: Request) -> SamplingParams:
+def _held(live: LiveEngine, sample: Request) -> Any:
     """How the scheduler holds a request that was handed over like a measured one; it is not run."""
     live.add(sample, scope="readback")
     held = next(iter(live.core.scheduler.requests.values()))
-    sampling: SamplingParams = held.sampling_params
     live.engine.abort_request([held.request_id], internal=True)
     while live.engine.has_unfinished_requests():
         live.engine.step()
-    return sampling
+    return held
+
+
+def _adapter(live: LiveEngine, held: Any) -> str | None:
+    """The adapter that a request names and that every worker has loaded."""
+    named = held.lora_request
+    if named is None or any(worker["adapters"] != [named.lora_int_id] for worker in live.workers):
+        return None
+    return str(named.lora_name)
 
 
 def _bound(live: LiveEngine) -> JsonValue:

@@ -32,6 +32,7 @@ def describe(worker: Any) -> dict[str, Any]:
         "kv_cache_bytes": sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()),
         "matmul_parameters": _matmul_parameters(model, int(worker.parallel_config.tensor_parallel_size)),
         "compiled": _is_compiled(worker),
+        "adapters": sorted(worker.list_loras()) if worker.lora_config is not None else [],
         "drafter": type(drafter).__name__ if drafter is not None else None,
         "lookup": None if drafter is None else [getattr(drafter, "min_n", None), getattr(drafter, "max_n", None)],
     }
