@@ -15,9 +15,11 @@ from pydantic.types import JsonValue
 from factories.lora import aimed_elsewhere, make_lora
 from factories.one_rank import TEXTS
 from factories.pytorch_run import Run, copied
+from lem_domain.evidence import PhaseName
+from lem_domain.states import FailureReason
 from lem_worker.backends import pytorch_quantization
 from lem_worker.backends.pytorch_model import ModelRefused
-from lem_worker.failures import BackendUnavailable
+from lem_worker.failures import BackendUnavailable, OptionRefused, failure_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -236,10 +238,18 @@ def test_inductor_compiles_in_its_modes(model_folder: Path, mode: str | None) ->
 @pytest.mark.slow
 @pytest.mark.proves("pytorch.attn_implementation", on="transformers 5.23.0")
 def test_flex_attention(model_folder: Path, plain: Run) -> None:
-    run = optioned(model_folder, attn_implementation="flex_attention")
+    """One prompt at a time; torch 2.13 makes C++ for padded batches on the CPU that no compiler takes."""
+    run = optioned(model_folder, attn_implementation="flex_attention", batch_size=1)
     assert run.outputs == plain.outputs
     assert run.effective["pytorch.attn_implementation"] == "flex_attention"
     assert run.unconfirmed == []
+    with pytest.raises(
+        OptionRefused, match=r"can't compile what pytorch\.attn_implementation flex_attention needs"
+    ) as no:
+        optioned(model_folder, attn_implementation="flex_attention")
+    assert failure_of(no.value, PhaseName.WARMUP).reason is FailureReason.NOT_AS_REQUESTED
+    assert str(no.value).endswith("set pytorch.batch_size to 1: padded batches are what it fails for on the CPU.")
+    assert len(str(no.value)) < 400
 
 
 @pytest.mark.parametrize("kind", ["flash_attention_2", "flash_attention_3"])

@@ -143,10 +143,17 @@ class PyTorchBackend:
         )
 
     def run(self, requests: Sequence[Request], recorder: Recorder) -> None:
-        """Decode the requests as one batch in lockstep."""
+        """Decode the requests as one batch in lockstep.
+
+        Raises:
+            OptionRefused: something has to be compiled for them and can't be.
+        """
+        from lem_worker.backends import pytorch_compile  # noqa: PLC0415 - needs torch
+
         if self._graphs_before is None and recorder.phase is PhaseName.MEASURE:
             self._graphs_before = self._graphs()
-        self._ready().run(requests, recorder, batch_id=self._batches)
+        with pytorch_compile.naming_what_asks_for_it(self._settings()):
+            self._ready().run(requests, recorder, batch_id=self._batches)
         self._batches += 1
 
     def facts(self) -> dict[str, JsonValue]:

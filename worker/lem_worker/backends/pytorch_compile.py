@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from pydantic.types import JsonValue
 from torch._dynamo.utils import counters
+from torch._inductor.exc import InductorError
 
-from lem_domain.config.pytorch import TorchCompileConfig
+from lem_domain.config.pytorch import PyTorchConfig, TorchCompileConfig
+from lem_worker.failures import OptionRefused
 
 _MODES = {
     (False, False): "default",
@@ -80,3 +83,27 @@ class Compiled:
         function = self._compiled
         cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=False))
         return cells["self"].cell_contents if "self" in cells else None
+
+
+@contextmanager
+def naming_what_asks_for_it(settings: PyTorchConfig) -> Iterator[None]:
+    """Turns the compiler's complaint, pages of C++, into the option that asks for code which it can't make here.
+
+    Raises:
+        OptionRefused: instead of the compiler's error.
+    """
+    try:
+        yield
+    except InductorError as error:
+        # transformers compiles flex_attention by itself, whatever pytorch.torch_compile says.
+        flex = settings.attn_implementation == "flex_attention"
+        option = "pytorch.attn_implementation flex_attention" if flex else "pytorch.torch_compile"
+        remedy = (
+            "use sdpa, or set pytorch.batch_size to 1: padded batches are what it fails for on the CPU"
+            if flex
+            else "name another backend of it, or turn it off"
+        )
+        first = str(error).splitlines()[0]
+        raise OptionRefused(
+            f"torch {torch.__version__} can't compile what {option} needs here ({first}); {remedy}."
+        ) from error
