@@ -206,7 +206,7 @@ def test_answers_change_from_repetition_to_repetition_where_that_is_asked() -> N
         backend, prompts = loaded(job({"decode_ms_per_token": 0, **simulated}))
         rows, ledger = Kept(), OutputLedger(keep_ids=False)
         recorder = Recorder(PhaseName.MEASURE, Sinks(rows, None, ledger))
-        measure(backend, prompts, recorder, goal=Goal(0, 8), seed=0, max_tokens=4, between_batches=lambda: None)
+        measure(backend, prompts, recorder, goal=Goal(0, 8), seed=0, between_batches=lambda: None)
         return ledger.repeats
 
     assert repeats()
