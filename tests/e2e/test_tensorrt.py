@@ -75,6 +75,7 @@ def machine(house: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
     return Machine(house, tmp_path, nvml)
 
 
+@pytest.mark.slow
 def test_every_failure_has_its_reason_and_the_next_run_is_measured(
     machine: Machine, model_cache: Path, tmp_path: Path
 ) -> None:

@@ -70,5 +70,7 @@ async def test_a_race_is_lost_when(database_url: URL, monkeypatch: pytest.Monkey
     async with stage(database_url) as where:
         orders = list(of_two(await where.steps(PAIRS[story])))
         take_away(monkeypatch)
-        wrong = [found for turns in orders for found in (await where.play(PAIRS[story], turns)).wrong]
-    assert wrong
+        for turns in orders:
+            if (await where.play(PAIRS[story], turns)).wrong:
+                return
+    pytest.fail("nothing went wrong in any order")

@@ -23,6 +23,13 @@ SHORT: dict[str, Any] = {
     "window": {"min_duration_s": 0, "min_requests": 4},
     "warmup": {"min_requests": 2, "window_size": 2, "max_requests": 3},
 }
+QUICK = {
+    "rank": ("load", "measure"),
+    "sampler": ("measure", "sealing"),
+    "beat": ("warmup", "completing"),
+    "daemon": ("measure", "completing"),
+}
+"""The others are in the slow suite."""
 POINTS = ("load", "warmup", "before start", "measure", "sealing", "completing")
 AT_THE_SERVER = {"before start": ":start", "completing": ":complete"}
 MODULES = {"rank": "factories.fake_rank", "sampler": "lem_worker.energy.sampler", "beat": "lem_worker.beat"}
@@ -36,7 +43,7 @@ def pids(module: str, worker: int) -> list[int]:
 @pytest.mark.parametrize(
     ("victim", "point"),
     [
-        (victim, point)
+        pytest.param(victim, point, marks=() if point in QUICK[victim] else pytest.mark.slow)
         for victim in ("rank", "sampler", "beat", "daemon")
         for point in POINTS
         if victim in ("beat", "daemon") or point != "completing"  # no rank and no sampler lives then
