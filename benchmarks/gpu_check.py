@@ -1,64 +1,114 @@
 """Whether measurements on a real GPU can be believed: the checks of docs/validation.md, on this machine's GPU.
 
-    python benchmarks/gpu_check.py [--cycles 5] [--write docs/validation.md]
+    python benchmarks/gpu_check.py [--cycles 5] [--seconds 20] [--write docs/validation.md]
 
-Starts a server and a PyTorch worker of its own, measures a Llama of one billion parameters with random weights at two
-batch sizes, and reports: the counter against the integral, the spread over cycles, the observed update periods, both
-baselines, and the mean power against what nvidia-smi says at the same time.
+Starts a server and a PyTorch worker of its own and measures a Llama of one billion parameters with random weights at
+two batch sizes. It reports the counter against the integral of power, the spread over the cycles, both baselines and
+the sampler's own share; then, for one more run that is watched, the update periods of counter and power and the mean
+power against what nvidia-smi says of the same seconds; and last, what recording costs against a bare decode loop.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, LlamaConfig
 
+import gpu_watch as watch  # type: ignore[import-not-found]  # beside this script
 from lem_client import Client
 from lem_domain.config.campaign import CampaignSpec
 from lem_domain.results import RunResult
+from lem_domain.states import RunState
+from lem_domain.wire.runs import RunView
+from lem_domain.wire.workers import Device, DeviceKind
 from lem_worker.models import default_cache_dir, resolve_model
+from lem_worker.nvml.session import Gpu, MigInstance
 from lem_worker.nvml.visible import visible_gpus
+from overhead import compare  # type: ignore[import-not-found]  # beside this script
 
 BIN = Path(sys.executable).parent
+WORKER: tuple[str, ...] = (str(BIN / "lem-worker"),)
 BATCH_SIZES = (1, 16)
-SMI_FIELDS = "timestamp,uuid,power.draw.instant"
+SHAPE: dict[str, Any] = {
+    "vocab_size": 128_256,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+    "dtype": "bfloat16",
+}
+"""Llama 3.2 1B's published dimensions."""
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cycles", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=20, help="shortest window, and shortest baseline at most 10 s")
+    parser.add_argument("--pairs", type=int, default=15, help="of recorded and bare decode loops")
+    parser.add_argument("--write", type=Path, help="append the report to this file")
+    options = parser.parse_args()
+    gpus = visible_gpus(os.environ)
+    if not gpus.devices:
+        sys.exit(f"there is no GPU here ({'; '.join(gpus.remarks) or 'NVML lists none'}); run this where there is one.")
+    gpu = gpus.devices[0]
+    folder = Path(tempfile.mkdtemp(prefix="lem-gpu-check-"))
+    folder.chmod(0o755)  # as root, PostgreSQL runs as another user who must reach it
+    model = shape_only(folder / "llama")
+    report: dict[str, object] = {"gpu": gpu.name, **driver(gpu.uuid), "experiments": {}}
+    with running(folder, gpu.uuid) as client:
+        runs = measured(client, campaign(model, options.seconds, BATCH_SIZES, options.cycles), folder)
+        names = dict.fromkeys(run.display_name for run in runs)
+        report["experiments"] = {
+            name: figures([client.aggregate(run.id) for run in runs if run.display_name == name]) for name in names
+        }
+        report["watched"] = watched(client, campaign(model, options.seconds, BATCH_SIZES[-1:], 1), gpu.uuid, folder)
+    report["rate_recorded_over_bare"] = overhead(model, gpu, folder, options.pairs)
+    text = json.dumps(report, indent=2)
+    print(text)
+    if options.write is not None:
+        with options.write.open("a") as file:
+            file.write(f"\n## {gpu.name}, {time.strftime('%Y-%m-%d')}\n\n```json\n{text}\n```\n")
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def shape_only(folder: Path) -> Path:
-    """A model folder with a shape and a tokenizer but no weights: Llama 3.2 1B's published dimensions."""
+    """A model folder with a shape and a tokenizer but no weights."""
     source = resolve_model("builtin:tiny-llama", cache_dir=default_cache_dir()).path_or_id
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
-    LlamaConfig(
-        vocab_size=128_256,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=64,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-        dtype="bfloat16",
-    ).save_pretrained(folder)
+    LlamaConfig(**SHAPE).save_pretrained(folder)
     return folder
 
 
-def campaign(model: Path, cycles: int) -> CampaignSpec:
-    """Two batch sizes, interleaved."""
+def driver(uuid: str) -> dict[str, str | None]:
+    """Its version, and the GPU's power limit, in nvidia-smi's words; null where there is none to ask."""
+    try:
+        said = watch.smi(f"--id={uuid}", "--query-gpu=driver_version,power.limit", "--format=csv,noheader")
+    except OSError:
+        return {"driver": None, "power_limit": None}
+    version, _, limit = said.stdout.strip().partition(", ")
+    return {"driver": version or None, "power_limit": limit or None}
+
+
+def campaign(model: Path, seconds: float, batch_sizes: Sequence[int], cycles: int) -> CampaignSpec:
+    """One experiment for each batch size, interleaved."""
     return CampaignSpec.model_validate(
         {
             "name": "gpu check",
@@ -68,18 +118,19 @@ def campaign(model: Path, cycles: int) -> CampaignSpec:
                 "precision": "bfloat16",
                 "prompts": {"sample_size": 32},
                 "output": {"max_tokens": 128},
-                "window": {"min_duration_s": 20},
+                "window": {"min_duration_s": seconds},
+                "baseline": {"min_s": min(10.0, seconds), "max_s": max(10.0, min(60.0, 3 * seconds))},
                 "energy": {"sources": ["nvml"], "required": True},
             },
-            "sweep": {"pytorch.batch_size": list(BATCH_SIZES)},
+            "sweep": {"pytorch.batch_size": list(batch_sizes)},
             "execution": {"cycles": cycles},
         }
     )
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Client]:
-    """A server and a worker of this machine's GPUs."""
+def running(folder: Path, uuid: str) -> Iterator[Client]:
+    """A server, and a worker of this GPU alone."""
     environment = {**os.environ, "LEM_DATA_DIR": str(folder / "data")}
     with (folder / "server.log").open("wb") as log:
         server = subprocess.Popen(
@@ -92,7 +143,9 @@ def running(folder: Path) -> Iterator[Client]:
     url = "http://" + line.split("http://")[1].split()[0]
     with (folder / "worker.log").open("wb") as log:
         worker = subprocess.Popen(
-            [BIN / "lem-worker", "run", "--backend", "pytorch", "--server", url], env=environment, stderr=log
+            [*WORKER, "run", "--backend", "pytorch", "--server", url, "--state-dir", str(folder / "worker")],
+            env={**environment, "CUDA_VISIBLE_DEVICES": uuid},
+            stderr=log,
         )
     try:
         with Client(url, token_file=folder / "data" / "owner.token") as client:
@@ -103,114 +156,115 @@ def running(folder: Path) -> Iterator[Client]:
             process.wait()
 
 
-@contextmanager
-def watched_by_smi(uuid: str) -> Iterator[list[tuple[float, float]]]:
-    """(UTC seconds, W) of the driver's own tool, five times a second."""
-    command = [
-        "nvidia-smi",
-        f"--query-gpu={SMI_FIELDS}",
-        f"--id={uuid}",
-        "--format=csv,noheader,nounits",
-        "-lms",
-        "200",
+def measured(client: Client, spec: CampaignSpec, folder: Path) -> list[RunView]:
+    """The campaign's runs, all of them completed."""
+    submitted = client.submit(spec)
+    for _ in client.follow_campaign(submitted.id):
+        pass
+    runs = list(client.runs(campaign_id=submitted.id))
+    failed = [
+        f"{run.display_name}, cycle {run.cycle}: {run.message}" for run in runs if run.state is not RunState.COMPLETED
     ]
-    readings: list[tuple[float, float]] = []
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TZ": "UTC"})
-    try:
-        yield readings
-    finally:
-        process.terminate()
-        said, _ = process.communicate()
-        for stamp, _, watts in csv.reader(io.StringIO(said), skipinitialspace=True):
-            seconds = time.mktime(time.strptime(stamp.split(".")[0], "%Y/%m/%d %H:%M:%S")) - time.timezone
-            readings.append((seconds + float("0." + stamp.split(".")[1]), float(watts)))
+    if failed or not runs:
+        sys.exit("\n".join([*(failed or ["no run was measured"]), f"logs are in {folder}"]))
+    return runs
 
 
 def figures(results: Sequence[RunResult]) -> dict[str, object]:
     """What the cycles of one experiment say."""
-    per_token = [r.efficiency.energy_per_output_token_j.value or float("nan") for r in results]
-    devices = [r.energy.devices[0] for r in results]
+    per_token = [one.efficiency.energy_per_output_token_j.value or float("nan") for one in results]
+    devices = [one.energy.devices[0] for one in results]
     apart = [
         device.integrated.joules / device.energy.joules - 1
         for device in devices
         if device.integrated is not None and device.integrated.joules and device.energy.joules
     ]
-    baselines = {one.context: one.mean_power_w.value for one in results[0].energy.baselines}
+    baselines = {
+        one.context: (one.mean_power_w.value, one.bound_w, one.stationary) for one in results[0].energy.baselines
+    }
     return {
+        "cycles": len(results),
         "energy_per_output_token_j": statistics.fmean(per_token),
         "cv_over_cycles": statistics.stdev(per_token) / statistics.fmean(per_token) if len(per_token) > 1 else None,
-        "output_rate_tok_s": statistics.fmean(r.speed.output_rate_tok_s.value or float("nan") for r in results),
-        "mean_power_w": statistics.fmean(r.energy.mean_power_w.value or float("nan") for r in results),
+        "output_rate_tok_s": statistics.fmean(one.speed.output_rate_tok_s.value or float("nan") for one in results),
+        "mean_power_w": statistics.fmean(one.energy.mean_power_w.value or float("nan") for one in results),
+        "method": sorted({str(device.energy.method) for device in devices}),
         "integral_over_counter_minus_1": statistics.fmean(apart) if apart else None,
         "counter_period_ms": devices[0].counter_period_ms.value,
         "sampling_period_ms": devices[0].sampling_period_ms.value,
         "bound_share": statistics.fmean(
-            (d.energy.bound_j or float("nan")) / (d.energy.joules or float("nan")) for d in devices
+            (one.energy.bound_j or float("nan")) / (one.energy.joules or float("nan")) for one in devices
         ),
-        "baselines_w": baselines,
+        "baselines_w_bound_steady": baselines,
         "sampler_cpu_share": results[0].telemetry.sampler.cpu_share.value if results[0].telemetry.sampler else None,
-        "verdicts": sorted({r.verdict for r in results}),
-        "findings": sorted({finding.code.value for r in results for finding in r.findings}),
+        "verdicts": sorted({one.verdict for one in results}),
+        "findings": sorted({finding.code.value for one in results for finding in one.findings}),
     }
 
 
-def main() -> None:
-    """Measure and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cycles", type=int, default=5)
-    parser.add_argument("--write", type=Path, help="append the report to this file")
-    options = parser.parse_args()
-    gpus = visible_gpus(os.environ)
-    if not gpus.devices:
-        sys.exit(f"there is no GPU here ({'; '.join(gpus.remarks) or 'NVML lists none'}); run this where there is one.")
-    folder = Path(tempfile.mkdtemp(prefix="lem-gpu-check-"))
-    folder.chmod(0o755)
-    with running(folder) as client, watched_by_smi(gpus.devices[0].uuid) as smi:
-        submitted = client.submit(campaign(shape_only(folder / "llama-1b"), options.cycles))
-        for _ in client.follow_campaign(submitted.id):
-            pass
-        runs = list(client.runs(campaign_id=submitted.id))
-        failed = [f"{run.display_name}, cycle {run.cycle}: {run.message}" for run in runs if run.state != "completed"]
-        if failed:
-            sys.exit("\n".join([*failed, f"logs are in {folder}"]))
-        results = {run.id: client.aggregate(run.id) for run in runs}
-        by_experiment: dict[str, list[RunResult]] = {}
-        starts: dict[str, list[tuple[float, float]]] = {}
-        for run in runs:
-            by_experiment.setdefault(run.display_name, []).append(results[run.id])
-            (attempt,) = client.attempts(run.id)
-            assert attempt.started_at is not None and attempt.ended_at is not None
-            starts.setdefault(run.display_name, []).append(
-                (attempt.started_at.timestamp(), results[run.id].window.duration_s)
-            )
-    report = {
-        "machine": platform.node(),
-        "gpu": gpus.devices[0].name,
-        "driver": subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.split()[0],
-        "experiments": {},
+def watched(client: Client, spec: CampaignSpec, uuid: str, folder: Path) -> dict[str, object]:
+    """One run that others look at too: readings inside its window, on its clock."""
+    polled = watch.Polled()
+    field = watch.power_field() if shutil.which("nvidia-smi") else None
+    by_smi: list[watch.Seen] = []
+    with polled.of(uuid):
+        if field is None:
+            [run] = measured(client, spec, folder)
+        else:
+            with watch.watched_by_smi(uuid, field, folder / "smi.csv") as readings:
+                [run] = measured(client, spec, folder)
+                by_smi = readings()
+    result = client.aggregate(run.id)
+    [attempt] = client.attempts(run.id)
+    window = result.window
+    begin, end = window.begin_ns / 1e9, window.end_ns / 1e9
+    ahead = utc_minus_monotonic_s(attempt.environment or {})
+    energy_j, power_w = (watch.within(seen, begin, end) for seen in (polled.energy_j, polled.power_w))
+    return {
+        "mean_power_w": result.energy.mean_power_w.value,
+        "nvidia_smi_field": field,
+        "nvidia_smi_mean_power_w": watch.mean(watch.within(by_smi, begin + ahead, end + ahead)),
+        "polled_mean_power_w": watch.mean(power_w),
+        "polled": polled.without or f"{len(energy_j)} times in {window.duration_s:.1f} s",
+        "counter_update_ms": watch.update_period_ms(energy_j),
+        "power_update_ms": watch.update_period_ms(power_w),
     }
-    for name, found in by_experiment.items():
-        seen = [
-            watts
-            for begin, duration_s in starts[name]
-            for at, watts in smi
-            if begin + 1 < at < begin + duration_s - 1  # its clock is read by another program
-        ]
-        report["experiments"][name] = {  # type: ignore[index]
-            **figures(found),
-            "nvidia_smi_mean_power_w": statistics.fmean(seen) if seen else None,
+
+
+def utc_minus_monotonic_s(environment: Mapping[str, object]) -> float:
+    """From the pair of clocks that the attempt's environment holds."""
+    clock = environment["clock"]
+    assert isinstance(clock, dict)
+    # Nanoseconds are more than fromisoformat takes.
+    moment = datetime.fromisoformat(str(clock["utc"])[:26] + "+00:00")
+    return moment.timestamp() - int(clock["monotonic_ns"]) / 1e9
+
+
+def overhead(model: Path, gpu: Gpu | MigInstance, folder: Path, pairs: int) -> dict[str, object]:
+    """Median and quartiles of the ratio of output rates, recorded over bare, by batch size; in this process.
+
+    Numbers of 16 bits may give other tokens where a mask chooses another kernel; that is said, the work is the same.
+    """
+    device = Device(uuid=gpu.uuid, kind=DeviceKind.GPU, name=gpu.name)
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu.uuid
+    found: dict[str, object] = {}
+    for batch_size in BATCH_SIZES:
+        seen = compare(
+            {"id": str(model), "weights": "dummy"},
+            folder,
+            batch_size=batch_size,
+            pairs=pairs,
+            max_tokens=128,
+            devices=(device,),
+            precision="bfloat16",
+        )
+        found[f"batch {batch_size}"] = {
+            "median": seen.ratios[1],
+            "quartiles": (seen.ratios[0], seen.ratios[2]),
+            "tok_s": seen.tok_s,
+            "same_tokens": seen.same_tokens,
         }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.write is not None:
-        with options.write.open("a") as file:
-            file.write(f"\n## {report['gpu']}, {time.strftime('%Y-%m-%d')}\n\n```json\n{text}\n```\n")
-    shutil.rmtree(folder, ignore_errors=True)
+    return found
 
 
 if __name__ == "__main__":

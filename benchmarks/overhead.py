@@ -14,8 +14,9 @@ import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import DynamicCache
@@ -23,6 +24,7 @@ from transformers import DynamicCache
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence import PhaseName, StreamName, rank_name
 from lem_domain.evidence_codec import be_ready
+from lem_domain.wire.workers import Device
 from lem_worker.backends.pytorch import PyTorchBackend
 from lem_worker.digests import OutputLedger
 from lem_worker.measuring import Ticker
@@ -43,7 +45,7 @@ def bare(backend: PyTorchBackend, requests: Sequence[Request], max_tokens: int) 
     assert backend._live is not None
     model = backend._live.model
     cache = DynamicCache(config=model.config)
-    current = torch.tensor([request.token_ids for request in requests])
+    current = torch.tensor([request.token_ids for request in requests], device=model.device)
     tokens = []
     for _ in range(max_tokens):
         logits = model(input_ids=current, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
@@ -61,20 +63,42 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def compare(model: str, folder: Path, *, batch_size: int, pairs: int, max_tokens: int) -> float:
-    """Print one line; the answer is the median ratio."""
+class Overhead(NamedTuple):
+    """What came out: quartiles of the ratio of output rates, recorded over bare, and the rate with recording."""
+
+    ratios: tuple[float, float, float]
+    tok_s: float
+    same_tokens: bool
+
+
+def compare(
+    model: Mapping[str, str],
+    folder: Path,
+    *,
+    batch_size: int,
+    pairs: int,
+    max_tokens: int,
+    devices: tuple[Device, ...] = (),
+    precision: str = "float32",
+) -> Overhead:
+    """Time both loops by turns, in this process; on the CPU with one thread unless devices are given."""
     config = ExperimentConfig.model_validate(
-        {"model": model, "output": {"max_tokens": max_tokens}, "pytorch": {"batch_size": batch_size, "num_threads": 1}}
+        {
+            "model": model,
+            "precision": precision,
+            "output": {"max_tokens": max_tokens},
+            "pytorch": {"batch_size": batch_size, "num_threads": None if devices else 1},
+        }
     )
     job = RankJob(
         attempt_id="overhead",
         rank=0,
         world_size=1,
         config=config,
-        model_path=resolve_model(model, cache_dir=default_cache_dir()).path_or_id,
+        model_path=resolve_model(model["id"], cache_dir=default_cache_dir()).path_or_id,
         prompts=(TEXT,) * batch_size,
         spool=str(folder / "spool"),
-        devices=(),
+        devices=devices,
     )
     backend = PyTorchBackend()
     backend.load(job)
@@ -98,8 +122,7 @@ def compare(model: str, folder: Path, *, batch_size: int, pairs: int, max_tokens
     sample = requests_of(prompts, repetition=0, first_id=0, seed=0)
     be_ready()
     recorded()  # warms the model up, and gives the tokens to compare
-    if bare(backend, sample, max_tokens) != [list(token_ids) for _, token_ids in ledger.kept()]:
-        raise SystemExit("the two loops give different tokens; the comparison would mean nothing.")
+    same = bare(backend, sample, max_tokens) == [list(token_ids) for _, token_ids in ledger.kept()]
     gc.collect()
     gc.freeze()  # as a rank does before its window
     ratios, speeds = [], []
@@ -110,13 +133,9 @@ def compare(model: str, folder: Path, *, batch_size: int, pairs: int, max_tokens
         ratios.append(seconds["bare"] / seconds["recorded"])
         speeds.append(batch_size * max_tokens / seconds["recorded"])
     writer.seal()
+    backend.unload()
     low, middle, high = statistics.quantiles(ratios, n=4)
-    print(
-        f"{model} batch {batch_size}: output rate recorded / bare {middle:.4f} "
-        f"(quartiles {low:.4f} to {high:.4f}, {pairs} pairs), {statistics.median(speeds):.0f} tok/s recorded",
-        flush=True,
-    )
-    return middle
+    return Overhead((low, middle, high), statistics.median(speeds), same)
 
 
 def main() -> None:
@@ -129,12 +148,34 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = [
-            compare(model, Path(folder) / model, batch_size=size, pairs=options.pairs, max_tokens=options.max_tokens)
+            shown(
+                f"{model} batch {size}",
+                compare(
+                    {"id": model},
+                    Path(folder) / model,
+                    batch_size=size,
+                    pairs=options.pairs,
+                    max_tokens=options.max_tokens,
+                ),
+            )
             for model in options.model
             for size in options.batch_size
         ]
     if min(found) < LEAST:
         raise SystemExit(f"recording costs more than {1 - LEAST:.0%} of the output rate.")
+
+
+def shown(name: str, overhead: Overhead) -> float:
+    """Print one line; the answer is the median ratio."""
+    if not overhead.same_tokens:
+        raise SystemExit("the two loops give different tokens; the comparison would mean nothing.")
+    low, middle, high = overhead.ratios
+    print(
+        f"{name}: output rate recorded / bare {middle:.4f} (quartiles {low:.4f} to {high:.4f}), "
+        f"{overhead.tok_s:.0f} tok/s recorded",
+        flush=True,
+    )
+    return middle
 
 
 if __name__ == "__main__":

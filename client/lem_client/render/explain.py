@@ -224,6 +224,7 @@ def result(one: RunResult) -> list[str]:
         f"  energy × delay     {measured.figure(one.efficiency.energy_delay_product_js)}",
         f"  mean power         {measured.figure(one.energy.mean_power_w)}",
         f"  whole window       {measured.energy(one.energy.total)}",
+        f"  how it came about  {measured.came_about(one.energy.total)}",
         f"  included           {', '.join(measured.part_name(name) for name in one.energy.includes) or 'nothing'}",
         *measured.parts(one.energy),
         *measured.net_of_baseline(one.energy),

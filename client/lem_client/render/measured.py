@@ -24,6 +24,11 @@ _METHODS = {
     EnergyMethod.INTEGRATED: "integrated from power samples",
     EnergyMethod.MODELLED: "estimated by a model from load and rated power, not measured",
 }
+_CAME_ABOUT = {
+    EnergyMethod.COUNTER: "the devices counted it themselves, between the beginning and the end of the measured window",
+    EnergyMethod.INTEGRATED: "power was read again and again, and added up over the measured window",
+    EnergyMethod.MODELLED: "nobody measured it; a model estimated it from load and rated power",
+}
 _DOMAINS = {"package": "the CPU package", "dram": "the memory"}
 _CONTEXTS = {
     "idle": "before the engine was there",
@@ -39,10 +44,20 @@ def energy(figure: EnergyFigure, *, samples: int | None = None) -> str:
     counted = "" if samples is None else f" ({samples} samples in the window)"
     source = f", source {figure.source}" if figure.source else ""
     if figure.bound_j is not None:
-        bound = f", true within ± {quantity(figure.bound_j, 'J')} as far as sampling goes"
+        bound = f", true within ± {quantity(figure.bound_j, 'J')}{_share(figure)} as far as sampling goes"
     else:
         bound = ", with no stated bound"
     return f"{quantity(figure.joules, 'J')}, {_METHODS[figure.method]}{source}{counted}{bound}"
+
+
+def came_about(total: EnergyFigure) -> str:
+    """How the job's energy came about and how far it can be trusted, in a sentence."""
+    if total.joules is None or total.method is None:
+        return f"there is no figure, because {total.reason or 'nobody said why'}"
+    if total.bound_j is None:
+        return f"{_CAME_ABOUT[total.method]}; how far off it is nobody can say"
+    away = f"{quantity(total.bound_j, 'J')}{_share(total)}"
+    return f"{_CAME_ABOUT[total.method]}; what happens between two readings leaves at most {away} open either way"
 
 
 def parts(result: EnergyResult) -> list[str]:
@@ -53,7 +68,8 @@ def parts(result: EnergyResult) -> list[str]:
         if device.counter_period_ms.value is not None:
             lines.append(f"    its counter is updated every {figure(device.counter_period_ms)}")
         if device.integrated is not None and device.integrated.joules is not None:
-            lines.append(f"    the integral of its power beside it: {quantity(device.integrated.joules, 'J')}")
+            apart = f" ({device.integrated.joules / device.energy.joules - 1:+.1%})" if device.energy.joules else ""
+            lines.append(f"    the integral of its power beside it: {quantity(device.integrated.joules, 'J')}{apart}")
     lines += [f"  {part_name(part.domain)}: {energy(part.energy, samples=part.samples)}" for part in result.host]
     return lines
 
@@ -150,6 +166,13 @@ def distribution(one: Distribution) -> str:
 def part_name(name: str) -> str:
     """What a domain is called in words; a device by its UUID."""
     return f"{_DOMAINS[name]} ({name})" if name in _DOMAINS else name
+
+
+def _share(figure: EnergyFigure) -> str:
+    """The bound in percent of the figure."""
+    if not figure.joules or figure.bound_j is None:
+        return ""
+    return f" ({number(100 * figure.bound_j / abs(figure.joules), 2)} %)"
 
 
 def _baseline(one: Baseline) -> str:

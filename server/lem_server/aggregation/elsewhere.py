@@ -3,7 +3,8 @@ same interpreter would, nor leaves its memory there.
 
 The process is `python -m lem_server.aggregation`. It is handed the facts on its standard input, asks on its standard
 output for one chunk after the other, and ends with the result or the error; what is said is pickled, between a process
-and its own child. It ends too when its parent is gone.
+and its own child. It ends too when its parent is gone. Everybody else comes first: it has a low priority, and leaves a
+processor alone where there are several.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
+
+import pyarrow as pa
 
 from lem_domain.evidence import StreamName
 from lem_server.aggregation.computing import Computed, compute
@@ -22,6 +26,11 @@ from lem_server.aggregation.inputs import AggregationInput, ChunkSource
 
 LARGE_ROWS = 200_000
 """Fewer rows are computed sooner than a process has imported what it needs."""
+
+NICENESS = 10
+"""Of a processor that both want, others get nine parts of ten (sched(7)). With 19 it would be 68 of 69, and a machine
+that measures on its processors would keep an aggregation waiting for minutes."""
+_AUTOGROUP = Path("/proc/self/autogroup")
 
 
 def is_large(inputs: AggregationInput) -> bool:
@@ -55,6 +64,7 @@ def compute_elsewhere(inputs: AggregationInput, source: ChunkSource) -> Computed
 
 def answer() -> None:
     """The other end: compute what standard input says, and say the result on standard output."""
+    _let_others_go_first()
     said = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever prints must not be taken for an answer
     heard = sys.stdin.buffer
@@ -77,6 +87,14 @@ def answer() -> None:
             _tell(said, ("failed", error))
         else:
             _tell(said, ("computed", computed))
+
+
+def _let_others_go_first() -> None:
+    os.nice(NICENESS)
+    # Where the kernel groups processes by session, niceness counts inside of a session, and here this one is alone.
+    with contextlib.suppress(OSError):
+        _AUTOGROUP.write_text(str(NICENESS))
+    pa.set_cpu_count(max(1, len(os.sched_getaffinity(0)) - 1))
 
 
 def _converse(process: subprocess.Popen[bytes], inputs: AggregationInput, source: ChunkSource) -> Computed:

@@ -212,10 +212,21 @@ def test_an_energy_is_explained_in_words() -> None:
     integrated = EnergyFigure(joules=12.34, method=EnergyMethod.INTEGRATED, source="nvml", bound_j=0.4)
     assert measured.energy(integrated, samples=41) == (
         "12.3 J, integrated from power samples, source nvml (41 samples in the window), "
-        "true within ± 400 mJ as far as sampling goes"
+        "true within ± 400 mJ (3.2 %) as far as sampling goes"
+    )
+    assert measured.came_about(integrated) == (
+        "power was read again and again, and added up over the measured window; what happens between two readings "
+        "leaves at most 400 mJ (3.2 %) open either way"
     )
     modelled = EnergyFigure(joules=3.0, method=EnergyMethod.MODELLED, source="codecarbon")
     assert measured.energy(modelled).endswith("not measured, source codecarbon, with no stated bound")
+    assert measured.came_about(modelled) == (
+        "nobody measured it; a model estimated it from load and rated power; how far off it is nobody can say"
+    )
+    nothing = EnergyFigure(joules=None, reason="the GPU was lost")
+    assert measured.came_about(nothing) == "there is no figure, because the GPU was lost"
+    net = EnergyFigure(joules=-2.0, method=EnergyMethod.COUNTER, source="nvml", bound_j=1.0)
+    assert "within ± 1.00 J (50 %)" in measured.energy(net)
     assert measured.energy(EnergyFigure(joules=None, reason="no source")) == "– (no source)"
 
 

@@ -2,14 +2,18 @@
 
 What the readings are, by NVIDIA's own description (NVML API reference, vR580) and by measurement:
 
-- `nvmlDeviceGetTotalEnergyConsumption`: mJ since the driver was loaded; Volta and newer. It advances in steps of 20 to
-  100 ms, depending on the chip; aggregation observes the period instead of assuming one.
-- `NVML_FI_DEV_POWER_INSTANT` (field 186): the newest reading of the sensor, in mW.
-- `nvmlDeviceGetPowerUsage`: that too on GA100 and what is older, but a mean over one second on the other Ampere chips
-  and what is newer; so it only stands in where the field is missing, and is then called `average`.
+- `nvmlDeviceGetTotalEnergyConsumption` (as a field `NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION`, 83): mJ since the driver
+  was loaded; Volta and newer. It advances in steps of 20 to 100 ms, depending on the chip; aggregation observes the
+  period instead of assuming one, and `benchmarks/gpu_check.py` looks closer than a sampler does.
+- `NVML_FI_DEV_POWER_INSTANT` (field 186): the newest reading of the sensor, in mW, whatever the chip.
+- `nvmlDeviceGetPowerUsage`: that too on Volta, Turing and GA100 (A100), but a mean over one second on the other Ampere
+  chips and what is newer (Ada, Hopper, Blackwell), which is `NVML_FI_DEV_POWER_AVERAGE` (185) there. So it only stands
+  in where field 186 is missing, and is then called `average`, whatever it is: that is the wider bound.
 - On A100 and H100 the sensor behind both looks at the chip for only about 25 of every 100 ms (Yang, Adamek, Armour:
-  "Part-time Power Measurements", arXiv:2312.02741), which is one more reason for windows of many seconds.
-- The accuracy of power readings is ± 5 W (nvidia-smi's manual).
+  "Part-time Power Measurements", arXiv:2312.02741, at SC24 "Accurate and Convenient Energy Measurements for GPUs", over
+  70 GPUs of twelve generations), which is one more reason for windows of many seconds. Of Blackwell no such study is
+  known to us: nothing here rests on a period.
+- The accuracy of power readings is ± 5 W (nvidia-smi's manual, `power.draw`).
 
 A MIG instance has no power of its own: its parent's is read, and the sampler's summary says whose that is.
 """

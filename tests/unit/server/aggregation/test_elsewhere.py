@@ -50,6 +50,20 @@ def test_it_gives_the_same_bytes_under_the_same_key(stored: Stored) -> None:
     assert children() == before
 
 
+def test_everybody_else_goes_first(stored: Stored) -> None:
+    before = set(children())
+    seen: set[tuple[int, str]] = set()
+
+    def watched(process: str, stream: StreamName) -> Iterator[tuple[int, bytes]]:
+        (pid,) = set(children()) - before
+        group = Path(f"/proc/{pid}/autogroup")
+        seen.add((os.getpriority(os.PRIO_PROCESS, pid), group.read_text().split()[-1] if group.exists() else "10"))
+        yield from stored.source(process, stream)
+
+    elsewhere.compute_elsewhere(stored.inputs, watched)
+    assert seen == {(min(19, os.getpriority(os.PRIO_PROCESS, 0) + elsewhere.NICENESS), str(elsewhere.NICENESS))}
+
+
 def test_its_errors_are_those_of_a_computation_here(stored: Stored) -> None:
     with pytest.raises(EvidenceCorrupt) as there:
         elsewhere.compute_elsewhere(stored.inputs, spoiled(stored.source, 2))
