@@ -94,9 +94,9 @@ class AsyncClient:
 
     # --- campaigns ----------------------------------------------------------------------------------------------------
 
-    async def plan(self, spec: CampaignSpec) -> CampaignPlan:
-        """What submitting would queue; nothing is stored."""
-        return await self._sender.send(operations.plan_campaign(spec))
+    async def plan(self, spec: CampaignSpec, *, listed: int | None = None) -> CampaignPlan:
+        """What submitting would queue, with at most `listed` experiments and runs; nothing is stored."""
+        return await self._sender.send(operations.plan_campaign(spec, listed))
 
     async def submit(self, spec: CampaignSpec, *, idempotency_key: str | None = None) -> CampaignView:
         """Queue a campaign: all of it or, with any problem, nothing. With the same key it is queued only once."""

@@ -94,9 +94,9 @@ class Client:
 
     # --- campaigns ----------------------------------------------------------------------------------------------------
 
-    def plan(self, spec: CampaignSpec) -> CampaignPlan:
-        """What submitting would queue; nothing is stored."""
-        return self._sender.send(operations.plan_campaign(spec))
+    def plan(self, spec: CampaignSpec, *, listed: int | None = None) -> CampaignPlan:
+        """What submitting would queue, with at most `listed` experiments and runs; nothing is stored."""
+        return self._sender.send(operations.plan_campaign(spec, listed))
 
     def submit(self, spec: CampaignSpec, *, idempotency_key: str | None = None) -> CampaignView:
         """Queue a campaign: all of it or, with any problem, nothing. With the same key it is queued only once."""

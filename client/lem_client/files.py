@@ -17,6 +17,7 @@ from lem_client.named_files import NamedFiles, PromptSet
 from lem_client.prompt_files import KINDS
 from lem_domain.config.campaign import CampaignSpec, campaign_from_document
 from lem_domain.config.combinations import flattened
+from lem_domain.config.decoding_presets import DECODING_PRESETS
 from lem_domain.config.expansion import Plan, preview, refusal
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.file_problems import problems_of_document
@@ -104,14 +105,28 @@ def _all_problems(values: Mapping[str, JsonValue], default_name: str, where: _Wh
 
 
 def _provenance(spec: CampaignSpec, layers: Layered) -> dict[str, Origin]:
-    """Where each value of the base was set; a digest where the file was named that it stands for."""
-    found = {}
-    for path, _ in flattened(spec.experiment):
+    """Where each value of the base was set and each axis stands. What a text or a name stands for was set where it is,
+    and so was a digest where its file is named."""
+    found: dict[str, Origin] = {}
+    for path, value in flattened(spec.experiment):
         origin = layers.origin(pointer(path.split(".")))
         if origin is not None:
-            found[path] = origin
+            found = dict.fromkeys(_stands_for(path, value), origin) | found | {path: origin}
+    axes = [(f"sweep.{axis}", place) for axis, place in _axes(spec.sweep)]
+    for name, place in (*axes, ("experiments", "/experiments")):
+        origin = layers.origin(place)
+        if origin is not None:
+            found[name] = origin
     digests = {f"{kind.section}.{kind.digest}": pointer((kind.section, kind.file)) for kind in KINDS}
     return found | {path: layers.origins[place] for path, place in digests.items() if place in layers.origins}
+
+
+def _stands_for(path: str, value: JsonValue) -> tuple[str, ...]:
+    if path == "model" and isinstance(value, str):
+        return ("model.id",)
+    if path in ("decoding", "decoding.preset") and isinstance(value, str):
+        return tuple(f"decoding.{key}" for key in DECODING_PRESETS.get(value, ()))
+    return ()
 
 
 # --- problems ---------------------------------------------------------------------------------------------------------

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from pydantic.types import JsonValue
 
 from lem_domain.config.provenance import Origin
+from lem_domain.config.shorthand import SHORT, to_be_merged
 from lem_domain.config.validation import pointer
-
-MODEL: Final = "/model"
-"""The one value that may be a text or a map: its text is its id."""
 
 Values = dict[str, JsonValue]
 T = TypeVar("T")
@@ -76,8 +74,10 @@ class _Changes:
             place = pointer((*at, key))
             held = below.get(key)
             put = value
-            if place == MODEL:
-                held, put = _as_map(self._lower, held, value), _as_map(self._upper, value, held)
+            if not at and key in SHORT:
+                held, put = to_be_merged(key, held, put)
+                _note_opened(self._lower, key, below.get(key), held)
+                _note_opened(self._upper, key, value, put)
             if isinstance(held, dict) and isinstance(put, dict):
                 inner = dict(held)
                 below[key] = inner
@@ -106,14 +106,13 @@ class _Changes:
         return False
 
 
-def _as_map(layer: Layered, value: JsonValue, other: JsonValue) -> JsonValue:
-    """A model's plain text is its id, where the other layer says more about it."""
-    if not (isinstance(value, str) and isinstance(other, dict)):
-        return value
-    for places in (layer.origins, layer.folders):
-        if MODEL in places:
-            places[f"{MODEL}/id"] = places[MODEL]  # type: ignore[assignment]
-    return {"id": value}
+def _note_opened(layer: Layered, key: str, written: JsonValue, used: JsonValue) -> None:
+    """What a text stands for was set where the text is."""
+    if isinstance(written, str) and isinstance(used, dict):
+        place = pointer((key,))
+        for places in (layer.origins, layer.folders):
+            if place in places:
+                places[f"{place}/{SHORT[key]}"] = places[place]  # type: ignore[assignment]
 
 
 def _nearest(places: Mapping[str, T], place: str) -> T | None:

@@ -85,9 +85,10 @@ def version() -> Operation[ServerVersion]:
     return Operation("GET", "/version", ServerVersion)
 
 
-def plan_campaign(spec: CampaignSpec) -> Operation[CampaignPlan]:
+def plan_campaign(spec: CampaignSpec, listed: int | None = None) -> Operation[CampaignPlan]:
     """What submitting would queue."""
-    return Operation("POST", f"{API}/campaigns:plan", CampaignPlan, body=spec, changes_once=True)
+    parameters = {} if listed is None else {"listed": str(listed)}
+    return Operation("POST", f"{API}/campaigns:plan", CampaignPlan, parameters, body=spec, changes_once=True)
 
 
 def submit_campaign(spec: CampaignSpec, idempotency_key: str) -> Operation[CampaignView]:

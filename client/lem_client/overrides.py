@@ -14,6 +14,7 @@ from lem_client.documents import parse_value
 from lem_client.errors import FileError
 from lem_client.layered import Layered, Values
 from lem_domain.config.provenance import Origin, Source
+from lem_domain.config.shorthand import opened
 from lem_domain.config.sweep import EXCLUDE, INCLUDE, RESERVED, ZIP, overlaps
 from lem_domain.config.validation import pointer
 
@@ -52,8 +53,8 @@ def _set(target: Values, parts: Sequence[str], value: JsonValue, path: str) -> N
         target[head] = value
         return
     inner = target.get(head)
-    if head == "model" and isinstance(inner, str):
-        inner = {"id": inner}
+    if path.startswith(f"{head}."):
+        inner = opened(head, inner)
     if isinstance(inner, list):
         of_list = path.removesuffix("." + ".".join(rest))
         raise FileError((f"--set {path}: {of_list!r} is a list, which is set as a whole; write --set {of_list}=[…]",))
@@ -117,8 +118,7 @@ def _excluded(row: Values, path: str, value: JsonValue) -> Values:
 
 def _with(axis: str, one: JsonValue, path: str, value: JsonValue) -> JsonValue:
     """A map with the value set in it; a model's plain text is its id."""
-    if axis == "model" and isinstance(one, str):
-        one = {"id": one}
+    one = opened(axis, one)
     if not isinstance(one, dict):
         return one
     changed = dict(one)

@@ -17,6 +17,7 @@ from lem_client.errors import InvalidRequest, ServerUnreachable
 from lem_client.files import CampaignFile, load_campaign_file
 from lem_client.render.schedule import execution_words, least_words
 from lem_domain.config.duration import least_duration
+from lem_domain.config.expansion import Plan
 from lem_domain.wire.campaigns import (
     CampaignPlan,
     CampaignView,
@@ -102,20 +103,21 @@ def plan(context: typer.Context, file: CampaignPath, name: Name = None, set_: Ov
     session = session_of(context)
     loaded = load_campaign_file(file, name=name, overrides=set_ or (), refused_too=True)
     stopped = loaded.plan.refused > 0 and loaded.spec.on_refused == "stop"
+    # What is shown of them is known here, and 100,000 configurations would take a while to come.
+    listed = None if session.as_json else 0
     try:
         _upload(session, loaded)
-        made = session.client.plan(loaded.spec)
+        made = session.client.plan(loaded.spec, listed=listed)
     except ServerUnreachable as error:
-        made = _local_plan(
-            loaded, f"Planned without a server ({error.url} does not answer): what no worker can run is not known."
-        )
+        note = f"Planned without a server ({error.url} does not answer): what no worker can run is not known."
+        made = _local_plan(loaded, listed, note)
     except InvalidRequest as error:
         raise ProblemsInFile(loaded.problems(error)) from error
     if session.as_json:
         session.print_json(made)
         raise typer.Exit(Exit.USAGE if stopped else Exit.DONE)
     session.print(
-        f"{clean(made.name)}: {len(made.experiments)} experiments, {len(made.runs)} runs, at least {least_words(made)}"
+        f"{clean(made.name)}: {made.experiment_count} experiments, {made.run_count} runs, at least {least_words(made)}"
     )
     session.print(f"order: {execution_words(made.execution)}")
     if made.duplicates:
@@ -130,7 +132,7 @@ def plan(context: typer.Context, file: CampaignPath, name: Name = None, set_: Ov
             for sentence in sentences
         )
         session.print(*map(clean, islice(told, TOLD)), *_more(made.refused - TOLD))
-    _show_runs(session, made)
+    _show_runs(session, loaded.plan)
     for note in made.notes:
         session.print(f"note: {clean(note)}")
     if stopped:
@@ -170,20 +172,22 @@ def _note_missing_workers(session: Session, loaded: CampaignFile) -> None:
         )
 
 
-def _local_plan(loaded: CampaignFile, note: str) -> CampaignPlan:
-    windows = [one.config.window.min_duration_s for one in loaded.plan.experiments]
+def _local_plan(loaded: CampaignFile, listed: int | None, note: str) -> CampaignPlan:
+    windows = [one.needs.window_s for one in loaded.plan.experiments]
     least = least_duration(loaded.plan.runs, windows, loaded.spec.execution.gaps)
     return CampaignPlan(
         name=loaded.spec.name,
+        experiment_count=len(loaded.plan.experiments),
+        run_count=len(loaded.plan.runs),
         experiments=tuple(
             PlannedExperimentView(
                 display_name=one.display_name, varied=one.varied, config=one.config, config_hash=one.config_hash
             )
-            for one in loaded.plan.experiments
+            for one in loaded.plan.experiments[:listed]
         ),
         runs=tuple(
             PlannedRunView(experiment=one.experiment, cycle=one.cycle, position=one.position)
-            for one in loaded.plan.runs
+            for one in loaded.plan.runs[:listed]
         ),
         duplicates=loaded.plan.duplicates,
         merged=tuple(MergedView(**one._asdict()) for one in loaded.plan.merged),
@@ -196,13 +200,13 @@ def _local_plan(loaded: CampaignFile, note: str) -> CampaignPlan:
     )
 
 
-def _show_runs(session: Session, made: CampaignPlan) -> None:
+def _show_runs(session: Session, made: Plan) -> None:
     rows = [
         (
             str(one.position + 1),
             made.experiments[one.experiment].display_name,
             str(one.cycle),
-            made.experiments[one.experiment].config.backend.value,
+            made.experiments[one.experiment].needs.backend.value,
             made.experiments[one.experiment].config_hash[:12],
         )
         for one in made.runs[:RUNS_SHOWN]

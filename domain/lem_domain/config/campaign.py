@@ -57,7 +57,8 @@ class CampaignSpec(ConfigModel):
     provenance: dict[str, Origin] = Field(
         default_factory=dict,
         max_length=1000,
-        description="Where the base's values were set, by dotted path; `lemctl` fills it in.",
+        description="Where the base's values were set, by dotted path, and the axes (`sweep.` before their path); "
+        "`lemctl` fills it in.",
     )
 
 

@@ -15,6 +15,7 @@ from pydantic.types import JsonValue
 
 from lem_domain.config.campaign import CampaignSpec
 from lem_domain.config.experiment import BackendName, ExperimentConfig
+from lem_domain.config.shorthand import opened, to_be_merged
 from lem_domain.config.sweep import INCLUDE, ZIP, Axis, Row, Sweep, overlaps, parse_sweep
 from lem_domain.config.validation import pointer
 from lem_domain.errors import ConfigurationError, FieldProblem
@@ -193,19 +194,12 @@ def with_values(base: Mapping[str, JsonValue], values: Row) -> Document:
 
 
 def merged(lower: Mapping[str, JsonValue], upper: Mapping[str, JsonValue]) -> Document:
-    """Maps merge deeply, everything else is replaced; a model given as text is its id."""
+    """Maps merge deeply, everything else is replaced."""
     result: Document = dict(lower)
-    for key, above in upper.items():
-        below, value = result.get(key), above
-        if key == "model":
-            below, value = _model_as_map(below, value), _model_as_map(value, below)
-        result[key] = merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    for key, value in upper.items():
+        below, above = to_be_merged(key, result.get(key), value)
+        result[key] = merged(below, above) if isinstance(below, dict) and isinstance(above, dict) else above
     return result
-
-
-def _model_as_map(model: JsonValue, other: JsonValue) -> JsonValue:
-    """A model's plain text is its id, where the other one says more about it."""
-    return {"id": model} if isinstance(model, str) and isinstance(other, dict) else model
 
 
 def flattened(document: Mapping[str, JsonValue], prefix: str = "") -> Iterator[tuple[str, JsonValue]]:
@@ -307,10 +301,10 @@ def _set_path(target: Document, parts: list[str], value: JsonValue, path: str) -
     if not rest:
         target[head] = value
         return
+    if path.startswith(f"{head}."):
+        inner = opened(head, inner)
     if inner is None:
         inner = {}
-    elif head == "model" and isinstance(inner, str):
-        inner = {"id": inner}
     if not isinstance(inner, dict):
         message = f"sweep path {path!r} goes through {head!r}, which is a plain value; correct the path"
         raise ConfigurationError(message, (FieldProblem(pointer=pointer(("sweep", path)), message=message),))

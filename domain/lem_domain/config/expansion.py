@@ -29,10 +29,12 @@ MAX_TOLD: Final = 100
 
 
 class Needs(NamedTuple):
-    """What an experiment can't do without. Most of a campaign's have the same, which is held once."""
+    """What is looked at of each experiment of a campaign; most have the same, which is held once."""
 
     backend: BackendName
     devices: DevicesConfig
+    window_s: float
+    """The least that is measured."""
     builtin: str | None
     """A built-in set of prompts."""
     prompts_file: str | None
@@ -202,6 +204,7 @@ def _needs(config: ExperimentConfig) -> Needs:
     return Needs(
         backend=config.backend,
         devices=config.devices,
+        window_s=config.window.min_duration_s,
         builtin=prompts.builtin,
         prompts_file=prompts.file,
         dataset=prompts.dataset,

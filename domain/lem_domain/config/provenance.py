@@ -45,12 +45,20 @@ class ResolvedValue(NamedTuple):
 def resolved_values(
     config: ExperimentConfig, *, varied: Collection[str], origins: Mapping[str, Origin]
 ) -> Iterator[ResolvedValue]:
-    """Every value of a configuration with its origin; `origins` are those of the base, by dotted path."""
+    """Every value of a configuration with its origin.
+
+    `origins` are those of the base by dotted path, those of axes by `sweep.` and their path, and that of the list of
+    `experiments`. What stands above a value set it only where it is no default: `model: x` says nothing of a revision.
+    """
     for path, value, default in _leaves(config, ""):
-        if any(path == one or path.startswith(f"{one}.") for one in varied):
-            yield ResolvedValue(path, value, Source.SWEEP, "")
+        axis = next((one for one in varied if path == one or path.startswith(f"{one}.")), None)
+        if axis is not None:
+            swept = origins.get(f"sweep.{axis}") or origins.get("experiments")
+            yield ResolvedValue(path, value, Source.SWEEP, swept.detail if swept else "")
             continue
-        origin = _nearest(path, origins)
+        origin = origins.get(path)
+        if origin is None and value != default:
+            origin = _nearest(path, origins)
         if origin is not None:
             yield ResolvedValue(path, value, origin.source, origin.detail)
         else:

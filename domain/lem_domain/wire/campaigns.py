@@ -227,8 +227,8 @@ class CampaignPlan(AnswerModel):
     """What submitting would queue."""
 
     name: str
-    experiments: tuple[PlannedExperimentView, ...]
-    runs: tuple[PlannedRunView, ...]
+    experiment_count: int = Field(description="How many experiments there are, however many are listed.")
+    run_count: int = Field(description="How many runs there are.")
     duplicates: int = Field(description="Combinations that are the same experiment as an earlier one.")
     merged: tuple[MergedView, ...] = Field(default=(), description="Which ones; the first 100.")
     refused: int = Field(
@@ -241,6 +241,9 @@ class CampaignPlan(AnswerModel):
     )
     minimum_gap_s: float = Field(description="How much of it are gaps.")
     notes: tuple[str, ...] = Field(default=(), description="What a registered worker can't run, and why.")
+    # The last two, because they are sent piece by piece.
+    experiments: tuple[PlannedExperimentView, ...] = Field(description="All of them, or as many as were asked for.")
+    runs: tuple[PlannedRunView, ...] = Field(description="The same of the runs, in their order.")
 
 
 class RunOutcome(AnswerModel):

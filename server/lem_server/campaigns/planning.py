@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from pydantic import BaseModel
 from pydantic.types import JsonValue
 
 from lem_domain.config.campaign import CAMPAIGN_KEYS, CampaignSpec
 from lem_domain.config.duration import least_duration
 from lem_domain.config.expansion import Needs, Plan, PlannedExperiment, expand, preview
 from lem_domain.config.experiment import DevicesConfig
+from lem_domain.config.ordering import PlannedRun
 from lem_domain.config.validation import pointer
 from lem_domain.errors import ConfigurationError, FieldProblem
 from lem_domain.prompt_sets import builtin_prompt_sets
@@ -113,22 +116,17 @@ def notes(experiments: Sequence[PlannedExperiment], served: Sequence[ServedBacke
     return tuple(found)
 
 
-def plan_view(spec: CampaignSpec, planned: Plan, notes_on_it: tuple[str, ...]) -> CampaignPlan:
-    """A plan as its user sees it."""
-    windows = [experiment.config.window.min_duration_s for experiment in planned.experiments]
-    least = least_duration(planned.runs, windows, spec.execution.gaps)
-    return CampaignPlan(
+def answer(spec: CampaignSpec, planned: Plan, notes_on_it: tuple[str, ...], *, listed: int | None) -> Iterator[bytes]:
+    """The JSON of `CampaignPlan` in pieces, with at most `listed` experiments and runs.
+
+    No more of them than make one piece are in memory at a time: as objects, experiments take 9 kB each.
+    """
+    least = least_duration(planned.runs, [one.needs.window_s for one in planned.experiments], spec.execution.gaps)
+    whole = CampaignPlan(
         name=spec.name,
         execution=spec.execution,
-        experiments=tuple(
-            PlannedExperimentView(
-                display_name=one.display_name, varied=one.varied, config=one.config, config_hash=one.config_hash
-            )
-            for one in planned.experiments
-        ),
-        runs=tuple(
-            PlannedRunView(experiment=run.experiment, cycle=run.cycle, position=run.position) for run in planned.runs
-        ),
+        experiment_count=len(planned.experiments),
+        run_count=len(planned.runs),
         duplicates=planned.duplicates,
         merged=tuple(MergedView(display_name=one.display_name, same_as=one.same_as) for one in planned.merged),
         refused=planned.refused,
@@ -139,7 +137,37 @@ def plan_view(spec: CampaignSpec, planned: Plan, notes_on_it: tuple[str, ...]) -
         minimum_duration_s=least.total_s,
         minimum_gap_s=least.gaps_s,
         notes=notes_on_it,
+        experiments=(),
+        runs=(),
     )
+    yield whole.model_dump_json().encode().removesuffix(_LISTS)
+    yield b'"experiments":['
+    yield from _pieces(map(_experiment_view, planned.experiments[:listed]))
+    yield b'],"runs":['
+    yield from _pieces(map(_run_view, planned.runs[:listed]))
+    yield b"]}"
+
+
+_LISTS = b'"experiments":[],"runs":[]}'
+"""The end of a `CampaignPlan` that lists nothing."""
+_PIECE = 500
+
+
+def _pieces(views: Iterator[BaseModel]) -> Iterator[bytes]:
+    comma = b""
+    while piece := [view.model_dump_json().encode() for view in itertools.islice(views, _PIECE)]:
+        yield comma + b",".join(piece)
+        comma = b","
+
+
+def _experiment_view(one: PlannedExperiment) -> PlannedExperimentView:
+    return PlannedExperimentView(
+        display_name=one.display_name, varied=one.varied, config=one.config, config_hash=one.config_hash
+    )
+
+
+def _run_view(run: PlannedRun) -> PlannedRunView:
+    return PlannedRunView(experiment=run.experiment, cycle=run.cycle, position=run.position)
 
 
 def _refuse_unstorable(spec: CampaignSpec) -> None:

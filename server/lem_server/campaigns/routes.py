@@ -48,10 +48,18 @@ _CREATED: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("/campaigns:plan", responses=_BODY, openapi_extra=requires(Scope.READ))
-async def plan_campaign(context: Context, spec: CampaignSpec) -> CampaignPlan:
+@router.post("/campaigns:plan", response_model=CampaignPlan, responses=_BODY, openapi_extra=requires(Scope.READ))
+async def plan_campaign(
+    context: Context,
+    spec: CampaignSpec,
+    listed: Annotated[
+        int | None,
+        Query(ge=0, description="List at most so many experiments and runs; their numbers are told in any case."),
+    ] = None,
+) -> Response:
     """What submitting would queue: experiments, runs in order, duplicates, what no worker can run. Stores nothing."""
-    return await service.plan(context.engine, spec)
+    pieces = await service.plan(context.engine, spec, listed=listed)
+    return StreamingResponse(pieces, media_type="application/json")
 
 
 @router.post(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Literal, NamedTuple
 from uuid import UUID
@@ -21,7 +21,6 @@ from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, format_id
 from lem_domain.states import LIVE_STATES, CampaignState
 from lem_domain.wire.campaigns import (
-    CampaignPlan,
     CampaignView,
     ExperimentView,
     ImportOrigin,
@@ -42,8 +41,8 @@ EXPERIMENTS_AT_ONCE = 1000
 """Experiments per statement; each carries a configuration of about 2 kB."""
 
 
-async def plan(engine: AsyncEngine, spec: CampaignSpec) -> CampaignPlan:
-    """What submitting would queue.
+async def plan(engine: AsyncEngine, spec: CampaignSpec, *, listed: int | None) -> Iterator[bytes]:
+    """What submitting would queue: the JSON of `CampaignPlan`, with at most `listed` experiments and runs.
 
     Raises:
         ConfigurationError: the campaign can't be accepted.
@@ -53,8 +52,7 @@ async def plan(engine: AsyncEngine, spec: CampaignSpec) -> CampaignPlan:
     async with engine.connect() as connection:
         await _refuse_missing_prompts(connection, planned)
         served = await queries.served_backends(connection)
-    told = planning.notes(planned.experiments, served)
-    return await asyncio.to_thread(planning.plan_view, spec, planned, told)
+    return planning.answer(spec, planned, planning.notes(planned.experiments, served), listed=listed)
 
 
 async def resolve(spec: CampaignSpec) -> Plan:

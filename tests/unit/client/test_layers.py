@@ -215,6 +215,46 @@ def test_what_the_command_line_sets_is_varied_no_more() -> None:
     assert {config.simulated.batch_size for config in configs if config.simulated} == {4}
 
 
+def test_what_a_text_or_a_name_stands_for_was_set_where_it_is_and_nothing_else() -> None:
+    told = origins(load("backend: simulated\nmodel: m\ndecoding: creative\n"))
+    assert (told["model.id"], told["model.revision"]) == (("file", "c.yaml:2"), ("default", ""))
+    assert told["decoding.temperature"] == told["decoding.repetition_penalty"] == ("file", "c.yaml:3")
+    assert told["decoding.top_k"] == ("default", "")
+    told = origins(load(BASE + "presets: [creative]\ndecoding: {preset: standard,\n  temperature: 0.7}\n"))
+    assert told["decoding.top_p"] == ("file", "c.yaml:4")
+    assert told["decoding.temperature"] == ("file", "c.yaml:5")
+    assert told["decoding.repetition_penalty"] == ("default", "")
+    assert origins(load(BASE + "decoding: greedy\n"))["decoding.temperature"] == ("file", "c.yaml:3")
+
+
+def test_decoding_by_its_name_begins_anew_and_what_is_laid_over_it_counts_beside_it() -> None:
+    write("base.yaml", BASE + "decoding: standard\n")
+    write("values.yaml", BASE + "decoding: {temperature: 0.2, repetition_penalty: 2}\n")
+
+    def decoding(text: str, *overrides: str) -> list[tuple[float, float | None, float | None]]:
+        configs = [one.config.decoding for one in load(text, *overrides).plan.experiments]
+        return [(one.temperature, one.top_p, one.repetition_penalty) for one in configs]
+
+    assert decoding("_extends: base.yaml\ndecoding: {temperature: 0.5}\n") == [(0.5, 0.95, None)]
+    assert decoding("_extends: base.yaml\n", "decoding.temperature=0.5") == [(0.5, 0.95, None)]
+    assert decoding("_extends: base.yaml\nsweep: {decoding.temperature: [0.5]}\n") == [(0.5, 0.95, None)]
+    assert decoding("_extends: base.yaml\nexperiments: [{decoding: {temperature: 0.5}}, {decoding: creative}]\n") == [
+        (0.5, 0.95, None),
+        (0.8, 0.9, 1.1),
+    ]
+    for named in ("standard", "{preset: standard}"):
+        assert decoding(f"_extends: values.yaml\ndecoding: {named}\n") == [(1, 0.95, None)]
+        assert decoding(f"_extends: values.yaml\nexperiments: [{{decoding: {named}}}]\n") == [(1, 0.95, None)]
+        assert decoding(BASE + f"presets: [creative]\ndecoding: {named}\n") == [(1, 0.95, None)]
+
+
+def test_what_is_varied_was_set_where_its_axis_stands() -> None:
+    told = origins(load(BASE + "sweep:\n  decoding.seed: [1]\n  zip:\n    - output.max_tokens: [3]\n"))
+    assert (told["decoding.seed"], told["output.max_tokens"]) == (("sweep", "c.yaml:4"), ("sweep", "c.yaml:6"))
+    told = origins(load(BASE + "\nexperiments: [{output: {max_tokens: 3}}]\n"))
+    assert told["output.max_tokens"] == ("sweep", "c.yaml:4")
+
+
 def varied(file: CampaignFile) -> list[dict[str, object]]:
     return [one.varied for one in file.plan.experiments]
 

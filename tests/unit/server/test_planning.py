@@ -8,6 +8,7 @@ import pytest
 
 from lem_domain.config.campaign import CampaignSpec
 from lem_domain.errors import ConfigurationError
+from lem_domain.wire.campaigns import CampaignPlan
 from lem_server.campaigns import planning
 from lem_server.campaigns.queries import ServedBackend
 
@@ -23,6 +24,24 @@ def refusal(submitted: CampaignSpec, held: frozenset[str] = frozenset()) -> Conf
     with pytest.raises(ConfigurationError) as refused:
         planning.refuse_missing_prompts(planning.plan(submitted), held=held)
     return refused.value
+
+
+def answer(submitted: CampaignSpec, listed: int | None = None) -> CampaignPlan:
+    pieces = planning.answer(submitted, planning.plan(submitted), ("a note",), listed=listed)
+    return CampaignPlan.model_validate_json(b"".join(pieces))
+
+
+@pytest.mark.parametrize("count", [1, 500, 501])
+def test_the_answer_is_sent_in_pieces_and_lists_as_much_as_is_asked_for(count: int) -> None:
+    submitted = spec(sweep={"decoding.seed": list(range(count))}, execution={"cycles": 2})
+    whole = answer(submitted)
+    assert (whole.experiment_count, whole.run_count, whole.notes) == (count, 2 * count, ("a note",))
+    assert [one.config.decoding.seed for one in whole.experiments] == list(range(count))
+    assert [run.position for run in whole.runs] == list(range(2 * count))
+    some = answer(submitted, listed=1)
+    assert (some.experiment_count, some.run_count) == (count, 2 * count)
+    assert (some.experiments, some.runs) == (whole.experiments[:1], whole.runs[:1])
+    assert answer(submitted, listed=0).runs == ()
 
 
 def test_a_problem_is_addressed_within_the_body() -> None:
@@ -65,7 +84,7 @@ def test_what_the_database_cannot_store_is_refused() -> None:
 
 def test_the_least_duration_is_the_sum_of_all_windows() -> None:
     submitted = spec(sweep={"window.min_duration_s": [2, 5]}, execution={"cycles": 3})
-    view = planning.plan_view(submitted, planning.plan(submitted), ())
+    view = answer(submitted)
     assert view.minimum_duration_s == 21
     assert [(run.experiment, run.cycle, run.position) for run in view.runs[:3]] == [(0, 1, 0), (1, 1, 1), (0, 2, 2)]
 
