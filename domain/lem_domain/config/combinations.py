@@ -51,6 +51,7 @@ class Combinations:
 
     def __init__(self, spec: CampaignSpec) -> None:
         self._sweep = parse_sweep(spec.sweep)
+        _refuse_names_given_twice(spec)
         self._starts = tuple(_starts(spec))
         _refuse_swept_entries(self._starts, self._sweep)
         self._backends = frozenset(self._all_backends())
@@ -250,6 +251,18 @@ def _starts(spec: CampaignSpec) -> Iterator[Combination]:
         document = merged(spec.experiment, own)
         varied = dict(flattened(own))
         yield Combination(document, varied, index, name if isinstance(name, str) else None, frozenset(varied))
+
+
+def _refuse_names_given_twice(spec: CampaignSpec) -> None:
+    """What is compared must be told apart."""
+    first: dict[JsonValue, int] = {}
+    problems = []
+    for index, entry in enumerate(spec.experiments):
+        name = entry.get(NAME)
+        if isinstance(name, str) and first.setdefault(name, index) != index:
+            message = f"experiment {first[name] + 1} of the list is named {name!r} too; give each a name of its own"
+            problems.append(FieldProblem(pointer=pointer(("experiments", index, NAME)), message=message))
+    _refuse(problems)
 
 
 def _refuse_swept_entries(starts: Sequence[Combination], sweep: Sweep) -> None:

@@ -19,7 +19,7 @@ from lem_domain.config.combinations import NAME, Combination, Combinations, valu
 from lem_domain.config.experiment import BackendName, DevicesConfig, ExperimentConfig
 from lem_domain.config.hashing import hash_of_changes
 from lem_domain.config.ordering import PlannedRun, order_runs
-from lem_domain.config.validation import bounded, key_problems, model_or_problems, pointer
+from lem_domain.config.validation import bounded, key_problems, model_or_problems, pointer, sentence
 from lem_domain.errors import ConfigurationError, FieldProblem
 
 _DIGEST: Final = re.compile("[0-9a-f]{64}")
@@ -148,8 +148,7 @@ def key_problems_of(spec: CampaignSpec) -> Iterator[FieldProblem]:
 def refusal(plan: Plan) -> ConfigurationError:
     """Every problem of what a plan refuses, each once."""
     listed = tuple(dict.fromkeys(problem for one in plan.refusals for problem in one.problems))
-    place = listed[0].pointer.lstrip("/").replace("/", ".")
-    return ConfigurationError(f"{place}: {listed[0].message}" if place else listed[0].message, listed)
+    return ConfigurationError(sentence(listed[0]), listed)
 
 
 class _Found:

@@ -89,6 +89,23 @@ def _concurrency_below_processes(config: ExperimentConfig) -> str | None:
     )
 
 
+def _more_processes_than_gpus(config: ExperimentConfig) -> str | None:
+    """Where several devices are asked for, or a kind that is no CPU, they are GPUs: one for each process."""
+    devices = config.devices
+    if devices.count == 1 and devices.kind in (None, "cpu", "simulated"):
+        return None
+    backend = config.backend.value
+    if backend == "vllm":
+        size = (config.vllm and config.vllm.tensor_parallel_size) or 1
+        wrong, name = size != devices.count, "vllm.tensor_parallel_size"
+    else:
+        size = (config.pytorch and config.pytorch.num_processes) or 1
+        wrong, name = backend == "pytorch" and size > devices.count, "pytorch.num_processes"
+    if not wrong:
+        return None
+    return f"{name} {size} needs as many GPUs and devices.count leases {devices.count}; set devices.count: {size}"
+
+
 def _float32_on_tensorrt(config: ExperimentConfig) -> str | None:
     if config.backend.value != "tensorrt" or config.precision != "float32":
         return None
@@ -127,6 +144,7 @@ RULES = (
     Rule(("baseline",), _required_baseline_that_is_off),
     Rule(("prompts", "input"), _synthetic_prompts_too_long),
     Rule(("traffic", "pytorch", "simulated", "backend"), _concurrency_below_processes),
+    Rule(("backend", "vllm", "pytorch", "devices"), _more_processes_than_gpus),
     Rule(("backend", "precision"), _float32_on_tensorrt),
     Rule(("backend", "tensorrt", "devices"), _parallel_sizes_of_tensorrt),
     Rule(("backend", "tensorrt", "input", "output"), _sequences_too_long_for_tensorrt),

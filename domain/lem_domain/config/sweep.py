@@ -9,7 +9,7 @@ from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.key_paths import key_paths, unknown_path_message
-from lem_domain.config.validation import pointer
+from lem_domain.config.validation import pointer, sentence
 from lem_domain.errors import ConfigurationError, FieldProblem
 
 ZIP: Final = "zip"
@@ -63,10 +63,7 @@ def parse_sweep(sweep: Mapping[str, Sequence[JsonValue]]) -> Sweep:
     rows = {name: tuple(reader.rows(name, sweep.get(name, ()))) for name in (INCLUDE, EXCLUDE)}
     reader.refuse_overlaps(axes)
     if reader.problems:
-        first = reader.problems[0]
-        raise ConfigurationError(
-            f"{first.pointer.lstrip('/').replace('/', '.')}: {first.message}", tuple(reader.problems)
-        )
+        raise ConfigurationError(sentence(reader.problems[0]), tuple(reader.problems))
     return Sweep(tuple(axes), rows[INCLUDE], rows[EXCLUDE])
 
 

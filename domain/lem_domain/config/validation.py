@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Any, Final, TypeVar, Union, get_args, get_origin
@@ -22,6 +23,8 @@ MOST_PROBLEMS: Final = 200
 
 _STAND_IN = ("model",)
 """The one key that an experiment must have; some other value stands in for one that is missing or wrong."""
+
+_DOTTED = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*)*")
 
 _MOST_ROUNDS = 10
 """Each puts something aside; models are not nested deeper."""
@@ -45,6 +48,12 @@ def pointer(location: Sequence[str | int]) -> str:
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
 
 
+def sentence(problem: FieldProblem) -> str:
+    """A problem with its place, unless it begins with that."""
+    place = problem.pointer.lstrip("/").replace("/", ".")
+    return f"{place}: {problem.message}" if place and not problem.message.startswith(place) else problem.message
+
+
 def model_or_problems(model: type[M], value: Mapping[str, Any]) -> M:
     """Validate, or raise every problem at once.
 
@@ -55,9 +64,7 @@ def model_or_problems(model: type[M], value: Mapping[str, Any]) -> M:
         return model.model_validate(value)
     except ValidationError as error:
         problems = all_problems(model, value, error)
-        first = problems[0]
-        place = first.pointer.lstrip("/").replace("/", ".")
-        raise ConfigurationError(f"{place}: {first.message}" if place else first.message, problems) from None
+        raise ConfigurationError(sentence(problems[0]), problems) from None
 
 
 def key_problems(model: type[BaseModel], value: Mapping[str, Any]) -> Iterator[FieldProblem]:
@@ -156,7 +163,13 @@ def _problems(model: type[BaseModel], details: ErrorDetails, aside: Collection[P
     for reads, message in details.get("ctx", {}).get("rules", ()):
         keys = [(*location, key) for key in reads]
         if not any(_overlap(key, place) for key in keys for place in aside):
-            yield FieldProblem(pointer=pointer(location), message=message)
+            yield FieldProblem(pointer=pointer(location or _named_first(reads, message)), message=message)
+
+
+def _named_first(reads: Collection[str], message: str) -> Place:
+    """Of the keys that a rule reads, the one that it speaks of first: where the user looks for it."""
+    words = (tuple(word.split(".")) for word in _DOTTED.findall(message))
+    return next((word for word in words if word[0] in reads), ())
 
 
 def _overlap(one: tuple[str | int, ...], other: tuple[str | int, ...]) -> bool:

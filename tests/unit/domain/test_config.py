@@ -45,7 +45,7 @@ def test_two_lines_are_a_campaign() -> None:
         ({**TINY, "output": {"max_tokens": 4, "min_tokens": 5, "mode": "natural"}}, "/output", "lower it"),
         ({**TINY, "decoding": {"top_k": 5}}, "/decoding", "no effect under greedy"),
         ({**TINY, "backend": "vlm"}, "/backend", "'vlm'"),
-        ({**TINY, "simulated": {}}, "", "belongs to another backend"),
+        ({**TINY, "simulated": {}}, "/simulated", "belongs to another backend"),
         ({**TINY, "prompts": {"builtin": "a", "file": "b"}}, "/prompts", "keep one source"),
         ({**TINY, "prompts": {"column": "a"}}, "/prompts", "set `file`"),
         ({"backend": "pytorch"}, "/model", "required"),

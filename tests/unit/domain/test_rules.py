@@ -27,8 +27,12 @@ def told(**document: Any) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("document", "place", "says"),
     [
-        ({"simulated": {}}, "", "section 'simulated' belongs to another backend than 'pytorch'; remove it or set"),
-        ({"simulated": {}, "vllm": {}}, "", "section 'vllm' and section 'simulated' belong to another backend"),
+        (
+            {"simulated": {}},
+            "/simulated",
+            "section 'simulated' belongs to another backend than 'pytorch'; remove it",
+        ),
+        ({"simulated": {}, "vllm": {}}, "/vllm", "section 'vllm' and section 'simulated' belong to another backend"),
         ({"output": {"max_tokens": 2, "min_tokens": 3, "mode": "natural"}}, "/output", "above max_tokens 2; lower it"),
         ({"output": {"min_tokens": 3}}, "/output", "no effect under mode fixed"),
         ({"decoding": {"top_p": 0.5}}, "/decoding", "top_p has no effect under greedy decoding; set temperature"),
@@ -42,12 +46,35 @@ def told(**document: Any) -> list[tuple[str, str]]:
         ({"window": {"min_duration_s": 9, "max_duration_s": 3}}, "/window", "above max_duration_s 3; lower it"),
         ({"warmup": {"min_requests": 9, "max_requests": 3}}, "/warmup", "above max_requests 3; lower it"),
         ({"baseline": {"min_s": 9, "max_s": 3}}, "/baseline", "above max_s 3; lower it"),
-        ({"baseline": {"enabled": False, "required": True}}, "", "remove one of them"),
-        ({"record": {"power": False}, "energy": {"required": True}}, "", "energy.required needs it; set it on"),
-        ({"record": {"power": False}, "prefill_probe": True}, "", "prefill_probe needs it; set it on"),
-        ({"backend": "simulated", "quality": True}, "", "set backend: pytorch"),
-        ({"backend": "tensorrt", "precision": "float32"}, "", "does not run in float32; set precision to"),
-        ({"backend": "tensorrt", "devices": {"count": 2}}, "", "set devices.count: 1, or change the parallel sizes"),
+        ({"baseline": {"enabled": False, "required": True}}, "/baseline/required", "remove one of them"),
+        (
+            {"record": {"power": False}, "energy": {"required": True}},
+            "/record/power",
+            "energy.required needs it; set it",
+        ),
+        ({"record": {"power": False}, "prefill_probe": True}, "/record/power", "prefill_probe needs it; set it on"),
+        ({"backend": "simulated", "quality": True}, "/quality", "set backend: pytorch"),
+        ({"backend": "tensorrt", "precision": "float32"}, "/precision", "does not run in float32; set precision to"),
+        (
+            {"backend": "tensorrt", "devices": {"count": 2}},
+            "/tensorrt/tensor_parallel_size",
+            "set devices.count: 1, or change the parallel sizes",
+        ),
+        (
+            {"backend": "vllm", "vllm": {"tensor_parallel_size": 4}, "devices": {"count": 2}},
+            "/vllm/tensor_parallel_size",
+            "vllm.tensor_parallel_size 4 needs as many GPUs and devices.count leases 2; set devices.count: 4",
+        ),
+        (
+            {"backend": "vllm", "vllm": {"tensor_parallel_size": 2}, "devices": {"kind": "*H100*"}},
+            "/vllm/tensor_parallel_size",
+            "leases 1; set devices.count: 2",
+        ),
+        (
+            {"pytorch": {"num_processes": 3}, "devices": {"count": 2}},
+            "/pytorch/num_processes",
+            "leases 2; set devices.count: 3",
+        ),
         ({"carbon": {}}, "/carbon", "set either gco2e_per_kwh or country"),
         ({"carbon": {"gco2e_per_kwh": 1, "country": "FRA"}}, "/carbon", "set either gco2e_per_kwh or country"),
         (
@@ -56,7 +83,7 @@ def told(**document: Any) -> list[tuple[str, str]]:
                 "simulated": {"num_processes": 3},
                 "traffic": {"mode": "closed", "concurrency": 2},
             },
-            "",
+            "/traffic/concurrency",
             "leaves nothing for some of the 3 processes",
         ),
     ],
@@ -64,6 +91,21 @@ def told(**document: Any) -> list[tuple[str, str]]:
 def test_what_can_not_be_together_is_refused_with_its_remedy(document: dict[str, Any], place: str, says: str) -> None:
     found = told(model="m", **document)
     assert [at for at, message in found if says in message] == [place], found
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"backend": "vllm", "vllm": {"tensor_parallel_size": 2}},
+        {"backend": "vllm", "vllm": {"tensor_parallel_size": 2}, "devices": {"kind": "cpu"}},
+        {"backend": "vllm", "vllm": {"tensor_parallel_size": 2}, "devices": {"count": 2}},
+        {"pytorch": {"num_processes": 2}, "devices": {"count": 4}},
+        {"pytorch": {"num_processes": 2}},
+    ],
+)
+def test_processes_on_the_cpu_and_on_as_many_gpus_are_accepted(document: dict[str, Any]) -> None:
+    """On the CPU the processes share its cores; whether it is one is known to the worker alone."""
+    assert len(expand(campaign_from_document({"model": "m", **document}, default_name="x")).experiments) == 1
 
 
 def test_every_problem_is_told_at_once_those_between_keys_too() -> None:
@@ -104,7 +146,7 @@ def test_a_rule_that_reads_a_key_with_a_problem_is_not_asked() -> None:
 
 def test_a_missing_model_hides_nothing() -> None:
     found = told(backend="pytorch", simulated={}, window={"min_duration_s": 9, "max_duration_s": 3})
-    assert [place for place, _ in found] == ["/model", "/window", ""]
+    assert [place for place, _ in found] == ["/model", "/window", "/simulated"]
 
 
 def test_all_of_several_rules_are_told() -> None:

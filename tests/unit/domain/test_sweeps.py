@@ -146,6 +146,8 @@ def test_listed_experiments_may_differ_in_their_backend() -> None:
         ({"experiments": [{"output": {"max_tokens": 3}}], "sweep": {"output.max_tokens": [1]}},
          "/experiments/0/output/max_tokens", "this would have no effect"),
         ({"experiments": [{"name": ""}]}, "/experiments/0/name", "1 to 200"),
+        ({"experiments": [{"name": "a"}, {}, {"name": "a", "output": {"max_tokens": 1}}]},
+         "/experiments/2/name", "experiment 1 of the list is named 'a' too"),
         ({"experiments": [{}, {"output": {"max_tokens": 0}}]}, "/experiments/1/output/max_tokens", "greater than"),
         ({"sweep": {"pytorch.batch_size": [1], "backend": ["simulated"]}}, "/sweep/pytorch.batch_size", "add the"),
         ({"pytorch": {}, "sweep": {"backend": ["simulated", "vlm"]}}, "/pytorch", "remove it"),

@@ -34,7 +34,7 @@ def test_unset_is_unset() -> None:
 
 def test_float32_is_refused_at_submit() -> None:
     assert problem(precision="float32") == (
-        "TensorRT-LLM does not run in float32; set precision to float16, bfloat16 or auto"
+        "precision: TensorRT-LLM does not run in float32; set precision to float16, bfloat16 or auto"
     )
 
 
