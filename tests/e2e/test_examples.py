@@ -60,8 +60,15 @@ QUICK: Final = {
         }
     ),
 }
+SHORT: Final = (
+    "execution.cycles=1",
+    "window.min_duration_s=2",
+    "baseline.enabled=false",
+    "prompts.sample_size=4",
+    "warmup.max_requests=5",
+)
 SLOW: Final = {
-    "decoding.yaml": Story({"greedy": [], "standard": [], "creative": []}, shortened=("execution.cycles=1",)),
+    "decoding.yaml": Story({"greedy": [], "standard": [], "creative": []}, shortened=SHORT),
     "experiments.yaml": Story(
         {
             "float32, batch_size=1": [],

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import yaml
 
 from lem_client.documents import read_document
 from lem_client.files import load_campaign_file
@@ -45,6 +46,10 @@ def test_every_example_is_valid_for_the_schema_and_for_the_client(path: Path) ->
         {"model": "m", "pytorch": {"bacth_size": 2}},
         {"model": "m", "sweep": {"pytorch.bacth_size": [1]}},
         {"model": "m", "sweep": {"pytorch.batch_size": 1}},
+        {"model": "m", "sweep": {"pytorch.batch_size": ["many"]}},
+        {"model": "m", "sweep": {"backend": ["pytroch"]}},
+        {"model": "m", "sweep": {"include": [{"output.mode": "natrual"}]}},
+        {"model": "m", "decoding": "greddy"},
         {"model": "m", "experiments": [{"backend": "no-such"}]},
         {"model": "m", "execution": {"cycles": "three"}},
         {"model": "m", "on_refused": "perhaps"},
@@ -53,6 +58,23 @@ def test_every_example_is_valid_for_the_schema_and_for_the_client(path: Path) ->
 def test_the_schema_refuses_what_the_client_refuses(document: dict[str, object]) -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(document, campaign_file_schema(), jsonschema.Draft202012Validator)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"model": "m", "decoding": "greedy"},
+        {"model": {"id": "m"}, "decoding": {"preset": "standard", "temperature": 0.5}},
+        {"model": "m", "experiments": [{"name": "a", "decoding": "standard"}, {"decoding": {"seed": 1}}]},
+        {"model": "m", "sweep": {"decoding": ["greedy", {"temperature": 1}], "model": ["m", {"id": "n"}]}},
+        {"model": "m", "sweep": {"zip": [{"decoding.top_k": [None, 5], "energy.sources": ["auto", ["rapl"]]}]}},
+    ],
+)
+def test_the_schema_takes_what_the_client_takes(document: dict[str, object], tmp_path: Path) -> None:
+    jsonschema.validate(document, campaign_file_schema(), jsonschema.Draft202012Validator)
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({"on_refused": "skip", **document}))
+    assert load_campaign_file(path).plan.experiments
 
 
 def test_the_schema_itself_is_one() -> None:

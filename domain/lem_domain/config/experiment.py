@@ -281,7 +281,9 @@ class ExperimentConfig(ConfigModel):
     prompts: PromptsConfig = Field(default_factory=PromptsConfig, description="The prompts.")
     input: InputConfig = Field(default_factory=InputConfig, description="Prompt length.")
     output: OutputConfig = Field(default_factory=OutputConfig, description="Output length.")
-    decoding: DecodingConfig = Field(default_factory=DecodingConfig, description="Choice of tokens.")
+    decoding: Annotated[
+        DecodingConfig, BeforeValidator(expand_decoding, json_schema_input_type=DecodingPreset | DecodingConfig)
+    ] = Field(default_factory=DecodingConfig, description="Choice of tokens; a plain text is a preset's name.")
     devices: DevicesConfig = Field(default_factory=DevicesConfig, description="Devices of a run.")
     traffic: TrafficConfig = Field(default_factory=TrafficConfig, description="How requests arrive.")
     window: WindowConfig = Field(default_factory=WindowConfig, description="The measured window.")

@@ -24,7 +24,7 @@ _TYPES: Final = {
     "array": "list",
     "null": "null",
 }
-_BOUNDS: Final = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+BOUNDS: Final = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 _SIZES: Final = {
     "minLength": "at least {} characters",
     "maxLength": "at most {} characters",
@@ -85,24 +85,24 @@ def _members(owner: Schema, definitions: Schema, prefix: str) -> Iterator[Key]:
     required = set(owner.get("required", ()))
     for name, described in owner.get("properties", {}).items():
         path = f"{prefix}{name}"
-        alternatives = tuple(_alternatives(described, definitions))
-        holders = [(one, "") for one in alternatives if "properties" in one]
+        found = tuple(alternatives(described, definitions))
+        holders = [(one, "") for one in found if "properties" in one]
         holders += [
             (inner, "[]")
-            for one in alternatives
+            for one in found
             if one.get("type") == "array"
-            for inner in _alternatives(one.get("items", {}), definitions)
+            for inner in alternatives(one.get("items", {}), definitions)
             if "properties" in inner
         ]
         yield Key(
             path=path,
-            type=" or ".join(dict.fromkeys(_type(one, definitions) for one in alternatives if not _is_null(one))),
+            type=" or ".join(dict.fromkeys(_type(one, definitions) for one in found if not _is_null(one))),
             required=name in required,
             default=described.get("default"),
             unit=described.get("x-unit"),
-            constraint=_constraint(alternatives, definitions),
+            constraint=_constraint(found, definitions),
             description=described.get("description")
-            or next((one["description"] for one in alternatives if "description" in one), ""),
+            or next((one["description"] for one in found if "description" in one), ""),
             engine_parameter=described.get("x-engine-parameter"),
             group=bool(holders),
         )
@@ -110,13 +110,13 @@ def _members(owner: Schema, definitions: Schema, prefix: str) -> Iterator[Key]:
             yield from _members(holder, definitions, f"{path}{suffix}.")
 
 
-def _alternatives(schema: Schema, definitions: Schema) -> Iterator[Schema]:
+def alternatives(schema: Schema, definitions: Schema) -> Iterator[Schema]:
     """The members of a union, references followed; the thing itself where it is none."""
     if "$ref" in schema:
-        yield from _alternatives(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+        yield from alternatives(definitions[schema["$ref"].rpartition("/")[2]], definitions)
     elif "anyOf" in schema or "oneOf" in schema:
         for member in schema.get("anyOf", ()) or schema["oneOf"]:
-            yield from _alternatives(member, definitions)
+            yield from alternatives(member, definitions)
     else:
         yield schema
 
@@ -129,20 +129,20 @@ def _type(schema: Schema, definitions: Schema) -> str:
     if "enum" in schema or "const" in schema:
         return ", ".join(f"`{one}`" for one in schema.get("enum", (schema.get("const"),)))
     if schema.get("type") == "array" and schema.get("items"):
-        inner = dict.fromkeys(_type(one, definitions) for one in _alternatives(schema["items"], definitions))
+        inner = dict.fromkeys(_type(one, definitions) for one in alternatives(schema["items"], definitions))
         return f"list of {' or '.join(inner)}"
     if "pattern" in schema and schema.get("type") == "string":
         return f"text like `{schema['pattern']}`"
     return _TYPES.get(schema.get("type", ""), "any value")
 
 
-def _constraint(alternatives: tuple[Schema, ...], definitions: Schema) -> str | None:
+def _constraint(members: tuple[Schema, ...], definitions: Schema) -> str | None:
     """The bounds of every alternative, and of what lists and maps hold."""
     found: list[str] = []
-    for one in alternatives:
-        held = _alternatives(one["items"], definitions) if one.get("type") == "array" and "items" in one else ()
+    for one in members:
+        held = alternatives(one["items"], definitions) if one.get("type") == "array" and "items" in one else ()
         for schema in (one, *held):
-            found += [f"{sign} {_number(schema[name])}" for name, sign in _BOUNDS.items() if name in schema]
+            found += [f"{sign} {_number(schema[name])}" for name, sign in BOUNDS.items() if name in schema]
             found += [text.format(schema[name]) for name, text in _SIZES.items() if name in schema]
     return ", ".join(dict.fromkeys(found)) or None
 

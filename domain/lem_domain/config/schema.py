@@ -9,7 +9,7 @@ from typing import Any, Final
 from lem_domain.config.campaign import CAMPAIGN_KEYS, CampaignSpec
 from lem_domain.config.combinations import NAME
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.config.introspection import experiment_keys
+from lem_domain.config.introspection import BOUNDS, alternatives, experiment_keys
 from lem_domain.config.presets import builtin_presets
 from lem_domain.config.sweep import EXCLUDE, INCLUDE, ZIP
 
@@ -28,7 +28,7 @@ def _made() -> Schema:
     # A part of an experiment: its maps are merged with those below, so that nothing in them is required.
     definitions["Experiment"] = _object({**listed, **keys}, "What differs from the base.")
     own = {name: described for name, described in campaign["properties"].items() if name in CAMPAIGN_KEYS}
-    own["sweep"] = _sweep(own["sweep"].get("description", ""), definitions)
+    own["sweep"] = _sweep(own["sweep"].get("description", ""), keys, definitions)
     own["experiments"] = {**own["experiments"], "items": {"$ref": "#/$defs/Experiment"}}
     names = {"anyOf": [{"enum": list(builtin_presets())}, {"type": "string", "minLength": 1}]}
     files = {"type": "string", "minLength": 1}
@@ -58,11 +58,16 @@ def campaign_file_schema() -> Schema:
     return copy.deepcopy(_made())
 
 
-def _sweep(description: str, definitions: Schema) -> Schema:
+def _sweep(description: str, keys: Schema, definitions: Schema) -> Schema:
     """Every key by its dotted path, with the values it takes."""
     described = {key.path: key.description for key in experiment_keys() if "[]" not in key.path}
-    axes = {path: {"type": "array", "minItems": 1, "description": text} for path, text in described.items()}
-    rows = {path: {"description": text} for path, text in described.items()}
+    for path, text in described.items():
+        definitions[f"value.{path}"] = {**_value(path, keys, definitions), "description": text}
+    rows: Schema = {path: {"$ref": f"#/$defs/value.{path}"} for path in described}
+    axes = {
+        path: {"type": "array", "minItems": 1, "items": rows[path], "description": text}
+        for path, text in described.items()
+    }
     definitions["Axes"] = _object(axes, "Paths with their values.")
     definitions["Row"] = _object(rows, "Paths with a value each.")
     groups = {
@@ -75,6 +80,22 @@ def _sweep(description: str, definitions: Schema) -> Schema:
         EXCLUDE: {"type": "array", "items": {"$ref": "#/$defs/Row"}, "description": "Combinations to leave out."},
     }
     return _object({**groups, **axes}, description)
+
+
+def _value(path: str, keys: Schema, definitions: Schema) -> Schema:
+    """What may stand at a dotted path; without bounds, as a combination that is refused may be left out."""
+    head, _, rest = path.partition(".")
+    if rest:
+        inner = next(one["properties"] for one in alternatives(keys[head], definitions) if "properties" in one)
+        return _value(rest, inner, definitions)
+    return _without_bounds({name: part for name, part in keys[head].items() if name != "default"})
+
+
+def _without_bounds(schema: Schema) -> Schema:
+    kept = {name: part for name, part in schema.items() if name not in BOUNDS}
+    if "anyOf" in kept:
+        kept["anyOf"] = [_without_bounds(one) for one in kept["anyOf"]]
+    return kept
 
 
 def _object(properties: Schema, description: str) -> Schema:
