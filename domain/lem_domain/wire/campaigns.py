@@ -240,7 +240,9 @@ class CampaignPlan(AnswerModel):
         description="Lower bound on one device: the measured windows, and the gaps by time between them."
     )
     minimum_gap_s: float = Field(description="How much of it are gaps.")
-    notes: tuple[str, ...] = Field(default=(), description="What a registered worker can't run, and why.")
+    notes: tuple[str, ...] = Field(
+        default=(), description="What registered workers can't run, why, and how much they can."
+    )
     # The last two, because they are sent piece by piece.
     experiments: tuple[PlannedExperimentView, ...] = Field(description="All of them, or as many as were asked for.")
     runs: tuple[PlannedRunView, ...] = Field(description="The same of the runs, in their order.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -12,9 +13,10 @@ from pydantic.types import JsonValue
 from lem_domain.config.campaign import CAMPAIGN_KEYS, CampaignSpec
 from lem_domain.config.duration import least_duration
 from lem_domain.config.expansion import Needs, Plan, PlannedExperiment, expand, preview
-from lem_domain.config.experiment import DevicesConfig
+from lem_domain.config.experiment import BackendName, DevicesConfig
 from lem_domain.config.ordering import PlannedRun
 from lem_domain.config.validation import pointer
+from lem_domain.engines import has_engine
 from lem_domain.errors import ConfigurationError, FieldProblem
 from lem_domain.prompt_sets import builtin_prompt_sets
 from lem_domain.wire.campaigns import (
@@ -89,31 +91,49 @@ def _distinct_needs(planned: Plan) -> Iterable[Needs]:
     return dict.fromkeys(experiment.needs for experiment in planned.experiments)
 
 
-def notes(experiments: Sequence[PlannedExperiment], served: Sequence[ServedBackend]) -> tuple[str, ...]:
-    """What no registered worker can run, one sentence each."""
-    wanted: dict[str, dict[DevicesConfig, None]] = {}
-    for needs in dict.fromkeys(experiment.needs for experiment in experiments):
-        wanted.setdefault(needs.backend.value, {})[needs.devices] = None
-    found = []
+def notes(planned: Plan, served: Sequence[ServedBackend]) -> tuple[str, ...]:
+    """What registered workers can't run, one sentence each, and last how much they can."""
+    wanted: dict[BackendName, dict[DevicesConfig, None]] = {}
+    for needs in _distinct_needs(planned):
+        wanted.setdefault(needs.backend, {})[needs.devices] = None
+    found: list[str] = []
+    able: dict[BackendName, list[ServedBackend]] = {}
     for backend, choices in wanted.items():
-        workers = [one.devices for one in served if one.backend == backend]
+        workers = [one for one in served if one.backend == backend]
+        able[backend] = [one for one in workers if has_engine(backend, one.versions)]
         if not workers:
-            found.append(f"No registered worker serves backend {backend!r}; its runs wait until one is started.")
-            continue
-        most = max(len(devices) for devices in workers)
-        needed = max(choice.count for choice in choices)
-        if needed > most:
+            found.append(f"No registered worker serves backend {backend.value!r}; its runs wait until one is started.")
+        elif not able[backend]:
             found.append(
-                f"Some runs need {needed} devices, but no registered worker for backend {backend!r} has more than "
-                f"{most}; they wait until one has."
+                f"No registered worker for backend {backend.value!r} has its engine; its runs end as "
+                "backend_unavailable, each with what to install."
             )
-        found += [
-            f"No registered worker for backend {backend!r} has {choice.describe()}; runs that want them wait until "
-            "one has."
-            for choice in choices
-            if choice.count <= most and not any(choice.fit(devices) for devices in workers)
-        ]
-    return tuple(found)
+        else:
+            found += _missing_devices(backend, choices, able[backend])
+    can = Counter(
+        any(one.needs.devices.fit(worker.devices) for worker in able[one.needs.backend]) for one in planned.experiments
+    )
+    cycles = len(planned.runs) // max(1, len(planned.experiments))
+    share = "all" if not can[False] else f"{can[True] * cycles} of the"
+    return (*found, f"Registered workers can run {share} {len(planned.runs)} runs.")
+
+
+def _missing_devices(
+    backend: BackendName, choices: Collection[DevicesConfig], workers: Sequence[ServedBackend]
+) -> Iterator[str]:
+    most = max(len(worker.devices) for worker in workers)
+    needed = max(choice.count for choice in choices)
+    if needed > most:
+        yield (
+            f"Some runs need {needed} devices, but no registered worker for backend {backend.value!r} has more than "
+            f"{most}; they wait until one has."
+        )
+    for choice in choices:
+        if choice.count <= most and not any(choice.fit(worker.devices) for worker in workers):
+            yield (
+                f"No registered worker for backend {backend.value!r} has {choice.describe()}; runs that want them wait "
+                "until one has."
+            )
 
 
 def answer(spec: CampaignSpec, planned: Plan, notes_on_it: tuple[str, ...], *, listed: int | None) -> Iterator[bytes]:

@@ -60,10 +60,11 @@ class ExperimentRow(NamedTuple):
 
 
 class ServedBackend(NamedTuple):
-    """What one worker that didn't sign off serves, and on which devices."""
+    """What one worker that didn't sign off serves, on which devices, and with which packages."""
 
     backend: str
     devices: list[dict[str, str]]
+    versions: dict[str, str]
 
 
 _INSERT = text("""
@@ -337,7 +338,7 @@ async def get_experiment(connection: AsyncConnection, experiment_id: UUID) -> Ow
 
 # There are few workers: a scan.
 _SERVED = text("""
-    SELECT backend, devices FROM workers WHERE signed_off_at IS NULL ORDER BY id
+    SELECT backend, devices, versions FROM workers WHERE signed_off_at IS NULL ORDER BY id
 """)
 
 

@@ -52,7 +52,7 @@ async def plan(engine: AsyncEngine, spec: CampaignSpec, *, listed: int | None) -
     async with engine.connect() as connection:
         await _refuse_missing_prompts(connection, planned)
         served = await queries.served_backends(connection)
-    return planning.answer(spec, planned, planning.notes(planned.experiments, served), listed=listed)
+    return planning.answer(spec, planned, planning.notes(planned, served), listed=listed)
 
 
 async def resolve(spec: CampaignSpec) -> Plan:

@@ -50,7 +50,10 @@ async def test_a_plan_shows_what_would_be_queued_and_queues_nothing(
     assert [one["display_name"] for one in plan["experiments"]] == ["batch_size=1", "batch_size=8"]
     assert [(run["experiment"], run["cycle"]) for run in plan["runs"]] == [(0, 1), (1, 1), (0, 2), (1, 2)]
     assert plan["minimum_duration_s"] == 40
-    assert plan["notes"] == ["No registered worker serves backend 'simulated'; its runs wait until one is started."]
+    assert plan["notes"] == [
+        "No registered worker serves backend 'simulated'; its runs wait until one is started.",
+        "Registered workers can run 0 of the 4 runs.",
+    ]
     assert await rows_of(engine, "campaigns") == 0
 
 

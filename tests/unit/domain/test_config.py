@@ -119,6 +119,57 @@ def test_hashes_stay_what_they_are() -> None:
     assert hash_of(model="builtin:tiny-llama", pytorch={"batch_size": 8}, output={"max_tokens": 32}) == GOLDEN_BATCH
 
 
+@pytest.mark.parametrize(
+    ("document", "digest"),
+    [
+        (
+            {
+                "model": "m",
+                "backend": "vllm",
+                "vllm": {"max_num_seqs": 8, "speculative_config": {"num_speculative_tokens": 3}},
+                "precision": "bfloat16",
+            },
+            "c47c23720036eb60220408aa952536506e9c9a7363b90ca6f354938b83cbeb5b",
+        ),
+        (
+            {
+                "model": {"id": "m", "weights": "dummy"},
+                "backend": "tensorrt",
+                "tensorrt": {"tensor_parallel_size": 2, "kv_cache": {"dtype": "fp8"}},
+                "devices": {"count": 2},
+            },
+            "4ceda24acc46bd9ac91c3bfc0ac06b0b6c040665fcd76a73e7d20d2f220f84dd",
+        ),
+        (
+            {
+                "model": "m",
+                "backend": "simulated",
+                "simulated": {"power_w": 50, "fail": {"at": "load", "how": "raise"}},
+                "traffic": {"mode": "open", "rate_per_s": 0.1, "slo": {"ttft_ms": 200}},
+            },
+            "86f5196f236677f693fdef60dc8408f2f7aa93d759fce1c67e836f65533eb220",
+        ),
+        (
+            {
+                "model": "ü",
+                "decoding": "creative",
+                "prompts": {"synthetic": {"prompt_tokens": 9, "count": 4}},
+                "warmup": {"power_slope": None},
+                "energy": {"sources": ["rapl"]},
+                "carbon": {"country": "FRA"},
+                "allow": ["pytorch.batch_size"],
+            },
+            "7449d3b792191d932e560222346d7837ff5125f7486bcbd14820584b1939b4f5",
+        ),
+    ],
+    ids=["vllm", "tensorrt", "simulated", "universal"],
+)
+def test_hashes_of_every_tier_stay_what_they_are(document: dict[str, object], digest: str) -> None:
+    assert hash_of(**document) == digest
+    whole = ExperimentConfig.model_validate(document).model_dump(mode="json")
+    assert hash_of(**whole) == digest, "every default written out"
+
+
 GOLDEN_PLAIN = "c62c49a78f23be2617c7fd8ef6d96de97a9a562250d26cd8e19390d08c676e5d"
 GOLDEN_BATCH = "fb81d23055d40a83ed6aea07911dbda593af76b99ee2ae373fcb441d97962faf"
 

@@ -90,18 +90,40 @@ def test_the_least_duration_is_the_sum_of_all_windows() -> None:
 
 
 DEVICE = {"uuid": "SIM-0", "kind": "simulated", "name": "Simulated"}
+GPU = {"uuid": "GPU-0", "kind": "gpu", "name": "NVIDIA H100"}
+TORCH = {"torch": "2.13.0"}
 
 
 @pytest.mark.parametrize(
     ("served", "words"),
     [
-        ([], ["No registered worker serves backend 'simulated'"]),
-        ([ServedBackend("simulated", [DEVICE])], ["need 2 devices"]),
-        ([ServedBackend("simulated", [DEVICE, DEVICE])], []),
+        ([], ["No registered worker serves backend 'simulated'", "can run 0 of the 2 runs"]),
+        ([ServedBackend("simulated", [DEVICE], {})], ["need 2 devices", "can run 0 of the 2 runs"]),
+        ([ServedBackend("simulated", [DEVICE, DEVICE], {})], ["can run all 2 runs"]),
     ],
 )
 def test_notes_name_what_no_worker_can_run(served: list[ServedBackend], words: list[str]) -> None:
-    planned = planning.plan(spec({"devices": {"count": 2}}))
-    notes = planning.notes(planned.experiments, served)
+    planned = planning.plan(spec({"devices": {"count": 2}}, execution={"cycles": 2}))
+    notes = planning.notes(planned, served)
     assert len(notes) == len(words)
     assert all(word in note for word, note in zip(words, notes, strict=True))
+
+
+def test_notes_tell_of_each_backend_its_engine_and_devices_and_how_much_can_run() -> None:
+    submitted = spec(
+        sweep={"backend": ["simulated", "pytorch", "vllm"], "devices.kind": [None, "*A100*"]}, execution={"cycles": 3}
+    )
+    served = [
+        ServedBackend("simulated", [DEVICE], {}),
+        ServedBackend("pytorch", [GPU], TORCH),
+        ServedBackend("vllm", [GPU], TORCH),
+    ]
+    assert planning.notes(planning.plan(submitted), served) == (
+        "No registered worker for backend 'simulated' has 1 device of kind '*A100*'; runs that want them wait until "
+        "one has.",
+        "No registered worker for backend 'pytorch' has 1 device of kind '*A100*'; runs that want them wait until "
+        "one has.",
+        "No registered worker for backend 'vllm' has its engine; its runs end as backend_unavailable, each with what "
+        "to install.",
+        "Registered workers can run 6 of the 18 runs.",
+    )
