@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import tomllib
@@ -25,6 +26,8 @@ MAX_DEPTH: Final = 50
 MAX_DIGITS: Final = 400
 """Of a whole number: more than any that a float has, and few enough for Python to make."""
 
+_HALVES: Final = re.compile(r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}(?P<low>\\u[dD][c-fC-F][0-9a-fA-F]{2})|.)")
+_ODD: Final = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _TOML_PLACE: Final = re.compile(r"\(at (?:line (?P<line>\d+), column \d+|end of document)\)")
 _MANY_DIGITS: Final = re.compile(rf"[0-9_]{{{MAX_DIGITS},}}")
 _PREFIX: Final = "tag:yaml.org,2002:"
@@ -52,13 +55,31 @@ class Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """JSON's types only: a date is the text that was written."""
+    """JSON's types only: a date is the text that was written. Numbers and truth are those of YAML 1.2 and JSON, so that
+    010 is ten, 1e-3 is a number, 1:30 is no number of seconds, and NO is a country."""
 
 
+_YAML_1_1: Final = frozenset(_PREFIX + name for name in ("timestamp", "bool", "int", "float"))
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _PREFIX + "timestamp"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _YAML_1_1]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+# https://yaml.org/spec/1.2.2/#103-core-schema
+for _name, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
+):
+    _Loader.add_implicit_resolver(_PREFIX + _name, re.compile(rf"^(?:{_pattern})$"), list(_first))
+
+
+def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node))
+    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+
+_Loader.add_constructor(_PREFIX + "int", _whole_number)
 
 
 def read_document(path: Path) -> Document:
@@ -69,7 +90,13 @@ def read_document(path: Path) -> Document:
     """
     text = read_text(path, MAX_FILE_BYTES, "a campaign file")
     try:
-        document = _toml(path, text) if path.suffix.lower() == ".toml" else _yaml(path, text)
+        match path.suffix.lower():
+            case ".toml":
+                document = _toml(path, text)
+            case ".json":
+                document = _yaml(path, _json_as_yaml(text))
+            case _:
+                document = _yaml(path, text)
     except RecursionError:
         raise FileError((f"{path}: values are nested deeper than {MAX_DEPTH} levels; flatten the file",)) from None
     return document
@@ -231,6 +258,13 @@ class _Walk:
 
     def _note(self, place: tuple[str | int, ...], node: yaml.Node) -> None:
         self.lines.setdefault(pointer(place), node.start_mark.line + 1)
+
+
+def _json_as_yaml(text: str) -> str:
+    """What JSON has and YAML doesn't: tabs between values, characters in halves, and some that would end a line or are
+    none there. Lines stay where they are."""
+    whole = _HALVES.sub(lambda found: json.loads(f'"{found[0]}"') if found["low"] else found[0], text)
+    return _ODD.sub(lambda found: f"\\u{ord(found[0]):04x}", whole.replace("\t", " "))
 
 
 # --- TOML -------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lem_client.documents import parse_value
+from lem_client.documents import parse_value, read_document
 from lem_client.errors import FileError
 from lem_client.files import load_campaign_file
 from lem_domain.config.validation import MOST_PROBLEMS
@@ -60,6 +60,67 @@ def test_a_date_is_the_text_that_was_written(tmp_path: Path) -> None:
     assert load_campaign_file(write(tmp_path, BASE + "labels: {day: 2026-01-02}\n")).spec.labels == {
         "day": "2026-01-02"
     }
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("010", 10),
+        ("1e-3", 0.001),
+        ("1E5", 1e5),
+        ("-.5", -0.5),
+        ("3.", 3.0),
+        ("0x1F", 31),
+        ("0o17", 15),
+        ("1:30", "1:30"),
+        ("NO", "NO"),
+        ("off", "off"),
+        ("True", True),
+        ("1_000", "1_000"),
+        ("v1.2", "v1.2"),
+        ("e5", "e5"),
+        ("~", None),
+    ],
+)
+def test_numbers_and_truth_are_those_of_yaml_1_2(tmp_path: Path, written: str, value: object) -> None:
+    assert parse_value(written) == value
+    found = load_campaign_file(write(tmp_path, f"{BASE}metadata: {{x: {written}}}\n")).spec.metadata["x"]
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_json_may_have_tabs_and_characters_in_halves(tmp_path: Path) -> None:
+    labels = r'{"a": "\ud83d\ude00", "b": "\\ud83d\\ude00"}'
+    text = f'{{\n\t"backend": "simulated",\n\t"model": "m",\n\t"labels": {labels},\n'
+    loaded = load_campaign_file(write(tmp_path, text + '\t"output": {"max_tokens": 1E1}\n}\n', "c.json"))
+    assert loaded.spec.labels == {"a": "\U0001f600", "b": r"\ud83d\ude00"}
+    assert loaded.plan.experiments[0].config.output.max_tokens == 10
+    (problem,) = problems(write(tmp_path, text + '\t"output": {"max_tokens": 0}\n}\n', "c.json"))
+    assert problem.startswith("c.json:5: output.max_tokens: ")
+    assert "half of a character" in problems(write(tmp_path, '{"model": "\\ud83d"}', "c.json"))[0]
+
+
+@given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(st.characters(exclude_categories=["Cs"])),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=3)
+        ),
+        max_leaves=8,
+    ),
+    st.sampled_from([None, 1, "\t"]),
+    st.booleans(),
+)
+def test_json_is_read_as_json(
+    tmp_path_factory: pytest.TempPathFactory, value: object, indent: int | str | None, ascii_only: bool
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_text(json.dumps({"x": value}, indent=indent, ensure_ascii=ascii_only), encoding="utf-8")
+    assert read_document(path).values == {"x": value}
 
 
 def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
