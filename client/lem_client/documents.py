@@ -16,6 +16,7 @@ from pydantic.types import JsonValue
 
 from lem_client.errors import FileError
 from lem_client.toml_lines import toml_lines
+from lem_client.yaml_dialect import PREFIX, Loader
 from lem_domain.config.validation import pointer
 
 MAX_FILE_BYTES: Final = 2**20
@@ -30,9 +31,8 @@ _HALVES: Final = re.compile(r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}(?P<low>\\u[dD][c-
 _ODD: Final = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _TOML_PLACE: Final = re.compile(r"\(at (?:line (?P<line>\d+), column \d+|end of document)\)")
 _MANY_DIGITS: Final = re.compile(rf"[0-9_]{{{MAX_DIGITS},}}")
-_PREFIX: Final = "tag:yaml.org,2002:"
 _PLAIN_TAGS: Final = frozenset(
-    _PREFIX + name for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge", "value")
+    PREFIX + name for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge", "value")
 )
 
 
@@ -52,34 +52,6 @@ class Document:
                 return self.lines[place]
             place = place.rpartition("/")[0]
         return None
-
-
-class _Loader(yaml.SafeLoader):
-    """JSON's types only: a date is the text that was written. Numbers and truth are those of YAML 1.2 and JSON, so that
-    010 is ten, 1e-3 is a number, 1:30 is no number of seconds, and NO is a country."""
-
-
-_YAML_1_1: Final = frozenset(_PREFIX + name for name in ("timestamp", "bool", "int", "float"))
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _YAML_1_1]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-# https://yaml.org/spec/1.2.2/#103-core-schema
-for _name, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
-    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
-):
-    _Loader.add_implicit_resolver(_PREFIX + _name, re.compile(rf"^(?:{_pattern})$"), list(_first))
-
-
-def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    text = str(loader.construct_scalar(node))
-    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
-
-
-_Loader.add_constructor(_PREFIX + "int", _whole_number)
 
 
 def read_document(path: Path) -> Document:
@@ -135,7 +107,7 @@ def parse_value(text: str) -> JsonValue:
     """
     name = Path("--set")
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        node = yaml.compose(text, Loader=Loader)
         if node is None:
             return None
         _Walk(name).check(node)
@@ -150,7 +122,7 @@ def parse_value(text: str) -> JsonValue:
 
 def _yaml(path: Path, text: str) -> Document:
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        node = yaml.compose(text, Loader=Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -170,7 +142,7 @@ def _yaml(path: Path, text: str) -> Document:
 
 
 def _construct(path: Path, text: str, node: yaml.Node) -> Any:
-    loader = _Loader(text)
+    loader = Loader(text)
     try:
         return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
@@ -213,10 +185,10 @@ class _Walk:
         seen: dict[str, int] = {}
         found = []
         for key, value in node.value:
-            if key.tag == _PREFIX + "merge":
+            if key.tag == PREFIX + "merge":
                 found.append(_Visit(value, place))
                 continue
-            if not isinstance(key, yaml.ScalarNode) or key.tag != _PREFIX + "str":
+            if not isinstance(key, yaml.ScalarNode) or key.tag != PREFIX + "str":
                 shown = key.value if isinstance(key, yaml.ScalarNode) else "this"
                 self._refuse(key, f"{shown!r} is no text, and keys must be; put it in quotes")
             name = str(key.value)
@@ -242,15 +214,15 @@ class _Walk:
     def _check_scalar(self, node: yaml.ScalarNode) -> None:
         if node.tag not in _PLAIN_TAGS:
             self._refuse_tag(node)
-        if node.tag == _PREFIX + "float" and node.value.lower().lstrip("+-") in (".inf", ".nan"):
+        if node.tag == PREFIX + "float" and node.value.lower().lstrip("+-") in (".inf", ".nan"):
             self._refuse(node, f"{node.value} is no number that can be configured; write a finite one")
-        if node.tag == _PREFIX + "int" and len(node.value) > MAX_DIGITS:
+        if node.tag == PREFIX + "int" and len(node.value) > MAX_DIGITS:
             self._refuse(node, f"a number of {len(node.value)} digits is too long; write a shorter one")
         if any("\ud800" <= character <= "\udfff" for character in node.value):
             self._refuse(node, "the text holds half of a character (a surrogate); write the whole one")
 
     def _refuse_tag(self, node: yaml.Node) -> None:
-        shown = str(node.tag).replace(_PREFIX, "!!")
+        shown = str(node.tag).replace(PREFIX, "!!")
         self._refuse(node, f"tag {shown} is not supported; write a plain value")
 
     def _refuse(self, node: yaml.Node, message: str) -> None:

@@ -119,10 +119,10 @@ def presets(
             [{"name": one.name, "description": one.description, "values": dict(one.values)} for one in chosen]
         )
     elif name is not None:
-        import yaml  # noqa: PLC0415 - not needed for the list
+        from lem_client.yaml_dialect import as_block  # noqa: PLC0415 - not needed for the list
 
         session.print(f"# {chosen[0].description}")
-        session.print(yaml.safe_dump(dict(chosen[0].values), sort_keys=False).rstrip())
+        session.print(as_block(dict(chosen[0].values)))
     else:
         session.print(table(("preset", "for"), [(one.name, one.description) for one in chosen]))
 

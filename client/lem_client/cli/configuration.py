@@ -69,7 +69,7 @@ def show(
     if provenance:
         _show_provenance(session, loaded)
         return
-    import yaml  # noqa: PLC0415 - not needed for --json
+    from lem_client.yaml_dialect import as_block  # noqa: PLC0415 - not needed for --json
 
     parts: list[dict[str, JsonValue]] = [{"name": loaded.spec.name, "execution": execution}]
     parts += [
@@ -77,7 +77,7 @@ def show(
         for one in loaded.plan.experiments
     ]
     for part in parts:
-        session.print(clean(yaml.safe_dump(part, sort_keys=False, allow_unicode=True).rstrip()))
+        session.print(clean(as_block(part)))
         session.print("")
 
 

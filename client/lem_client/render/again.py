@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pydantic import BaseModel, ValidationError
 from pydantic.types import JsonValue
 
+from lem_client.yaml_dialect import as_line
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.hashing import config_hash
 from lem_domain.errors import LemError
@@ -114,19 +115,8 @@ def _lines(values: Mapping[str, JsonValue], defaults: Mapping[str, JsonValue], i
     for key, value in values.items():
         default = defaults.get(key)
         if isinstance(value, dict) and value and isinstance(default, dict | None):
-            yield f"{indent}{_scalar(key)}:"
+            yield f"{indent}{as_line(key)}:"
             yield from _lines(value, default or {}, indent + "  ")
             continue
         mark = "  # the default" if key in defaults and default == value else ""
-        yield f"{indent}{_scalar(key)}: {_scalar(value)}{mark}"
-
-
-def _scalar(value: JsonValue) -> str:
-    """One value on one line."""
-    import yaml  # noqa: PLC0415 - not needed for --json
-
-    # What can't be seen is escaped, so that a terminal shows the file and a copy of it is the same.
-    text = yaml.safe_dump(
-        value, default_flow_style=True, allow_unicode=str(value).isprintable(), width=float("inf"), sort_keys=False
-    )
-    return text.removesuffix("\n").removesuffix("\n...").strip()
+        yield f"{indent}{as_line(key)}: {as_line(value)}{mark}"
