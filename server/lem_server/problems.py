@@ -11,6 +11,7 @@ from uuid import UUID
 import asyncpg
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from pydantic.types import JsonValue
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -18,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from lem_domain.config.hashing import canonical_json
-from lem_domain.config.validation import pointer
+from lem_domain.config.validation import MOST_PROBLEMS, keys_at, pointer, unknown_key_message
 from lem_domain.errors import ConfigurationError, FieldProblem, LemError, Problem, ProblemCode
 from lem_domain.ids import IdKind, format_id
 
@@ -169,7 +170,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _validation(request: Request, error: RequestValidationError) -> Response:
-        return problem_response(_from_validation(error), _request_id(request))
+        return problem_response(_from_validation(error, _body_model(request)), _request_id(request))
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
@@ -206,15 +207,23 @@ def problem_of(error: Exception, request_id: str | None) -> ProblemError:
     return found
 
 
-def _from_validation(error: RequestValidationError) -> ProblemError:
+def _body_model(request: Request) -> type[BaseModel] | None:
+    """What the body should have been, where that is one model."""
+    field = getattr(request.scope.get("route"), "body_field", None)
+    found = field.field_info.annotation if field is not None else None
+    return found if isinstance(found, type) and issubclass(found, BaseModel) else None
+
+
+def _from_validation(error: RequestValidationError, model: type[BaseModel] | None) -> ProblemError:
     found = []
-    for one in error.errors():
+    for one in error.errors()[:MOST_PROBLEMS]:
         kind, place = one["type"], [part for part in one["loc"] if part != "body"]
         if kind == "json_invalid":
             return ProblemError(ProblemCode.BAD_REQUEST, f"the body is no JSON: {one['ctx']['error']}.")
         message = one["msg"].removeprefix("Value error, ")
         if kind == "extra_forbidden":
-            message = f"unknown key {place[-1]!r}; remove it or correct its name"
+            known = keys_at(model, place[:-1]) if model is not None else ()
+            message = unknown_key_message(str(place[-1]), known) if known else f"unknown key {place[-1]!r}; remove it"
         elif kind == "missing":
             message = f"{place[-1]!r} is required; add it" if place else "a JSON body is required; send one"
         found.append(FieldProblem(pointer=pointer(place), message=message))

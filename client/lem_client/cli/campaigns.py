@@ -50,6 +50,8 @@ def list_campaigns(
     found = tuple(islice(session.client.campaigns(state=state, name=name, labels=labels), limit))
     if session.as_json:
         session.print_json_list(found)
+    elif not found and (state is not None or name is not None or labels):
+        session.say("No campaign is like that; `lemctl list` shows those that there are.")
     elif not found:
         session.say("There are no campaigns; `lemctl run FILE` makes one.")
     else:

@@ -181,9 +181,7 @@ def _problem(model: type[BaseModel], details: ErrorDetails) -> FieldProblem:
     location = _without_union_tags(model, details["loc"])
     kind, message = details["type"], details["msg"]
     if kind == "extra_forbidden":
-        owner = _model_at(model, location[:-1])
-        known = tuple(owner.model_fields) if owner else ()
-        message = unknown_key_message(str(location[-1]), known)
+        message = unknown_key_message(str(location[-1]), keys_at(model, location[:-1]))
     elif kind == "missing":
         message = f"{location[-1]!r} is required; add it"
     elif kind == "value_error":
@@ -220,6 +218,12 @@ def _looks_like_tag(part: str) -> bool:
         "float",
         "bool",
     }
+
+
+def keys_at(model: type[BaseModel], location: Sequence[str | int]) -> tuple[str, ...]:
+    """The keys of the model that stands at a place in another one; none where there is none."""
+    owner = _model_at(model, location)
+    return tuple(owner.model_fields) if owner is not None else ()
 
 
 def _model_at(model: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel] | None:
