@@ -74,7 +74,7 @@ def test_an_engine_that_fails_lies_and_is_not_deterministic_is_found_out(shared_
             tmp_path,
             "engine",
             **QUICK,
-            window={"min_duration_s": 0.2, "max_duration_s": 0.5, "min_requests": 100_000},
+            window={"min_duration_s": 0.2, "max_duration_s": 1, "min_requests": 100_000},
             simulated={
                 "misreport": ["batch_size"],
                 "failed_share": 0.25,
@@ -96,7 +96,7 @@ def test_an_engine_that_fails_lies_and_is_not_deterministic_is_found_out(shared_
     }
     assert found["warmup_not_converged"].severity is Severity.INFO
     assert result.verdict == "questionable"
-    assert 0.2 < result.work.failed_requests / result.work.requests <= 0.25
+    assert result.work.failed_requests == result.work.requests // 4 > 0
     assert "simulated.failed_share" in found["failed_requests"].message
     assert result.work.generated_tokens == 4 * (result.work.requests - result.work.failed_requests)
     assert result.energy.total.joules == pytest.approx(100 * result.window.duration_s, rel=0.05)
