@@ -216,10 +216,10 @@ def result(one: RunResult) -> list[str]:
     lines += [
         "",
         "Energy",
-        f"  per output token   {measured.figure(one.efficiency.energy_per_output_token_j)}",
-        f"    net              {measured.figure(one.efficiency.net_energy_per_output_token_j)}",
+        f"  per output token   {measured.ratio(one.efficiency.energy_per_output_token_j, one.energy.total)}",
+        f"    net              {measured.ratio(one.efficiency.net_energy_per_output_token_j, one.energy.net)}",
         f"  per prompt token   {measured.figure(one.efficiency.energy_per_prompt_token_j)}",
-        f"  per request        {measured.figure(one.efficiency.energy_per_request_j)}",
+        f"  per request        {measured.ratio(one.efficiency.energy_per_request_j, one.energy.total)}",
         f"  tokens per joule   {measured.figure(one.efficiency.output_tokens_per_j)}",
         f"  energy × delay     {measured.figure(one.efficiency.energy_delay_product_js)}",
         f"  mean power         {measured.figure(one.energy.mean_power_w)}",

@@ -60,6 +60,13 @@ def came_about(total: EnergyFigure) -> str:
     return f"{_CAME_ABOUT[total.method]}; what happens between two readings leaves at most {away} open either way"
 
 
+def ratio(one: Figure, of: EnergyFigure) -> str:
+    """`6.03 J ± 51 mJ`: energy for each of something that was counted, and so as uncertain as the energy itself."""
+    if one.value is None or of.bound_j is None or not of.joules:
+        return figure(one)
+    return f"{figure(one)} ± {quantity(abs(one.value * of.bound_j / of.joules), one.unit, 2)}"
+
+
 def parts(result: EnergyResult) -> list[str]:
     """One line per device and part of the host, with the other reading where there are two."""
     lines = []

@@ -18,7 +18,7 @@ from lem_client.render.progress import Lines, Picture, transition_line
 from lem_client.render.results import csv_text, markdown, result_table
 from lem_client.render.schedule import execution_words
 from lem_domain.config.execution import ExecutionConfig
-from lem_domain.results import CycleSummary, EnergyFigure, EnergyMethod
+from lem_domain.results import CycleSummary, EnergyFigure, EnergyMethod, Figure
 from lem_domain.states import CampaignState, RunState
 from lem_domain.wire.campaigns import CampaignResults, ExperimentResults, RunCounts, RunOutcome
 from lem_domain.wire.events import RunProgressEvent, RunTransitionEvent
@@ -228,6 +228,14 @@ def test_an_energy_is_explained_in_words() -> None:
     net = EnergyFigure(joules=-2.0, method=EnergyMethod.COUNTER, source="nvml", bound_j=1.0)
     assert "within ± 1.00 J (50 %)" in measured.energy(net)
     assert measured.energy(EnergyFigure(joules=None, reason="no source")) == "– (no source)"
+
+
+def test_energy_per_token_is_as_uncertain_as_the_energy() -> None:
+    total = EnergyFigure(joules=100.0, method=EnergyMethod.COUNTER, source="nvml", bound_j=5.0)
+    each = Figure(value=2.0, unit="J")
+    assert measured.ratio(each, total) == "2.00 J ± 100 mJ"
+    assert measured.ratio(each, total.model_copy(update={"bound_j": None})) == "2.00 J"
+    assert measured.ratio(Figure(value=None, unit="J", reason="no token"), total) == "– (no token)"
 
 
 def test_text_from_elsewhere_cannot_drive_the_terminal() -> None:
