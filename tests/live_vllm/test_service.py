@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -164,8 +165,10 @@ def test_smollm2_gives_the_same_tokens_on_both(house: House, tmp_path: Path) -> 
 
 
 def test_no_process_but_the_rank_knows_the_engine(house: House, daemon: psutil.Process, tmp_path: Path) -> None:
-    """Daemon, beat and sampler map no torch library, neither while a vLLM run is measured nor after it."""
+    """Daemon, beat and sampler map no torch library, neither before a vLLM run, nor while it is measured, nor after."""
     with house.client() as client:
+        before = [one for one in living(daemon) if name_of(one) == "beat"]
+        assert before and not any(maps_torch(one) for one in [daemon, *before])
         campaign_id = submit(house, tmp_path, "maps", backend="vllm", vllm=EAGER, window={"min_duration_s": 3})
         until(client, campaign_id, RunState.RUNNING)
         seen = {name_of(one): maps_torch(one) for one in [daemon, *living(daemon)]}
@@ -203,7 +206,10 @@ def until(client: Client, campaign_id: str, state: RunState) -> str:
     raise AssertionError(f"no run became {state.value}")
 
 
-def test_each_trouble_has_its_own_reason_and_the_worker_goes_on(house: House, tmp_path: Path) -> None:
+def test_each_trouble_has_its_own_reason_and_the_worker_goes_on(house: House, tiny: Path, tmp_path: Path) -> None:
+    spoiled = Path(shutil.copytree(tiny, tmp_path / "spoiled"))
+    weights = spoiled / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
     cases: list[tuple[str, dict[str, Any], FailureReason, str]] = [
         (
             "segv",
@@ -217,6 +223,12 @@ def test_each_trouble_has_its_own_reason_and_the_worker_goes_on(house: House, tm
             {"vllm": {**EAGER, "kv_cache_memory_bytes": 2**44}},
             FailureReason.OUT_OF_MEMORY,
             "Available memory on node",
+        ),
+        (
+            "checkpoint",
+            {"model": str(spoiled)},
+            FailureReason.BACKEND_INITIALISATION,
+            "vLLM can't load the model: SafetensorError",
         ),
         (
             "option",
