@@ -205,16 +205,17 @@ def compare(model: str, folder: Path, *, batch_size: int, pairs: int, max_tokens
         of_cpu_time.append(seconds["own"].cpu / seconds["recorded"].cpu)
         ours.append(seconds["recorded"])
     writer.seal()
-    backend.unload()
-    theirs.append(vllms_benchmark(path, batch_size=batch_size, max_tokens=max_tokens, iterations=pairs, folder=folder))
     low, middle, high = statistics.quantiles(ratios, n=4)
     cpu_s = statistics.median(one.cpu for one in ours)
     rate = batch_size * max_tokens / statistics.median(one.wall for one in ours)
     print(
         f"{model}, batch {batch_size}: recorded / engine's own loop {middle:.4f} of the output rate "
         f"(quartiles {low:.4f} to {high:.4f}, {pairs} pairs; by CPU time {statistics.median(of_cpu_time):.4f}), "
-        f"{rate:.1f} tok/s recorded"
+        f"{rate:.1f} tok/s recorded",
+        flush=True,
     )
+    backend.unload()
+    theirs.append(vllms_benchmark(path, batch_size=batch_size, max_tokens=max_tokens, iterations=pairs, folder=folder))
     print(
         f"vLLM's own latency benchmark: {theirs[0]:.3f} s before and {theirs[1]:.3f} s after, ours {cpu_s:.3f} s, "
         f"ratio {cpu_s / statistics.fmean(theirs):.3f}"
