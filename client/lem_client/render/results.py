@@ -146,8 +146,19 @@ def _notes(results: CampaignResults) -> tuple[str, ...]:
         for said, cycles in missing.items():
             plural = "cycle" if len(cycles) == 1 else "cycles"
             notes[f"{MISSING} {one.display_name}: {plural} {_ranges(cycles)}: no result, {said}"] = None
-    findings = dict.fromkeys(finding for one in results.experiments for finding in one.findings)
-    return (*notes, *findings)
+    return (*notes, *_findings(results))
+
+
+def _findings(results: CampaignResults) -> list[str]:
+    """Each once; one that not every measured experiment has is told of those that have it."""
+    measured = sum(one.verdict is not None for one in results.experiments)
+    holders: dict[str, list[str]] = {}
+    for one in results.experiments:
+        for finding in dict.fromkeys(one.findings):
+            holders.setdefault(finding, []).append(one.display_name)
+    return [
+        finding if len(names) >= measured else f"{', '.join(names)}: {finding}" for finding, names in holders.items()
+    ]
 
 
 def _one_line(message: str) -> str:

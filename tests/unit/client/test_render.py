@@ -132,6 +132,18 @@ def test_the_table_says_method_spread_and_what_is_missing_and_why() -> None:
     )
 
 
+def test_a_finding_that_not_all_have_is_told_of_those_that_have_it() -> None:
+    whole = results()
+    (one,) = whole.experiments
+    others = [
+        one.model_copy(update={"display_name": "batch_size=8", "findings": ("few samples", "the energy is modelled")}),
+        one.model_copy(update={"display_name": "batch_size=9", "findings": ("the energy is modelled",)}),
+        one.model_copy(update={"display_name": "no engine", "verdict": None, "findings": (), "metrics": ()}),
+    ]
+    table = result_table(whole.model_copy(update={"experiments": (one, *others)}))
+    assert table.notes[-2:] == ("the energy is modelled", "batch_size=1, batch_size=8: few samples")
+
+
 def test_a_campaign_without_results_has_no_figures_at_all() -> None:
     table = result_table(results(verdict=None, energy_method=None, metrics=(), findings=()))
     assert set(table.rows[0][2:]) == {"–"}
