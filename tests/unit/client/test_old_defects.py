@@ -91,17 +91,35 @@ ANY = st.recursive(
 )
 NAMES = ["_extends", "presets", "sweep", "experiments", "on_refused"]
 NAMES += [key.path.partition(".")[0] for key in experiment_keys()]
+PATHS = [
+    "model",
+    "model.id",
+    "decoding.preset",
+    "prompts.file",
+    "sweep.zip",
+    "sweep.x",
+    "experiments.0.name",
+    "presets",
+]
+PATHS += ["presets", *(key.path for key in experiment_keys()[::9])]
 SWEPT = st.dictionaries(
     st.sampled_from(["zip", "include", "exclude", "backend", "output.max_tokens", "model", "a..b"]), ANY, max_size=3
 )
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.dictionaries(st.sampled_from(NAMES), ANY | SWEPT, max_size=4), st.sampled_from(["yaml", "json"]))
-def test_no_document_gets_a_traceback(tmp_path: Path, document: dict[str, Any], kind: str) -> None:
+@given(
+    st.dictionaries(st.sampled_from(NAMES), ANY | SWEPT, max_size=4),
+    st.lists(st.builds("{}={}".format, st.sampled_from(PATHS), ANY) | st.text(max_size=9), max_size=2),
+    st.sampled_from(["yaml", "json"]),
+)
+def test_no_document_and_no_override_gets_a_traceback(
+    tmp_path: Path, document: dict[str, Any], overrides: list[str], kind: str
+) -> None:
     path = tmp_path / f"fuzzed.{kind}"
     path.write_text(yaml.safe_dump({**BASE, **document}, default_flow_style=kind == "json", allow_unicode=True))
     try:
-        load_campaign_file(path)
+        load_campaign_file(path, overrides=overrides)
     except FileError as error:
+        assert error.problems
         assert all(problem.strip() for problem in error.problems)
