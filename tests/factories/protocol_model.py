@@ -147,8 +147,9 @@ class Model:
         self.campaigns: dict[UUID, Campaign] = {}
         self.runs: dict[UUID, Run] = {}
         self.attempts: dict[UUID, Attempt] = {}
-        self.warm: set[str] = set()
-        """Devices that have not rested since the last run on them."""
+        self.warm: dict[str, int] = {}
+        """Devices that have not rested since the last run on them, with the number of that run's end."""
+        self._ends = 0
 
     # --- what there is to do ------------------------------------------------------------------------------------------
 
@@ -222,11 +223,11 @@ class Model:
             pool = _pool(campaign, run.devices, [one for one in free if one not in kept])
             if len(pool) < run.devices:
                 continue
-            rested = [one for one in pool if not (campaign.gap and one in campaign.ran_on & self.warm)]
+            rested = [one for one in pool if not (campaign.gap and one in campaign.ran_on and one in self.warm)]
             if len(rested) >= run.devices:
                 return Claimed(OK, run, tuple(rested[: run.devices]))
-            # The devices that rest for it are kept for it: those that need no rest first, as they are offered.
-            kept.update(sorted(pool, key=lambda one: one not in rested)[: run.devices])
+            # The devices that rest for it are kept for it: those that have rested first, then the longest idle.
+            kept.update(sorted(pool, key=lambda one: -1 if one in rested else self.warm[one])[: run.devices])
         return Claimed(NOTHING)
 
     def _next_of(self, campaign: Campaign, free: int) -> Run | None:
@@ -319,7 +320,7 @@ class Model:
         if not attempt.started:
             return ILLEGAL
         attempt.outcome, attempt.lease = "completed", None
-        self.warm.update(attempt.devices)
+        self._warm_up(attempt)
         self.runs[attempt.run].move("completed", "worker")
         return OK
 
@@ -348,7 +349,7 @@ class Model:
         if outcome == "interrupted" and unwanted:
             outcome, reason = "cancelled", "user_cancelled"
         attempt.outcome, attempt.reason, attempt.lease = outcome, reason, None
-        self.warm.update(attempt.devices)
+        self._warm_up(attempt)
         run.move(outcome, actor, reason)
         if unwanted or outcome == "cancelled":
             return
@@ -362,6 +363,10 @@ class Model:
             run.move("queued", "server")
         elif outcome == "interrupted":
             run.move("failed", "server", "worker_lost")
+
+    def _warm_up(self, attempt: Attempt) -> None:
+        self._ends += 1
+        self.warm.update(dict.fromkeys(attempt.devices, self._ends))
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
