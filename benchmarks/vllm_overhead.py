@@ -1,7 +1,7 @@
 """What recording costs with vLLM: the backend with its evidence, against the engine's own loop, and against vLLM's own
 latency benchmark on the same work.
 
-    .venv-vllm/bin/python benchmarks/vllm_overhead.py [--model builtin:tiny-llama] [--batch-size 8] [--pairs 11]
+    .venv-vllm/bin/python benchmarks/vllm_overhead.py [--model builtin:tiny-llama] [--batch-size 8] [--pairs 21]
 
 The first two run on one engine in this process, in pairs whose order alternates; the figure is the ratio of their
 output rates by the clock (recorded / the engine's own): 1.00 is no overhead at all, and less than 0.97 fails. The
@@ -141,7 +141,7 @@ def vllms_benchmark(model: str, *, batch_size: int, max_tokens: int, iterations:
     return statistics.median(latencies)
 
 
-def compare(model: str, folder: Path, *, batch_size: int, pairs: int, max_tokens: int) -> None:
+def compare(model: str, folder: Path, *, batch_size: int, pairs: int, iterations: int, max_tokens: int) -> None:
     """Print what was found."""
     path = resolve_model(model, cache_dir=default_cache_dir()).path_or_id
     config = ExperimentConfig.model_validate(
@@ -164,7 +164,8 @@ def compare(model: str, folder: Path, *, batch_size: int, pairs: int, max_tokens
         spool=str(folder / "spool"),
         devices=(),
     )
-    theirs = [vllms_benchmark(path, batch_size=batch_size, max_tokens=max_tokens, iterations=pairs, folder=folder)]
+    shape = {"batch_size": batch_size, "max_tokens": max_tokens, "iterations": iterations}
+    theirs = [vllms_benchmark(path, **shape, folder=folder)]
     backend = VllmBackend()
     backend.load(job)
     random = np.random.default_rng(0)
@@ -215,7 +216,7 @@ def compare(model: str, folder: Path, *, batch_size: int, pairs: int, max_tokens
         flush=True,
     )
     backend.unload()
-    theirs.append(vllms_benchmark(path, batch_size=batch_size, max_tokens=max_tokens, iterations=pairs, folder=folder))
+    theirs.append(vllms_benchmark(path, **shape, folder=folder))
     print(
         f"vLLM's own latency benchmark: {theirs[0]:.3f} s before and {theirs[1]:.3f} s after, ours {cpu_s:.3f} s, "
         f"ratio {cpu_s / statistics.fmean(theirs):.3f}"
@@ -229,7 +230,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="builtin:smollm2-135m-instruct")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--pairs", type=int, default=11)
+    parser.add_argument("--pairs", type=int, default=21)
+    parser.add_argument("--iterations", type=int, default=7, help="of vLLM's own benchmark")
     parser.add_argument("--max-tokens", type=int, default=32)
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -239,6 +241,7 @@ def main() -> None:
             Path(folder),
             batch_size=options.batch_size,
             pairs=options.pairs,
+            iterations=options.iterations,
             max_tokens=options.max_tokens,
         )
 
