@@ -64,7 +64,7 @@ def compute_elsewhere(inputs: AggregationInput, source: ChunkSource) -> Computed
 
 def answer() -> None:
     """The other end: compute what standard input says, and say the result on standard output."""
-    _let_others_go_first()
+    let_others_go_first()
     said = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever prints must not be taken for an answer
     heard = sys.stdin.buffer
@@ -89,7 +89,8 @@ def answer() -> None:
             _tell(said, ("computed", computed))
 
 
-def _let_others_go_first() -> None:
+def let_others_go_first() -> None:
+    """Give this process, which has a session of its own, a low priority."""
     os.nice(NICENESS)
     # Where the kernel groups processes by session, niceness counts inside of a session, and here this one is alone.
     with contextlib.suppress(OSError):
