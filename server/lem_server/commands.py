@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ipaddress
 import socket
@@ -64,8 +63,8 @@ def run(command: str, options: dict[str, Any], signals: EndSignals) -> None:
 def _serve(settings: Settings, signals: EndSignals) -> None:
     with _database(settings, signals) as url:
         if settings.database_url is None:
-            asyncio.run(upgrade(url))
-        asyncio.run(_check(settings, url))
+            signals.run(upgrade(url))
+        signals.run(_check(settings, url))
         listener = _bind(settings)
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -116,13 +115,13 @@ class _Server(uvicorn.Server):
 
 def _migrate(settings: Settings, signals: EndSignals) -> None:
     with _database(settings, signals) as url:
-        asyncio.run(upgrade(url))
+        signals.run(upgrade(url))
     print("the database's schema is up to date")  # noqa: T201
 
 
 def _token(settings: Settings, signals: EndSignals, request: TokenCreate) -> None:
     with _database(settings, signals) as url:
-        print(asyncio.run(_make_token(url, request)))  # noqa: T201
+        print(signals.run(_make_token(url, request)))  # noqa: T201
 
 
 async def _make_token(url: URL, request: TokenCreate) -> str:

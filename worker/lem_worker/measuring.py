@@ -86,7 +86,6 @@ def measure(
 ) -> int:
     """Run the window; the answer is the number of repetitions."""
     traffic, share = traffic or TrafficConfig(), share or Share()
-    begin_ns = recorder.clock()
     if traffic.mode == "offline" and not isinstance(backend, ContinuousBackend):
         return _in_batches(
             backend,
@@ -94,17 +93,21 @@ def measure(
             recorder,
             goal=goal,
             seed=seed,
-            begin_ns=begin_ns,
             between_batches=between_batches,
         )
     feed: Feed
     if traffic.mode == "offline":
-        feed = OfflineFeed(
-            prompts, goal=goal, seed=seed, begin_ns=begin_ns, worked_until_ns=lambda: recorder.worked_until_ns
-        )
+        feed = OfflineFeed(prompts, goal=goal, seed=seed, worked_until_ns=lambda: recorder.worked_until_ns)
     else:
         feed = make_feed(
-            traffic, prompts, goal=goal, seed=seed, begin_ns=begin_ns, arrivals_s=arrivals_s, **share._asdict()
+            traffic,
+            prompts,
+            goal=goal,
+            seed=seed,
+            begin_ns=recorder.clock(),
+            worked_until_ns=lambda: recorder.worked_until_ns,
+            arrivals_s=arrivals_s,
+            **share._asdict(),
         )
     if isinstance(backend, ContinuousBackend):
         backend.serve(Intake(feed, recorder, between_batches), recorder)
@@ -134,22 +137,25 @@ def _in_batches(
     *,
     goal: Goal,
     seed: int,
-    begin_ns: int,
     between_batches: Callable[[], None],
 ) -> int:
     """One full batch after the other; the answer is the number of repetitions."""
     repetition = 0
+    begin_ns: int | None = None
     while True:
         requests = requests_of(prompts, repetition=repetition, first_id=repetition * len(prompts), seed=seed)
         for batch in backend.batches(requests):
-            recorder.release(batch, recorder.clock())
+            released_ns = recorder.clock()
+            # The window begins with its first request, and has to last from there.
+            begin_ns = released_ns if begin_ns is None else begin_ns
+            recorder.release(batch, released_ns)
             backend.run(batch, recorder)
             recorder.drain()
             between_batches()
             if goal.is_over(recorder.worked_until_ns - begin_ns):
                 return recorder.requests_ended // len(prompts)
         repetition += 1
-        if goal.is_met(recorder.worked_until_ns - begin_ns, recorder.requests_ended):
+        if begin_ns is not None and goal.is_met(recorder.worked_until_ns - begin_ns, recorder.requests_ended):
             return repetition
 
 

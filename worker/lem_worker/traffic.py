@@ -63,13 +63,13 @@ class OfflineFeed:
         *,
         goal: Goal,
         seed: int,
-        begin_ns: int,
         worked_until_ns: Callable[[], int],
     ) -> None:
         self._prompts = prompts
         self._goal = goal
         self._seed = seed
-        self._begin_ns = begin_ns
+        self._begin_ns: int | None = None
+        """The first arrival: where the window begins."""
         self._worked_until_ns = worked_until_ns
         self._repetition = 0
         self._in_flight = 0
@@ -80,7 +80,9 @@ class OfflineFeed:
         if self._in_flight or self._over:
             return ()
         sent = self._repetition * len(self._prompts)
-        if self._repetition and self._goal.is_met(self._worked_until_ns() - self._begin_ns, sent):
+        if self._begin_ns is None:
+            self._begin_ns = now_ns
+        elif self._goal.is_met(self._worked_until_ns() - self._begin_ns, sent):
             self._over = True
             return ()
         requests = requests_of(self._prompts, repetition=self._repetition, first_id=sent, seed=self._seed)
@@ -183,17 +185,23 @@ class ClosedFeed:
         concurrency: int,
         goal: Goal,
         seed: int,
-        begin_ns: int,
+        worked_until_ns: Callable[[], int],
     ) -> None:
-        self._now_ns = begin_ns
-        self._requests = _in_repetitions(prompts, seed, lambda sent: goal.is_met(self._now_ns - begin_ns, sent))
-        self._goal, self._begin_ns = goal, begin_ns
+        self._begin_ns: int | None = None
+        """The first arrival: where the window begins. It ends with what the last one gets, so its length is counted to
+        what came last, not to the look at the clock after it."""
+
+        def enough(sent: int) -> bool:
+            return self._begin_ns is not None and goal.is_met(worked_until_ns() - self._begin_ns, sent)
+
+        self._requests = _in_repetitions(prompts, seed, enough)
+        self._goal = goal
         self._free = concurrency
         self._over = False
 
     def take(self, now_ns: int) -> Sequence[Arrival]:
         """One for each that is free."""
-        self._now_ns = now_ns
+        self._begin_ns = now_ns if self._begin_ns is None else self._begin_ns
         taken = []
         while self._free and not self._over:
             is_over = self._goal.is_over(now_ns - self._begin_ns)
@@ -228,9 +236,10 @@ def make_feed(
     rank: int,
     world_size: int,
     begin_ns: int,
+    worked_until_ns: Callable[[], int],
     arrivals_s: Sequence[float] = (),
 ) -> Feed:
-    """The feed of a rank under open or closed traffic, from `begin_ns` on.
+    """The feed of a rank under open or closed traffic, from `begin_ns` on; `worked_until_ns` is when tokens came last.
 
     Raises:
         TrafficRefused: there is less concurrency than there are ranks.
@@ -243,7 +252,7 @@ def make_feed(
         raise TrafficRefused(
             f"traffic.concurrency {traffic.concurrency} leaves nothing for rank {rank} of {world_size}; raise it."
         )
-    return ClosedFeed(prompts, concurrency=concurrency, goal=goal, seed=seed, begin_ns=begin_ns)
+    return ClosedFeed(prompts, concurrency=concurrency, goal=goal, seed=seed, worked_until_ns=worked_until_ns)
 
 
 def arrival_gaps(

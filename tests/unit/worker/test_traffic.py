@@ -18,7 +18,7 @@ from lem_worker.goal import Goal
 from lem_worker.measuring import Share, measure
 from lem_worker.prompts import PreparedPrompt, Request, batches
 from lem_worker.recorder import Recorder, Sinks
-from lem_worker.traffic import TrafficRefused, arrival_gaps, make_feed
+from lem_worker.traffic import OfflineFeed, TrafficRefused, arrival_gaps, make_feed
 
 MS = 1_000_000
 PROMPTS = tuple(PreparedPrompt(index, (1, 2)) for index in range(3))
@@ -99,6 +99,38 @@ def test_lateness_of_open_arrivals_is_recorded_where_it_is_not_the_engine_s(monk
     assert [row["released_ns"] - row["arrival_ns"] for row in late[1:]] == [7 * MS] * (len(late) - 1)
     busy, _ = measured(World(batch_ms=200), monkeypatch, goal=goal, **traffic)
     assert {row["released_ns"] for row in busy[1:]} == {None}
+
+
+@pytest.mark.parametrize(
+    "traffic",
+    [{}, {"mode": "closed", "concurrency": 2}, {"mode": "open", "rate_per_s": 100, "arrivals": "constant"}],
+    ids=["offline", "closed", "open"],
+)
+def test_a_window_lasts_from_its_first_arrival(monkeypatch: pytest.MonkeyPatch, traffic: dict[str, object]) -> None:
+    """However long it takes from the look at the clock to the first request, that is no part of the window."""
+
+    class Slow(World):
+        def clock(self) -> int:
+            self.now_ns += 3 * MS
+            return self.now_ns
+
+    for least_ms in range(90, 120):
+        goal = Goal.of(WindowConfig(min_duration_s=least_ms / 1e3), world_size=1)
+        rows, _ = measured(Slow(batch_ms=1), monkeypatch, goal=goal, **traffic)
+        assert max(row["last_token_ns"] for row in rows) - min(row["arrival_ns"] for row in rows) >= least_ms * MS
+
+
+def test_a_continuous_engine_s_window_lasts_from_its_first_arrival() -> None:
+    worked_until_ns = 0
+    feed = OfflineFeed(PROMPTS, goal=Goal(100 * MS, 1), seed=0, worked_until_ns=lambda: worked_until_ns)
+    assert len(feed.take(7 * MS)) == 3
+    feed.finished(3)
+    worked_until_ns = 106 * MS
+    assert len(feed.take(107 * MS)) == 3
+    feed.finished(3)
+    worked_until_ns = 108 * MS
+    assert not feed.take(109 * MS)
+    assert feed.over
 
 
 @pytest.mark.proves("traffic.mode", "traffic.rate_per_s", on="worker")
@@ -209,6 +241,7 @@ def test_the_concurrency_is_divided_without_loss_and_never_to_nothing() -> None:
             rank=rank,
             world_size=world_size,
             begin_ns=0,
+            worked_until_ns=lambda: 0,
         )
         return len(feed.take(0))
 
