@@ -74,6 +74,7 @@ def test_tiny_llama_on_pytorch_gives_energy_tokens_and_latency(house, tmp_path: 
     assert last
 
 
+@pytest.mark.slow
 @pytest.mark.proves("model.id", on="transformers 5.23.0")
 @pytest.mark.smollm2
 def test_real_weights_answer_and_cost_energy(house, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

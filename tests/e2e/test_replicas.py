@@ -373,6 +373,7 @@ def wait_until(client: Client, campaign: str, cluster: Cluster, *, live: bool = 
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_real_workers_over_a_balancer_do_not_mind_that_one_server_after_the_other_is_killed(cluster: Cluster) -> None:
     one, two = cluster.servers.values()
     address = cluster.balancer()

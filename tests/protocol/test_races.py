@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 HOLDING, BREAKING = 0.0, (0.05, 0.10)
 """Of the statements and commits, so many meet a connection that breaks."""
-SAMPLED = {HOLDING: 6, **dict.fromkeys(BREAKING, 12)}
+SAMPLED = {HOLDING: 12, **dict.fromkeys(BREAKING, 24)}
 """Of the orders of two requests, one in so many is played, by the rate of broken connections."""
 AT_LENGTH = {HOLDING: 1, **dict.fromkeys(BREAKING, 4)}
 """In the slow suite."""

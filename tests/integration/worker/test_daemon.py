@@ -122,6 +122,7 @@ async def test_a_sampler_that_dies_costs_the_energy_and_not_the_run(
     assert [one.rows for one in marker.streams] == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.proves("baseline.enabled", "baseline.ttl_s", on="worker")
 async def test_baselines_are_taken_as_asked_and_an_idle_one_serves_again(server: FakeServer, work: Work) -> None:
     short = {"min_s": 1, "max_s": 20}
