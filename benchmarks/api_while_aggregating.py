@@ -117,7 +117,7 @@ async def measure(url: str, token: str, evidence: Path, rounds: int) -> None:
 
 
 _COUNT = """
-from lem_server.aggregation.elsewhere import let_others_go_first
+from lem_server.aggregation.priority import let_others_go_first
 let_others_go_first()
 print(flush=True)
 while True:

@@ -15,7 +15,6 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
@@ -26,11 +25,6 @@ from lem_server.aggregation.inputs import AggregationInput, ChunkSource
 
 LARGE_ROWS = 200_000
 """Fewer rows are computed sooner than a process has imported what it needs."""
-
-NICENESS = 10
-"""Of a processor that both want, others get nine parts of ten (sched(7)). With 19 it would be 68 of 69, and a machine
-that measures on its processors would keep an aggregation waiting for minutes."""
-_AUTOGROUP = Path("/proc/self/autogroup")
 
 
 def is_large(inputs: AggregationInput) -> bool:
@@ -64,7 +58,7 @@ def compute_elsewhere(inputs: AggregationInput, source: ChunkSource) -> Computed
 
 def answer() -> None:
     """The other end: compute what standard input says, and say the result on standard output."""
-    let_others_go_first()
+    pa.set_cpu_count(max(1, len(os.sched_getaffinity(0)) - 1))
     said = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever prints must not be taken for an answer
     heard = sys.stdin.buffer
@@ -87,15 +81,6 @@ def answer() -> None:
             _tell(said, ("failed", error))
         else:
             _tell(said, ("computed", computed))
-
-
-def let_others_go_first() -> None:
-    """Give this process, which has a session of its own, a low priority."""
-    os.nice(NICENESS)
-    # Where the kernel groups processes by session, niceness counts inside of a session, and here this one is alone.
-    with contextlib.suppress(OSError):
-        _AUTOGROUP.write_text(str(NICENESS))
-    pa.set_cpu_count(max(1, len(os.sched_getaffinity(0)) - 1))
 
 
 def _converse(process: subprocess.Popen[bytes], inputs: AggregationInput, source: ChunkSource) -> Computed:

@@ -12,7 +12,7 @@ import pytest
 
 from factories.evidence import Evidence, Stored
 from lem_domain.evidence import StreamName
-from lem_server.aggregation import elsewhere
+from lem_server.aggregation import elsewhere, priority
 from lem_server.aggregation.computing import compute
 from lem_server.aggregation.errors import EvidenceCorrupt
 from lem_server.aggregation.inputs import ChunkSource
@@ -61,7 +61,7 @@ def test_everybody_else_goes_first(stored: Stored) -> None:
         yield from stored.source(process, stream)
 
     elsewhere.compute_elsewhere(stored.inputs, watched)
-    assert seen == {(min(19, os.getpriority(os.PRIO_PROCESS, 0) + elsewhere.NICENESS), str(elsewhere.NICENESS))}
+    assert seen == {(min(19, os.getpriority(os.PRIO_PROCESS, 0) + priority.NICENESS), str(priority.NICENESS))}
 
 
 def test_its_errors_are_those_of_a_computation_here(stored: Stored) -> None:
