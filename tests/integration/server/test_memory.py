@@ -100,6 +100,16 @@ async def test_the_largest_campaign_is_taken_and_its_results_are_told(server: Se
     assert telling_mb < CEILING_MB
 
 
+async def test_a_campaign_of_distinct_experiments_is_taken(server: Server) -> None:
+    async with server.api() as api:
+        (await api.get("/api/v1/campaigns")).raise_for_status()
+        body = campaign_body(sweep={"decoding.seed": list(range(DISTINCT))})
+        peak = Peak(server.pid)
+        answer = await api.post("/api/v1/campaigns", json=body, timeout=300)
+        assert answer.status_code == 201, answer.text
+        assert peak.mb() < CEILING_MB
+
+
 async def test_a_plan_is_told_without_holding_its_experiments(server: Server) -> None:
     async with server.api() as api:
         (await api.get("/api/v1/campaigns")).raise_for_status()
