@@ -90,9 +90,10 @@ def _concurrency_below_processes(config: ExperimentConfig) -> str | None:
 
 
 def _more_processes_than_gpus(config: ExperimentConfig) -> str | None:
-    """Where several devices are asked for, or a kind that is no CPU, they are GPUs: one for each process."""
+    """Several devices, and one that is named as a GPU, are GPUs: one for each process. A CPU takes several."""
     devices = config.devices
-    if devices.count == 1 and devices.kind in (None, "cpu", "simulated"):
+    named_as_gpu = devices.kind == "gpu" or any(uuid.startswith(("GPU-", "MIG-")) for uuid in devices.uuids)
+    if devices.count == 1 and not named_as_gpu:
         return None
     backend = config.backend.value
     if backend == "vllm":

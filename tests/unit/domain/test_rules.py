@@ -66,8 +66,13 @@ def told(**document: Any) -> list[tuple[str, str]]:
             "vllm.tensor_parallel_size 4 needs as many GPUs and devices.count leases 2; set devices.count: 4",
         ),
         (
-            {"backend": "vllm", "vllm": {"tensor_parallel_size": 2}, "devices": {"kind": "*H100*"}},
+            {"backend": "vllm", "vllm": {"tensor_parallel_size": 2}, "devices": {"kind": "gpu"}},
             "/vllm/tensor_parallel_size",
+            "leases 1; set devices.count: 2",
+        ),
+        (
+            {"pytorch": {"num_processes": 2}, "devices": {"uuids": ["GPU-8f6d4b2e"]}},
+            "/pytorch/num_processes",
             "leases 1; set devices.count: 2",
         ),
         (
@@ -98,6 +103,7 @@ def test_what_can_not_be_together_is_refused_with_its_remedy(document: dict[str,
     [
         {"backend": "vllm", "vllm": {"tensor_parallel_size": 2}},
         {"backend": "vllm", "vllm": {"tensor_parallel_size": 2}, "devices": {"kind": "cpu"}},
+        {"pytorch": {"num_processes": 2}, "devices": {"kind": "*Xeon*"}},
         {"backend": "vllm", "vllm": {"tensor_parallel_size": 2}, "devices": {"count": 2}},
         {"pytorch": {"num_processes": 2}, "devices": {"count": 4}},
         {"pytorch": {"num_processes": 2}},
