@@ -9,11 +9,11 @@ import json
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-from huggingface_hub import snapshot_download
 from pydantic.types import JsonValue
 from vllm import EngineArgs, LLMEngine
 from vllm.config.lora import MaxLoRARanks
 from vllm.lora.request import LoRARequest
+from vllm.lora.utils import get_adapter_absolute_path
 
 from lem_domain.states import FailureReason
 from lem_worker.failures import EngineRefused
@@ -74,6 +74,5 @@ def of(job: RankJob) -> Adapter | None:
     name = job.config.model.adapter
     if name is None:
         return None
-    path = job.adapter_path or name
-    folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(path))
+    folder = Path(get_adapter_absolute_path(job.adapter_path or name))
     return Adapter(name, folder, job.config.model.id)
