@@ -150,7 +150,6 @@ async def test_what_left_its_group_is_found_by_its_attempt(start: Start, tmp_pat
 
 
 async def test_a_process_that_names_itself_is_still_found_by_its_attempt(start: Start, tmp_path: Path) -> None:
-    pytest.importorskip("setproctitle")
     child = await start("renamed")
     await child.receive()
     assert psutil.Process(child.pid).cmdline()[0].startswith("ENGINE")
