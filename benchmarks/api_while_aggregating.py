@@ -1,11 +1,12 @@
 """What an aggregation costs everybody else: latency of GET /api/v1/campaigns while a large run is aggregated.
 
-    python benchmarks/api_while_aggregating.py [--processes 8 --requests 1000 --tokens 1000] [--rounds 5]
+    python benchmarks/api_while_aggregating.py [--processes 8 --requests 1000 --tokens 1000] [--rounds 10]
 
 Starts `lem-server` with a database of its own, gives it a run of 8 million token records through the protocol that
-workers use, and asks for the list of campaigns over and over: with nothing else to do, beside a process that counts for
-nothing at an aggregation's priority, and with the run being aggregated, in turn. The figures are p50 and p99 of each
-and their ratios to the first; what the last costs beyond the second is the aggregation's, the rest any neighbour's.
+workers use, and asks for the list of campaigns over and over, in turn: with nothing else to do; with two small requests
+besides, at the moments when an aggregation's request begins and ends; with these and a process that counts for nothing
+at an aggregation's priority; and with the run being aggregated. The figures are percentiles of each and their ratios to
+the first. What the second costs is any request's, what the third adds any neighbour's, the last step the aggregation's.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ from lem_domain.evidence import CHUNK_MEDIA_TYPE
 from lem_domain.ids import IdKind, format_id
 from lem_domain.wire.base import BOOT_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION, WORKER_HEADER
 from lem_server.aggregation.inputs import AggregationInput
+from lem_server.aggregation.priority import let_others_go_first
 
 _READY = re.compile(r"ready at (http://\S+) ")
-IDLE_S = 5.0
+LENGTH_S = 2.0
+"""Of what is compared with an aggregation; about as long as one takes."""
 PAUSE_S = 0.005
 """Between two questions, so that the one who asks is not the load."""
 
@@ -48,7 +51,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--requests", type=int, default=1000, help="per process")
     parser.add_argument("--tokens", type=int, default=1000, help="per request")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
     size = Size(options.processes, options.requests, options.tokens)
     print(machine_facts())
@@ -96,43 +99,34 @@ async def measure(url: str, token: str, evidence: Path, rounds: int) -> None:
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=600) as api:
         run = await upload(api, evidence)
         await aggregated(api, run)
-        seconds: dict[str, list[float]] = {"idle": [], "beside a busy process": [], "aggregating": []}
+        names = ("idle", "two small requests", "and a busy process", "aggregating")
+        seconds: dict[str, list[float]] = {name: [] for name in names}
         lengths: list[float] = []
         for _ in range(rounds):
-            seconds["idle"] += await ask_while(api, asyncio.create_task(asyncio.sleep(IDLE_S)))
+            seconds["idle"] += await ask_while(api, asyncio.create_task(asyncio.sleep(LENGTH_S)))
+            seconds["two small requests"] += await ask_while(api, asyncio.create_task(two_small_requests(api, run)))
             with busy_process():
-                pause = asyncio.create_task(asyncio.sleep(IDLE_S))
-                seconds["beside a busy process"] += await ask_while(api, pause)
+                seconds["and a busy process"] += await ask_while(api, asyncio.create_task(two_small_requests(api, run)))
             began = time.perf_counter()
             seconds["aggregating"] += await ask_while(api, asyncio.create_task(aggregated(api, run)))
             lengths.append(time.perf_counter() - began)
-    idle = np.percentile(seconds["idle"], (50, 99))
+    shares = (50, 95, 99)
+    idle = np.percentile(seconds["idle"], shares)
     for name, values in seconds.items():
-        p50, p99 = np.percentile(values, (50, 99))
-        print(
-            f"  {name}: {len(values)} requests, p50 {p50 * 1e3:.2f} ms ({p50 / idle[0]:.2f} of idle), "
-            f"p99 {p99 * 1e3:.2f} ms ({p99 / idle[1]:.2f} of idle), max {max(values) * 1e3:.1f} ms"
+        told = ", ".join(
+            f"p{share} {value * 1e3:.2f} ms ({value / base:.2f} of idle)"
+            for share, value, base in zip(shares, np.percentile(values, shares), idle, strict=True)
         )
+        print(f"  {name}: {len(values)} requests, {told}, max {max(values) * 1e3:.1f} ms")
     print(f"  an aggregation took {np.median(lengths):.2f} s")
-
-
-_COUNT = """
-from lem_server.aggregation.priority import let_others_go_first
-let_others_go_first()
-print(flush=True)
-while True:
-    pass
-"""
 
 
 @contextlib.contextmanager
 def busy_process() -> Iterator[None]:
     """A process that has nothing to do with the server and wants one processor, with the priority of an aggregation."""
-    command = [sys.executable, "-c", _COUNT]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True) as process:
+        let_others_go_first(process.pid)
         try:
-            assert process.stdout is not None
-            process.stdout.readline()
             yield
         finally:
             process.kill()
@@ -149,6 +143,13 @@ async def ask_while(api: httpx.AsyncClient, task: asyncio.Task[None]) -> list[fl
         await asyncio.sleep(PAUSE_S)
     await task
     return seconds
+
+
+async def two_small_requests(api: httpx.AsyncClient, run: str) -> None:
+    """One when an aggregation would begin, one when it would end."""
+    (await api.get(f"/api/v1/runs/{run}")).raise_for_status()
+    await asyncio.sleep(LENGTH_S)
+    (await api.get(f"/api/v1/runs/{run}/aggregate")).raise_for_status()
 
 
 async def aggregated(api: httpx.AsyncClient, run: str) -> None:

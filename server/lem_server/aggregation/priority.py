@@ -1,7 +1,4 @@
-"""The priority of an aggregation's process: everybody else goes first.
-
-Imports next to nothing, so that it holds from the first moment: what the process imports takes a second.
-"""
+"""What an aggregation's process may take: everybody else goes first."""
 
 from __future__ import annotations
 
@@ -12,12 +9,16 @@ from pathlib import Path
 NICENESS = 10
 """Of a processor that both want, others get nine parts of ten (sched(7)). With 19 it would be 68 of 69, and a machine
 that measures on its processors would keep an aggregation waiting for minutes."""
-_AUTOGROUP = Path("/proc/self/autogroup")
 
 
-def let_others_go_first() -> None:
-    """Give this process, which has a session of its own, a low priority."""
-    os.nice(NICENESS)
-    # Where the kernel groups processes by session, niceness counts inside of a session, and here this one is alone.
+def let_others_go_first(pid: int) -> None:
+    """Give a process, which leads a session of its own and has only just begun, a low priority and all processors but
+    one: what wakes up must wait until a running process has had its slice, however low that one's priority (sched(7)).
+    """
+    with contextlib.suppress(ProcessLookupError):  # it has ended already
+        os.setpriority(os.PRIO_PROCESS, pid, min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS))
+        allowed = sorted(os.sched_getaffinity(pid))
+        os.sched_setaffinity(pid, allowed[1:] or allowed)
+    # Where the kernel groups processes by session, niceness counts inside of a session, and there this one is alone.
     with contextlib.suppress(OSError):
-        _AUTOGROUP.write_text(str(NICENESS))
+        Path(f"/proc/{pid}/autogroup").write_text(str(NICENESS))

@@ -110,3 +110,9 @@ async def fail_run(connection: AsyncConnection, run_id: UUID, *, reason: str, me
 async def mark_aggregated(connection: AsyncConnection, run_id: UUID) -> None:
     """`completed` to `aggregated`."""
     await connection.execute(text("UPDATE runs SET state = 'aggregated' WHERE id = :run_id"), {"run_id": run_id})
+
+
+async def own_backend(connection: AsyncConnection) -> int:
+    """The number, where the database runs, of its process that answers this connection."""
+    pid: int = (await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one()
+    return pid

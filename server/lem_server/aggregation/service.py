@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from uuid import UUID
 
 from anyio import CapacityLimiter, from_thread, to_thread
 from anyio.lowlevel import RunVar
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.errors import ProblemCode
-from lem_domain.evidence import SAMPLER, StreamManifest, StreamName, rank_name
 from lem_domain.ids import IdKind, format_id
 from lem_domain.results import METHOD_VERSION
 from lem_domain.states import ActorKind, FailureReason, RunState
-from lem_domain.wire.runs import EffectiveConfig
-from lem_domain.wire.workers import Device
 from lem_server.aggregation import queries
 from lem_server.aggregation.computing import Computed, compute
-from lem_server.aggregation.elsewhere import compute_elsewhere, is_large
+from lem_server.aggregation.elsewhere import Task, compute_elsewhere
 from lem_server.aggregation.errors import AggregationError, EvidenceCorrupt, EvidenceMissing
-from lem_server.aggregation.inputs import AggregationInput, AggregationParameters, ChunkSource
-from lem_server.evidence import service as evidence
+from lem_server.aggregation.inputs import AggregationParameters
+from lem_server.aggregation.stored import stored_chunks, stored_inputs
+from lem_server.evidence import reading
 from lem_server.problems import ProblemError, not_there
 from lem_server.runs.transitions import set_actor
 
 AT_ONCE = 2
 """So many aggregations are computed at a time by one server process, the others wait: a large one takes 350 MB."""
+LARGE_ROWS = 200_000
+"""Fewer rows are computed in a thread, sooner than a process has imported what it needs."""
 _limiter: RunVar[CapacityLimiter] = RunVar("lem_aggregations")
 
 
@@ -45,9 +43,8 @@ async def aggregate_run(engine: AsyncEngine, run_id: UUID, parameters: Aggregati
     async with engine.connect() as connection:
         row = await queries.run_row(connection, run_id)
     row = _finished(row, run_id, parameters)
-    inputs = await _inputs(engine, row, parameters)
     try:
-        computed = await to_thread.run_sync(_compute, inputs, _source(engine, row), limiter=_places())
+        computed = await _computed(engine, row, parameters)
     except AggregationError as error:
         await _refuse(engine, run_id, row, error)
         raise _problem(error) from error
@@ -110,43 +107,14 @@ def _places() -> CapacityLimiter:
         return made
 
 
-def _compute(inputs: AggregationInput, source: ChunkSource) -> Computed:
-    return compute_elsewhere(inputs, source) if is_large(inputs) else compute(inputs, source)
-
-
-async def _inputs(engine: AsyncEngine, row: queries.RunRow, parameters: AggregationParameters) -> AggregationInput:
+async def _computed(engine: AsyncEngine, row: queries.RunRow, parameters: AggregationParameters) -> Computed:
     attempt_id = _attempt(row)
-    config = ExperimentConfig.model_validate(row.config)
-    return AggregationInput(
-        run_id=format_id(IdKind.RUN, row.run_id),
-        attempt_id=format_id(IdKind.ATTEMPT, attempt_id),
-        config=config,
-        devices=tuple(Device.model_validate(device) for device in row.devices or ()),
-        processes=(*(rank_name(rank) for rank in range(config.processes)), SAMPLER),
-        manifest=tuple(StreamManifest.model_validate(one) for one in row.manifest or ()),
-        held=await evidence.streams_of(engine, attempt_id),
-        summaries=await evidence.summaries_of(engine, attempt_id),
-        effective_config=(
-            None if row.effective_config is None else EffectiveConfig.model_validate(row.effective_config)
-        ),
-        parameters=parameters,
-    )
-
-
-def _source(engine: AsyncEngine, row: queries.RunRow) -> ChunkSource:
-    """Chunks one after another, each in a short statement of its own, fetched from the aggregation's thread."""
-    attempt_id = _attempt(row)
-
-    def chunks(process: str, stream: StreamName) -> Iterator[tuple[int, bytes]]:
-        seq = -1
-        while True:
-            found = from_thread.run(evidence.next_body, engine, attempt_id, process, stream, seq)
-            if found is None:
-                return
-            seq = found[0]
-            yield found
-
-    return chunks
+    async with _places():
+        if await reading.rows_of(engine, attempt_id) >= LARGE_ROWS:
+            task = Task(engine.url, row, attempt_id, parameters)
+            return await to_thread.run_sync(compute_elsewhere, task)
+        inputs = await stored_inputs(engine, row, attempt_id, parameters)
+        return await to_thread.run_sync(compute, inputs, stored_chunks(engine, attempt_id, from_thread.run))
 
 
 async def _refuse(engine: AsyncEngine, run_id: UUID, row: queries.RunRow, error: AggregationError) -> None:

@@ -71,6 +71,16 @@ async def stored_chunks(connection: AsyncConnection, attempt_id: UUID) -> list[S
     return [StoredChunk(*row) for row in rows]
 
 
+async def stored_rows(connection: AsyncConnection, attempt_id: UUID) -> int:
+    """The rows of all chunks of an attempt together."""
+    rows: int = (
+        await connection.execute(
+            text("SELECT coalesce(sum(rows), 0) FROM chunks WHERE attempt_id = :a"), {"a": attempt_id}
+        )
+    ).scalar_one()
+    return rows
+
+
 async def chunk_body(
     connection: AsyncConnection, attempt_id: UUID, process: str, stream: str, seq: int
 ) -> tuple[bytes, bytes] | None:

@@ -9,16 +9,15 @@ from itertools import islice
 from uuid import UUID
 
 from anyio import to_thread
-from pydantic.types import JsonValue
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from lem_domain.errors import ProblemCode
 from lem_domain.evidence import StreamManifest, StreamName, digest_of_digests
 from lem_domain.evidence_codec import ChunkError, ChunkTooLarge
 from lem_domain.ids import IdKind
-from lem_domain.wire.runs import ChunkView, StreamView
+from lem_domain.wire.runs import StreamView
 from lem_domain.wire.workers import MissingChunks, ProcessCompletion
-from lem_server.evidence import queries
+from lem_server.evidence import queries, reading
 from lem_server.evidence.queries import StoredChunk
 from lem_server.evidence.texts import storable, storable_text
 from lem_server.evidence.validation import check_chunk
@@ -158,17 +157,7 @@ async def streams_of(engine: AsyncEngine, attempt_id: UUID) -> tuple[StreamView,
     async with engine.connect() as connection:
         if not await queries.attempt_exists(connection, attempt_id):
             raise not_there(IdKind.ATTEMPT, attempt_id)
-        chunks = await queries.stored_chunks(connection, attempt_id)
-    return tuple(
-        StreamView(
-            process=process,
-            stream=StreamName(stream),
-            chunks=tuple(
-                ChunkView(seq=one.seq, rows=one.rows, bytes=one.size, sha256=one.sha256.hex()) for one in found
-            ),
-        )
-        for (process, stream), found in _by_stream(chunks).items()
-    )
+    return await reading.streams_of(engine, attempt_id)
 
 
 async def read_chunk(
@@ -193,20 +182,6 @@ async def read_chunk(
             f"chunk {seq} of {process}/{stream.value} does not have its digest any more; restore the database.",
         )
     return body, digest.hex()
-
-
-async def next_body(
-    engine: AsyncEngine, attempt_id: UUID, process: str, stream: StreamName, after: int
-) -> tuple[int, bytes] | None:
-    """The number and bytes of the first stored chunk of a stream above `after`, unchecked."""
-    async with engine.connect() as connection:
-        return await queries.next_body(connection, attempt_id, process, stream.value, after)
-
-
-async def summaries_of(engine: AsyncEngine, attempt_id: UUID) -> dict[str, dict[str, JsonValue]]:
-    """What each completed process of an attempt said of itself."""
-    async with engine.connect() as connection:
-        return await queries.completions(connection, attempt_id)
 
 
 async def verify_manifest(

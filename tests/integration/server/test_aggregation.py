@@ -16,7 +16,7 @@ from factories.worker import FakeWorker, plain_evidence
 from lem_domain.evidence import SAMPLER
 from lem_domain.ids import IdKind, parse_id
 from lem_domain.results import RunResult
-from lem_server.aggregation import elsewhere, service
+from lem_server.aggregation import service
 from lem_server.aggregation.inputs import AggregationInput, ChunkSource
 
 pytestmark = pytest.mark.anyio
@@ -105,21 +105,11 @@ async def test_two_that_aggregate_at_once_agree(api: httpx.AsyncClient, engine: 
     assert await aggregates_of(engine, run) == 1
 
 
-async def test_a_large_run_is_aggregated_in_a_process_of_its_own_with_the_same_result(
-    api: httpx.AsyncClient, run: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here = await aggregate(api, run)
-    monkeypatch.setattr(elsewhere, "LARGE_ROWS", 1)
-    monkeypatch.setattr(service, "compute", None)  # nothing is computed here any more
-    there = await aggregate(api, run)
-    assert (there.status_code, there.content) == (200, here.content)
-
-
 async def test_a_crowd_of_aggregations_is_computed_a_few_at_a_time(
     api: httpx.AsyncClient, run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each may take hundreds of megabytes, so their number is what bounds the server's memory."""
-    compute, together = service._compute, threading.Barrier(service.AT_ONCE)
+    compute, together = service.compute, threading.Barrier(service.AT_ONCE)
     lock, at_work, most = threading.Lock(), 0, 0
 
     def watched(inputs: AggregationInput, source: ChunkSource) -> service.Computed:
@@ -134,7 +124,7 @@ async def test_a_crowd_of_aggregations_is_computed_a_few_at_a_time(
             with lock:
                 at_work -= 1
 
-    monkeypatch.setattr(service, "_compute", watched)
+    monkeypatch.setattr(service, "compute", watched)
     answers = await asyncio.gather(*(aggregate(api, run) for _ in range(4 * service.AT_ONCE)))
     assert {answer.status_code for answer in answers} == {200}
     assert most == service.AT_ONCE

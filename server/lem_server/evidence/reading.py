@@ -1,0 +1,49 @@
+"""What is stored of an attempt, as it is: the caller judges it."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from uuid import UUID
+
+from pydantic.types import JsonValue
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from lem_domain.evidence import StreamName
+from lem_domain.wire.runs import ChunkView, StreamView
+from lem_server.evidence import queries
+
+
+async def streams_of(engine: AsyncEngine, attempt_id: UUID) -> tuple[StreamView, ...]:
+    """The streams with their chunks in order, bodies aside; none where nothing is stored."""
+    async with engine.connect() as connection:
+        chunks = await queries.stored_chunks(connection, attempt_id)
+    return tuple(
+        StreamView(
+            process=process,
+            stream=StreamName(stream),
+            chunks=tuple(
+                ChunkView(seq=one.seq, rows=one.rows, bytes=one.size, sha256=one.sha256.hex()) for one in found
+            ),
+        )
+        for (process, stream), found in groupby(chunks, lambda chunk: (chunk.process, chunk.stream))
+    )
+
+
+async def rows_of(engine: AsyncEngine, attempt_id: UUID) -> int:
+    """How many rows all chunks have together."""
+    async with engine.connect() as connection:
+        return await queries.stored_rows(connection, attempt_id)
+
+
+async def summaries_of(engine: AsyncEngine, attempt_id: UUID) -> dict[str, dict[str, JsonValue]]:
+    """What each completed process of an attempt said of itself."""
+    async with engine.connect() as connection:
+        return await queries.completions(connection, attempt_id)
+
+
+async def next_body(
+    engine: AsyncEngine, attempt_id: UUID, process: str, stream: StreamName, after: int
+) -> tuple[int, bytes] | None:
+    """The number and bytes of the first stored chunk of a stream above `after`."""
+    async with engine.connect() as connection:
+        return await queries.next_body(connection, attempt_id, process, stream.value, after)

@@ -1,0 +1,192 @@
+"""A large run is aggregated in a process of its own, to the same last byte; its errors come back, its death is told.
+
+The process is caught at work by a lock on the first table that only it reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from sqlalchemy import text
+from sqlalchemy.engine import URL
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from factories.runs import submit
+from factories.worker import FakeWorker, plain_evidence
+from lem_server.aggregation import priority, service
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def run(api: httpx.AsyncClient) -> str:
+    """A completed run, aggregated once already, with several chunks in its streams."""
+    await submit(api)
+    worker = await FakeWorker(api).ready()
+    found = (await worker.whole_attempt(plain_evidence(chunk_rows=10))).run_id
+    (await aggregate(api, found)).raise_for_status()
+    return found
+
+
+@pytest.fixture
+def _elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "LARGE_ROWS", 1)
+    monkeypatch.setattr(service, "compute", None)  # nothing is computed here any more
+
+
+async def aggregate(api: httpx.AsyncClient, run: str) -> httpx.Response:
+    return await api.post(f"/api/v1/runs/{run}:aggregate")
+
+
+@contextlib.asynccontextmanager
+async def held_up(engine: AsyncEngine) -> AsyncIterator[None]:
+    """Nobody reads the processes' summaries until the end of this."""
+    async with engine.connect() as connection:
+        await connection.execute(text("SET ROLE NONE"))
+        await connection.execute(text("LOCK TABLE process_results IN ACCESS EXCLUSIVE MODE"))
+        yield
+        await connection.rollback()
+
+
+async def waiting_backend(engine: AsyncEngine) -> int:
+    """The database's process that reads for the aggregation, once it waits."""
+    statement = text("""
+        SELECT pid FROM pg_locks WHERE relation = 'process_results'::regclass AND NOT granted
+           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    """)
+    async with asyncio.timeout(60):
+        while True:
+            async with engine.connect() as connection:
+                found: int | None = (await connection.execute(statement)).scalar_one_or_none()
+            if found is not None:
+                return found
+            await asyncio.sleep(0.02)
+
+
+def children(of: int | None = None) -> list[psutil.Process]:
+    return [one for one in psutil.Process(of).children(recursive=True) if "lem_server.aggregation" in one.cmdline()]
+
+
+def session_niceness(process: psutil.Process) -> int | None:
+    """Where the kernel groups processes by session."""
+    group = Path(f"/proc/{process.pid}/autogroup")
+    return int(group.read_text().split()[-1]) if group.exists() else None
+
+
+@pytest.mark.usefixtures("_elsewhere")
+async def test_the_result_is_the_same_to_the_last_byte(api: httpx.AsyncClient, run: str) -> None:
+    stored = await api.get(f"/api/v1/runs/{run}/aggregate")
+    there = await aggregate(api, run)
+    assert (there.status_code, there.content) == (200, stored.content)
+    assert children() == []
+
+
+async def test_what_is_large_is_counted_in_rows(
+    api: httpx.AsyncClient, engine: AsyncEngine, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with engine.connect() as connection:
+        rows = sum((await connection.execute(text("SELECT rows FROM chunks"))).scalars())
+    went: list[object] = []
+
+    def watched(task: service.Task) -> service.Computed:
+        went.append(task.attempt_id)
+        return compute_elsewhere(task)
+
+    compute_elsewhere = service.compute_elsewhere
+    monkeypatch.setattr(service, "compute_elsewhere", watched)
+    for least, expected in ((rows + 1, 0), (rows, 1)):
+        monkeypatch.setattr(service, "LARGE_ROWS", least)
+        assert (await aggregate(api, run)).status_code == 200
+        assert len(went) == expected
+
+
+@pytest.mark.usefixtures("_elsewhere")
+async def test_everybody_else_goes_first(api: httpx.AsyncClient, engine: AsyncEngine, run: str) -> None:
+    async with held_up(engine):
+        task = asyncio.create_task(aggregate(api, run))
+        backend = psutil.Process(await waiting_backend(engine))
+        (process,) = children()
+        niceness, processors, of_its_backend = process.nice(), process.cpu_affinity(), backend.cpu_affinity()
+        may_move_it = os.geteuid() in (0, backend.uids().real)
+        of_its_session = session_niceness(process)
+    assert (await task).status_code == 200
+    assert niceness == min(19, os.getpriority(os.PRIO_PROCESS, 0) + priority.NICENESS)
+    assert of_its_session in (priority.NICENESS, None)
+    ours = os.sched_getaffinity(0)
+    assert processors == sorted(ours)[1:] or len(ours) == 1
+    assert of_its_backend == processors or not may_move_it
+
+
+@pytest.mark.usefixtures("_elsewhere")
+async def test_a_byte_that_changed_is_told_by_its_chunk(api: httpx.AsyncClient, engine: AsyncEngine, run: str) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(text("SET ROLE NONE"))
+        await connection.execute(text("ALTER TABLE chunks DISABLE TRIGGER immutable"))
+        await connection.execute(
+            text("UPDATE chunks SET body = set_byte(body, 500, get_byte(body, 500) # 1) WHERE seq = 1")
+        )
+        await connection.execute(text("ALTER TABLE chunks ENABLE TRIGGER immutable"))
+    answer = await aggregate(api, run)
+    assert (answer.status_code, answer.json()["code"]) == (409, "evidence_corrupt")
+    assert "chunk 1 of" in answer.json()["detail"]
+
+
+@pytest.mark.usefixtures("_elsewhere")
+async def test_a_process_that_dies_is_told(
+    api: httpx.AsyncClient, engine: AsyncEngine, run: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with held_up(engine):
+        task = asyncio.create_task(aggregate(api, run))
+        await waiting_backend(engine)
+        (process,) = children()
+        process.kill()
+        answer = await task
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+    assert "ended with -9; give the server more memory" in caplog.text
+    assert (await aggregate(api, run)).status_code == 200
+
+
+@pytest.mark.usefixtures("_elsewhere")
+async def test_a_database_that_breaks_off_is_a_503(api: httpx.AsyncClient, engine: AsyncEngine, run: str) -> None:
+    async with held_up(engine):
+        task = asyncio.create_task(aggregate(api, run))
+        backend = await waiting_backend(engine)
+        async with engine.connect() as connection:
+            await connection.execute(text("SET ROLE NONE"))
+            await connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": backend})
+        answer = await task
+    assert (answer.status_code, answer.json()["code"]) == (503, "not_ready"), answer.text
+    assert (await aggregate(api, run)).status_code == 200
+
+
+_SERVER = """
+import asyncio, sys
+from uuid import UUID
+from sqlalchemy.engine import make_url
+from lem_server.aggregation import service
+from lem_server.aggregation.inputs import AggregationParameters
+from lem_server.database.engine import make_engine
+service.LARGE_ROWS = 1
+asyncio.run(service.aggregate_run(make_engine(make_url(sys.argv[1])), UUID(sys.argv[2]), AggregationParameters()))
+"""
+
+
+async def test_it_ends_with_the_server(run: str, engine: AsyncEngine, database_url: URL) -> None:
+    url = database_url.render_as_string(hide_password=False)
+    async with held_up(engine):
+        arguments = ("-c", _SERVER, url, run.removeprefix("run_"))
+        server = await asyncio.create_subprocess_exec(sys.executable, *arguments)
+        await waiting_backend(engine)
+        (process,) = children(server.pid)
+        server.kill()
+        await server.wait()
+        await asyncio.to_thread(psutil.wait_procs, [process], timeout=60)
+        assert not process.is_running()
