@@ -24,6 +24,7 @@ import pyarrow as pa
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from lem_domain.ids import IdKind, format_id
 from lem_server.aggregation import queries
 from lem_server.aggregation.computing import Computed, compute
 from lem_server.aggregation.inputs import AggregationParameters
@@ -60,7 +61,7 @@ def compute_elsewhere(task: Task) -> Computed:
         said = back.read()
         if not said:
             raise RuntimeError(
-                f"the process that aggregated run {task.run.run_id} ended with {process.wait()}; "
+                f"the process that aggregated {format_id(IdKind.RUN, task.run.run_id)} ended with {process.wait()}; "
                 "give the server more memory, and aggregate again."
             )
     outcome: Computed | Exception = pickle.loads(said)  # noqa: S301 - from a process and its own child only

@@ -13,7 +13,7 @@ that measures on its processors would keep an aggregation waiting for minutes.""
 
 def let_others_go_first(pid: int) -> None:
     """Give a process, which leads a session of its own and has only just begun, a low priority and all processors but
-    one: what wakes up must wait until a running process has had its slice, however low that one's priority (sched(7)).
+    one, so that whoever answers meanwhile finds one free (`docs/validation.md` has what that gives).
     """
     with contextlib.suppress(ProcessLookupError):  # it has ended already
         os.setpriority(os.PRIO_PROCESS, pid, min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS))
