@@ -188,7 +188,7 @@ class TelemetryResult(ResultModel):
 
 
 class RunResult(ResultModel):
-    """The aggregate of one run: a pure function of its chunk digests, the method version and the parameters."""
+    """The aggregate of one run: a pure function of its evidence, other inputs, parameters and what computes it."""
 
     run_id: RunId
     attempt_id: AttemptId
@@ -196,6 +196,16 @@ class RunResult(ResultModel):
     method: str = Field(description="Version of the formulas.")
     evidence_sha256: Sha256 = Field(description="Digest over the digests of all chunks that went in.")
     parameters: dict[str, JsonValue] = Field(description="What the user asked of the aggregation.")
+    inputs_sha256: Sha256 | None = Field(
+        default=None,
+        description="Digest over what went in beside chunks and parameters: configuration, devices, manifest, what the "
+        "processes said when they ended, and the configuration in force. Null in a result that is older than this.",
+    )
+    computed_by: str | None = Field(
+        default=None,
+        description="LEM's version and a digest of the form of its results; the same gives the same bytes again, "
+        "another gives a result of its own. Null in a result that is older than this.",
+    )
     verdict: Verdict
     findings: tuple[Finding, ...]
     window: WindowResult

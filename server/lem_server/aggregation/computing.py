@@ -24,5 +24,6 @@ def compute(inputs: AggregationInput, source: ChunkSource) -> Computed:
         AggregationError: the evidence can't be used.
     """
     result = aggregate(inputs, source)
-    key = aggregate_key(result.evidence_sha256, result.method, result.parameters)
-    return Computed(bytes.fromhex(key), bytes.fromhex(result.evidence_sha256), canonical_bytes(result))
+    return Computed(
+        bytes.fromhex(aggregate_key(result)), bytes.fromhex(result.evidence_sha256), canonical_bytes(result)
+    )

@@ -1,15 +1,18 @@
-"""Content addresses: the digest of the evidence, the key of an aggregate, and a result's one byte form."""
+"""Content addresses: digests of evidence and inputs, the key of an aggregate, and a result's one byte form."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import version
 
 from pydantic.types import JsonValue
 
 from lem_domain.config.hashing import canonical_json
 from lem_domain.results import RunResult
 from lem_domain.wire.runs import StreamView
+from lem_server.aggregation.inputs import AggregationInput
 
 
 def evidence_digest(chunks: Iterable[tuple[str, str, int, str]]) -> str:
@@ -31,9 +34,42 @@ def held_digest(held: Iterable[StreamView]) -> str:
     )
 
 
-def aggregate_key(evidence_sha256: str, method: str, parameters: Mapping[str, JsonValue]) -> str:
-    """SHA-256 (64 hex digits) that names an aggregate: same evidence, method and parameters, same key."""
-    named: JsonValue = {"evidence_sha256": evidence_sha256, "method": method, "parameters": dict(parameters)}
+def inputs_digest(inputs: AggregationInput) -> str:
+    """SHA-256 (64 hex digits) over what a result is computed from beside its chunks and parameters."""
+    effective = inputs.effective_config
+    facts: JsonValue = {
+        "run_id": inputs.run_id,
+        "attempt_id": inputs.attempt_id,
+        "config": inputs.config.model_dump(mode="json"),
+        "devices": [device.model_dump(mode="json") for device in inputs.devices],
+        "processes": list(inputs.processes),
+        "manifest": [entry.model_dump(mode="json") for entry in inputs.manifest],
+        "summaries": {process: dict(summary) for process, summary in inputs.summaries.items()},
+        "effective_config": None if effective is None else effective.model_dump(mode="json"),
+    }
+    return hashlib.sha256(canonical_json(facts)).hexdigest()
+
+
+@cache
+def computed_by() -> str:
+    """What computes here: LEM's version, and a digest of the form that it gives results."""
+    form = hashlib.sha256(canonical_json(RunResult.model_json_schema())).hexdigest()
+    return f"LEM {version('llm-energy-measurement')}, results of form {form[:16]}"
+
+
+def aggregate_key(result: RunResult) -> str:
+    """SHA-256 (64 hex digits) that names an aggregate by all that it was computed from, and by what.
+
+    Who computes the same again by the same version must get the same bytes. A result that is older than
+    `inputs_sha256` and `computed_by` was named by the rest.
+    """
+    named: dict[str, JsonValue] = {
+        "evidence_sha256": result.evidence_sha256,
+        "method": result.method,
+        "parameters": result.parameters,
+    }
+    if result.inputs_sha256 is not None:
+        named |= {"inputs_sha256": result.inputs_sha256, "computed_by": result.computed_by}
     return hashlib.sha256(canonical_json(named)).hexdigest()
 
 

@@ -28,6 +28,7 @@ from lem_server.aggregation.efficiency import efficiency_of
 from lem_server.aggregation.energy import EnergyAccount, energy_account
 from lem_server.aggregation.errors import EvidenceMissing
 from lem_server.aggregation.footprint import footprint_of
+from lem_server.aggregation.identity import computed_by, inputs_digest
 from lem_server.aggregation.inputs import AggregationInput, ChunkSource
 from lem_server.aggregation.outputs import outputs_of
 from lem_server.aggregation.power import DeviceSamples, read_devices, read_host_traces
@@ -107,6 +108,8 @@ def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:
         method=METHOD_VERSION,
         evidence_sha256=reader.evidence_sha256(),
         parameters=inputs.parameters.model_dump(mode="json"),
+        inputs_sha256=inputs_digest(inputs),
+        computed_by=computed_by(),
         verdict=verdict_of(noticed),
         findings=noticed,
         window=window,

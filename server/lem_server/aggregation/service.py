@@ -33,8 +33,8 @@ async def aggregate_run(engine: AsyncEngine, run_id: UUID, parameters: Aggregati
     """Compute a run's result from its evidence, every digest checked, and return its canonical JSON.
 
     A completed run becomes `aggregated`, or `failed` with reason `invalid_evidence` when its evidence can't be used.
-    An aggregated run is computed again and compared with what is stored; one that failed so stays failed and is
-    computed where partial evidence is allowed.
+    An aggregated run is computed again: what the same version stored must be the same bytes, and beside what an older
+    one stored comes a newer result. One that failed so stays failed and is computed where partial evidence is allowed.
 
     Raises:
         ProblemError: `not_found`; `conflict` when the run has no finished attempt; `evidence_missing`,
@@ -58,8 +58,8 @@ async def aggregate_run(engine: AsyncEngine, run_id: UUID, parameters: Aggregati
         if stored is not None and stored != computed.body:
             raise ProblemError(
                 ProblemCode.AGGREGATE_NOT_REPRODUCIBLE,
-                "the stored aggregate of the same evidence differs from what is computed now; "
-                "report this as a defect of the method's version.",
+                "the stored aggregate differs from what the same version computes now of the same evidence and inputs; "
+                "report this as a defect.",
             )
         await queries.insert_aggregate(
             connection,

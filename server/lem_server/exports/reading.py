@@ -223,7 +223,8 @@ class _Taking:
             raise BundleError(f"{name} is no result that this version can read; update it.") from None
         evidence_sha256 = row.evidence_sha256.removeprefix("\\x")
         as_said = (
-            aggregate_key(evidence_sha256, row.method, row.parameters) == row.key.removeprefix("\\x"),
+            aggregate_key(result) == row.key.removeprefix("\\x"),
+            (result.method, result.parameters) == (row.method, row.parameters),
             evidence_digest(attempt.chunks) == evidence_sha256 == result.evidence_sha256,
             result.run_id == format_id(IdKind.RUN, row.run_id) and result.attempt_id == attempt.folder,
         )

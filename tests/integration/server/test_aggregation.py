@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 
 import httpx
@@ -13,10 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from factories.runs import run_ids, submit
 from factories.worker import FakeWorker, plain_evidence
+from lem_domain.config.hashing import canonical_json
 from lem_domain.evidence import SAMPLER
 from lem_domain.ids import IdKind, parse_id
 from lem_domain.results import RunResult
+from lem_server.aggregation import result as computation
 from lem_server.aggregation import service
+from lem_server.aggregation.identity import aggregate_key
 from lem_server.aggregation.inputs import AggregationInput, ChunkSource
 
 pytestmark = pytest.mark.anyio
@@ -96,6 +100,65 @@ async def test_the_same_evidence_gives_the_same_bytes(api: httpx.AsyncClient, en
     assert await aggregates_of(engine, run) == 1
     log = (await api.get(f"/api/v1/runs/{run}/transitions")).json()["items"]
     assert [(one["target"], one["actor"]) for one in log[-2:]] == [("completed", "worker"), ("aggregated", "server")]
+
+
+async def older_row(engine: AsyncEngine, run: str) -> bytes:
+    """The run's stored result becomes that of a server that did not say its inputs yet, under the key that this had."""
+    async with engine.begin() as connection:
+        row = (
+            await connection.execute(
+                text("SELECT key, CAST(result AS text) AS body FROM aggregates WHERE run_id = :id"),
+                {"id": parse_id(IdKind.RUN, run)},
+            )
+        ).one()
+        older = json.loads(row.body)
+        del older["inputs_sha256"], older["computed_by"]
+        older["findings"] = [{"code": "short_window", "severity": "info", "message": "In other words.", "numbers": {}}]
+        body = canonical_json(older)
+        key = aggregate_key(RunResult.model_validate_json(body))
+        await connection.execute(text("SET LOCAL ROLE NONE"))
+        await connection.execute(
+            text("UPDATE aggregates SET key = :new, result = CAST(:body AS json) WHERE key = :key"),
+            {"key": row.key, "new": bytes.fromhex(key), "body": body.decode()},
+        )
+    return body
+
+
+async def test_what_an_older_server_said_otherwise_is_computed_anew_beside_it(
+    api: httpx.AsyncClient, engine: AsyncEngine, run: str
+) -> None:
+    first = (await aggregate(api, run)).content
+    older = await older_row(engine, run)
+    results = f"/api/v1/campaigns/{(await api.get(f'/api/v1/runs/{run}')).json()['campaign_id']}/results"
+    assert "In other words." in (await api.get(results)).text
+    assert (await api.get(f"/api/v1/runs/{run}/aggregate")).content == older != first
+    again = await aggregate(api, run)
+    assert (again.status_code, again.content) == (200, first)
+    assert (await api.get(f"/api/v1/runs/{run}/aggregate")).content == first
+    assert await aggregates_of(engine, run) == 2
+    assert "In other words." not in (await api.get(results)).text
+
+
+async def test_a_release_adds_a_result_of_its_own(
+    api: httpx.AsyncClient, engine: AsyncEngine, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = RunResult.model_validate_json((await aggregate(api, run)).content)
+    monkeypatch.setattr(computation, "computed_by", lambda: "LEM 99")
+    second = RunResult.model_validate_json((await aggregate(api, run)).content)
+    assert second == first.model_copy(update={"computed_by": "LEM 99"})
+    assert await aggregates_of(engine, run) == 2
+
+
+async def test_what_the_same_version_stored_must_be_what_it_computes(
+    api: httpx.AsyncClient, engine: AsyncEngine, run: str
+) -> None:
+    await aggregate(api, run)
+    async with engine.begin() as connection:
+        await connection.execute(text("SET LOCAL ROLE NONE"))
+        await connection.execute(
+            text("UPDATE aggregates SET result = CAST(replace(CAST(result AS text), '50.0', '51.0') AS json)")
+        )
+    assert refusal(await aggregate(api, run)) == (409, "aggregate_not_reproducible")
 
 
 async def test_two_that_aggregate_at_once_agree(api: httpx.AsyncClient, engine: AsyncEngine, run: str) -> None:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 
-from factories.evidence import Evidence, MadeChunk, Stored
+from factories.evidence import Evidence, MadeChunk, Stored, gpu
+from lem_domain.config.hashing import canonical_json
 from lem_domain.evidence import StreamName
+from lem_server.aggregation.computing import compute
 from lem_server.aggregation.errors import EvidenceCorrupt, EvidenceInvalid, EvidenceMissing, MissingPart, ranges_text
-from lem_server.aggregation.identity import aggregate_key, canonical_bytes, evidence_digest, held_digest
+from lem_server.aggregation.identity import (
+    aggregate_key,
+    canonical_bytes,
+    evidence_digest,
+    held_digest,
+    inputs_digest,
+)
+from lem_server.aggregation.inputs import AggregationInput
 from lem_server.aggregation.result import aggregate
 
 
@@ -58,12 +69,13 @@ def test_the_order_of_arrival_does_not_matter(stored: Stored, seed: int) -> None
     assert bytes_of(other) == bytes_of(stored)
 
 
-def test_how_rows_were_cut_into_chunks_changes_only_the_digest(stored: Stored) -> None:
+def test_how_rows_were_cut_into_chunks_changes_only_digests(stored: Stored) -> None:
     other = evidence()
     other.chunk_rows = 7
     cut = other.stored()
     left, right = (aggregate(made.inputs, made.source).model_dump() for made in (stored, cut))
-    assert left.pop("evidence_sha256") != right.pop("evidence_sha256")
+    for digest in ("evidence_sha256", "inputs_sha256"):
+        assert left.pop(digest) != right.pop(digest)
     assert left == right
 
 
@@ -75,15 +87,54 @@ def test_the_result_carries_the_digest_of_what_is_held(stored: Stored) -> None:
     assert result.evidence_sha256 != evidence_digest(lines[1:])
 
 
-def test_the_key_depends_on_evidence_method_and_parameters() -> None:
+def test_the_key_depends_on_all_that_a_result_is_computed_from_and_by_what(stored: Stored) -> None:
+    result = aggregate(stored.inputs, stored.source)
     keys = {
-        aggregate_key("a" * 64, "m1", {"allow_partial": False}),
-        aggregate_key("b" * 64, "m1", {"allow_partial": False}),
-        aggregate_key("a" * 64, "m2", {"allow_partial": False}),
-        aggregate_key("a" * 64, "m1", {"allow_partial": True}),
+        aggregate_key(result.model_copy(update=change))
+        for change in (
+            {},
+            {"evidence_sha256": "b" * 64},
+            {"method": "m2"},
+            {"parameters": {"allow_partial": True}},
+            {"inputs_sha256": "b" * 64},
+            {"computed_by": "LEM 99"},
+        )
     }
-    assert len(keys) == 4
-    assert aggregate_key("a" * 64, "m1", {"allow_partial": False}) in keys
+    assert len(keys) == 6
+    assert compute(stored.inputs, stored.source).key.hex() == aggregate_key(result)
+    assert aggregate_key(result) == aggregate_key(result.model_copy(update={"findings": ()}))
+
+
+def test_a_result_that_does_not_say_its_inputs_keeps_its_older_key(stored: Stored) -> None:
+    older = aggregate(stored.inputs, stored.source).model_copy(update={"inputs_sha256": None, "computed_by": None})
+    named = {"evidence_sha256": older.evidence_sha256, "method": "m1", "parameters": {"allow_partial": False}}
+    assert aggregate_key(older) == hashlib.sha256(canonical_json(named)).hexdigest()
+
+
+def test_every_input_that_is_no_chunk_is_in_the_key(stored: Stored) -> None:
+    inputs = stored.inputs
+    config = inputs.config.model_copy(update={"allow": ("precision",)})
+    summaries = {**inputs.summaries, "rank-1": {**inputs.summaries["rank-1"], "outputs_sha256": "a" * 64}}
+    others: dict[str, Any] = {
+        "run_id": "run_" + "3" * 32,
+        "attempt_id": "att_" + "3" * 32,
+        "config": config,
+        "devices": (gpu(1),),
+        "processes": (*inputs.processes, "rank-2"),
+        "manifest": (),
+        "summaries": summaries,
+        "effective_config": None,
+    }
+    read = {field.name for field in fields(AggregationInput)} - {"held", "parameters"}
+    assert set(others) == read, "held is in evidence_sha256, parameters are in the key themselves"
+    digests = {
+        inputs_digest(inputs),
+        *(inputs_digest(replace(inputs, **{name: other})) for name, other in others.items()),
+    }
+    assert len(digests) == len(others) + 1
+    # What differs only in a completion marker gives another result, which must not contradict this one.
+    changed = replace(inputs, summaries=summaries)
+    assert compute(changed, stored.source).key != compute(inputs, stored.source).key
 
 
 @pytest.mark.parametrize("stream", list(StreamName))
