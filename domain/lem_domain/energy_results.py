@@ -51,7 +51,7 @@ class PartPower(ResultModel):
 
     part: str = Field(description="Device UUID or host domain.")
     mean_power_w: float
-    bound_w: float | None = Field(default=None, ge=0, description="As far as sampling goes; null where none is stated.")
+    bound_w: float | None = Field(default=None, ge=0, description="Null where none is stated.")
 
 
 class Baseline(ResultModel):
@@ -62,6 +62,9 @@ class Baseline(ResultModel):
     parts: tuple[PartPower, ...]
     mean_power_w: Figure = Field(description="Of all parts that the job's energy includes.")
     bound_w: float | None = Field(default=None, ge=0, description="Sum of the parts' bounds.")
+    sensor_bound_w: float | None = Field(
+        default=None, ge=0, description="What of it is the accuracy of the sensors, null where one's is not stated."
+    )
     standard_error_w: float | None = Field(
         default=None, ge=0, description="Of the mean, from means over successive seconds; null below three of them."
     )
@@ -114,6 +117,15 @@ class EnergyResult(ResultModel):
         description="What is in `total`: device UUIDs where accelerators were leased, else the host's domains."
     )
     mean_power_w: Figure
+    peak_power_w: Figure = Field(
+        default_factory=partial(older_figure, "W"),
+        description="The highest power of all parts of `includes` together, each interpolated between its samples.",
+    )
+    measured_total: EnergyFigure = Field(
+        default_factory=older_energy,
+        description="Accelerators and host together, of what was measured: a model's figures are not in it.",
+    )
+    measured_includes: tuple[str, ...] = Field(default=(), description="What is in `measured_total`.")
     gpu: EnergyFigure = Field(default_factory=older_energy, description="Sum over the leased accelerators.")
     cpu: EnergyFigure = Field(default_factory=older_energy, description="Sum over the host's CPU packages.")
     dram: EnergyFigure = Field(default_factory=older_energy, description="Sum over the host's memory.")

@@ -45,8 +45,15 @@ class EnergyFigure(ResultModel):
     bound_j: float | None = Field(
         default=None,
         ge=0,
-        description="The truth lies within joules ± bound_j as far as sampling goes; null where the "
-        "method has no stated bound (a modelled figure has none).",
+        description="The truth lies within joules ± bound_j: what the readings leave open, and what the sensor's own "
+        "accuracy does where its maker states it; null where the method has no stated bound (a modelled figure has "
+        "none).",
+    )
+    sensor_bound_j: float | None = Field(
+        default=None,
+        ge=0,
+        description="What of bound_j is the sensor's accuracy, as its maker states it, over that time; null where none "
+        "is stated, and then bound_j holds as far as sampling goes.",
     )
     reason: str | None = Field(default=None, description="Why the value is null.")
 

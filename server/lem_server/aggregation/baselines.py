@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lem_domain.results import Baseline, BaselineContext, EnergyFigure, Figure, PartPower
-from lem_server.aggregation.meters import Meter
+from lem_server.aggregation.meters import Meter, sum_of
 from lem_server.aggregation.reading import NULL
 from lem_server.aggregation.sampler_record import BaselineSpan, ReusedBaseline, SamplerRecord
 from lem_server.aggregation.spread import standard_error, student_t
@@ -52,14 +52,20 @@ def net_energy(
     power = ready.mean_power_w.value
     if power is None:
         return _none(f"the ready baseline has no power: {ready.mean_power_w.reason}")
-    bound = None
+    bound = sensor_j = None
     if total.bound_j is not None and ready.bound_w is not None and ready.standard_error_w is not None:
         seconds = int(ready.duration_s or 0)
         spread = student_t(seconds - 1) * ready.standard_error_w
         drift = abs(after.mean_power_w.value - power) if after and after.mean_power_w.value is not None else 0.0
         bound = total.bound_j + (ready.bound_w + spread + drift) * window.duration_s
+        if total.sensor_bound_j is not None and ready.sensor_bound_w is not None:
+            sensor_j = total.sensor_bound_j + ready.sensor_bound_w * window.duration_s
     return EnergyFigure(
-        joules=total.joules - power * window.duration_s, method=total.method, source=total.source, bound_j=bound
+        joules=total.joules - power * window.duration_s,
+        method=total.method,
+        source=total.source,
+        bound_j=bound,
+        sensor_bound_j=sensor_j,
     )
 
 
@@ -67,6 +73,7 @@ def _measured(
     context: BaselineContext, measured: BaselineSpan, meters: Mapping[str, Meter], parts: Sequence[str]
 ) -> Baseline:
     powers: dict[str, PartPower] = {}
+    sensors_w: dict[str, float | None] = {}
     reasons: dict[str, str] = {}
     for part, meter in meters.items():
         span = _within(measured.span, meter)
@@ -74,17 +81,19 @@ def _measured(
         if energy.joules is None or span is None:
             reasons[part] = energy.reason or ""
             continue
-        bound_w = energy.bound_j / span.duration_s if energy.bound_j is not None else None
+        bound_w, sensors_w[part] = (
+            None if joules is None else joules / span.duration_s for joules in (energy.bound_j, energy.sensor_bound_j)
+        )
         powers[part] = PartPower(part=part, mean_power_w=energy.joules / span.duration_s, bound_w=bound_w)
     lacking = "; ".join(f"{part}: {reasons.get(part, 'it was not sampled')}" for part in parts if part not in powers)
-    bounds = [powers[part].bound_w for part in parts if part in powers]
-    known = [bound for bound in bounds if bound is not None]
+    whole = bool(parts) and not lacking
     return Baseline(
         context=context,
         duration_s=measured.span.duration_s,
         parts=tuple(powers.values()),
         mean_power_w=_sum_w(powers, parts, lacking),
-        bound_w=math.fsum(known) if not lacking and parts and len(known) == len(bounds) else None,
+        bound_w=sum_of([powers[part].bound_w for part in parts]) if whole else None,
+        sensor_bound_w=sum_of([sensors_w[part] for part in parts]) if whole else None,
         standard_error_w=_spread_w(measured.span, [meters[part] for part in parts if part in meters]),
         stationary=measured.stationary,
     )

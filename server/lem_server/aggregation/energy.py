@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.results import (
     DeviceEnergy,
@@ -88,12 +90,17 @@ def energy_account(
         host_results[domain], meters[domain] = _host_energy(domain, readings, sources, window)
 
     accelerators = _accelerators(devices, record)
-    host = {name: part.energy for name, part in host_results.items() if not name.startswith(NOT_ADDED)}
+    host = _measured_first({name: part.energy for name, part in host_results.items()})
     on_gpu = {uuid: device_results[uuid].energy for uuid in accelerators}
     parts = on_gpu or host
     total = total_of(parts, _because("nothing measured energy during the window", sources))
     if total.joules is None and not config.record.power:
         total = EnergyFigure(joules=None, reason="record.power is off")
+    measured = {
+        name: energy
+        for name, energy in {**on_gpu, **host}.items()
+        if energy.joules is not None and energy.method is not EnergyMethod.MODELLED
+    }
     baselines = baselines_of(record, meters, tuple(parts))
     probe = probe_of(probe_window, total, work_of(ranks), meters, tuple(parts))
     result = EnergyResult(
@@ -102,6 +109,9 @@ def energy_account(
         total=total,
         includes=tuple(parts) if total.joules is not None else (),
         mean_power_w=mean_power(total, window),
+        peak_power_w=_peak_power({part: meters[part] for part in parts if part in meters}, total, window),
+        measured_total=total_of(measured, _because("nothing measured energy during the window", sources)),
+        measured_includes=tuple(measured),
         gpu=total_of(on_gpu, "no accelerator was leased"),
         cpu=_host_sum(host, "package", "no CPU package was measured", sources),
         dram=_host_sum(host, "dram", "no memory was measured", sources),
@@ -112,6 +122,38 @@ def energy_account(
     )
     gaps = {part: found for part, meter in meters.items() if (found := meter.trace.gaps(window)) is not None}
     return EnergyAccount(result, gaps, meters, tuple(parts))
+
+
+def _measured_first(host: Mapping[str, EnergyFigure]) -> dict[str, EnergyFigure]:
+    """The domains to add up. Sources call the same part by other names (RAPL package-0, CodeCarbon package), so of the
+    domains of one kind only the measured ones count where one of them has a figure, else those of the model."""
+    kinds: dict[str, dict[str, EnergyFigure]] = {}
+    for name, energy in host.items():
+        if not name.startswith(NOT_ADDED):
+            kinds.setdefault(name.partition("-")[0], {})[name] = energy
+    chosen: dict[str, EnergyFigure] = {}
+    for domains in kinds.values():
+        modelled = {name: energy for name, energy in domains.items() if energy.method is EnergyMethod.MODELLED}
+        others = {name: energy for name, energy in domains.items() if name not in modelled}
+        measured = any(energy.joules is not None for energy in others.values())
+        chosen |= others if measured or not modelled else modelled
+    return chosen
+
+
+def _peak_power(meters: Mapping[str, Meter], total: EnergyFigure, window: WindowResult) -> Figure:
+    if total.joules is None:
+        return Figure(value=None, unit="W", reason=total.reason)
+    edges = [meter.trace.powers_around(window) for meter in meters.values()]
+    known = [found for found in edges if found is not None]
+    if not known or len(known) < len(edges):
+        lacking = ", ".join(part for part, found in zip(meters, edges, strict=True) if found is None)
+        return Figure(value=None, unit="W", reason=f"no power was sampled around the window of {lacking}")
+    times = np.unique(np.concatenate([found.times_ns for found in known]))
+    times = times[(times >= window.begin_ns) & (times <= window.end_ns)]
+    if not len(times):
+        return Figure(value=None, unit="W", reason="no sample in the window holds an instant power")
+    together = np.sum([np.interp(times, found.times_ns, found.power_mw) for found in known], axis=0)
+    return Figure(value=float(together.max()) / 1e3, unit="W")
 
 
 def _accelerators(devices: Sequence[Device], record: SamplerRecord) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +53,7 @@ class Meter:
 
     def counted(self, interval: Interval) -> Reading:
         """By the counter."""
-        return counter_energy(self.trace, self.joules_per_count, interval)
+        return counter_energy(self.trace, self.joules_per_count, interval, self.sensor_w)
 
     def integrated(self, interval: Interval) -> Reading:
         """By power."""
@@ -84,7 +84,13 @@ class Meter:
         if strength(self.best) < strength(method):
             # A cumulative figure that its source modelled or integrated is no counter, and has no stated bound.
             return EnergyFigure(joules=reading.joules, method=self.best, source=self.source)
-        return EnergyFigure(joules=reading.joules, method=method, source=self.source, bound_j=reading.bound_j)
+        return EnergyFigure(
+            joules=reading.joules,
+            method=method,
+            source=self.source,
+            bound_j=reading.bound_j,
+            sensor_bound_j=reading.sensor_j,
+        )
 
 
 def strength(method: EnergyMethod | None) -> int:
@@ -104,13 +110,24 @@ def total_of(parts: Mapping[str, EnergyFigure], none: str) -> EnergyFigure:
         return EnergyFigure(joules=None, reason="; ".join(lacking))
     figures = list(parts.values())
     methods = {figure.method for figure in figures if figure.method is not None}
-    bounds = [figure.bound_j for figure in figures if figure.bound_j is not None]
     return EnergyFigure(
         joules=math.fsum(figure.joules for figure in figures if figure.joules is not None),
         method=min(methods, key=strength),
         source=_sources_text(figures, methods),
-        bound_j=math.fsum(bounds) if len(bounds) == len(figures) else None,
+        bound_j=sum_of([figure.bound_j for figure in figures]),
+        sensor_bound_j=sum_of([figure.sensor_bound_j for figure in figures]),
     )
+
+
+def not_sampled() -> EnergyFigure:
+    """What a part of the job without any sample gives."""
+    return EnergyFigure(joules=None, reason="no power was sampled for it")
+
+
+def sum_of(numbers: Sequence[float | None]) -> float | None:
+    """The sum; None as soon as one is."""
+    known = [number for number in numbers if number is not None]
+    return math.fsum(known) if len(known) == len(numbers) else None
 
 
 def mean_power(energy: EnergyFigure, interval: Interval) -> Figure:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lem_domain.results import EnergyFigure, EnergyMethod, Figure, PhaseEnergy, PhaseSplit
-from lem_server.aggregation.meters import Meter, total_of
+from lem_server.aggregation.meters import Meter, not_sampled, total_of
 from lem_server.aggregation.reading import NULL, IntArray
 from lem_server.aggregation.requests import RankRequests
 from lem_server.aggregation.traces import FloatArray, Interval, Trace
@@ -31,7 +31,8 @@ def phase_split(
     """Time and energy of prefill and decode, summed over batches (measurement.md §2).
 
     The energy is the sum of C(end) - C(begin) over the batches, on the interpolated counters of the parts that the
-    job's energy is the sum of. Its bound is the energy about which the counters leave open to which phase it belongs.
+    job's energy is the sum of. Its bound is the energy about which the counters leave open to which phase it belongs,
+    and their sensors' accuracy over its time.
     """
     batches = lockstep_batches(ranks)
     if isinstance(batches, str):
@@ -39,7 +40,7 @@ def phase_split(
             energy=EnergyFigure(joules=None, reason=batches), time_s=Figure(value=None, unit="s", reason=batches)
         )
         return PhaseSplit(batches=0, prefill=nothing, decode=nothing)
-    used = {part: meters[part] for part in parts if part in meters}
+    used = {part: meters.get(part) for part in parts}
     return PhaseSplit(
         batches=len(batches.begin_ns),
         prefill=_phase("prefill", batches.begin_ns, batches.first_ns, used, window),
@@ -79,23 +80,26 @@ def _latest(batch: IntArray, times: IntArray) -> IntArray:
 
 
 def _phase(
-    name: str, begin_ns: IntArray, end_ns: IntArray, meters: Mapping[str, Meter], window: Interval
+    name: str, begin_ns: IntArray, end_ns: IntArray, meters: Mapping[str, Meter | None], window: Interval
 ) -> PhaseEnergy:
     seconds = int((end_ns - begin_ns).sum()) / 1e9
     time_s = Figure(value=seconds, unit="s")
     if seconds == 0:
         return PhaseEnergy(energy=EnergyFigure(joules=None, reason=f"there is no {name} in the window"), time_s=time_s)
-    parts = {part: _part_energy(meter, begin_ns, end_ns, window) for part, meter in meters.items()}
+    parts = {
+        part: not_sampled() if meter is None else _part_energy(meter, begin_ns, end_ns, window)
+        for part, meter in meters.items()
+    }
     total = total_of(parts, "nothing measured energy during the window")
     if total.joules is None or total.bound_j is None or total.bound_j <= MOST_UNCERTAIN * total.joules:
         return PhaseEnergy(energy=total, time_s=time_s)
-    period_s = max((meter.trace.counter_period_s(window) or window.duration_s for meter in meters.values()), default=0)
+    periods_s = [meter.trace.counter_period_s(window) or window.duration_s for meter in meters.values() if meter]
     return PhaseEnergy(
         energy=EnergyFigure(
             joules=None,
             source=total.source,
             reason=f"{name} lasts {1e3 * seconds / len(begin_ns):.3g} ms per batch and the energy counter shows a new "
-            f"value every {1e3 * period_s:.3g} ms, which leaves {total.joules:.3g} J uncertain by "
+            f"value every {1e3 * max(periods_s):.3g} ms, which leaves {total.joules:.3g} J uncertain by "
             f"{total.bound_j:.3g} J, more than half of it; longer phases or a faster counter are needed",
         ),
         time_s=time_s,
@@ -109,11 +113,13 @@ def _part_energy(meter: Meter, begin_ns: IntArray, end_ns: IntArray, window: Int
     if counted.joules is None:
         return EnergyFigure(joules=None, source=meter.source, reason=f"phases need a counter, and {counted.reason}")
     energy, bound = _counts_between(meter.trace, begin_ns, end_ns, window)
+    sensor_j = None if meter.sensor_w is None else meter.sensor_w * int((end_ns - begin_ns).sum()) / 1e9
     return EnergyFigure(
         joules=energy * meter.joules_per_count,
         method=EnergyMethod.COUNTER,
         source=meter.source,
-        bound_j=bound * meter.joules_per_count,
+        bound_j=bound * meter.joules_per_count + (sensor_j or 0.0),
+        sensor_bound_j=sensor_j,
     )
 
 

@@ -9,7 +9,7 @@ from pydantic.types import JsonValue
 
 from lem_domain.results import EnergyFigure, Figure, PhaseEnergy, PhaseSplit, PrefillProbe, WorkResult
 from lem_server.aggregation.inputs import Summaries
-from lem_server.aggregation.meters import Meter, total_of
+from lem_server.aggregation.meters import Meter, not_sampled, sum_of, total_of
 
 
 class ProbeWindow(NamedTuple):
@@ -54,7 +54,7 @@ def probe_of(
     """
     if window is None:
         return None
-    energies = {part: meters[part].energy(window) for part in parts if part in meters}
+    energies = {part: meters[part].energy(window) if part in meters else not_sampled() for part in parts}
     energy = total_of(energies, "nothing measured energy during the probe")
     prefill = _scaled(energy, work.prompt_tokens / window.prompt_tokens)
     return PrefillProbe(
@@ -83,8 +83,11 @@ def with_probe(split: PhaseSplit, probe: PrefillProbe | None) -> PhaseSplit:
 def _scaled(energy: EnergyFigure, factor: float) -> EnergyFigure:
     if energy.joules is None:
         return energy
-    bound = None if energy.bound_j is None else energy.bound_j * factor
-    return energy.model_copy(update={"joules": energy.joules * factor, "bound_j": bound})
+    bounds = {
+        name: None if bound is None else bound * factor
+        for name, bound in (("bound_j", energy.bound_j), ("sensor_bound_j", energy.sensor_bound_j))
+    }
+    return energy.model_copy(update={"joules": energy.joules * factor, **bounds})
 
 
 def _difference(total: EnergyFigure, prefill: EnergyFigure) -> EnergyFigure:
@@ -98,9 +101,13 @@ def _difference(total: EnergyFigure, prefill: EnergyFigure) -> EnergyFigure:
             reason=f"prefill alone took {prefill.joules:.3g} J in the probe and the whole window {total.joules:.3g} J, "
             "so that nothing is left for decode; longer windows or more output tokens are needed",
         )
-    known = total.bound_j is not None and prefill.bound_j is not None
-    bound = (total.bound_j or 0.0) + (prefill.bound_j or 0.0) if known else None
-    return EnergyFigure(joules=left, method=total.method, source=total.source, bound_j=bound)
+    return EnergyFigure(
+        joules=left,
+        method=total.method,
+        source=total.source,
+        bound_j=sum_of([total.bound_j, prefill.bound_j]),
+        sensor_bound_j=sum_of([total.sensor_bound_j, prefill.sensor_bound_j]),
+    )
 
 
 def _window(told: JsonValue) -> ProbeWindow | None:

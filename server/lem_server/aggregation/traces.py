@@ -47,11 +47,15 @@ class Span(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """An energy in J with its bound (truth within ± bound_j, None where none can be stated), or a reason for none."""
+    """An energy in J with its bound (truth within ± bound_j, None where none can be stated), or a reason for none.
+
+    `sensor_j` is what of the bound the sensor's own accuracy is, None where that is not known.
+    """
 
     joules: float | None
     bound_j: float | None = None
     reason: str | None = None
+    sensor_j: float | None = None
 
 
 class Gaps(NamedTuple):
@@ -60,6 +64,13 @@ class Gaps(NamedTuple):
     number: int
     longest_s: float
     median_s: float
+
+
+class Powers(NamedTuple):
+    """Readings in order: when, in ns, and mW."""
+
+    times_ns: IntArray
+    power_mw: IntArray
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,16 @@ class Trace:
         """The highest power of a sample inside the window, in W; None when no sample there holds one."""
         use = (self.times_ns >= window.begin_ns) & (self.times_ns <= window.end_ns) & (self.power_mw != NULL)
         return int(self.power_mw[use].max()) / 1e3 if use.any() else None
+
+    def powers_around(self, window: Interval) -> Powers | None:
+        """The readings of power from the last before the window to the first after it; None where they don't reach
+        over it."""
+        use = self.power_mw != NULL
+        times = self.times_ns[use]
+        span = _bracket(times, window)
+        if isinstance(span, str):
+            return None
+        return Powers(times[span[0] : span[1] + 1], self.power_mw[use][span[0] : span[1] + 1])
 
     def sampling_period_s(self, window: Interval) -> float | None:
         """The median time between two samples around the window; None where they don't bracket it."""
@@ -113,13 +134,14 @@ def make_trace(times_ns: IntArray, counts: IntArray, power_mw: IntArray) -> Trac
     return Trace(times, counts[first], power_mw[first])
 
 
-def counter_energy(trace: Trace, joules_per_count: float, window: Interval) -> Reading:
+def counter_energy(trace: Trace, joules_per_count: float, window: Interval, sensor_w: float | None = None) -> Reading:
     """C(end) - C(begin) in J, the counter interpolated linearly between the samples around each end.
 
     Bound (measurement.md §2): mean power x observed update period for each end, and never less than what the samples
     themselves leave open. A counter shows the energy of its last update, so the truth at an instant lies between the
     sample before and the first sample that shows an update after it; where power at an end is far above its mean this
-    is wider than the first. One count is added for the counter's own rounding.
+    is wider than the first. One count is added for the counter's own rounding, and the accuracy `sensor_w` x duration
+    of the sensor that feeds it, where that is known: a counter adds up what its sensor is off by.
 
     The reason for no energy: no sample on one side of the window, a counter that went backwards (a reset), or one that
     never moved.
@@ -148,7 +170,8 @@ def counter_energy(trace: Trace, joules_per_count: float, window: Interval) -> R
     too_low = (end_above - end.value) + (begin.value - begin.below)
     too_high = (end.value - end.below) + (begin_above - begin.value)
     bound = max(2 * per_period, too_low + 1, too_high + 1)
-    return Reading(energy * joules_per_count, bound * joules_per_count)
+    sensor_j = None if sensor_w is None else sensor_w * window.duration_s
+    return Reading(energy * joules_per_count, bound * joules_per_count + (sensor_j or 0.0), sensor_j=sensor_j)
 
 
 def integrated_energy(trace: Trace, sensor_w: float | None, window: Interval, averaged_s: float = 0.0) -> Reading:
@@ -156,7 +179,8 @@ def integrated_energy(trace: Trace, sensor_w: float | None, window: Interval, av
 
     Bound (measurement.md §2), None where the sensor's accuracy `sensor_w` is not known: that accuracy x duration; plus
     what can hide between two readings, half their difference x their distance, which holds while power moves from one
-    to the other without turning (a shorter burst is invisible to any sampler); plus, as a sensor that updates every u
+    to the other without turning (bursts shorter than that are seen by chance, and not at all, or each time, where they
+    come in step with the readings: nothing bounds those but a counter); plus, as a sensor that updates every u
     shows a power of up to u ago, the difference of the powers around both ends x u. Where a reading is the mean over
     the last `averaged_s`, the powers of the seconds before both ends mix in: the range of power x `averaged_s`.
 
@@ -185,7 +209,8 @@ def integrated_energy(trace: Trace, sensor_w: float | None, window: Interval, av
         _range_around(times, power, window.begin_ns, period) + _range_around(times, power, window.end_ns, period)
     )
     mixed = averaged_s * _range_between(times, power, window, averaged_s) if averaged_s else 0.0
-    return Reading(joules, sensor_w * window.duration_s + hidden + late + mixed)
+    sensor_j = sensor_w * window.duration_s
+    return Reading(joules, sensor_j + hidden + late + mixed, sensor_j=sensor_j)
 
 
 class _EndOfWindow(NamedTuple):

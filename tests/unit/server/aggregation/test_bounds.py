@@ -1,7 +1,7 @@
 """Stated bounds hold: of a large sample of random traces with known truth, at least 95 % lie within theirs.
 
-Power is a random mixture of levels, ramps, a sawtooth, bursts and noise; the sensor shows it at its own updates, in
-whole counts, wrong by up to its class; the sampler looks at it at jittered times. The sample is seeded, so that the
+Power is a random mixture of levels, ramps, a sawtooth, bursts and noise; the sensor shows it at its own updates, wrong
+by up to its class, and the counter adds up, in whole counts, what that sensor sees; the sampler looks at it at jittered times. The sample is seeded, so that the
 share is the same in every run. Hypothesis draws traces of its own for the bounds that hold always.
 """
 
@@ -62,7 +62,9 @@ class World:
         shown = self.watts[np.minimum((updated / STEP_S).astype(int), len(self.watts) - 1)] + self.offset_w
         trace = make_trace(
             EPOCH_NS + (self.times * 1e9).round().astype(np.int64),
-            np.floor(self.until(updated) / self.quantum_j).astype(np.int64) if counter else nulls,
+            np.floor((self.until(updated) + self.offset_w * updated) / self.quantum_j).astype(np.int64)
+            if counter
+            else nulls,
             np.maximum(shown * 1e3, 0).round().astype(np.int64) if power else nulls,
         )
         return Meter("GPU-0", trace, self.quantum_j, sensor_w=GPU_CLASS_W)
@@ -130,7 +132,7 @@ def test_energy_lies_within_its_bound(how: str, seconds: float) -> None:
         widths.append((reading.bound_j or 0) / truth)
     assert share_within(cases) >= WANTED
     # A bound that is as wide as the figure would be true and useless.
-    assert np.median(widths) < {"counter": 0.6 / seconds, "integral": 0.35}[how]
+    assert np.median(widths) < {"counter": 0.6 / seconds + 0.02, "integral": 0.35}[how]
 
 
 def at_rest(random: np.random.Generator) -> tuple[World, SamplerRecord]:
@@ -174,7 +176,8 @@ def test_baselines_and_net_energy_lie_within_their_bounds(how: str) -> None:
 @settings(max_examples=100)
 def test_the_counter_s_bound_holds_always(seed: int, begin: float, end: float) -> None:
     one = world(np.random.default_rng(seed))
-    reading = counter_energy(one.meter(counter=True, power=False).trace, one.quantum_j, window(begin, end))
+    trace = one.meter(counter=True, power=False).trace
+    reading = counter_energy(trace, one.quantum_j, window(begin, end), GPU_CLASS_W)
     assert reading.joules is not None and reading.bound_j is not None
     assert abs(reading.joules - one.truth(begin, end)) <= reading.bound_j + 1e-6
 

@@ -138,6 +138,75 @@ def test_a_modelled_figure_never_stands_where_a_measured_one_does() -> None:
     assert energy.total.method is EnergyMethod.COUNTER
 
 
+@pytest.mark.parametrize("accelerators", [False, True])
+def test_a_part_that_two_sources_name_otherwise_counts_once(accelerators: bool) -> None:
+    """RAPL says package-0 and dram-0 where CodeCarbon says package and dram."""
+    evidence = busy(devices=(gpu(0),) if accelerators else (cpu(),))
+    if accelerators:
+        evidence.power(SAMPLES, joules=lambda t: 100 * t)
+    for domain, watts in (("package-0", 30), ("package-1", 20), ("dram-0", 5)):
+        evidence.host_power(domain, SAMPLES, joules=lambda t, watts=watts: watts * t, method="counter")  # type: ignore[misc]
+    for domain, watts in (("package", 77), ("dram", 7)):
+        evidence.host_power(domain, SAMPLES, joules=lambda t, watts=watts: watts * t, method="modelled")  # type: ignore[misc]
+    energy = energy_of(evidence)
+    assert (energy.cpu.joules, energy.dram.joules) == (pytest.approx(550, abs=0.01), pytest.approx(55, abs=0.01))
+    assert energy.cpu.method is EnergyMethod.COUNTER
+    assert len(energy.host) == 5, "what the model says is told all the same"
+    measured = ("package-0", "package-1", "dram-0")
+    assert set(energy.measured_includes) == ({"GPU-0", *measured} if accelerators else set(measured))
+    assert energy.measured_total.joules == pytest.approx(1705 if accelerators else 605, abs=0.01)
+    if not accelerators:
+        assert energy.total.joules == pytest.approx(605, abs=0.01)
+        assert set(energy.includes) == set(measured)
+
+
+def test_a_model_stands_in_where_what_measures_the_part_gave_nothing() -> None:
+    evidence = busy(devices=(cpu(),))
+    evidence.host_power("package-0", [0.0, 0.1], joules=lambda t: 30 * t, method="counter")
+    evidence.host_power("package", SAMPLES, joules=lambda t: 77 * t, method="modelled")
+    energy = energy_of(evidence)
+    assert (energy.total.joules, energy.total.method) == (pytest.approx(847, abs=0.01), EnergyMethod.MODELLED)
+    assert energy.includes == ("package",)
+    assert energy.measured_total.joules is None
+
+
+def test_what_was_measured_in_all_leaves_out_what_a_model_says() -> None:
+    evidence = busy()
+    evidence.power(SAMPLES, joules=lambda t: 100 * t)
+    evidence.host_power("package", SAMPLES, joules=lambda t: 77 * t, method="modelled")
+    energy = energy_of(evidence)
+    assert energy.measured_includes == ("GPU-0",)
+    assert energy.measured_total.joules == energy.total.joules
+
+
+def test_a_counter_is_as_far_off_as_the_sensor_that_feeds_it() -> None:
+    evidence = busy()
+    evidence.power(SAMPLES, joules=lambda t: 105 * t)  # 100 W, and 5 W too much
+    total = energy_of(evidence).total
+    assert total.joules is not None and total.bound_j is not None
+    assert total.sensor_bound_j == pytest.approx(5 * 11)
+    assert total.sensor_bound_j < total.bound_j
+    assert abs(total.joules - 1100) <= total.bound_j
+    of_a_cpu = busy(devices=(cpu(),))
+    of_a_cpu.host_power("package-0", SAMPLES, joules=lambda t: 30 * t, method="counter")
+    total = energy_of(of_a_cpu).total
+    assert total.sensor_bound_j is None, "nobody states how accurate RAPL is"
+    assert total.bound_j is not None
+
+
+def test_peak_power_in_all_is_that_of_one_moment() -> None:
+    evidence = busy(devices=(gpu(0), gpu(1)))
+    evidence.power(SAMPLES, watts=lambda t: 300 if 3 < t < 4 else 100, device=0)
+    evidence.power(SAMPLES, watts=lambda t: 200 if 6 < t < 7 else 50, device=1)
+    energy = energy_of(evidence)
+    assert [device.peak_power_w.value for device in energy.devices] == [300, 200]
+    assert energy.peak_power_w.value == 350
+    counted = busy(devices=(gpu(0), gpu(1)))
+    counted.power(SAMPLES, watts=lambda _: 100, device=0)
+    counted.power(SAMPLES, joules=lambda t: 100 * t, device=1)
+    assert energy_of(counted).peak_power_w.reason == "no power was sampled around the window of GPU-1"
+
+
 def test_what_lies_inside_the_package_is_not_added_to_it() -> None:
     evidence = busy(devices=(cpu(),))
     for domain, watts in (("package-0", 30), ("core", 20), ("psys", 60), ("dram", 5)):

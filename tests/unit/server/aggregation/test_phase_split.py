@@ -87,6 +87,16 @@ def test_several_devices_add_up() -> None:
     assert split.decode.energy.joules == pytest.approx(2 * 8 * 100, abs=1)
 
 
+def test_a_device_that_nobody_sampled_makes_the_phases_null() -> None:
+    made = lockstep(2, 2.0, 4.0, devices=(gpu(0), gpu(1)))
+    made.power(every(0.05, 15), joules=energy_until(2, 2.0, 4.0, 300, 100), device=0)
+    result = result_of(made)
+    for phase in (result.energy.phases.prefill, result.energy.phases.decode):
+        assert phase.energy.reason == "GPU-1: no power was sampled for it"
+        assert phase.time_s.value is not None
+    assert result.efficiency.energy_per_prompt_token_j.value is None
+
+
 def test_a_batch_that_waited_begins_when_the_engine_does() -> None:
     made = Evidence()
     made.request(0, 1.0, [3.0, 6.0], batch=0, scheduled=1.0)

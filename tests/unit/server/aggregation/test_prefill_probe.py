@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from factories.evidence import Evidence, ns
+from factories.evidence import Evidence, gpu, ns
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.results import RunResult
+from lem_domain.wire.workers import Device
 from lem_server.aggregation.result import aggregate
 
 BUSY_W, PROBE_W, REST_W = 200.0, 300.0, 50.0
@@ -29,9 +30,12 @@ def energy(t: float) -> float:
     return sum(power(begin) * (end - begin) for begin, end in itertools.pairwise(edges))
 
 
-def made(told: dict[str, Any] | None, *, batches: bool = False, **config: Any) -> Evidence:
+def made(
+    told: dict[str, Any] | None, *, batches: bool = False, devices: tuple[Device, ...] = (gpu(0),), **config: Any
+) -> Evidence:
     """Two requests of 100 prompt tokens each over the window, continuously batched."""
     evidence = Evidence(
+        devices=devices,
         config=ExperimentConfig.model_validate({"backend": "simulated", "model": "m", "prefill_probe": True, **config})
     )
     for number in range(2):
@@ -57,6 +61,17 @@ def told(**changes: Any) -> dict[str, Any]:
 def result_of(evidence: Evidence) -> RunResult:
     stored = evidence.stored()
     return aggregate(stored.inputs, stored.source)
+
+
+def test_a_device_that_nobody_sampled_leaves_no_prefill_energy() -> None:
+    evidence = made(told(), devices=(gpu(0), gpu(1)))
+    result = result_of(evidence)
+    probe = result.energy.probe
+    assert probe is not None
+    for figure in (result.energy.total, probe.energy, probe.prefill, result.energy.phases.prefill.energy):
+        assert figure.joules is None
+        assert "GPU-1: no power was sampled" in str(figure.reason)
+    assert result.efficiency.energy_per_prompt_token_j.value is None
 
 
 @pytest.mark.proves("prefill_probe", on="server")

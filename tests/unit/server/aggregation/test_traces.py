@@ -237,6 +237,30 @@ class TestIntegral:
             bounds.append(bound)
         assert bounds[1] > bounds[0]
 
+    @pytest.mark.parametrize("every_s", [0.0637, 0.0913, 0.217])
+    def test_bursts_shorter_than_the_sampling_period_stay_within_the_bound(self, every_s: float) -> None:
+        """Bursts of 7 ms that do not come in step with readings every 50 ms: some are seen, and stand for the others."""
+
+        def watts(t: float) -> float:
+            return 700 if t % every_s < 0.007 else 70
+
+        times = np.arange(1_000_000, 11_000_000, 50) / 1e6
+        truth = float(np.mean([watts(t) for t in times])) * 10
+        seen = trace(every(0.05, 12), watts=watts)
+        energy, bound = joules_of(integral(seen, 1, 11))
+        assert abs(energy - truth) <= bound
+        assert bound < 1.3 * truth
+
+    def test_bursts_in_step_with_the_readings_are_beyond_any_bound(self) -> None:
+        """The known limit of sampled power (docs/measurement.md): only a counter sees these."""
+
+        def watts(t: float) -> float:
+            return 700 if 0.01 <= t % 0.1 < 0.02 else 70
+
+        energy, bound = joules_of(integral(trace(every(0.05, 12), watts=watts), 1, 11))
+        assert energy == pytest.approx(700)
+        assert abs(energy - 1330) > bound
+
     def test_no_bound_where_the_sensor_s_accuracy_is_unknown(self) -> None:
         assert integral(trace(every(0.1, 12), watts=lambda _: 100), 1, 11, sensor_w=None).bound_j is None
 
