@@ -178,6 +178,36 @@ def test_a_machine_that_stops_and_whose_clock_is_set_is_found_out(
     assert result.energy.total.joules == pytest.approx(100 * result.window.duration_s, rel=0.02)
 
 
+@pytest.mark.finds("late_arrivals")
+def test_a_machine_that_stops_while_a_trace_is_replayed_is_found_out(
+    shared_house: Any, worker: psutil.Process, tmp_path: Path
+) -> None:
+    (tmp_path / "arrivals.txt").write_text("".join(f"{number / 100}\n" for number in range(1, 301)))
+    path = campaign(
+        tmp_path,
+        "replayed",
+        **QUICK,
+        window={"min_duration_s": 2},
+        traffic={"mode": "open", "arrivals": "trace", "trace_file": "arrivals.txt"},
+        simulated={"batch_size": 64, "decode_ms_per_token": 0, "prefill_ms_per_token": 0},
+    )
+    name = submitted(shared_house, path)
+    with shared_house.client() as client:
+        events = client.follow_campaign(name)
+        for event in events:
+            if isinstance(event, RunProgressEvent) and event.progress.phase == "measure":
+                break
+        with stopped(worker, ("lem_worker.rank",)):
+            time.sleep(0.5)
+        for _ in events:
+            pass
+        [run] = client.runs(campaign_id=name)
+        assert run.state is RunState.COMPLETED, run.message
+        found = found_in(client.aggregate(run.id))
+    assert found["late_arrivals"].numbers["latest_ms"] > 300
+    assert "use a trace of fewer arrivals a second" in found["late_arrivals"].message
+
+
 @contextmanager
 def stopped(worker: psutil.Process, modules: Sequence[str]) -> Iterator[None]:
     """Stop the processes of a worker that run these modules, as a machine does that has other things to do."""

@@ -178,21 +178,31 @@ def output_mismatch(outputs: OutputsResult) -> tuple[Finding, ...]:
 
 def late_arrivals(ranks: Sequence[RankRequests], config: ExperimentConfig) -> tuple[Finding, ...]:
     """Under open traffic, requests were handed over later than their planned arrival."""
-    if config.traffic.mode != "open" or config.traffic.rate_per_s is None or not any(len(rank) for rank in ranks):
+    if config.traffic.mode != "open" or not any(len(rank) for rank in ranks):
         return ()
     late_ns = np.concatenate([rank.released_ns - rank.arrival_ns for rank in ranks])
-    share = float((late_ns > max(_LATE_NS, _LATE_GAP * 1e9 / config.traffic.rate_per_s)).mean())
+    rate_per_s = config.traffic.rate_per_s
+    share = float((late_ns > max(_LATE_NS, _LATE_GAP * _mean_distance_ns(ranks, rate_per_s))).mean())
     if share <= LATE_SHARE:
         return ()
+    slower = "use a trace of fewer arrivals a second" if rate_per_s is None else "lower traffic.rate_per_s"
     return (
         Finding(
             code=FindingCode.LATE_ARRIVALS,
             severity=Severity.WARNING,
             message=f"{share:.0%} of the requests were handed over late, at worst by {late_ns.max() / 1e6:.3g} ms, so "
-            "the traffic was not the one asked for; lower traffic.rate_per_s or keep other work off the machine.",
+            f"the traffic was not the one asked for; {slower} or keep other work off the machine.",
             numbers={"late_share": share, "latest_ms": float(late_ns.max()) / 1e6},
         ),
     )
+
+
+def _mean_distance_ns(ranks: Sequence[RankRequests], rate_per_s: float | None) -> float:
+    """Between successive arrivals, of all ranks together; a trace has no rate, so that of its arrivals stands."""
+    if rate_per_s is not None:
+        return 1e9 / rate_per_s
+    arrival_ns = np.concatenate([rank.arrival_ns for rank in ranks])
+    return float(np.ptp(arrival_ns)) / max(len(arrival_ns) - 1, 1)
 
 
 def _warmup_text(warmup: Warmup | None) -> str:

@@ -142,16 +142,15 @@ def test_sampled_tokens_need_not_repeat() -> None:
     assert result_of(made).findings == ()
 
 
-def opened(late: int) -> Evidence:
-    """Twenty requests of open traffic, so many of them handed over 20 ms late, the others 0.5 ms."""
+def opened(late: int, *, late_s: float = 0.02, **traffic: Any) -> Evidence:
+    """Twenty requests of open traffic, 0.6 s apart, so many of them handed over late, the others by 0.5 ms."""
+    traffic = {"mode": "open", **(traffic or {"rate_per_s": 10.0})}
     made = Evidence(
-        config=ExperimentConfig.model_validate(
-            {"backend": "simulated", "model": "test", "traffic": {"mode": "open", "rate_per_s": 10.0}}
-        )
+        config=ExperimentConfig.model_validate({"backend": "simulated", "model": "test", "traffic": traffic})
     )
     for number in range(20):
         arrival = number * 0.6
-        released = arrival + (0.02 if number < late else 0.0005)
+        released = arrival + (late_s if number < late else 0.0005)
         made.request(number, arrival, [arrival + 0.3, arrival + 0.6], released=released)
     return sampled(made)
 
@@ -160,6 +159,25 @@ def test_requests_that_were_handed_over_late() -> None:
     finding = only(opened(3), FindingCode.LATE_ARRIVALS)
     assert finding.severity is Severity.WARNING
     assert finding.numbers == {"late_share": pytest.approx(0.15), "latest_ms": pytest.approx(20)}
+
+
+TRACE: dict[str, Any] = {"arrivals": "trace", "trace": "a" * 64}
+
+
+def test_requests_of_a_trace_that_were_handed_over_late() -> None:
+    """A trace has no rate: late is what is late by a tenth of the mean distance that its arrivals have."""
+    finding = only(opened(3, late_s=0.07, **TRACE), FindingCode.LATE_ARRIVALS)
+    assert finding.numbers == {"late_share": pytest.approx(0.15), "latest_ms": pytest.approx(70)}
+    assert "use a trace of fewer arrivals a second" in finding.message
+    assert "rate_per_s" not in finding.message
+    assert result_of(opened(3, late_s=0.05, **TRACE)).findings == ()
+    assert "lower traffic.rate_per_s" in only(opened(3), FindingCode.LATE_ARRIVALS).message
+
+
+def test_the_only_request_of_a_trace_is_late_after_a_millisecond() -> None:
+    made = Evidence(config=opened(0, **TRACE).config)
+    made.request(0, 0, [6, 12], released=0.002)
+    assert only(sampled(made), FindingCode.LATE_ARRIVALS).numbers["late_share"] == 1
 
 
 def test_one_late_request_of_twenty_is_no_other_traffic() -> None:
