@@ -142,7 +142,9 @@ class ComputeResult(ResultModel):
     """Arithmetic done, always an estimate: 2 × N_active × processed tokens + 4 × layers × width × context lengths."""
 
     flops: Figure
-    mfu: Figure = Field(description="FLOPs / (window × dense peak of the devices for this number format).")
+    mfu: Figure = Field(
+        description="FLOPs / (window × dense peak of the devices for this number format); null above 1."
+    )
     peak_flops_per_s: Figure = Field(description="That peak, summed over the leased devices.")
     peak_source: str | None = Field(default=None, description="Where the peak stands.")
 

@@ -11,12 +11,13 @@ throws away are not counted: this is the arithmetic that the work needs, an esti
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 import numpy as np
 from pydantic.types import JsonValue
 
-from lem_domain.gpu_peaks import peak_of
+from lem_domain.gpu_peaks import GpuPeak, is_part, peak_of
 from lem_domain.results import ComputeResult, Figure, WindowResult
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_server.aggregation.inputs import Summaries
@@ -26,7 +27,8 @@ from lem_server.aggregation.sampler_record import number_of
 
 
 class ModelShape(NamedTuple):
-    """What a rank says of its model: weights that each token is multiplied with, layers, heads × head size."""
+    """What a rank says of its model: weights that each token is multiplied with, layers, heads × head size, and the
+    number format that it computes in (tensorfloat32 where float32 is multiplied so)."""
 
     matmul_parameters: float
     layers: float
@@ -45,12 +47,9 @@ def compute_of(
     else:
         done = (request_flops(rank, shape) for rank in ranks if (shape := shapes[rank.process]) is not None)
         flops = Figure(value=float(sum(done)), unit="FLOP")
-    dtypes = sorted({shape.dtype for shape in shapes.values() if shape is not None and shape.dtype is not None})
+    dtypes = {None if shape is None else shape.dtype for shape in shapes.values()}
     peak, source = _peak(devices, dtypes)
-    if flops.value is None or peak.value is None:
-        mfu = Figure(value=None, unit="1", reason=flops.reason or peak.reason)
-    else:
-        mfu = Figure(value=flops.value / (window.duration_s * peak.value), unit="1")
+    mfu = _mfu(flops, peak, window, " or ".join(sorted(map(str, dtypes))))
     return ComputeResult(flops=flops, mfu=mfu, peak_flops_per_s=peak, peak_source=source)
 
 
@@ -77,22 +76,50 @@ def model_shape(summary: Mapping[str, JsonValue]) -> ModelShape | None:
     return ModelShape(parameters, layers, width, dtype if isinstance(dtype, str) else None)
 
 
-def _peak(devices: Sequence[Device], dtypes: Sequence[str]) -> tuple[Figure, str | None]:
-    unit = "FLOP/s"
+def _mfu(flops: Figure, peak: Figure, window: WindowResult, number_format: str) -> Figure:
+    if flops.value is None or peak.value is None:
+        return Figure(value=None, unit="1", reason=flops.reason or peak.reason)
+    rate = flops.value / window.duration_s
+    if rate > peak.value:
+        reason = (
+            f"the peak of {peak.value:.4g} FLOP/s is below the {rate:.4g} FLOP/s that the work needs: the arithmetic "
+            f"ran in another format than {number_format}, or some of it was not done"
+        )
+        return Figure(value=None, unit="1", reason=reason)
+    return Figure(value=rate / peak.value, unit="1")
+
+
+def _peak(devices: Sequence[Device], dtypes: AbstractSet[str | None]) -> tuple[Figure, str | None]:
+    """Of all leased GPUs together, each once by its UUID, and the sheets that state it."""
     gpus = {device.uuid: device.name for device in devices if device.kind is DeviceKind.GPU}
+    told = [dtype for dtype in dtypes if dtype is not None]
+    reason = _why_no_format(gpus, told, len(dtypes))
+    if reason is not None:
+        return Figure(value=None, unit="FLOP/s", reason=reason), None
+    total, sources = 0.0, set[str]()
+    for uuid, name in gpus.items():
+        entry = None if uuid.startswith("MIG-") or is_part(name) else peak_of(name)
+        rate = None if entry is None else {str(key): rate for key, rate in entry.flops_per_s.items()}.get(told[0])
+        if entry is None or rate is None:
+            return Figure(value=None, unit="FLOP/s", reason=_why_no_peak(uuid, name, entry, told[0])), None
+        total += rate
+        sources.add(entry.sheet)
+    return Figure(value=total, unit="FLOP/s"), "; ".join(sorted(sources))
+
+
+def _why_no_format(gpus: Mapping[str, str], told: Sequence[str], formats: int) -> str | None:
     if not gpus:
-        return Figure(value=None, unit=unit, reason="no GPU was leased"), None
-    if len(dtypes) != 1:
-        return Figure(value=None, unit=unit, reason="the number format of the weights is not known"), None
-    total, sources = 0.0, []
-    for name in gpus.values():
-        entry = peak_of(name)
-        if entry is None:
-            return Figure(value=None, unit=unit, reason=f"the peak of {name} is not in the table of GPUs"), None
-        rates = {str(number_format): rate for number_format, rate in entry.flops_per_s.items()}
-        if dtypes[0] not in rates:
-            reason = f"{entry.sheet} states no peak of {name} for {dtypes[0]}"
-            return Figure(value=None, unit=unit, reason=reason), None
-        total += rates[dtypes[0]]
-        sources.append(entry.sheet)
-    return Figure(value=total, unit=unit), "; ".join(sorted(set(sources)))
+        return "no GPU was leased"
+    if not told or len(told) < formats:
+        return "the number format of the arithmetic is not known"
+    if formats > 1:
+        return f"the ranks differ in number format ({', '.join(sorted(told))})"
+    return None
+
+
+def _why_no_peak(uuid: str, name: str, entry: GpuPeak | None, number_format: str) -> str:
+    if entry is not None:
+        return f"{entry.sheet} states no peak of {name} for {number_format}"
+    if uuid.startswith("MIG-") or is_part(name):
+        return f"{name} is a part of a GPU, of which no data sheet states a peak"
+    return f"the peak of {name} is not in the table of GPUs"

@@ -15,6 +15,10 @@ SHAPE: dict[str, Any] = {"matmul_parameters": 1000, "layers": 3, "attention_widt
 A100 = Device(uuid="GPU-A", kind=DeviceKind.GPU, name="NVIDIA A100-SXM4-80GB")
 
 
+def gpu_named(name: str, uuid: str = "GPU-0") -> Device:
+    return Device(uuid=uuid, kind=DeviceKind.GPU, name=name)
+
+
 def compute_of(evidence: Evidence) -> ComputeResult:
     stored = evidence.stored()
     found = aggregate(stored.inputs, stored.source).compute
@@ -71,7 +75,11 @@ def test_mfu_is_over_the_peak_of_all_leased_devices() -> None:
     [
         (Device(uuid="GPU-0", kind=DeviceKind.GPU, name="Test GPU"), SHAPE, "the peak of Test GPU is not in the table"),
         (A100, {**SHAPE, "dtype": "int4"}, "states no peak of NVIDIA A100-SXM4-80GB for int4"),
-        (A100, {**SHAPE, "dtype": None}, "the number format of the weights is not known"),
+        (A100, {**SHAPE, "dtype": None}, "the number format of the arithmetic is not known"),
+        (gpu_named("GRID A100-10C"), SHAPE, "GRID A100-10C is a part of a GPU"),
+        (gpu_named("NVIDIA A100-SXM4-40GB MIG 1g.5gb"), SHAPE, "MIG 1g.5gb is a part of a GPU"),
+        (gpu_named("NVIDIA A100-SXM4-40GB", uuid="MIG-0"), SHAPE, "is a part of a GPU, of which no data sheet states"),
+        (gpu_named("Tesla T4"), {**SHAPE, "dtype": "tensorfloat32"}, "states no peak of Tesla T4 for tensorfloat32"),
         (cpu(), SHAPE, "no GPU was leased"),
     ],
 )
@@ -80,6 +88,35 @@ def test_without_a_peak_mfu_is_null_with_a_reason(device: Device, shape: dict[st
     assert found.flops.value is not None
     assert found.mfu.value is None
     assert reason in str(found.mfu.reason)
+
+
+def test_float32_that_is_multiplied_in_tensorfloat32_has_that_peak() -> None:
+    plain, tensor = (
+        compute_of(made({**SHAPE, "dtype": dtype}, devices=(A100,))) for dtype in ("float32", "tensorfloat32")
+    )
+    assert (plain.peak_flops_per_s.value, tensor.peak_flops_per_s.value) == (19.5e12, 156e12)
+
+
+def test_more_than_the_peak_can_not_have_been_done() -> None:
+    # 6 tokens × 2 × weights in 10 s: 31.2 TFLOP/s where plain float32 does 19.5.
+    found = compute_of(made({**SHAPE, "matmul_parameters": 26e12, "dtype": "float32"}, devices=(A100,)))
+    assert found.peak_flops_per_s.value == 19.5e12
+    assert found.mfu.value is None
+    assert (
+        "the peak of 1.95e+13 FLOP/s is below the 3.12e+13 FLOP/s that the work needs: the arithmetic ran in another format than float32"
+        in str(found.mfu.reason)
+    )
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [("float16", "the ranks differ in number format (bfloat16, float16)"), (None, "arithmetic is not known")],
+)
+def test_ranks_must_tell_one_number_format(other: str | None, reason: str) -> None:
+    evidence = made(SHAPE, processes=("rank-0", "rank-1", "sampler"), devices=(A100,))
+    evidence.request(0, 0.0, [1.0, 5.0, 10.0], rank=1, prompt_tokens=4)
+    evidence.summaries["rank-1"]["model"] = {**SHAPE, "dtype": other}
+    assert reason in str(compute_of(evidence).mfu.reason)
 
 
 @pytest.mark.parametrize("shape", [None, {}, {**SHAPE, "layers": None}, {**SHAPE, "layers": "many"}, [1]])
