@@ -213,6 +213,7 @@ def result(one: RunResult) -> list[str]:
         lines.append(
             f"  speculation {guessed.accepted_tokens} of {guessed.drafted_tokens} tokens guessed ahead were accepted"
         )
+    came_about = measured.came_about(one.energy)
     lines += [
         "",
         "Energy",
@@ -223,10 +224,13 @@ def result(one: RunResult) -> list[str]:
         f"  tokens per joule   {measured.figure(one.efficiency.output_tokens_per_j)}",
         f"  energy × delay     {measured.figure(one.efficiency.energy_delay_product_js)}",
         f"  mean power         {measured.figure(one.energy.mean_power_w)}",
+        f"  peak power         {measured.figure(one.energy.peak_power_w)}",
         f"  whole window       {measured.energy(one.energy.total)}",
-        f"  how it came about  {measured.came_about(one.energy.total)}",
+        f"  how it came about  {came_about[0]}",
+        *(f"                     {sentence}" for sentence in came_about[1:]),
         f"  included           {', '.join(measured.part_name(name) for name in one.energy.includes) or 'nothing'}",
         *measured.parts(one.energy),
+        *measured.sums(one.energy),
         *measured.net_of_baseline(one.energy),
         *measured.phases(one.energy.phases),
         *measured.probe(one.energy.probe),

@@ -20,16 +20,18 @@ from lem_domain.results import (
 )
 
 _METHODS = {
-    EnergyMethod.COUNTER: "read from the device's own energy counter",
+    EnergyMethod.COUNTER: "read from its own energy counter",
     EnergyMethod.INTEGRATED: "integrated from power samples",
     EnergyMethod.MODELLED: "estimated by a model from load and rated power, not measured",
 }
 _CAME_ABOUT = {
-    EnergyMethod.COUNTER: "the devices counted it themselves, between the beginning and the end of the measured window",
-    EnergyMethod.INTEGRATED: "power was read again and again, and added up over the measured window",
+    EnergyMethod.COUNTER: "the hardware counted it itself, from the beginning of the measured window to its end",
+    EnergyMethod.INTEGRATED: "its power was read{often}, and added up over the measured window; bursts shorter than "
+    "that, in step with the readings, would not be seen",
     EnergyMethod.MODELLED: "nobody measured it; a model estimated it from load and rated power",
 }
 _DOMAINS = {"package": "the CPU package", "dram": "the memory"}
+"""RAPL numbers them: package-0."""
 _CONTEXTS = {
     "idle": "before the engine was there",
     "ready": "engine loaded, no request",
@@ -44,20 +46,56 @@ def energy(figure: EnergyFigure, *, samples: int | None = None) -> str:
     counted = "" if samples is None else f" ({samples} samples in the window)"
     source = f", source {figure.source}" if figure.source else ""
     if figure.bound_j is not None:
-        bound = f", true within ± {quantity(figure.bound_j, 'J')}{_share(figure)} as far as sampling goes"
+        bound = f", true within ± {quantity(figure.bound_j, 'J')}{_share(figure)}"
+        bound += " as far as sampling goes" if figure.sensor_bound_j is None else " if the sensor is as good as stated"
     else:
         bound = ", with no stated bound"
     return f"{quantity(figure.joules, 'J')}, {_METHODS[figure.method]}{source}{counted}{bound}"
 
 
-def came_about(total: EnergyFigure) -> str:
-    """How the job's energy came about and how far it can be trusted, in a sentence."""
+def came_about(result: EnergyResult) -> list[str]:
+    """How the job's energy came about, and how far it can be trusted, in sentences."""
+    total = result.total
     if total.joules is None or total.method is None:
-        return f"there is no figure, because {total.reason or 'nobody said why'}"
+        return [f"there is no figure, because {total.reason or 'nobody said why'}"]
+    every = {**{one.uuid: one for one in result.devices}, **{one.domain: one for one in result.host}}
+    by_method: dict[EnergyMethod, list[str]] = {}
+    for name in result.includes:
+        if name in every and (method := every[name].energy.method) is not None:
+            by_method.setdefault(method, []).append(name)
+    told = []
+    for method, names in by_method.items():
+        periods = [one.value for name in names if (one := every[name].sampling_period_ms).value is not None]
+        often = f" every {number(max(periods))} ms" if periods else ""
+        of = "" if len(by_method) == 1 else f"{', '.join(part_name(name) for name in names)}: "
+        told.append(of + _CAME_ABOUT[method].format(often=often))
+    return [*told, _trust(total)]
+
+
+def _trust(total: EnergyFigure) -> str:
     if total.bound_j is None:
-        return f"{_CAME_ABOUT[total.method]}; how far off it is nobody can say"
+        return "how far off it is nobody can say"
     away = f"{quantity(total.bound_j, 'J')}{_share(total)}"
-    return f"{_CAME_ABOUT[total.method]}; what happens between two readings leaves at most {away} open either way"
+    if total.sensor_bound_j is None:
+        return f"what the readings leave open is at most {away} either way; how good the meter itself is, nobody states"
+    return (
+        f"it is at most {away} off either way: {quantity(total.sensor_bound_j, 'J')} if the sensor is as good as its "
+        f"maker states, the rest what the readings leave open"
+    )
+
+
+def sums(result: EnergyResult) -> list[str]:
+    """What was measured beside the job's own parts: kinds of the host's, and everything together."""
+    if result.gpu.joules is None:
+        return []
+    lines = [
+        f"  {name}  {energy(one)}"
+        for name, one in (("CPU in all        ", result.cpu), ("memory in all     ", result.dram))
+        if one.joules is not None
+    ]
+    if len(result.measured_includes) > len(result.includes):
+        lines.append(f"  with the host      {energy(result.measured_total)}")
+    return lines
 
 
 def ratio(one: Figure, of: EnergyFigure) -> str:
@@ -161,18 +199,19 @@ def figure(one: Figure) -> str:
 
 
 def distribution(one: Distribution) -> str:
-    """`mean 12 ms, p50 …`."""
+    """`mean 12 ms (sd 1.3), min …`."""
     if one.mean is None:
         return f"{MISSING} ({one.reason})"
     return (
-        f"mean {number(one.mean)} {one.unit}, p50 {number(one.p50)}, p90 {number(one.p90)}, p99 {number(one.p99)} "
-        f"(n = {one.count})"
+        f"mean {number(one.mean)} {one.unit} (sd {number(one.sd)}), min {number(one.min)}, p50 {number(one.p50)}, "
+        f"p90 {number(one.p90)}, p95 {number(one.p95)}, p99 {number(one.p99)}, max {number(one.max)} (n = {one.count})"
     )
 
 
 def part_name(name: str) -> str:
     """What a domain is called in words; a device by its UUID."""
-    return f"{_DOMAINS[name]} ({name})" if name in _DOMAINS else name
+    kind = _DOMAINS.get(name.partition("-")[0])
+    return name if kind is None else f"{kind} ({name})"
 
 
 def _share(figure: EnergyFigure) -> str:

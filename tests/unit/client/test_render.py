@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from factories.evidence import Evidence, cpu, gpu
 from lem_client.cli.session import clean
 from lem_client.render import measured
 from lem_client.render.numbers import Scale, duration, mean_and_spread, number, quantity, scale_for
@@ -18,11 +19,13 @@ from lem_client.render.progress import Lines, Picture, transition_line
 from lem_client.render.results import csv_text, markdown, result_table
 from lem_client.render.schedule import execution_words
 from lem_domain.config.execution import ExecutionConfig
-from lem_domain.results import CycleSummary, EnergyFigure, EnergyMethod, Figure
+from lem_domain.results import CycleSummary, EnergyFigure, EnergyMethod, EnergyResult, Figure
 from lem_domain.states import CampaignState, RunState
 from lem_domain.wire.campaigns import CampaignResults, ExperimentResults, RunCounts, RunOutcome
 from lem_domain.wire.events import RunProgressEvent, RunTransitionEvent
 from lem_domain.wire.runs import Progress
+from lem_domain.wire.workers import Device
+from lem_server.aggregation.result import aggregate
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -220,26 +223,88 @@ def test_the_picture_holds_the_runs_that_are_busy() -> None:
 # --- explanations -----------------------------------------------------------------------------------------------------
 
 
+SAMPLES = [number * 0.05 for number in range(260)]
+
+
+def measured_run(*devices: Device) -> Evidence:
+    """A window of ten seconds."""
+    evidence = Evidence(devices=devices)
+    evidence.request(0, 1.0, [2.0, 11.0])
+    return evidence
+
+
+def energy_of(evidence: Evidence) -> EnergyResult:
+    stored = evidence.stored()
+    return aggregate(stored.inputs, stored.source).energy
+
+
 def test_an_energy_is_explained_in_words() -> None:
-    integrated = EnergyFigure(joules=12.34, method=EnergyMethod.INTEGRATED, source="nvml", bound_j=0.4)
+    integrated = EnergyFigure(
+        joules=12.34, method=EnergyMethod.INTEGRATED, source="nvml", bound_j=0.4, sensor_bound_j=0.3
+    )
     assert measured.energy(integrated, samples=41) == (
         "12.3 J, integrated from power samples, source nvml (41 samples in the window), "
-        "true within ± 400 mJ (3.2 %) as far as sampling goes"
+        "true within ± 400 mJ (3.2 %) if the sensor is as good as stated"
     )
-    assert measured.came_about(integrated) == (
-        "power was read again and again, and added up over the measured window; what happens between two readings "
-        "leaves at most 400 mJ (3.2 %) open either way"
+    counted = EnergyFigure(joules=12.34, method=EnergyMethod.COUNTER, source="rapl", bound_j=0.4)
+    assert measured.energy(counted).endswith(
+        "read from its own energy counter, source rapl, true within ± 400 mJ (3.2 %) as far as sampling goes"
     )
     modelled = EnergyFigure(joules=3.0, method=EnergyMethod.MODELLED, source="codecarbon")
     assert measured.energy(modelled).endswith("not measured, source codecarbon, with no stated bound")
-    assert measured.came_about(modelled) == (
-        "nobody measured it; a model estimated it from load and rated power; how far off it is nobody can say"
-    )
-    nothing = EnergyFigure(joules=None, reason="the GPU was lost")
-    assert measured.came_about(nothing) == "there is no figure, because the GPU was lost"
     net = EnergyFigure(joules=-2.0, method=EnergyMethod.COUNTER, source="nvml", bound_j=1.0)
     assert "within ± 1.00 J (50 %)" in measured.energy(net)
     assert measured.energy(EnergyFigure(joules=None, reason="no source")) == "– (no source)"
+
+
+def test_how_a_counted_energy_came_about_tells_the_sensor_from_the_readings() -> None:
+    evidence = measured_run(gpu(0))
+    evidence.power(SAMPLES, joules=lambda t: 100 * t)
+    assert measured.came_about(energy_of(evidence)) == [
+        "the hardware counted it itself, from the beginning of the measured window to its end",
+        "it is at most 60.0 J (6.0 %) off either way: 50.0 J if the sensor is as good as its maker states, the rest "
+        "what the readings leave open",
+    ]
+
+
+def test_a_sum_of_two_kinds_of_figures_says_which_part_is_which() -> None:
+    evidence = measured_run(gpu(0), gpu(1))
+    evidence.power(SAMPLES, joules=lambda t: 100 * t, device=0)
+    evidence.power(SAMPLES, watts=lambda _: 100, device=1)
+    counted, added, trust = measured.came_about(energy_of(evidence))
+    assert counted.startswith("GPU-0: the hardware counted it itself")
+    assert added == (
+        "GPU-1: its power was read every 50.0 ms, and added up over the measured window; bursts shorter than that, in "
+        "step with the readings, would not be seen"
+    )
+    assert "50.0 J" not in trust and "100 J if the sensor" in trust
+
+
+def test_a_meter_of_unknown_quality_a_model_and_nothing_at_all_say_so() -> None:
+    evidence = measured_run(cpu())
+    evidence.host_power("package-0", SAMPLES, joules=lambda t: 30 * t, method="counter")
+    assert measured.came_about(energy_of(evidence))[-1].endswith("how good the meter itself is, nobody states")
+    evidence = measured_run(cpu())
+    evidence.host_power("package", SAMPLES, joules=lambda t: 30 * t, method="modelled")
+    assert measured.came_about(energy_of(evidence)) == [
+        "nobody measured it; a model estimated it from load and rated power",
+        "how far off it is nobody can say",
+    ]
+    assert measured.came_about(energy_of(measured_run(gpu(0)))) == [
+        "there is no figure, because GPU-0: no power was sampled for this device"
+    ]
+
+
+def test_what_the_host_took_beside_the_devices_is_told() -> None:
+    evidence = measured_run(gpu(0))
+    evidence.power(SAMPLES, joules=lambda t: 100 * t)
+    assert measured.sums(energy_of(evidence)) == []
+    evidence.host_power("package-0", SAMPLES, joules=lambda t: 30 * t, method="counter")
+    evidence.host_power("dram-0", SAMPLES, joules=lambda t: 5 * t, method="counter")
+    lines = measured.sums(energy_of(evidence))
+    assert [line.split("  ")[1] for line in lines] == ["CPU in all", "memory in all", "with the host"]
+    assert lines[-1].split()[3:5] == ["1.35", "kJ,"]
+    assert any(line.startswith("  the CPU package (package-0): 300 J") for line in measured.parts(energy_of(evidence)))
 
 
 def test_energy_per_token_is_as_uncertain_as_the_energy() -> None:
