@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from functools import partial
 
 from pydantic import Field
@@ -34,6 +35,8 @@ __all__ = [
     "METHOD_VERSION",
     "Baseline",
     "BaselineContext",
+    "Check",
+    "CheckName",
     "ComputeResult",
     "CycleSummary",
     "DeviceEnergy",
@@ -189,6 +192,26 @@ class TelemetryResult(ResultModel):
     sampler: SamplerTelemetry | None = None
 
 
+class CheckName(StrEnum):
+    """What aggregation checks of the evidence of a run before it may be believed."""
+
+    PROCESSES_PRESENT = "processes_present"
+    CHUNKS_CONTIGUOUS = "chunks_contiguous"
+    COMPLETION_MARKERS = "completion_markers"
+    DIGESTS_WHOLE = "digests_whole"
+    WINDOWS_OVERLAP = "windows_overlap"
+    DEVICES_DISTINCT = "devices_distinct"
+    ONE_ENGINE_VERSION = "one_engine_version"
+
+
+class Check(ResultModel):
+    """One check and what came out, also where nothing is wrong."""
+
+    name: CheckName
+    passed: bool | None = Field(description="Null where it could not be made.")
+    detail: str = Field(description="What was looked at, with its numbers; where it could not be made, why.")
+
+
 class RunResult(ResultModel):
     """The aggregate of one run: a pure function of its evidence, other inputs, parameters and what computes it."""
 
@@ -210,6 +233,9 @@ class RunResult(ResultModel):
     )
     verdict: Verdict
     findings: tuple[Finding, ...]
+    checks: tuple[Check, ...] = Field(
+        default=(), description="Every check of the evidence, passed or not; none in a result that is older than them."
+    )
     window: WindowResult
     work: WorkResult
     outputs: OutputsResult | None = None

@@ -116,6 +116,9 @@ def test_ranks_with_unequal_work_are_found_to_work_alone(shared_house: Any, tmp_
     assert result.window.duration_s >= 1.2
     assert result.window.overlap < 0.5
     assert "low_overlap" in found_in(result)
+    # Every check is told: of all, overlap alone did not pass, and both ranks told their engine.
+    assert [one.name.value for one in result.checks if not one.passed] == ["windows_overlap"]
+    assert result.checks[-1].detail == "2 ran simulated"
 
 
 @pytest.mark.finds("missing_evidence", "short_window")

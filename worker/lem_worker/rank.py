@@ -108,6 +108,7 @@ class Rank:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return backend, {
             **summary,
+            "engine": effective.engine,
             "warmup_converged": warmup.converged if warmup else None,
             "warmup_requests": warmup.requests if warmup else 0,
             "peak_rss_bytes": peak,

@@ -115,6 +115,38 @@ def not_as_requested(effective: EffectiveConfig | None, allowed: Sequence[str] =
     )
 
 
+def engines_differ(told: Mapping[str, str]) -> tuple[Finding, ...]:
+    """Ranks of one run ran different versions of the engine, so the result is of none of them."""
+    engines = sorted(set(told.values()))
+    if len(engines) < 2:
+        return ()
+    listed = "; ".join(f"{rank} ran {engine}" for rank, engine in told.items())
+    return (
+        Finding(
+            code=FindingCode.NOT_AS_REQUESTED,
+            severity=Severity.ERROR,
+            message=f"The ranks did not run one version of the engine: {listed}; start the worker again and repeat the "
+            "run, so that all of them load what is installed now.",
+            numbers={"engines": len(engines)},
+        ),
+    )
+
+
+def device_repeated(repeated: Sequence[str]) -> tuple[Finding, ...]:
+    """A device was leased more than once, so there were fewer than the ranks were given."""
+    if not repeated:
+        return ()
+    return (
+        Finding(
+            code=FindingCode.NOT_AS_REQUESTED,
+            severity=Severity.ERROR,
+            message=f"The run's lease holds {', '.join(repeated)} more than once, so it had fewer devices than asked "
+            "for (its energy is counted once); run it again, and report the worker's list of devices.",
+            numbers={"devices": len(repeated)},
+        ),
+    )
+
+
 def window_cut(summaries: Summaries, config: ExperimentConfig) -> tuple[Finding, ...]:
     """A rank's window ended at `window.max_duration_s` before it held what it should."""
     cut = [process for process, summary in summaries.items() if summary.get("window_cut") is True]

@@ -22,6 +22,7 @@ from lem_domain.results import (
     verdict_of,
 )
 from lem_server.aggregation import device_findings, energy_findings, findings, latency
+from lem_server.aggregation.checks import checks_of, repeated_devices, told_engines
 from lem_server.aggregation.completeness import missing_parts
 from lem_server.aggregation.compute import compute_of
 from lem_server.aggregation.efficiency import efficiency_of
@@ -95,6 +96,8 @@ def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:
         *_about_devices(inputs, window, samples, telemetry, record),
         *findings.warmup_not_converged(warmups, inputs.config),
         *findings.not_as_requested(inputs.effective_config, inputs.config.allow),
+        *findings.engines_differ(told_engines(inputs.ranks, inputs.summaries)),
+        *findings.device_repeated(repeated_devices(inputs)),
         *findings.window_cut(inputs.summaries, inputs.config),
         *findings.low_overlap(window),
         *findings.late_arrivals(ranks, inputs.config),
@@ -112,6 +115,7 @@ def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:
         computed_by=computed_by(),
         verdict=verdict_of(noticed),
         findings=noticed,
+        checks=checks_of(inputs, (*missing, *reader.missing), window),
         window=window,
         work=work,
         outputs=outputs,

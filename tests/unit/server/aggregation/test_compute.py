@@ -102,9 +102,9 @@ def test_more_than_the_peak_can_not_have_been_done() -> None:
     found = compute_of(made({**SHAPE, "matmul_parameters": 26e12, "dtype": "float32"}, devices=(A100,)))
     assert found.peak_flops_per_s.value == 19.5e12
     assert found.mfu.value is None
-    assert (
-        "the peak of 1.95e+13 FLOP/s is below the 3.12e+13 FLOP/s that the work needs: the arithmetic ran in another format than float32"
-        in str(found.mfu.reason)
+    assert str(found.mfu.reason).startswith(
+        "the peak of 1.95e+13 FLOP/s is below the 3.12e+13 FLOP/s that the work needs: the arithmetic ran in another "
+        "format than float32"
     )
 
 
