@@ -38,6 +38,7 @@ from lem_worker.models import default_cache_dir, resolve_model
 from lem_worker.nvml.session import Gpu, MigInstance
 from lem_worker.nvml.visible import visible_gpus
 from overhead import compare  # type: ignore[import-not-found]  # beside this script
+from validation_page import with_report  # type: ignore[import-not-found]  # beside this script
 
 BIN = Path(sys.executable).parent
 WORKER: tuple[str, ...] = (str(BIN / "lem-worker"),)
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("--cycles", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=20, help="shortest window, and shortest baseline at most 10 s")
     parser.add_argument("--pairs", type=int, default=15, help="of recorded and bare decode loops")
-    parser.add_argument("--write", type=Path, help="append the report to this file")
+    parser.add_argument("--write", type=Path, help="put the report into this page, where it speaks of a real GPU")
     options = parser.parse_args()
     gpus = visible_gpus(os.environ)
     if not gpus.devices:
@@ -84,8 +85,8 @@ def main() -> None:
     text = json.dumps(report, indent=2)
     print(text)
     if options.write is not None:
-        with options.write.open("a") as file:
-            file.write(f"\n## {gpu.name}, {time.strftime('%Y-%m-%d')}\n\n```json\n{text}\n```\n")
+        page = options.write.read_text() if options.write.exists() else ""
+        options.write.write_text(with_report(page, f"{gpu.name}, {time.strftime('%Y-%m-%d')}", text))
     shutil.rmtree(folder, ignore_errors=True)
 
 
