@@ -95,6 +95,49 @@ def test_a_baseline_without_any_power_does_not_wait_for_its_cap() -> None:
     assert house.now_ns == pytest.approx(3 * SECOND, abs=TICK)
 
 
+def test_a_baseline_whose_power_ceases_is_neither_stationary_nor_a_power() -> None:
+    house = House()
+    house.quiet.begin(Baseline(context="ready"), house.now_ns)
+    assert house.until_answer(2.9) is None
+    house.watts = None
+    answer = house.until_answer(20)
+    assert isinstance(answer, Baselined)
+    assert (answer.stationary, answer.power_w) == (False, None)
+    assert house.now_ns == pytest.approx(4.9 * SECOND, abs=2 * TICK), "nobody is waited for any more"
+    assert house.phases.rows[-1][3] == {"context": "ready", "stationary": False, "standard_error": None}
+
+
+def test_a_power_that_is_not_told_for_a_moment_is_waited_for() -> None:
+    house = House()
+    house.quiet.begin(Baseline(context="ready"), house.now_ns)
+    assert house.until_answer(2.9) is None
+    house.watts = None
+    assert house.until_answer(1) is None
+    house.watts = 50.0
+    answer = house.until_answer(1)
+    assert isinstance(answer, Baselined) and answer.stationary
+
+
+@pytest.mark.parametrize(
+    ("settle", "reason"),
+    [
+        (SettleConfig(temperature_c=35, max_s=600), "no source tells a temperature"),
+        (SettleConfig(idle_power=True, max_s=600), "no source tells a power"),
+    ],
+)
+def test_settling_does_not_wait_for_what_nobody_tells_any_more(settle: SettleConfig, reason: str) -> None:
+    house = House(settle=settle)
+    house.quiet.begin(Baseline(context="ready"), house.now_ns)
+    house.until_answer(20)
+    house.watts, begun_ns = 200.0, house.now_ns
+    house.quiet.begin(Settle(), house.now_ns)
+    assert house.until_answer(5) is None
+    house.watts = house.celsius = None
+    assert house.until_answer(600) == Settled(settled=False)
+    assert (house.now_ns - begun_ns) / SECOND == pytest.approx(7, abs=0.1)
+    assert house.phases.rows[-1][3] == {"settled": False, "reason": reason}
+
+
 def test_without_a_condition_there_is_nothing_to_wait_for() -> None:
     house = House()
     house.quiet.begin(Settle(), house.now_ns)

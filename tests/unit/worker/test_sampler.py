@@ -1,5 +1,6 @@
 """The cadence, and sampling that goes on when a source fails."""
 
+import json
 from collections.abc import Sequence
 
 import pytest
@@ -10,10 +11,12 @@ from lem_domain.evidence import STREAMS, StreamName
 from lem_domain.results import EnergyMethod
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_worker.energy import (
+    DeviceFailed,
     DeviceSample,
     EnergySource,
     HostSample,
     PlannedSource,
+    ReadingFailed,
     Sample,
     SourceEvent,
     create_source,
@@ -182,6 +185,88 @@ def test_the_power_is_that_of_the_devices_where_they_tell() -> None:
     assert under_test.power_w() == 3.0
 
 
+class Devices(Source):
+    """Tells what the test puts there."""
+
+    def __init__(self, *says: Sample, name: str = "devices") -> None:
+        super().__init__(name)
+        self.says = says
+
+    def sample(self, now_ns: int) -> Sequence[Sample]:
+        self._maybe_fail("sample")
+        return self.says
+
+
+def warm(device: int, power_mw: int, temperature_c: int) -> DeviceSample:
+    return DeviceSample(device, 42, power_mw=power_mw, temperature_c=temperature_c)
+
+
+def test_what_a_dead_source_told_last_is_not_told_any_more() -> None:
+    source = Devices(warm(0, 3000, 70), HostSample("package-0", 42, 5, 7000, "counter"))
+    under_test, _ = sampling(source)
+    under_test.open(DEVICES)
+    under_test.begin_means()
+    under_test.tick(50)
+    assert (under_test.power_w(), under_test.hottest_c()) == (3.0, 70)
+    assert under_test.means_w() == {"SIM-0": 3.0, "package-0": 7.0}
+    source.fails = "sample"
+    under_test.tick(60)
+    assert (under_test.power_w(), under_test.hottest_c(), under_test.means_w()) == (None, None, {})
+
+
+def test_the_hosts_power_does_not_stand_in_for_devices_that_died() -> None:
+    devices, host = Devices(warm(0, 3000, 70)), Devices(HostSample("package-0", 42, 5, 7000, "counter"), name="host")
+    under_test, _ = sampling(devices, host)
+    under_test.open(DEVICES)
+    devices.fails = "sample"
+    under_test.tick(50)
+    assert under_test.power_w() is None
+    assert list(under_test.means_w()) == ["package-0"]
+
+
+def test_a_device_that_failed_leaves_no_sum_and_no_hottest_and_the_other_its_mean() -> None:
+    source = Devices(warm(0, 3000, 70), warm(1, 4000, 60))
+    under_test, table = sampling(source)
+    under_test.open(DEVICES)
+    assert (under_test.power_w(), under_test.hottest_c()) == (7.0, 70)
+    source.says = (DeviceFailed(0, 50, "It is lost."), warm(1, 4000, 60))
+    under_test.tick(50)
+    source.says = (DeviceFailed(1, 60, "So is this."),)
+    under_test.begin_means()
+    assert (under_test.power_w(), under_test.hottest_c()) == (None, None)
+    under_test.tick(60)
+    assert under_test.reports()[0].reason == "It is lost. So is this."
+    assert [json.loads(str(row["detail"])) for row in table.rows[StreamName.EVENTS]] == [
+        {"source": "devices", "device": "SIM-0", "reason": "It is lost."},
+        {"source": "devices", "device": "SIM-1", "reason": "So is this."},
+    ]
+
+
+def test_a_device_that_fails_is_fatal_where_energy_is_required() -> None:
+    under_test, _ = sampling(Devices(DeviceFailed(0, 50, "It is lost.")), required=True)
+    with pytest.raises(EnergyRequired, match=r"devices failed and energy.required is set: It is lost"):
+        under_test.open(DEVICES)
+
+
+@pytest.mark.parametrize("column", ["power_mw", "temperature_c", None])
+def test_a_reading_that_failed_is_not_held_until_it_is_told_again(column: str | None) -> None:
+    source = Devices(warm(0, 3000, 70), warm(1, 4000, 60))
+    under_test, table = sampling(source, required=True)
+    under_test.open(DEVICES)
+    for now in (50, 150):
+        source.says = (ReadingFailed(0, 50, "it", "It could not be read.", column), warm(1, 5000, 61))
+        under_test.tick(now)
+        assert under_test.power_w() == (None if column == "power_mw" else 8.0)
+        assert under_test.hottest_c() == (None if column == "temperature_c" else 70)
+        source.says = (warm(0, 3000, 70), warm(1, 4000, 60))
+        under_test.tick(now + 50)
+        assert (under_test.power_w(), under_test.hottest_c()) == (7.0, 70)
+    assert under_test.reports()[0].reason is None
+    [event] = table.rows[StreamName.EVENTS]
+    assert event["kind"] == "reading_failed"
+    assert json.loads(str(event["detail"])) == {"device_index": 0, "reading": "it", "reason": "It could not be read."}
+
+
 # --- the simulated source and the choice of sources -------------------------------------------------------------------
 
 
@@ -245,6 +330,22 @@ def test_what_sources_know_and_notice_is_kept() -> None:
     under_test.open(DEVICES)
     assert under_test.facts() == [{"index": 0, "name": "one"}, {"index": 0, "name": "two"}]
     assert table.rows[StreamName.EVENTS] == [{"time_ns": 42, "kind": "foreign_process", "detail": '{"pid": 7}'}]
+
+
+def test_facts_that_were_not_known_at_the_beginning_are_those_of_the_end() -> None:
+    class Learning(Source):
+        name_known: str | None = None
+
+        def facts(self) -> list[dict[str, JsonValue]]:
+            return [{"name": self.name_known}]
+
+    source = Learning("one")
+    under_test, _ = sampling(source)
+    under_test.open(DEVICES)
+    assert under_test.facts() == [{"name": None}]
+    source.name_known = "GPU"
+    under_test.close()
+    assert under_test.facts() == [{"name": "GPU"}]
 
 
 def test_a_source_keeps_to_the_protocol() -> None:

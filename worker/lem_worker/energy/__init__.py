@@ -52,7 +52,26 @@ class SourceEvent(NamedTuple):
     detail: dict[str, JsonValue]
 
 
-Sample = DeviceSample | HostSample | SourceEvent
+class ReadingFailed(NamedTuple):
+    """A reading that a device offers could not be had; it is null until it is had again."""
+
+    device_index: int
+    time_ns: int
+    reading: str
+    reason: str
+    column: str | None = None
+    """Where it stands in the stream `power`, if it does."""
+
+
+class DeviceFailed(NamedTuple):
+    """A device tells neither power nor energy any more; its source goes on with the others."""
+
+    device_index: int
+    time_ns: int
+    reason: str
+
+
+Sample = DeviceSample | HostSample | SourceEvent | ReadingFailed | DeviceFailed
 
 
 class EnergySource(Protocol):

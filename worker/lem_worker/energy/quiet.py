@@ -15,16 +15,19 @@ from lem_worker.recorder import Rows
 
 IDLE_TOLERANCE = 0.10
 """Power is back to idle within this fraction of the ready baseline."""
+UNTOLD_S = 2.0
+"""What nobody has told for so long is not waited for. A reading that failed once is told again sooner, as the slowest
+source is read every second."""
 
 
 class Readings(Protocol):
     """What the sampling saw last."""
 
     def power_w(self) -> float | None:
-        """Of what is measured, all parts together."""
+        """Of what is measured, all parts together; None while one of them does not tell."""
 
     def hottest_c(self) -> int | None:
-        """Of the devices."""
+        """Of the devices; None while one that told does not."""
 
     def begin_means(self) -> None:
         """Begin to add up."""
@@ -46,16 +49,19 @@ class Quiet:
         self._history = history
         self._waiting: Baseline | Settle | None = None
         self._began_ns = 0
+        self._told_ns = 0
         self._ready_w: float | None = None
 
     def begin(self, what: Baseline | Settle, now_ns: int) -> None:
         """Begin to wait."""
-        self._waiting, self._began_ns = what, now_ns
+        self._waiting, self._began_ns, self._told_ns = what, now_ns, now_ns
         self._readings.begin_means()
         self._mark(what, "begin", now_ns, {"context": what.context} if isinstance(what, Baseline) else {})
 
     def look(self, now_ns: int) -> Message | None:
         """The answer, once the wait is over."""
+        if self._is_told():
+            self._told_ns = now_ns
         match self._waiting:
             case Baseline() as baseline:
                 return self._look_at_baseline(baseline, now_ns)
@@ -74,15 +80,15 @@ class Quiet:
         seconds = (now_ns - self._began_ns) / 1e9
         if seconds < self._baseline.min_s:
             return None
-        error = self._history.relative_error(self._began_ns)
+        error = self._error()
         stationary = error is not None and error < MOST_RELATIVE_ERROR
-        if not stationary and seconds < self._baseline.max_s and self._readings.power_w() is not None:
+        if not stationary and seconds < self._baseline.max_s and not self._is_untold(now_ns):
             return None
         return self._close_baseline(baseline, now_ns, stationary=stationary)
 
     def _close_baseline(self, baseline: Baseline, now_ns: int, *, stationary: bool) -> Baselined:
-        error = self._history.relative_error(self._began_ns)
-        power_w = self._history.mean_w(self._began_ns)
+        error = self._error()
+        power_w = None if self._readings.power_w() is None else self._history.mean_w(self._began_ns)
         if baseline.context == "ready":
             self._ready_w = power_w
         detail: dict[str, JsonValue] = {
@@ -97,7 +103,7 @@ class Quiet:
 
     def _look_at_settling(self, settle: Settle, now_ns: int) -> Message | None:
         settled = self._unsettled() is None
-        if settled or (now_ns - self._began_ns) / 1e9 >= self._settle.max_s:
+        if settled or self._is_untold(now_ns) or (now_ns - self._began_ns) / 1e9 >= self._settle.max_s:
             return self._close_settling(settle, now_ns, settled=settled)
         return None
 
@@ -122,6 +128,21 @@ class Quiet:
             if power_w > goal_w * (1 + IDLE_TOLERANCE):
                 return f"power is {power_w:.1f} W and was {goal_w:.1f} W without work"
         return None
+
+    def _error(self) -> float | None:
+        """What the power told before it ceased says nothing of the power now."""
+        return None if self._readings.power_w() is None else self._history.relative_error(self._began_ns)
+
+    def _is_told(self) -> bool:
+        """Somebody tells what the wait is for."""
+        of_power = isinstance(self._waiting, Baseline) or self._settle.idle_power
+        of_temperature = isinstance(self._waiting, Settle) and self._settle.temperature_c is not None
+        return not (of_power and self._readings.power_w() is None) and not (
+            of_temperature and self._readings.hottest_c() is None
+        )
+
+    def _is_untold(self, now_ns: int) -> bool:
+        return (now_ns - self._told_ns) / 1e9 >= UNTOLD_S
 
     def _mark(
         self, what: Baseline | Settle, edge: Literal["begin", "end"], now_ns: int, detail: dict[str, JsonValue]

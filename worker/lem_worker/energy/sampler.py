@@ -125,9 +125,8 @@ class SamplerProcess:
                 self._control.send(answer)
             if now >= tick_due:
                 tick_due = now + _TICK_NS
-                self._control.send(
-                    Tick(phase=PhaseName.MEASURE, power_w=power_w, power_slope=self._history.relative_slope(now))
-                )
+                slope = None if power_w is None else self._history.relative_slope(now)
+                self._control.send(Tick(phase=PhaseName.MEASURE, power_w=power_w, power_slope=slope))
                 self._writer.flush_older_than(_FLUSH_S)
             if now >= self._clock_due_ns:
                 self._note_clock(now)

@@ -1,7 +1,8 @@
-"""Reads all sources of an attempt, and goes on without one that fails."""
+"""Reads all sources of an attempt, and goes on without a source or a device that fails."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 
@@ -10,7 +11,17 @@ from pydantic.types import JsonValue
 from lem_domain.errors import LemError
 from lem_domain.evidence import StreamName
 from lem_domain.wire.workers import Device
-from lem_worker.energy import DeviceSample, EnergySource, PlannedSource, Sample, SourceEvent, SourceUnavailable
+from lem_worker.energy import (
+    DeviceFailed,
+    DeviceSample,
+    EnergySource,
+    PlannedSource,
+    ReadingFailed,
+    Sample,
+    SourceEvent,
+    SourceUnavailable,
+)
+from lem_worker.energy.latest import Latest
 from lem_worker.process_protocol import SourceReport
 from lem_worker.recorder import Rows
 
@@ -30,6 +41,9 @@ class _Slot:
         self.source: EnergySource | None = None
         self.report = SourceReport(name=planned.name, opened=False)
         self.due_ns = 0
+        self.told: set[tuple[Latest, str]] = set()
+        """What it has told, of which part."""
+        self.facts: list[dict[str, JsonValue]] = []
 
 
 class Sampling:
@@ -49,12 +63,10 @@ class Sampling:
         self._clock = clock
         self._required = required
         self._slots = [_Slot(planned) for planned in plan]
-        self._facts: list[dict[str, JsonValue]] = []
-        self._device_mw: dict[int, int] = {}
-        self._host_mw: dict[str, int] = {}
-        self._temperature_c: dict[int, int] = {}
+        self._device_mw, self._host_mw, self._temperature_c = Latest(), Latest(), Latest()
         self._sums: dict[str, tuple[int, int]] = {}
         self._uuids: tuple[str, ...] = ()
+        self._noted: set[tuple[int, str]] = set()
 
     def open(self, devices: Sequence[Device]) -> tuple[SourceReport, ...]:
         """Open every planned source and take its first samples; a source that can't be opened says why.
@@ -73,7 +85,7 @@ class Sampling:
             try:
                 source = self._create(name)
                 domains = source.open(devices)
-                self._facts += source.facts()
+                slot.facts = source.facts()
             except Exception as error:
                 self._failed(slot, error)
                 continue
@@ -89,7 +101,7 @@ class Sampling:
 
     def facts(self) -> list[dict[str, JsonValue]]:
         """What the sources know of the devices."""
-        return self._facts
+        return [fact for slot in self._slots for fact in slot.facts]
 
     def tick(self, now_ns: int) -> None:
         """Read the sources that have something new.
@@ -111,16 +123,22 @@ class Sampling:
             self._read(slot, self._clock())
             source, slot.source = slot.source, None
             if source is not None:
+                with contextlib.suppress(Exception):  # those from the beginning stand
+                    slot.facts = source.facts()
                 try:
                     source.close()
                 except Exception as error:
                     self._failed(slot, error)
 
     def power_w(self) -> float | None:
-        """The latest power of all devices, or of the host's parts where no device tells."""
-        if self._device_mw:
-            return sum(self._device_mw.values()) / 1000
-        parts = [power for domain, power in self._host_mw.items() if not domain.startswith(INSIDE_OTHERS)]
+        """The latest power of all devices, or of the host's parts where no device ever told; None while one of them
+        does not tell."""
+        if self._device_mw.is_told:
+            devices = self._device_mw.whole()
+            return None if devices is None else sum(devices.values()) / 1000
+        parts = [
+            power for domain, power in (self._host_mw.whole() or {}).items() if not domain.startswith(INSIDE_OTHERS)
+        ]
         return sum(parts) / 1000 if parts else None
 
     def begin_means(self) -> None:
@@ -128,12 +146,12 @@ class Sampling:
         self._sums.clear()
 
     def means_w(self) -> dict[str, float]:
-        """Mean power since `begin_means`, by device UUID or host domain."""
+        """Mean power since `begin_means`, by device UUID or host domain, of those that still tell it."""
         return {part: total / count / 1000 for part, (total, count) in self._sums.items()}
 
     def hottest_c(self) -> int | None:
-        """The latest temperature of the hottest device; None where no source tells."""
-        return max(self._temperature_c.values(), default=None)
+        """The latest temperature of the hottest device; None where none tells, or one does not any more."""
+        return max((self._temperature_c.whole() or {}).values(), default=None)
 
     def _read(self, slot: _Slot, now_ns: int) -> None:
         if slot.source is None:
@@ -146,42 +164,83 @@ class Sampling:
             self._failed(slot, error)
             return
         for sample in samples:
-            self._write(sample)
+            self._write(slot, sample)
 
-    def _write(self, sample: Sample) -> None:
-        if isinstance(sample, DeviceSample):
-            self._rows(StreamName.POWER).append(**sample._asdict())
-            if sample.power_mw is not None:
-                self._device_mw[sample.device_index] = sample.power_mw
-                self._add(self._uuids[sample.device_index], sample.power_mw)
-            if sample.temperature_c is not None:
-                self._temperature_c[sample.device_index] = sample.temperature_c
-        elif isinstance(sample, SourceEvent):
-            self._rows(StreamName.EVENTS).append(
-                time_ns=sample.time_ns, kind=sample.kind, detail=json.dumps(sample.detail)
-            )
-        else:
-            self._rows(StreamName.HOST_POWER).append(**sample._asdict())
-            if sample.power_mw is not None:
-                self._host_mw[sample.domain] = sample.power_mw
-                self._add(sample.domain, sample.power_mw)
+    def _write(self, slot: _Slot, sample: Sample) -> None:
+        match sample:
+            case DeviceSample():
+                self._rows(StreamName.POWER).append(**sample._asdict())
+                uuid = self._uuids[sample.device_index]
+                if sample.power_mw is not None:
+                    self._tell_power(slot, self._device_mw, uuid, sample.power_mw)
+                if sample.temperature_c is not None:
+                    self._tell(slot, self._temperature_c, uuid, sample.temperature_c)
+            case SourceEvent():
+                self._rows(StreamName.EVENTS).append(
+                    time_ns=sample.time_ns, kind=sample.kind, detail=json.dumps(sample.detail)
+                )
+            case ReadingFailed():
+                self._lose_reading(sample)
+            case DeviceFailed():
+                self._lose_device(slot, sample)
+            case _:
+                self._rows(StreamName.HOST_POWER).append(**sample._asdict())
+                if sample.power_mw is not None:
+                    self._tell_power(slot, self._host_mw, sample.domain, sample.power_mw)
 
-    def _add(self, part: str, power_mw: int) -> None:
+    def _tell_power(self, slot: _Slot, latest: Latest, part: str, power_mw: int) -> None:
+        self._tell(slot, latest, part, power_mw)
         total, count = self._sums.get(part, (0, 0))
         self._sums[part] = (total + power_mw, count + 1)
 
+    def _tell(self, slot: _Slot, latest: Latest, part: str, value: int) -> None:
+        latest.tell(part, value)
+        slot.told.add((latest, part))
+
+    def _lose(self, latest: Latest, part: str) -> None:
+        latest.lose(part)
+        if latest is not self._temperature_c:
+            self._sums.pop(part, None)
+
+    def _lose_reading(self, failed: ReadingFailed) -> None:
+        uuid = self._uuids[failed.device_index]
+        if failed.column == "power_mw":
+            self._device_mw.lose(uuid)
+        elif failed.column == "temperature_c":
+            self._temperature_c.lose(uuid)
+        # A reading that comes and goes is told once.
+        if (failed.device_index, failed.reason) not in self._noted:
+            self._noted.add((failed.device_index, failed.reason))
+            self.event(
+                "reading_failed",
+                {"device_index": failed.device_index, "reading": failed.reading, "reason": failed.reason},
+            )
+
+    def _lose_device(self, slot: _Slot, failed: DeviceFailed) -> None:
+        uuid = self._uuids[failed.device_index]
+        self._lose(self._device_mw, uuid)
+        self._lose(self._temperature_c, uuid)
+        reason = f"{slot.report.reason} {failed.reason}" if slot.report.reason else failed.reason
+        slot.report = slot.report.model_copy(update={"reason": reason})
+        self._note_failure(slot.report.name, failed.reason, uuid)
+
     def _failed(self, slot: _Slot, error: Exception) -> None:
-        name = slot.report.name
+        for latest, part in slot.told:
+            self._lose(latest, part)
         reason = str(error) if isinstance(error, SourceUnavailable) else f"{type(error).__name__}: {error}"
         slot.report = slot.report.model_copy(update={"reason": reason})
         if slot.planned.optional and slot.source is None and not slot.report.opened:
             return
-        self.event("source_failed", {"source": name, "reason": reason})
+        self._note_failure(slot.report.name, reason, None)
+
+    def _note_failure(self, name: str, reason: str, uuid: str | None) -> None:
+        """`uuid` is None where the whole source failed."""
+        self.event("source_failed", {"source": name, "device": uuid, "reason": reason})
         if self._required:
             raise EnergyRequired(
                 f"the energy source {name} failed and energy.required is set: {reason} "
                 "Mend the source, choose others in energy.sources, or set energy.required to false."
-            ) from error
+            )
 
     def event(self, kind: str, detail: dict[str, JsonValue]) -> None:
         """A row of the stream `events`."""
