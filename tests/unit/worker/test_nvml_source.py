@@ -351,7 +351,7 @@ except SourceUnavailable as error:
     [
         pytest.param(
             (gpu(0, A), gpu(1, B), *everything(1)),
-            f"NVML has neither power nor energy of {A}",
+            f"NVML has neither power nor energy of {A}; name other energy.sources.",
             id="no power, no counter",
         ),
         pytest.param(
@@ -361,18 +361,31 @@ except SourceUnavailable as error:
         ),
         pytest.param((gpu(1, B), *everything(1)), f"NVML can't open {A} (Not Found)", id="not there"),
         pytest.param(("error nvmlInitWithFlags 9",), "NVML can't be used (Driver Not Loaded)", id="no driver"),
-        pytest.param(
-            (gpu(0, A), gpu(1, B), *everything(0), *everything(1), "error nvmlDeviceGetFieldValues 999 0"),
-            f"NVML can't read instant power of {A} (Unknown Error)",
-            id="fails at once",
-        ),
     ],
 )
 def test_a_source_that_cannot_measure_says_why_and_lets_go_of_nvml(
     nvml: SimulatedNvml, machine: tuple[str, ...], reason: str
 ) -> None:
     nvml.write(*machine)
-    assert str(asked(nvml, WHY_NOT, leased=(B, A))).startswith(reason)
+    assert str(asked(nvml, WHY_NOT, leased=(A,))).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("machine", "reason"),
+    [
+        pytest.param((gpu(0, A),), f"NVML has neither power nor energy of {A}", id="no power, no counter"),
+        pytest.param((gpu(0, A, "gone_ms 0"), *everything(0)), f"NVML can't open {A} (GPU is lost)", id="lost"),
+        pytest.param((), f"NVML can't open {A} (Not Found)", id="not there"),
+    ],
+)
+def test_a_gpu_that_cannot_be_opened_is_told_and_leaves_the_other_its_samples(
+    nvml: SimulatedNvml, machine: tuple[str, ...], reason: str
+) -> None:
+    nvml.write(*machine, gpu(1, B), *everything(1))
+    said = asked(nvml, FAILING, leased=(B, A), required=False, ticks=3)
+    assert said["reason"].startswith(reason)
+    assert [(failure["source"], failure["device"]) for failure in said["failures"]] == [("nvml", A)]
+    assert (said["domains"], said["rows"]) == ([B], {"0": 5, "1": 0})
 
 
 # --- which device is which --------------------------------------------------------------------------------------------
@@ -474,6 +487,57 @@ def test_strangers_are_told_when_they_come_and_go_and_our_own_processes_never(
     ]
 
 
+def test_a_stranger_that_draws_is_one_too(nvml: SimulatedNvml, of_attempts: dict[str, int]) -> None:
+    drawing = f"process 0 pid {of_attempts['foreign']} memory 30 kind graphics"
+    [[[_, kind, detail]]] = asked(nvml, EVENTS, machines=[[gpu(0, A), *everything(), drawing]])
+    assert (kind, detail["pid"], detail["memory_bytes"]) == ("foreign_process", of_attempts["foreign"], 30)
+
+
+MIG = (
+    gpu(0, A, "mig yes"),
+    f'device 0.0 uuid {M0} name "NVIDIA H100 MIG 1g.10gb" gi 7 ci 0 memory_total 10000 memory_used 10',
+    f'device 0.1 uuid {M1} name "NVIDIA H100 MIG 1g.10gb" gi 8 ci 0 memory_total 10000 memory_used 20',
+    *everything(),
+)
+
+
+@pytest.mark.parametrize("kind", ["compute", "graphics"])
+def test_of_a_mig_instance_a_stranger_beside_it_on_the_gpu_is_told_as_its_power_is_in_the_figure(
+    nvml: SimulatedNvml, of_attempts: dict[str, int], kind: str
+) -> None:
+    ours = f"process 0.1 pid {of_attempts['ours']} memory 70"
+    beside = f"process 0.0 pid {of_attempts['foreign']} memory 30 kind {kind}"
+    machines = [[*MIG, ours], [*MIG, ours, beside], [*MIG, ours]]
+    seen = asked(nvml, EVENTS, leased=(M1,), machines=machines, more={"LEM_ATTEMPT": "att_1"})
+    assert [[(event, detail["pid"]) for _, event, detail in step] for step in seen] == [
+        [],
+        [("foreign_process", of_attempts["foreign"])],
+        [("foreign_process_gone", of_attempts["foreign"])],
+    ]
+
+
+def test_of_a_mig_instance_whose_gpu_may_not_be_asked_the_own_processes_are_told(
+    nvml: SimulatedNvml, of_attempts: dict[str, int]
+) -> None:
+    refused = [
+        f"error nvmlDeviceGet{kind}RunningProcesses 4 0 call {call}"
+        for kind in ("Compute", "MPSCompute", "Graphics")
+        for call in (2, 3)  # the third version of the parent, and the second
+    ]
+    on_it = f"process 0.1 pid {of_attempts['foreign']} memory 30"
+    [[[_, kind, detail]]] = asked(nvml, EVENTS, leased=(M1,), machines=[[*MIG, *refused, on_it]])
+    assert (kind, detail["pid"]) == ("foreign_process", of_attempts["foreign"])
+
+
+def test_a_list_of_processes_that_fails_for_a_moment_makes_nobody_go(
+    nvml: SimulatedNvml, of_attempts: dict[str, int]
+) -> None:
+    machine = [gpu(0, A), *everything(), f"process 0 pid {of_attempts['foreign']} memory 30"]
+    fails = "error nvmlDeviceGetComputeRunningProcesses 999 0"
+    seen = asked(nvml, EVENTS, machines=[machine, [*machine, fails], machine])
+    assert [[kind for _, kind, _ in step] for step in seen] == [["foreign_process"], [], []]
+
+
 def test_of_processes_that_cannot_be_looked_at_those_from_before_the_engine_are_strangers(nvml: SimulatedNvml) -> None:
     machine = [gpu(0, A), *everything()]
     before, after = (f"process 0 pid {pid} memory 5 bound no" for pid in (4_194_301, 4_194_302))
@@ -535,54 +599,156 @@ sampling = Sampling(
 )
 try:
     sampling.open(DEVICES)
-    while clock() // 10**9 != ASKED["ticks"] and not sampling.reports()[0].reason:
+    while clock() // 10**9 != ASKED["ticks"]:
         clock.now_ns += 10**9
+        if (machine := ASKED.get("machines", {}).get(str(clock() // 10**9))) is not None:
+            write(*machine)
         sampling.tick(clock())
+        if ASKED["ticks"] is None and sampling.reports()[0].reason:
+            break
+    power_w, hottest_c = sampling.power_w(), sampling.hottest_c()
     sampling.close()
     raised = None
 except EnergyRequired as error:
-    raised = str(error)
+    raised, power_w, hottest_c = str(error), None, None
 [report] = sampling.reports()
-failures = [json.loads(row["detail"]) for row in rows.get("events", ()) if row["kind"] == "source_failed"]
-say({"reason": report.reason, "opened": report.opened, "rows": len(rows.get("power", ())), "failures": failures,
-     "raised": raised})
+def events(kind):
+    return [json.loads(row["detail"]) for row in rows.get("events", ()) if row["kind"] == kind]
+power = rows.get("power", ())
+say({"reason": report.reason, "opened": report.opened, "domains": report.domains, "raised": raised,
+     "rows": {index: sum(row["device_index"] == index for row in power) for index in range(len(DEVICES)) if power},
+     "failures": events("source_failed"), "unread": events("reading_failed"), "facts": sampling.facts(),
+     "columns": {name: [row[name] for row in power if row["device_index"] == len(DEVICES) - 1][:-1]
+                 for name in ("energy_mj", "power_mw", "temperature_c", "sm_clock_mhz", "throttle_reasons")},
+     "power_w": power_w, "hottest_c": hottest_c})
 """
+"""Samples once a second while the machine is what `machines` says from a second on; the columns are the last device's,
+without the row from the end, which comes too soon after the one before for slow readings."""
+
+DEAD = ("error nvmlDeviceGetTotalEnergyConsumption 999 1", "error nvmlDeviceGetFieldValues 999 1")
+
+
+def why(what: str, uuid: str = B) -> str:
+    return f"NVML can't read {what} of {uuid} (Unknown Error); see what nvidia-smi says of it."
 
 
 @pytest.mark.parametrize(
-    ("rule", "what"),
+    ("rule", "what", "column"),
     [
-        ("nvmlDeviceGetTotalEnergyConsumption 999 1 call 3", "energy counter"),
-        ("nvmlDeviceGetFieldValues 999 1 call 3", "instant power"),
-        ("nvmlDeviceGetFieldValues 999 1 field 186 call 3", "instant power"),
-        ("nvmlDeviceGetComputeRunningProcesses_v3 999 1 call 2", "nvmlDeviceGetComputeRunningProcesses_v3"),
-        ("nvmlDeviceGetTemperature 999 1 call 1", "temperature"),
+        ("nvmlDeviceGetTotalEnergyConsumption 999 1 call 3", "energy counter", "energy_mj"),
+        ("nvmlDeviceGetFieldValues 999 1 call 3", "instant power", "power_mw"),
+        ("nvmlDeviceGetFieldValues 999 1 field 186 call 3", "instant power", "power_mw"),
+        ("nvmlDeviceGetTemperature 999 1 call 2", "temperature", "temperature_c"),
+        ("nvmlDeviceGetTemperature 15 1 call 2", "temperature", "temperature_c"),
+        ("nvmlDeviceGetClockInfo 999 1 call 3", "sm clock", "sm_clock_mhz"),
+        ("nvmlDeviceGetCurrentClocksEventReasons 1 1 call 2", "clocks event reasons", "throttle_reasons"),
     ],
 )
-def test_one_call_that_fails_ends_the_source_and_says_why(nvml: SimulatedNvml, rule: str, what: str) -> None:
+def test_a_call_that_fails_once_costs_its_one_reading_and_says_why(
+    nvml: SimulatedNvml, rule: str, what: str, column: str
+) -> None:
     nvml.write(gpu(0, A), gpu(1, B), *everything(0), *everything(1), f"error {rule}")
-    said = asked(nvml, FAILING, leased=(A, B), required=False, ticks=4)
-    reason = f"NVML can't read {what} of {B} (Unknown Error); see what nvidia-smi says of it."
-    assert (said["reason"], said["failures"], said["raised"]) == (reason, [{"source": "nvml", "reason": reason}], None)
-    assert said["opened"] is True
+    said = asked(nvml, FAILING, leased=(A, B), required=True, ticks=4)
+    assert (said["reason"], said["failures"], said["raised"]) == (None, [], None)
+    [unread] = said["unread"]
+    assert (unread["device_index"], unread["reading"]) == (1, what)
+    assert unread["reason"].startswith(f"NVML can't read {what} of {B} (")
+    assert said["rows"] == {"0": 6, "1": 6}
+    assert {name: [value is None for value in values].count(True) for name, values in said["columns"].items()} == {
+        name: int(name == column) for name in said["columns"]
+    }
+    assert (said["power_w"], said["hottest_c"]) == (501.0, 61), "all is told again"
+
+
+@pytest.mark.parametrize(
+    ("symbol", "columns"),
+    [
+        ("nvmlDeviceGetTemperature", {"temperature_c"}),
+        ("nvmlDeviceGetClockInfo", {"sm_clock_mhz"}),
+        ("nvmlDeviceGetUtilizationRates", set()),
+        ("nvmlDeviceGetMemoryInfo", set()),
+        ("nvmlDeviceGetCurrentClocksEventReasons", {"throttle_reasons"}),
+        ("nvmlDeviceGetComputeRunningProcesses_v3", set()),
+        ("nvmlDeviceGetMPSComputeRunningProcesses_v3", set()),
+        ("nvmlDeviceGetGraphicsRunningProcesses_v3", set()),
+        ("nvmlDeviceGetTotalEnergyConsumption", {"energy_mj"}),
+        ("nvmlDeviceGetFieldValues", {"power_mw"}),
+        ("nvmlDeviceGetVbiosVersion", set()),
+        ("nvmlDeviceGetEccMode", set()),
+        ("nvmlDeviceGetNvLinkState", set()),
+    ],
+)
+def test_a_call_that_always_fails_leaves_the_energy_to_the_others_and_is_told_once(
+    nvml: SimulatedNvml, symbol: str, columns: set[str]
+) -> None:
+    nvml.write(gpu(0, A), gpu(1, B), *everything(0), *everything(1), f"error {symbol} 999 1")
+    said = asked(nvml, FAILING, leased=(A, B), required=True, ticks=12)
+    assert (said["reason"], said["raised"], said["rows"]) == (None, None, {"0": 14, "1": 14})
+    assert {name for name, values in said["columns"].items() if set(values) == {None}} == columns
+    assert {unread["device_index"] for unread in said["unread"]} == {1}
+    assert len(said["unread"]) == len({unread["reading"] for unread in said["unread"]})
+
+
+def test_a_temperature_and_a_power_that_are_not_told_any_more_are_not_held(nvml: SimulatedNvml) -> None:
+    rules = ("error nvmlDeviceGetTemperature 999 1", "error nvmlDeviceGetFieldValues 999 1")
+    nvml.write(gpu(0, A), gpu(1, B), *everything(0), *everything(1), *rules)
+    said = asked(nvml, FAILING, leased=(A, B), required=False, ticks=3)
+    assert (said["power_w"], said["hottest_c"]) == (None, None), "what one device tells is not what both have"
+
+
+def test_a_fact_that_could_not_be_read_is_null_and_asked_for_again(nvml: SimulatedNvml) -> None:
+    nvml.write(gpu(0, A), *everything(), "error nvmlDeviceGetVbiosVersion 999 0 call 1")
+    said = asked(
+        nvml,
+        "clock = Clock()\nsource = opened(clock)\nfirst = dict(source.facts()[0])\n"
+        "say([first, source.facts()[0], [one._asdict() for one in source.sample(0) if hasattr(one, 'reading')]])",
+    )
+    before, after, told = said
+    assert (before["vbios"], after["vbios"]) == (None, "96.00.74.00.01")
+    assert {**before, "vbios": after["vbios"]} == after
+    assert [one["reason"] for one in told] == [why("VBIOS version", A)]
+
+
+TWO = (gpu(0, A), gpu(1, B), *everything(0), *everything(1))
+
+
+def test_a_device_that_gives_neither_power_nor_energy_is_given_up_after_a_few_ticks(nvml: SimulatedNvml) -> None:
+    nvml.write(*TWO)
+    machines = {2: [*TWO, *DEAD], 7: TWO}
+    said = asked(nvml, FAILING, leased=(A, B), required=False, ticks=9, machines=machines)
+    reason = why("energy counter")
+    assert (said["reason"], said["opened"]) == (reason, True)
+    assert said["failures"] == [{"source": "nvml", "device": B, "reason": reason}]
+    assert said["rows"] == {"0": 11, "1": 2}, "it does not come back, and the other keeps its samples"
+    assert (said["power_w"], said["hottest_c"]) == (None, None)
+
+
+def test_a_device_that_gives_nothing_for_a_moment_is_not_given_up(nvml: SimulatedNvml) -> None:
+    nvml.write(*TWO)
+    machines = {2: [*TWO, *DEAD], 6: TWO}
+    said = asked(nvml, FAILING, leased=(A, B), required=True, ticks=9, machines=machines)
+    assert (said["reason"], said["raised"], said["rows"]) == (None, None, {"0": 11, "1": 7})
+    assert None not in said["columns"]["energy_mj"]
+    assert said["power_w"] == 501.0
 
 
 def test_a_failure_names_its_reason_where_energy_is_required(nvml: SimulatedNvml) -> None:
-    nvml.write(gpu(0, A), *everything(), "error nvmlDeviceGetTotalEnergyConsumption 999 0 call 4")
-    said = asked(nvml, FAILING, required=True, ticks=9)
-    assert f"NVML can't read energy counter of {A} (Unknown Error)" in said["raised"]
+    nvml.write(gpu(0, A), gpu(1, B), *everything(0), *everything(1), *DEAD)
+    said = asked(nvml, FAILING, leased=(A, B), required=True, ticks=9)
+    assert why("energy counter") in said["raised"]
 
 
-def test_a_device_that_is_lost_in_the_middle_ends_the_source_and_is_named(nvml: SimulatedNvml) -> None:
+def test_a_device_that_is_lost_in_the_middle_is_named_and_the_other_goes_on(nvml: SimulatedNvml) -> None:
     machine = [gpu(0, A), gpu(1, B, "gone_ms 200"), *everything(0), *everything(1)]
     said = asked(nvml, 'begin(*ASKED["machine"])' + FAILING, leased=(B, A), required=False, machine=machine, ticks=None)
     assert said["opened"] is True
-    assert said["rows"] >= 2
+    assert said["rows"]["1"] > said["rows"]["0"] >= 1
     assert f"of {B} (GPU is lost)" in said["reason"]
-    assert [failure["source"] for failure in said["failures"]] == ["nvml"]
+    assert [(failure["source"], failure["device"]) for failure in said["failures"]] == [("nvml", B)]
 
 
 def test_without_a_failure_sampling_ends_with_no_reason(nvml: SimulatedNvml) -> None:
     nvml.write(gpu(0, A), gpu(1, B), *everything(0), *everything(1))
     said = asked(nvml, FAILING, leased=(A, B), required=True, ticks=3)
-    assert said == {"reason": None, "opened": True, "rows": 10, "failures": [], "raised": None}
+    assert (said["reason"], said["opened"], said["raised"]) == (None, True, None)
+    assert (said["rows"], said["failures"], said["unread"]) == ({"0": 5, "1": 5}, [], [])
