@@ -11,7 +11,7 @@ their latency.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from lem_domain.config.measurement import TrafficConfig
@@ -20,10 +20,12 @@ from lem_worker.backends import ContinuousBackend, InferenceBackend, LockstepBac
 from lem_worker.goal import Goal
 from lem_worker.intake import Intake
 from lem_worker.process_protocol import Message, Tick
-from lem_worker.prompts import PreparedPrompt, Request, requests_of
+from lem_worker.prompts import PreparedPrompt, Request, repeated, requests_of
 from lem_worker.recorder import Recorder
 from lem_worker.traffic import Arrival, Feed, OfflineFeed, OnceFeed, make_feed
 
+_ENDLESS = 2**31
+"""More requests than any batch has rows."""
 _TICK_NS = 500_000_000
 """The protocol allows about two ticks a second."""
 
@@ -128,6 +130,40 @@ def send_once(backend: InferenceBackend, requests: Sequence[Request], recorder: 
         backend.run(requests, recorder)
     recorder.drain()
     return recorder.last_token_ns - begin_ns
+
+
+def most_waiting(traffic: TrafficConfig, world_size: int) -> int | None:
+    """How many requests may wait at once where they arrive by themselves; None where all are there at once."""
+    match traffic.mode:
+        case "offline":
+            return None
+        case "closed":
+            return -(-(traffic.concurrency or 1) // world_size)
+        case "open":
+            return _ENDLESS
+
+
+def other_sizes(
+    backend: InferenceBackend, batches: Sequence[Sequence[Request]], known: Sequence[Request], waiting: int | None
+) -> list[Sequence[Request]]:
+    """A batch of each number of rows that the window has beside that of `known`; where requests arrive by themselves,
+    which makes batches of any size, those of one row, of two, of four, and so on to the most rows."""
+    if isinstance(backend, ContinuousBackend):
+        return []
+    found = (
+        [*batches] if waiting is None else [*_arriving(backend, [one for batch in batches for one in batch], waiting)]
+    )
+    return list({len(batch): batch for batch in found if len(batch) != len(known)}.values())
+
+
+def _arriving(backend: LockstepBackend, requests: Sequence[Request], waiting: int) -> Iterator[Sequence[Request]]:
+    rows = 1
+    while True:
+        batch = next(backend.batches(repeated(requests, min(rows, waiting))))
+        yield batch
+        if len(batch) < rows or rows >= waiting:
+            return
+        rows *= 2
 
 
 def _in_batches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -110,6 +111,21 @@ def warmup_requests(prompts: Sequence[PreparedPrompt], *, seed: int) -> tuple[Re
     the window, but no prefix in common with a measured prompt that a cache could keep."""
     whole = requests_of(prompts, repetition=0, first_id=0, seed=seed)
     return tuple(replace(request, token_ids=request.token_ids[::-1]) for request in whole)
+
+
+def repeated(requests: Sequence[Request], count: int) -> list[Request]:
+    """So many of the requests, from the first again after the last, each with a number of its own."""
+    endless = itertools.islice(itertools.cycle(requests), count)
+    return [replace(request, request_id=place) for place, request in enumerate(endless)]
+
+
+_FEW_TOKENS = 3
+"""A prefill, a step on its cache, and one more on a cache that has grown: after those, steps are alike."""
+
+
+def shortened(batch: Sequence[Request], max_tokens: int) -> list[Request]:
+    """The batch with so few tokens to generate that every kind of step is there, and no more."""
+    return [replace(request, max_tokens=min(_FEW_TOKENS, max_tokens)) for request in batch]
 
 
 def largest(batches_of_all: Sequence[Sequence[Request]]) -> Sequence[Request]:

@@ -25,7 +25,7 @@ from lem_worker.backends import CompilingBackend, ContinuousBackend, InferenceBa
 from lem_worker.digests import OutputLedger, digest_of_set, digest_of_tokens
 from lem_worker.failures import failure_of
 from lem_worker.goal import Goal
-from lem_worker.measuring import Share, Ticker, measure, send_once
+from lem_worker.measuring import Share, Ticker, measure, most_waiting, other_sizes, send_once
 from lem_worker.phases import Phases
 from lem_worker.process_control import ControlPipes, DaemonGone, send_failure
 from lem_worker.process_protocol import (
@@ -42,7 +42,7 @@ from lem_worker.process_protocol import (
     Trend,
     WarmUp,
 )
-from lem_worker.prompts import PreparedPrompt, Request, fullest, largest, warmup_requests
+from lem_worker.prompts import PreparedPrompt, Request, fullest, largest, shortened, warmup_requests
 from lem_worker.prompts import batches as in_order
 from lem_worker.rank_prompts import prepare_share
 from lem_worker.recorder import Recorder, Sinks
@@ -91,7 +91,7 @@ class Rank:
         backend, prompts, batches, effective = self._load()
         self._control.send(Loaded(effective_config=effective))
         told = self._wait_for(WarmUp)
-        warmup = self._warm_up(backend, largest(batches), power_known=told.power_known)
+        warmup = self._warm_up(backend, batches, power_known=told.power_known)
         # What loading left behind is not looked at again by a collection inside the window.
         gc.collect()
         gc.freeze()
@@ -132,12 +132,17 @@ class Rank:
             if not (isinstance(backend, CompilingBackend) and backend.compiles()):
                 return backend, prompts, batches, backend.effective_config(fullest(batches))
         with self._phases.phase(PhaseName.COMPILE):
-            backend.compile(requests)
+            backend.compile(requests, self._waiting)
             return backend, prompts, batches, backend.effective_config(fullest(batches))
 
+    @property
+    def _waiting(self) -> int | None:
+        return most_waiting(self._config.traffic, self._job.world_size)
+
     def _warm_up(
-        self, backend: InferenceBackend, requests: Sequence[Request], *, power_known: bool
+        self, backend: InferenceBackend, batches: Sequence[Sequence[Request]], *, power_known: bool
     ) -> Assessment | None:
+        """One short batch of every other number of rows, then the largest one until it takes the same time again."""
         if not self._config.warmup.enabled:
             return None
         with self._phases.phase(PhaseName.WARMUP):
@@ -146,6 +151,10 @@ class Rank:
                 progress=Ticker(PhaseName.WARMUP, self._control.send, self._clock()),
                 clock=self._clock,
             )
+
+            requests = largest(batches)
+            for batch in other_sizes(backend, batches, requests, self._waiting):
+                send_once(backend, shortened(batch, self._config.output.max_tokens), recorder)
 
             def send() -> float:
                 return float(send_once(backend, requests, recorder))

@@ -215,3 +215,20 @@ def test_what_fails_in_the_window_is_not_run_a_second_time(measured: Any, backen
     requests = found.rows(StreamName.REQUESTS)
     assert len(requests) == len(call.requests)
     assert all(row["generated_tokens"] == 0 and "stumbles once" in row["error"] for row in requests)
+
+
+@pytest.mark.parametrize("backend", ["simulated", "pytorch"])
+def test_warm_up_meets_more_than_the_largest_batch_where_arrivals_make_them(measured: Any, backend: str) -> None:
+    found: Measured = measured(
+        backend, traffic={"mode": "open", "rate_per_s": 500, "seed": 1}, **{backend: {"batch_size": 6}}
+    )
+    assert found.code == 0, found.control.sent
+    warm = [len(call.requests) for call in found.of(PhaseName.WARMUP)]
+    assert warm[:3] == [1, 2, 4]
+    assert set(warm[3:]) == {6}
+
+
+def test_warm_up_meets_the_smaller_batch_at_the_end_of_the_prompts(measured: Any) -> None:
+    found: Measured = measured("pytorch", pytorch={"batch_size": 5})
+    assert {len(call.requests) for call in found.of(PhaseName.MEASURE)} == {5, 3}
+    assert [len(call.requests) for call in found.of(PhaseName.WARMUP)][:2] == [3, 5]

@@ -99,8 +99,9 @@ class CompilingBackend(LockstepBackend, Protocol):
     def compiles(self) -> bool:
         """Whether the configuration asks for it."""
 
-    def compile(self, requests: Sequence[Request]) -> None:
-        """Meet the shapes of all batches of the requests."""
+    def compile(self, requests: Sequence[Request], waiting: int | None = None) -> None:
+        """Meet the shapes of all batches of the requests; where they arrive by themselves, and up to `waiting` of them
+        wait at once, of all batches that could be made of those."""
 
 
 @runtime_checkable

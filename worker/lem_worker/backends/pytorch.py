@@ -27,7 +27,7 @@ from lem_worker.backends import (
     pytorch_quiet,
 )
 from lem_worker.process_protocol import RankJob
-from lem_worker.prompts import PreparedPrompt, Request, fit
+from lem_worker.prompts import PreparedPrompt, Request, fit, shortened
 from lem_worker.recorder import Recorder
 from lem_worker.synthetic import synthetic_prompts
 
@@ -118,16 +118,24 @@ class PyTorchBackend:
         """Whether the first batches of each shape will be compiled."""
         return self._settings().compiles
 
-    def compile(self, requests: Sequence[Request]) -> None:
-        """Run one batch of each shape, so that nothing is left to compile in the window."""
-        seen = set()
-        for batch in self.batches(requests):
-            shape = len(batch), max(len(request.token_ids) for request in batch)
-            if shape not in seen:
-                seen.add(shape)
-                recorder = Recorder(PhaseName.COMPILE)
-                recorder.release(batch, recorder.clock())
-                self.run(batch, recorder)
+    def compile(self, requests: Sequence[Request], waiting: int | None = None) -> None:
+        """Run one batch of each shape, so that nothing is left to compile in the window.
+
+        Under traffic there are many of them: with dynamic shapes, those after the first two are decoded no further
+        than their steps go on differing.
+        """
+        most = _need(self._job).config.output.max_tokens
+        compiled, graphs = _need(_need(self._live).compiled), 0
+        found = pytorch_batching.shapes(requests, self._settings(), max_new_tokens=most, waiting=waiting)
+        for place, batch in enumerate(found):
+            in_short = waiting is not None and place > 1 and compiled.dynamic
+            sent = shortened(batch, most) if in_short else batch
+            recorder = Recorder(PhaseName.COMPILE)
+            recorder.release(sent, recorder.clock())
+            self.run(sent, recorder)
+            if compiled.gave_up and compiled.graphs == graphs:
+                return  # the other shapes run as they are
+            graphs = compiled.graphs
 
     def effective_config(self, sample: Sequence[Request]) -> EffectiveConfig:
         """Read back from the live model; one prefill of `sample` tells how many rows the model really gets."""

@@ -22,6 +22,12 @@ _MODES = {
 }
 """What inductor's (max_autotune, triton.cudagraphs) are in each mode; torch._inductor.list_mode_options says so too."""
 
+_MOST_FIXED = 8
+"""Graphs of one frame, torch's own default; with more, each step of a decode would be compiled."""
+_MOST_DYNAMIC = 64
+"""Where sizes may stay open: one row, no padding and a first step each need some graphs of their own, 12 in all for
+Llama."""
+
 
 class Compiled:
     """A forward pass that is compiled when it is called first, and again for shapes that need it.
@@ -39,6 +45,9 @@ class Compiled:
             "dynamic": wanted.dynamic,
         }
         given = {name: value for name, value in given.items() if value is not None}
+        self.dynamic = wanted.dynamic is not False
+        """Sizes may stay open in what is compiled."""
+        torch._dynamo.config.recompile_limit = _MOST_DYNAMIC if self.dynamic else _MOST_FIXED
         self._compiled: Any = torch.compile(forward, **given)
 
     def __call__(self, **arguments: Any) -> Any:
@@ -49,6 +58,11 @@ class Compiled:
     def graphs(self) -> int:
         """How many graphs were compiled so far; it no longer grows when nothing is compiled any more."""
         return int(counters["stats"]["unique_graphs"])
+
+    @property
+    def gave_up(self) -> bool:
+        """Torch has met a frame that it compiles no more, and runs new shapes of it as they are."""
+        return counters["frames"]["total"] > counters["frames"]["ok"]
 
     def in_force(self) -> dict[str, JsonValue]:
         """Each key of `pytorch.torch_compile` as it shows in what was compiled; None where it does not show."""
@@ -66,6 +80,7 @@ class Compiled:
         return {
             "compiled_graphs": self.graphs,
             "graph_breaks": sum(counters["graph_break"].values()),
+            "runs_uncompiled": self.gave_up,
         }
 
     def _mode(self) -> str | None:
