@@ -1,5 +1,6 @@
-"""`python -m factories.fake_sampler JOB_FILE`: samples twice; with `LEM_TEST_SAMPLER=die` once, and it dies;
-with `hang` it never seals."""
+"""`python -m factories.fake_sampler JOB_FILE`: samples twice; with `LEM_TEST_SAMPLER=die` once, and it dies; with
+`hang` it never seals; with `die_opening` and `hang_opening` it comes to no sample; with `no_parts` its baselines have a
+power and no device that has it."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from lem_domain.evidence import SAMPLER, StreamName
 from lem_worker.process_control import ControlPipes
-from lem_worker.process_protocol import Done, SamplerJob, Sampling, Stop
+from lem_worker.process_protocol import Baseline, Baselined, Done, SamplerJob, Sampling, Stop
 from lem_worker.processes import die_with_parent
 from lem_worker.spool import EvidenceWriter
 
@@ -19,6 +20,10 @@ from lem_worker.spool import EvidenceWriter
 def main(job_file: str) -> int:
     """The exit code."""
     die_with_parent()
+    if os.environ.get("LEM_TEST_SAMPLER") == "die_opening":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if os.environ.get("LEM_TEST_SAMPLER") == "hang_opening":
+        hang()
     job = SamplerJob.model_validate_json(Path(job_file).read_bytes())
     control = ControlPipes.from_environment(os.environ)
     writer = EvidenceWriter(Path(job.spool), SAMPLER)
@@ -32,15 +37,21 @@ def main(job_file: str) -> int:
     control.send(Sampling(sources=()))
     if os.environ.get("LEM_TEST_SAMPLER") == "die":
         return 9
-    while not isinstance(control.receive(), Stop):
-        pass
+    while not isinstance(message := control.receive(), Stop):
+        if isinstance(message, Baseline) and os.environ.get("LEM_TEST_SAMPLER") == "no_parts":
+            control.send(Baselined(context=message.context, stationary=True, power_w=50))
     if os.environ.get("LEM_TEST_SAMPLER") == "hang":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        while True:
-            signal.pause()
+        hang()
     sample()
     control.send(Done(streams=writer.seal(), summary={"ticks": 2}))
     return 0
+
+
+def hang() -> None:
+    """As a driver's call that doesn't return, which no SIGTERM ends."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while True:
+        signal.pause()
 
 
 if __name__ == "__main__":

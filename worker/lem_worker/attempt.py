@@ -183,7 +183,7 @@ class Attempt:
         )
         self._given = {**prepared.files, **facts_given}
         sampler = await self._start_sampler()
-        await self._supervision.until_sampling(sampler)
+        await self._supervision.until_sampling(sampler, required=config.energy.required, grace_s=self._kill_grace_s)
         await self._idle_baseline(sampler)
         ranks = await self._start_ranks(prepared)
         uploading = asyncio.create_task(self._uploader.run(), name="lem-upload")
@@ -238,13 +238,20 @@ class Attempt:
         if not self._takes_baselines:
             return None
         taken = await self._supervision.baseline(sampler, context, limit_s=config.max_s)
-        if config.required and (taken is None or taken.power_w is None):
+        if config.required and (untold := self._untold(taken)):
             raise broken(
                 FailureReason.BACKEND_INITIALISATION,
-                f"no source told the power of the baseline {context!r}, and baseline.required is set; mend the source, "
-                "or set baseline.required to false.",
+                f"no source told the power of {untold} to the end of the baseline {context!r}, and baseline.required "
+                "is set; mend the source, or set baseline.required to false.",
             )
         return taken
+
+    def _untold(self, taken: Baselined | None) -> str | None:
+        """What has no power in a baseline: leased accelerators, or the host where none is leased."""
+        accelerators = [device.uuid for device in self._devices if device.kind is not DeviceKind.CPU]
+        if taken is None or taken.power_w is None:
+            return ", ".join(accelerators) or "the host"
+        return ", ".join(uuid for uuid in accelerators if uuid not in taken.parts_w) or None
 
     @property
     def _takes_baselines(self) -> bool:
@@ -280,10 +287,12 @@ class Attempt:
             return ProcessCompletion(streams=message.streams, summary=message.summary)
         if self.assignment.config.energy.required:
             raise broken(FailureReason.BACKEND_INITIALISATION, "the sampler died or hangs, and energy.required is set.")
-        await sampler.kill(self._kill_grace_s)
-        ended = await sampler.wait()
+        failure = self._supervision.sampler_failure
+        if failure is None:
+            await sampler.kill(self._kill_grace_s)
+            failure = f"the sampler {await sampler.wait()}"
         sealed = tuple(one for one in spool.manifests(self._dir) if one.process == SAMPLER)
-        return ProcessCompletion(streams=sealed, summary={"failed": f"the sampler {ended}"})
+        return ProcessCompletion(streams=sealed, summary={"failed": failure})
 
     async def _start_sampler(self) -> Child:
         job = SamplerJob(

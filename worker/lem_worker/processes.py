@@ -146,8 +146,9 @@ class Child:
 
     def send(self, message: Message) -> None:
         """Send a message; a process that is gone doesn't get it."""
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self._out, encode(message))
+        if self._out >= 0:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._out, encode(message))
 
     async def wait(self) -> Exit:
         """Wait for its end."""

@@ -15,11 +15,18 @@ class SamplerState:
         """It has its first samples."""
         self.gone = False
         """It ended without sealing."""
+        self.failure: str | None = None
+        """Why it has no samples at all."""
         self.device_facts: tuple[dict[str, JsonValue], ...] = ()
         self.power_w: float | None = None
         self.power_slope: float | None = None
         self.baselines: dict[BaselineContext, Baselined] = {}
         self.settled: bool | None = None
+
+    def end(self) -> None:
+        """It is gone: nobody tells the power any more."""
+        self.gone = True
+        self.power_w = self.power_slope = None
 
     def take(self, message: FromProcess) -> None:
         """Something it said."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,10 +35,16 @@ from lem_worker.processes import Supervised
 from lem_worker.sampler_state import SamplerState
 from lem_worker.upload import tail
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 SEALING_S = 60.0
 """A driver may hold the sampler for ever."""
+
+OPENING_S = 60.0
+"""A sampler that has no sample by then is done without, where energy is not required. Waking many GPUs whose driver
+nothing keeps loaded takes tens of seconds; what takes longer is a call of the driver that does not return."""
 
 _NOT_LOADED = frozenset({None, PhaseName.LOAD, PhaseName.COMPILE})
 
@@ -58,7 +65,7 @@ class Supervision:
         self._on_progress = on_progress
         self._log_dir = log_dir
         self._children: dict[str, Supervised] = {}
-        self._readers: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
         self._stopped: asyncio.Future[None] | None = None
         self._stop_reason: AttemptEnded | AttemptLost | None = None
@@ -141,7 +148,7 @@ class Supervision:
         """Read what a process says until it closes its pipe."""
         self._children[child.name] = child
         self._last_sign[child.name] = _now()
-        self._readers.append(asyncio.create_task(self._read(child), name=f"lem-read-{child.name}"))
+        self._tasks.append(asyncio.create_task(self._read(child), name=f"lem-read-{child.name}"))
 
     async def until_prepared(self, work: Coroutine[Any, Any, T]) -> T:
         """Do what comes before any process starts."""
@@ -160,17 +167,46 @@ class Supervision:
                 raise _timeout(what, self._limits.load_s, "load_s") from None
             raise
 
-    async def until_sampling(self, sampler: Supervised) -> None:
-        """Wait for the sampler's first samples."""
-        await self._until(
-            lambda: self._sampler.sampling or self._sampler.gone, self._limits.load_s, "opening the energy sources"
-        )
-        if self._sampler.gone:
-            ended = await sampler.wait()
-            raise broken(
-                FailureReason.BACKEND_INITIALISATION,
-                f"the sampler {ended} before its first sample:\n{tail(self._log_dir / f'{SAMPLER}.log')}",
+    async def until_sampling(self, sampler: Supervised, *, required: bool, grace_s: float) -> None:
+        """Wait for the sampler's first samples; where energy is not required, go on without one that has none.
+
+        Raises:
+            AttemptEnded: it died or hangs, and energy is required.
+        """
+        limit_s = self._limits.load_s if required else min(OPENING_S, self._limits.load_s)
+        try:
+            await self._until(
+                lambda: self._sampler.sampling or self._sampler.gone, limit_s, "opening the energy sources"
             )
+        except AttemptEnded:
+            if required:
+                raise
+            self._do_without_sampler(
+                f"the sampler opened no energy source in {limit_s:g} s and was killed; see whether nvidia-smi answers"
+            )
+            # Not waited for before the attempt's end: a driver may hold it for as long as it likes.
+            self._tasks.append(asyncio.create_task(sampler.kill(grace_s), name="lem-kill-sampler"))
+            return
+        if self._sampler.sampling:
+            return
+        ended = await sampler.wait()
+        if not required:
+            self._do_without_sampler(f"the sampler {ended} before its first sample; its log says more")
+            return
+        raise broken(
+            FailureReason.BACKEND_INITIALISATION,
+            f"the sampler {ended} before its first sample:\n{tail(self._log_dir / f'{SAMPLER}.log')}",
+        )
+
+    def _do_without_sampler(self, why: str) -> None:
+        self._sampler.end()
+        self._sampler.failure = why
+        logger.warning("%s:\n%s", why, tail(self._log_dir / f"{SAMPLER}.log"))
+
+    @property
+    def sampler_failure(self) -> str | None:
+        """Why the sampler has no samples at all, where the attempt goes on without it."""
+        return self._sampler.failure
 
     async def until_loaded(self) -> EffectiveConfig:
         """Wait until every rank's engine is up; what rank 0 read back."""
@@ -185,7 +221,7 @@ class Supervision:
     @property
     def power_known(self) -> bool:
         """Some source tells power."""
-        return self._sampler.power_w is not None and not self._sampler.gone
+        return self._sampler.power_w is not None
 
     async def baseline(self, sampler: Supervised, context: BaselineContext, *, limit_s: float) -> Baselined | None:
         """Let the sampler take the power of the devices while nothing works; None when it can't."""
@@ -231,13 +267,13 @@ class Supervision:
                 await asyncio.gather(*(child.wait() for child in self._children.values()))
 
     async def kill_all(self, grace_s: float) -> None:
-        """End every process and every reader."""
+        """End every process and every task that has to do with one."""
         await asyncio.gather(*(child.kill(grace_s) for child in self._children.values()))
         self._children.clear()
-        for reader in self._readers:
-            reader.cancel()
-        await asyncio.gather(*self._readers, return_exceptions=True)
-        self._readers.clear()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
 
     async def _until_quiet(self, met: Callable[[], bool], phase: PhaseName, limit_s: float) -> None:
         """A sampler that is gone or hangs is not waited for: what it should have seen is missing then."""
@@ -293,7 +329,9 @@ class Supervision:
         if child.name in self._done:
             return
         if child.name == SAMPLER:
-            self._sampler.gone = True
+            self._sampler.end()
+            self._tell_trend()
+            self._report()
             self._changed.set()
             return
         ended = await child.wait()
@@ -309,6 +347,8 @@ class Supervision:
 
     def _take(self, name: str, message: FromProcess) -> None:
         if name == SAMPLER:
+            if self._sampler.failure is not None:
+                return  # it is being killed
             self._sampler.take(message)
         match message:
             case Loaded():

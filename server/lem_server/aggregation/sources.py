@@ -23,6 +23,8 @@ class Sources(NamedTuple):
     """All energy sources of an attempt."""
 
     all: tuple[Source, ...]
+    failed: str | None = None
+    """Why the sampler did not come to its end, where it did not."""
 
     def of(self, part: str) -> str | None:
         """The name of the source that covers a device UUID or host domain, where exactly one says so."""
@@ -30,19 +32,25 @@ class Sources(NamedTuple):
         return names.pop() if len(names) == 1 else None
 
     def why_none(self) -> str | None:
-        """The reasons of the sources that could not be opened or stopped, as one clause."""
+        """The reasons of the sources that could not be opened or stopped, and of the sampler itself, as one clause."""
         reasons = [f"{source.name}: {source.reason}" for source in self.all if source.reason]
+        reasons += [self.failed] if self.failed else []
         return "; ".join(reasons) or None
 
 
 def read_sources(summaries: Summaries) -> Sources:
-    """From `{"sources": [{"name", "opened", "domains", "reason"}, ...]}` in the sampler's summary.
+    """From `{"sources": [{"name", "opened", "domains", "reason"}, ...]}` in the sampler's summary, or `{"failed": why}`
+    in one that stands in its place.
 
     The summary is the worker's own free account: entries of another shape are left out, no figure depends on them.
     """
-    listed = summaries.get(SAMPLER, {}).get("sources")
+    summary = summaries.get(SAMPLER, {})
+    listed, failed = summary.get("sources"), summary.get("failed")
     entries = listed if isinstance(listed, list) else []
-    return Sources(tuple(source for entry in entries if (source := _source(entry)) is not None))
+    return Sources(
+        tuple(source for entry in entries if (source := _source(entry)) is not None),
+        failed if isinstance(failed, str) else None,
+    )
 
 
 def _source(entry: JsonValue) -> Source | None:

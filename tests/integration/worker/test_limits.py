@@ -74,6 +74,69 @@ async def test_a_sampler_that_hangs_costs_its_last_samples_and_not_the_run(
     assert await nothing_lives_of(attempt)
 
 
+OPENING = {
+    "die_opening": "the sampler was killed by SIGSEGV before its first sample; its log says more",
+    "hang_opening": "the sampler opened no energy source in 2 s and was killed; see whether nvidia-smi answers",
+}
+
+
+@pytest.mark.parametrize("how", OPENING)
+async def test_a_sampler_that_comes_to_no_sample_costs_the_energy_and_not_the_run(
+    server: FakeServer, work: Work, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(supervision, "OPENING_S", 2.0)
+    monkeypatch.setenv("LEM_TEST_SAMPLER", how)
+    attempt = server.enqueue(
+        **SHORT, settle={"temperature_c": 30}, baseline={"enabled": True}, limits={"load_s": 600, "run_s": 60}
+    )
+    await work(modules=REAL_RANK)
+    assert attempt in server.completed, server.ended
+    assert server.markers[attempt, SAMPLER].summary == {"failed": OPENING[how]}
+    assert server.markers[attempt, SAMPLER].streams == ()
+    assert await nothing_lives_of(attempt)
+
+
+@pytest.mark.proves("energy.required", "limits.load_s", on="simulated")
+@pytest.mark.parametrize(
+    ("how", "reason", "says"),
+    [
+        ("die_opening", FailureReason.BACKEND_INITIALISATION, "was killed by SIGSEGV before its first sample"),
+        ("hang_opening", FailureReason.TIMEOUT, "longer than 2 s (opening the energy sources)"),
+    ],
+)
+async def test_a_sampler_that_comes_to_no_sample_fails_a_run_that_requires_energy(
+    server: FakeServer, work: Work, monkeypatch: pytest.MonkeyPatch, how: str, reason: FailureReason, says: str
+) -> None:
+    monkeypatch.setenv("LEM_TEST_SAMPLER", how)
+    attempt = server.enqueue(**SHORT, energy={"required": True}, limits={"load_s": 2})
+    await work()
+    assert (server.ended[attempt].outcome, server.ended[attempt].reason) == ("failed", reason)
+    assert says in server.ended[attempt].message
+    assert await nothing_lives_of(attempt)
+
+
+@pytest.mark.proves("baseline.required", on="simulated")
+async def test_a_baseline_that_lacks_a_leased_device_is_none_where_baselines_are_required(
+    server: FakeServer, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEM_TEST_SAMPLER", "no_parts")
+    attempt = server.enqueue(**SHORT, baseline={"required": True})
+    await work()
+    message = server.ended[attempt].message
+    assert "no source told the power of SIM-" in message
+    assert "to the end of the baseline 'idle', and baseline.required is set" in message
+
+
+@pytest.mark.proves("baseline.required", on="simulated")
+async def test_a_sampler_that_comes_to_no_sample_fails_a_run_that_requires_baselines(
+    server: FakeServer, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEM_TEST_SAMPLER", "die_opening")
+    attempt = server.enqueue(**SHORT, baseline={"required": True})
+    await work()
+    assert "to the end of the baseline 'idle', and baseline.required is set" in server.ended[attempt].message
+
+
 async def test_what_an_engine_leaves_behind_is_gone_before_the_server_hears_that_the_run_is_over(
     server: FakeServer, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -237,6 +237,14 @@ def test_no_energy_is_null_with_the_source_s_reason(required: bool, severity: Se
     assert (finding.code, finding.severity) == (FindingCode.ENERGY_UNAVAILABLE, severity)
 
 
+def test_no_energy_is_null_with_the_reason_why_there_was_no_sampler() -> None:
+    evidence = busy()
+    evidence.summaries["sampler"] = {"failed": "the sampler was killed by SIGSEGV before its first sample"}
+    assert (energy_of(evidence).total.reason or "").endswith(
+        "no power was sampled for this device (the sampler was killed by SIGSEGV before its first sample)"
+    )
+
+
 def test_an_untold_tale_of_the_sources_is_left_out() -> None:
     evidence = busy(devices=(cpu(),))
     evidence.summaries["sampler"] = {"sources": ["codecarbon", {"name": 3}, {"opened": True}]}
