@@ -33,6 +33,7 @@ class FindingCode(StrEnum):
     NEGATIVE_NET_ENERGY = "negative_net_energy"
     NOT_STATIONARY = "not_stationary"
     WARMUP_NOT_CONVERGED = "warmup_not_converged"
+    COMPILED_IN_WINDOW = "compiled_in_window"
     THROTTLED = "throttled"
     TEMPERATURE_DRIFT = "temperature_drift"
     FOREIGN_PROCESS = "foreign_process"

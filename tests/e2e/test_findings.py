@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from lem_domain.results import RunResult
 from lem_domain.states import RunState
 from lem_domain.wire.events import RunProgressEvent
 
+TESTS = Path(__file__).parents[1]
 QUICK: dict[str, Any] = {
     "backend": "simulated",
     "model": "m",
@@ -100,6 +102,29 @@ def test_an_engine_that_fails_lies_and_is_not_deterministic_is_found_out(shared_
     assert "simulated.failed_share" in found["failed_requests"].message
     assert result.work.generated_tokens == 4 * (result.work.requests - result.work.failed_requests)
     assert result.energy.total.joules == pytest.approx(100 * result.window.duration_s, rel=0.05)
+
+
+@pytest.mark.finds("compiled_in_window")
+def test_what_an_engine_compiles_inside_its_window_is_found(shared_house: Any, tmp_path: Path) -> None:
+    shared_house.start_worker(
+        "pytorch",
+        "late",
+        program=(sys.executable, "-m", "factories.worker_compiling_late"),
+        environment={"PYTHONPATH": str(TESTS)},
+    )
+    late = {
+        **QUICK,
+        "backend": "pytorch",
+        "model": "builtin:tiny-llama",
+        "record": {"power": False},
+        "window": {"min_duration_s": 0.1},
+        "pytorch": {"num_threads": 1, "torch_compile": {"backend": "eager"}},
+    }
+    run = only_run(shared_house, campaign(tmp_path, "late", **late))
+    with shared_house.client() as client:
+        found = found_in(client.aggregate(run.id))
+    assert found["compiled_in_window"].severity is Severity.WARNING
+    assert found["compiled_in_window"].numbers["rank-0.graphs"] >= 1
 
 
 @pytest.mark.finds("low_overlap")

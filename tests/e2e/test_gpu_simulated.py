@@ -52,9 +52,9 @@ def nvml(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> SimulatedN
 
 
 @contextmanager
-def gpu_worker(house: Any, nvml: SimulatedNvml, name: str, visible: str) -> Iterator[None]:
+def gpu_worker(house: Any, nvml: SimulatedNvml, name: str, visible: str, **more: str) -> Iterator[None]:
     """A worker that finds these GPUs and ends with the block."""
-    variables = {"CUDA_VISIBLE_DEVICES": visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTHONPATH": str(TESTS)}
+    variables = {"CUDA_VISIBLE_DEVICES": visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTHONPATH": str(TESTS), **more}
     worker = house.start_worker(
         "pytorch",
         name,
@@ -144,6 +144,8 @@ class FourGpus(NamedTuple):
     result: RunResult
     origin_ns: int
     stranger: int
+    cuda_saw: str
+    """What the rank's CUDA_VISIBLE_DEVICES was."""
 
 
 @pytest.fixture(scope="module")
@@ -175,10 +177,11 @@ def four_gpus(shared_house: Any, tmp_path_factory: pytest.TempPathFactory) -> Fo
             f"process 0 pid {stranger.pid} memory 1073741824",
         )
         # By the bus: C, A, D, B.
-        with gpu_worker(shared_house, nvml, "four", "1,3,0,2"):
+        saw = folder / "cuda-saw"
+        with gpu_worker(shared_house, nvml, "four", "1,3,0,2", LEM_TEST_CUDA_SAW=str(saw)):
             run = only_run(shared_house, experiment(folder, "four", devices={"count": 4}))
         stranger.kill()
-    return FourGpus(run, result_of(shared_house, run), origin_ns, stranger.pid)
+    return FourGpus(run, result_of(shared_house, run), origin_ns, stranger.pid, saw.read_text())
 
 
 @pytest.mark.proves("energy.sources", on="NVML simulated")
@@ -200,6 +203,12 @@ def test_energy_is_the_integral_of_power_for_counters_and_for_readings(four_gpus
         assert figure.source == "nvml"
     assert energy.includes == (C, A, D, B)
     assert energy.total.joules == pytest.approx(sum(figure.joules or 0 for figure in measured.values()))
+
+
+def test_cuda_is_shown_the_devices_that_are_measured_by_uuid_in_the_order_of_the_lease(four_gpus: FourGpus) -> None:
+    """Numbers would mean other devices to CUDA than to NVML, and to a rank that is shown four of eight."""
+    assert four_gpus.cuda_saw.split(",") == [C, A, D, B]
+    assert [device.uuid for device in four_gpus.result.energy.devices] == [C, A, D, B]
 
 
 def test_a_power_reading_that_is_an_average_is_called_so(shared_house: Any, four_gpus: FourGpus) -> None:

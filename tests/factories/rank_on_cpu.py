@@ -1,9 +1,12 @@
 """`python -m factories.rank_on_cpu JOB_FILE`: the real rank with a real engine, which computes on the CPU whatever was
-leased; nothing else of it differs. For GPUs that exist in a simulated NVML alone."""
+leased; nothing else of it differs. For GPUs that exist in a simulated NVML alone. What CUDA would have been shown goes
+to the file that LEM_TEST_CUDA_SAW names."""
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from unittest.mock import patch
 
 import torch
@@ -12,5 +15,7 @@ from lem_worker import rank
 from lem_worker.backends import pytorch_model
 
 if __name__ == "__main__":
+    if saw := os.environ.get("LEM_TEST_CUDA_SAW"):
+        Path(saw).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     with patch.object(pytorch_model, "_device", lambda _: torch.device("cpu")):
         sys.exit(rank.main(sys.argv[1:]))

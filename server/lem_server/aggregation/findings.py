@@ -21,6 +21,7 @@ from lem_domain.wire.runs import EffectiveConfig
 from lem_server.aggregation.errors import MissingPart
 from lem_server.aggregation.inputs import Summaries
 from lem_server.aggregation.requests import RankRequests
+from lem_server.aggregation.sampler_record import number_of
 from lem_server.aggregation.warmups import Warmup
 
 LOW_OVERLAP = 0.5
@@ -81,6 +82,28 @@ def warmup_not_converged(warmups: Mapping[str, Warmup | None], config: Experimen
             f"variation below {config.warmup.cv_threshold:g}); raise warmup.max_requests or keep other work off the "
             "machine.",
             numbers={**numbers, "cv_threshold": config.warmup.cv_threshold},
+        ),
+    )
+
+
+def compiled_in_window(summaries: Summaries) -> tuple[Finding, ...]:
+    """The engine met shapes in the window that it had not compiled for before."""
+    told = {process: summary.get("compilation") for process, summary in summaries.items()}
+    counts = {
+        process: count
+        for process, compilation in told.items()
+        if isinstance(compilation, Mapping) and (count := number_of(compilation.get("compiled_graphs_in_window")))
+    }
+    if not counts:
+        return ()
+    listed = ", ".join(f"{process} {count:g}" for process, count in sorted(counts.items()))
+    return (
+        Finding(
+            code=FindingCode.COMPILED_IN_WINDOW,
+            severity=Severity.WARNING,
+            message=f"Graphs were compiled inside the window ({listed}), and their time and energy are in its figures; "
+            "use prompts of fewer lengths, a smaller batch_size, or leave torch_compile.dynamic out.",
+            numbers={f"{process}.graphs": count for process, count in counts.items()},
         ),
     )
 

@@ -95,6 +95,7 @@ def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:
         *_about_energy(inputs, window, account, ranks, record),
         *_about_devices(inputs, window, samples, telemetry, record),
         *findings.warmup_not_converged(warmups, inputs.config),
+        *findings.compiled_in_window(inputs.summaries),
         *findings.not_as_requested(inputs.effective_config, inputs.config.allow),
         *findings.engines_differ(told_engines(inputs.ranks, inputs.summaries)),
         *findings.device_repeated(repeated_devices(inputs)),

@@ -98,6 +98,18 @@ def test_a_warm_up_that_nobody_recorded_is_not_assumed() -> None:
     assert "recorded nothing" in only(made, FindingCode.WARMUP_NOT_CONVERGED).message
 
 
+@pytest.mark.parametrize("count", [0, 2])
+def test_what_was_compiled_inside_the_window_is_in_its_figures(count: int) -> None:
+    made = sampled(clean())
+    made.summaries["rank-0"]["compilation"] = {"compiled_graphs": 8, "compiled_graphs_in_window": count}
+    if not count:
+        assert result_of(made).findings == ()
+        return
+    finding = only(made, FindingCode.COMPILED_IN_WINDOW)
+    assert finding.severity is Severity.WARNING
+    assert finding.numbers == {"rank-0.graphs": 2}
+
+
 def test_no_warm_up_is_said_but_was_the_user_s_wish() -> None:
     made = sampled(clean({"warmup": {"enabled": False}}))
     assert only(made, FindingCode.WARMUP_NOT_CONVERGED).severity is Severity.INFO

@@ -1,0 +1,15 @@
+"""`python -m factories.worker_compiling_late run ...`: the real `lem-worker`, whose ranks compile nothing before their
+window (see `factories.rank_compiling_late`)."""
+
+from __future__ import annotations
+
+from functools import partial
+from unittest.mock import patch
+
+from lem_worker import main
+from lem_worker.attempt import Modules
+from lem_worker.daemon import Daemon
+
+if __name__ == "__main__":
+    with patch.object(main, "Daemon", partial(Daemon, modules=Modules(rank="factories.rank_compiling_late"))):
+        main.main()
