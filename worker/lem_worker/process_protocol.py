@@ -113,7 +113,8 @@ class Tick(Message):
     output_rate_tok_s: float | None = None
     power_w: float | None = None
     power_slope: float | None = Field(
-        default=None, description="Of the sampler: change of power over the last 5 s as a fraction of its mean."
+        default=None,
+        description="Of the sampler: change of power over a stretch (energy/cadence.py) as a fraction of its mean.",
     )
 
 
@@ -187,7 +188,8 @@ class WarmUp(Message):
 
 
 class Trend(Message):
-    """To a rank that warms up: change of power over the last 5 s as a fraction of its mean, when they are over."""
+    """To a rank that warms up: change of power over the last stretch as a fraction of its mean; None before it is over,
+    and when nobody tells any more."""
 
     type: Literal["trend"] = "trend"
     slope: float | None

@@ -23,6 +23,7 @@ from lem_worker import processes
 from lem_worker.after_window import probe_prefill, score_quality
 from lem_worker.backends import CompilingBackend, ContinuousBackend, InferenceBackend, create_backend
 from lem_worker.digests import OutputLedger, digest_of_set, digest_of_tokens
+from lem_worker.energy.cadence import trend_s
 from lem_worker.failures import failure_of
 from lem_worker.goal import Goal
 from lem_worker.measuring import Share, Ticker, measure, most_waiting, other_sizes, send_once
@@ -166,7 +167,7 @@ class Rank:
                 while (message := self._control.receive(0)) is not None:
                     if isinstance(message, Trend):
                         slope = message.slope
-                return PowerTrend(power_known, slope)
+                return PowerTrend(power_known, slope, trend_s(self._config.energy.interval_ms))
 
             assessment = warm_up(send, self._config.warmup, power)
         self._event(

@@ -1,7 +1,7 @@
 """Warm-up: requests through the same path as the measured ones, until latency and power are steady or a cap is reached.
 
 The cap on requests alone would end the warm-up of a quick model long before anything can be said of its power, so where
-power is looked at the cap holds only once that had `POWER_CAP_S`.
+power is looked at the cap holds only once that had `POWER_CAP_STRETCHES`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from lem_domain.config.measurement import WarmupConfig
 
-POWER_CAP_S = 15.0
-"""Three times the stretch of power that a trend is taken over."""
+POWER_CAP_STRETCHES = 3
+"""So many times the stretch that a trend is taken over: the first is over before there is one."""
 
 
 class PowerTrend(NamedTuple):
@@ -24,7 +24,8 @@ class PowerTrend(NamedTuple):
     known: bool = False
     """Some source tells power at all."""
     slope: float | None = None
-    """Change over the last 5 s as a fraction of the mean; None before they are over."""
+    """Change over the last stretch as a fraction of the mean; None before it is over, and once nobody tells it."""
+    stretch_s: float = 5.0
 
 
 NOBODY_TELLS = PowerTrend()
@@ -56,7 +57,7 @@ def assess(
     cv = coefficient_of_variation(latencies[-config.window_size :]) if count >= config.window_size else None
     steady = count >= config.min_requests and cv is not None and cv < config.cv_threshold
     settled = _settled(power, config)
-    capped = count >= config.max_requests and (settled or seconds >= POWER_CAP_S)
+    capped = count >= config.max_requests and (settled or seconds >= POWER_CAP_STRETCHES * power.stretch_s)
     return Assessment((steady and settled) or capped, steady and settled, count, cv, power.slope)
 
 

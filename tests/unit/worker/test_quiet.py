@@ -34,7 +34,7 @@ class House:
         self.celsius: int | None = 40
         self.now_ns = 0
         self.phases = Rows()
-        self.history = PowerHistory()
+        self.history = PowerHistory(5.0)
         self.quiet = Quiet(
             baseline or BaselineConfig(min_s=3, max_s=10), settle or SettleConfig(), self.phases, self, self.history
         )

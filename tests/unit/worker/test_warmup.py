@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from lem_domain.config.experiment import WarmupConfig
 from lem_worker.prompts import PreparedPrompt, batches, fullest, largest, warmup_requests
-from lem_worker.warmup import POWER_CAP_S, PowerTrend, assess, coefficient_of_variation, warm_up
+from lem_worker.warmup import POWER_CAP_STRETCHES, PowerTrend, assess, coefficient_of_variation, warm_up
 
 CONFIG = WarmupConfig(min_requests=5, max_requests=12, cv_threshold=0.05, window_size=5)
 
@@ -84,12 +84,21 @@ def test_power_must_have_settled_too_where_somebody_tells_it(trend: PowerTrend, 
     assert assess(STEADY, unconcerned, trend).converged
 
 
-def test_the_cap_gives_power_the_time_that_a_trend_needs() -> None:
-    rising = PowerTrend(known=True, slope=0.3)
+@pytest.mark.parametrize("stretch_s", [5.0, 50.0])
+def test_the_cap_gives_power_the_time_that_a_trend_needs(stretch_s: float) -> None:
+    rising = PowerTrend(known=True, slope=0.3, stretch_s=stretch_s)
     many = [1.0] * 500
-    assert not assess(many, CONFIG, rising, POWER_CAP_S - 1).finished
-    assessment = assess(many, CONFIG, rising, POWER_CAP_S)
+    cap_s = POWER_CAP_STRETCHES * stretch_s
+    assert not assess(many, CONFIG, rising, cap_s - 1).finished
+    assessment = assess(many, CONFIG, rising, cap_s)
     assert (assessment.finished, assessment.converged) == (True, False)
+
+
+def test_power_that_ceases_to_be_told_does_not_count_as_settled() -> None:
+    trends = iter([PowerTrend(known=True, slope=0.3)] * 10 + [PowerTrend(known=True, slope=None)] * 500)
+    clock = iter(range(10_000))
+    assessment = warm_up(lambda: 1.0, CONFIG, lambda: next(trends), lambda: next(clock))
+    assert (assessment.converged, assessment.power_slope) == (False, None)
 
 
 def test_it_goes_on_until_power_has_settled() -> None:

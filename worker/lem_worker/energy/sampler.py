@@ -16,7 +16,7 @@ from lem_domain.evidence import SAMPLER, PhaseName, StreamName
 from lem_domain.evidence_codec import be_ready
 from lem_worker import processes
 from lem_worker.energy import create_source, plan_sources
-from lem_worker.energy.cadence import DeadlineGrid
+from lem_worker.energy.cadence import DeadlineGrid, trend_s
 from lem_worker.energy.carbon_intensity import intensity_of
 from lem_worker.energy.quiet import Quiet
 from lem_worker.energy.sampling import Sampling
@@ -47,7 +47,7 @@ class SamplerProcess:
             time.monotonic_ns,
             required=job.config.energy.required,
         )
-        self._history = PowerHistory()
+        self._history = PowerHistory(trend_s(job.config.energy.interval_ms))
         self._quiet = Quiet(
             job.config.baseline,
             job.config.settle,

@@ -7,6 +7,8 @@ from itertools import groupby
 
 import numpy as np
 
+from lem_worker.energy.cadence import FEWEST_READINGS
+
 _KEPT_NS = 300_000_000_000
 _BLOCK_NS = 1_000_000_000
 """Successive samples of a sensor depend on each other (it averages, and it updates seldom), so the spread is taken over
@@ -14,13 +16,13 @@ means of a second: the method of batch means (Conway 1963)."""
 _FEWEST_BLOCKS = 3
 MOST_RELATIVE_ERROR = 0.01
 """A baseline is stationary when the standard error of its mean is below this fraction of the mean."""
-TREND_S = 5.0
 
 
 class PowerHistory:
-    """The latest power readings of what is measured, all parts together."""
+    """The latest power readings of what is measured, all parts together; `trend_s` is the stretch of a trend."""
 
-    def __init__(self) -> None:
+    def __init__(self, trend_s: float) -> None:
+        self._trend_s = trend_s
         self._readings: deque[tuple[int, float]] = deque()
 
     def add(self, time_ns: int, power_w: float) -> None:
@@ -46,14 +48,15 @@ class PowerHistory:
         return float(np.std(blocks, ddof=1) / np.sqrt(len(blocks)) / np.mean(blocks))
 
     def relative_slope(self, now_ns: int) -> float | None:
-        """How much a straight line through the last 5 s changes over them, as a fraction of their mean.
+        """How much a straight line through the last stretch changes over it, as a fraction of its mean.
 
-        None before they are over, without two readings in them, or at no power.
+        None before it is over, with fewer than `FEWEST_READINGS` in it, or at no power.
         """
-        if not self._readings or now_ns - self._readings[0][0] < TREND_S * 1e9:
+        stretch_ns = self._trend_s * 1e9
+        if not self._readings or now_ns - self._readings[0][0] < stretch_ns:
             return None
-        recent = [(time_ns, power) for time_ns, power in self._readings if now_ns - time_ns <= TREND_S * 1e9]
-        if len(recent) < 2:
+        recent = [(time_ns, power) for time_ns, power in self._readings if now_ns - time_ns <= stretch_ns]
+        if len(recent) < FEWEST_READINGS:
             return None
         seconds = np.array([(time_ns - now_ns) / 1e9 for time_ns, _ in recent])
         watts = np.array([power for _, power in recent])
@@ -61,7 +64,7 @@ class PowerHistory:
         if watts.mean() <= 0 or not spread.any():
             return None
         slope_w_per_s = float(spread @ watts / (spread @ spread))
-        return slope_w_per_s * TREND_S / float(watts.mean())
+        return slope_w_per_s * self._trend_s / float(watts.mean())
 
     def lowest_w(self) -> float | None:
         """The lowest mean of a whole second; None before there is one."""
