@@ -1,4 +1,13 @@
-"""CodeCarbon's model of CPU and RAM power, read as back-to-back tasks of about a second."""
+"""CodeCarbon's model of CPU and RAM power, read as back-to-back tasks of about a second.
+
+What it takes (CodeCarbon 3.3.2, external/hardware.py and external/ram.py; its documentation, explanation/methodology):
+
+- CPU: RAPL where the worker may read it, which the source rapl then does better; else P = TDP × (0.1 + 0.9 × load³),
+  the rated power from a table of processors (85 W for one that is not in it) and the load of the whole machine, and
+  without a meter of load half of the rated power.
+- RAM: 5 W per module on x86 (1.5 W on ARM), less for each beyond the fourth, the number of modules guessed from the
+  size of the memory. It does not depend on what the memory does.
+"""
 
 from __future__ import annotations
 

@@ -3,16 +3,22 @@
 What the readings are, by NVIDIA's own description (NVML API reference, vR580) and by measurement:
 
 - `nvmlDeviceGetTotalEnergyConsumption` (as a field `NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION`, 83): mJ since the driver
-  was loaded; Volta and newer. It advances in steps of 20 to 100 ms, depending on the chip; aggregation observes the
-  period instead of assuming one, and `benchmarks/gpu_check.py` looks closer than a sampler does.
+  was loaded; Volta and newer. NVIDIA does not say how often it advances. Others saw steps of 20 to 100 ms on newer
+  chips (PETSc's manual, PetscLogGpuEnergyMeter) and of roughly 100 ms (Zeus, skills/measuring-energy/SKILL.md), and we
+  know of no study by generation. So aggregation observes the period instead of assuming one, and
+  `benchmarks/gpu_check.py` looks closer than a sampler does.
 - `NVML_FI_DEV_POWER_INSTANT` (field 186): the newest reading of the sensor, in mW, whatever the chip.
 - `nvmlDeviceGetPowerUsage`: that too on Volta, Turing and GA100 (A100), but a mean over one second on the other Ampere
   chips and what is newer (Ada, Hopper, Blackwell), which is `NVML_FI_DEV_POWER_AVERAGE` (185) there. So it only stands
   in where field 186 is missing, and is then called `average`, whatever it is: that is the wider bound.
-- On A100 and H100 the sensor behind both looks at the chip for only about 25 of every 100 ms (Yang, Adamek, Armour:
-  "Part-time Power Measurements", arXiv:2312.02741, at SC24 "Accurate and Convenient Energy Measurements for GPUs", over
-  70 GPUs of twelve generations), which is one more reason for windows of many seconds. Of Blackwell no such study is
-  known to us: nothing here rests on a period.
+- Both power readings are renewed every 20 ms on Volta (V100), and about every 100 ms on Turing (RTX 2080 Ti, Quadro
+  RTX 8000, Titan RTX), GA100 (A100), the other Ampere chips (RTX 3090, A10, A5000, A6000), Ada (RTX 4090) and Hopper
+  (H100): Yang, Adamek, Armour: "Part-time Power Measurements", arXiv:2312.02741, at SC24 "Accurate and Convenient
+  Energy Measurements for GPUs"; medians of each GPU in Overall_Results.xlsx of their repository
+  JimZeyuYang/GPU_Power_Benchmark.
+- What such a reading is a mean of is shorter there on V100 (10 of 20 ms) and on A100 and H100 (about 25 of 100 ms: the
+  sensor does not look at the chip for three quarters of the time), which is one more reason for windows of many
+  seconds. Of Blackwell no such study is known to us: nothing here rests on a period.
 - The accuracy of power readings is ± 5 W (nvidia-smi's manual, `power.draw`).
 
 A MIG instance has no power of its own: its parent's is read, and the sampler's summary says whose that is.
