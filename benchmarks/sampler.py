@@ -2,15 +2,23 @@
 
     python benchmarks/sampler.py [--seconds 30] [--interval-ms 50] [--devices 1]
 
-The real sampler process runs with simulated devices, so that the figures are its own and not a driver's. Beside it, in
-the same run, the peer: a loop that reads and then sleeps for the interval, as monitoring threads usually do, whose
-cadence is the interval plus its own work and lateness, for ever.
+The real sampler process runs with each source in turn:
+
+- `simulated`, which reads nothing: the figures are the sampler's own and not a driver's. More than 1 % of a core at
+  50 ms or slower on one device is an error.
+- `nvml` over the simulated NVML of the tests, where a C compiler is there. That library reads its state file anew at
+  every call, so the figure holds its cost instead of a driver's, and is printed only.
+- `codecarbon`, where it can be opened; its tasks are most of the figure, which is printed only.
+
+Beside them, in the same run, the peer: a loop that reads and then sleeps for the interval, as monitoring threads
+usually do, whose cadence is the interval plus its own work and lateness, for ever.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,12 +29,33 @@ from typing import NamedTuple
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from fakes.nvml.library import SimulatedNvml, built  # type: ignore[import-not-found]  # of the tests
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence import SAMPLER, StreamName
 from lem_domain.evidence_codec import decode_chunk
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_worker import spool
-from lem_worker.process_protocol import CONTROL_IN, CONTROL_OUT, Done, SamplerJob, Stop, decode_from_process, encode
+from lem_worker.process_protocol import (
+    CONTROL_IN,
+    CONTROL_OUT,
+    Done,
+    SamplerJob,
+    Sampling,
+    Stop,
+    decode_from_process,
+    encode,
+)
+
+MOST_SHARE = 0.01
+CHECKED_MS = 50
+"""The default interval; a shorter one may cost more."""
+
+REMARKS = {
+    "nvml": " (the simulated library's own cost included)",
+    "codecarbon": " (read once a second; CodeCarbon's own cost included)",
+}
 
 
 class Cadence(NamedTuple):
@@ -42,9 +71,55 @@ def cadence(times_ns: np.ndarray[tuple[int], np.dtype[np.int64]], interval_ms: f
     return Cadence(intervals, float((times_ns[-1] - times_ns[0]) / 1e6 - interval_ms * len(intervals)))
 
 
-def run_sampler(folder: Path, config: ExperimentConfig, devices: int, seconds: float) -> tuple[Cadence, float, Done]:
-    """The real process; its cadence, and its CPU time as a share of a core."""
-    leased = tuple(Device(uuid=f"SIM-{n}", kind=DeviceKind.SIMULATED, name="simulated") for n in range(devices))
+class Sampled(NamedTuple):
+    """One run of the sampler: its cadence, its CPU time as a share of a core, and what it said at the end."""
+
+    source: str
+    cadence: Cadence
+    share: float
+    done: Done
+
+
+GPU = "GPU-{:08d}-0000-0000-0000-000000000000"
+
+
+def simulated_gpus(nvml: SimulatedNvml, devices: int) -> None:
+    """GPUs that offer everything that the sampler reads."""
+    nvml.write(
+        f"origin_ns {time.monotonic_ns()}",
+        *(
+            line
+            for n in range(devices)
+            for line in (
+                f'device {n} uuid {GPU.format(n)} name "NVIDIA H100" memory_total 80000 memory_used 500',
+                f"power {n} sawtooth 100 300 2000",
+                *(f"{quantity} {n} constant 40" for quantity in ("temperature", "sm_clock", "memory_clock")),
+                *(f"{quantity} {n} constant 40" for quantity in ("gpu_use", "memory_use", "throttle")),
+            )
+        ),
+    )
+
+
+def run_sampler(folder: Path, source: str, options: argparse.Namespace) -> Sampled | str:
+    """The real process, or why the source can't be measured here."""
+    environment = dict(os.environ)
+    kind, uuid = {"nvml": (DeviceKind.GPU, GPU), "codecarbon": (DeviceKind.CPU, "CPU-{}")}.get(
+        source, (DeviceKind.SIMULATED, "SIM-{}")
+    )
+    if source == "nvml":
+        if shutil.which("cc") is None:
+            return "there is no C compiler for the simulated NVML"
+        nvml = SimulatedNvml(built(folder), folder / "nvml.state")
+        simulated_gpus(nvml, options.devices)
+        environment = nvml.environment()
+    config = ExperimentConfig.model_validate(
+        {
+            "backend": "simulated" if source == "simulated" else "pytorch",
+            "model": "m",
+            "energy": {"interval_ms": options.interval_ms, "sources": [source]},
+        }
+    )
+    leased = tuple(Device(uuid=uuid.format(n), kind=kind, name="device") for n in range(options.devices))
     job = SamplerJob(attempt_id="benchmark", config=config, spool=str(folder / "spool"), devices=leased)
     (folder / "spool").mkdir()
     (folder / "job.json").write_text(job.model_dump_json())
@@ -52,29 +127,45 @@ def run_sampler(folder: Path, config: ExperimentConfig, devices: int, seconds: f
     read_fd, theirs_out = os.pipe()
     process = subprocess.Popen(
         [sys.executable, "-m", "lem_worker.energy.sampler", str(folder / "job.json")],
-        env={**os.environ, CONTROL_IN: str(theirs_in), CONTROL_OUT: str(theirs_out)},
+        env={**environment, CONTROL_IN: str(theirs_in), CONTROL_OUT: str(theirs_out)},
         pass_fds=(theirs_in, theirs_out),
     )
     os.close(theirs_in)
     os.close(theirs_out)
-    threading.Timer(seconds, lambda: os.write(write_fd, encode(Stop()))).start()
     done: Done | None = None
+    reason: str | None = None
     with os.fdopen(read_fd, "rb") as lines:
         for line in lines:
-            message = decode_from_process(line)
-            if isinstance(message, Done):
-                done = message
+            match decode_from_process(line):
+                case Sampling() as opened:
+                    [report] = opened.sources
+                    reason = None if report.opened else report.reason
+                    wait_s = options.seconds if report.opened else 0.0
+                    threading.Timer(wait_s, lambda: os.write(write_fd, encode(Stop()))).start()
+                case Done() as done:
+                    pass
+    os.close(write_fd)
     if process.wait() or done is None:
         sys.exit("the sampler failed; what it wrote stands above.")
-    tables = [
-        decode_chunk(StreamName.POWER, chunk.path.read_bytes())
-        for chunk in spool.chunks(folder / "spool")
-        if chunk.process == SAMPLER and chunk.stream is StreamName.POWER
-    ]
-    rows = [table.filter(table["device_index"].to_numpy() == 0)["time_ns"].to_numpy() for table in tables]
-    times = np.concatenate(rows)[1:-1]  # the first and the last are read off the grid
+    if reason is not None:
+        return reason
     share = float(str(done.summary["cpu_s"])) / float(str(done.summary["duration_s"]))
-    return cadence(times, config.energy.interval_ms), share, done
+    return Sampled(source, cadence(times_of(folder / "spool"), options.interval_ms), share, done)
+
+
+def times_of(folder: Path) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """When the first device or domain was sampled."""
+    times: list[int] = []
+    first: object = None
+    for chunk in spool.chunks(folder):
+        if chunk.process != SAMPLER or chunk.stream not in (StreamName.POWER, StreamName.HOST_POWER):
+            continue
+        for row in decode_chunk(chunk.stream, chunk.path.read_bytes()).to_pylist():
+            part = row.get("device_index", row.get("domain"))
+            first = part if first is None else first
+            if part == first:
+                times.append(row["time_ns"])
+    return np.array(times[1:-1])  # the first and the last are read off the grid
 
 
 def run_peer(interval_ms: float, seconds: float) -> Cadence:
@@ -101,21 +192,37 @@ def main() -> None:
     parser.add_argument("--interval-ms", type=int, default=50)
     parser.add_argument("--devices", type=int, default=1)
     options = parser.parse_args()
-    config = ExperimentConfig.model_validate(
-        {"backend": "simulated", "model": "m", "energy": {"interval_ms": options.interval_ms}}
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        seen, share, done = run_sampler(Path(folder), config, options.devices, options.seconds)
+    runs: list[Sampled] = []
+    left_out: list[str] = []
+    for source in ("simulated", "nvml", "codecarbon"):
+        with tempfile.TemporaryDirectory() as folder:
+            ran = run_sampler(Path(folder), source, options)
+        if isinstance(ran, Sampled):
+            runs.append(ran)
+        else:
+            left_out.append(f"{source} is left out: {ran}")
     peer = run_peer(options.interval_ms, options.seconds)
     print(f"{options.devices} device(s) every {options.interval_ms} ms for {options.seconds:g} s\n")
     print(f"{'':<22} {'interval off by, ms':^26} {'off the grid':>12}")
     print(f"{'':<22} {'p50':>8} {'p99':>8} {'max':>8} {'at end, ms':>12}")
-    print(line("sampler", seen, options.interval_ms))
+    for ran in runs:
+        if ran.source != "codecarbon":  # which is read once a second, whatever the interval
+            print(line(f"sampler, {ran.source}", ran.cadence, options.interval_ms))
     print(line("read-and-sleep loop", peer, options.interval_ms))
-    print(
-        f"\nsampler: {share:.2%} of a core; {done.summary['late']} late and {done.summary['missed']} missed of "
-        f"{done.summary['ticks']} ticks"
-    )
+    print()
+    for ran in runs:
+        summary = ran.done.summary
+        print(
+            f"{ran.source:<12} {ran.share:.2%} of a core; {summary['late']} late and {summary['missed']} missed of "
+            f"{summary['ticks']} ticks{REMARKS.get(ran.source, '')}"
+        )
+    print("\n".join(left_out))
+    own = runs[0].share
+    if options.devices == 1 and options.interval_ms >= CHECKED_MS and own > MOST_SHARE:
+        sys.exit(
+            f"the sampler's own share is {own:.2%} of a core, more than {MOST_SHARE:.0%}; run this on an idle machine, "
+            "and if it stays, find what made the sampler slower."
+        )
 
 
 if __name__ == "__main__":
