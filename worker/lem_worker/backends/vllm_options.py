@@ -65,6 +65,9 @@ def environment(job: RankJob) -> None:
     os.environ.update(_ALWAYS)
     if settings.num_threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(settings.num_threads)
+    if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
+        # Numba, which n-gram speculation calls, would set OpenMP's number for the whole process to that of the cores.
+        os.environ["NUMBA_NUM_THREADS"] = threads
     if on_cpu(job) and in_processes(settings):
         cores = sorted(os.sched_getaffinity(0))
         divided = threads_bind(cores, settings.tensor_parallel_size or 1)
