@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -162,6 +163,20 @@ def test_facts_of_the_model_and_of_the_window(run: Run) -> None:
     assert run.facts["preemptions"] == 0
     assert 0 < run.facts["kv_cache_bytes"] <= 64 * 2**20
     assert "speculation" not in run.facts
+
+
+@pytest.mark.parametrize(
+    ("quantization", "dtype", "found"),
+    [(None, torch.bfloat16, "bfloat16"), (None, torch.float32, "float32"), ("fp8", torch.bfloat16, None)],
+)
+def test_the_format_of_the_arithmetic_is_told_where_it_is_known(
+    quantization: str | None, dtype: torch.dtype, found: str | None
+) -> None:
+    """The CPU build loads no checkpoint of 8 bits: the engine's description of one is made here."""
+    from lem_worker.backends.vllm_workers import arithmetic_format
+
+    described = SimpleNamespace(quantization=quantization, dtype=dtype)
+    assert arithmetic_format(described, torch.device("cpu")) == found
 
 
 def test_a_cache_that_is_too_small_for_all_takes_requests_back_and_says_how_often(tiny: Path) -> None:

@@ -63,6 +63,30 @@ def in_force(model: PreTrainedModel) -> dict[str, JsonValue]:
     return found
 
 
+def arithmetic_format(model: PreTrainedModel) -> str | None:
+    """The number format that quantised weights are multiplied in, where all are in one and it is known.
+
+    bitsandbytes' 4-bit weights are multiplied in their `compute_dtype`, and torchao's weight-only ones in that of the
+    activations. What else kernels compute in (of 8 bits with activations, of other checkpoints), nothing here tells.
+    """
+    formats: set[str | None] = set()
+    quantised = False
+    for module in model.modules():
+        weight: Any = getattr(module, "weight", None)
+        match type(module).__name__:
+            case "Linear4bit":
+                quantised = True
+                formats.add(_name(module.compute_dtype or model.dtype))
+            case "Linear" if type(weight).__module__.startswith("torchao."):
+                quantised = True
+                formats.add(_name(weight.dtype) if getattr(weight, "act_quant_kwargs", None) is None else None)
+            case "Linear":
+                formats.add(_name(weight.dtype))
+            case "Linear8bitLt":
+                return None
+    return formats.pop() if quantised and len(formats) == 1 else None
+
+
 def _torchao_scheme(name: str) -> Any:
     _require("torchao")
     return getattr(importlib.import_module("torchao.quantization"), _TORCHAO[name])()

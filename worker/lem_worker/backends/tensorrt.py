@@ -130,7 +130,10 @@ class TensorrtBackend:
         """Sizes of the model; what speculation did, how late chunks were, and whether the engine was there already."""
         live, settings = _need(self._live), self._config().tensorrt or TensorrtConfig()
         model = _need(self._tokens).model_facts()
-        if settings.quantization is not None and settings.quantization.algorithm not in _SIXTEEN_BIT_ARITHMETIC:
+        quantised = _need(self._tokens).quantised
+        if settings.quantization is not None:
+            quantised = settings.quantization.algorithm not in _SIXTEEN_BIT_ARITHMETIC
+        if quantised:
             model["dtype"] = None
         elif self._config().precision != "auto":
             model["dtype"] = self._config().precision

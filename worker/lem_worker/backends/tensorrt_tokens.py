@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic.types import JsonValue
@@ -23,6 +24,7 @@ class Tokens:
 
     def __init__(self, job: RankJob) -> None:
         source = {} if job.config.model.revision is None else {"revision": job.config.model.revision}
+        self._folder = Path(job.model_path)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(job.model_path, **source)
         self._config: Any = AutoConfig.from_pretrained(job.model_path, **source)
         self.end_ids = self._end_ids(job.model_path, source)
@@ -69,6 +71,12 @@ class Tokens:
                     f"prompt {prompt.index} has {len(prompt.token_ids)} tokens and output.max_tokens is {max_tokens}, "
                     f"together above {name} of {limit}; lower output.max_tokens or input.max_tokens."
                 )
+
+    @property
+    def quantised(self) -> bool:
+        """The checkpoint's weights are."""
+        described = getattr(self._config, "quantization_config", None) is not None
+        return described or (self._folder / "hf_quant_config.json").exists()  # as TensorRT's own tools write it
 
     def model_facts(self) -> dict[str, JsonValue]:
         """Sizes for the estimate of the model's work, from its description alone: no weights are loaded."""

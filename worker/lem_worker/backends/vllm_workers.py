@@ -13,6 +13,7 @@ from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
 from lem_worker import processes
+from lem_worker.backends.pytorch_facts import float32_format
 
 
 def describe(worker: Any) -> dict[str, Any]:
@@ -25,6 +26,7 @@ def describe(worker: Any) -> dict[str, Any]:
     return {
         "pid": os.getpid(),
         "dtype": _name(next(model.parameters()).dtype),
+        "arithmetic": arithmetic_format(worker.vllm_config.model_config, worker.device),
         "threads": torch.get_num_threads(),
         "cores": sorted(os.sched_getaffinity(0)),
         "attention_backend": attention[0].attn_backend.get_name() if attention else None,
@@ -36,6 +38,14 @@ def describe(worker: Any) -> dict[str, Any]:
         "drafter": type(drafter).__name__ if drafter is not None else None,
         "lookup": None if drafter is None else [getattr(drafter, "min_n", None), getattr(drafter, "max_n", None)],
     }
+
+
+def arithmetic_format(model_config: Any, device: torch.device) -> str | None:
+    """The number format in which tokens are multiplied with the weights; None of quantised ones, whose kernels compute
+    in what suits the device."""
+    if model_config.quantization is not None:
+        return None
+    return float32_format(device) if model_config.dtype == torch.float32 else _name(model_config.dtype)
 
 
 def memory(worker: Any) -> dict[str, Any]:
@@ -61,7 +71,7 @@ def model_facts(vllm_config: Any, workers: Sequence[dict[str, Any]]) -> dict[str
         "matmul_parameters": workers[0]["matmul_parameters"],
         "layers": int(model.get_total_num_hidden_layers()),
         "attention_width": heads * int(model.get_head_size()),
-        "dtype": workers[0]["dtype"],
+        "dtype": workers[0]["arithmetic"],
     }
 
 
