@@ -388,6 +388,7 @@ def test_a_gpu_that_is_lost_in_the_window_costs_the_energy_and_is_named(
         result = client.aggregate(run.id)
     assert result.work.requests > 0
     assert result.energy.total.joules is None
+    assert f"of {A} (GPU is lost)" in (result.energy.total.reason or "")
     assert "energy_unavailable" in {finding.code for finding in result.findings}
     [failed] = events(shared_house, run, "source_failed")
     assert f"of {A} (GPU is lost)" in failed["reason"]

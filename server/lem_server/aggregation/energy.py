@@ -189,7 +189,7 @@ def _device_energy(device: Device, meter: Meter | None, sources: Sources, window
         )
         energy = EnergyFigure(joules=None, reason=reason)
     else:
-        energy = meter.energy(window)
+        energy = _with_reason(meter.energy(window), sources.why_ended(device.uuid))
         integrated = meter.integral(window) if energy.method is EnergyMethod.COUNTER else None
         peak = meter.trace.peak_power_w(window)
     return DeviceEnergy(
@@ -218,6 +218,7 @@ def _host_energy(
     tried = [(meter, meter.energy(window)) for meter in meters]
     usable = [(meter, figure) for meter, figure in tried if figure.joules is not None]
     meter, energy = max(usable or tried[:1], key=lambda pair: strength(pair[1].method))
+    energy = _with_reason(energy, sources.why_ended(domain))
     host = HostEnergy(
         domain=domain,
         energy=energy,
@@ -246,6 +247,13 @@ def _sampling_period(meter: Meter | None, window: WindowResult) -> Figure:
     if period_s is None:
         return Figure(value=None, unit="ms", reason="the samples don't reach over the window")
     return Figure(value=period_s * 1e3, unit="ms")
+
+
+def _with_reason(energy: EnergyFigure, why: str | None) -> EnergyFigure:
+    """A null figure says why its samples end where they do, if somebody knows."""
+    if energy.joules is not None or why is None:
+        return energy
+    return energy.model_copy(update={"reason": f"{energy.reason} ({why})"})
 
 
 def _because(what: str, sources: Sources) -> str:

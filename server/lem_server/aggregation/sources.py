@@ -37,6 +37,12 @@ class Sources(NamedTuple):
         reasons += [self.failed] if self.failed else []
         return "; ".join(reasons) or None
 
+    def why_ended(self, part: str) -> str | None:
+        """Why what covers a device UUID or host domain did not tell it to the end, as one clause."""
+        reasons = [source.reason for source in self.all if source.opened and part in source.covers and source.reason]
+        reasons += [self.failed] if self.failed else []
+        return "; ".join(reasons) or None
+
 
 def read_sources(summaries: Summaries) -> Sources:
     """From `{"sources": [{"name", "opened", "domains", "reason"}, ...]}` in the sampler's summary, or `{"failed": why}`

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic.types import JsonValue
 
 from factories.evidence import Evidence, cpu, gpu, simulated
 from lem_domain.results import EnergyMethod, EnergyResult, FindingCode, RunResult, Severity
@@ -235,6 +236,25 @@ def test_no_energy_is_null_with_the_source_s_reason(required: bool, severity: Se
     assert result.energy.total.reason == "nothing measured energy during the window (codecarbon: no CPU table)"
     (finding,) = result.findings
     assert (finding.code, finding.severity) == (FindingCode.ENERGY_UNAVAILABLE, severity)
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [
+        {"sources": [{"name": "nvml", "opened": True, "domains": ["GPU-0"], "reason": "GPU-0 is lost."}]},
+        {"failed": "GPU-0 is lost."},
+    ],
+)
+def test_energy_that_ends_in_the_window_is_null_with_the_reason_why_it_ended(summary: dict[str, JsonValue]) -> None:
+    evidence = busy(devices=(gpu(0),))
+    evidence.power(SAMPLES[:60], joules=lambda t: 100 * t)
+    evidence.summaries["sampler"] = summary
+    energy = energy_of(evidence)
+    assert energy.total.joules is None
+    assert energy.total.reason == (
+        "GPU-0: the energy counter has no sample after the window ended, and the power reading has no samples "
+        "(GPU-0 is lost.)"
+    )
 
 
 def test_no_energy_is_null_with_the_reason_why_there_was_no_sampler() -> None:
