@@ -193,6 +193,7 @@ def result(one: RunResult) -> list[str]:
     window, work = one.window, one.work
     lines = [
         f"  verdict     {one.verdict} (method {one.method})",
+        *(f"  {'' if at else 'checks':11} {told}" for at, told in enumerate(measured.checks(one.checks))),
         f"  window      {duration(window.duration_s)}, {window.processes} process(es), {work.requests} requests "
         f"({work.failed_requests} failed), {work.prompt_tokens} prompt and {work.generated_tokens} generated tokens",
         f"  output rate {measured.figure(one.speed.output_rate_tok_s)}, "

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lem_client.render.numbers import MISSING, duration, number, quantity
 from lem_domain.results import (
     Baseline,
+    Check,
     ComputeResult,
+    DeviceEnergy,
     DeviceTelemetry,
     Distribution,
     EnergyFigure,
@@ -13,6 +17,7 @@ from lem_domain.results import (
     EnergyResult,
     Figure,
     FootprintResult,
+    HostEnergy,
     PhaseSplit,
     PrefillProbe,
     QualityResult,
@@ -58,7 +63,8 @@ def came_about(result: EnergyResult) -> list[str]:
     total = result.total
     if total.joules is None or total.method is None:
         return [f"there is no figure, because {total.reason or 'nobody said why'}"]
-    every = {**{one.uuid: one for one in result.devices}, **{one.domain: one for one in result.host}}
+    every: dict[str, DeviceEnergy | HostEnergy] = {one.uuid: one for one in result.devices}
+    every |= {one.domain: one for one in result.host}
     by_method: dict[EnergyMethod, list[str]] = {}
     for name in result.includes:
         if name in every and (method := every[name].energy.method) is not None:
@@ -95,6 +101,18 @@ def sums(result: EnergyResult) -> list[str]:
     ]
     if len(result.measured_includes) > len(result.includes):
         lines.append(f"  with the host      {energy(result.measured_total)}")
+    return lines
+
+
+def checks(made: Sequence[Check]) -> list[str]:
+    """How many checks of the evidence passed, and each of the others with what was seen."""
+    if not made:
+        return []
+    others = [one for one in made if not one.passed]
+    lines = [f"{len(made) - len(others)} of {len(made)} checks of the evidence passed"]
+    for one in others:
+        came_out = "could not be made" if one.passed is None else "FAILED"
+        lines.append(f"{one.name.value.replace('_', ' ')}: {came_out}, {one.detail}")
     return lines
 
 

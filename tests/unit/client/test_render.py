@@ -295,6 +295,20 @@ def test_a_meter_of_unknown_quality_a_model_and_nothing_at_all_say_so() -> None:
     ]
 
 
+def test_checks_that_passed_are_counted_and_the_others_told() -> None:
+    evidence = measured_run(gpu(0))
+    evidence.power(SAMPLES, joules=lambda t: 100 * t)
+    stored = evidence.stored()
+    found = aggregate(stored.inputs, stored.source).checks
+    assert measured.checks(found) == [
+        "6 of 7 checks of the evidence passed",
+        "one engine version: could not be made, rank-0 did not tell the engine's version",
+    ]
+    wrong = [one.model_copy(update={"passed": False, "detail": "in pieces"}) for one in found[:1]]
+    assert measured.checks(wrong)[1] == "processes present: FAILED, in pieces"
+    assert measured.checks(()) == []
+
+
 def test_what_the_host_took_beside_the_devices_is_told() -> None:
     evidence = measured_run(gpu(0))
     evidence.power(SAMPLES, joules=lambda t: 100 * t)

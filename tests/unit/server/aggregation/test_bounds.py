@@ -1,8 +1,9 @@
 """Stated bounds hold: of a large sample of random traces with known truth, at least 95 % lie within theirs.
 
 Power is a random mixture of levels, ramps, a sawtooth, bursts and noise; the sensor shows it at its own updates, wrong
-by up to its class, and the counter adds up, in whole counts, what that sensor sees; the sampler looks at it at jittered times. The sample is seeded, so that the
-share is the same in every run. Hypothesis draws traces of its own for the bounds that hold always.
+by up to its class, and the counter adds up, in whole counts, what that sensor sees; the sampler looks at it at jittered
+times. The sample is seeded, so that the share is the same in every run. Hypothesis draws traces of its own for the
+bounds that hold always.
 """
 
 from __future__ import annotations

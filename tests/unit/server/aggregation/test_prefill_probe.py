@@ -36,7 +36,7 @@ def made(
     """Two requests of 100 prompt tokens each over the window, continuously batched."""
     evidence = Evidence(
         devices=devices,
-        config=ExperimentConfig.model_validate({"backend": "simulated", "model": "m", "prefill_probe": True, **config})
+        config=ExperimentConfig.model_validate({"backend": "simulated", "model": "m", "prefill_probe": True, **config}),
     )
     for number in range(2):
         begin = WINDOW[0] + 5 * number

@@ -239,7 +239,7 @@ class TestIntegral:
 
     @pytest.mark.parametrize("every_s", [0.0637, 0.0913, 0.217])
     def test_bursts_shorter_than_the_sampling_period_stay_within_the_bound(self, every_s: float) -> None:
-        """Bursts of 7 ms that do not come in step with readings every 50 ms: some are seen, and stand for the others."""
+        """Bursts of 7 ms, not in step with readings every 50 ms: some are seen, and stand for the others."""
 
         def watts(t: float) -> float:
             return 700 if t % every_s < 0.007 else 70
