@@ -355,6 +355,32 @@ def test_a_driver_that_answers_slowly_is_said_to_leave_few_samples(
     assert abs(device.energy.joules - 300 * result.window.duration_s) <= device.energy.bound_j
 
 
+def test_readings_that_fail_beside_power_cost_no_energy_and_are_told(
+    shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
+) -> None:
+    failing = ("nvmlDeviceGetTemperature", "nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetVbiosVersion")
+    nvml.write(
+        f"origin_ns {time.monotonic_ns()}",
+        *(line for uuid in (A, B) for line in (gpu(uuid), power(uuid, constant(300)))),
+        *(f"error {symbol} 999 {NUMBERS[A]}" for symbol in failing),
+        f"error nvmlDeviceGetTotalEnergyConsumption 999 {NUMBERS[B]} call 20",
+    )
+    energy = {"sources": ["nvml"], "interval_ms": 20, "required": True}
+    path = experiment(tmp_path, "half_blind", devices={"count": 2}, energy=energy)
+    with gpu_worker(shared_house, nvml, "half_blind", f"{A},{B}"):
+        run = only_run(shared_house, path)
+    result = result_of(shared_house, run)
+    assert result.energy.total.joules is not None and result.energy.total.bound_j is not None
+    assert abs(result.energy.total.joules - 600 * result.window.duration_s) <= result.energy.total.bound_j
+    assert events(shared_house, run, "source_failed") == []
+    assert {(told["device_index"], told["reading"]) for told in events(shared_house, run, "reading_failed")} == {
+        (0, "temperature"),
+        (0, "nvmlDeviceGetComputeRunningProcesses_v3"),
+        (0, "VBIOS version"),
+        (1, "energy counter"),
+    }
+
+
 def lost_in_the_window(house: Any, nvml: SimulatedNvml, path: Path) -> Any:
     """The run, when it is over, during whose window its GPU was away for 3 s."""
     origin_ns = time.monotonic_ns()

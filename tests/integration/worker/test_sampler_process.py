@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fakes.nvml.library import SimulatedNvml, built
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence import StreamName
 from lem_domain.evidence_codec import decode_chunk
@@ -157,6 +158,40 @@ def test_a_baseline_is_a_phase_of_the_sampler_and_ends_by_itself(tmp_path: Path,
     first, last = (json.loads(str(row["detail"])) for row in rows(task, StreamName.EVENTS) if row["kind"] == "clock")
     passed_ns = last["monotonic_ns"] - first["monotonic_ns"]
     assert abs(last["utc_ns"] - first["utc_ns"] - passed_ns) < 1_000_000_000
+
+
+def test_a_gpu_that_dies_is_no_power_and_nothing_to_wait_for(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, drive: Callable[..., Any]
+) -> None:
+    nvml = SimulatedNvml(built(tmp_path_factory.getbasetemp().parent), tmp_path / "nvml.state")
+    uuid = "GPU-aaaaaaaa-0000-0000-0000-000000000000"
+    machine = f'device 0 uuid {uuid} name "NVIDIA H100" memory_total 80000 memory_used 500'
+    curves = ("power 0 constant 300", "temperature 0 constant 70")
+    nvml.write(machine, *curves)
+    task = job(
+        tmp_path,
+        (Device(uuid=uuid, kind=DeviceKind.GPU, name="NVIDIA H100"),),
+        backend="pytorch",
+        energy={"sources": ["nvml"], "interval_ms": 20},
+        baseline={"min_s": 1, "max_s": 600},
+        settle={"temperature_c": 30, "idle_power": True, "max_s": 600},
+    )
+    process = drive(MODULE, task, **nvml.environment())
+    assert [report.opened for report in process.until(Sampling).sources] == [True]
+    while (tick := process.until(Tick)).power_slope is None:
+        assert tick.power_w == 300
+    assert tick.power_slope == pytest.approx(0)
+    process.send(Settle())
+    nvml.write(f"{machine} gone_ms 0", *curves)
+    assert process.until(Settled) == Settled(settled=False)
+    assert (process.until(Tick).power_w, process.until(Tick).power_slope) == (None, None)
+    process.send(Baseline(context="ready"))
+    assert process.until(Baselined) == Baselined(context="ready", stationary=False, power_w=None, parts_w={})
+    process.send(Stop())
+    [source] = process.until(Done).summary["sources"]
+    assert process.to_the_end() == 0, process.stderr()
+    assert f"of {uuid} (GPU is lost)" in source["reason"]
+    assert json.loads(str(rows(task, StreamName.PHASES)[1]["detail"]))["reason"] == "no source tells a temperature"
 
 
 def test_a_sampler_whose_daemon_is_gone_ends(tmp_path: Path, drive: Callable[..., Any]) -> None:
