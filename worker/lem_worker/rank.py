@@ -6,7 +6,6 @@ import contextlib
 import gc
 import json
 import os
-import resource
 import sys
 import time
 import traceback
@@ -27,6 +26,7 @@ from lem_worker.energy.cadence import trend_s
 from lem_worker.failures import failure_of
 from lem_worker.goal import Goal
 from lem_worker.measuring import Share, Ticker, measure, most_waiting, other_sizes, send_once
+from lem_worker.peak_memory import PeakMemory
 from lem_worker.phases import Phases
 from lem_worker.process_control import ControlPipes, DaemonGone, send_failure
 from lem_worker.process_protocol import (
@@ -106,13 +106,11 @@ class Rank:
         if self._config.quality and self._job.rank == 0:
             with self._phases.phase(PhaseName.QUALITY):
                 summary["quality"] = score_quality(backend)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return backend, {
             **summary,
             "engine": effective.engine,
             "warmup_converged": warmup.converged if warmup else None,
             "warmup_requests": warmup.requests if warmup else 0,
-            "peak_rss_bytes": peak,
         }
 
     def _load(self) -> tuple[InferenceBackend, Sequence[PreparedPrompt], list[Sequence[Request]], EffectiveConfig]:
@@ -192,6 +190,7 @@ class Rank:
         ledger = OutputLedger(keep_ids=config.record.outputs)
         tokens = self._writer.stream(StreamName.TOKENS) if config.record.tokens else None
         sinks = Sinks(self._writer.stream(StreamName.REQUESTS), tokens, ledger)
+        memory = PeakMemory()
         with self._phases.phase(PhaseName.MEASURE):
             ticker = Ticker(
                 PhaseName.MEASURE,
@@ -215,10 +214,15 @@ class Rank:
             except Exception as error:
                 recorder.abandon(failure_of(error, PhaseName.MEASURE).message)
                 raise
+        # Before anything else is done: what comes after the window is not to be in its peaks.
+        facts, rss = backend.facts(), memory.read()
+        unknown = {**_reasons(facts), **({} if memory.reason is None else {"peak_rss_bytes": memory.reason})}
         for index, token_ids in ledger.kept():
             self._event("output", {"prompt_index": index, "text": backend.text(token_ids)})
         return {
-            **backend.facts(),
+            **facts,
+            "peak_rss_bytes": rss,
+            "unknown": unknown,
             "prompts": len(prompts),
             "repetitions": repetitions,
             "requests": recorder.requests_done,
@@ -244,6 +248,12 @@ class Rank:
 
     def _event(self, kind: str, detail: dict[str, JsonValue]) -> None:
         self._events.append(time_ns=self._clock(), kind=kind, detail=json.dumps(detail))
+
+
+def _reasons(facts: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Why a backend has no value for some of its facts, by their names."""
+    told = facts.get("unknown")
+    return told if isinstance(told, dict) else {}
 
 
 def main(arguments: list[str]) -> int:

@@ -200,6 +200,7 @@ def telemetry(one: TelemetryResult) -> list[str]:
     lines += [
         f"  {process.process}: at most {figure(process.rss_peak_mb)} of memory, "
         f"on the device {figure(process.device_peak_mb)}"
+        + ("" if process.kv_cache_peak.value is None else f", {process.kv_cache_peak.value:.1%} of the KV cache")
         for process in one.processes
     ]
     if one.sampler is not None:

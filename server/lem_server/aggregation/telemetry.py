@@ -101,10 +101,20 @@ def _device(uuid: str, held: Mapping[str, Held], window: Interval) -> DeviceTele
 
 
 def _memory(process: str, summary: Mapping[str, JsonValue]) -> ProcessMemory:
+    unknown = summary.get("unknown")
+
+    def told(name: str, unit: str, scale: float = 1.0) -> Figure:
+        reason = unknown.get(name) if isinstance(unknown, Mapping) else None
+        value = number_of(summary.get(name))
+        if value is None and isinstance(reason, str):
+            return Figure(value=None, unit=unit, reason=reason)
+        return _figure(value, unit, scale)
+
     return ProcessMemory(
         process=process,
-        device_peak_mb=_figure(number_of(summary.get("peak_device_memory_bytes")), "MB", _B_PER_MB),
-        rss_peak_mb=_figure(number_of(summary.get("peak_rss_bytes")), "MB", _B_PER_MB),
+        device_peak_mb=told("peak_device_memory_bytes", "MB", _B_PER_MB),
+        rss_peak_mb=told("peak_rss_bytes", "MB", _B_PER_MB),
+        kv_cache_peak=told("peak_kv_cache_usage", "1"),
     )
 
 

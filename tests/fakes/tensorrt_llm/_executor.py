@@ -93,6 +93,7 @@ class Executor:
         if self._args.kv_cache_config.enable_block_reuse:
             cache.num_reused_blocks = sum((work.salt, block) in self._blocks for block in whole)
             self._blocks.update((work.salt, block) for block in whole)
+        told("reused_blocks", cache.num_reused_blocks)
         cache.num_total_allocated_blocks = -(-len(work.prompt) // size)
         cache.num_new_allocated_blocks = cache.num_total_allocated_blocks - cache.num_reused_blocks
         return work

@@ -6,10 +6,12 @@ The rank runs in the test's own process, so that every call of the engine can be
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
 import torch
 
@@ -17,9 +19,11 @@ from lem_domain.config.experiment import BackendName, ExperimentConfig
 from lem_domain.evidence import PhaseName, StreamName
 from lem_domain.evidence_codec import decode_chunk
 from lem_worker import rank as rank_module
-from lem_worker.backends import InferenceBackend, create_backend
+from lem_worker.backends import InferenceBackend, create_backend, pytorch_facts
+from lem_worker.backends.pytorch import PyTorchBackend
+from lem_worker.backends.simulated import SimulatedBackend
 from lem_worker.models import resolve_model
-from lem_worker.process_protocol import Failed, Finish, Go, Message, RankJob, ToProcess, WarmUp
+from lem_worker.process_protocol import Done, Failed, Finish, Go, Message, RankJob, ToProcess, WarmUp
 from lem_worker.prompt_selection import select_prompts
 from lem_worker.prompts import Request
 from lem_worker.rank import Rank
@@ -232,3 +236,48 @@ def test_warm_up_meets_the_smaller_batch_at_the_end_of_the_prompts(measured: Any
     found: Measured = measured("pytorch", pytorch={"batch_size": 5})
     assert {len(call.requests) for call in found.of(PhaseName.MEASURE)} == {5, 3}
     assert [len(call.requests) for call in found.of(PhaseName.WARMUP)][:2] == [3, 5]
+
+
+def test_the_peak_of_device_memory_counts_from_the_beginning_of_the_window(
+    measured: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What CUDA's counters are told and asked, in their order among the engine's batches."""
+    seen: list[str] = []
+    run = PyTorchBackend.run
+
+    def noted(self: PyTorchBackend, requests: Sequence[Request], recorder: Recorder) -> None:
+        seen.append(recorder.phase.value)
+        run(self, requests, recorder)
+
+    monkeypatch.setattr(PyTorchBackend, "run", noted)
+    monkeypatch.setattr(pytorch_facts, "forget_peak_memory", lambda _: seen.append("forget"))
+    monkeypatch.setattr(pytorch_facts, "peak_memory_bytes", lambda _: seen.append("read"))
+    measured("pytorch", prefill_probe=True)
+    order = [step for step, _ in itertools.groupby(seen)]
+    assert order == ["warmup", "measure", "forget", "measure", "read", "prefill_probe"]
+    assert seen[seen.index("forget") - 2 : seen.index("forget")] == ["warmup", "measure"], "before the first batch"
+
+
+@pytest.mark.parametrize(
+    ("phase", "shows"), [(PhaseName.WARMUP, False), (PhaseName.MEASURE, True), (PhaseName.PREFILL_PROBE, False)]
+)
+def test_the_peak_of_memory_is_that_of_the_window(
+    measured: Any, monkeypatch: pytest.MonkeyPatch, phase: PhaseName, shows: bool
+) -> None:
+    """What loading, warming up and probing take for a while is not in it."""
+    run, much = SimulatedBackend.run, 256 * 2**20
+
+    def greedy(self: SimulatedBackend, requests: Sequence[Request], recorder: Recorder) -> None:
+        if recorder.phase is phase:
+            bytearray(much)
+        run(self, requests, recorder)
+
+    monkeypatch.setattr(SimulatedBackend, "run", greedy)
+    before = psutil.Process().memory_info().rss
+    found: Measured = measured("simulated", prefill_probe=True)
+    (done,) = [message for message in found.control.sent if isinstance(message, Done)]
+    peak = done.summary["peak_rss_bytes"]
+    assert isinstance(peak, int)
+    assert peak > before / 2
+    assert (peak > before + 0.8 * much) is shows
+    assert done.summary["unknown"] == {}

@@ -59,8 +59,9 @@ class _Backend(Protocol):
         """What the live engine says is in force; `sample` is the largest batch, to be tried where that tells more."""
 
     def facts(self) -> dict[str, JsonValue]:
-        """What the loaded model is and used: `model` for the estimate of its work, `peak_device_memory_bytes`. Asked
-        once, after the window."""
+        """What the loaded model is and used: `model` for the estimate of its work; of the window,
+        `peak_device_memory_bytes` and `peak_kv_cache_usage`; `unknown` has the reasons of those that are None. Asked
+        once, as soon as the window is over."""
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Generated tokens as text."""

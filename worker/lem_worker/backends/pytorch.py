@@ -156,22 +156,28 @@ class PyTorchBackend:
         Raises:
             OptionRefused: something has to be compiled for them and can't be.
         """
-        from lem_worker.backends import pytorch_compile  # noqa: PLC0415 - needs torch
+        from lem_worker.backends import pytorch_compile, pytorch_facts  # noqa: PLC0415 - need torch
 
         if self._graphs_before is None and recorder.phase is PhaseName.MEASURE:
             self._graphs_before = self._graphs()
+            pytorch_facts.forget_peak_memory(_need(self._live).device)
         with pytorch_compile.naming_what_asks_for_it(self._settings()):
             self._ready().run(requests, recorder, batch_id=self._batches)
         self._batches += 1
 
     def facts(self) -> dict[str, JsonValue]:
-        """Sizes of the model, and the most memory that its tensors held."""
+        """Sizes of the model, and the most memory that its tensors held in the window."""
         from lem_worker.backends import pytorch_facts  # noqa: PLC0415 - needs torch
 
         live = _need(self._live)
         facts: dict[str, JsonValue] = {
             "model": pytorch_facts.model_facts(live.model),
             "peak_device_memory_bytes": pytorch_facts.peak_memory_bytes(live.device),
+            "peak_kv_cache_usage": None,
+            "unknown": {
+                "peak_kv_cache_usage": "each batch has keys and values of its own and no pool of them",
+                **({} if live.device.type == "cuda" else {"peak_device_memory_bytes": "the model is on the CPU"}),
+            },
             **self._ready().facts(),
         }
         if live.compiled is not None:

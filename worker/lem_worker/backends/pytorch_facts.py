@@ -33,8 +33,14 @@ def model_facts(model: PreTrainedModel) -> dict[str, JsonValue]:
     }
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """From now on the peak counts anew, from what is held."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_bytes(device: torch.device) -> int | None:
-    """The most that this process's tensors held on an accelerator; None on the CPU."""
+    """The most that this process's tensors held on an accelerator since then; None on the CPU."""
     return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None
 
 

@@ -56,6 +56,8 @@ class TensorrtBackend:
         self._sampling_class: Callable[..., Any] | None = None
         self._runner = asyncio.Runner()
         self._tally = Tally()
+        self._served = 0
+        """How many phases, or rounds of warm-up."""
 
     def capabilities(self) -> RuntimeCapabilities:
         """One process, which starts the engine's own; nobody touches CUDA before it."""
@@ -116,12 +118,14 @@ class TensorrtBackend:
         """Stream every request, as many at once as have arrived; the engine queues what it has no room for."""
         live = _need(self._live)
         self._tally = Tally()
+        self._served += 1
+        reuses = bool(live.llm.args.kv_cache_config.enable_block_reuse)
         serving = Serving(
             live.llm,
             intake,
             recorder,
             sampling=self._sampling,
-            salted=bool(live.llm.args.kv_cache_config.enable_block_reuse),
+            scope=f"{recorder.phase.value} {self._served}" if reuses else None,
             tally=self._tally,
         )
         self._runner.run(serving.run())
@@ -137,7 +141,15 @@ class TensorrtBackend:
             model["dtype"] = None
         elif self._config().precision != "auto":
             model["dtype"] = self._config().precision
-        found: dict[str, JsonValue] = {"model": model, "peak_device_memory_bytes": None}
+        found: dict[str, JsonValue] = {
+            "model": model,
+            "peak_device_memory_bytes": None,
+            "peak_kv_cache_usage": None,
+            "unknown": {
+                "peak_device_memory_bytes": "TensorRT-LLM's processes do not tell what they allocate",
+                "peak_kv_cache_usage": "TensorRT-LLM tells it in statistics of its own steps, which are not read yet",
+            },
+        }
         if settings.speculative is not None:
             found["speculation"] = {
                 "drafted_tokens": self._tally.drafted_tokens,

@@ -43,14 +43,15 @@ class Serving:
         recorder: Recorder,
         *,
         sampling: Callable[[Request], Any],
-        salted: bool,
+        scope: str | None,
         tally: Tally,
     ) -> None:
         self._llm = llm
         self._intake = intake
         self._recorder = recorder
         self._sampling = sampling
-        self._salted = salted
+        self._scope = scope
+        """What the cache keeps for these requests is kept from all others; None where it keeps nothing."""
         self._tally = tally
         cache = llm.args.kv_cache_config
         # A block that was reused in part counts like a whole one, so then nobody can say how many tokens that were.
@@ -130,8 +131,9 @@ class Serving:
         return None if self._reused_block is None else min(reused * self._reused_block, len(request.token_ids))
 
     def _salt(self, request: Request) -> dict[str, str]:
-        """Keeps the cache of one repetition of the prompts from serving the next, which would do other work."""
-        return {"cache_salt": f"repetition {request.repetition}"} if self._salted and request.repetition else {}
+        """Keeps the cache of one repetition of the prompts, or of one round of warm-up, from serving the next, which
+        would do other work."""
+        return {} if self._scope is None else {"cache_salt": f"{self._scope} repetition {request.repetition}"}
 
 
 def median(values: Sequence[int]) -> int | None:

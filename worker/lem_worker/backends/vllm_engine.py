@@ -45,6 +45,8 @@ class LiveEngine:
         """What each worker says of the part of the model that it holds."""
         self._config = job.config
         self._counted_before: dict[str, int] = {}
+        self._cache_peak = 0.0
+        """The greatest share of the cache's blocks that was in use after a step of the last phase."""
 
     @property
     def max_num_seqs(self) -> int:
@@ -91,7 +93,10 @@ class LiveEngine:
             RequestFailed: the engine gave a request up before the window.
         """
         scope = recorder.phase.value
-        self._counted_before = self._counted()
+        if recorder.phase is PhaseName.MEASURE:
+            self.engine.collective_rpc(vllm_workers.forget_peak_memory)
+        self._counted_before, self._cache_peak = self._counted(), 0.0
+        cache = self.core.scheduler.kv_cache_manager
         generated: dict[int, list[int]] = {}
         while True:
             for request in intake.take():
@@ -102,6 +107,7 @@ class LiveEngine:
                 intake.wait()
                 continue
             outputs = self.engine.step()
+            self._cache_peak = max(self._cache_peak, cache.usage)
             _record(outputs, recorder, generated)
             intake.between_steps()
         if recorder.phase is PhaseName.WARMUP:
@@ -118,6 +124,8 @@ class LiveEngine:
         return {
             "model": vllm_workers.model_facts(self.engine.vllm_config, self.workers),
             "peak_device_memory_bytes": None if None in memory else max(memory),
+            "peak_kv_cache_usage": self._cache_peak,
+            "unknown": {"peak_device_memory_bytes": "the model is on the CPU"} if None in memory else {},
             "worker_processes": len(self.workers),
             "kv_cache_bytes": sum(worker["kv_cache_bytes"] for worker in self.workers),
             "preemptions": preemptions,

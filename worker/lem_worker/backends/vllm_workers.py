@@ -13,7 +13,7 @@ from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
 from lem_worker import processes
-from lem_worker.backends.pytorch_facts import float32_format
+from lem_worker.backends import pytorch_facts
 
 
 def describe(worker: Any) -> dict[str, Any]:
@@ -45,14 +45,17 @@ def arithmetic_format(model_config: Any, device: torch.device) -> str | None:
     in what suits the device."""
     if model_config.quantization is not None:
         return None
-    return float32_format(device) if model_config.dtype == torch.float32 else _name(model_config.dtype)
+    return pytorch_facts.float32_format(device) if model_config.dtype == torch.float32 else _name(model_config.dtype)
+
+
+def forget_peak_memory(worker: Any) -> None:
+    """From now on this worker's peak counts anew, from what is held."""
+    pytorch_facts.forget_peak_memory(worker.device)
 
 
 def memory(worker: Any) -> dict[str, Any]:
-    """The most that this worker's tensors held on its accelerator; None on the CPU."""
-    device = worker.device
-    held = int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None
-    return {"peak_device_memory_bytes": held}
+    """The most that this worker's tensors held on its accelerator since then; None on the CPU."""
+    return {"peak_device_memory_bytes": pytorch_facts.peak_memory_bytes(worker.device)}
 
 
 def die_with_parent(worker: Any) -> None:  # noqa: ARG001 - every question gets the worker

@@ -67,6 +67,9 @@ def test_ranks_tell_their_memory_and_the_sampler_what_it_took() -> None:
     for rank in range(2):
         evidence.request(0, 10.0, [11.0, 20.0], rank=rank)
     evidence.summaries["rank-0"] |= {"peak_device_memory_bytes": 7_000_000, "peak_rss_bytes": 9_000_000}
+    evidence.summaries["rank-0"]["peak_kv_cache_usage"] = 0.5
+    evidence.summaries["rank-1"]["peak_kv_cache_usage"] = None
+    evidence.summaries["rank-1"]["unknown"] = {"peak_kv_cache_usage": "there is no pool"}
     evidence.summaries["sampler"] = {
         "interval_ns": 50_000_000,
         "ticks": 98,
@@ -80,6 +83,8 @@ def test_ranks_tell_their_memory_and_the_sampler_what_it_took() -> None:
     assert [process.process for process in telemetry.processes] == ["rank-0", "rank-1"]
     assert (telemetry.processes[0].device_peak_mb.value, telemetry.processes[0].rss_peak_mb.value) == (7, 9)
     assert telemetry.processes[1].rss_peak_mb.reason == "the process did not tell"
+    assert telemetry.processes[0].kv_cache_peak.value == 0.5
+    assert telemetry.processes[1].kv_cache_peak.reason == "there is no pool"
     sampler = telemetry.sampler
     assert sampler is not None
     assert (sampler.interval_ms.value, sampler.cpu_share.value) == (50, pytest.approx(0.01))
