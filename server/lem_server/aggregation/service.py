@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from uuid import UUID
 
-from anyio import CapacityLimiter, from_thread, to_thread
+from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import RunVar
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -13,11 +14,10 @@ from lem_domain.ids import IdKind, format_id
 from lem_domain.results import METHOD_VERSION
 from lem_domain.states import ActorKind, FailureReason, RunState
 from lem_server.aggregation import queries
-from lem_server.aggregation.computing import Computed, compute
+from lem_server.aggregation.computing import Computed
 from lem_server.aggregation.elsewhere import Task, compute_elsewhere
 from lem_server.aggregation.errors import AggregationError, EvidenceCorrupt, EvidenceMissing
 from lem_server.aggregation.inputs import AggregationParameters
-from lem_server.aggregation.stored import stored_chunks, stored_inputs
 from lem_server.evidence import reading
 from lem_server.problems import ProblemError, not_there
 from lem_server.runs.transitions import set_actor
@@ -25,7 +25,7 @@ from lem_server.runs.transitions import set_actor
 AT_ONCE = 2
 """So many aggregations are computed at a time by one server process, the others wait: a large one takes 350 MB."""
 LARGE_ROWS = 200_000
-"""Fewer rows are computed in a thread, sooner than a process has imported what it needs."""
+"""The process that computed so many ends, and its memory with it; one of fewer waits for the next run."""
 _limiter: RunVar[CapacityLimiter] = RunVar("lem_aggregations")
 
 
@@ -110,11 +110,9 @@ def _places() -> CapacityLimiter:
 async def _computed(engine: AsyncEngine, row: queries.RunRow, parameters: AggregationParameters) -> Computed:
     attempt_id = _attempt(row)
     async with _places():
-        if await reading.rows_of(engine, attempt_id) >= LARGE_ROWS:
-            task = Task(engine.url, row, attempt_id, parameters)
-            return await to_thread.run_sync(compute_elsewhere, task)
-        inputs = await stored_inputs(engine, row, attempt_id, parameters)
-        return await to_thread.run_sync(compute, inputs, stored_chunks(engine, attempt_id, from_thread.run))
+        small = await reading.rows_of(engine, attempt_id) < LARGE_ROWS
+        task = Task(engine.url, row, attempt_id, parameters)
+        return await to_thread.run_sync(partial(compute_elsewhere, task, keep=small))
 
 
 async def _refuse(engine: AsyncEngine, run_id: UUID, row: queries.RunRow, error: AggregationError) -> None:

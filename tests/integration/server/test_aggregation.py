@@ -18,10 +18,9 @@ from lem_domain.config.hashing import canonical_json
 from lem_domain.evidence import SAMPLER
 from lem_domain.ids import IdKind, parse_id
 from lem_domain.results import RunResult
+from lem_server.aggregation import elsewhere, service
 from lem_server.aggregation import result as computation
-from lem_server.aggregation import service
 from lem_server.aggregation.identity import aggregate_key
-from lem_server.aggregation.inputs import AggregationInput, ChunkSource
 
 pytestmark = pytest.mark.anyio
 
@@ -144,6 +143,7 @@ async def test_a_release_adds_a_result_of_its_own(
 ) -> None:
     first = RunResult.model_validate_json((await aggregate(api, run)).content)
     monkeypatch.setattr(computation, "computed_by", lambda: "LEM 99")
+    monkeypatch.setattr(service, "compute_elsewhere", lambda task, keep: elsewhere._compute(task))
     second = RunResult.model_validate_json((await aggregate(api, run)).content)
     assert second == first.model_copy(update={"computed_by": "LEM 99"})
     assert await aggregates_of(engine, run) == 2
@@ -172,22 +172,22 @@ async def test_a_crowd_of_aggregations_is_computed_a_few_at_a_time(
     api: httpx.AsyncClient, run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each may take hundreds of megabytes, so their number is what bounds the server's memory."""
-    compute, together = service.compute, threading.Barrier(service.AT_ONCE)
+    compute, together = service.compute_elsewhere, threading.Barrier(service.AT_ONCE)
     lock, at_work, most = threading.Lock(), 0, 0
 
-    def watched(inputs: AggregationInput, source: ChunkSource) -> service.Computed:
+    def watched(task: service.Task, *, keep: bool) -> service.Computed:
         nonlocal at_work, most
         with lock:
             at_work += 1
             most = max(most, at_work)
         together.wait(60)  # as many as there is room for, side by side
         try:
-            return compute(inputs, source)
+            return compute(task, keep=keep)
         finally:
             with lock:
                 at_work -= 1
 
-    monkeypatch.setattr(service, "compute", watched)
+    monkeypatch.setattr(service, "compute_elsewhere", watched)
     answers = await asyncio.gather(*(aggregate(api, run) for _ in range(4 * service.AT_ONCE)))
     assert {answer.status_code for answer in answers} == {200}
     assert most == service.AT_ONCE

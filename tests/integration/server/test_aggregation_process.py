@@ -1,4 +1,4 @@
-"""A large run is aggregated in a process of its own, to the same last byte; its errors come back, its death is told.
+"""A run is aggregated in a process of its own, to the same last byte; its errors come back, its death is told.
 
 The process is caught at work by a lock on the first table that only it reads.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
@@ -21,9 +22,17 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from factories.runs import submit
 from factories.worker import FakeWorker, plain_evidence
-from lem_server.aggregation import priority, service
+from lem_server.aggregation import elsewhere, priority, service
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def _nobody_waits() -> Iterator[None]:
+    """No process is left from before, and none stays."""
+    elsewhere.end_waiting()
+    yield
+    elsewhere.end_waiting()
 
 
 @pytest.fixture
@@ -37,9 +46,10 @@ async def run(api: httpx.AsyncClient) -> str:
 
 
 @pytest.fixture
-def _elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def _large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run counts as large."""
+    elsewhere.end_waiting()
     monkeypatch.setattr(service, "LARGE_ROWS", 1)
-    monkeypatch.setattr(service, "compute", None)  # nothing is computed here any more
 
 
 async def aggregate(api: httpx.AsyncClient, run: str) -> httpx.Response:
@@ -54,6 +64,17 @@ async def held_up(engine: AsyncEngine) -> AsyncIterator[None]:
         await connection.execute(text("LOCK TABLE process_results IN ACCESS EXCLUSIVE MODE"))
         yield
         await connection.rollback()
+
+
+async def change_a_byte(engine: AsyncEngine) -> None:
+    """Of what is stored, past the triggers that forbid it."""
+    async with engine.begin() as connection:
+        await connection.execute(text("SET ROLE NONE"))
+        await connection.execute(text("ALTER TABLE chunks DISABLE TRIGGER immutable"))
+        await connection.execute(
+            text("UPDATE chunks SET body = set_byte(body, 500, get_byte(body, 500) # 1) WHERE seq = 1")
+        )
+        await connection.execute(text("ALTER TABLE chunks ENABLE TRIGGER immutable"))
 
 
 async def waiting_backend(engine: AsyncEngine) -> int:
@@ -81,8 +102,50 @@ def session_niceness(process: psutil.Process) -> int | None:
     return int(group.read_text().split()[-1]) if group.exists() else None
 
 
-@pytest.mark.usefixtures("_elsewhere")
-async def test_the_result_is_the_same_to_the_last_byte(api: httpx.AsyncClient, run: str) -> None:
+async def test_a_process_serves_small_runs_one_after_another(api: httpx.AsyncClient, run: str) -> None:
+    (waiting,) = children()
+    stored = await api.get(f"/api/v1/runs/{run}/aggregate")
+    for _ in range(2):
+        there = await aggregate(api, run)
+        assert (there.status_code, there.content) == (200, stored.content)
+    assert children() == [waiting]
+    await asyncio.gather(*(aggregate(api, run) for _ in range(4)))
+    assert waiting in children()
+    assert len(children()) <= service.AT_ONCE
+
+
+async def test_a_refusal_does_not_end_the_process(api: httpx.AsyncClient, engine: AsyncEngine, run: str) -> None:
+    (waiting,) = children()
+    await change_a_byte(engine)
+    assert (await aggregate(api, run)).status_code == 409
+    assert children() == [waiting]
+
+
+async def test_one_that_ended_while_it_waited_is_replaced(api: httpx.AsyncClient, run: str) -> None:
+    (waiting,) = children()
+    waiting.kill()
+    await asyncio.to_thread(psutil.wait_procs, [waiting], timeout=60)
+    assert (await aggregate(api, run)).status_code == 200
+    (another,) = children()
+    assert another.pid != waiting.pid
+
+
+async def test_one_that_nobody_needs_ends_by_itself(api: httpx.AsyncClient, run: str) -> None:
+    """And what would have been its next task is computed by another."""
+    begun = subprocess.Popen(  # noqa: ASYNC220 - as the server holds it
+        [sys.executable, "-c", "from lem_server.aggregation import elsewhere as e; e.IDLE_S = 0; e.answer()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert await asyncio.to_thread(begun.wait, 60) == 0
+    elsewhere.end_waiting()
+    elsewhere._idle.append(begun)
+    assert (await aggregate(api, run)).status_code == 200
+    assert len(children()) == 1
+
+
+@pytest.mark.usefixtures("_large")
+async def test_a_large_run_leaves_no_process_behind(api: httpx.AsyncClient, run: str) -> None:
     stored = await api.get(f"/api/v1/runs/{run}/aggregate")
     there = await aggregate(api, run)
     assert (there.status_code, there.content) == (200, stored.content)
@@ -94,21 +157,13 @@ async def test_what_is_large_is_counted_in_rows(
 ) -> None:
     async with engine.connect() as connection:
         rows = sum((await connection.execute(text("SELECT rows FROM chunks"))).scalars())
-    went: list[object] = []
-
-    def watched(task: service.Task) -> service.Computed:
-        went.append(task.attempt_id)
-        return compute_elsewhere(task)
-
-    compute_elsewhere = service.compute_elsewhere
-    monkeypatch.setattr(service, "compute_elsewhere", watched)
-    for least, expected in ((rows + 1, 0), (rows, 1)):
+    for least, waiting in ((rows + 1, 1), (rows, 0)):
         monkeypatch.setattr(service, "LARGE_ROWS", least)
         assert (await aggregate(api, run)).status_code == 200
-        assert len(went) == expected
+        assert len(children()) == waiting
 
 
-@pytest.mark.usefixtures("_elsewhere")
+@pytest.mark.usefixtures("_large")
 async def test_everybody_else_goes_first(api: httpx.AsyncClient, engine: AsyncEngine, run: str) -> None:
     async with held_up(engine):
         task = asyncio.create_task(aggregate(api, run))
@@ -125,21 +180,15 @@ async def test_everybody_else_goes_first(api: httpx.AsyncClient, engine: AsyncEn
     assert of_its_backend == processors or not may_move_it
 
 
-@pytest.mark.usefixtures("_elsewhere")
+@pytest.mark.usefixtures("_large")
 async def test_a_byte_that_changed_is_told_by_its_chunk(api: httpx.AsyncClient, engine: AsyncEngine, run: str) -> None:
-    async with engine.begin() as connection:
-        await connection.execute(text("SET ROLE NONE"))
-        await connection.execute(text("ALTER TABLE chunks DISABLE TRIGGER immutable"))
-        await connection.execute(
-            text("UPDATE chunks SET body = set_byte(body, 500, get_byte(body, 500) # 1) WHERE seq = 1")
-        )
-        await connection.execute(text("ALTER TABLE chunks ENABLE TRIGGER immutable"))
+    await change_a_byte(engine)
     answer = await aggregate(api, run)
     assert (answer.status_code, answer.json()["code"]) == (409, "evidence_corrupt")
     assert "chunk 1 of" in answer.json()["detail"]
 
 
-@pytest.mark.usefixtures("_elsewhere")
+@pytest.mark.usefixtures("_large")
 async def test_a_process_that_dies_is_told(
     api: httpx.AsyncClient, engine: AsyncEngine, run: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -154,7 +203,7 @@ async def test_a_process_that_dies_is_told(
     assert (await aggregate(api, run)).status_code == 200
 
 
-@pytest.mark.usefixtures("_elsewhere")
+@pytest.mark.usefixtures("_large")
 async def test_a_database_that_breaks_off_is_a_503(api: httpx.AsyncClient, engine: AsyncEngine, run: str) -> None:
     async with held_up(engine):
         task = asyncio.create_task(aggregate(api, run))
