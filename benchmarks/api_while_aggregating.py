@@ -5,9 +5,9 @@
 Starts `lem-server` with a database of its own, gives it a run of 8 million token records through the protocol that
 workers use, and asks for the list of campaigns over and over, in turn: with nothing else to do; with two small requests
 besides, at the moments when an aggregation's request begins and ends; with these and a process that counts for nothing
-at an aggregation's priority; with the run being aggregated; and with a run of 190,000 records being aggregated over and
-over. The figures are percentiles of each and their ratios to the first. What the second costs is any request's, what the
-third adds any neighbour's, the next step the aggregation's.
+at an aggregation's priority; with the run being aggregated; and with a run of 190,000 records being aggregated over
+and over. The figures are percentiles of each and their ratios to the first. What the second costs is any request's,
+what the third adds any neighbour's, the next step the aggregation's.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def main() -> None:
     print(machine_facts())
     print(f"{size.processes} processes x {size.requests} requests x {size.tokens} tokens")
     with folder_for_everybody() as folder, served(folder / "data") as url:
-        evidence = [made(folder / name, one) for name, one in (("large", size), ("small", SMALL))]
+        large, small = made(folder / "large", size), made(folder / "small", SMALL)
         token = (folder / "data" / "owner.token").read_text().strip()
-        asyncio.run(measure(url, token, *evidence, options.rounds))
+        asyncio.run(measure(url, token, large, small, options.rounds))
 
 
 def made(folder: Path, size: Size) -> Path:

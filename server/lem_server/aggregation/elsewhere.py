@@ -54,14 +54,15 @@ class Task(NamedTuple):
 def compute_elsewhere(task: Task, *, keep: bool) -> Computed:
     """What `compute` gives of what the database holds, byte for byte. Blocks.
 
-    With `keep` the process then waits for another task; else it ends, and the memory of a large run with it.
+    With `keep` it is one that waits for a task, and waits for another one then; else it is a new one that ends, and the
+    memory of a large run with it.
 
     Raises:
         AggregationError: the evidence can't be used.
         DBAPIError, OSError: the database is away.
         RuntimeError: the process died, for example because memory ran out.
     """
-    process = _waiting()
+    process = _waiting() if keep else None
     outcome = None if process is None else _asked(process, task)
     if process is None or outcome is None:  # one that had waited too long ends by itself
         process = _started()

@@ -102,13 +102,19 @@ def session_niceness(process: psutil.Process) -> int | None:
     return int(group.read_text().split()[-1]) if group.exists() else None
 
 
-async def test_a_process_serves_small_runs_one_after_another(api: httpx.AsyncClient, run: str) -> None:
+async def test_a_process_serves_small_runs_one_after_another(
+    api: httpx.AsyncClient, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (waiting,) = children()
     stored = await api.get(f"/api/v1/runs/{run}/aggregate")
     for _ in range(2):
         there = await aggregate(api, run)
         assert (there.status_code, there.content) == (200, stored.content)
     assert children() == [waiting]
+    monkeypatch.setattr(service, "LARGE_ROWS", 1)
+    assert (await aggregate(api, run)).status_code == 200
+    assert children() == [waiting], "a large run's ends, and is another"
+    monkeypatch.undo()
     await asyncio.gather(*(aggregate(api, run) for _ in range(4)))
     assert waiting in children()
     assert len(children()) <= service.AT_ONCE
@@ -158,6 +164,7 @@ async def test_what_is_large_is_counted_in_rows(
     async with engine.connect() as connection:
         rows = sum((await connection.execute(text("SELECT rows FROM chunks"))).scalars())
     for least, waiting in ((rows + 1, 1), (rows, 0)):
+        elsewhere.end_waiting()
         monkeypatch.setattr(service, "LARGE_ROWS", least)
         assert (await aggregate(api, run)).status_code == 200
         assert len(children()) == waiting
