@@ -87,7 +87,7 @@ def test_every_size_of_batch_that_arrivals_can_make_is_met_before_the_window(
 
 
 def test_with_fixed_shapes_torch_gives_up_before_the_window_and_not_in_it(model_folder: Path) -> None:
-    """Each step of a decode is a shape of its own then, so that the most graphs that a frame may have are soon there."""
+    """Each step of a decode is a shape of its own then, so that the most graphs of a frame are soon there."""
     traffic = {"mode": "open", "rate_per_s": 60, "seed": 1}
     backend, facts = served(model_folder, traffic, False, tokens=6)
     assert (facts["compiled_graphs"], facts["compiled_graphs_in_window"]) == (8, 0)
