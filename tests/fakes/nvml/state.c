@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 enum { LINE = 65536 };
@@ -326,10 +327,20 @@ static bool read_line(char *line) {
 }
 
 const struct state *state_read(bool *exists) {
+    /* The file is replaced, never written into, so that another machine is another file. */
+    static _Thread_local struct stat known;
+    struct stat found;
     const char *path = getenv("LEM_FAKE_NVML");
     FILE *file = path == NULL ? NULL : fopen(path, "r");
     *exists = file != NULL;
     if (file == NULL) return NULL;
+    bool same = fstat(fileno(file), &found) == 0 && found.st_ino == known.st_ino && found.st_size == known.st_size &&
+                found.st_mtim.tv_sec == known.st_mtim.tv_sec && found.st_mtim.tv_nsec == known.st_mtim.tv_nsec;
+    if (same) {
+        fclose(file);
+        return &current;
+    }
+    memset(&known, 0, sizeof known);
     memset(&current, 0, sizeof current);
     char line[LINE], said[LINE];
     bool good = true;
@@ -339,6 +350,7 @@ const struct state *state_read(bool *exists) {
     }
     fclose(file);
     if (!good) fprintf(stderr, "%s: not understood: %s", path, said);
+    if (good) known = found;
     return good ? &current : NULL;
 }
 
