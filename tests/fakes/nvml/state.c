@@ -331,15 +331,14 @@ const struct state *state_read(bool *exists) {
     static _Thread_local struct stat known;
     struct stat found;
     const char *path = getenv("LEM_FAKE_NVML");
-    FILE *file = path == NULL ? NULL : fopen(path, "r");
-    *exists = file != NULL;
-    if (file == NULL) return NULL;
-    bool same = fstat(fileno(file), &found) == 0 && found.st_ino == known.st_ino && found.st_size == known.st_size &&
-                found.st_mtim.tv_sec == known.st_mtim.tv_sec && found.st_mtim.tv_nsec == known.st_mtim.tv_nsec;
-    if (same) {
-        fclose(file);
+    if (path != NULL && stat(path, &found) == 0 && found.st_ino == known.st_ino && found.st_size == known.st_size &&
+        found.st_mtim.tv_sec == known.st_mtim.tv_sec && found.st_mtim.tv_nsec == known.st_mtim.tv_nsec) {
+        *exists = true;
         return &current;
     }
+    FILE *file = path == NULL ? NULL : fopen(path, "r");
+    *exists = file != NULL && fstat(fileno(file), &found) == 0;
+    if (file == NULL) return NULL;
     memset(&known, 0, sizeof known);
     memset(&current, 0, sizeof current);
     char line[LINE], said[LINE];
