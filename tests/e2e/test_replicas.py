@@ -129,7 +129,8 @@ async def undisturbed(api: httpx.AsyncClient) -> dict[str, Any]:
 
 
 def without_ids(result: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in result.items() if name not in ("run_id", "attempt_id")}
+    """The ids are among the inputs, so their digest goes with them."""
+    return {name: value for name, value in result.items() if name not in ("run_id", "attempt_id", "inputs_sha256")}
 
 
 async def run_of(api: httpx.AsyncClient, run: str) -> tuple[str, int]:
