@@ -61,6 +61,8 @@ async def held_up(engine: AsyncEngine) -> AsyncIterator[None]:
     """Nobody reads the processes' summaries until the end of this."""
     async with engine.connect() as connection:
         await connection.execute(text("SET ROLE NONE"))
+        # A process takes seconds to begin where others work, and a server's own connections may not wait that long.
+        await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         await connection.execute(text("LOCK TABLE process_results IN ACCESS EXCLUSIVE MODE"))
         yield
         await connection.rollback()
