@@ -6,8 +6,8 @@ The real sampler process runs with each source in turn:
 
 - `simulated`, which reads nothing: the figures are the sampler's own and not a driver's. More than 1 % of a core at
   50 ms or slower on one device is an error.
-- `nvml` over the simulated NVML of the tests, where a C compiler is there. That library reads its state file anew at
-  every call, so the figure holds its cost instead of a driver's, and is printed only.
+- `nvml` over the simulated NVML of the tests, where a C compiler is there. That library looks at its state file
+  at every call, so the figure holds its cost instead of a driver's, and is printed only.
 - `codecarbon`, where it can be opened; its tasks are most of the figure, which is printed only.
 
 Beside them, in the same run, the peer: a loop that reads and then sleeps for the interval, as monitoring threads

@@ -2,7 +2,8 @@
 
 `float32` is the rate of plain float32 arithmetic, `tensorfloat32` that of float32 numbers multiplied in TF32, which
 engines use only where they are told to. Where a data sheet gives a rate with sparsity alone, half of it stands here, as
-the sheet's own footnote says. A format that a sheet does not state is left out; so is a GPU without a public sheet.
+the sheet's own footnote says. Sheets were read in copies and quotations of them. A format that a sheet does not state,
+or of which no copy was found, is left out; so is a GPU without a public sheet.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ GPU_PEAKS: tuple[GpuPeak, ...] = (
     _peak(r"Tesla V100S-PCIE-\d+GB", "NVIDIA V100 data sheet, January 2020 (V100S PCIe)", float32=16.4, float16=130),
     _peak(r"Tesla T4", "NVIDIA T4 data sheet, 2019", float32=8.1, float16=65),
     _peak(r"(NVIDIA )?A10", "NVIDIA A10 data sheet, 2021", float32=31.2, tensorfloat32=62.5, float16=125, bfloat16=125),
-    _peak(r"(NVIDIA )?A30", "NVIDIA A30 data sheet, 2022", float32=10.3, tensorfloat32=82, float16=165, bfloat16=165),
+    _peak(r"(NVIDIA )?A30", "NVIDIA A30 data sheet, 2022", float32=10.3, float16=165, bfloat16=165),
     _peak(
         r"(NVIDIA )?A40",
         "NVIDIA A40 data sheet, 2021",
@@ -55,7 +56,6 @@ GPU_PEAKS: tuple[GpuPeak, ...] = (
         r"NVIDIA L4",
         "NVIDIA L4 data sheet, 2023",
         float32=30.3,
-        tensorfloat32=60,
         float16=121,
         bfloat16=121,
         float8=242.5,
@@ -98,15 +98,7 @@ GPU_PEAKS: tuple[GpuPeak, ...] = (
         bfloat16=989.5,
         float8=1979,
     ),
-    _peak(
-        r"NVIDIA H100 NVL",
-        "NVIDIA H100 data sheet, 2024 (H100 NVL)",
-        float32=60,
-        tensorfloat32=417.5,
-        float16=835.5,
-        bfloat16=835.5,
-        float8=1670.5,
-    ),
+    _peak(r"NVIDIA H100 NVL", "NVIDIA H100 data sheet, 2024 (H100 NVL)", bfloat16=835.5),
     _peak(
         r"NVIDIA H200",
         "NVIDIA H200 data sheet, 2023 (H200 SXM)",

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,23 @@ def only_run(house: Any, path: Path) -> Any:
             pass
         [run] = client.runs(campaign_id=name)
         return run
+
+
+def result_of_disturbed(house: Any, path: Path, disturb: Callable[[], None]) -> RunResult:
+    """What comes of the campaign's run where this is done within its window."""
+    name = submitted(house, path)
+    with house.client() as client:
+        events = client.follow_campaign(name)
+        for event in events:
+            if isinstance(event, RunProgressEvent) and event.progress.phase == "measure":
+                break
+        disturb()
+        for _ in events:
+            pass
+        [run] = client.runs(campaign_id=name)
+        assert run.state is RunState.COMPLETED, run.message
+        result: RunResult = client.aggregate(run.id)
+        return result
 
 
 def found_in(result: RunResult) -> dict[str, Finding]:
@@ -183,21 +200,14 @@ def test_a_machine_that_stops_and_whose_clock_is_set_is_found_out(
         traffic={"mode": "open", "rate_per_s": 100, "arrivals": "constant"},
         simulated={"batch_size": 64, "decode_ms_per_token": 0, "prefill_ms_per_token": 0},
     )
-    name = submitted(shared_house, path)
-    with shared_house.client() as client:
-        events = client.follow_campaign(name)
-        for event in events:
-            if isinstance(event, RunProgressEvent) and event.progress.phase == "measure":
-                break
+
+    def disturb() -> None:
         wall_clock.jump(3600)
         for _ in range(3):
             with stopped(worker, ("lem_worker.rank", "lem_worker.energy.sampler")):
                 time.sleep(0.4)
-        for _ in events:
-            pass
-        [run] = client.runs(campaign_id=name)
-        assert run.state is RunState.COMPLETED, run.message
-        result = client.aggregate(run.id)
+
+    result = result_of_disturbed(shared_house, path, disturb)
     found = found_in(result)
     assert {"late_arrivals", "sampling_gaps", "sampler_overload", "clock_jump"} <= set(found)
     assert found["clock_jump"].numbers["jump_s"] == pytest.approx(3600, abs=1)
@@ -219,19 +229,12 @@ def test_a_machine_that_stops_while_a_trace_is_replayed_is_found_out(
         traffic={"mode": "open", "arrivals": "trace", "trace_file": "arrivals.txt"},
         simulated={"batch_size": 64, "decode_ms_per_token": 0, "prefill_ms_per_token": 0},
     )
-    name = submitted(shared_house, path)
-    with shared_house.client() as client:
-        events = client.follow_campaign(name)
-        for event in events:
-            if isinstance(event, RunProgressEvent) and event.progress.phase == "measure":
-                break
+
+    def disturb() -> None:
         with stopped(worker, ("lem_worker.rank",)):
             time.sleep(0.5)
-        for _ in events:
-            pass
-        [run] = client.runs(campaign_id=name)
-        assert run.state is RunState.COMPLETED, run.message
-        found = found_in(client.aggregate(run.id))
+
+    found = found_in(result_of_disturbed(shared_house, path, disturb))
     assert found["late_arrivals"].numbers["latest_ms"] > 300
     assert "use a trace of fewer arrivals a second" in found["late_arrivals"].message
 

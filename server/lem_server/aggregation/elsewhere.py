@@ -36,7 +36,7 @@ from lem_server.aggregation.stored import stored_chunks, stored_inputs
 from lem_server.database.engine import make_engine
 
 IDLE_S = 60.0
-"""So long a process waits for another task; it holds some 150 MB meanwhile."""
+"""So long a process waits for another task; it holds 110 to 190 MB meanwhile."""
 
 _idle: list[subprocess.Popen[bytes]] = []
 _lock = threading.Lock()

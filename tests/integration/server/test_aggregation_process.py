@@ -113,10 +113,10 @@ async def test_a_process_serves_small_runs_one_after_another(
         there = await aggregate(api, run)
         assert (there.status_code, there.content) == (200, stored.content)
     assert children() == [waiting]
-    monkeypatch.setattr(service, "LARGE_ROWS", 1)
-    assert (await aggregate(api, run)).status_code == 200
+    with monkeypatch.context() as patched:
+        patched.setattr(service, "LARGE_ROWS", 1)
+        assert (await aggregate(api, run)).status_code == 200
     assert children() == [waiting], "a large run's ends, and is another"
-    monkeypatch.undo()
     await asyncio.gather(*(aggregate(api, run) for _ in range(4)))
     assert waiting in children()
     assert len(children()) <= service.AT_ONCE

@@ -52,10 +52,10 @@ class House:
         mean = self.history.mean_w(self.begun_ns)
         return {} if mean is None else {"GPU-0": mean}
 
-    def until_answer(self, most_s: float) -> Message | None:
+    def until_answer(self, most_s: float, tick_ns: int = TICK) -> Message | None:
         end_ns = self.now_ns + round(most_s * SECOND)
         while self.now_ns < end_ns:
-            self.now_ns += TICK
+            self.now_ns += tick_ns
             if self.watts is not None:
                 self.history.add(self.now_ns, self.watts)
             if (answer := self.quiet.look(self.now_ns)) is not None:
@@ -115,6 +115,18 @@ def test_a_power_that_is_not_told_for_a_moment_is_waited_for() -> None:
     assert house.until_answer(1) is None
     house.watts = 50.0
     answer = house.until_answer(1)
+    assert isinstance(answer, Baselined) and answer.stationary
+
+
+def test_one_reading_that_fails_is_waited_for_however_seldom_power_is_read() -> None:
+    house = House(baseline=BaselineConfig(min_s=15, max_s=60))
+    house.quiet.begin(Baseline(context="ready"), house.now_ns)
+    tick_ns = 5 * SECOND
+    assert house.until_answer(10, tick_ns) is None
+    house.watts = None
+    assert house.until_answer(5, tick_ns) is None
+    house.watts = 50.0
+    answer = house.until_answer(30, tick_ns)
     assert isinstance(answer, Baselined) and answer.stationary
 
 

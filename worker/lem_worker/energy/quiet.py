@@ -16,8 +16,9 @@ from lem_worker.recorder import Rows
 IDLE_TOLERANCE = 0.10
 """Power is back to idle within this fraction of the ready baseline."""
 UNTOLD_S = 2.0
-"""What nobody has told for so long is not waited for. A reading that failed once is told again sooner, as the slowest
-source is read every second."""
+"""What nobody has told for so long, and at two looks on end, is not waited for: a reading that failed once is told
+again by then, as the slowest source is read every second, or at the next look where those come more seldom."""
+_FEWEST_LOOKS = 2
 
 
 class Readings(Protocol):
@@ -50,18 +51,22 @@ class Quiet:
         self._waiting: Baseline | Settle | None = None
         self._began_ns = 0
         self._told_ns = 0
+        self._untold_looks = 0
         self._ready_w: float | None = None
 
     def begin(self, what: Baseline | Settle, now_ns: int) -> None:
         """Begin to wait."""
-        self._waiting, self._began_ns, self._told_ns = what, now_ns, now_ns
+        self._waiting, self._began_ns = what, now_ns
+        self._told_ns, self._untold_looks = now_ns, 0
         self._readings.begin_means()
         self._mark(what, "begin", now_ns, {"context": what.context} if isinstance(what, Baseline) else {})
 
     def look(self, now_ns: int) -> Message | None:
         """The answer, once the wait is over."""
         if self._is_told():
-            self._told_ns = now_ns
+            self._told_ns, self._untold_looks = now_ns, 0
+        else:
+            self._untold_looks += 1
         match self._waiting:
             case Baseline() as baseline:
                 return self._look_at_baseline(baseline, now_ns)
@@ -142,7 +147,7 @@ class Quiet:
         )
 
     def _is_untold(self, now_ns: int) -> bool:
-        return (now_ns - self._told_ns) / 1e9 >= UNTOLD_S
+        return self._untold_looks >= _FEWEST_LOOKS and (now_ns - self._told_ns) / 1e9 >= UNTOLD_S
 
     def _mark(
         self, what: Baseline | Settle, edge: Literal["begin", "end"], now_ns: int, detail: dict[str, JsonValue]
