@@ -149,7 +149,7 @@ def test_the_others(house: Any, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.smollm2
 def test_the_quickstart_by_the_demonstration(model_cache: Path) -> None:
     """`make demo`: `lemctl up`, then `lemctl run examples/quickstart.yaml`."""
@@ -160,7 +160,7 @@ def test_the_quickstart_by_the_demonstration(model_cache: Path) -> None:
             env={**kept, "LEM_CACHE_DIR": str(model_cache), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=900,
+            timeout=1700,
             check=False,
         )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -197,10 +197,18 @@ class WarmupConfig(ConfigModel):
 
     enabled: bool = Field(default=True, description="Warm up at all.")
     min_requests: int = Field(
-        default=5, ge=1, le=10_000, description="Fewest warm-up requests (batches).", json_schema_extra=unit("requests")
+        default=5,
+        ge=1,
+        le=10_000,
+        description="Fewest warm-up requests; a batch is one.",
+        json_schema_extra=unit("requests"),
     )
     max_requests: int = Field(
-        default=50, ge=1, le=10_000, description="The cap, converged or not.", json_schema_extra=unit("requests")
+        default=50,
+        ge=1,
+        le=10_000,
+        description="The cap, converged or not; a batch is one.",
+        json_schema_extra=unit("requests"),
     )
     cv_threshold: float = Field(
         default=0.05,
