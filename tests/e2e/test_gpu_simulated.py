@@ -358,11 +358,11 @@ def test_a_driver_that_answers_slowly_is_said_to_leave_few_samples(
 def test_readings_that_fail_beside_power_cost_no_energy_and_are_told(
     shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
 ) -> None:
-    failing = ("nvmlDeviceGetTemperature", "nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetVbiosVersion")
     nvml.write(
         f"origin_ns {time.monotonic_ns()}",
         *(line for uuid in (A, B) for line in (gpu(uuid), power(uuid, constant(300)))),
-        *(f"error {symbol} 999 {NUMBERS[A]}" for symbol in failing),
+        *(f"error {symbol} 999 {NUMBERS[A]}" for symbol in ("nvmlDeviceGetTemperature", "nvmlDeviceGetVbiosVersion")),
+        f"error nvmlDeviceGetComputeRunningProcesses 999 {NUMBERS[A]} call 2",
         f"error nvmlDeviceGetTotalEnergyConsumption 999 {NUMBERS[B]} call 20",
     )
     energy = {"sources": ["nvml"], "interval_ms": 20, "required": True}

@@ -20,6 +20,10 @@ from lem_worker.recorder import Recorder
 
 TEXTS = ("one", "two words", "three words here", "four", "five words")
 ROWS = 6
+RATE_PER_S = 1000
+"""Sooner than the fastest machine serves them, so that some wait together."""
+REQUESTS = 25
+"""No multiple of `ROWS`: however they wait, not all batches have the same size."""
 
 
 class Noting(PyTorchBackend):
@@ -58,7 +62,7 @@ def served(
         backend,
         prompts,
         Window().recorder,
-        goal=Goal(0, 24),
+        goal=Goal(0, REQUESTS),
         seed=0,
         between_batches=lambda: None,
         traffic=TrafficConfig.model_validate(traffic),
@@ -72,7 +76,7 @@ def served(
 @pytest.mark.parametrize(
     ("traffic", "most"),
     [
-        ({"mode": "open", "rate_per_s": 60, "seed": 1}, ROWS),
+        ({"mode": "open", "rate_per_s": RATE_PER_S, "seed": 1}, ROWS),
         ({"mode": "closed", "concurrency": 3}, 3),
     ],
     ids=["open", "closed"],
@@ -88,7 +92,7 @@ def test_every_size_of_batch_that_arrivals_can_make_is_met_before_the_window(
 
 def test_with_fixed_shapes_torch_gives_up_before_the_window_and_not_in_it(model_folder: Path) -> None:
     """Each step of a decode is a shape of its own then, so that the most graphs of a frame are soon there."""
-    traffic = {"mode": "open", "rate_per_s": 60, "seed": 1}
+    traffic = {"mode": "open", "rate_per_s": RATE_PER_S, "seed": 1}
     backend, facts = served(model_folder, traffic, False, tokens=6)
     assert (facts["compiled_graphs"], facts["compiled_graphs_in_window"]) == (8, 0)
     assert facts["runs_uncompiled"] is True
