@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator
 
@@ -83,4 +84,8 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    # Not `sys.exit`: threads that the library left behind may abort an interpreter that ends ("terminate called without
+    # an active exception"), after everything was said.
+    os._exit(code)

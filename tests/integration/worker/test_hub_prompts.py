@@ -42,11 +42,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def ask(folder: Path, cache: Path, most: str = "", **source: Any) -> subprocess.CompletedProcess[str]:
+def ask(
+    folder: Path, cache: Path, most: str = "", path: str | None = None, **source: Any
+) -> subprocess.CompletedProcess[str]:
+    python_path = {} if path is None else {"PYTHONPATH": path}
     wanted = HuggingFacePrompts.model_validate({"dataset": str(folder), "column": "question", **source})
     return subprocess.run(
         [sys.executable, "-m", "lem_worker.hub_prompts", wanted.model_dump_json(), most],
-        env={**os.environ, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "LEM_PARENT": str(os.getpid())},
+        env={**os.environ, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "LEM_PARENT": str(os.getpid()), **python_path},
         capture_output=True,
         text=True,
         check=False,
@@ -75,6 +78,14 @@ def test_texts_come_from_the_subset_the_split_and_the_column(
     done = ask(folder, tmp_path / "cache", most, **source)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == texts
+
+
+def test_a_library_that_aborts_the_end_of_its_interpreter_costs_nothing(folder: Path, tmp_path: Path) -> None:
+    """As its threads do now and then on a busy machine: "terminate called without an active exception"."""
+    (tmp_path / "sitecustomize.py").write_text("import atexit, os\natexit.register(os.abort)\n")
+    done = ask(folder, tmp_path / "cache", path=str(tmp_path), subset="small")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == ["one", "two", "three"]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from factories.fake_daemon import FAKES, nothing_lives_of, until
 from factories.fake_server import FakeServer
 from factories.pytorch_run import copied
+from lem_domain.evidence import PhaseName
 from lem_domain.states import FailureReason
 from lem_worker.processes import ATTEMPT_VARIABLE
 
@@ -54,7 +55,7 @@ async def test_each_failure_has_its_reason_and_the_worker_goes_on(
     good = server.enqueue(**a_run(model_folder))
 
     working = asyncio.create_task(work(modules=REAL_RANK, backend="pytorch"))
-    await until(lambda: crash in server.started or working.done(), within_s=280)
+    await until(lambda: _is_measured(server, crash) or working.done(), within_s=280)
     _rank_of(crash).send_signal(signal.SIGSEGV)
     await working
 
@@ -95,6 +96,11 @@ def whose_weights_never_come(folder: Path) -> Path:
     weights.unlink()
     os.mkfifo(folder / "shard.safetensors")
     return folder
+
+
+def _is_measured(server: FakeServer, attempt: str) -> bool:
+    told = [one.progress for beat in server.beats for one in beat.attempts if one.attempt_id == attempt]
+    return any(progress is not None and progress.phase == PhaseName.MEASURE for progress in told)
 
 
 def _rank_of(attempt: str) -> psutil.Process:
