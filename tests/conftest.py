@@ -15,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -28,6 +27,7 @@ from hypothesis import settings
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from factories.folders import database_folder
 from lem_server.access.service import OWNER_TOKEN_FILE
 from lem_server.app import create_app
 from lem_server.database.engine import database_url as checked_url
@@ -44,7 +44,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TEMPLATE = "lem_template"
-IN_A_HURRY = ("fsync = off", "full_page_writes = off", "synchronous_commit = off")
+IN_A_HURRY = ("fsync = off", "full_page_writes = off", "synchronous_commit = off", "max_wal_size = '128MB'")
 """Nothing of the tests' cluster need survive a power cut, and a database of its own for every test is a lot to sync;
 what is promised about kills and cuts is tested on clusters of their own."""
 
@@ -69,8 +69,7 @@ def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
     with _Locked(shared / "cluster.lock"):
         state = json.loads(note.read_text()) if note.exists() else None
         if state is None:
-            folder = Path(tempfile.mkdtemp(prefix="lem-tests-"))
-            folder.chmod(0o755)
+            folder = database_folder("lem-tests-")
             started, pid = _start(folder)
             state = {"users": 0, "folder": str(folder), "url": started, "pid": pid}
             asyncio.run(_hurry(checked_url(started)))

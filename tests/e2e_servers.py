@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
+from factories.folders import database_folder
 from lem_client import Client
 from lem_server.access.service import OWNER_TOKEN_FILE
 from lem_server.database.embedded import EmbeddedPostgres
@@ -89,14 +89,10 @@ class ServerProcess:
 
 
 class Cluster:
-    """A PostgreSQL, the servers on it and their workers; everything is gone after `stop`.
-
-    Not below pytest's own folder: that is for one user only, and as root PostgreSQL runs as another.
-    """
+    """A PostgreSQL, the servers on it and their workers; everything is gone after `stop`."""
 
     def __init__(self, **environment: str) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="lem-replicas-"))
-        self.folder.chmod(0o755)
+        self.folder = database_folder("lem-replicas-")
         self.postgres = EmbeddedPostgres(self.folder / "postgres")
         self.servers: dict[str, ServerProcess] = {}
         self._workers: list[subprocess.Popen[bytes]] = []

@@ -9,13 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
+from factories.folders import database_folder
 from lem_client import Client
 
 BIN = Path(os.environ.get("LEM_TEST_BIN") or Path(sys.executable).parent)
@@ -138,11 +138,8 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextlib.contextmanager
 def running_house(cache: Path) -> Iterator[House]:
-    """A server that is up; workers are started by the test.
-
-    Not below pytest's own folder: that is for one user only, and as root PostgreSQL runs as another.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="lem-e2e-"))
+    """A server that is up; workers are started by the test."""
+    folder = database_folder("lem-e2e-")
     made = House(folder, cache)
     try:
         made.start_server()

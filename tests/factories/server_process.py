@@ -9,12 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
 import psutil
+
+from factories.folders import database_folder
 
 COMMAND = Path(sys.executable).parent / "lem-server"
 READY = re.compile(r"^LEM server ready at (http://\S+) \(data in (.+)\)$")
@@ -24,12 +25,8 @@ ENDS_WITHIN_S = 60
 
 @contextlib.contextmanager
 def folder_for_everybody() -> Iterator[Path]:
-    """A folder that is gone afterwards.
-
-    Not below pytest's own: each session of it closes that to other users, and as root PostgreSQL runs as another.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="lem-server-"))
-    folder.chmod(0o755)
+    """A folder that is gone afterwards."""
+    folder = database_folder("lem-server-")
     try:
         yield folder
     finally:

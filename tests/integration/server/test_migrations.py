@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import tempfile
-from pathlib import Path
 
 import asyncpg
 import pytest
@@ -15,6 +13,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from factories.folders import database_folder
 from lem_server.database.embedded import EmbeddedPostgres
 from lem_server.database.engine import make_engine
 from lem_server.database.migrate import (
@@ -82,7 +81,7 @@ async def test_the_tables_are_those_of_the_metadata(engine: AsyncEngine) -> None
 
 async def test_a_login_that_may_make_roles_but_is_no_superuser_acts_under_the_role() -> None:
     """The usual owner of a managed database. A cluster of its own, because the role belongs to the whole cluster."""
-    folder = Path(tempfile.mkdtemp(prefix="lem-roles-"))
+    folder = database_folder("lem-roles-")
     postgres = EmbeddedPostgres(folder / "postgres")
     await asyncio.to_thread(postgres.start)
     try:

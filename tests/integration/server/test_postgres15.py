@@ -7,7 +7,6 @@ import os
 import pwd
 import shutil
 import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from factories.folders import database_folder
 from factories.runs import run_ids, submit
 from factories.worker import FakeWorker, plain_evidence
 from lem_domain.results import RunResult
@@ -52,7 +52,7 @@ def as_postgres(*command: str | Path) -> None:
 @pytest.fixture(scope="module")
 def postgres15() -> Iterator[URL]:
     """A PostgreSQL 15 on a unix socket; its folder's name is short, because a socket's may not be long."""
-    folder = Path(tempfile.mkdtemp(prefix="lem15-"))
+    folder = database_folder("lem15-")
     try:
         if os.geteuid() == 0:
             shutil.chown(folder, "postgres")
