@@ -1,7 +1,7 @@
 """Every example that needs no GPU and no engine beside PyTorch, as its user runs it: the file as it stands.
 
-The quick ones run in the default suite, some at a time on one server with a worker for each backend, like after
-`lemctl up`, and two more. Those of real models take minutes. A file that is in neither table must say why.
+They run some at a time on one server with a worker for each backend, like after `lemctl up`, and two more, the first of
+them in the default suite. Those of real models take minutes. A file that is in none of the tables must say why.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ QUICK: Final = {
     "failure-drill.yaml": Story(
         {"dies while measuring": ["inference"], "lies about its batch size": ["not_as_requested"]}, code=1
     ),
+    "inheritance.yaml": Story({"inheritance": []}),
+}
+MORE: Final = {
     "include-exclude.yaml": Story(
         {
             "batch_size=1, max_tokens=8": [],
@@ -49,7 +52,6 @@ QUICK: Final = {
             "batch_size=2": [],
         }
     ),
-    "inheritance.yaml": Story({"inheritance": []}),
     "open-traffic.yaml": Story({"rate_per_s=20": [], "rate_per_s=60": []}),
     "presets.yaml": Story({"presets": []}),
     "refused.yaml": Story({"batch_size=1": [], "batch_size=2": []}),
@@ -108,20 +110,30 @@ def mean(results: dict[str, Any], experiment: str, metric: str) -> float:
 
 def test_every_example_is_run_or_says_why_not() -> None:
     files = sorted(path.name for path in EXAMPLES.iterdir() if path.suffix in (".yaml", ".yml", ".toml", ".json"))
-    assert sorted([*QUICK, *SLOW, *BY_THE_DEMONSTRATION, *EXCUSED]) == files
+    assert sorted([*QUICK, *MORE, *SLOW, *BY_THE_DEMONSTRATION, *EXCUSED]) == files
     assert len(files) >= 12
 
 
-def test_the_quick_ones(house: Any) -> None:
+def results_of(house: Any, stories: dict[str, Story]) -> dict[str, Any]:
+    """What came of these examples, which is as their stories have it."""
     for number, backend in enumerate(("pytorch", "simulated", "simulated", "simulated")):
         house.start_worker(backend, name=f"{backend}-{number}")
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        running = {name: pool.submit(run, house, name, story) for name, story in QUICK.items()}
+        running = {name: pool.submit(run, house, name, story) for name, story in stories.items()}
     ended = {name: one.result() for name, one in running.items()}
     came = {name: story for name, (story, _, _) in ended.items()}
-    assert came == QUICK, {name: said for name, (_, _, said) in ended.items()}
+    assert came == stories, {name: said for name, (_, _, said) in ended.items()}
+    return {name: results for name, (_, results, _) in ended.items()}
 
-    known = ended["simulated.yaml"][1]
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_more_of_them(house: Any) -> None:
+    results_of(house, MORE)
+
+
+def test_the_quick_ones(house: Any) -> None:
+    known = results_of(house, QUICK)["simulated.yaml"]
     one, eight = (mean(known, f"batch_size={size}", "efficiency.energy_per_output_token_j") for size in (1, 8))
     least = 100 * 0.002 * 31 / 32  # W, s per step, and steps per 32 tokens: the first one comes with the prompt
     assert one > least

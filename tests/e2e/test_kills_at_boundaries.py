@@ -14,7 +14,9 @@ from lem_domain.states import RunState
 pytestmark = pytest.mark.timeout(300)
 
 LONG_S = 120.0
-EARLY, LATE = ("load", "warmup"), ("measure", "sealing")
+POINTS = ("load", "warmup", "measure", "sealing")
+QUICK = {("server", "measure"), ("postgresql", "sealing")}
+"""The others are in the slow suite."""
 STORY = ["queued", "initialised", "running", "completed"]
 SPEC = CampaignSpec.model_validate(
     {
@@ -51,8 +53,14 @@ def wait_until(what: str, holds: Callable[[], bool], cluster: Cluster) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("point", [*(pytest.param(one, marks=pytest.mark.slow) for one in EARLY), *LATE])
-@pytest.mark.parametrize("victim", ["server", "postgresql"])
+@pytest.mark.parametrize(
+    ("victim", "point"),
+    [
+        pytest.param(victim, point, marks=() if (victim, point) in QUICK else pytest.mark.slow)
+        for victim in ("server", "postgresql")
+        for point in POINTS
+    ],
+)
 def test_a_run_goes_on_over_a_kill_of(cluster: Cluster, victim: str, point: str) -> None:
     """What the worker says next (that it is ready, its evidence, its end) meets nobody, and is said again."""
     name = f"{victim}-{point}"

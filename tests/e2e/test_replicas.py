@@ -150,7 +150,9 @@ async def test_the_owners_token_of_either_server_is_good_at_both(
             assert (await client.get("/api/v1/tokens", headers=headers)).status_code == 200
 
 
-@pytest.mark.parametrize("moment", ["half of the body is sent", "the transaction is open"])
+@pytest.mark.parametrize(
+    "moment", [pytest.param("half of the body is sent", marks=pytest.mark.slow), "the transaction is open"]
+)
 async def test_a_server_killed_in_the_middle_of_an_upload(
     cluster: Cluster, one: ServerProcess, at_one: httpx.AsyncClient, at_two: httpx.AsyncClient, moment: str
 ) -> None:
@@ -233,6 +235,7 @@ async def test_a_server_killed_while_it_verifies_a_manifest(
     assert await run_of(at_two, assignment.run_id) == ("completed", 1)
 
 
+@pytest.mark.slow
 async def test_a_server_killed_while_a_worker_waits_for_work(
     one: ServerProcess, at_one: httpx.AsyncClient, at_two: httpx.AsyncClient
 ) -> None:
@@ -254,6 +257,7 @@ async def test_a_server_killed_while_a_worker_waits_for_work(
     assert await run_of(at_two, answer.json()["run_id"]) == ("initialised", 1)
 
 
+@pytest.mark.slow
 async def test_a_server_killed_while_it_gives_a_run_away(
     cluster: Cluster, one: ServerProcess, at_one: httpx.AsyncClient, at_two: httpx.AsyncClient
 ) -> None:
@@ -271,6 +275,7 @@ async def test_a_server_killed_while_it_gives_a_run_away(
     assert await run_of(at_two, answer.json()["run_id"]) == ("initialised", 1)
 
 
+@pytest.mark.slow
 async def test_a_server_killed_while_it_stores_a_campaign(
     cluster: Cluster, one: ServerProcess, at_one: httpx.AsyncClient, at_two: httpx.AsyncClient
 ) -> None:

@@ -61,6 +61,7 @@ def test_a_missing_engine_is_a_row_of_the_table_and_touches_nobody_else(house: A
     assert "Dockerfile.trt" in shown
 
 
+@pytest.mark.slow
 def test_a_worker_is_fit_after_every_simulated_failure(house: Any, tmp_path: Path) -> None:
     house.start_worker("simulated")
     failures = [

@@ -95,7 +95,13 @@ async def waiting_backend(engine: AsyncEngine) -> int:
 
 
 def children(of: int | None = None) -> list[psutil.Process]:
-    return [one for one in psutil.Process(of).children(recursive=True) if "lem_server.aggregation" in one.cmdline()]
+    return [one for one in psutil.Process(of).children(recursive=True) if _aggregates(one)]
+
+
+def _aggregates(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):  # it ends meanwhile
+        return "lem_server.aggregation" in process.cmdline()
+    return False
 
 
 def session_niceness(process: psutil.Process) -> int | None:

@@ -78,6 +78,7 @@ async def give_results(database_url: URL) -> None:
         await connection.close()
 
 
+@pytest.mark.slow
 async def test_the_largest_campaign_is_taken_and_its_results_are_told(server: Server, database_url: URL) -> None:
     async with server.api() as api:
         (await api.get("/api/v1/campaigns")).raise_for_status()

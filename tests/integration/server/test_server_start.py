@@ -282,8 +282,15 @@ async def somebody_waits_to_migrate(connection: asyncpg.Connection) -> None:
 # --- two on one folder ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize("first_ends", [True, False], ids=["the first", "the second"])
+@pytest.mark.parametrize(
+    ("first_ends", "number"),
+    [
+        pytest.param(True, signal.SIGTERM, id="the first is told to", marks=pytest.mark.slow),
+        pytest.param(True, signal.SIGKILL, id="the first is killed"),
+        pytest.param(False, signal.SIGTERM, id="the second is told to"),
+        pytest.param(False, signal.SIGKILL, id="the second is killed", marks=pytest.mark.slow),
+    ],
+)
 async def test_whichever_of_two_servers_ends_the_other_goes_on_and_the_last_stops_postgresql(
     server: Server, second: Server, number: signal.Signals, first_ends: bool
 ) -> None:

@@ -230,11 +230,11 @@ async def test_after_three_failures_of_the_machine_nothing_is_claimed_for_a_whil
 @pytest.mark.parametrize(
     ("endings", "pauses"),
     [
-        ("die die die result die die", 1),
+        pytest.param("die die die result die die", 1, marks=pytest.mark.slow),
         ("die die result die die die die", 2),
-        ("die missing_model missing_dataset die missing_model", 0),
+        pytest.param("die missing_model missing_dataset die missing_model", 0, marks=pytest.mark.slow),
         ("die die missing_model die result", 1),
-        ("long_prompt long_prompt long_prompt long_prompt", 0),
+        pytest.param("long_prompt long_prompt long_prompt long_prompt", 0, marks=pytest.mark.slow),
     ],
 )
 async def test_only_the_machine_opens_the_circuit_breaker_and_only_a_result_closes_it(

@@ -25,9 +25,9 @@ SHORT: dict[str, Any] = {
 }
 QUICK = {
     "rank": ("load", "measure"),
-    "sampler": ("measure", "sealing"),
-    "beat": ("warmup", "completing"),
-    "daemon": ("measure", "completing"),
+    "sampler": ("sealing",),
+    "beat": ("completing",),
+    "daemon": ("measure",),
 }
 """The others are in the slow suite."""
 POINTS = ("load", "warmup", "before start", "measure", "sealing", "completing")

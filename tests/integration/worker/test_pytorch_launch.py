@@ -69,7 +69,10 @@ async def test_fewer_processes_than_asked_for_are_noticed(
     assert await nothing_lives_of(attempt)
 
 
-@pytest.mark.parametrize(("victim", "says"), [("lem_worker.rank", "SIGKILL"), ("lem_worker.launcher", "SIGKILL")])
+@pytest.mark.parametrize(
+    ("victim", "says"),
+    [pytest.param("lem_worker.rank", "SIGKILL", marks=pytest.mark.slow), ("lem_worker.launcher", "SIGKILL")],
+)
 async def test_a_kill_of_one_process_ends_all_of_them(
     server: FakeServer, work: Work, model_folder: Path, victim: str, says: str
 ) -> None:

@@ -393,6 +393,7 @@ def test_tokens_queueing_and_cached_prompts_are_recorded(stage: Stage, rank: Cal
     }
 
 
+@pytest.mark.slow
 def test_the_format_of_a_quantised_checkpoint_s_arithmetic_is_not_guessed(
     stage: Stage, rank: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -407,6 +408,7 @@ def test_the_format_of_a_quantised_checkpoint_s_arithmetic_is_not_guessed(
         shutil.rmtree(stage.folder / "spool")
 
 
+@pytest.mark.slow
 def test_how_much_of_a_prompt_was_cached_is_said_only_where_it_is_known(
     stage: Stage, rank: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -435,6 +437,7 @@ def test_no_round_of_warm_up_and_no_repetition_is_served_from_the_blocks_of_anot
     assert set(stage.told("reused_blocks")) == {0}
 
 
+@pytest.mark.slow
 def test_a_time_on_another_clock_is_no_time(stage: Stage, rank: Callable[..., Any]) -> None:
     stage.orders["clock"] = "foreign"
     process = rank()
@@ -501,6 +504,7 @@ def test_an_engine_is_built_as_asked_and_described_by_itself(stage: Stage, live:
     assert stage.told("save") == []
 
 
+@pytest.mark.slow
 def test_a_kept_engine_measures_and_says_that_it_was_kept(stage: Stage, live: Live, rank: Callable[..., Any]) -> None:
     cache = {"build_engine": True, "engine_cache_dir": str(stage.folder / "engines")}
     live(tensorrt=cache)
