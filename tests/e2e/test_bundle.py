@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from e2e.conftest import House, running_house
 
 CAMPAIGN = """\
@@ -21,6 +23,7 @@ sweep: {simulated.power_w: [50, 100]}
 """
 
 
+@pytest.mark.slow
 def test_results_are_the_same_on_another_server(house: House, model_cache: Path) -> None:
     (house.folder / "prompts.txt").write_text("Why is the sky blue?\nWhat is a watt?\n")
     (house.folder / "study.yaml").write_text(CAMPAIGN)

@@ -146,6 +146,7 @@ class Follower(threading.Thread):
             self.failure = error
 
 
+@pytest.mark.slow
 def test_postgresql_is_restarted_under_a_running_server(cluster: Cluster, server: ServerProcess) -> None:
     cluster.start_worker(server.url, "worker")
     key = {"Idempotency-Key": "one"}

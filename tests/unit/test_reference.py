@@ -15,6 +15,7 @@ from lem_domain.config.schema import campaign_file_schema
 from reference.__main__ import FOLDER, written
 
 ROOT = Path(__file__).parents[2]
+SCHEMA = jsonschema.Draft202012Validator(campaign_file_schema())
 EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
 
 
@@ -31,7 +32,7 @@ def test_the_reference_has_every_key() -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_every_example_is_valid_for_the_schema_and_for_the_client(path: Path) -> None:
-    jsonschema.validate(read_document(path).values, campaign_file_schema(), jsonschema.Draft202012Validator)
+    SCHEMA.validate(read_document(path).values)
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert first == "# yaml-language-server: $schema=../docs/reference/campaign.schema.json"
     if not path.name.startswith("base-"):
@@ -57,7 +58,7 @@ def test_every_example_is_valid_for_the_schema_and_for_the_client(path: Path) ->
 )
 def test_the_schema_refuses_what_the_client_refuses(document: dict[str, object]) -> None:
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(document, campaign_file_schema(), jsonschema.Draft202012Validator)
+        SCHEMA.validate(document)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_the_schema_refuses_what_the_client_refuses(document: dict[str, object])
     ],
 )
 def test_the_schema_takes_what_the_client_takes(document: dict[str, object], tmp_path: Path) -> None:
-    jsonschema.validate(document, campaign_file_schema(), jsonschema.Draft202012Validator)
+    SCHEMA.validate(document)
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump({"on_refused": "skip", **document}))
     assert load_campaign_file(path).plan.experiments

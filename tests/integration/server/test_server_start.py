@@ -108,7 +108,15 @@ def test_a_database_that_was_used_and_is_damaged_is_refused_and_left_alone(serve
     assert (folder / "base" / "5").is_dir()
 
 
-@pytest.mark.parametrize("lines", [0, 1, 3, 8], ids=["empty", "only the number", "cut off", "whole"])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        pytest.param(0, id="empty"),
+        pytest.param(1, id="only the number", marks=pytest.mark.slow),
+        pytest.param(3, id="cut off", marks=pytest.mark.slow),
+        pytest.param(8, id="whole"),
+    ],
+)
 def test_a_note_whose_process_number_belongs_to_another_program_now_is_removed(
     server: Server, folder: Path, lines: int
 ) -> None:
