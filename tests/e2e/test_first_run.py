@@ -125,7 +125,6 @@ def test_a_rank_that_dies_fails_its_run_and_the_worker_goes_on(house, tmp_path: 
         assert list(client.logs(raised.id)), "the log of the failed run is kept"
 
 
-@pytest.mark.slow
 def test_an_engine_that_lies_is_caught_before_the_window(house, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     house.start_worker("simulated")
     path = campaign(tmp_path, backend="simulated", model="m", simulated={"misreport": ["batch_size"], "batch_size": 2})

@@ -362,6 +362,7 @@ def test_readings_that_fail_beside_power_cost_no_energy_and_are_told(
         f"origin_ns {time.monotonic_ns()}",
         *(line for uuid in (A, B) for line in (gpu(uuid), power(uuid, constant(300)))),
         *(f"error {symbol} 999 {NUMBERS[A]}" for symbol in ("nvmlDeviceGetTemperature", "nvmlDeviceGetVbiosVersion")),
+        # Once: a driver that never listed them would keep the worker from giving the device back, for half a minute.
         f"error nvmlDeviceGetComputeRunningProcesses 999 {NUMBERS[A]} call 2",
         f"error nvmlDeviceGetTotalEnergyConsumption 999 {NUMBERS[B]} call 20",
     )

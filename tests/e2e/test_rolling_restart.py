@@ -85,7 +85,8 @@ def check_untouched(client: Client, campaign: str, cluster: Cluster) -> None:
         assert result.window.duration_s >= 5
 
 
-@pytest.mark.parametrize("restarts", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("restarts", [1, 2])
 def test_a_server_is_restarted_while_a_worker_measures(cluster: Cluster, server: ServerProcess, restarts: int) -> None:
     cluster.start_worker(server.url, "worker")
     with server.client() as client:

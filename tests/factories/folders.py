@@ -14,8 +14,8 @@ _ROOM_BYTES = 2 * 10**9
 def database_folder(prefix: str) -> Path:
     """A new folder for whoever makes a database in it; who asks removes it.
 
-    In memory where the machine has room there: a database is a copy of a thousand files, which takes 15 times as long
-    on a disk, and none of the tests' needs to outlive a power cut.
+    In memory where the machine has room there: a database is a copy of hundreds of files, which takes 15 times as
+    long on a disk, and none of the tests' needs to outlive a power cut.
 
     Not below pytest's own: each session of it closes that to other users, and as root PostgreSQL runs as another.
     """

@@ -437,7 +437,6 @@ def test_no_round_of_warm_up_and_no_repetition_is_served_from_the_blocks_of_anot
     assert set(stage.told("reused_blocks")) == {0}
 
 
-@pytest.mark.slow
 def test_a_time_on_another_clock_is_no_time(stage: Stage, rank: Callable[..., Any]) -> None:
     stage.orders["clock"] = "foreign"
     process = rank()
