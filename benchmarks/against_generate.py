@@ -26,15 +26,15 @@ from typing import Any
 import torch
 
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.evidence import PhaseName, StreamName, rank_name
-from lem_domain.evidence_codec import decode_chunk
-from lem_worker.backends.pytorch import PyTorchBackend
-from lem_worker.digests import OutputLedger
+from lem_domain.evidence.codec import decode_chunk
+from lem_domain.evidence.streams import PhaseName, StreamName, rank_name
+from lem_worker.backends.pytorch.backend import PyTorchBackend
 from lem_worker.models import default_cache_dir, resolve_model
-from lem_worker.process_protocol import RankJob
-from lem_worker.prompts import Request
-from lem_worker.recorder import Recorder, Sinks
-from lem_worker.spool import EvidenceWriter, chunks
+from lem_worker.process.protocol import RankJob
+from lem_worker.process.spool import EvidenceWriter, chunks
+from lem_worker.rank.prompts import Request
+from lem_worker.rank.recorder import Recorder, Sinks
+from lem_worker.rank.token_digests import OutputLedger
 
 
 class Times:

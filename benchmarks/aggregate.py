@@ -31,8 +31,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.evidence import SAMPLER, StreamManifest, StreamName, digest_of_digests, rank_name
-from lem_domain.evidence_codec import encode_chunk
+from lem_domain.evidence.codec import encode_chunk
+from lem_domain.evidence.streams import SAMPLER, StreamManifest, StreamName, digest_of_digests, rank_name
 from lem_domain.wire.runs import ChunkView, EffectiveConfig, StreamView
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_server.aggregation.identity import canonical_bytes

@@ -33,7 +33,7 @@ import httpx
 import numpy as np
 
 from aggregate import Size, machine_facts, rank_tokens, store  # type: ignore[import-not-found]  # beside this script
-from lem_domain.evidence import CHUNK_MEDIA_TYPE
+from lem_domain.evidence.streams import CHUNK_MEDIA_TYPE
 from lem_domain.ids import IdKind, format_id
 from lem_domain.wire.base import BOOT_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION, WORKER_HEADER
 from lem_server.aggregation.inputs import AggregationInput

@@ -30,13 +30,13 @@ from transformers import AutoTokenizer, LlamaConfig
 import gpu_watch as watch  # type: ignore[import-not-found]  # beside this script
 from lem_client import Client
 from lem_domain.config.campaign import CampaignSpec
-from lem_domain.results import RunResult
+from lem_domain.results.run import RunResult
 from lem_domain.states import RunState
 from lem_domain.wire.runs import RunView
 from lem_domain.wire.workers import Device, DeviceKind
+from lem_worker.devices.cuda_visible import visible_gpus
+from lem_worker.devices.nvml_session import Gpu, MigInstance
 from lem_worker.models import default_cache_dir, resolve_model
-from lem_worker.nvml.session import Gpu, MigInstance
-from lem_worker.nvml.visible import visible_gpus
 from overhead import compare  # type: ignore[import-not-found]  # beside this script
 from validation_page import with_report  # type: ignore[import-not-found]  # beside this script
 

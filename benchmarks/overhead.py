@@ -22,17 +22,17 @@ import torch
 from transformers import DynamicCache
 
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.evidence import PhaseName, StreamName, rank_name
-from lem_domain.evidence_codec import be_ready
+from lem_domain.evidence.codec import be_ready
+from lem_domain.evidence.streams import PhaseName, StreamName, rank_name
 from lem_domain.wire.workers import Device
-from lem_worker.backends.pytorch import PyTorchBackend
-from lem_worker.digests import OutputLedger
-from lem_worker.measuring import Ticker
+from lem_worker.backends.pytorch.backend import PyTorchBackend
 from lem_worker.models import default_cache_dir, resolve_model
-from lem_worker.process_protocol import RankJob
-from lem_worker.prompts import Request, requests_of
-from lem_worker.recorder import Recorder, Sinks
-from lem_worker.spool import EvidenceWriter
+from lem_worker.process.protocol import RankJob
+from lem_worker.process.spool import EvidenceWriter
+from lem_worker.rank.measured_window import Ticker
+from lem_worker.rank.prompts import Request, requests_of
+from lem_worker.rank.recorder import Recorder, Sinks
+from lem_worker.rank.token_digests import OutputLedger
 
 MODELS = ("builtin:tiny-llama", "builtin:smollm2-135m-instruct")
 LEAST = 0.97

@@ -33,11 +33,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from fakes.nvml.library import SimulatedNvml, built  # type: ignore[import-not-found]  # of the tests
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.evidence import SAMPLER, StreamName
-from lem_domain.evidence_codec import decode_chunk
+from lem_domain.evidence.codec import decode_chunk
+from lem_domain.evidence.streams import SAMPLER, StreamName
 from lem_domain.wire.workers import Device, DeviceKind
-from lem_worker import spool
-from lem_worker.process_protocol import (
+from lem_worker.process import spool
+from lem_worker.process.protocol import (
     CONTROL_IN,
     CONTROL_OUT,
     Done,
@@ -126,7 +126,7 @@ def run_sampler(folder: Path, source: str, options: argparse.Namespace) -> Sampl
     theirs_in, write_fd = os.pipe()
     read_fd, theirs_out = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-m", "lem_worker.energy.sampler", str(folder / "job.json")],
+        [sys.executable, "-m", "lem_worker.sampler.main", str(folder / "job.json")],
         env={**environment, CONTROL_IN: str(theirs_in), CONTROL_OUT: str(theirs_out)},
         pass_fds=(theirs_in, theirs_out),
     )

@@ -30,18 +30,18 @@ from typing import NamedTuple
 import numpy as np
 
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.evidence import PhaseName, StreamName, rank_name
-from lem_domain.evidence_codec import be_ready
-from lem_worker.backends.vllm import VllmBackend
-from lem_worker.digests import OutputLedger
-from lem_worker.intake import Intake
-from lem_worker.measuring import Ticker
+from lem_domain.evidence.codec import be_ready
+from lem_domain.evidence.streams import PhaseName, StreamName, rank_name
+from lem_worker.backends.vllm.backend import VllmBackend
 from lem_worker.models import default_cache_dir, resolve_model
-from lem_worker.process_protocol import RankJob
-from lem_worker.prompts import PreparedPrompt, Request, requests_of
-from lem_worker.recorder import Recorder, Sinks
-from lem_worker.spool import EvidenceWriter
-from lem_worker.traffic import OnceFeed
+from lem_worker.process.protocol import RankJob
+from lem_worker.process.spool import EvidenceWriter
+from lem_worker.rank.measured_window import Ticker
+from lem_worker.rank.prompts import PreparedPrompt, Request, requests_of
+from lem_worker.rank.recorder import Recorder, Sinks
+from lem_worker.rank.request_feed import Intake
+from lem_worker.rank.token_digests import OutputLedger
+from lem_worker.rank.traffic import OnceFeed
 
 KV_CACHE_BYTES = 256 * 2**20
 INPUT_TOKENS = 32

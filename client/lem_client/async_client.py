@@ -20,7 +20,7 @@ from lem_client.transport import AsyncSender, Retries
 from lem_domain.bundle import Progress, Verified
 from lem_domain.config.campaign import CampaignSpec
 from lem_domain.config.execution import Placement
-from lem_domain.results import RunResult
+from lem_domain.results.run import RunResult
 from lem_domain.states import CampaignState, RunState
 from lem_domain.wire.base import Page
 from lem_domain.wire.campaigns import (

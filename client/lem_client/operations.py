@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from lem_domain.config.campaign import CampaignSpec
 from lem_domain.prompt_sets import prompts_digest
-from lem_domain.results import RunResult
+from lem_domain.results.run import RunResult
 from lem_domain.states import CampaignState, RunState
 from lem_domain.wire.base import AnswerModel, Page
 from lem_domain.wire.campaigns import (

@@ -16,7 +16,7 @@ from typing import Final, Literal, NamedTuple, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lem_domain.errors import LemError
-from lem_domain.evidence import MAX_CHUNK_BYTES
+from lem_domain.evidence.streams import MAX_CHUNK_BYTES
 from lem_domain.ids import CampaignId, Sha256
 
 FORMAT: Final = "lem-bundle"

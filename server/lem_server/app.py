@@ -12,7 +12,6 @@ from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 from sqlalchemy.engine import URL
 
-from lem_server import documentation, health, middleware, problems
 from lem_server.access.guard import Authentication, check_scope
 from lem_server.access.routes import router as access_router
 from lem_server.access.service import ensure_owner_token
@@ -27,6 +26,7 @@ from lem_server.datasets.routes import router as datasets_router
 from lem_server.events.routes import router as events_router
 from lem_server.evidence.routes import router as evidence_router
 from lem_server.exports.routes import router as exports_router
+from lem_server.http import documentation, health, middleware, problems
 from lem_server.leases.maintenance import maintain
 from lem_server.leases.routes import router as leases_router
 from lem_server.runs.routes import router as runs_router

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from lem_server.leases.terms import LeaseTerms
+from lem_server.leases.durations import LeaseTerms
 
 
 def default_data_dir() -> Path:

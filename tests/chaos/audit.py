@@ -18,7 +18,7 @@ import httpx
 from chaos.journal import Acknowledged, Entries
 from chaos.user import Submitted
 from chaos.watch import processes_of_attempts
-from lem_domain.evidence import digest_of_digests
+from lem_domain.evidence.streams import digest_of_digests
 from lem_domain.ids import IdKind, format_id
 from lem_domain.states import EDGES, ENDED_STATES
 

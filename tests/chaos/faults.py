@@ -288,9 +288,9 @@ async def _within(wire: FaultProxy, done: asyncio.Event) -> None:
 KINDS: tuple[Callable[[Chaos], Awaitable[None]], ...] = (
     server_killed,
     worker_killed,
-    _child_killed("rank killed", "lem_worker.rank"),
-    _child_killed("sampler killed", "lem_worker.energy.sampler"),
-    _child_killed("beat process killed", "lem_worker.beat"),
+    _child_killed("rank killed", "lem_worker.rank.main"),
+    _child_killed("sampler killed", "lem_worker.sampler.main"),
+    _child_killed("beat process killed", "lem_worker.heartbeat.sender"),
     _postgres_killed("PostgreSQL killed (SIGKILL)", signal.SIGKILL),
     _postgres_killed("PostgreSQL stopped (SIGQUIT)", signal.SIGQUIT),
     worker_frozen,

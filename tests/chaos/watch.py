@@ -67,7 +67,7 @@ class Watch:
             measuring: dict[str, set[str]] = defaultdict(set)
             for attempt, command in processes_of_attempts():
                 for worker in self._world.workers:
-                    if "lem_worker.rank" in command and str(worker.state) in command:
+                    if "lem_worker.rank.main" in command and str(worker.state) in command:
                         measuring[worker.name].add(attempt)
             for name, attempts in measuring.items():
                 if len(attempts) > 1:

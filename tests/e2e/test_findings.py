@@ -17,8 +17,8 @@ import pytest
 
 from e2e_files import campaign
 from fakes.wall_clock.library import SimulatedWallClock
-from lem_domain.findings import Finding, Severity
-from lem_domain.results import RunResult
+from lem_domain.results.findings import Finding, Severity
+from lem_domain.results.run import RunResult
 from lem_domain.states import RunState
 from lem_domain.wire.events import RunProgressEvent
 
@@ -204,7 +204,7 @@ def test_a_machine_that_stops_and_whose_clock_is_set_is_found_out(
     def disturb() -> None:
         wall_clock.jump(3600)
         for _ in range(3):
-            with stopped(worker, ("lem_worker.rank", "lem_worker.energy.sampler")):
+            with stopped(worker, ("lem_worker.rank.main", "lem_worker.sampler.main")):
                 time.sleep(0.4)
 
     result = result_of_disturbed(shared_house, path, disturb)
@@ -231,7 +231,7 @@ def test_a_machine_that_stops_while_a_trace_is_replayed_is_found_out(
     )
 
     def disturb() -> None:
-        with stopped(worker, ("lem_worker.rank",)):
+        with stopped(worker, ("lem_worker.rank.main",)):
             time.sleep(0.5)
 
     found = found_in(result_of_disturbed(shared_house, path, disturb))

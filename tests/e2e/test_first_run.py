@@ -9,7 +9,7 @@ import pytest
 
 from e2e_files import campaign
 from lem_client import Client
-from lem_domain.results import RunResult
+from lem_domain.results.run import RunResult
 from lem_domain.states import RunState
 
 

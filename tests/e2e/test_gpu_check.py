@@ -22,7 +22,7 @@ from unittest.mock import patch
 import torch
 sys.path[:0] = ["benchmarks", "tests"]
 import gpu_check
-from lem_worker.backends import pytorch_model
+from lem_worker.backends.pytorch import model as pytorch_model
 
 gpu_check.WORKER = (sys.executable, "-m", "factories.worker_without_gpu")
 gpu_check.SHAPE = {**gpu_check.SHAPE, "vocab_size": 1024, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16,

@@ -20,9 +20,9 @@ import pytest
 from e2e_files import campaign
 from fakes.nvml.curves import Burst, Curve, Sawtooth, constant, joules
 from fakes.nvml.library import SimulatedNvml, built
-from lem_domain.evidence import StreamName
-from lem_domain.evidence_codec import decode_chunk
-from lem_domain.results import EnergyMethod, RunResult
+from lem_domain.evidence.codec import decode_chunk
+from lem_domain.evidence.streams import StreamName
+from lem_domain.results.run import EnergyMethod, RunResult
 from lem_domain.states import RunState
 
 TESTS = Path(__file__).parents[1]

@@ -18,7 +18,7 @@ import httpx
 import pyarrow as pa
 import pytest
 
-DOCUMENT = json.loads((Path(__file__).parents[2] / "openapi.json").read_text())
+DOCUMENT = json.loads((Path(__file__).parents[2] / "docs/reference/openapi.json").read_text())
 BIN = Path(sys.executable).parent
 
 

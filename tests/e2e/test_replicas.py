@@ -21,7 +21,7 @@ from factories.runs import campaign_body, submit
 from factories.worker import FakeWorker, plain_evidence, sha256_header
 from lem_client import Client
 from lem_domain.config.campaign import CampaignSpec
-from lem_domain.evidence import CHUNK_MEDIA_TYPE, SAMPLER, digest_of_digests
+from lem_domain.evidence.streams import CHUNK_MEDIA_TYPE, SAMPLER, digest_of_digests
 from lem_domain.ids import IdKind, parse_id
 from lem_domain.states import RunState
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.evidence import SAMPLER, STREAMS, StreamManifest, StreamName, digest_of_digests, rank_name
-from lem_domain.evidence_codec import encode_chunk
+from lem_domain.evidence.codec import encode_chunk
+from lem_domain.evidence.streams import SAMPLER, STREAMS, StreamManifest, StreamName, digest_of_digests, rank_name
 from lem_domain.wire.runs import ChunkView, EffectiveConfig, StreamView
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_server.aggregation.inputs import AggregationInput, AggregationParameters

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from factories.fake_server import FakeServer
-from lem_worker.attempt import Modules
-from lem_worker.daemon import Daemon
-from lem_worker.processes import kill_leftovers
-from lem_worker.settings import WorkerSettings
+from lem_worker.daemon.attempt import Modules
+from lem_worker.daemon.daemon import Daemon
+from lem_worker.daemon.settings import WorkerSettings
+from lem_worker.process.children import kill_leftovers
 
 FAKES = Modules(rank="factories.fake_rank", sampler="factories.fake_sampler")
 

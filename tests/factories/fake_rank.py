@@ -13,17 +13,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lem_domain.evidence import PhaseName, StreamManifest, StreamName, rank_name
+from lem_domain.evidence.streams import PhaseName, StreamManifest, StreamName, rank_name
 from lem_domain.states import FailureReason
 from lem_domain.wire.runs import EffectiveConfig, EffectiveParameter
-from lem_worker import rank
-from lem_worker.backends.simulated import SimulatedBackend
-from lem_worker.process_control import ControlPipes
-from lem_worker.process_protocol import Done, Failed, Go, Loaded, PhaseEdge, RankJob, Ready, Tick
-from lem_worker.processes import die_with_parent
-from lem_worker.prompts import Request
-from lem_worker.recorder import Recorder
-from lem_worker.spool import EvidenceWriter
+from lem_worker.backends.simulated.backend import SimulatedBackend
+from lem_worker.process.children import die_with_parent
+from lem_worker.process.control import ControlPipes
+from lem_worker.process.protocol import Done, Failed, Go, Loaded, PhaseEdge, RankJob, Ready, Tick
+from lem_worker.process.spool import EvidenceWriter
+from lem_worker.rank import main as rank
+from lem_worker.rank.prompts import Request
+from lem_worker.rank.recorder import Recorder
 
 REQUESTS = 4
 

@@ -10,11 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-from lem_domain.evidence import SAMPLER, StreamName
-from lem_worker.process_control import ControlPipes
-from lem_worker.process_protocol import Baseline, Baselined, Done, SamplerJob, Sampling, Stop
-from lem_worker.processes import die_with_parent
-from lem_worker.spool import EvidenceWriter
+from lem_domain.evidence.streams import SAMPLER, StreamName
+from lem_worker.process.children import die_with_parent
+from lem_worker.process.control import ControlPipes
+from lem_worker.process.protocol import Baseline, Baselined, Done, SamplerJob, Sampling, Stop
+from lem_worker.process.spool import EvidenceWriter
 
 
 def main(job_file: str) -> int:

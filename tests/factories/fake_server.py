@@ -23,8 +23,8 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.evidence import CHUNK_MEDIA_TYPE, StreamManifest, StreamName, digest_of_digests
-from lem_domain.evidence_codec import decode_chunk
+from lem_domain.evidence.codec import decode_chunk
+from lem_domain.evidence.streams import CHUNK_MEDIA_TYPE, StreamManifest, StreamName, digest_of_digests
 from lem_domain.wire.base import BOOT_HEADER
 from lem_domain.wire.workers import (
     ClaimRequest,
@@ -36,7 +36,7 @@ from lem_domain.wire.workers import (
     RegisterWorker,
     StartAttempt,
 )
-from lem_worker.processes import ATTEMPT_VARIABLE
+from lem_worker.process.children import ATTEMPT_VARIABLE
 
 QUICK: dict[str, Any] = {
     "backend": "simulated",

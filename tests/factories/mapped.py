@@ -22,7 +22,11 @@ def by_role(daemon: int) -> dict[str, int]:
     found = {"daemon": daemon}
     for child in psutil.Process(daemon).children(recursive=True):
         line = " ".join(child.cmdline())
-        for role, module in (("beat", "lem_worker.beat"), ("sampler", "energy.sampler"), ("rank", "lem_worker.rank")):
+        for role, module in (
+            ("beat", "lem_worker.heartbeat.sender"),
+            ("sampler", "lem_worker.sampler.main"),
+            ("rank", "lem_worker.rank.main"),
+        ):
             if module in line:
                 found[role] = child.pid
     return found

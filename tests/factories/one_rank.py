@@ -9,10 +9,10 @@ from typing import Any
 from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.evidence import PhaseName
+from lem_domain.evidence.streams import PhaseName
 from lem_domain.wire.runs import EffectiveConfig
-from lem_worker.process_protocol import RankJob
-from lem_worker.recorder import Recorder, Sinks
+from lem_worker.process.protocol import RankJob
+from lem_worker.rank.recorder import Recorder, Sinks
 
 TEXTS = (
     "The license of this program is",

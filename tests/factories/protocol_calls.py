@@ -31,11 +31,11 @@ from lem_domain.wire.workers import (
 from lem_server.campaigns import service as campaigns
 from lem_server.database.listener import Hub
 from lem_server.evidence import service as evidence
-from lem_server.idempotency import run_once
+from lem_server.http.idempotency import run_once
+from lem_server.http.problems import problem_of
 from lem_server.leases import claims, service
+from lem_server.leases.durations import LeaseTerms
 from lem_server.leases.fence import Holder
-from lem_server.leases.terms import LeaseTerms
-from lem_server.problems import problem_of
 from lem_server.runs import service as runs
 from lem_server.workers import service as workers
 

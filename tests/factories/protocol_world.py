@@ -19,7 +19,7 @@ from uuid_utils.compat import uuid7
 
 from factories.evidence import Evidence, MadeChunk, manifest_of
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.evidence import StreamManifest
+from lem_domain.evidence.streams import StreamManifest
 from lem_domain.ids import IdKind, format_id
 
 PROCESS = "rank-0"

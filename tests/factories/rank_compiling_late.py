@@ -6,8 +6,8 @@ from __future__ import annotations
 import sys
 from unittest.mock import patch
 
-from lem_worker import rank
-from lem_worker.backends.pytorch import PyTorchBackend
+from lem_worker.backends.pytorch.backend import PyTorchBackend
+from lem_worker.rank import main as rank
 
 if __name__ == "__main__":
     with patch.object(PyTorchBackend, "compile", lambda *_: None):

@@ -10,9 +10,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from lem_worker import rank
-from lem_worker.process_protocol import RankJob
-from lem_worker.recorder import Recorder
+from lem_worker.process.protocol import RankJob
+from lem_worker.rank import main as rank
+from lem_worker.rank.recorder import Recorder
 
 SEGMENTATION_FAULT, HANG, TAMPERED_OUTPUT = 9001, 9002, 9003
 

@@ -11,8 +11,8 @@ from unittest.mock import patch
 
 import torch
 
-from lem_worker import rank
-from lem_worker.backends import pytorch_model
+from lem_worker.backends.pytorch import model as pytorch_model
+from lem_worker.rank import main as rank
 
 if __name__ == "__main__":
     if saw := os.environ.get("LEM_TEST_CUDA_SAW"):

@@ -11,7 +11,7 @@ from typing import Any
 from fakes.nvml.library import SimulatedNvml
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.wire.workers import Device, DeviceKind
-from lem_worker.process_protocol import RankJob
+from lem_worker.process.protocol import RankJob
 
 FAKES = Path(__file__).parents[1] / "fakes"
 GPU = "GPU-aaaaaaaa-0000-0000-0000-000000000000"

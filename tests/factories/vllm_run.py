@@ -11,13 +11,13 @@ from pydantic.types import JsonValue
 
 from factories import one_rank
 from factories.one_rank import TEXTS, Window, effective_values, unconfirmed_names
-from lem_domain.evidence import PhaseName
+from lem_domain.evidence.streams import PhaseName
 from lem_worker.backends import ContinuousBackend, create_backend
-from lem_worker.goal import Goal
-from lem_worker.measuring import measure, send_once
-from lem_worker.process_protocol import RankJob
-from lem_worker.prompts import warmup_requests
-from lem_worker.recorder import Recorder
+from lem_worker.process.protocol import RankJob
+from lem_worker.rank.measured_window import measure, send_once
+from lem_worker.rank.prompts import warmup_requests
+from lem_worker.rank.recorder import Recorder
+from lem_worker.rank.window_length import Goal
 
 EAGER: dict[str, JsonValue] = {"enforce_eager": True, "kv_cache_memory_bytes": 64 * 2**20}
 """Quick to start, and small."""

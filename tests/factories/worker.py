@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 import httpx
 
 from factories.evidence import Evidence, MadeChunk, manifest_of, simulated
-from lem_domain.evidence import CHUNK_MEDIA_TYPE, SAMPLER, StreamName
+from lem_domain.evidence.streams import CHUNK_MEDIA_TYPE, SAMPLER, StreamName
 from lem_domain.ids import IdKind, format_id
 from lem_domain.wire.base import BOOT_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION, WORKER_HEADER
 from lem_domain.wire.workers import Assignment

@@ -7,8 +7,8 @@ from functools import partial
 from unittest.mock import patch
 
 from lem_worker import main
-from lem_worker.attempt import Modules
-from lem_worker.daemon import Daemon
+from lem_worker.daemon.attempt import Modules
+from lem_worker.daemon.daemon import Daemon
 
 if __name__ == "__main__":
     with patch.object(main, "Daemon", partial(Daemon, modules=Modules(rank="factories.rank_in_trouble"))):

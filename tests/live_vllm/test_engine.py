@@ -16,14 +16,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from factories.lora import make_lora, merged
 from factories.one_rank import TEXTS, TOKENS, Kept
 from factories.vllm_run import Run, job
-from lem_domain.evidence import PhaseName
-from lem_worker.after_window import probe_prefill
+from lem_domain.evidence.streams import PhaseName
 from lem_worker.backends import CudaManagement, LaunchMode
-from lem_worker.backends.vllm import NotLoaded, VllmBackend
-from lem_worker.measuring import Share
-from lem_worker.prompt_tokens import NoChatTemplate
-from lem_worker.prompts import PromptRefused, Request, warmup_requests
-from lem_worker.recorder import Recorder, Sinks
+from lem_worker.backends.vllm.backend import NotLoaded, VllmBackend
+from lem_worker.rank.after_window import probe_prefill
+from lem_worker.rank.measured_window import Share
+from lem_worker.rank.prompt_tokens import NoChatTemplate
+from lem_worker.rank.prompts import PromptRefused, Request, warmup_requests
+from lem_worker.rank.recorder import Recorder, Sinks
 
 LONG = " ".join(TEXTS[3:6])
 
@@ -87,7 +87,7 @@ def test_a_request_that_the_engine_gives_up_has_its_error_and_the_others_go_on()
     """The engine's own words for it (`FinishReason.ERROR`) come with a broken KV transfer alone: they are made here."""
     from vllm.outputs import CompletionOutput, RequestOutput
 
-    from lem_worker.backends.vllm_engine import _record
+    from lem_worker.backends.vllm.engine import _record
 
     def step(request_id: int, tokens: list[int], reason: str | None) -> RequestOutput:
         output = CompletionOutput(0, "", tokens, cumulative_logprob=None, logprobs=None, finish_reason=reason)
@@ -170,7 +170,7 @@ def test_the_peak_of_device_memory_counts_from_the_beginning_of_the_window(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What CUDA's counter would be told, on a build without it."""
-    from lem_worker.backends import pytorch_facts
+    from lem_worker.backends.pytorch import model_facts as pytorch_facts
 
     told: list[str] = []
     monkeypatch.setattr(pytorch_facts, "forget_peak_memory", lambda device: told.append(device.type))
@@ -186,7 +186,7 @@ def test_the_format_of_the_arithmetic_is_told_where_it_is_known(
     quantization: str | None, dtype: torch.dtype, found: str | None
 ) -> None:
     """The CPU build loads no checkpoint of 8 bits: the engine's description of one is made here."""
-    from lem_worker.backends.vllm_workers import arithmetic_format
+    from lem_worker.backends.vllm.workers import arithmetic_format
 
     described = SimpleNamespace(quantization=quantization, dtype=dtype)
     assert arithmetic_format(described, torch.device("cpu")) == found

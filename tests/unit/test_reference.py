@@ -8,8 +8,8 @@ import jsonschema
 import pytest
 import yaml
 
-from lem_client.documents import read_document
-from lem_client.files import load_campaign_file
+from lem_client.files.campaign_file import load_campaign_file
+from lem_client.files.documents import read_document
 from lem_domain.config.introspection import campaign_keys, experiment_keys
 from lem_domain.config.schema import campaign_file_schema
 from reference.__main__ import FOLDER, written

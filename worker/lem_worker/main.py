@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from lem_domain.config.experiment import BackendName
 from lem_domain.errors import LemError
-from lem_worker.daemon import Daemon
-from lem_worker.settings import WorkerSettings
+from lem_worker.daemon.daemon import Daemon
+from lem_worker.daemon.settings import WorkerSettings
 
 _HELP = """A worker measures the runs that a LEM server hands out. It connects outward only.
 

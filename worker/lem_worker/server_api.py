@@ -17,7 +17,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from lem_domain.errors import LemError, Problem, ProblemCode
-from lem_domain.evidence import CHUNK_MEDIA_TYPE
+from lem_domain.evidence.streams import CHUNK_MEDIA_TYPE
 from lem_domain.wire.base import BOOT_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION, WORKER_HEADER, Page
 from lem_domain.wire.datasets import DatasetContent
 from lem_domain.wire.runs import AttemptView
@@ -38,7 +38,7 @@ from lem_domain.wire.workers import (
 )
 
 if TYPE_CHECKING:  # the beat process calls the server too, and needs no Arrow for it
-    from lem_worker.spool import SpooledChunk
+    from lem_worker.process.spool import SpooledChunk
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,11 @@ from lem_client.cli.exits import UsageProblem
 from lem_client.cli.naming import campaign_id_of, kind_of
 from lem_client.cli.session import Session, clean, session_of, table
 from lem_client.errors import NotFound
-from lem_client.render import again, explain
+from lem_client.render import as_config as again
+from lem_client.render import explain
 from lem_domain.errors import LemError
 from lem_domain.ids import IdKind
-from lem_domain.results import RunResult
+from lem_domain.results.run import RunResult
 from lem_domain.states import CampaignState, RunState
 from lem_domain.wire.runs import AttemptView, RunView
 

@@ -119,7 +119,7 @@ def presets(
             [{"name": one.name, "description": one.description, "values": dict(one.values)} for one in chosen]
         )
     elif name is not None:
-        from lem_client.yaml_dialect import as_block  # noqa: PLC0415 - not needed for the list
+        from lem_client.files.yaml_dialect import as_block  # noqa: PLC0415 - not needed for the list
 
         session.print(f"# {chosen[0].description}")
         session.print(as_block(dict(chosen[0].values)))

@@ -14,7 +14,7 @@ from lem_client.cli.exits import Exit, sentences_of
 from lem_client.cli.session import Session, clean, session_of
 from lem_client.cli.watching import tell
 from lem_client.errors import FileError
-from lem_client.files import CampaignFile, load_campaign_file
+from lem_client.files.campaign_file import CampaignFile, load_campaign_file
 from lem_domain.config.expansion import PlannedExperiment
 from lem_domain.config.provenance import ResolvedValue, Source, resolved_values
 
@@ -69,7 +69,7 @@ def show(
     if provenance:
         _show_provenance(session, loaded)
         return
-    from lem_client.yaml_dialect import as_block  # noqa: PLC0415 - not needed for --json
+    from lem_client.files.yaml_dialect import as_block  # noqa: PLC0415 - not needed for --json
 
     parts: list[dict[str, JsonValue]] = [{"name": loaded.spec.name, "execution": execution}]
     parts += [

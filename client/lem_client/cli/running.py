@@ -14,7 +14,7 @@ from lem_client.cli.naming import campaign_id_of
 from lem_client.cli.session import Session, clean, session_of, table
 from lem_client.cli.watching import taken_up_again, tell, watch_to_the_end
 from lem_client.errors import InvalidRequest, ServerUnreachable
-from lem_client.files import CampaignFile, load_campaign_file
+from lem_client.files.campaign_file import CampaignFile, load_campaign_file
 from lem_client.render.schedule import execution_words, least_words
 from lem_domain.config.duration import least_duration
 from lem_domain.config.expansion import Plan

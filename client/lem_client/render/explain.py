@@ -8,11 +8,11 @@ from datetime import datetime
 
 from pydantic.types import JsonValue
 
-from lem_client.render import measured
+from lem_client.render import energy_provenance as measured
 from lem_client.render.numbers import MISSING, duration
 from lem_client.render.schedule import execution_words
 from lem_domain.config.provenance import Source
-from lem_domain.results import RunResult, Severity
+from lem_domain.results.run import RunResult, Severity
 from lem_domain.states import RunState
 from lem_domain.wire.campaigns import CampaignView, ExperimentView
 from lem_domain.wire.runs import (

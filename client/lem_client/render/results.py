@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from lem_client.render.numbers import MISSING, Scale, mean_and_spread, scale_for
-from lem_domain.results import CycleSummary
+from lem_domain.results.run import CycleSummary
 from lem_domain.states import RunState
 from lem_domain.wire.campaigns import CampaignResults, ExperimentResults
 

@@ -15,7 +15,7 @@ from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.provenance import Source
 from lem_domain.errors import FieldProblem
 from lem_domain.ids import CampaignId, ExperimentId, RunId, Sha256
-from lem_domain.results import CycleSummary, Verdict
+from lem_domain.results.run import CycleSummary, Verdict
 from lem_domain.states import CampaignState, RunState
 from lem_domain.wire.base import AnswerModel, RequestModel
 from lem_domain.wire.workers import DeviceKind

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic.types import JsonValue
 
-from lem_domain.evidence import ProcessName, StreamManifest, StreamName
+from lem_domain.evidence.streams import ProcessName, StreamManifest, StreamName
 from lem_domain.ids import AttemptId, CampaignId, ExperimentId, RunId, Sha256, WorkerId
 from lem_domain.states import ActorKind, FailureReason, RunState
 from lem_domain.wire.base import AnswerModel, RequestModel

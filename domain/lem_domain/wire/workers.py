@@ -11,7 +11,7 @@ from pydantic import Field, StringConstraints
 from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.evidence import ProcessName, StreamManifest
+from lem_domain.evidence.streams import ProcessName, StreamManifest
 from lem_domain.ids import AttemptId, CampaignId, RunId, Sha256, WorkerId
 from lem_domain.states import FailureReason
 from lem_domain.wire.base import AnswerModel, RequestModel

@@ -16,7 +16,7 @@ from lem_domain.errors import ProblemCode
 from lem_domain.wire.access import Scope
 from lem_server.access.service import Principal, authenticate
 from lem_server.context import AppContext
-from lem_server.problems import ProblemError, problem_response
+from lem_server.http.problems import ProblemError, problem_response
 
 PUBLIC_PATHS = frozenset({"/", "/livez", "/readyz", "/version", "/docs", "/openapi.json"})
 PUBLIC_PREFIXES = ("/docs/assets/",)

@@ -15,9 +15,9 @@ from lem_domain.wire.base import Page
 from lem_server.access import service
 from lem_server.access.guard import CurrentPrincipal, requires
 from lem_server.context import Context
-from lem_server.idempotency import IdempotencyKey, fingerprint, run_once
-from lem_server.paging import Cursor, Limit, decode_cursor, encode_cursor
-from lem_server.problems import problem_responses
+from lem_server.http.idempotency import IdempotencyKey, fingerprint, run_once
+from lem_server.http.paging import Cursor, Limit, decode_cursor, encode_cursor
+from lem_server.http.problems import problem_responses
 
 router = APIRouter(prefix="/api/v1/tokens", tags=["tokens"])
 

@@ -23,7 +23,7 @@ from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, format_id
 from lem_domain.wire.access import DEFAULT_SCOPES, Scope, TokenCreate, TokenCreated, TokenKind, TokenView
 from lem_server.access import queries, tokens
-from lem_server.problems import ProblemError, not_there
+from lem_server.http.problems import ProblemError, not_there
 
 logger = logging.getLogger(__name__)
 

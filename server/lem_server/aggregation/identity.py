@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pydantic.types import JsonValue
 
 from lem_domain.config.hashing import canonical_json
-from lem_domain.results import RunResult
+from lem_domain.results.run import RunResult
 from lem_domain.wire.runs import StreamView
 from lem_server.aggregation.inputs import AggregationInput
 

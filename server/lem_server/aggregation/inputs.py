@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.evidence import SAMPLER, StreamManifest, StreamName
+from lem_domain.evidence.streams import SAMPLER, StreamManifest, StreamName
 from lem_domain.ids import AttemptId, RunId
 from lem_domain.wire.runs import EffectiveConfig, StreamView
 from lem_domain.wire.workers import Device

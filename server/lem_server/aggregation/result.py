@@ -8,8 +8,8 @@ import numpy as np
 
 from lem_domain.config.hashing import config_hash
 from lem_domain.config.measurement import SloConfig
-from lem_domain.evidence import StreamName
-from lem_domain.results import (
+from lem_domain.evidence.streams import StreamName
+from lem_domain.results.run import (
     METHOD_VERSION,
     Distribution,
     Figure,
@@ -21,30 +21,33 @@ from lem_domain.results import (
     WorkResult,
     verdict_of,
 )
-from lem_server.aggregation import device_findings, energy_findings, findings, latency
-from lem_server.aggregation.checks import checks_of, repeated_devices, told_engines
-from lem_server.aggregation.completeness import missing_parts
-from lem_server.aggregation.compute import compute_of
-from lem_server.aggregation.efficiency import efficiency_of
-from lem_server.aggregation.energy import EnergyAccount, energy_account
+from lem_server.aggregation.checks.completeness import missing_parts
+from lem_server.aggregation.checks.reported import checks_of, repeated_devices, told_engines
+from lem_server.aggregation.energy.arithmetic import compute_of
+from lem_server.aggregation.energy.device_telemetry import telemetry_of
+from lem_server.aggregation.energy.efficiency import efficiency_of
+from lem_server.aggregation.energy.footprint import footprint_of
+from lem_server.aggregation.energy.power_traces import DeviceSamples, read_devices, read_host_traces
+from lem_server.aggregation.energy.prefill_probe import read_probe
+from lem_server.aggregation.energy.sampler_record import SamplerRecord, read_sampler
+from lem_server.aggregation.energy.sources import read_sources
+from lem_server.aggregation.energy.totals import EnergyAccount, energy_account
 from lem_server.aggregation.errors import EvidenceMissing
-from lem_server.aggregation.footprint import footprint_of
+from lem_server.aggregation.evidence_reader import EvidenceReader
+from lem_server.aggregation.findings import devices as device_findings
+from lem_server.aggregation.findings import energy as energy_findings
+from lem_server.aggregation.findings import work as findings
+from lem_server.aggregation.findings.trends import latency_trend, power_trend, temperature_change_c
 from lem_server.aggregation.identity import computed_by, inputs_digest
 from lem_server.aggregation.inputs import AggregationInput, ChunkSource
-from lem_server.aggregation.outputs import outputs_of
-from lem_server.aggregation.power import DeviceSamples, read_devices, read_host_traces
-from lem_server.aggregation.prefill_probe import read_probe
-from lem_server.aggregation.quality import quality_of
-from lem_server.aggregation.reading import EvidenceReader
-from lem_server.aggregation.requests import RankRequests, read_requests, work_of
-from lem_server.aggregation.sampler_record import SamplerRecord, read_sampler
-from lem_server.aggregation.sources import read_sources
-from lem_server.aggregation.speculation import speculation_of
-from lem_server.aggregation.telemetry import telemetry_of
-from lem_server.aggregation.tokens import read_intervals
-from lem_server.aggregation.trends import latency_trend, power_trend, temperature_change_c
-from lem_server.aggregation.warmups import read_warmup
-from lem_server.aggregation.windows import process_window, union_window
+from lem_server.aggregation.latency import distributions as latency
+from lem_server.aggregation.latency.generated_tokens import outputs_of
+from lem_server.aggregation.latency.perplexity import quality_of
+from lem_server.aggregation.latency.requests import RankRequests, read_requests, work_of
+from lem_server.aggregation.latency.speculation import speculation_of
+from lem_server.aggregation.latency.tokens import read_intervals
+from lem_server.aggregation.latency.warmups import read_warmup
+from lem_server.aggregation.latency.windows import process_window, union_window
 
 
 def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:

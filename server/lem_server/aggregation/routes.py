@@ -7,14 +7,14 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from lem_domain.errors import ProblemCode
-from lem_domain.results import RunResult
+from lem_domain.results.run import RunResult
 from lem_domain.wire.access import Scope
 from lem_server.access.guard import requires
 from lem_server.aggregation import service
 from lem_server.aggregation.inputs import AggregationParameters
 from lem_server.context import Context
-from lem_server.path_ids import RunPath
-from lem_server.problems import problem_responses
+from lem_server.http.path_ids import RunPath
+from lem_server.http.problems import problem_responses
 
 router = APIRouter(prefix="/api/v1/runs/{run_id}", tags=["results"])
 

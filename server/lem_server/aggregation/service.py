@@ -11,15 +11,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, format_id
-from lem_domain.results import METHOD_VERSION
+from lem_domain.results.run import METHOD_VERSION
 from lem_domain.states import ActorKind, FailureReason, RunState
 from lem_server.aggregation import queries
-from lem_server.aggregation.computing import Computed
-from lem_server.aggregation.elsewhere import Task, compute_elsewhere
+from lem_server.aggregation.canonical_result import Computed
 from lem_server.aggregation.errors import AggregationError, EvidenceCorrupt, EvidenceMissing
 from lem_server.aggregation.inputs import AggregationParameters
+from lem_server.aggregation.subprocesses import Task, compute_elsewhere
 from lem_server.evidence import reading
-from lem_server.problems import ProblemError, not_there
+from lem_server.http.problems import ProblemError, not_there
 from lem_server.runs.transitions import set_actor
 
 AT_ONCE = 2

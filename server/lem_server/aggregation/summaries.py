@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from lem_domain.figures import older_figure
-from lem_domain.results import (
+from lem_domain.results.figures import older_figure
+from lem_domain.results.run import (
     CycleSummary,
     Distribution,
     EnergyFigure,

@@ -9,9 +9,9 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from lem_domain.findings import Finding
 from lem_domain.ids import IdKind, format_id
-from lem_domain.results import RunResult
+from lem_domain.results.findings import Finding
+from lem_domain.results.run import RunResult
 from lem_domain.states import RunState
 from lem_domain.wire.campaigns import CampaignResults, ExperimentResults, RunOutcome
 from lem_server.aggregation.summaries import Tally

@@ -28,10 +28,10 @@ from lem_domain.wire.runs import RunView
 from lem_server.access.guard import CurrentPrincipal, requires
 from lem_server.campaigns import results, service
 from lem_server.context import Context
-from lem_server.idempotency import IdempotencyKey, fingerprint, run_once
-from lem_server.paging import Cursor, Int4, Limit, decode_cursor, encode_cursor
-from lem_server.path_ids import CampaignPath, ExperimentPath, RunPath
-from lem_server.problems import problem_responses
+from lem_server.http.idempotency import IdempotencyKey, fingerprint, run_once
+from lem_server.http.paging import Cursor, Int4, Limit, decode_cursor, encode_cursor
+from lem_server.http.path_ids import CampaignPath, ExperimentPath, RunPath
+from lem_server.http.problems import problem_responses
 
 router = APIRouter(prefix="/api/v1", tags=["campaigns"])
 

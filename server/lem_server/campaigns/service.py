@@ -32,9 +32,9 @@ from lem_domain.wire.campaigns import (
 from lem_domain.wire.runs import RunView
 from lem_server.campaigns import planning, queries
 from lem_server.datasets import service as datasets
-from lem_server.leases.terms import LeaseTerms
+from lem_server.http.problems import ProblemError, not_there
+from lem_server.leases.durations import LeaseTerms
 from lem_server.leases.waiting import why_nothing_runs
-from lem_server.problems import ProblemError, not_there
 from lem_server.runs import service as runs
 
 EXPERIMENTS_AT_ONCE = 1000

@@ -15,8 +15,8 @@ from lem_domain.wire.datasets import DatasetContent, DatasetUpload, DatasetView
 from lem_server.access.guard import requires
 from lem_server.context import Context
 from lem_server.datasets import service
-from lem_server.paging import Cursor, Limit, decode_cursor, encode_cursor
-from lem_server.problems import problem_responses
+from lem_server.http.paging import Cursor, Limit, decode_cursor, encode_cursor
+from lem_server.http.problems import problem_responses
 
 router = APIRouter(prefix="/api/v1", tags=["datasets"])
 

@@ -11,7 +11,7 @@ from lem_domain.errors import ProblemCode
 from lem_domain.prompt_sets import builtin_prompt_sets, load_builtin_prompts, prompts_digest
 from lem_domain.wire.datasets import DatasetContent, DatasetUpload, DatasetView
 from lem_server.datasets import queries
-from lem_server.problems import ProblemError
+from lem_server.http.problems import ProblemError
 
 
 async def list_datasets(

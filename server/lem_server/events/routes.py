@@ -19,8 +19,8 @@ from lem_server.campaigns import service as campaigns
 from lem_server.context import Context
 from lem_server.events.queries import LogPlace
 from lem_server.events.stream import Followed, follow, place_of
-from lem_server.path_ids import CampaignPath, RunPath
-from lem_server.problems import problem_responses
+from lem_server.http.path_ids import CampaignPath, RunPath
+from lem_server.http.problems import problem_responses
 from lem_server.runs import service as runs
 
 logger = logging.getLogger(__name__)

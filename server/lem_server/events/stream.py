@@ -20,8 +20,8 @@ from lem_server.campaigns import service as campaigns
 from lem_server.database.listener import Hub
 from lem_server.events import queries
 from lem_server.events.queries import EventRow, LogPlace, ProgressRow
-from lem_server.leases.terms import LeaseTerms
-from lem_server.problems import ProblemError
+from lem_server.http.problems import ProblemError
+from lem_server.leases.durations import LeaseTerms
 from lem_server.runs import service as runs
 
 POLL_S = 2.0

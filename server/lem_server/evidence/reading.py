@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic.types import JsonValue
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from lem_domain.evidence import StreamName
+from lem_domain.evidence.streams import StreamName
 from lem_domain.wire.runs import ChunkView, StreamView
 from lem_server.evidence import queries
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Header, Path, Request, Response, status
 from pydantic import Field
 
 from lem_domain.errors import ProblemCode
-from lem_domain.evidence import CHUNK_MEDIA_TYPE, ProcessName, StreamName
+from lem_domain.evidence.streams import CHUNK_MEDIA_TYPE, ProcessName, StreamName
 from lem_domain.wire.access import Scope
 from lem_domain.wire.base import AnswerModel, Page
 from lem_domain.wire.runs import StreamView
@@ -18,9 +18,9 @@ from lem_domain.wire.workers import LogText, ProcessCompletion
 from lem_server.access.guard import requires
 from lem_server.context import Context
 from lem_server.evidence import service
+from lem_server.http.path_ids import AttemptPath
+from lem_server.http.problems import ProblemError, problem_responses
 from lem_server.leases.dependencies import HolderOfAttempt, require_protocol
-from lem_server.path_ids import AttemptPath
-from lem_server.problems import ProblemError, problem_responses
 
 router = APIRouter(prefix="/api/v1/attempts/{attempt_id}", tags=["evidence"])
 

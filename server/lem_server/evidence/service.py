@@ -12,8 +12,8 @@ from anyio import to_thread
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from lem_domain.errors import ProblemCode
-from lem_domain.evidence import StreamManifest, StreamName, digest_of_digests
-from lem_domain.evidence_codec import ChunkError, ChunkTooLarge
+from lem_domain.evidence.codec import ChunkError, ChunkTooLarge
+from lem_domain.evidence.streams import StreamManifest, StreamName, digest_of_digests
 from lem_domain.ids import IdKind
 from lem_domain.wire.runs import StreamView
 from lem_domain.wire.workers import MissingChunks, ProcessCompletion
@@ -21,8 +21,8 @@ from lem_server.evidence import queries, reading
 from lem_server.evidence.queries import StoredChunk
 from lem_server.evidence.texts import storable, storable_text
 from lem_server.evidence.validation import check_chunk
+from lem_server.http.problems import ProblemError, not_there
 from lem_server.leases.fence import Holder, require_lease
-from lem_server.problems import ProblemError, not_there
 
 MAX_MISSING_LISTED = 1000
 

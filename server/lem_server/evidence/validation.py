@@ -7,8 +7,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lem_domain.evidence import StreamName
-from lem_domain.evidence_codec import ChunkError, decode_chunk
+from lem_domain.evidence.codec import ChunkError, decode_chunk
+from lem_domain.evidence.streams import StreamName
 
 _TIME_COLUMN = {
     StreamName.REQUESTS: "arrival_ns",

@@ -15,26 +15,26 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from lem_domain.bundle import BundleError, BundleHeader, BundleReader, Member, Verified, verify
 from lem_domain.errors import ProblemCode
-from lem_domain.evidence import StreamName
-from lem_domain.evidence_codec import ChunkError
+from lem_domain.evidence.codec import ChunkError
+from lem_domain.evidence.streams import StreamName
 from lem_domain.ids import IdKind, format_id, parse_id
-from lem_domain.results import RunResult
+from lem_domain.results.run import RunResult
 from lem_domain.wire.campaigns import ImportedBundle, ImportOrigin
 from lem_domain.wire.datasets import DatasetContent, DatasetUpload
 from lem_server.aggregation.identity import aggregate_key, evidence_digest
-from lem_server.aggregation.tables import aggregates
+from lem_server.aggregation.models import aggregates
 from lem_server.campaigns import service as campaigns
-from lem_server.campaigns.tables import campaigns as campaigns_table
-from lem_server.campaigns.tables import experiments
+from lem_server.campaigns.models import campaigns as campaigns_table
+from lem_server.campaigns.models import experiments
 from lem_server.datasets import service as datasets
 from lem_server.evidence import service as evidence
-from lem_server.evidence.tables import logs, process_results
+from lem_server.evidence.models import logs, process_results
 from lem_server.exports import import_queries as queries
 from lem_server.exports import rows
-from lem_server.leases.tables import lease_events
-from lem_server.problems import ProblemError
-from lem_server.runs.tables import attempts, run_transitions, runs
-from lem_server.workers.tables import workers
+from lem_server.http.problems import ProblemError
+from lem_server.leases.models import lease_events
+from lem_server.runs.models import attempts, run_transitions, runs
+from lem_server.workers.models import workers
 
 _OWN = frozenset({"imported"})
 _OWN_OF_LOG = frozenset({"id", "xact", "imported"})

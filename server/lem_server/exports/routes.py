@@ -20,8 +20,8 @@ from lem_domain.wire.campaigns import ImportedBundle
 from lem_server.access.guard import CurrentPrincipal, requires
 from lem_server.context import Context
 from lem_server.exports import reading, writing
-from lem_server.path_ids import CampaignPath
-from lem_server.problems import ProblemError, problem_responses
+from lem_server.http.path_ids import CampaignPath
+from lem_server.http.problems import ProblemError, problem_responses
 
 router = APIRouter(prefix="/api/v1", tags=["bundles"])
 

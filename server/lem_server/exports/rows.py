@@ -16,7 +16,7 @@ from lem_domain.bundle import BundleError
 from lem_domain.config.campaign import CampaignSpec
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.hashing import config_hash
-from lem_domain.evidence import ProcessName, StreamManifest
+from lem_domain.evidence.streams import ProcessName, StreamManifest
 from lem_domain.ids import Sha256
 from lem_domain.states import ENDED_STATES, ActorKind, FailureReason, RunState
 from lem_domain.wire.runs import EffectiveConfig, LeaseEventKind

@@ -26,11 +26,11 @@ from lem_domain.bundle import (
 from lem_domain.errors import LemError, ProblemCode
 from lem_domain.ids import IdKind, format_id
 from lem_domain.prompt_sets import DEFAULT_PROMPT_SET
-from lem_domain.results import METHOD_VERSION
+from lem_domain.results.run import METHOD_VERSION
 from lem_server.datasets import service as datasets
 from lem_server.evidence import service as evidence
 from lem_server.exports import export_queries as queries
-from lem_server.problems import ProblemError, not_there
+from lem_server.http.problems import ProblemError, not_there
 
 _BLOCK = 2**18
 """Small members are sent together, so that a campaign of many short runs isn't sent packet by packet."""

@@ -18,11 +18,11 @@ from lem_domain.ids import IdKind, format_id
 from lem_domain.states import ActorKind
 from lem_domain.wire.workers import Assignment, ClaimRequest
 from lem_server.database.listener import QUEUE_POLL_S, Hub
+from lem_server.http.problems import ProblemError
 from lem_server.leases import claim_queries as queries
 from lem_server.leases import queue_queries
+from lem_server.leases.durations import LeaseTerms
 from lem_server.leases.scheduling import NOTHING_WAITS, FreeDevice, Held, Outlook, Round, Waiting
-from lem_server.leases.terms import LeaseTerms
-from lem_server.problems import ProblemError
 from lem_server.runs.transitions import set_actor
 
 COOLING_LOOK_S = 5.0

@@ -10,9 +10,9 @@ from fastapi import Depends, Header
 from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, WorkerId, parse_id
 from lem_domain.wire.base import BOOT_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION, WORKER_HEADER
+from lem_server.http.path_ids import AttemptPath
+from lem_server.http.problems import ProblemError
 from lem_server.leases.fence import Holder
-from lem_server.path_ids import AttemptPath
-from lem_server.problems import ProblemError
 
 
 def require_protocol(

@@ -8,8 +8,8 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lem_domain.errors import ProblemCode
+from lem_server.http.problems import ProblemError
 from lem_server.leases import queries
-from lem_server.problems import ProblemError
 
 
 class Holder(NamedTuple):

@@ -10,9 +10,9 @@ from functools import partial
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from lem_server import idempotency
+from lem_server.http import idempotency
+from lem_server.leases.durations import LeaseTerms
 from lem_server.leases.service import expire, mark_suspects
-from lem_server.leases.terms import LeaseTerms
 
 logger = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ from lem_domain.wire.workers import (
 )
 from lem_server.access.guard import requires
 from lem_server.context import Context
+from lem_server.http.path_ids import WorkerPath
+from lem_server.http.problems import problem_responses
 from lem_server.leases import claims, service
 from lem_server.leases.dependencies import HolderOfAttempt, require_protocol
-from lem_server.path_ids import WorkerPath
-from lem_server.problems import problem_responses
 from lem_server.runs import service as runs
 
 router = APIRouter(prefix="/api/v1", tags=["worker protocol"], dependencies=[Depends(require_protocol)])

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from lem_domain.errors import ProblemCode
-from lem_domain.evidence import StreamManifest
+from lem_domain.evidence.streams import StreamManifest
 from lem_domain.ids import IdKind, format_id, parse_id
 from lem_domain.states import ActorKind, FailureReason, RunState
 from lem_domain.wire.workers import (
@@ -24,11 +24,12 @@ from lem_domain.wire.workers import (
 )
 from lem_server.evidence import service as evidence
 from lem_server.evidence.texts import storable, storable_text
-from lem_server.leases import beat_queries, claim_queries, queries
+from lem_server.http.problems import ProblemError, not_there
+from lem_server.leases import claim_queries, queries
+from lem_server.leases import heartbeat_queries as beat_queries
+from lem_server.leases.durations import LeaseTerms
 from lem_server.leases.endings import end
 from lem_server.leases.fence import Holder, lease_lost
-from lem_server.leases.terms import LeaseTerms
-from lem_server.problems import ProblemError, not_there
 from lem_server.runs.transitions import set_actor
 
 logger = logging.getLogger(__name__)

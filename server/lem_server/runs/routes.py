@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from pydantic import TypeAdapter
 
 from lem_domain.errors import ProblemCode
-from lem_domain.evidence import ProcessName
+from lem_domain.evidence.streams import ProcessName
 from lem_domain.ids import CampaignId, IdKind, parse_id
 from lem_domain.states import RunState
 from lem_domain.wire.access import Scope
@@ -17,9 +17,9 @@ from lem_domain.wire.base import Page
 from lem_domain.wire.runs import AttemptView, LeaseEventView, LogChunk, RunView, TransitionView
 from lem_server.access.guard import CurrentPrincipal, requires
 from lem_server.context import Context
-from lem_server.paging import Cursor, Int4, Int8, Limit, decode_cursor, encode_cursor
-from lem_server.path_ids import AttemptPath, RunPath
-from lem_server.problems import problem_responses
+from lem_server.http.paging import Cursor, Int4, Int8, Limit, decode_cursor, encode_cursor
+from lem_server.http.path_ids import AttemptPath, RunPath
+from lem_server.http.problems import problem_responses
 from lem_server.runs import service
 from lem_server.runs.service import LogPlace, Place, RunFilter
 

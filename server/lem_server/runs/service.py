@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from lem_domain.errors import ProblemCode
-from lem_domain.evidence import StreamManifest
+from lem_domain.evidence.streams import StreamManifest
 from lem_domain.ids import IdKind, format_id
 from lem_domain.states import ActorKind, FailureReason, RunState
 from lem_domain.wire.runs import (
@@ -23,7 +23,7 @@ from lem_domain.wire.runs import (
     RunView,
     TransitionView,
 )
-from lem_server.problems import ProblemError, not_there
+from lem_server.http.problems import ProblemError, not_there
 from lem_server.runs import change_queries, queries
 from lem_server.runs.budgets import LOSSES_PER_RUN
 from lem_server.runs.change_queries import NewRun

@@ -14,7 +14,7 @@ from lem_domain.wire.access import Scope
 from lem_domain.wire.schema import BackendView, KeyView, PresetView, SchemaView
 from lem_server.access.guard import requires
 from lem_server.context import Context
-from lem_server.problems import problem_responses
+from lem_server.http.problems import problem_responses
 from lem_server.workers import service as workers
 
 router = APIRouter(prefix="/api/v1", tags=["configuration"])

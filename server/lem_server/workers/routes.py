@@ -13,10 +13,10 @@ from lem_domain.wire.base import Page, RequestModel
 from lem_domain.wire.workers import Registered, RegisterWorker, WorkerView
 from lem_server.access.guard import requires
 from lem_server.context import Context
+from lem_server.http.paging import Cursor, Limit, decode_cursor, encode_cursor
+from lem_server.http.path_ids import WorkerPath
+from lem_server.http.problems import problem_responses
 from lem_server.leases.dependencies import require_protocol
-from lem_server.paging import Cursor, Limit, decode_cursor, encode_cursor
-from lem_server.path_ids import WorkerPath
-from lem_server.problems import problem_responses
 from lem_server.workers import service
 
 router = APIRouter(prefix="/api/v1/workers", tags=["workers"])

@@ -10,9 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, format_id, parse_id
 from lem_domain.wire.workers import Device, Registered, RegisterWorker, WorkerState, WorkerView
+from lem_server.http.problems import ProblemError, not_there
 from lem_server.leases import service as leases
-from lem_server.leases.terms import LeaseTerms
-from lem_server.problems import ProblemError, not_there
+from lem_server.leases.durations import LeaseTerms
 from lem_server.workers import queries
 
 _WORKERS_AT_ONCE = 500

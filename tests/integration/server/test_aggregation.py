@@ -15,11 +15,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from factories.runs import run_ids, submit
 from factories.worker import FakeWorker, plain_evidence
 from lem_domain.config.hashing import canonical_json
-from lem_domain.evidence import SAMPLER
+from lem_domain.evidence.streams import SAMPLER
 from lem_domain.ids import IdKind, parse_id
-from lem_domain.results import RunResult
-from lem_server.aggregation import elsewhere, service
+from lem_domain.results.run import RunResult
 from lem_server.aggregation import result as computation
+from lem_server.aggregation import service
+from lem_server.aggregation import subprocesses as elsewhere
 from lem_server.aggregation.identity import aggregate_key
 
 pytestmark = pytest.mark.anyio

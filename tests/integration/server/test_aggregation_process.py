@@ -22,7 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from factories.runs import submit
 from factories.worker import FakeWorker, plain_evidence
-from lem_server.aggregation import elsewhere, priority, service
+from lem_server.aggregation import priority, service
+from lem_server.aggregation import subprocesses as elsewhere
 
 pytestmark = pytest.mark.anyio
 

@@ -27,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from factories.runs import campaign_body, run_ids, submit
 from factories.worker import FakeWorker, plain_evidence
 from lem_domain.bundle import MEDIA_TYPE
-from lem_domain.evidence import SAMPLER
+from lem_domain.evidence.streams import SAMPLER
 from lem_domain.ids import IdKind, format_id
 from lem_domain.prompt_sets import prompts_digest
 from lem_domain.wire.access import TokenKind

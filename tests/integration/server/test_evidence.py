@@ -14,8 +14,8 @@ import pytest
 from factories.evidence import Evidence, MadeChunk, manifest_of, ns
 from factories.runs import submit
 from factories.worker import FakeWorker, plain_evidence, sha256_header
-from lem_domain.evidence import MAX_CHUNK_BYTES, SAMPLER, STREAMS, StreamName
-from lem_domain.evidence_codec import encode_chunk
+from lem_domain.evidence.codec import encode_chunk
+from lem_domain.evidence.streams import MAX_CHUNK_BYTES, SAMPLER, STREAMS, StreamName
 
 pytestmark = pytest.mark.anyio
 

@@ -11,11 +11,11 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from lem_domain.results import METHOD_VERSION
+from lem_domain.results.run import METHOD_VERSION
 from lem_domain.wire.base import PROTOCOL_VERSION
-from lem_server import health
 from lem_server.database.engine import make_engine
 from lem_server.database.migrate import head_revision
+from lem_server.http import health
 
 pytestmark = pytest.mark.anyio
 

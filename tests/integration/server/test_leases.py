@@ -16,11 +16,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from factories.evidence import MadeChunk
 from factories.runs import run_ids, submit
 from factories.worker import FakeWorker, plain_evidence
-from lem_domain.evidence import SAMPLER
+from lem_domain.evidence.streams import SAMPLER
 from lem_domain.ids import IdKind, parse_id
 from lem_server.database import listener
+from lem_server.leases.durations import LeaseTerms
 from lem_server.leases.service import expire
-from lem_server.leases.terms import LeaseTerms
 
 pytestmark = pytest.mark.anyio
 

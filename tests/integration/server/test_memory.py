@@ -15,8 +15,8 @@ from sqlalchemy.engine import URL
 from factories.runs import campaign_body, result_json
 from factories.server_process import Server, folder_for_everybody
 from factories.worker import FakeWorker
-from lem_domain.evidence import MAX_CHUNK_BYTES, MAX_CHUNK_DECODED_BYTES, StreamName
-from lem_domain.evidence_codec import encode_chunk
+from lem_domain.evidence.codec import encode_chunk
+from lem_domain.evidence.streams import MAX_CHUNK_BYTES, MAX_CHUNK_DECODED_BYTES, StreamName
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
 

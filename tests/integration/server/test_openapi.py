@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lem_server.openapi import document
+from lem_server.http.openapi import document
 
-COMMITTED = Path(__file__).parents[3] / "openapi.json"
+COMMITTED = Path(__file__).parents[3] / "docs" / "reference" / "openapi.json"
 
 
 def operations() -> list[tuple[str, str, dict[str, object]]]:

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from lem_domain.wire.access import DEFAULT_SCOPES, TokenCreate, TokenKind
 from lem_server.access import service
 from lem_server.access.service import authenticate, ensure_owner_token
-from lem_server.problems import ProblemError
+from lem_server.http.problems import ProblemError
 
 pytestmark = pytest.mark.anyio
 

@@ -15,7 +15,7 @@ from factories.runs import complete, move, run_ids, store_aggregate, submit
 from factories.worker import FakeWorker
 from lem_domain.ids import IdKind, parse_id
 from lem_domain.states import ActorKind
-from lem_server.idempotency import forget_old_keys
+from lem_server.http.idempotency import forget_old_keys
 
 pytestmark = pytest.mark.anyio
 

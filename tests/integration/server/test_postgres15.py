@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from factories.folders import database_folder
 from factories.runs import run_ids, submit
 from factories.worker import FakeWorker, plain_evidence
-from lem_domain.results import RunResult
+from lem_domain.results.run import RunResult
 from lem_server.database.engine import OLDEST_MAJOR, require_supported_version
 from lem_server.database.engine import database_url as checked_url
 from lem_server.database.migrate import downgrade, upgrade

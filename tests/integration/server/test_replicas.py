@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from factories.runs import run_ids, submit
 from factories.worker import FakeWorker, plain_evidence
-from lem_domain.evidence import SAMPLER
+from lem_domain.evidence.streams import SAMPLER
 from lem_domain.ids import IdKind, parse_id
 from lem_domain.wire.campaigns import CampaignView
 from lem_server.access.service import OWNER_TOKEN_FILE
@@ -29,8 +29,8 @@ from lem_server.database import listener
 from lem_server.database.listener import APPLICATION_NAME, Hub
 from lem_server.events import stream
 from lem_server.events.stream import BEGINNING, Followed, follow
+from lem_server.leases.durations import LeaseTerms
 from lem_server.leases.service import expire, mark_suspects
-from lem_server.leases.terms import LeaseTerms
 from lem_server.settings import Settings
 
 pytestmark = pytest.mark.anyio

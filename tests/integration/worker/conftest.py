@@ -15,9 +15,10 @@ import pytest
 from factories.fake_daemon import FAKES
 from factories.fake_server import FakeServer
 from lem_worker import server_api
-from lem_worker.daemon import Daemon
+from lem_worker.daemon.daemon import Daemon
+from lem_worker.daemon.settings import WorkerSettings
 from lem_worker.models import resolve_model
-from lem_worker.process_protocol import (
+from lem_worker.process.protocol import (
     CONTROL_IN,
     CONTROL_OUT,
     FromProcess,
@@ -27,7 +28,6 @@ from lem_worker.process_protocol import (
     decode_from_process,
     encode,
 )
-from lem_worker.settings import WorkerSettings
 
 TESTS = Path(__file__).parents[2]
 M = TypeVar("M", bound=Message)

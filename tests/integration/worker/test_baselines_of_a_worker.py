@@ -10,9 +10,9 @@ import pytest
 
 from factories.fake_daemon import FAKES
 from factories.fake_server import FakeServer
-from lem_domain.evidence import SAMPLER, StreamName
-from lem_domain.evidence_codec import decode_chunk
-from lem_worker.attempt import Modules
+from lem_domain.evidence.codec import decode_chunk
+from lem_domain.evidence.streams import SAMPLER, StreamName
+from lem_worker.daemon.attempt import Modules
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("worker_environment")]
 

@@ -11,8 +11,8 @@ import pytest
 
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.wire.workers import Device, DeviceKind
-from lem_worker.energy import HostSample, SourceUnavailable
-from lem_worker.energy.codecarbon import CodeCarbonSource
+from lem_worker.sampler.sources import HostSample, SourceUnavailable
+from lem_worker.sampler.sources.codecarbon import CodeCarbonSource
 
 CONFIG = ExperimentConfig.model_validate({"model": "m"})
 CPU = (Device(uuid="CPU-0", kind=DeviceKind.CPU, name="cpu"),)

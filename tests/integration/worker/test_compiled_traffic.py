@@ -11,12 +11,12 @@ import torch
 
 from factories.one_rank import Window, job
 from lem_domain.config.measurement import TrafficConfig
-from lem_domain.evidence import PhaseName
-from lem_worker.backends.pytorch import PyTorchBackend
-from lem_worker.goal import Goal
-from lem_worker.measuring import measure, most_waiting
-from lem_worker.prompts import Request, warmup_requests
-from lem_worker.recorder import Recorder
+from lem_domain.evidence.streams import PhaseName
+from lem_worker.backends.pytorch.backend import PyTorchBackend
+from lem_worker.rank.measured_window import measure, most_waiting
+from lem_worker.rank.prompts import Request, warmup_requests
+from lem_worker.rank.recorder import Recorder
+from lem_worker.rank.window_length import Goal
 
 TEXTS = ("one", "two words", "three words here", "four", "five words")
 ROWS = 6

@@ -17,14 +17,15 @@ from starlette.responses import Response
 
 from factories.fake_daemon import FAKES, killed_worker, nothing_lives_of, spooled, until
 from factories.fake_server import FakeServer, problem
-from lem_domain.evidence import SAMPLER, StreamName
+from lem_domain.evidence.streams import SAMPLER, StreamName
 from lem_domain.states import FailureReason
 from lem_domain.wire.workers import Assignment, ClaimRequest
-from lem_worker import daemon, server_api
-from lem_worker.daemon import Daemon
-from lem_worker.identity import StateInUse
+from lem_worker import server_api
+from lem_worker.daemon import daemon
+from lem_worker.daemon.daemon import Daemon
+from lem_worker.daemon.identity import StateInUse
+from lem_worker.daemon.settings import WorkerSettings
 from lem_worker.server_api import NotAllowed
-from lem_worker.settings import WorkerSettings
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("worker_environment")]
 
@@ -128,7 +129,7 @@ async def test_baselines_are_taken_as_asked_and_an_idle_one_serves_again(server:
     short = {"min_s": 1, "max_s": 20}
     wanted: list[dict[str, Any]] = [short, short, {**short, "ttl_s": 0}, {"enabled": False}]
     first, again, anew, none = (server.enqueue(baseline=one) for one in wanted)
-    await work(modules=FAKES._replace(sampler="lem_worker.energy.sampler"))
+    await work(modules=FAKES._replace(sampler="lem_worker.sampler.main"))
 
     def taken(attempt: str) -> list[str]:
         """The contexts of what was measured, and of what an earlier attempt's stands for."""
@@ -220,7 +221,7 @@ async def test_after_three_failures_of_the_machine_nothing_is_claimed_for_a_whil
     monkeypatch.setenv("LEM_TEST_RANK", "die_loading")
     for _ in range(4):
         server.enqueue()
-    with caplog.at_level(logging.ERROR, "lem_worker.daemon"):
+    with caplog.at_level(logging.ERROR, "lem_worker.daemon.daemon"):
         await work()
     told = [record.getMessage() for record in caplog.records if "claiming nothing" in record.getMessage()]
     assert [text.split()[0] for text in told] == ["3", "4"]
@@ -260,7 +261,7 @@ async def test_only_the_machine_opens_the_circuit_breaker_and_only_a_result_clos
             case _:
                 config = {"model": {"die": "die_loading", "result": "measure"}[ending]}
         attempts[server.enqueue(**config)] = ending
-    with caplog.at_level(logging.ERROR, "lem_worker.daemon"):
+    with caplog.at_level(logging.ERROR, "lem_worker.daemon.daemon"):
         await work()
     told = [record for record in caplog.records if "claiming nothing" in record.getMessage()]
     assert len(told) == pauses
@@ -615,7 +616,7 @@ async def test_half_an_attempt_of_a_killed_worker_is_cleaned_up(
 
     await killed_worker(server, state, escaped)
     assert spooled(state) == [attempt]
-    with caplog.at_level(logging.WARNING, "lem_worker.recovery"):
+    with caplog.at_level(logging.WARNING, "lem_worker.daemon.recovery"):
         await work()
     # The rank died with its daemon; its child had left the group and was not told.
     assert "killed 1 processes that earlier attempts left" in caplog.text
@@ -630,7 +631,7 @@ async def test_half_an_attempt_of_a_killed_worker_is_cleaned_up(
 async def test_the_daemon_imports_no_engine_and_the_beat_not_even_arrow() -> None:
     code = """
 import sys
-import lem_worker.beat
+import lem_worker.heartbeat.sender
 heavy = {"pyarrow", "numpy", "pydantic_settings"} & set(sys.modules)
 import lem_worker.main
 print(sorted(heavy | {"torch", "transformers", "accelerate", "codecarbon"} & set(sys.modules)))

@@ -17,8 +17,9 @@ import pytest
 from factories.fake_daemon import nothing_lives_of, until
 from factories.fake_server import FakeServer
 from lem_domain.states import FailureReason
-from lem_worker import daemon, spool
-from lem_worker.spool import SpoolError
+from lem_worker.daemon import daemon
+from lem_worker.process import spool
+from lem_worker.process.spool import SpoolError
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("worker_environment")]
 
@@ -71,7 +72,7 @@ async def test_a_disk_that_fills_up_while_a_run_is_measured_ends_it_and_the_next
     for name, value in (("RANK", "gated"), ("GATE", "sealing"), ("REACHED", str(reached))):
         monkeypatch.setenv(f"LEM_TEST_{name}", value)
     first, second = server.enqueue(), server.enqueue()
-    with caplog.at_level(logging.INFO, "lem_worker.daemon"):
+    with caplog.at_level(logging.INFO, "lem_worker.daemon.daemon"):
         running = asyncio.create_task(work(state_dir=disk.state, until_idle=False, max_runs=2))
         await until(reached.exists)
         disk.fill()

@@ -16,10 +16,10 @@ import pytest
 
 from factories.fake_server import FakeServer
 from lem_domain.config.prompt_sources import HuggingFacePrompts
-from lem_domain.evidence import StreamName
+from lem_domain.evidence.streams import StreamName
 from lem_domain.prompt_sets import prompts_digest
-from lem_worker import hub_prompts
-from lem_worker.attempt import Modules
+from lem_worker.daemon import hub_prompts
+from lem_worker.daemon.attempt import Modules
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def ask(
     python_path = {} if path is None else {"PYTHONPATH": path}
     wanted = HuggingFacePrompts.model_validate({"dataset": str(folder), "column": "question", **source})
     return subprocess.run(
-        [sys.executable, "-m", "lem_worker.hub_prompts", wanted.model_dump_json(), most],
+        [sys.executable, "-m", "lem_worker.daemon.hub_prompts", wanted.model_dump_json(), most],
         env={**os.environ, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "LEM_PARENT": str(os.getpid()), **python_path},
         capture_output=True,
         text=True,

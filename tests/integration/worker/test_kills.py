@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from factories.fake_daemon import nothing_lives_of, spooled, start_worker, until
 from factories.fake_server import FakeServer, processes_of
-from lem_domain.evidence import SAMPLER
+from lem_domain.evidence.streams import SAMPLER
 from lem_domain.states import FailureReason
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("worker_environment")]
@@ -32,7 +32,7 @@ QUICK = {
 """The others are in the slow suite."""
 POINTS = ("load", "warmup", "before start", "measure", "sealing", "completing")
 AT_THE_SERVER = {"before start": ":start", "completing": ":complete"}
-MODULES = {"rank": "factories.fake_rank", "sampler": "lem_worker.energy.sampler", "beat": "lem_worker.beat"}
+MODULES = {"rank": "factories.fake_rank", "sampler": "lem_worker.sampler.main", "beat": "lem_worker.heartbeat.sender"}
 
 
 def pids(module: str, worker: int) -> list[int]:

@@ -9,15 +9,15 @@ import pytest
 
 from factories.fake_daemon import FAKES, nothing_lives_of
 from factories.fake_server import FakeServer
-from lem_domain.evidence import SAMPLER
+from lem_domain.evidence.streams import SAMPLER
 from lem_domain.states import FailureReason
-from lem_worker import supervision
+from lem_worker.daemon import supervision
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("worker_environment")]
 
 Work = Callable[..., Coroutine[Any, Any, None]]
 
-REAL_RANK = FAKES._replace(rank="lem_worker.rank")
+REAL_RANK = FAKES._replace(rank="lem_worker.rank.main")
 SHORT: dict[str, Any] = {
     "output": {"max_tokens": 4},
     "window": {"min_duration_s": 0, "min_requests": 4},

@@ -14,9 +14,9 @@ from factories.fake_daemon import FAKES, spooled
 from factories.fake_server import FakeServer
 from lem_domain.ids import IdKind, format_id
 from lem_domain.states import FailureReason
-from lem_worker import daemon
-from lem_worker.daemon import Daemon
-from lem_worker.settings import WorkerSettings
+from lem_worker.daemon import daemon
+from lem_worker.daemon.daemon import Daemon
+from lem_worker.daemon.settings import WorkerSettings
 
 pytestmark = [
     pytest.mark.anyio,

@@ -20,9 +20,9 @@ from factories.fake_daemon import killed_worker, nothing_lives_of, spooled, unti
 from factories.fake_server import FakeServer
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.states import FailureReason
-from lem_worker.ending import AttemptEnded
-from lem_worker.preparation import prepare
-from lem_worker.processes import ATTEMPT_VARIABLE
+from lem_worker.daemon.ending import AttemptEnded
+from lem_worker.daemon.preparation import prepare
+from lem_worker.process.children import ATTEMPT_VARIABLE
 from lem_worker.server_api import ServerApi
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("worker_environment")]
@@ -107,7 +107,7 @@ async def test_a_cache_on_which_nothing_can_be_made_is_the_machines_fault(
 ) -> None:
     (tmp_path / "cache").write_text("a file")
     monkeypatch.setenv("LEM_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr("lem_worker.daemon.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("lem_worker.daemon.daemon.FIRST_PAUSE_S", 0.01)
     attempts = [server.enqueue(backend="pytorch", model="builtin:tiny-llama") for _ in range(3)]
     await work()
     assert server.ended[attempts[0]].reason is FailureReason.BACKEND_UNAVAILABLE

@@ -13,14 +13,14 @@ import torch
 
 from factories.fake_server import FakeServer
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.evidence import PhaseName, StreamName
+from lem_domain.evidence.streams import PhaseName, StreamName
 from lem_domain.held_text import held_text
-from lem_worker.after_window import probe_prefill
-from lem_worker.attempt import Modules
-from lem_worker.backends.pytorch import PyTorchBackend
-from lem_worker.measuring import Share, Ticker
+from lem_worker.backends.pytorch.backend import PyTorchBackend
+from lem_worker.daemon.attempt import Modules
 from lem_worker.models import resolve_model
-from lem_worker.process_protocol import RankJob
+from lem_worker.process.protocol import RankJob
+from lem_worker.rank.after_window import probe_prefill
+from lem_worker.rank.measured_window import Share, Ticker
 
 Work = Callable[..., Coroutine[Any, Any, None]]
 

@@ -13,11 +13,11 @@ from pydantic.types import JsonValue
 
 from factories.one_rank import TEXTS, TOKENS
 from factories.pytorch_run import Run, ending_at
-from lem_domain.evidence import PhaseName
+from lem_domain.evidence.streams import PhaseName
 from lem_domain.states import FailureReason
-from lem_worker.backends.pytorch_model import ModelRefused
-from lem_worker.failures import failure_of
-from lem_worker.prompts import PromptRefused, batches
+from lem_worker.backends.pytorch.model import ModelRefused
+from lem_worker.process.failures import failure_of
+from lem_worker.rank.prompts import PromptRefused, batches
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,7 +10,7 @@ from pydantic.types import JsonValue
 
 from factories.one_rank import TEXTS, TOKENS
 from factories.pytorch_run import Run, ending_at
-from lem_worker.prompts import PromptRefused
+from lem_worker.rank.prompts import PromptRefused
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,8 +7,8 @@ import torch
 
 from factories.one_rank import job
 from lem_domain.wire.workers import Device, DeviceKind
-from lem_worker.backends.pytorch_model import ModelRefused, _device
-from lem_worker.process_protocol import RankJob
+from lem_worker.backends.pytorch.model import ModelRefused, _device
+from lem_worker.process.protocol import RankJob
 
 
 def rank(number: int, of: int, gpus: int) -> RankJob:

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from lem_worker.backends.pytorch_facts import float32_format, model_facts, peak_memory_bytes
+from lem_worker.backends.pytorch.model_facts import float32_format, model_facts, peak_memory_bytes
 from lem_worker.models import resolve_model
 
 SMALL = {

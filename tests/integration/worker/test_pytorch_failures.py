@@ -18,15 +18,15 @@ from safetensors import safe_open
 from factories.fake_daemon import FAKES, nothing_lives_of, until
 from factories.fake_server import FakeServer
 from factories.pytorch_run import copied
-from lem_domain.evidence import PhaseName
+from lem_domain.evidence.streams import PhaseName
 from lem_domain.states import FailureReason
-from lem_worker.processes import ATTEMPT_VARIABLE
+from lem_worker.process.children import ATTEMPT_VARIABLE
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("worker_environment")]
 
 Work = Callable[..., Coroutine[Any, Any, None]]
 
-REAL_RANK = FAKES._replace(rank="lem_worker.rank")
+REAL_RANK = FAKES._replace(rank="lem_worker.rank.main")
 
 
 def a_run(folder: Path, /, **config: Any) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _rank_of(attempt: str) -> psutil.Process:
     found = [
         process
         for process in psutil.process_iter(["cmdline", "environ"])
-        if "lem_worker.rank" in (process.info["cmdline"] or [])
+        if "lem_worker.rank.main" in (process.info["cmdline"] or [])
         and (process.info["environ"] or {}).get(ATTEMPT_VARIABLE) == attempt
     ]
     assert len(found) == 1

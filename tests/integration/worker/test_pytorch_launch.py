@@ -13,16 +13,16 @@ import pytest
 
 from factories.fake_daemon import FAKES, nothing_lives_of, until
 from factories.fake_server import FakeServer
-from lem_domain.evidence import StreamName
+from lem_domain.evidence.streams import StreamName
 from lem_domain.states import FailureReason
-from lem_worker import launch
-from lem_worker.processes import ATTEMPT_VARIABLE
+from lem_worker.daemon import rank_launch as launch
+from lem_worker.process.children import ATTEMPT_VARIABLE
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("worker_environment")]
 
 Work = Callable[..., Coroutine[Any, Any, None]]
 
-REAL_RANK = FAKES._replace(rank="lem_worker.rank")
+REAL_RANK = FAKES._replace(rank="lem_worker.rank.main")
 
 
 def two_processes(model_folder: Path, **config: Any) -> dict[str, Any]:
@@ -71,7 +71,10 @@ async def test_fewer_processes_than_asked_for_are_noticed(
 
 @pytest.mark.parametrize(
     ("victim", "says"),
-    [pytest.param("lem_worker.rank", "SIGKILL", marks=pytest.mark.slow), ("lem_worker.launcher", "SIGKILL")],
+    [
+        pytest.param("lem_worker.rank.main", "SIGKILL", marks=pytest.mark.slow),
+        ("lem_worker.process.accelerate_launcher", "SIGKILL"),
+    ],
 )
 async def test_a_kill_of_one_process_ends_all_of_them(
     server: FakeServer, work: Work, model_folder: Path, victim: str, says: str

@@ -15,11 +15,11 @@ from pydantic.types import JsonValue
 from factories.lora import aimed_elsewhere, make_lora
 from factories.one_rank import TEXTS
 from factories.pytorch_run import Run, copied
-from lem_domain.evidence import PhaseName
+from lem_domain.evidence.streams import PhaseName
 from lem_domain.states import FailureReason
-from lem_worker.backends import pytorch_quantization
-from lem_worker.backends.pytorch_model import ModelRefused
-from lem_worker.failures import BackendUnavailable, OptionRefused, failure_of
+from lem_worker.backends.pytorch import quantization as pytorch_quantization
+from lem_worker.backends.pytorch.model import ModelRefused
+from lem_worker.process.failures import BackendUnavailable, OptionRefused, failure_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,19 +16,20 @@ import pytest
 import torch
 
 from lem_domain.config.experiment import BackendName, ExperimentConfig
-from lem_domain.evidence import PhaseName, StreamName
-from lem_domain.evidence_codec import decode_chunk
-from lem_worker import rank as rank_module
-from lem_worker.backends import InferenceBackend, create_backend, pytorch_facts
-from lem_worker.backends.pytorch import PyTorchBackend
-from lem_worker.backends.simulated import SimulatedBackend
+from lem_domain.evidence.codec import decode_chunk
+from lem_domain.evidence.streams import PhaseName, StreamName
+from lem_worker.backends import InferenceBackend, create_backend
+from lem_worker.backends.pytorch import model_facts as pytorch_facts
+from lem_worker.backends.pytorch.backend import PyTorchBackend
+from lem_worker.backends.simulated.backend import SimulatedBackend
+from lem_worker.daemon.prompt_selection import select_prompts
 from lem_worker.models import resolve_model
-from lem_worker.process_protocol import Done, Failed, Finish, Go, Message, RankJob, ToProcess, WarmUp
-from lem_worker.prompt_selection import select_prompts
-from lem_worker.prompts import Request
-from lem_worker.rank import Rank
-from lem_worker.recorder import Recorder
-from lem_worker.spool import chunks
+from lem_worker.process.protocol import Done, Failed, Finish, Go, Message, RankJob, ToProcess, WarmUp
+from lem_worker.process.spool import chunks
+from lem_worker.rank import main as rank_module
+from lem_worker.rank.main import Rank
+from lem_worker.rank.prompts import Request
+from lem_worker.rank.recorder import Recorder
 
 LENGTHS = (2, 40, 3, 38, 4, 36, 5, 34)
 """Of the prompts, in words: every batch of two in this order holds a short one and a long one."""

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.evidence import StreamManifest, StreamName
-from lem_domain.evidence_codec import decode_chunk
+from lem_domain.evidence.codec import decode_chunk
+from lem_domain.evidence.streams import StreamManifest, StreamName
 from lem_domain.states import FailureReason
 from lem_domain.wire.workers import ProcessCompletion
 from lem_worker.models import resolve_model
-from lem_worker.process_protocol import (
+from lem_worker.process.protocol import (
     Done,
     Failed,
     Finish,
@@ -31,9 +31,9 @@ from lem_worker.process_protocol import (
     Trend,
     WarmUp,
 )
-from lem_worker.spool import chunks, is_whole, mark_done
+from lem_worker.process.spool import chunks, is_whole, mark_done
 
-MODULE = "lem_worker.rank"
+MODULE = "lem_worker.rank.main"
 TEXTS = ("one two three", "four five", "six", "seven eight nine ten")
 QUICK: dict[str, Any] = {
     "backend": "simulated",

@@ -11,11 +11,11 @@ import pytest
 
 from fakes.nvml.library import SimulatedNvml, built
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.evidence import StreamName
-from lem_domain.evidence_codec import decode_chunk
+from lem_domain.evidence.codec import decode_chunk
+from lem_domain.evidence.streams import StreamName
 from lem_domain.states import FailureReason
 from lem_domain.wire.workers import Device, DeviceKind
-from lem_worker.process_protocol import (
+from lem_worker.process.protocol import (
     Baseline,
     Baselined,
     Done,
@@ -28,9 +28,9 @@ from lem_worker.process_protocol import (
     Stop,
     Tick,
 )
-from lem_worker.spool import chunks
+from lem_worker.process.spool import chunks
 
-MODULE = "lem_worker.energy.sampler"
+MODULE = "lem_worker.sampler.main"
 SIMULATED = tuple(Device(uuid=f"SIM-{place}", kind=DeviceKind.SIMULATED, name="simulated") for place in range(2))
 CPU = (Device(uuid="CPU-0", kind=DeviceKind.CPU, name="cpu"),)
 POWER_W = 40.0

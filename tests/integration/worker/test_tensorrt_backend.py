@@ -14,19 +14,19 @@ import pytest
 
 from factories.tensorrt_ranks import FAKES, GPU, SECOND, Stage, gpu_line
 from fakes.nvml.library import SimulatedNvml, built
-from lem_domain.evidence import PhaseName, StreamName
-from lem_domain.evidence_codec import decode_chunk
+from lem_domain.evidence.codec import decode_chunk
+from lem_domain.evidence.streams import PhaseName, StreamName
 from lem_domain.states import FailureReason
 from lem_domain.wire.runs import EffectiveParameter
-from lem_worker.backends import tensorrt_devices
-from lem_worker.backends.tensorrt import TensorrtBackend
-from lem_worker.failures import OptionRefused, failure_of
+from lem_worker.backends.tensorrt import devices as tensorrt_devices
+from lem_worker.backends.tensorrt.backend import TensorrtBackend
 from lem_worker.models import resolve_model
-from lem_worker.process_protocol import Done, Failed, Finish, Go, Loaded, Measured, PhaseEdge, Ready, WarmUp
-from lem_worker.prompts import warmup_requests
-from lem_worker.spool import chunks
+from lem_worker.process.failures import OptionRefused, failure_of
+from lem_worker.process.protocol import Done, Failed, Finish, Go, Loaded, Measured, PhaseEdge, Ready, WarmUp
+from lem_worker.process.spool import chunks
+from lem_worker.rank.prompts import warmup_requests
 
-MODULE = "lem_worker.rank"
+MODULE = "lem_worker.rank.main"
 Drive = Callable[..., Any]
 
 

@@ -14,9 +14,9 @@ import pytest
 
 from factories.tensorrt_api import ALSO_CALLED, GENERATE_ASYNC, LLM_ARGUMENTS, LLM_EXPLICIT, MODELS, SAMPLING
 from lem_domain.config.experiment import ExperimentConfig
-from lem_worker.devices import gpu_devices
+from lem_worker.devices.inventory import gpu_devices
 from lem_worker.models import resolve_model
-from lem_worker.process_protocol import Done, Finish, Go, Loaded, Measured, RankJob, Ready, WarmUp
+from lem_worker.process.protocol import Done, Finish, Go, Loaded, Measured, RankJob, Ready, WarmUp
 
 pytestmark = [
     pytest.mark.slow,
@@ -62,7 +62,7 @@ def test_a_rank_on_the_real_engine_records_every_token(tmp_path: Path, drive: Ca
         spool=str(tmp_path / "spool"),
         devices=gpus[:1],
     )
-    process = drive("lem_worker.rank", job, CUDA_VISIBLE_DEVICES=gpus[0].uuid)
+    process = drive("lem_worker.rank.main", job, CUDA_VISIBLE_DEVICES=gpus[0].uuid)
     effective = process.until(Loaded).effective_config
     assert [one for one in effective.parameters if not one.confirmed] == []
     process.send(WarmUp())

@@ -12,10 +12,10 @@ import pytest
 
 from factories.fake_server import FakeServer
 from lem_domain.config.simulated import SimulatedPower
-from lem_domain.evidence import SAMPLER, StreamName
+from lem_domain.evidence.streams import SAMPLER, StreamName
 from lem_domain.states import FailureReason
-from lem_worker.attempt import Modules
-from lem_worker.energy.simulated_curves import energy_j
+from lem_worker.daemon.attempt import Modules
+from lem_worker.sampler.simulated_curves import energy_j
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("worker_environment")]
 

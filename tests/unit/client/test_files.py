@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lem_client.documents import parse_value, read_document
 from lem_client.errors import FileError
-from lem_client.files import load_campaign_file
+from lem_client.files.campaign_file import load_campaign_file
+from lem_client.files.documents import parse_value, read_document
 from lem_domain.config.validation import MOST_PROBLEMS
 from lem_domain.prompt_sets import prompts_digest
 

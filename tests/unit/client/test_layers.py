@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lem_client.errors import FileError
-from lem_client.files import CampaignFile, load_campaign_file
+from lem_client.files.campaign_file import CampaignFile, load_campaign_file
 from lem_domain.config import ExperimentConfig, config_hash
 from lem_domain.config.experiment import BackendName
 from lem_domain.config.presets import builtin_presets

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lem_client.errors import FileError
-from lem_client.files import load_campaign_file
+from lem_client.files.campaign_file import load_campaign_file
 from lem_domain.config.combinations import flattened, value_at
 from lem_domain.config.experiment import BackendName
 from lem_domain.config.introspection import campaign_keys, experiment_keys

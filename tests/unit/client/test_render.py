@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from factories.evidence import Evidence, cpu, gpu
 from lem_client.cli.session import clean
-from lem_client.render import measured
+from lem_client.render import energy_provenance as measured
 from lem_client.render.numbers import Scale, duration, mean_and_spread, number, quantity, scale_for
 from lem_client.render.progress import Lines, Picture, transition_line
 from lem_client.render.results import csv_text, markdown, result_table
 from lem_client.render.schedule import execution_words
 from lem_domain.config.execution import ExecutionConfig
-from lem_domain.results import CycleSummary, EnergyFigure, EnergyMethod, EnergyResult, Figure
+from lem_domain.results.run import CycleSummary, EnergyFigure, EnergyMethod, EnergyResult, Figure
 from lem_domain.states import CampaignState, RunState
 from lem_domain.wire.campaigns import CampaignResults, ExperimentResults, RunCounts, RunOutcome
 from lem_domain.wire.events import RunProgressEvent, RunTransitionEvent

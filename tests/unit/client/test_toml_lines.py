@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lem_client.toml_lines import toml_lines
+from lem_client.files.toml_lines import toml_lines
 from lem_domain.config.validation import pointer
 
 TEXT = '''# of each kind

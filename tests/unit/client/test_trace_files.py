@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lem_client.errors import FileError
-from lem_client.files import load_campaign_file
+from lem_client.files.campaign_file import load_campaign_file
 from lem_domain.prompt_sets import prompts_digest
 
 LINES = ("0", "0.5", "2")

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lem_domain.arrow_size import declared_bytes
-from lem_domain.evidence import STREAMS, StreamName, digest_of_digests
-from lem_domain.evidence_codec import ChunkError, ChunkTooLarge, arrow_schema, decode_chunk, encode_chunk
+from lem_domain.evidence.arrow_size import declared_bytes
+from lem_domain.evidence.codec import ChunkError, ChunkTooLarge, arrow_schema, decode_chunk, encode_chunk
+from lem_domain.evidence.streams import STREAMS, StreamName, digest_of_digests
 
 TOKENS = {"request_id": [1, 2], "index": [0, 1], "time_ns": [5, 6]}
 
@@ -113,8 +113,8 @@ def test_the_digest_of_digests_depends_on_order() -> None:
 def test_whoever_is_ready_imports_nothing_at_the_first_chunk() -> None:
     script = """
 import sys
-from lem_domain.evidence import StreamName
-from lem_domain.evidence_codec import be_ready, encode_chunk
+from lem_domain.evidence.streams import StreamName
+from lem_domain.evidence.codec import be_ready, encode_chunk
 be_ready()
 before = set(sys.modules)
 encode_chunk(StreamName.TOKENS, {"request_id": [1], "index": [0], "time_ns": [5]})

@@ -8,7 +8,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from lem_domain.results import EnergyFigure, EnergyMethod, Figure, Finding, FindingCode, Severity, verdict_of
+from lem_domain.results.run import EnergyFigure, EnergyMethod, Figure, Finding, FindingCode, Severity, verdict_of
 
 
 def test_a_figure_has_a_value_or_a_reason() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from lem_server.events.queries import LogPlace, ProgressRow
 from lem_server.events.stream import BEGINNING, LatestProgress, place_of
-from lem_server.problems import ProblemError
+from lem_server.http.problems import ProblemError
 
 
 class Clock:

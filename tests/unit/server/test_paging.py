@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from lem_domain.errors import ProblemCode
-from lem_server.paging import Int4, decode_cursor, encode_cursor
-from lem_server.problems import ProblemError
+from lem_server.http.paging import Int4, decode_cursor, encode_cursor
+from lem_server.http.problems import ProblemError
 
 PLACE: TypeAdapter[tuple[UUID, Int4]] = TypeAdapter(tuple[UUID, Int4])
 

@@ -14,8 +14,8 @@ import pytest
 
 from lem_domain.wire.runs import Progress
 from lem_domain.wire.workers import BeatVerdict, Heartbeat
-from lem_worker import beat
-from lem_worker.beat import Beats, BeatStart, Drain, FromBeat, Hold, Release, Renewed, Superseded, Verdict
+from lem_worker.heartbeat import sender as beat
+from lem_worker.heartbeat.sender import Beats, BeatStart, Drain, FromBeat, Hold, Release, Renewed, Superseded, Verdict
 from lem_worker.server_api import ServerApi
 
 pytestmark = pytest.mark.anyio
@@ -163,7 +163,10 @@ async def test_another_boot_of_the_worker_is_told(running: Running) -> None:
 def test_the_process_ends_with_the_pipe_to_its_daemon() -> None:
     environment = {**os.environ, "LEM_PARENT": str(os.getpid())}
     with subprocess.Popen(
-        [sys.executable, "-m", "lem_worker.beat"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        [sys.executable, "-m", "lem_worker.heartbeat.sender"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
     ) as process:
         process.communicate(START.model_dump_json().encode() + b"\n", timeout=30)
         assert process.returncode == 0

@@ -15,7 +15,7 @@ import pytest
 
 from fakes.nvml.library import SimulatedNvml, built
 from lem_domain.wire.workers import DeviceKind
-from lem_worker.devices import cpu_device, of_attempt, simulated_devices, until_free, use_before
+from lem_worker.devices.inventory import cpu_device, of_attempt, simulated_devices, until_free, use_before
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +33,7 @@ WAITING = f"""
 import asyncio, json, sys
 from lem_domain.errors import LemError
 from lem_domain.wire.workers import Device, DeviceKind
-from lem_worker.devices import holders, of_attempt, until_free, use_before
+from lem_worker.devices.inventory import holders, of_attempt, until_free, use_before
 devices = [Device(uuid=uuid, kind=DeviceKind.GPU, name="gpu") for uuid in sys.argv[2:]]
 ours = of_attempt("{ATTEMPT}")
 async def main():
@@ -123,7 +123,7 @@ def test_gpus_become_devices_by_uuid(nvml: SimulatedNvml) -> None:
     nvml.write(GPU_A, GPU_B, MIG)
     script = (
         "import sys\n"
-        "from lem_worker.devices import gpu_devices\n"
+        "from lem_worker.devices.inventory import gpu_devices\n"
         "assert 'pynvml' not in sys.modules\n"
         "for device in gpu_devices(): print(device.uuid, device.kind.value, device.name)\n"
         "assert 'torch' not in sys.modules\n"
@@ -158,7 +158,7 @@ def test_the_attempts_processes_are_told_from_others_and_from_what_cant_be_looke
 def test_a_process_of_another_user_is_not_ours_though_its_environment_is_closed() -> None:
     script = (
         "import os, sys\n"
-        "from lem_worker.devices import of_attempt\n"
+        "from lem_worker.devices.inventory import of_attempt\n"
         "os.setgid(65534); os.setuid(65534)\n"
         "print(of_attempt('att_1')(int(sys.argv[1])))\n"
     )
@@ -287,7 +287,7 @@ def test_a_driver_that_hangs_before_the_attempt_leaves_no_baseline(nvml: Simulat
     script = (
         "import asyncio\n"
         "from lem_domain.wire.workers import Device, DeviceKind\n"
-        "from lem_worker.devices import use_before\n"
+        "from lem_worker.devices.inventory import use_before\n"
         f"gpu = Device(uuid={A!r}, kind=DeviceKind.GPU, name='gpu')\n"
         "print(asyncio.run(use_before([gpu], timeout_s=0.2)))\n"
     )

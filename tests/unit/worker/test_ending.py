@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lem_worker.ending import cancelled, handed_back, out_of_touch, paused
+from lem_worker.daemon.ending import cancelled, handed_back, out_of_touch, paused
 
 
 def test_what_comes_from_outside_says_nothing_of_the_machine() -> None:

@@ -9,8 +9,8 @@ from importlib.util import find_spec
 import pytest
 
 from lem_domain.config.experiment import BackendName
-from lem_worker import engines
-from lem_worker.engines import ENGINES, absence
+from lem_worker.backends import installed as engines
+from lem_worker.backends.installed import ENGINES, absence
 
 
 @pytest.fixture

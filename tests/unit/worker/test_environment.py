@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lem_domain.wire.workers import Device, DeviceKind
-from lem_worker.environment import clock_pair, cpu_facts, snapshot
+from lem_worker.daemon.environment import clock_pair, cpu_facts, snapshot
 
 DEVICE = Device(uuid="CPU-0", kind=DeviceKind.CPU, name="cpu")
 
@@ -63,7 +63,7 @@ def test_an_image_that_has_no_source_tree_is_told_its_commit(monkeypatch: pytest
 
 def test_it_imports_no_engine() -> None:
     code = (
-        "import sys; from lem_worker.environment import snapshot; snapshot(());"
+        "import sys; from lem_worker.daemon.environment import snapshot; snapshot(());"
         "sys.exit(bool({'torch', 'transformers', 'codecarbon'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

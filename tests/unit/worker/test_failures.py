@@ -6,11 +6,11 @@ import errno
 
 import pytest
 
-from lem_domain.evidence import PhaseName
+from lem_domain.evidence.streams import PhaseName
 from lem_domain.states import FailureReason
-from lem_worker.failures import BackendUnavailable, OptionRefused, failure_of
-from lem_worker.prompts import PromptRefused
-from lem_worker.spool import SpoolError
+from lem_worker.process.failures import BackendUnavailable, OptionRefused, failure_of
+from lem_worker.process.spool import SpoolError
+from lem_worker.rank.prompts import PromptRefused
 
 
 @pytest.mark.parametrize(

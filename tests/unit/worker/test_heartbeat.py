@@ -10,9 +10,9 @@ from uuid import uuid4
 
 import pytest
 
-from lem_worker import heartbeat
-from lem_worker.beat import BeatStart
-from lem_worker.heartbeat import BeatProcess, Expired, News
+from lem_worker.daemon import heartbeats as heartbeat
+from lem_worker.daemon.heartbeats import BeatProcess, Expired, News
+from lem_worker.heartbeat.sender import BeatStart
 
 pytestmark = pytest.mark.anyio
 

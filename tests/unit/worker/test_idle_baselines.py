@@ -6,8 +6,8 @@ import pytest
 
 from lem_domain.config.measurement import EnergyConfig
 from lem_domain.wire.workers import Device, DeviceKind
-from lem_worker.idle_baselines import IdleBaselines
-from lem_worker.process_protocol import ReuseBaseline
+from lem_worker.daemon.idle_baselines import IdleBaselines
+from lem_worker.process.protocol import ReuseBaseline
 
 ONE = (Device(uuid="GPU-0", kind=DeviceKind.GPU, name="gpu"),)
 OTHER = (Device(uuid="GPU-1", kind=DeviceKind.GPU, name="gpu"),)

@@ -9,7 +9,7 @@ from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.prompt_sets import load_builtin_prompts, prompts_digest
-from lem_worker.inputs import given, tokenizer_digest
+from lem_worker.daemon.input_digests import given, tokenizer_digest
 
 FILES = {"model.safetensors": "1" * 64, "tokenizer.json": "2" * 64, "config.json": "3" * 64, "merges.txt": "4" * 64}
 

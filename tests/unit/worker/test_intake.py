@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from lem_domain.config.measurement import TrafficConfig
-from lem_domain.evidence import PhaseName
-from lem_worker import intake as intake_module
-from lem_worker.goal import Goal
-from lem_worker.intake import Intake
-from lem_worker.measuring import measure, send_once
-from lem_worker.prompts import PreparedPrompt, Request
-from lem_worker.recorder import Recorder, Sinks
+from lem_domain.evidence.streams import PhaseName
+from lem_worker.rank import request_feed as intake_module
+from lem_worker.rank.measured_window import measure, send_once
+from lem_worker.rank.prompts import PreparedPrompt, Request
+from lem_worker.rank.recorder import Recorder, Sinks
+from lem_worker.rank.request_feed import Intake
+from lem_worker.rank.window_length import Goal
 
 MS = 1_000_000
 PROMPTS = tuple(PreparedPrompt(index, (1, 2)) for index in range(5))

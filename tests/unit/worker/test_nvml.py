@@ -21,7 +21,7 @@ M2 = "MIG-22222222-0000-0000-0000-000000000002"
 SCRIPT = """
 import json, os, sys
 from lem_domain.errors import LemError
-from lem_worker.nvml.visible import visible_gpus
+from lem_worker.devices.cuda_visible import visible_gpus
 def asked(environment):
     try:
         found = visible_gpus(environment)
@@ -204,7 +204,7 @@ def test_nvml_is_closed_again(nvml: SimulatedNvml) -> None:
     nvml.write(gpu(0, A))
     said = nvml.python(
         "import pynvml\n"
-        "from lem_worker.nvml.visible import visible_gpus\n"
+        "from lem_worker.devices.cuda_visible import visible_gpus\n"
         "visible_gpus({})\n"
         "try:\n    pynvml.nvmlDeviceGetCount()\nexcept pynvml.NVMLError as error:\n    print(error)\n"
     )
@@ -214,7 +214,7 @@ def test_nvml_is_closed_again(nvml: SimulatedNvml) -> None:
 def test_processes_and_memory_are_read_with_what_old_and_new_drivers_offer(nvml: SimulatedNvml) -> None:
     script = (
         "import json\n"
-        "from lem_worker.nvml.session import open_nvml\n"
+        "from lem_worker.devices.nvml_session import open_nvml\n"
         f"with open_nvml() as nvml: print(json.dumps([nvml.memory_used({A!r}), nvml.processes({A!r})]))\n"
     )
     processes = (

@@ -26,9 +26,9 @@ import json, os, time
 from pathlib import Path
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.wire.workers import Device, DeviceKind
-from lem_worker.energy import DeviceSample, PlannedSource, SourceEvent, SourceUnavailable, create_source
-from lem_worker.energy.nvml import NvmlSource
-from lem_worker.energy.sampling import EnergyRequired, Sampling
+from lem_worker.sampler.sources import DeviceSample, PlannedSource, SourceEvent, SourceUnavailable, create_source
+from lem_worker.sampler.sources.nvml import NvmlSource
+from lem_worker.sampler.sampling import EnergyRequired, Sampling
 import pynvml
 
 CONFIG = ExperimentConfig.model_validate({"backend": "pytorch", "model": "m"})

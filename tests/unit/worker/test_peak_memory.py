@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lem_worker.peak_memory import PeakMemory
+from lem_worker.rank.peak_memory import PeakMemory
 
 MUCH = 128 * 2**20
 

@@ -13,16 +13,16 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from lem_worker.process_protocol import Go, Ready, Stop
-from lem_worker.processes import Child, Exit, group_members, kill_leftovers
+from lem_worker.process.children import Child, Exit, group_members, kill_leftovers
+from lem_worker.process.protocol import Go, Ready, Stop
 
 pytestmark = pytest.mark.anyio
 
 PRELUDE = """
 import os, signal, subprocess, sys, time
-from lem_worker.process_control import ControlPipes
-from lem_worker.process_protocol import Go, Ready, Stop
-from lem_worker.processes import die_with_parent
+from lem_worker.process.control import ControlPipes
+from lem_worker.process.protocol import Go, Ready, Stop
+from lem_worker.process.children import die_with_parent
 die_with_parent()
 control = ControlPipes.from_environment(os.environ)
 """
@@ -182,7 +182,7 @@ async def test_a_recycled_process_id_is_not_shot(start: Start) -> None:
 ORPHANING = """
 import subprocess, sys, os
 subprocess.Popen([sys.executable, "-c",
-    "import os, signal; from lem_worker.processes import die_with_parent; die_with_parent();"
+    "import os, signal; from lem_worker.process.children import die_with_parent; die_with_parent();"
     "os.write(1, b'up'); signal.pause()"], env={**os.environ, "LEM_PARENT": str(os.getpid())}, start_new_session=True)
 import signal; signal.pause()
 """

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from lem_domain.config.experiment import ExperimentConfig, PromptsConfig
 from lem_domain.prompt_sets import Prompt
 from lem_domain.wire.datasets import DatasetContent
-from lem_worker import preparation
-from lem_worker.prompt_selection import select_prompts
+from lem_worker.daemon import preparation
+from lem_worker.daemon.prompt_selection import select_prompts
 
 PROMPTS = ("bb", "a", "dddd", "ccc", "ee")
 

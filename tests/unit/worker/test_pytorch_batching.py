@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lem_domain.config.pytorch import PyTorchConfig
-from lem_worker.backends.pytorch_batching import MOST_SHAPES, Shape, batches, shapes
-from lem_worker.prompts import Request
+from lem_worker.backends.pytorch.batching import MOST_SHAPES, Shape, batches, shapes
+from lem_worker.rank.prompts import Request
 
 NEW = 5
 

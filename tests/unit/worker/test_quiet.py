@@ -7,9 +7,9 @@ import json
 import pytest
 
 from lem_domain.config.measurement import BaselineConfig, SettleConfig
-from lem_worker.energy.quiet import Quiet
-from lem_worker.energy.stationarity import PowerHistory
-from lem_worker.process_protocol import Baseline, Baselined, Message, Settle, Settled
+from lem_worker.process.protocol import Baseline, Baselined, Message, Settle, Settled
+from lem_worker.sampler.baseline import Quiet
+from lem_worker.sampler.stationarity import PowerHistory
 
 SECOND = 1_000_000_000
 TICK = SECOND // 20

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lem_domain.config.experiment import ExperimentConfig
-from lem_worker.energy import SourceUnavailable
-from lem_worker.energy.rapl import RaplSource
+from lem_worker.sampler.sources import SourceUnavailable
+from lem_worker.sampler.sources.rapl import RaplSource
 
 CONFIG = ExperimentConfig.model_validate({"backend": "simulated", "model": "m"})
 RANGE_UJ = 1_000_000

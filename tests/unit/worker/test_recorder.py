@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from lem_domain.evidence import STREAMS, PhaseName, StreamName
-from lem_domain.evidence_codec import decode_chunk, encode_chunk
-from lem_worker.digests import OutputLedger, digest_of_set, digest_of_tokens
-from lem_worker.prompts import Request
-from lem_worker.recorder import Recorder, RecordingError, RequestFailed, Sinks
+from lem_domain.evidence.codec import decode_chunk, encode_chunk
+from lem_domain.evidence.streams import STREAMS, PhaseName, StreamName
+from lem_worker.rank.prompts import Request
+from lem_worker.rank.recorder import Recorder, RecordingError, RequestFailed, Sinks
+from lem_worker.rank.token_digests import OutputLedger, digest_of_set, digest_of_tokens
 
 
 class Table:

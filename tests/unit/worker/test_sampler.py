@@ -7,10 +7,12 @@ import pytest
 from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.evidence import STREAMS, StreamName
-from lem_domain.results import EnergyMethod
+from lem_domain.evidence.streams import STREAMS, StreamName
+from lem_domain.results.run import EnergyMethod
 from lem_domain.wire.workers import Device, DeviceKind
-from lem_worker.energy import (
+from lem_worker.sampler.cadence import DeadlineGrid
+from lem_worker.sampler.sampling import EnergyRequired, Sampling
+from lem_worker.sampler.sources import (
     DeviceFailed,
     DeviceSample,
     EnergySource,
@@ -22,8 +24,6 @@ from lem_worker.energy import (
     create_source,
     plan_sources,
 )
-from lem_worker.energy.cadence import DeadlineGrid
-from lem_worker.energy.sampling import EnergyRequired, Sampling
 
 DEVICES = (
     Device(uuid="SIM-0", kind=DeviceKind.SIMULATED, name="simulated"),

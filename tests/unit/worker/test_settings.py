@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from lem_domain.config.experiment import BackendName
+from lem_worker.daemon.settings import WorkerSettings
 from lem_worker.main import main
-from lem_worker.settings import WorkerSettings
 
 
 @pytest.fixture(autouse=True)

@@ -7,15 +7,15 @@ import pytest
 from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.evidence import PhaseName
+from lem_domain.evidence.streams import PhaseName
 from lem_worker.backends import InferenceBackend, create_backend
-from lem_worker.backends.simulated import SimulatedEngineError, generated_ids
-from lem_worker.digests import OutputLedger
-from lem_worker.goal import Goal
-from lem_worker.measuring import measure
-from lem_worker.process_protocol import RankJob
-from lem_worker.prompts import PreparedPrompt, PromptRefused, share_of
-from lem_worker.recorder import Recorder, Sinks
+from lem_worker.backends.simulated.backend import SimulatedEngineError, generated_ids
+from lem_worker.process.protocol import RankJob
+from lem_worker.rank.measured_window import measure
+from lem_worker.rank.prompts import PreparedPrompt, PromptRefused, share_of
+from lem_worker.rank.recorder import Recorder, Sinks
+from lem_worker.rank.token_digests import OutputLedger
+from lem_worker.rank.window_length import Goal
 
 TEXTS = ("one two three", "four five", "six", "seven eight nine ten")
 
@@ -124,7 +124,7 @@ def test_jitter_is_seeded() -> None:
 @pytest.mark.proves("simulated.load_s", on="simulated")
 def test_loading_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
-    monkeypatch.setattr("lem_worker.backends.simulated.time.sleep", slept.append)
+    monkeypatch.setattr("lem_worker.backends.simulated.backend.time.sleep", slept.append)
     loaded(job({"load_s": 7}))
     assert slept == [7]
 

@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lem_domain.evidence import MAX_CHUNK_BYTES, StreamName
-from lem_domain.evidence_codec import ChunkError, decode_chunk
+from lem_domain.evidence.codec import ChunkError, decode_chunk
+from lem_domain.evidence.streams import MAX_CHUNK_BYTES, StreamName
 from lem_domain.wire.workers import ProcessCompletion
-from lem_worker import spool
-from lem_worker.spool import CHUNK_SIZE, EvidenceWriter, SpoolError, StreamWriter
+from lem_worker.process import spool
+from lem_worker.process.spool import CHUNK_SIZE, EvidenceWriter, SpoolError, StreamWriter
 
 RANK = "rank-0"
 
@@ -253,8 +253,8 @@ def test_a_full_disk_is_told_and_leaves_no_chunk_that_counts(tmp_path: Path, mon
 WRITE_FOR_EVER = """
 import sys
 from pathlib import Path
-from lem_domain.evidence import StreamName
-from lem_worker.spool import EvidenceWriter
+from lem_domain.evidence.streams import StreamName
+from lem_worker.process.spool import EvidenceWriter
 writer = EvidenceWriter(Path(sys.argv[1]), "rank-0")
 number = 0
 while True:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lem_worker.energy.cadence import trend_s
-from lem_worker.energy.stationarity import PowerHistory
+from lem_worker.sampler.cadence import trend_s
+from lem_worker.sampler.stationarity import PowerHistory
 
 SECOND = 1_000_000_000
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from lem_domain.config.measurement import LimitsConfig
-from lem_domain.evidence import SAMPLER, PhaseName
+from lem_domain.evidence.streams import SAMPLER, PhaseName
 from lem_domain.wire.runs import Progress
-from lem_worker.process_protocol import FromProcess, Message, PhaseEdge, Sampling, Tick, Trend
-from lem_worker.processes import Exit
-from lem_worker.supervision import Supervision
+from lem_worker.daemon.supervision import Supervision
+from lem_worker.process.children import Exit
+from lem_worker.process.protocol import FromProcess, Message, PhaseEdge, Sampling, Tick, Trend
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lem_worker.backends.tensorrt_cache import INGREDIENTS, EngineNotCacheable, GpuKind, engine_folder, key_of
+from lem_worker.backends.tensorrt.cache import INGREDIENTS, EngineNotCacheable, GpuKind, engine_folder, key_of
 
 FILES = {"config.json": "1" * 64, "model.safetensors": "2" * 64}
 H100 = GpuKind("NVIDIA H100", (9, 0))

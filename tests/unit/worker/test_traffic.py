@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lem_domain.config.measurement import TrafficConfig, WindowConfig
-from lem_domain.evidence import PhaseName
-from lem_worker import measuring
-from lem_worker.goal import Goal
-from lem_worker.measuring import Share, measure
-from lem_worker.prompts import PreparedPrompt, Request, batches
-from lem_worker.recorder import Recorder, Sinks
-from lem_worker.traffic import OfflineFeed, TrafficRefused, arrival_gaps, make_feed
+from lem_domain.evidence.streams import PhaseName
+from lem_worker.rank import measured_window as measuring
+from lem_worker.rank.measured_window import Share, measure
+from lem_worker.rank.prompts import PreparedPrompt, Request, batches
+from lem_worker.rank.recorder import Recorder, Sinks
+from lem_worker.rank.traffic import OfflineFeed, TrafficRefused, arrival_gaps, make_feed
+from lem_worker.rank.window_length import Goal
 
 MS = 1_000_000
 PROMPTS = tuple(PreparedPrompt(index, (1, 2)) for index in range(3))

@@ -10,12 +10,12 @@ from typing import Any, cast
 import pytest
 
 from lem_domain.errors import Problem, ProblemCode
-from lem_domain.evidence import StreamName, digest_of_digests
+from lem_domain.evidence.streams import StreamName, digest_of_digests
 from lem_domain.wire.workers import CompleteAttempt, MissingChunks
-from lem_worker import upload
+from lem_worker.daemon import upload
+from lem_worker.daemon.upload import Uploader, tail
+from lem_worker.process.spool import EvidenceWriter, SpooledChunk
 from lem_worker.server_api import ManifestIncomplete, ServerApi
-from lem_worker.spool import EvidenceWriter, SpooledChunk
-from lem_worker.upload import Uploader, tail
 
 pytestmark = pytest.mark.anyio
 

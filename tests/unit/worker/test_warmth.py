@@ -9,13 +9,13 @@ import pytest
 
 from fakes.nvml.library import SimulatedNvml, built
 from lem_domain.wire.workers import Device, DeviceKind
-from lem_worker.warmth import temperatures_c
+from lem_worker.daemon.temperatures import temperatures_c
 
 WARM, SILENT = "GPU-aaaa1111-0000-0000-0000-000000000001", "GPU-bbbb2222-0000-0000-0000-000000000002"
 SCRIPT = """
 import asyncio, json, os
 from lem_domain.wire.workers import Device
-from lem_worker.warmth import temperatures_c
+from lem_worker.daemon.temperatures import temperatures_c
 devices = [Device.model_validate(one) for one in json.loads(os.environ["DEVICES"])]
 print(json.dumps(asyncio.run(temperatures_c(devices))))
 """

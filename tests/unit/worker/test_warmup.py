@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lem_domain.config.experiment import WarmupConfig
-from lem_worker.prompts import PreparedPrompt, batches, fullest, largest, warmup_requests
-from lem_worker.warmup import POWER_CAP_STRETCHES, PowerTrend, assess, coefficient_of_variation, warm_up
+from lem_worker.rank.prompts import PreparedPrompt, batches, fullest, largest, warmup_requests
+from lem_worker.rank.warmup import POWER_CAP_STRETCHES, PowerTrend, assess, coefficient_of_variation, warm_up
 
 CONFIG = WarmupConfig(min_requests=5, max_requests=12, cv_threshold=0.05, window_size=5)
 

@@ -12,11 +12,11 @@ from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import BackendName
 from lem_domain.wire.runs import EffectiveConfig
-from lem_worker.failures import BackendUnavailable
-from lem_worker.intake import Intake
-from lem_worker.process_protocol import RankJob
-from lem_worker.prompts import PreparedPrompt, Request
-from lem_worker.recorder import Recorder
+from lem_worker.process.failures import BackendUnavailable
+from lem_worker.process.protocol import RankJob
+from lem_worker.rank.prompts import PreparedPrompt, Request
+from lem_worker.rank.recorder import Recorder
+from lem_worker.rank.request_feed import Intake
 
 
 class LaunchMode(StrEnum):
@@ -83,7 +83,7 @@ class LockstepBackend(_Backend, Protocol):
 
 @runtime_checkable
 class ContinuousBackend(_Backend, Protocol):
-    """Takes requests in and lets them go at any time, and owns the loop that does it (see `lem_worker.intake`)."""
+    """Accepts requests at any time and owns the loop that runs them (`lem_worker.rank.request_feed`)."""
 
     def in_flight(self) -> int:
         """The most sequences that it works on in one step."""
@@ -133,10 +133,10 @@ class _Entry:
 
 
 _BACKENDS = {
-    BackendName.PYTORCH: _Entry("lem_worker.backends.pytorch", "PyTorchBackend", "pytorch"),
-    BackendName.VLLM: _Entry("lem_worker.backends.vllm", "VllmBackend", "vllm"),
-    BackendName.TENSORRT: _Entry("lem_worker.backends.tensorrt", "TensorrtBackend", "tensorrt"),
-    BackendName.SIMULATED: _Entry("lem_worker.backends.simulated", "SimulatedBackend", "worker"),
+    BackendName.PYTORCH: _Entry("lem_worker.backends.pytorch.backend", "PyTorchBackend", "pytorch"),
+    BackendName.VLLM: _Entry("lem_worker.backends.vllm.backend", "VllmBackend", "vllm"),
+    BackendName.TENSORRT: _Entry("lem_worker.backends.tensorrt.backend", "TensorrtBackend", "tensorrt"),
+    BackendName.SIMULATED: _Entry("lem_worker.backends.simulated.backend", "SimulatedBackend", "worker"),
 }
 
 

@@ -9,8 +9,8 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from lem_worker import processes
 from lem_worker.models.missing import ModelNotFound
+from lem_worker.process import children as processes
 
 _BUILDERS = {"tiny-llama": "lem_worker.models.tiny_llama", "smollm2-135m-instruct": "lem_worker.models.smollm2"}
 

@@ -12,8 +12,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from lem_worker import processes
 from lem_worker.models import ModelNotFound, resolve_adapter, resolve_model
+from lem_worker.process import children as processes
 
 NOT_FOUND, NO_PLACE = 2, 3
 """Exit codes: the model can't be had; the cache can't be used."""

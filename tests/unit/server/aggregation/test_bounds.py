@@ -19,12 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factories.evidence import EPOCH_NS
-from lem_domain.results import WindowResult
-from lem_server.aggregation.baselines import baselines_of, net_energy
-from lem_server.aggregation.meters import Meter
-from lem_server.aggregation.reading import NULL
-from lem_server.aggregation.sampler_record import BaselineSpan, SamplerRecord
-from lem_server.aggregation.traces import Reading, Span, counter_energy, integrated_energy, make_trace
+from lem_domain.results.run import WindowResult
+from lem_server.aggregation.energy.baselines import baselines_of, net_energy
+from lem_server.aggregation.energy.meters import Meter
+from lem_server.aggregation.energy.sampler_record import BaselineSpan, SamplerRecord
+from lem_server.aggregation.energy.traces import Reading, Span, counter_energy, integrated_energy, make_trace
+from lem_server.aggregation.evidence_reader import NULL
 
 FloatArray = npt.NDArray[np.float64]
 

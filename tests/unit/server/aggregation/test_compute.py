@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from factories.evidence import Evidence, cpu
-from lem_domain.results import ComputeResult
+from lem_domain.results.run import ComputeResult
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_server.aggregation.result import aggregate
 

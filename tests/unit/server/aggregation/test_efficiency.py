@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from factories.evidence import Evidence, gpu
-from lem_domain.results import RunResult
+from lem_domain.results.run import RunResult
 from lem_server.aggregation.result import aggregate
 
 SAMPLES = [number * 0.1 for number in range(140)]

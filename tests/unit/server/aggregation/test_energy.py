@@ -6,7 +6,7 @@ import pytest
 from pydantic.types import JsonValue
 
 from factories.evidence import Evidence, cpu, gpu, simulated
-from lem_domain.results import EnergyMethod, EnergyResult, FindingCode, RunResult, Severity
+from lem_domain.results.run import EnergyMethod, EnergyResult, FindingCode, RunResult, Severity
 from lem_server.aggregation.result import aggregate
 
 SAMPLES = [number * 0.1 for number in range(140)]

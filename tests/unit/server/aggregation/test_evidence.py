@@ -12,8 +12,8 @@ import pytest
 
 from factories.evidence import Evidence, MadeChunk, Stored, gpu
 from lem_domain.config.hashing import canonical_json
-from lem_domain.evidence import StreamName
-from lem_server.aggregation.computing import compute
+from lem_domain.evidence.streams import StreamName
+from lem_server.aggregation.canonical_result import compute
 from lem_server.aggregation.errors import EvidenceCorrupt, EvidenceInvalid, EvidenceMissing, MissingPart, ranges_text
 from lem_server.aggregation.identity import (
     aggregate_key,

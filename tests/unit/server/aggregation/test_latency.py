@@ -12,9 +12,9 @@ from hypothesis.extra.numpy import arrays
 
 from factories.evidence import Evidence
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.results import RunResult
+from lem_domain.results.run import RunResult
 from lem_server.aggregation.errors import EvidenceInvalid
-from lem_server.aggregation.latency import distribution_ms
+from lem_server.aggregation.latency.distributions import distribution_ms
 from lem_server.aggregation.result import aggregate
 
 TWO_RANKS = ("rank-0", "rank-1", "sampler")

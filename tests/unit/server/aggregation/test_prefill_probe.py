@@ -9,7 +9,7 @@ import pytest
 
 from factories.evidence import Evidence, gpu, ns
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.results import RunResult
+from lem_domain.results.run import RunResult
 from lem_domain.wire.workers import Device
 from lem_server.aggregation.result import aggregate
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic.types import JsonValue
 
-from lem_domain.results import SpeculationResult
-from lem_server.aggregation.speculation import speculation_of
+from lem_domain.results.run import SpeculationResult
+from lem_server.aggregation.latency.speculation import speculation_of
 
 
 def test_the_counts_of_all_ranks_are_summed() -> None:

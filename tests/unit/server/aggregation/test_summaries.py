@@ -8,7 +8,7 @@ import pytest
 
 from factories.evidence import Evidence, cpu, gpu
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.results import ComputeResult, EfficiencyResult, RunResult, SpeedResult
+from lem_domain.results.run import ComputeResult, EfficiencyResult, RunResult, SpeedResult
 from lem_server.aggregation.result import aggregate
 from lem_server.aggregation.summaries import METRICS, output_mismatch, summarise_cycles, summarise_experiment
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from factories.evidence import Evidence, cpu
-from lem_domain.results import RunResult
+from lem_domain.results.run import RunResult
 from lem_server.aggregation.result import aggregate
 
 

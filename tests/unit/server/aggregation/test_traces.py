@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factories.evidence import ns
-from lem_domain.results import WindowResult
-from lem_server.aggregation.reading import NULL
-from lem_server.aggregation.traces import Reading, Trace, counter_energy, integrated_energy, make_trace
+from lem_domain.results.run import WindowResult
+from lem_server.aggregation.energy.traces import Reading, Trace, counter_energy, integrated_energy, make_trace
+from lem_server.aggregation.evidence_reader import NULL
 
 Curve = Callable[[float], float]
 

@@ -1,0 +1,1 @@
+"""Campaign files: reading, layering, overriding and validating them."""

@@ -1,0 +1,268 @@
+"""What stands behind a run's energy, in words: baselines, phases, devices, and what the apparatus itself took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lem_client.render.numbers import MISSING, duration, number, quantity
+from lem_domain.results.run import (
+    Baseline,
+    Check,
+    ComputeResult,
+    DeviceEnergy,
+    DeviceTelemetry,
+    Distribution,
+    EnergyFigure,
+    EnergyMethod,
+    EnergyResult,
+    Figure,
+    FootprintResult,
+    HostEnergy,
+    PhaseSplit,
+    PrefillProbe,
+    QualityResult,
+    TelemetryResult,
+)
+
+_METHODS = {
+    EnergyMethod.COUNTER: "read from its own energy counter",
+    EnergyMethod.INTEGRATED: "integrated from power samples",
+    EnergyMethod.MODELLED: "estimated by a model from load and rated power, not measured",
+}
+_CAME_ABOUT = {
+    EnergyMethod.COUNTER: "the hardware counted it itself, from the beginning of the measured window to its end",
+    EnergyMethod.INTEGRATED: "its power was read{often}, and added up over the measured window; bursts shorter than "
+    "that, in step with the readings, would not be seen",
+    EnergyMethod.MODELLED: "nobody measured it; a model estimated it from load and rated power",
+}
+_DOMAINS = {"package": "the CPU package", "dram": "the memory"}
+"""RAPL numbers them: package-0."""
+_CONTEXTS = {
+    "idle": "before the engine was there",
+    "ready": "engine loaded, no request",
+    "ready_after": "the same after the window",
+}
+
+
+def energy(figure: EnergyFigure, *, samples: int | None = None) -> str:
+    """`12.3 J, integrated from power samples, source nvml (412 samples in the window), true within ± 0.4 J …`."""
+    if figure.joules is None or figure.method is None:
+        return f"{MISSING} ({figure.reason})"
+    counted = "" if samples is None else f" ({samples} samples in the window)"
+    source = f", source {figure.source}" if figure.source else ""
+    if figure.bound_j is not None:
+        bound = f", true within ± {quantity(figure.bound_j, 'J')}{_share(figure)}"
+        bound += " as far as sampling goes" if figure.sensor_bound_j is None else " if the sensor is as good as stated"
+    else:
+        bound = ", with no stated bound"
+    return f"{quantity(figure.joules, 'J')}, {_METHODS[figure.method]}{source}{counted}{bound}"
+
+
+def came_about(result: EnergyResult) -> list[str]:
+    """How the job's energy came about, and how far it can be trusted, in sentences."""
+    total = result.total
+    if total.joules is None or total.method is None:
+        return [f"there is no figure, because {total.reason or 'nobody said why'}"]
+    every: dict[str, DeviceEnergy | HostEnergy] = {one.uuid: one for one in result.devices}
+    every |= {one.domain: one for one in result.host}
+    by_method: dict[EnergyMethod, list[str]] = {}
+    for name in result.includes:
+        if name in every and (method := every[name].energy.method) is not None:
+            by_method.setdefault(method, []).append(name)
+    told = []
+    for method, names in by_method.items():
+        periods = [one.value for name in names if (one := every[name].sampling_period_ms).value is not None]
+        often = f" every {number(max(periods))} ms" if periods else ""
+        of = "" if len(by_method) == 1 else f"{', '.join(part_name(name) for name in names)}: "
+        told.append(of + _CAME_ABOUT[method].format(often=often))
+    return [*told, _trust(total)]
+
+
+def _trust(total: EnergyFigure) -> str:
+    if total.bound_j is None:
+        return "how far off it is nobody can say"
+    away = f"{quantity(total.bound_j, 'J')}{_share(total)}"
+    if total.sensor_bound_j is None:
+        return f"what the readings leave open is at most {away} either way; how good the meter itself is, nobody states"
+    return (
+        f"it is at most {away} off either way: {quantity(total.sensor_bound_j, 'J')} if the sensor is as good as its "
+        f"maker states, the rest what the readings leave open"
+    )
+
+
+def sums(result: EnergyResult) -> list[str]:
+    """What was measured beside the job's own parts: kinds of the host's, and everything together."""
+    if result.gpu.joules is None:
+        return []
+    lines = [
+        f"  {name}  {energy(one)}"
+        for name, one in (("CPU in all        ", result.cpu), ("memory in all     ", result.dram))
+        if one.joules is not None
+    ]
+    if len(result.measured_includes) > len(result.includes):
+        lines.append(f"  with the host      {energy(result.measured_total)}")
+    return lines
+
+
+def checks(made: Sequence[Check]) -> list[str]:
+    """How many checks of the evidence passed, and each of the others with what was seen."""
+    if not made:
+        return []
+    others = [one for one in made if not one.passed]
+    lines = [f"{len(made) - len(others)} of {len(made)} checks of the evidence passed"]
+    for one in others:
+        came_out = "could not be made" if one.passed is None else "FAILED"
+        lines.append(f"{one.name.value.replace('_', ' ')}: {came_out}, {one.detail}")
+    return lines
+
+
+def ratio(one: Figure, of: EnergyFigure) -> str:
+    """`6.03 J ± 51 mJ`: energy for each of something that was counted, and so as uncertain as the energy itself."""
+    if one.value is None or of.bound_j is None or not of.joules:
+        return figure(one)
+    return f"{figure(one)} ± {quantity(abs(one.value * of.bound_j / of.joules), one.unit, 2)}"
+
+
+def parts(result: EnergyResult) -> list[str]:
+    """One line per device and part of the host, with the other reading where there are two."""
+    lines = []
+    for device in result.devices:
+        lines.append(f"  device {device.uuid}: {energy(device.energy, samples=device.samples)}")
+        if device.counter_period_ms.value is not None:
+            lines.append(f"    its counter is updated every {figure(device.counter_period_ms)}")
+        if device.integrated is not None and device.integrated.joules is not None:
+            apart = f" ({device.integrated.joules / device.energy.joules - 1:+.1%})" if device.energy.joules else ""
+            lines.append(f"    the integral of its power beside it: {quantity(device.integrated.joules, 'J')}{apart}")
+    lines += [f"  {part_name(part.domain)}: {energy(part.energy, samples=part.samples)}" for part in result.host]
+    return lines
+
+
+def net_of_baseline(result: EnergyResult) -> list[str]:
+    """What the work took beyond an engine that waits, and the baselines that this rests on."""
+    lines = [f"  net of the ready baseline  {energy(result.net)}"]
+    return lines + [f"  {_baseline(one)}" for one in result.baselines]
+
+
+def phases(split: PhaseSplit) -> list[str]:
+    """Prefill and decode inside the window."""
+    how = ", from the probe" if split.method == "probe" else ""
+    return [
+        f"  {name}  {energy(phase.energy)}"
+        + ("" if phase.time_s.value is None else f", in {figure(phase.time_s)}")
+        + ("" if phase.energy.joules is None else how)
+        for name, phase in (("prefill", split.prefill), ("decode ", split.decode))
+    ]
+
+
+def probe(one: PrefillProbe | None) -> list[str]:
+    """The window of the prefill probe."""
+    if one is None:
+        return []
+    tokens = f"{one.requests} requests and {one.prompt_tokens} prompt tokens in {duration(one.duration_s)}"
+    return [
+        f"  probe of prefill   {energy(one.energy)}, {tokens}",
+        f"    that is, prefill {energy(one.prefill)}",
+        f"    and decode       {energy(one.decode)}",
+    ]
+
+
+def footprint(one: FootprintResult) -> list[str]:
+    """Carbon and cost with what they came from."""
+    lines = []
+    for name, whole, each, origin in (
+        ("carbon", one.carbon, one.carbon_per_output_token, one.carbon_from),
+        ("cost  ", one.cost, one.cost_per_output_token, one.cost_from),
+    ):
+        lines.append(
+            f"  {name}  {figure(whole)}" + ("" if each.value is None else f", {figure(each)} per output token")
+        )
+        if origin is not None:
+            lines.append(f"    from  {origin}")
+    return lines
+
+
+def quality(one: QualityResult) -> list[str]:
+    """Perplexity on the held text."""
+    on = "" if one.text is None else f" over {one.tokens} tokens of the held text {one.text}"
+    return [f"  perplexity  {figure(one.perplexity)}{on}"]
+
+
+def compute(one: ComputeResult) -> list[str]:
+    """Estimated operations, and how much of the peak that is."""
+    peak = "" if one.peak_source is None else f" (peak: {one.peak_source})"
+    share = f"{MISSING} ({one.mfu.reason})" if one.mfu.value is None else f"{one.mfu.value:.1%}{peak}"
+    return [f"  operations  {figure(one.flops)}, estimated from the model's shape", f"  MFU         {share}"]
+
+
+def telemetry(one: TelemetryResult) -> list[str]:
+    """Devices, memory, and the sampler's own share."""
+    lines = [line for device in one.devices for line in _device(device)]
+    lines += [
+        f"  {process.process}: at most {figure(process.rss_peak_mb)} of memory, "
+        f"on the device {figure(process.device_peak_mb)}"
+        + ("" if process.kv_cache_peak.value is None else f", {process.kv_cache_peak.value:.1%} of the KV cache")
+        for process in one.processes
+    ]
+    if one.sampler is not None:
+        took = one.sampler.cpu_share
+        share = f"{MISSING} ({took.reason})" if took.value is None else f"{took.value:.2%} of a core"
+        late = one.sampler.late_or_missed
+        off = f"{MISSING} ({late.reason})" if late.value is None else f"{late.value:.1%} of its ticks late or missed"
+        lines.append(f"  sampler: {share}, {off}")
+    return lines
+
+
+def figure(one: Figure) -> str:
+    """A value with its unit, or why there is none."""
+    return f"{MISSING} ({one.reason})" if one.value is None else quantity(one.value, one.unit)
+
+
+def distribution(one: Distribution) -> str:
+    """`mean 12 ms (sd 1.3), min …`."""
+    if one.mean is None:
+        return f"{MISSING} ({one.reason})"
+    return (
+        f"mean {number(one.mean)} {one.unit} (sd {number(one.sd)}), min {number(one.min)}, p50 {number(one.p50)}, "
+        f"p90 {number(one.p90)}, p95 {number(one.p95)}, p99 {number(one.p99)}, max {number(one.max)} (n = {one.count})"
+    )
+
+
+def part_name(name: str) -> str:
+    """What a domain is called in words; a device by its UUID."""
+    kind = _DOMAINS.get(name.partition("-")[0])
+    return name if kind is None else f"{kind} ({name})"
+
+
+def _share(figure: EnergyFigure) -> str:
+    """The bound in percent of the figure."""
+    if not figure.joules or figure.bound_j is None:
+        return ""
+    return f" ({number(100 * figure.bound_j / abs(figure.joules), 2)} %)"
+
+
+def _baseline(one: Baseline) -> str:
+    words = f"{one.context.replace('_', ' ')} baseline ({_CONTEXTS[one.context]}): {figure(one.mean_power_w)}"
+    if one.mean_power_w.value is None:
+        return words
+    if one.bound_w is not None:
+        words += f" ± {quantity(one.bound_w, 'W')}"
+    if one.age_s is not None:
+        return f"{words}, measured {duration(one.age_s)} before by attempt {one.taken_by}"
+    if one.duration_s is not None:
+        words += f" over {duration(one.duration_s)}"
+    return words + ("" if one.stationary is None else ", steady" if one.stationary else ", not steady")
+
+
+def _device(one: DeviceTelemetry) -> list[str]:
+    if one.throttled is None:
+        slowed = "whether it throttled is not known"
+    elif not one.throttled:
+        slowed = "never throttled"
+    else:
+        slowed = "throttled: " + ", ".join(f"{reason} {share:.0%}" for reason, share in one.throttled.items())
+    return [
+        f"  device {one.uuid}: {figure(one.temperature_mean_c)}, at most {figure(one.temperature_max_c)}; "
+        f"SM clock {figure(one.sm_clock_mean_mhz)}, memory clock {figure(one.memory_clock_mean_mhz)}; {slowed}",
+        f"    utilisation {figure(one.gpu_utilisation_mean_percent)}, at most {figure(one.memory_peak_mb)} of memory "
+        "in use by everybody",
+    ]

@@ -1,0 +1,1 @@
+"""Raw evidence: its streams, columns and codec."""

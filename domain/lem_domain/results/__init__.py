@@ -1,0 +1,1 @@
+"""Results of runs: figures, energy, findings and verdicts."""

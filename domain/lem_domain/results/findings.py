@@ -1,0 +1,67 @@
+"""What a reader of a result must know, and the verdict that follows from it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from lem_domain.results.figures import ResultModel
+
+
+class Severity(StrEnum):
+    """What a finding does to the verdict."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class FindingCode(StrEnum):
+    """What aggregation or the worker noticed; docs/measurement.md has each one's criterion."""
+
+    ENERGY_UNAVAILABLE = "energy_unavailable"
+    ENERGY_MODELLED = "energy_modelled"
+    SHORT_WINDOW = "short_window"
+    WINDOW_CUT = "window_cut"
+    FEW_SAMPLES = "few_samples"
+    SAMPLING_GAPS = "sampling_gaps"
+    SAMPLER_OVERLOAD = "sampler_overload"
+    SENSOR_DISAGREEMENT = "sensor_disagreement"
+    BASELINE_DRIFT = "baseline_drift"
+    NEGATIVE_NET_ENERGY = "negative_net_energy"
+    NOT_STATIONARY = "not_stationary"
+    WARMUP_NOT_CONVERGED = "warmup_not_converged"
+    COMPILED_IN_WINDOW = "compiled_in_window"
+    THROTTLED = "throttled"
+    TEMPERATURE_DRIFT = "temperature_drift"
+    FOREIGN_PROCESS = "foreign_process"
+    MIG_PARENT_POWER = "mig_parent_power"
+    NOT_AS_REQUESTED = "not_as_requested"
+    MISSING_EVIDENCE = "missing_evidence"
+    CLOCK_JUMP = "clock_jump"
+    OUTPUT_MISMATCH = "output_mismatch"
+    LATE_ARRIVALS = "late_arrivals"
+    LOW_OVERLAP = "low_overlap"
+    FAILED_REQUESTS = "failed_requests"
+
+
+class Finding(ResultModel):
+    """Something a reader of the result must know."""
+
+    code: FindingCode
+    severity: Severity
+    message: str = Field(description="What was found, with its numbers, and what to do.")
+    numbers: dict[str, float] = Field(default_factory=dict)
+
+
+Verdict = Literal["valid", "questionable", "invalid"]
+
+
+def verdict_of(findings: tuple[Finding, ...]) -> Verdict:
+    """Invalid with any error, questionable with any warning, else valid."""
+    severities = {finding.severity for finding in findings}
+    if Severity.ERROR in severities:
+        return "invalid"
+    return "questionable" if Severity.WARNING in severities else "valid"

@@ -1,0 +1,265 @@
+"""What aggregation says about a run: figures with method, bound and reason, findings, and a verdict."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from functools import partial
+
+from pydantic import Field
+from pydantic.types import JsonValue
+
+from lem_domain.ids import AttemptId, RunId, Sha256
+from lem_domain.results.energy import (
+    Baseline,
+    BaselineContext,
+    DeviceEnergy,
+    EnergyResult,
+    HostEnergy,
+    PartPower,
+    PhaseEnergy,
+    PhaseSplit,
+    PrefillProbe,
+)
+from lem_domain.results.figures import (
+    Distribution,
+    EnergyFigure,
+    EnergyMethod,
+    Figure,
+    ResultModel,
+    older_figure,
+)
+from lem_domain.results.findings import Finding, FindingCode, Severity, Verdict, verdict_of
+from lem_domain.results.footprint import FootprintResult, QualityResult
+
+__all__ = [
+    "METHOD_VERSION",
+    "Baseline",
+    "BaselineContext",
+    "Check",
+    "CheckName",
+    "ComputeResult",
+    "CycleSummary",
+    "DeviceEnergy",
+    "DeviceTelemetry",
+    "Distribution",
+    "EfficiencyResult",
+    "EnergyFigure",
+    "EnergyMethod",
+    "EnergyResult",
+    "Figure",
+    "Finding",
+    "FindingCode",
+    "FootprintResult",
+    "HostEnergy",
+    "OutputsResult",
+    "PartPower",
+    "PhaseEnergy",
+    "PhaseSplit",
+    "PrefillProbe",
+    "ProcessMemory",
+    "QualityResult",
+    "ResultModel",
+    "RunResult",
+    "SamplerTelemetry",
+    "Severity",
+    "SpeedResult",
+    "TelemetryResult",
+    "Verdict",
+    "WindowResult",
+    "WorkResult",
+    "verdict_of",
+]
+
+METHOD_VERSION = "m1"
+"""Version of the formulas in docs/measurement.md; a change to any of them is a new version."""
+
+
+class WindowResult(ResultModel):
+    """The measured window: from the release of the first request to the last token of the last, over all processes."""
+
+    begin_ns: int
+    end_ns: int
+    duration_s: float = Field(gt=0)
+    processes: int = Field(ge=1)
+    overlap: float = Field(ge=0, le=1, description="Shared part of the processes' windows, as a fraction of the whole.")
+
+
+class WorkResult(ResultModel):
+    """How much was done in the window."""
+
+    requests: int = Field(ge=0)
+    failed_requests: int = Field(ge=0)
+    prompt_tokens: int = Field(ge=0)
+    cached_prompt_tokens: int | None = None
+    generated_tokens: int = Field(ge=0)
+
+
+class OutputsResult(ResultModel):
+    """What identifies the generated tokens, so that cycles can be compared without their texts."""
+
+    sha256: Sha256 | None = Field(description="Over the ranks' own digests; null where one told none.")
+    greedy: bool = Field(description="Whether equal inputs should give equal tokens.")
+    repeat: bool | None = Field(description="Whether every repetition gave the tokens of the first; null if unknown.")
+
+
+class SpeculationResult(ResultModel):
+    """Tokens that were guessed ahead and checked by the measured model, in the window."""
+
+    drafted_tokens: int = Field(ge=0, description="Guessed.")
+    accepted_tokens: int = Field(ge=0, description="Of those, the ones that the model would have chosen itself.")
+
+
+class SpeedResult(ResultModel):
+    """Rates over the window, and latency per request."""
+
+    output_rate_tok_s: Figure = Field(description="Generated tokens per second of window.")
+    total_rate_tok_s: Figure = Field(description="Prompt and generated tokens per second of window.")
+    request_rate_per_s: Figure
+    goodput_per_s: Figure = Field(
+        default_factory=partial(older_figure, "1/s"),
+        description="Finished requests within traffic.slo per second of window.",
+    )
+    ttft_ms: Distribution = Field(description="First token minus arrival.")
+    itl_ms: Distribution = Field(description="Differences of successive token times of one request.")
+    tpot_ms: Distribution = Field(description="(Last minus first token) / (generated - 1), per request.")
+    e2e_ms: Distribution = Field(description="Last token minus arrival.")
+    queue_ms: Distribution = Field(description="Scheduled minus arrival.")
+
+
+class EfficiencyResult(ResultModel):
+    """Energy in relation to work."""
+
+    energy_per_output_token_j: Figure = Field(description="Primary metric: the job's energy / generated tokens.")
+    energy_per_request_j: Figure
+    output_tokens_per_j: Figure
+    energy_delay_product_js: Figure = Field(description="Energy per request × mean E2E latency, in J·s.")
+    energy_per_prompt_token_j: Figure = Field(
+        default_factory=partial(older_figure, "J"), description="Prefill energy / prompt tokens."
+    )
+    net_energy_per_output_token_j: Figure = Field(
+        default_factory=partial(older_figure, "J"), description="Net energy / generated tokens."
+    )
+
+
+class ComputeResult(ResultModel):
+    """Arithmetic done, always an estimate: 2 × N_active × processed tokens + 4 × layers × width × context lengths."""
+
+    flops: Figure
+    mfu: Figure = Field(
+        description="FLOPs / (window × dense peak of the devices for this number format); null above 1."
+    )
+    peak_flops_per_s: Figure = Field(description="That peak, summed over the leased devices.")
+    peak_source: str | None = Field(default=None, description="Where the peak stands.")
+
+
+class DeviceTelemetry(ResultModel):
+    """What one device said of itself during the window; a reading holds until the next."""
+
+    uuid: str
+    temperature_mean_c: Figure
+    temperature_max_c: Figure
+    sm_clock_mean_mhz: Figure
+    memory_clock_mean_mhz: Figure
+    gpu_utilisation_mean_percent: Figure
+    memory_utilisation_mean_percent: Figure
+    memory_peak_mb: Figure = Field(description="By everybody on the device, 10^6 bytes.")
+    throttled: dict[str, float] | None = Field(
+        description="Share of the window by reason, those at 0 left out; null where the device doesn't tell."
+    )
+
+
+class ProcessMemory(ResultModel):
+    """The most memory that one rank held during its window: loading, compiling and warming up are not in it."""
+
+    process: str
+    device_peak_mb: Figure = Field(description="Of its tensors on its device, 10^6 bytes.")
+    rss_peak_mb: Figure = Field(description="Of its own process on the host, resident, 10^6 bytes.")
+    kv_cache_peak: Figure = Field(
+        default_factory=partial(older_figure, "1"),
+        description="Share of the engine's room for keys and values that was in use at once, at most.",
+    )
+
+
+class SamplerTelemetry(ResultModel):
+    """What sampling itself took, over the whole attempt."""
+
+    interval_ms: Figure
+    late_or_missed: Figure = Field(description="Share of ticks that were late or missed.")
+    cpu_share: Figure = Field(description="Processor time of the sampler / time that it ran; 1 is a whole core.")
+
+
+class TelemetryResult(ResultModel):
+    """Beside energy and time."""
+
+    devices: tuple[DeviceTelemetry, ...] = ()
+    processes: tuple[ProcessMemory, ...] = ()
+    sampler: SamplerTelemetry | None = None
+
+
+class CheckName(StrEnum):
+    """What aggregation checks of the evidence of a run before it may be believed."""
+
+    PROCESSES_PRESENT = "processes_present"
+    CHUNKS_CONTIGUOUS = "chunks_contiguous"
+    COMPLETION_MARKERS = "completion_markers"
+    DIGESTS_WHOLE = "digests_whole"
+    WINDOWS_OVERLAP = "windows_overlap"
+    DEVICES_DISTINCT = "devices_distinct"
+    ONE_ENGINE_VERSION = "one_engine_version"
+
+
+class Check(ResultModel):
+    """One check and what came out, also where nothing is wrong."""
+
+    name: CheckName
+    passed: bool | None = Field(description="Null where it could not be made.")
+    detail: str = Field(description="What was looked at, with its numbers; where it could not be made, why.")
+
+
+class RunResult(ResultModel):
+    """The aggregate of one run: a pure function of its evidence, other inputs, parameters and what computes it."""
+
+    run_id: RunId
+    attempt_id: AttemptId
+    config_hash: Sha256
+    method: str = Field(description="Version of the formulas.")
+    evidence_sha256: Sha256 = Field(description="Digest over the digests of all chunks that went in.")
+    parameters: dict[str, JsonValue] = Field(description="What the user asked of the aggregation.")
+    inputs_sha256: Sha256 | None = Field(
+        default=None,
+        description="Digest over what went in beside chunks and parameters: configuration, devices, manifest, what the "
+        "processes said when they ended, and the configuration in force. Null in a result that is older than this.",
+    )
+    computed_by: str | None = Field(
+        default=None,
+        description="LEM's version and a digest of the form of its results; the same gives the same bytes again, "
+        "another gives a result of its own. Null in a result that is older than this.",
+    )
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    checks: tuple[Check, ...] = Field(
+        default=(), description="Every check of the evidence, passed or not; none in a result that is older than them."
+    )
+    window: WindowResult
+    work: WorkResult
+    outputs: OutputsResult | None = None
+    speculation: SpeculationResult | None = Field(default=None, description="Null where nothing was guessed ahead.")
+    speed: SpeedResult
+    energy: EnergyResult
+    efficiency: EfficiencyResult
+    compute: ComputeResult | None = None
+    telemetry: TelemetryResult = Field(default_factory=TelemetryResult)
+    footprint: FootprintResult | None = Field(default=None, description="Null where neither carbon nor cost is asked.")
+    quality: QualityResult | None = Field(default=None, description="Null unless quality is on.")
+
+
+class CycleSummary(ResultModel):
+    """One metric over the cycles of one experiment."""
+
+    metric: str = Field(description="Dotted path into RunResult, for example efficiency.energy_per_output_token_j.")
+    unit: str
+    values: tuple[float, ...] = Field(description="One per aggregated cycle that has the figure, in order of cycles.")
+    mean: float | None
+    sd: float | None = Field(description="Sample standard deviation; null below two values.")
+    cv: float | None = Field(description="sd / mean.")
+    reason: str | None = Field(default=None, description="Why there is no value.")

@@ -1,0 +1,1 @@
+"""Checks of the evidence and the list of checks that a result reports."""

@@ -1,0 +1,150 @@
+"""Power without requests, and the energy of the window beyond it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lem_domain.results.run import Baseline, BaselineContext, EnergyFigure, Figure, PartPower
+from lem_server.aggregation.energy.meters import Meter, sum_of
+from lem_server.aggregation.energy.sampler_record import BaselineSpan, ReusedBaseline, SamplerRecord
+from lem_server.aggregation.energy.traces import FloatArray, Interval, Span
+from lem_server.aggregation.evidence_reader import NULL
+from lem_server.aggregation.statistics import standard_error, student_t
+
+_SECOND_NS = 1_000_000_000
+_FEWEST_SECONDS = 3
+
+
+def baselines_of(record: SamplerRecord, meters: Mapping[str, Meter], parts: Sequence[str]) -> tuple[Baseline, ...]:
+    """Every baseline that was recorded; `parts` are those that the job's energy is the sum of."""
+    contexts: tuple[BaselineContext, ...] = ("idle", "ready", "ready_after")
+    found: list[Baseline] = []
+    for context in contexts:
+        if context in record.baselines:
+            found.append(_measured(context, record.baselines[context], meters, parts))
+        elif context == "idle" and record.reused is not None:
+            found.append(_from_earlier(record.reused, parts))
+    return tuple(found)
+
+
+def net_energy(
+    total: EnergyFigure, baselines: Sequence[Baseline], record: SamplerRecord, window: Interval, *, enabled: bool
+) -> EnergyFigure:
+    """Gross - P_ready x window (measurement.md §2), never clamped.
+
+    Bound: the gross energy's, plus over the window: the baseline's bound, the half-width of the 95 % interval of its
+    mean (Student t over means of a second), and the difference of the two ready readings, between which the power at
+    rest lay during the window if it moved one way. None where one of these is.
+    """
+    if total.joules is None:
+        return EnergyFigure(joules=None, source=total.source, reason=total.reason)
+    by_context = {baseline.context: baseline for baseline in baselines}
+    ready, after = by_context.get("ready"), by_context.get("ready_after")
+    if not enabled:
+        return _none("baselines were switched off (baseline.enabled)")
+    if ready is None:
+        return _none("no power of the loaded engine at rest was recorded before the window")
+    if record.baselines["ready"].span.end_ns > window.begin_ns:
+        return _none("the ready baseline reaches into the window")
+    power = ready.mean_power_w.value
+    if power is None:
+        return _none(f"the ready baseline has no power: {ready.mean_power_w.reason}")
+    bound = sensor_j = None
+    if total.bound_j is not None and ready.bound_w is not None and ready.standard_error_w is not None:
+        seconds = int(ready.duration_s or 0)
+        spread = student_t(seconds - 1) * ready.standard_error_w
+        drift = abs(after.mean_power_w.value - power) if after and after.mean_power_w.value is not None else 0.0
+        bound = total.bound_j + (ready.bound_w + spread + drift) * window.duration_s
+        if total.sensor_bound_j is not None and ready.sensor_bound_w is not None:
+            sensor_j = total.sensor_bound_j + ready.sensor_bound_w * window.duration_s
+    return EnergyFigure(
+        joules=total.joules - power * window.duration_s,
+        method=total.method,
+        source=total.source,
+        bound_j=bound,
+        sensor_bound_j=sensor_j,
+    )
+
+
+def _measured(
+    context: BaselineContext, measured: BaselineSpan, meters: Mapping[str, Meter], parts: Sequence[str]
+) -> Baseline:
+    powers: dict[str, PartPower] = {}
+    sensors_w: dict[str, float | None] = {}
+    reasons: dict[str, str] = {}
+    for part, meter in meters.items():
+        span = _within(measured.span, meter)
+        energy = meter.energy(span) if span else EnergyFigure(joules=None, reason="there are no samples in it")
+        if energy.joules is None or span is None:
+            reasons[part] = energy.reason or ""
+            continue
+        bound_w, sensors_w[part] = (
+            None if joules is None else joules / span.duration_s for joules in (energy.bound_j, energy.sensor_bound_j)
+        )
+        powers[part] = PartPower(part=part, mean_power_w=energy.joules / span.duration_s, bound_w=bound_w)
+    lacking = "; ".join(f"{part}: {reasons.get(part, 'it was not sampled')}" for part in parts if part not in powers)
+    whole = bool(parts) and not lacking
+    return Baseline(
+        context=context,
+        duration_s=measured.span.duration_s,
+        parts=tuple(powers.values()),
+        mean_power_w=_sum_w(powers, parts, lacking),
+        bound_w=sum_of([powers[part].bound_w for part in parts]) if whole else None,
+        sensor_bound_w=sum_of([sensors_w[part] for part in parts]) if whole else None,
+        standard_error_w=_spread_w(measured.span, [meters[part] for part in parts if part in meters]),
+        stationary=measured.stationary,
+    )
+
+
+def _from_earlier(reused: ReusedBaseline, parts: Sequence[str]) -> Baseline:
+    powers = {part: PartPower(part=part, mean_power_w=watts) for part, watts in sorted(reused.parts_w.items())}
+    lacking = "; ".join(f"{part}: the earlier attempt did not tell" for part in parts if part not in powers)
+    return Baseline(
+        context="idle",
+        duration_s=None,
+        parts=tuple(powers.values()),
+        mean_power_w=_sum_w(powers, parts, lacking),
+        age_s=reused.age_s,
+        taken_by=reused.taken_by,
+    )
+
+
+def _sum_w(powers: Mapping[str, PartPower], parts: Sequence[str], lacking: str) -> Figure:
+    if not parts or lacking:
+        return Figure(value=None, unit="W", reason=lacking or "nothing measured energy")
+    return Figure(value=math.fsum(powers[part].mean_power_w for part in parts), unit="W")
+
+
+def _within(span: Span, meter: Meter) -> Span | None:
+    """The part of the span that the meter's samples reach over, so that a sampler's first second is none to lose."""
+    trace = meter.trace
+    times = trace.times_ns[(trace.counts != NULL) | (trace.power_mw != NULL)]
+    inside = times[(times >= span.begin_ns) & (times <= span.end_ns)]
+    if len(inside) < 2:
+        return None
+    begin = span.begin_ns if times[0] <= span.begin_ns else int(inside[0])
+    end = span.end_ns if times[-1] >= span.end_ns else int(inside[-1])
+    return Span(begin, end)
+
+
+def _spread_w(span: Span, meters: Sequence[Meter]) -> float | None:
+    """Standard error of the mean power from means of successive seconds: a sensor's successive readings depend on each
+    other, and means of batches of them hardly do (Conway 1963)."""
+    seconds = int(span.duration_s)
+    if seconds < _FEWEST_SECONDS or not meters:
+        return None
+    edges = span.begin_ns + np.arange(seconds + 1, dtype=np.int64) * _SECOND_NS
+    watts: FloatArray = np.zeros(seconds)
+    for meter in meters:
+        powers = meter.powers_w(edges)
+        if powers is None:
+            return None
+        watts = watts + powers
+    return standard_error(watts)
+
+
+def _none(reason: str) -> EnergyFigure:
+    return EnergyFigure(joules=None, reason=reason)

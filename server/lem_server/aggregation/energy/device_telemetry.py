@@ -1,0 +1,146 @@
+"""What devices, ranks and the sampler said of themselves: temperature, clocks, utilisation, memory, throttling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from pydantic.types import JsonValue
+
+from lem_domain.results.run import DeviceTelemetry, Figure, ProcessMemory, SamplerTelemetry, TelemetryResult
+from lem_domain.wire.workers import Device
+from lem_server.aggregation.energy.power_traces import DeviceSamples, Held
+from lem_server.aggregation.energy.sampler_record import SamplerRecord, number_of
+from lem_server.aggregation.energy.traces import FloatArray, Interval
+from lem_server.aggregation.evidence_reader import IntArray
+from lem_server.aggregation.inputs import Summaries
+
+THROTTLE_REASONS: Mapping[int, str] = {
+    # nvmlClocksEventReasons of the NVML API reference.
+    0x1: "gpu_idle",
+    0x2: "applications_clocks_setting",
+    0x4: "sw_power_cap",
+    0x8: "hw_slowdown",
+    0x10: "sync_boost",
+    0x20: "sw_thermal_slowdown",
+    0x40: "hw_thermal_slowdown",
+    0x80: "hw_power_brake_slowdown",
+    0x100: "display_clock_setting",
+}
+
+_B_PER_MB = 1e6
+
+
+def telemetry_of(
+    devices: Sequence[Device],
+    samples: Mapping[str, DeviceSamples],
+    ranks: Sequence[str],
+    summaries: Summaries,
+    record: SamplerRecord,
+    window: Interval,
+) -> TelemetryResult:
+    """Everything of it; devices that nobody sampled are left out."""
+    uuids = [uuid for uuid in dict.fromkeys(device.uuid for device in devices) if uuid in samples]
+    return TelemetryResult(
+        devices=tuple(_device(uuid, samples[uuid].held, window) for uuid in uuids),
+        processes=tuple(_memory(process, summaries.get(process, {})) for process in ranks),
+        sampler=_sampler(record),
+    )
+
+
+def during(held: Held | None, window: Interval) -> tuple[IntArray, FloatArray] | None:
+    """The readings that hold during the window and for how long each does in s; None without one inside the window."""
+    if held is None:
+        return None
+    first = int(np.searchsorted(held.times_ns, window.begin_ns, side="left"))
+    last = int(np.searchsorted(held.times_ns, window.end_ns, side="right"))
+    if first == last:
+        return None
+    first = max(0, first - 1)
+    edges = np.clip(np.append(held.times_ns[first:last], window.end_ns), window.begin_ns, window.end_ns)
+    return held.values[first:last], np.diff(edges) / 1e9
+
+
+def throttled_shares(held: Held | None, window: Interval) -> dict[str, float] | None:
+    """Share of the window under each reason, those at 0 left out; None where the device doesn't tell."""
+    found = during(held, window)
+    if found is None or found[1].sum() <= 0:
+        return None
+    masks, seconds = found
+    shares: dict[str, float] = {}
+    for bit in range(int(masks.max()).bit_length()):
+        share = float(seconds[(masks >> bit) & 1 == 1].sum() / seconds.sum())
+        if share > 0:
+            shares[THROTTLE_REASONS.get(1 << bit, f"bit_{bit}")] = share
+    return shares
+
+
+def _device(uuid: str, held: Mapping[str, Held], window: Interval) -> DeviceTelemetry:
+    def mean(name: str, unit: str) -> Figure:
+        found = during(held.get(name), window)
+        if found is None or found[1].sum() <= 0:
+            return _no_reading(unit)
+        values, seconds = found
+        return Figure(value=float(values @ seconds / seconds.sum()), unit=unit)
+
+    def highest(name: str, unit: str, scale: float = 1.0) -> Figure:
+        found = during(held.get(name), window)
+        return _no_reading(unit) if found is None else Figure(value=int(found[0].max()) / scale, unit=unit)
+
+    return DeviceTelemetry(
+        uuid=uuid,
+        temperature_mean_c=mean("temperature_c", "°C"),
+        temperature_max_c=highest("temperature_c", "°C"),
+        sm_clock_mean_mhz=mean("sm_clock_mhz", "MHz"),
+        memory_clock_mean_mhz=mean("memory_clock_mhz", "MHz"),
+        gpu_utilisation_mean_percent=mean("gpu_percent", "%"),
+        memory_utilisation_mean_percent=mean("memory_percent", "%"),
+        memory_peak_mb=highest("memory_used_bytes", "MB", _B_PER_MB),
+        throttled=throttled_shares(held.get("throttle_reasons"), window),
+    )
+
+
+def _memory(process: str, summary: Mapping[str, JsonValue]) -> ProcessMemory:
+    unknown = summary.get("unknown")
+
+    def told(name: str, unit: str, scale: float = 1.0) -> Figure:
+        reason = unknown.get(name) if isinstance(unknown, Mapping) else None
+        value = number_of(summary.get(name))
+        if value is None and isinstance(reason, str):
+            return Figure(value=None, unit=unit, reason=reason)
+        return _figure(value, unit, scale)
+
+    return ProcessMemory(
+        process=process,
+        device_peak_mb=told("peak_device_memory_bytes", "MB", _B_PER_MB),
+        rss_peak_mb=told("peak_rss_bytes", "MB", _B_PER_MB),
+        kv_cache_peak=told("peak_kv_cache_usage", "1"),
+    )
+
+
+def _sampler(record: SamplerRecord) -> SamplerTelemetry:
+    cpu_s, duration_s = record.number("cpu_s"), record.number("duration_s")
+    share = cpu_s / duration_s if cpu_s is not None and duration_s else None
+    return SamplerTelemetry(
+        interval_ms=_figure(record.number("interval_ns"), "ms", 1e6),
+        late_or_missed=_figure(late_share(record), "1"),
+        cpu_share=_figure(share, "1"),
+    )
+
+
+def late_share(record: SamplerRecord) -> float | None:
+    """Ticks of the sampler that came late or not at all, of all that were due."""
+    ticks, late, missed = (record.number(name) for name in ("ticks", "late", "missed"))
+    if ticks is None or late is None or missed is None or ticks + missed <= 0:
+        return None
+    return (late + missed) / (ticks + missed)
+
+
+def _figure(value: float | None, unit: str, scale: float = 1.0) -> Figure:
+    if value is None:
+        return Figure(value=None, unit=unit, reason="the process did not tell")
+    return Figure(value=value / scale, unit=unit)
+
+
+def _no_reading(unit: str) -> Figure:
+    return Figure(value=None, unit=unit, reason="the device gave no such reading in the window")

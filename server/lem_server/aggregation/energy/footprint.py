@@ -1,0 +1,77 @@
+"""Carbon and cost of the job's energy, from factors that the user gave or named (measurement.md §2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic.types import JsonValue
+
+from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.config.footprint import CarbonConfig
+from lem_domain.evidence.streams import SAMPLER
+from lem_domain.results.run import EnergyFigure, Figure, FootprintResult, WorkResult
+from lem_server.aggregation.energy.sampler_record import number_of
+from lem_server.aggregation.inputs import Summaries
+
+_J_PER_KWH = 3.6e6
+
+
+def footprint_of(
+    config: ExperimentConfig, total: EnergyFigure, work: WorkResult, summaries: Summaries
+) -> FootprintResult | None:
+    """Energy / 3.6e6 J per kWh × PUE × factor, and that per generated token; None where nothing was asked for."""
+    if config.carbon is None and config.cost is None:
+        return None
+    carbon = carbon_from = cost = cost_from = None
+    if config.carbon is not None:
+        intensity, source = _intensity(config.carbon, summaries.get(SAMPLER, {}))
+        carbon, carbon_from = _product(total, config.carbon.pue, intensity, "gCO2e", source)
+    if config.cost is not None:
+        price, unit = config.cost.price_per_kwh, config.cost.currency
+        cost, cost_from = _product(total, config.cost.pue, price, unit, "the configuration")
+    carbon = carbon or Figure(value=None, unit="gCO2e", reason="carbon gives no factors")
+    cost = cost or Figure(value=None, unit="1", reason="cost gives no price")
+    return FootprintResult(
+        carbon=carbon,
+        carbon_per_output_token=_per_token(carbon, work),
+        carbon_from=carbon_from,
+        cost=cost,
+        cost_per_output_token=_per_token(cost, work),
+        cost_from=cost_from,
+    )
+
+
+def _intensity(carbon: CarbonConfig, sampler: Mapping[str, JsonValue]) -> tuple[float | None, str]:
+    """The factor and where it comes from, or None and why there is none."""
+    if carbon.gco2e_per_kwh is not None:
+        return carbon.gco2e_per_kwh, "the configuration"
+    told = sampler.get("carbon_intensity")
+    if not isinstance(told, Mapping) or told.get("country") != carbon.country:
+        return None, f"the worker told no carbon intensity of {carbon.country}"
+    value, source = number_of(told.get("gco2e_per_kwh")), told.get("source")
+    if value is None or not isinstance(source, str):
+        reason = told.get("reason")
+        return None, reason if isinstance(reason, str) else f"the worker told no carbon intensity of {carbon.country}"
+    return value, source
+
+
+def _product(
+    total: EnergyFigure, pue: float | None, factor: float | None, unit: str, source: str
+) -> tuple[Figure, str | None]:
+    if factor is None:
+        return Figure(value=None, unit=unit, reason=source), None
+    if total.joules is None:
+        return Figure(value=None, unit=unit, reason=total.reason), None
+    kwh = total.joules / _J_PER_KWH
+    overhead = "" if pue is None else f" × PUE {pue:g}"
+    method = total.method.value if total.method is not None else "unknown"
+    words = f"{kwh:.6g} kWh ({method}){overhead} × {factor:g} {unit}/kWh ({source})"
+    return Figure(value=kwh * (pue or 1.0) * factor, unit=unit), words
+
+
+def _per_token(figure: Figure, work: WorkResult) -> Figure:
+    if figure.value is None:
+        return figure
+    if not work.generated_tokens:
+        return Figure(value=None, unit=figure.unit, reason="no token was generated")
+    return Figure(value=figure.value / work.generated_tokens, unit=figure.unit)

@@ -1,0 +1,158 @@
+"""One part of the job (a device or a domain of the host) with its samples: its energy over any stretch of time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lem_domain.results.run import EnergyFigure, EnergyMethod, Figure
+from lem_server.aggregation.energy.traces import (
+    FloatArray,
+    Interval,
+    Reading,
+    Trace,
+    counter_energy,
+    integrated_energy,
+)
+from lem_server.aggregation.evidence_reader import NULL, IntArray
+
+STRENGTH = (EnergyMethod.MODELLED, EnergyMethod.INTEGRATED, EnergyMethod.COUNTER)
+"""From the weakest."""
+
+
+@dataclass(frozen=True)
+class Meter:
+    """`best` is the strongest method that its figures may be called by; `averaged_s` is over how long a reading of its
+    power is a mean; `sensor_w` is None where the accuracy is not known."""
+
+    part: str
+    trace: Trace
+    joules_per_count: float
+    sensor_w: float | None = None
+    averaged_s: float = 0.0
+    source: str | None = None
+    best: EnergyMethod = EnergyMethod.COUNTER
+
+    def energy(self, interval: Interval) -> EnergyFigure:
+        """The counter's energy, else the integral's, else null with both reasons."""
+        counted = self.counted(interval)
+        if counted.joules is not None:
+            return self._figure(counted, EnergyMethod.COUNTER)
+        integrated = self.integrated(interval)
+        if integrated.joules is not None:
+            return self._figure(integrated, EnergyMethod.INTEGRATED)
+        return EnergyFigure(joules=None, source=self.source, reason=f"{counted.reason}, and {integrated.reason}")
+
+    def integral(self, interval: Interval) -> EnergyFigure | None:
+        """The integral of power, where there is one."""
+        integrated = self.integrated(interval)
+        return self._figure(integrated, EnergyMethod.INTEGRATED) if integrated.joules is not None else None
+
+    def counted(self, interval: Interval) -> Reading:
+        """By the counter."""
+        return counter_energy(self.trace, self.joules_per_count, interval, self.sensor_w)
+
+    def integrated(self, interval: Interval) -> Reading:
+        """By power."""
+        return integrated_energy(self.trace, self.sensor_w, interval, self.averaged_s)
+
+    def powers_w(self, edges_ns: IntArray) -> FloatArray | None:
+        """Mean power between successive instants, from instant power where it was sampled, else from the counter.
+
+        None where the samples don't reach over all of them.
+        """
+        for values, joules in (
+            (self.trace.power_mw, _integral_until),
+            (self.trace.counts, self._counted_until),
+        ):
+            use = values != NULL
+            times = self.trace.times_ns[use]
+            if len(times) > 1 and times[0] <= edges_ns[0] and times[-1] >= edges_ns[-1]:
+                found: FloatArray = np.diff(joules(times, values[use], edges_ns)) / (np.diff(edges_ns) / 1e9)
+                return found
+        return None
+
+    def _counted_until(self, times: IntArray, counts: IntArray, at_ns: IntArray) -> FloatArray:
+        relative = np.interp(at_ns - times[0], times - times[0], counts - counts[0])
+        joules: FloatArray = relative * self.joules_per_count
+        return joules
+
+    def _figure(self, reading: Reading, method: EnergyMethod) -> EnergyFigure:
+        if strength(self.best) < strength(method):
+            # A cumulative figure that its source modelled or integrated is no counter, and has no stated bound.
+            return EnergyFigure(joules=reading.joules, method=self.best, source=self.source)
+        return EnergyFigure(
+            joules=reading.joules,
+            method=method,
+            source=self.source,
+            bound_j=reading.bound_j,
+            sensor_bound_j=reading.sensor_j,
+        )
+
+
+def strength(method: EnergyMethod | None) -> int:
+    """For comparing methods; -1 for none."""
+    return STRENGTH.index(method) if method is not None else -1
+
+
+def total_of(parts: Mapping[str, EnergyFigure], none: str) -> EnergyFigure:
+    """The sum; null as soon as one part is, `none` being the reason where there are no parts.
+
+    Its method is the weakest of its parts'.
+    """
+    if not parts:
+        return EnergyFigure(joules=None, reason=none)
+    lacking = [f"{name}: {part.reason}" for name, part in parts.items() if part.joules is None]
+    if lacking:
+        return EnergyFigure(joules=None, reason="; ".join(lacking))
+    figures = list(parts.values())
+    methods = {figure.method for figure in figures if figure.method is not None}
+    return EnergyFigure(
+        joules=math.fsum(figure.joules for figure in figures if figure.joules is not None),
+        method=min(methods, key=strength),
+        source=_sources_text(figures, methods),
+        bound_j=sum_of([figure.bound_j for figure in figures]),
+        sensor_bound_j=sum_of([figure.sensor_bound_j for figure in figures]),
+    )
+
+
+def not_sampled() -> EnergyFigure:
+    """What a part of the job without any sample gives."""
+    return EnergyFigure(joules=None, reason="no power was sampled for it")
+
+
+def sum_of(numbers: Sequence[float | None]) -> float | None:
+    """The sum; None as soon as one is."""
+    known = [number for number in numbers if number is not None]
+    return math.fsum(known) if len(known) == len(numbers) else None
+
+
+def mean_power(energy: EnergyFigure, interval: Interval) -> Figure:
+    """Energy / duration."""
+    if energy.joules is None:
+        return Figure(value=None, unit="W", reason=energy.reason)
+    return Figure(value=energy.joules / interval.duration_s, unit="W")
+
+
+def _sources_text(figures: Iterable[EnergyFigure], methods: set[EnergyMethod]) -> str | None:
+    names = ", ".join(sorted({figure.source for figure in figures if figure.source is not None}))
+    if len(methods) < 2:
+        return names or None
+    mixed = "sum of " + " and ".join(method.value for method in reversed(STRENGTH) if method in methods) + " figures"
+    return f"{names} ({mixed})" if names else mixed
+
+
+def _integral_until(times: IntArray, power_mw: IntArray, at_ns: IntArray) -> FloatArray:
+    """The integral of power from the first sample until each instant, in J."""
+    seconds, watts = (times - times[0]) / 1e9, power_mw / 1e3
+    pieces = np.diff(seconds) * (watts[1:] + watts[:-1]) / 2
+    whole = np.concatenate(([0.0], np.cumsum(pieces)))
+    at = (at_ns - times[0]) / 1e9
+    place = np.clip(np.searchsorted(seconds, at, side="right") - 1, 0, len(seconds) - 2)
+    into = at - seconds[place]
+    slope = (watts[place + 1] - watts[place]) / (seconds[place + 1] - seconds[place])
+    joules: FloatArray = whole[place] + into * (watts[place] + slope * into / 2)
+    return joules

@@ -1,0 +1,134 @@
+"""Reads the power streams into one trace per device UUID and per host domain, whoever wrote them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lem_domain.evidence.streams import StreamName
+from lem_domain.results.run import EnergyMethod
+from lem_domain.wire.workers import Device
+from lem_server.aggregation.energy.traces import Trace, make_trace
+from lem_server.aggregation.errors import EvidenceInvalid
+from lem_server.aggregation.evidence_reader import BoolArray, EvidenceReader, IntArray, integers
+
+SLOW_READINGS = (
+    "memory_used_bytes",
+    "gpu_percent",
+    "memory_percent",
+    "temperature_c",
+    "sm_clock_mhz",
+    "memory_clock_mhz",
+    "throttle_reasons",
+)
+"""Columns that are read less often than power, and null in between."""
+
+_Columns = tuple[IntArray, IntArray, IntArray]
+
+
+class HostKey(NamedTuple):
+    """One domain as one method sees it."""
+
+    domain: str
+    method: EnergyMethod
+
+
+class Held(NamedTuple):
+    """A reading that holds until the next: its times in order, in ns, and its values."""
+
+    times_ns: IntArray
+    values: IntArray
+
+
+class DeviceSamples(NamedTuple):
+    """What was sampled of one device: power and energy, and of `SLOW_READINGS` those that it gives."""
+
+    trace: Trace
+    held: dict[str, Held]
+
+
+def read_devices(reader: EvidenceReader, devices: Sequence[Device]) -> dict[str, DeviceSamples]:
+    """By device UUID; a device that is leased or sampled twice stands there once.
+
+    Raises:
+        EvidenceInvalid: a sample names a device that the attempt didn't lease.
+        EvidenceCorrupt, EvidenceMissing: see `EvidenceReader.read`.
+    """
+    traces: dict[str, list[_Columns]] = {}
+    slow: dict[str, dict[str, list[Held]]] = {}
+    for process in reader.processes_with(StreamName.POWER):
+        table = reader.read(
+            process, StreamName.POWER, ("device_index", "time_ns", "energy_mj", "power_mw", *SLOW_READINGS)
+        )
+        device_index = integers(table, "device_index")
+        values = tuple(integers(table, name) for name in ("time_ns", "energy_mj", "power_mw"))
+        present = {name: table.column(name).is_valid().to_numpy() for name in SLOW_READINGS}
+        for index in np.unique(device_index).tolist():
+            if not 0 <= index < len(devices):
+                raise EvidenceInvalid(
+                    f"{process} sampled the power of device {index}, but the attempt leased {len(devices)}; "
+                    "correct the device index that it records."
+                )
+            mine = device_index == index
+            uuid = devices[index].uuid
+            traces.setdefault(uuid, []).append((values[0][mine], values[1][mine], values[2][mine]))
+            held = slow.setdefault(uuid, {name: [] for name in SLOW_READINGS})
+            for name, there in present.items():
+                held[name].append(_held(table, name, values[0], mine & there))
+    return {uuid: DeviceSamples(_joined(parts), _in_order(slow[uuid])) for uuid, parts in traces.items()}
+
+
+def read_host_traces(reader: EvidenceReader) -> dict[HostKey, Trace]:
+    """One trace per host domain and method.
+
+    Raises:
+        EvidenceInvalid: a sample names an unknown method.
+        EvidenceCorrupt, EvidenceMissing: see `EvidenceReader.read`.
+    """
+    columns = ("domain", "time_ns", "energy_uj", "power_mw", "method")
+    found: dict[HostKey, list[_Columns]] = {}
+    for process in reader.processes_with(StreamName.HOST_POWER):
+        table = reader.read(process, StreamName.HOST_POWER, columns)
+        keys = table.select(["domain", "method"]).group_by(["domain", "method"]).aggregate([]).to_pylist()
+        for key in sorted((row["domain"], row["method"]) for row in keys):
+            domain, method = key
+            mine = table.filter((pc.field("domain") == domain) & (pc.field("method") == method))
+            found.setdefault(HostKey(domain, _method(process, method)), []).append(_columns(mine))
+    return {key: _joined(parts) for key, parts in found.items()}
+
+
+def _held(table: pa.Table, name: str, times: IntArray, use: BoolArray) -> Held:
+    if not use.any():
+        return Held(times[:0], times[:0])
+    return Held(times[use], integers(table, name)[use])
+
+
+def _in_order(columns: dict[str, list[Held]]) -> dict[str, Held]:
+    found: dict[str, Held] = {}
+    for name, parts in columns.items():
+        times, first = np.unique(np.concatenate([part.times_ns for part in parts]), return_index=True)
+        if len(times):
+            found[name] = Held(times, np.concatenate([part.values for part in parts])[first])
+    return found
+
+
+def _columns(table: pa.Table) -> _Columns:
+    return integers(table, "time_ns"), integers(table, "energy_uj"), integers(table, "power_mw")
+
+
+def _method(process: str, method: str) -> EnergyMethod:
+    try:
+        return EnergyMethod(method)
+    except ValueError as error:
+        raise EvidenceInvalid(
+            f"{process} recorded the energy method {method!r}; it must be counter, integrated or modelled."
+        ) from error
+
+
+def _joined(parts: Sequence[_Columns]) -> Trace:
+    times, counts, power = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return make_trace(times, counts, power)

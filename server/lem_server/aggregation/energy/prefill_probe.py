@@ -1,0 +1,121 @@
+"""Prefill by a probe of its own, and decode as the difference, where phases overlap inside the window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from pydantic.types import JsonValue
+
+from lem_domain.results.run import EnergyFigure, Figure, PhaseEnergy, PhaseSplit, PrefillProbe, WorkResult
+from lem_server.aggregation.energy.meters import Meter, not_sampled, sum_of, total_of
+from lem_server.aggregation.inputs import Summaries
+
+
+class ProbeWindow(NamedTuple):
+    """From the release of the probe's first request to its last token, over all ranks."""
+
+    begin_ns: int
+    end_ns: int
+    requests: int
+    prompt_tokens: int
+
+    @property
+    def duration_s(self) -> float:
+        """Its length."""
+        return (self.end_ns - self.begin_ns) / 1e9
+
+
+def read_probe(ranks: Sequence[str], summaries: Summaries) -> ProbeWindow | None:
+    """From `prefill_probe` in the ranks' completion markers; None where one of them tells nothing usable."""
+    told = [_window(summaries.get(rank, {}).get("prefill_probe")) for rank in ranks]
+    windows = [window for window in told if window is not None]
+    if not windows or len(windows) != len(told):
+        return None
+    return ProbeWindow(
+        min(window.begin_ns for window in windows),
+        max(window.end_ns for window in windows),
+        sum(window.requests for window in windows),
+        sum(window.prompt_tokens for window in windows),
+    )
+
+
+def probe_of(
+    window: ProbeWindow | None,
+    total: EnergyFigure,
+    work: WorkResult,
+    meters: Mapping[str, Meter],
+    parts: Sequence[str],
+) -> PrefillProbe | None:
+    """E_prefill = E_probe × prompt tokens of the window / of the probe; E_decode = E - E_prefill.
+
+    The errors may point anywhere, so the bound of a difference is the sum of the bounds. The probe sends its prompts
+    all at once; where the window's traffic left the device idle in between, what it drew then is in decode.
+    """
+    if window is None:
+        return None
+    energies = {part: meters[part].energy(window) if part in meters else not_sampled() for part in parts}
+    energy = total_of(energies, "nothing measured energy during the probe")
+    prefill = _scaled(energy, work.prompt_tokens / window.prompt_tokens)
+    return PrefillProbe(
+        duration_s=window.duration_s,
+        requests=window.requests,
+        prompt_tokens=window.prompt_tokens,
+        energy=energy,
+        prefill=prefill,
+        decode=_difference(total, prefill),
+    )
+
+
+def with_probe(split: PhaseSplit, probe: PrefillProbe | None) -> PhaseSplit:
+    """The split by lockstep batches where it tells prefill, else the probe's."""
+    if probe is None or split.prefill.energy.joules is not None:
+        return split
+    time_s = Figure(value=None, unit="s", reason="a probe divides energy, not time")
+    return PhaseSplit(
+        method="probe",
+        batches=0,
+        prefill=PhaseEnergy(energy=probe.prefill, time_s=time_s),
+        decode=PhaseEnergy(energy=probe.decode, time_s=time_s),
+    )
+
+
+def _scaled(energy: EnergyFigure, factor: float) -> EnergyFigure:
+    if energy.joules is None:
+        return energy
+    bounds = {
+        name: None if bound is None else bound * factor
+        for name, bound in (("bound_j", energy.bound_j), ("sensor_bound_j", energy.sensor_bound_j))
+    }
+    return energy.model_copy(update={"joules": energy.joules * factor, **bounds})
+
+
+def _difference(total: EnergyFigure, prefill: EnergyFigure) -> EnergyFigure:
+    if total.joules is None or prefill.joules is None:
+        return EnergyFigure(joules=None, source=total.source, reason=total.reason or prefill.reason)
+    left = total.joules - prefill.joules
+    if left < 0:
+        return EnergyFigure(
+            joules=None,
+            source=total.source,
+            reason=f"prefill alone took {prefill.joules:.3g} J in the probe and the whole window {total.joules:.3g} J, "
+            "so that nothing is left for decode; longer windows or more output tokens are needed",
+        )
+    return EnergyFigure(
+        joules=left,
+        method=total.method,
+        source=total.source,
+        bound_j=sum_of([total.bound_j, prefill.bound_j]),
+        sensor_bound_j=sum_of([total.sensor_bound_j, prefill.sensor_bound_j]),
+    )
+
+
+def _window(told: JsonValue) -> ProbeWindow | None:
+    if not isinstance(told, Mapping):
+        return None
+    numbers = [told.get(name) for name in ProbeWindow._fields]
+    integers = [number for number in numbers if isinstance(number, int) and not isinstance(number, bool)]
+    if len(integers) != len(numbers):
+        return None
+    window = ProbeWindow(*integers)
+    return window if window.end_ns > window.begin_ns and min(window.requests, window.prompt_tokens) > 0 else None

@@ -1,0 +1,1 @@
+"""Requests, tokens, windows and latency distributions of a run."""

@@ -1,0 +1,34 @@
+"""What identifies the generated tokens of a run, from what its ranks said of them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+
+from pydantic.types import JsonValue
+
+from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.results.run import OutputsResult
+from lem_server.aggregation.inputs import Summaries
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def outputs_of(ranks: Sequence[str], summaries: Summaries, config: ExperimentConfig) -> OutputsResult:
+    """From `outputs_sha256` and `outputs_repeat` in the ranks' completion markers; the digests are joined by rank."""
+    told = [summaries.get(rank, {}) for rank in ranks]
+    digests = [_digest(summary) for summary in told]
+    known = [digest for digest in digests if digest is not None]
+    repeats = [summary.get("outputs_repeat") for summary in told]
+    if any(repeat is False for repeat in repeats):
+        repeat: bool | None = False
+    else:
+        repeat = True if repeats and all(one is True for one in repeats) else None
+    whole = hashlib.sha256("".join(known).encode()).hexdigest() if known and len(known) == len(digests) else None
+    return OutputsResult(sha256=whole, greedy=config.decoding.temperature == 0, repeat=repeat)
+
+
+def _digest(summary: Mapping[str, JsonValue]) -> str | None:
+    digest = summary.get("outputs_sha256")
+    return digest if isinstance(digest, str) and _DIGEST.fullmatch(digest) else None

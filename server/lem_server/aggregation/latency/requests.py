@@ -1,0 +1,124 @@
+"""The requests of one rank as columns, checked for contradictions, and the sums of work over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lem_domain.evidence.streams import StreamName
+from lem_domain.results.run import WorkResult
+from lem_server.aggregation.errors import EvidenceInvalid
+from lem_server.aggregation.evidence_reader import NULL, BoolArray, EvidenceReader, IntArray, integers
+
+_COLUMNS = (
+    "request_id",
+    "prompt_index",
+    "arrival_ns",
+    "released_ns",
+    "scheduled_ns",
+    "first_token_ns",
+    "last_token_ns",
+    "prompt_tokens",
+    "cached_prompt_tokens",
+    "generated_tokens",
+    "batch_id",
+    "error",
+)
+
+
+@dataclass(frozen=True)
+class RankRequests:
+    """One rank's requests, ordered by id: equally long columns, times in ns, `NULL` where the evidence holds null.
+
+    `released_ns` is the arrival where the evidence holds none.
+    """
+
+    process: str
+    request_id: IntArray
+    prompt_index: IntArray
+    arrival_ns: IntArray
+    released_ns: IntArray
+    scheduled_ns: IntArray
+    first_token_ns: IntArray
+    last_token_ns: IntArray
+    prompt_tokens: IntArray
+    cached_prompt_tokens: IntArray
+    generated_tokens: IntArray
+    batch_id: IntArray
+    finished: BoolArray
+    first_error: str | None
+
+    def __len__(self) -> int:
+        return len(self.request_id)
+
+
+def read_requests(reader: EvidenceReader, process: str) -> RankRequests:
+    """The requests of one rank; a request has finished when it carries no error.
+
+    Raises:
+        EvidenceInvalid: a request stands there twice, its times run backwards, a count is negative, or tokens were
+            generated at no time.
+        EvidenceCorrupt, EvidenceMissing: see `EvidenceReader.read`.
+    """
+    table = reader.read(process, StreamName.REQUESTS, _COLUMNS)
+    ids = integers(table, "request_id")
+    order = np.argsort(ids, kind="stable")
+    failed = table.column("error").is_valid().to_numpy()
+    errors = table.column("error").drop_null()
+    columns = {name: integers(table, name)[order] for name in _COLUMNS if name != "error"}
+    columns["released_ns"] = np.where(columns["released_ns"] == NULL, columns["arrival_ns"], columns["released_ns"])
+    requests = RankRequests(
+        process=process,
+        **columns,
+        finished=~failed[order],
+        first_error=errors[0].as_py() if len(errors) else None,
+    )
+    _refuse_contradictions(requests)
+    return requests
+
+
+def work_of(ranks: Sequence[RankRequests]) -> WorkResult:
+    """Sums over all ranks.
+
+    `requests` counts all that were released and `failed_requests` those of them with an error; tokens are those of
+    finished requests. Cached prompt tokens are null as soon as one request doesn't tell them: a sum over some would
+    look like all.
+    """
+    cached: int | None = 0
+    for rank in ranks:
+        values = rank.cached_prompt_tokens[rank.finished]
+        cached = None if cached is None or bool((values == NULL).any()) else cached + int(values.sum())
+    return WorkResult(
+        requests=sum(len(rank) for rank in ranks),
+        failed_requests=sum(int((~rank.finished).sum()) for rank in ranks),
+        prompt_tokens=sum(int(rank.prompt_tokens[rank.finished].sum()) for rank in ranks),
+        cached_prompt_tokens=cached if any(rank.finished.any() for rank in ranks) else None,
+        generated_tokens=sum(int(rank.generated_tokens[rank.finished].sum()) for rank in ranks),
+    )
+
+
+def _refuse_contradictions(requests: RankRequests) -> None:
+    first, last = requests.first_token_ns, requests.last_token_ns
+    arrival, scheduled = requests.arrival_ns, requests.scheduled_ns
+    has_first, has_last = first != NULL, last != NULL
+    twice = np.append(np.diff(requests.request_id) == 0, False)[: len(requests)]
+    problems: tuple[tuple[BoolArray, str], ...] = (
+        (twice, "stands there twice"),
+        (has_first & (first < arrival), "has its first token before its arrival"),
+        (has_last & (last < arrival), "has its last token before its arrival"),
+        (has_first & has_last & (last < first), "has its last token before its first"),
+        ((scheduled != NULL) & (scheduled < arrival), "was scheduled before its arrival"),
+        ((requests.prompt_tokens < 0) | (requests.generated_tokens < 0), "has a negative number of tokens"),
+        (
+            requests.finished & (requests.generated_tokens > 0) & ~has_last,
+            "finished with tokens but has no time of its last token",
+        ),
+    )
+    for mask, problem in problems:
+        if mask.any():
+            request_id = requests.request_id[int(np.argmax(mask))]
+            raise EvidenceInvalid(
+                f"request {request_id} of {requests.process} {problem}; correct what records it and run again."
+            )

@@ -1,0 +1,51 @@
+"""The little statistics that aggregation needs."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from lem_server.aggregation.energy.traces import FloatArray
+
+_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom."""
+
+
+def student_t(degrees: int) -> float:
+    """The two-sided 95 % quantile of Student's t; from 10 degrees of freedom on, that of the next lower ten or 30."""
+    if degrees <= len(_T_95):
+        return _T_95[max(degrees, 1) - 1]
+    return 2.228 if degrees < 20 else 2.086 if degrees < 30 else 2.042
+
+
+def standard_error(values: FloatArray) -> float:
+    """Of the mean of independent values, at least two of them."""
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
+class Trend(NamedTuple):
+    """A straight line through values: its change over the whole, relative to their mean, and the half-width of the
+    95 % interval of that change."""
+
+    change: float
+    uncertainty: float
+
+    def beyond(self, limit: float) -> bool:
+        """Whether it changes by more than the limit, and chance alone does not explain it."""
+        return abs(self.change) > limit and abs(self.change) > self.uncertainty
+
+
+def trend(at: FloatArray, values: FloatArray) -> Trend | None:
+    """Least squares of values at places from 0 to 1; None below five of them, or where they have no mean or spread."""
+    mean = float(values.mean()) if len(values) else 0.0
+    spread = at - at.mean() if len(at) else at
+    squares = float(spread @ spread)
+    if len(values) < 5 or mean <= 0 or squares == 0:
+        return None
+    slope = float(spread @ values) / squares
+    rest = values - mean - slope * spread
+    degrees = len(values) - 2
+    error = math.sqrt(float(rest @ rest) / degrees / squares)
+    return Trend(slope / mean, student_t(degrees) * error / mean)

@@ -1,0 +1,1 @@
+"""HTTP for all capabilities: middleware, problem documents, paging, idempotency, OpenAPI."""

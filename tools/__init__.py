@@ -1,0 +1,1 @@
+"""Programs of the repository: generators of references and checks of the source tree."""

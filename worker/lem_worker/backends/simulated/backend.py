@@ -1,0 +1,213 @@
+"""A backend whose truth is known: it sleeps as long as its configuration says, and fails where it says."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import signal
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from pydantic.types import JsonValue
+
+from lem_domain.config.experiment import OutputConfig
+from lem_domain.config.simulated import SimulatedConfig, SimulatedFailure
+from lem_domain.errors import LemError
+from lem_domain.evidence.streams import PhaseName
+from lem_domain.wire.runs import EffectiveConfig, EffectiveParameter
+from lem_worker.backends import CudaManagement, LaunchMode, RuntimeCapabilities
+from lem_worker.process.protocol import RankJob
+from lem_worker.rank.prompts import PreparedPrompt, Request, batches, fit
+from lem_worker.rank.recorder import Recorder
+from lem_worker.rank.synthetic_prompts import synthetic_prompts
+
+_VOCABULARY = 50_000
+_EXIT_CODE = 3
+_SIGNALS = {"kill": signal.SIGKILL, "abort": signal.SIGABRT, "segfault": signal.SIGSEGV}
+
+
+class SimulatedEngineError(LemError):
+    """The failure that the configuration asked for."""
+
+
+class SimulatedBackend:
+    """Lockstep batches: the prefill of a batch takes its prompt tokens' time and gives the first token of each row,
+    every further step gives one token to each row that has not ended."""
+
+    def __init__(self) -> None:
+        self._config = SimulatedConfig()
+        self._job: RankJob | None = None
+        self._jitter = random.Random(0)
+        self._batches = 0
+
+    def capabilities(self) -> RuntimeCapabilities:
+        """A plain process."""
+        return RuntimeCapabilities(LaunchMode.DIRECT, CudaManagement.LAUNCHER)
+
+    def load(self, job: RankJob) -> None:
+        """Sleep for `load_s`."""
+        self._job = job
+        self._config = job.config.simulated or SimulatedConfig()
+        self._jitter = random.Random(job.config.decoding.seed * 65_536 + job.rank)
+        if (failure := self._failure("load")) is not None:
+            fail(failure)
+        time.sleep(self._config.load_s)
+
+    def prepare(self, prompts: Sequence[tuple[int, str]]) -> list[PreparedPrompt]:
+        """A token is a word; its id is a checksum of it."""
+        limits = self._loaded().config.input
+        return [
+            fit(index, [zlib.crc32(word.encode()) % _VOCABULARY for word in text.split()], limits)
+            for index, text in prompts
+        ]
+
+    def synthesise(self, lengths: Sequence[tuple[int, int]], seed: int) -> list[PreparedPrompt]:
+        """Ids out of its whole vocabulary."""
+        return synthetic_prompts(lengths, range(_VOCABULARY), seed=seed, limits=self._loaded().config.input)
+
+    def batches(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
+        """In their order, of the batch size."""
+        return batches(requests, self._config.batch_size)
+
+    def effective_config(self, sample: Sequence[Request]) -> EffectiveConfig:  # noqa: ARG002 - nothing to try
+        """The configuration itself, except for what it says to misreport."""
+        config, job = self._config, self._loaded()
+        batch_size = config.batch_size + ("batch_size" in config.misreport)
+        processes = job.world_size + ("num_processes" in config.misreport)
+        return EffectiveConfig(
+            engine="simulated",
+            parameters=(
+                EffectiveParameter(
+                    name="simulated.batch_size",
+                    requested=config.batch_size,
+                    effective=batch_size,
+                    confirmed=batch_size == config.batch_size,
+                ),
+                EffectiveParameter(
+                    name="simulated.num_processes",
+                    requested=config.num_processes,
+                    effective=processes,
+                    confirmed=processes == config.num_processes,
+                ),
+                EffectiveParameter(
+                    name="output.mode",
+                    requested=job.config.output.mode,
+                    effective=job.config.output.mode,
+                    confirmed=True,
+                ),
+            ),
+        )
+
+    def run(self, requests: Sequence[Request], recorder: Recorder) -> None:
+        """One batch on its grid of deadlines: a late wake-up doesn't delay the next step."""
+        failure = self._failure(recorder.phase.value)
+        output = self._loaded().config.output
+        outputs = [self._answer(request, output) for request in requests]
+        given_up = self._given_up(requests, recorder.phase)
+        lengths = np.array(
+            [1 if one.request_id in given_up else len(ids) for one, ids in zip(requests, outputs, strict=True)],
+            dtype=np.int64,
+        )
+        request_ids = np.array([request.request_id for request in requests], dtype=np.int64)
+        prompt_tokens = sum(len(request.token_ids) for request in requests)
+        deadline = recorder.clock()
+        recorder.scheduled(request_ids, deadline, batch_id=self._batches)
+        self._batches += 1
+        deadline += self._duration_ns(self._config.prefill_ms_per_token * prompt_tokens)
+        for step in range(int(lengths.max())):
+            if step:
+                deadline += self._duration_ns(self._config.decode_ms_per_token)
+                if failure is not None:
+                    fail(failure)
+            recorder.tokens(request_ids[lengths > step], _sleep_until(deadline, recorder))
+        if failure is not None:  # a batch of a single step has no second one to fail in
+            fail(failure)
+        for request, ids in zip(requests, outputs, strict=True):
+            if request.request_id in given_up:
+                recorder.failed(
+                    request.request_id,
+                    "the simulated engine gave the request up after its first token, as simulated.failed_share asks.",
+                )
+                continue
+            recorder.finished(request.request_id, "length" if len(ids) == output.max_tokens else "stop", ids)
+
+    def facts(self) -> dict[str, JsonValue]:
+        """There is no model."""
+        return {}
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The ids themselves."""
+        return " ".join(str(token_id) for token_id in token_ids)
+
+    def unload(self) -> None:
+        """Nothing is held."""
+        if (failure := self._failure("cleanup")) is not None:
+            fail(failure)
+        self._job = None
+
+    def _loaded(self) -> RankJob:
+        if self._job is None:
+            raise SimulatedEngineError("the simulated backend is not loaded; call load first.")
+        return self._job
+
+    def _answer(self, request: Request, output: OutputConfig) -> list[int]:
+        salt = request.repetition if self._config.nondeterministic else 0
+        return generated_ids(request.token_ids, output, salt)[: request.max_tokens or output.max_tokens]
+
+    def _given_up(self, requests: Sequence[Request], phase: PhaseName) -> frozenset[int]:
+        """Evenly among the requests of the window: the first one is the one at which their share is due."""
+        share = self._config.failed_share
+        if phase is not PhaseName.MEASURE:
+            return frozenset()
+        ids = (request.request_id for request in requests)
+        return frozenset(one for one in ids if math.floor((one + 1) * share) > math.floor(one * share))
+
+    def _failure(self, phase: str) -> SimulatedFailure | None:
+        failure = self._config.fail
+        return failure if failure and failure.at == phase and failure.process == self._loaded().rank else None
+
+    def _duration_ns(self, milliseconds: float) -> int:
+        spread = self._config.jitter
+        factor = 1 + self._jitter.uniform(-spread, spread) if spread else 1.0
+        return round(milliseconds * factor * 1e6)
+
+
+def generated_ids(prompt: Sequence[int], output: OutputConfig, salt: int = 0) -> list[int]:
+    """What the simulated model answers, a function of the prompt alone (and of the salt, where there is one).
+
+    In natural mode it ends somewhere between `min_tokens` and `max_tokens`, in fixed mode exactly at `max_tokens`.
+    """
+    state = zlib.crc32(repr(tuple(prompt)).encode()) + salt
+    count = output.max_tokens
+    if output.mode == "natural":
+        least = max(1, output.min_tokens)
+        count = least + state % (output.max_tokens - least + 1)
+    return [(state + 7919 * place) % _VOCABULARY for place in range(count)]
+
+
+def fail(failure: SimulatedFailure) -> None:
+    """Produce the failure."""
+    match failure.how:
+        case "raise":
+            raise SimulatedEngineError(f"the simulated engine failed in {failure.at}, as simulated.fail asks for.")
+        case "out_of_memory":
+            raise MemoryError(f"the simulated engine is out of memory in {failure.at}, as simulated.fail asks for.")
+        case "hang":
+            threading.Event().wait()
+        case "silence":
+            while True:
+                time.sleep(0.01)
+        case "exit":
+            os._exit(_EXIT_CODE)
+        case _:
+            os.kill(os.getpid(), _SIGNALS[failure.how])
+
+
+def _sleep_until(deadline_ns: int, recorder: Recorder) -> int:
+    while (left := deadline_ns - (now := recorder.clock())) > 0:
+        time.sleep(left / 1e9)
+    return now

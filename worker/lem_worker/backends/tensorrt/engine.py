@@ -1,0 +1,181 @@
+"""Brings a TensorRT-LLM engine up, in its PyTorch flow or built ahead of time, through the LLM API of version 1.2."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+from pydantic.types import JsonValue
+
+from lem_domain.config.experiment import BackendName
+from lem_domain.config.tensorrt import TensorrtConfig
+from lem_worker.backends.installed import ENGINES
+from lem_worker.backends.tensorrt import cache as tensorrt_cache
+from lem_worker.backends.tensorrt import options as tensorrt_arguments
+from lem_worker.backends.tensorrt.cache import EngineKey, GpuKind
+from lem_worker.process.failures import BackendUnavailable, OptionRefused
+from lem_worker.process.protocol import RankJob
+
+PACKAGE = "tensorrt_llm"
+_HOW_TO_GET_IT = ENGINES[BackendName.TENSORRT].how_to_get_it
+
+_MODELS = {
+    "build_config": "BuildConfig",
+    "cuda_graph_config": "CudaGraphConfig",
+    "kv_cache_config": "KvCacheConfig",
+    "quant_config": "QuantConfig",
+    "scheduler_config": "SchedulerConfig",
+}
+"""The class of `tensorrt_llm.llmapi` that an argument of `LLM` takes."""
+_SIGNS_OF_AN_OPTION = ("got invalid argument", "specific to TensorRT backend", "is not consistent with the engine")
+"""From what `LLM` says of an argument that it does not take; it has no exception class for that."""
+_SIGN_OF_A_MODEL = "model format"
+
+
+class BuiltEngine(NamedTuple):
+    """An engine that was compiled: its own description (`config.json`), and whether it was there already."""
+
+    described: Mapping[str, Any]
+    key: EngineKey | None
+    from_cache: bool
+
+
+class LiveEngine(NamedTuple):
+    """A loaded engine; `llm` is a `tensorrt_llm.LLM`."""
+
+    llm: Any
+    version: str
+    built: BuiltEngine | None
+
+
+def package() -> Any:
+    """The engine's package.
+
+    Raises:
+        BackendUnavailable: it is not installed, or can't be imported.
+    """
+    try:
+        return importlib.import_module(PACKAGE)
+    except ModuleNotFoundError as error:
+        if error.name == PACKAGE:
+            raise BackendUnavailable(f"TensorRT-LLM is not installed here; {_HOW_TO_GET_IT}.") from error
+        raise _broken(error) from error
+    except Exception as error:  # its libraries are loaded on import, and fail in ways of their own
+        raise _broken(error) from error
+
+
+def load(job: RankJob, gpus: tuple[GpuKind, ...]) -> LiveEngine:
+    """Load the job's model, and compile it before where the configuration wants that.
+
+    Raises:
+        BackendUnavailable: TensorRT-LLM is not here.
+        OptionRefused: it does not take an option.
+    """
+    engine = package()
+    settings = job.config.tensorrt or TensorrtConfig()
+    version = str(engine.__version__)
+    if not settings.build_engine:
+        arguments = tensorrt_arguments.pytorch_flow(job.config)
+        return LiveEngine(_made(engine.LLM, job.model_path, arguments, version), version, None)
+    builder = importlib.import_module(f"{PACKAGE}._tensorrt_engine").LLM
+    if settings.engine_cache_dir is None:
+        llm = _built(builder, job, version)
+        return LiveEngine(llm, version, BuiltEngine(_description(Path(llm.args.model)), None, from_cache=False))
+    return _from_cache(builder, job, settings.engine_cache_dir, gpus, version, force=settings.force_rebuild)
+
+
+def _from_cache(
+    builder: Any, job: RankJob, cache: str, gpus: tuple[GpuKind, ...], version: str, *, force: bool
+) -> LiveEngine:
+    key = tensorrt_cache.key_of(
+        model=job.config.model.id,
+        revision=job.config.model.revision,
+        model_files=job.model_files,
+        arguments=tensorrt_arguments.of_build(job.config),
+        versions={"tensorrt_llm": version, "tensorrt": _version_of("tensorrt"), "torch": _version_of("torch")},
+        gpus=gpus,
+    )
+    made: list[Any] = []
+
+    def build(folder: Path) -> None:
+        made.append(_built(builder, job, version))
+        made[0].save(str(folder))
+
+    folder = tensorrt_cache.engine_folder(Path(cache), key, build=build, force=force)
+    llm = made[0] if made else _made(builder, str(folder), tensorrt_arguments.at_run_time(job.config), version)
+    return LiveEngine(llm, version, BuiltEngine(_description(folder), key, from_cache=not made))
+
+
+def _built(builder: Any, job: RankJob, version: str) -> Any:
+    arguments = {**tensorrt_arguments.of_build(job.config), **tensorrt_arguments.at_run_time(job.config)}
+    return _made(builder, job.model_path, arguments, version)
+
+
+def _made(constructor: Any, model: str, arguments: Mapping[str, JsonValue], version: str) -> Any:
+    try:
+        return constructor(model=model, **_with_models(arguments))
+    except (ValueError, TypeError) as error:
+        text = str(error)
+        refused = isinstance(error, ValidationError | TypeError) or any(sign in text for sign in _SIGNS_OF_AN_OPTION)
+        if not refused or _SIGN_OF_A_MODEL in text:
+            raise
+        raise OptionRefused(
+            f"TensorRT-LLM {version} refuses what it is asked for ({_first_problem(error)}); change or remove it."
+        ) from error
+
+
+def _with_models(arguments: Mapping[str, JsonValue]) -> dict[str, Any]:
+    """The arguments with the engine's own classes in place of dictionaries."""
+    api = importlib.import_module(f"{PACKAGE}.llmapi")
+    made: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if not isinstance(value, dict):
+            made[name] = value
+        elif name == "speculative_config":
+            drafts = "NGramDecodingConfig" if "max_matching_ngram_size" in value else "DraftTargetDecodingConfig"
+            made[name] = getattr(api, drafts)(**value)
+        else:
+            made[name] = getattr(api, _MODELS[name])(**{key: _enumerated(api, key, one) for key, one in value.items()})
+    return made
+
+
+def _enumerated(api: Any, name: str, value: JsonValue) -> Any:
+    kinds = {
+        "capacity_scheduler_policy": "CapacitySchedulerPolicy",
+        "context_chunking_policy": "ContextChunkingPolicy",
+        "quant_algo": "QuantAlgo",
+        "kv_cache_quant_algo": "QuantAlgo",
+    }
+    return getattr(api, kinds[name])[value] if name in kinds else value
+
+
+def _first_problem(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return f"{place}: {first['msg']}" if place else first["msg"]
+    return f"{type(error).__name__}: {error}"
+
+
+def _description(folder: Path) -> Mapping[str, Any]:
+    """What a built engine says of itself: `build_config` and `pretrained_config`."""
+    described: Mapping[str, Any] = json.loads((folder / "config.json").read_text())
+    return described
+
+
+def _version_of(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _broken(error: Exception) -> BackendUnavailable:
+    return BackendUnavailable(
+        f"TensorRT-LLM is installed here but can't be imported ({type(error).__name__}: {error}); {_HOW_TO_GET_IT}."
+    )

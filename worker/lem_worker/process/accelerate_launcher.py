@@ -1,0 +1,40 @@
+"""Runs `accelerate launch` for an attempt: `python -m lem_worker.process.accelerate_launcher EXITS_FILE ARGUMENT…`.
+
+The ranks that it starts are sessions of their own, and die with this process as it dies with the daemon. How each rank
+ended stands in EXITS_FILE when one of them failed; the daemon, which is not their parent, can't see it otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from lem_worker.process import children as processes
+from lem_worker.process.protocol import NO_ACCELERATE
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code: 0 when all ranks ended well."""
+    processes.die_with_parent()
+    os.environ["LEM_PARENT"] = str(os.getpid())  # what the ranks are to die with
+    exits_file, *launch = arguments
+    try:
+        from accelerate.commands.launch import launch_command, launch_command_parser  # noqa: PLC0415 - may be missing
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: PLC0415
+    except ImportError as error:
+        print(f"pytorch.num_processes needs the package {error.name}; install llm-energy-measurement[pytorch].")  # noqa: T201
+        return NO_ACCELERATE
+    try:
+        launch_command(launch_command_parser().parse_args(launch))
+    except ChildFailedError as error:
+        exits = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        Path(exits_file).write_text(json.dumps(exits))
+        print(error, file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,285 @@
+"""The rank process (`python -m lem_worker.rank.main JOB_FILE`): load, warm up, wait for `Go`, measure, seal, unload."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic.types import JsonValue
+
+from lem_domain.evidence.codec import be_ready
+from lem_domain.evidence.streams import PhaseName, StreamName, rank_name
+from lem_domain.wire.runs import EffectiveConfig
+from lem_worker.backends import CompilingBackend, ContinuousBackend, InferenceBackend, create_backend
+from lem_worker.process import children as processes
+from lem_worker.process.control import ControlPipes, DaemonGone, send_failure
+from lem_worker.process.failures import failure_of
+from lem_worker.process.protocol import (
+    CONTROL_SOCKET,
+    Done,
+    Finish,
+    Go,
+    Joined,
+    Loaded,
+    Measured,
+    Message,
+    RankJob,
+    Ready,
+    Trend,
+    WarmUp,
+)
+from lem_worker.process.spool import EvidenceWriter
+from lem_worker.rank.after_window import probe_prefill, score_quality
+from lem_worker.rank.measured_window import Share, Ticker, measure, most_waiting, other_sizes, send_once
+from lem_worker.rank.peak_memory import PeakMemory
+from lem_worker.rank.phases import Phases
+from lem_worker.rank.prompt_share import prepare_share
+from lem_worker.rank.prompts import PreparedPrompt, Request, fullest, largest, shortened, warmup_requests
+from lem_worker.rank.prompts import batches as in_order
+from lem_worker.rank.recorder import Recorder, Sinks
+from lem_worker.rank.token_digests import OutputLedger, digest_of_set, digest_of_tokens
+from lem_worker.rank.warmup import Assessment, PowerTrend, warm_up
+from lem_worker.rank.window_length import Goal
+from lem_worker.sampler.cadence import trend_s
+
+M = TypeVar("M", bound=Message)
+
+_FLUSH_S = 5.0
+"""Rows older than this go to the spool, so that they can be uploaded while the window is open."""
+
+
+class Rank:
+    """One job in this process."""
+
+    def __init__(self, job: RankJob, control: ControlPipes) -> None:
+        self._job = job
+        self._config = job.config
+        self._control = control
+        self._clock = time.monotonic_ns
+        simulated = job.config.simulated
+        lost = simulated.drop_chunk if simulated is not None and job.rank == 0 else None
+        self._writer = EvidenceWriter(Path(job.spool), rank_name(job.rank), lost=StreamName(lost) if lost else None)
+        self._events = self._writer.stream(StreamName.EVENTS)
+        self._phases = Phases(self._writer.stream(StreamName.PHASES), control.send, self._clock)
+
+    def run(self) -> int:
+        """The answer is the exit code."""
+        try:
+            backend, summary = self._live()
+            done = Done(streams=self._writer.seal(), summary=summary)
+        except DaemonGone:
+            raise
+        except Exception as error:
+            with contextlib.suppress(OSError):  # the log may lie on the disk that is full
+                traceback.print_exc()
+            failure = failure_of(error, self._phases.current)
+            send_failure(self._control, self._writer, failure.reason, failure.message)
+            return 1
+        self._control.send(done)
+        # Only now: an engine that can't be unloaded must not cost a run that is measured.
+        backend.unload()
+        return 0
+
+    def _live(self) -> tuple[InferenceBackend, dict[str, JsonValue]]:
+        backend, prompts, batches, effective = self._load()
+        self._control.send(Loaded(effective_config=effective))
+        told = self._wait_for(WarmUp)
+        warmup = self._warm_up(backend, batches, power_known=told.power_known)
+        # What loading left behind is not looked at again by a collection inside the window.
+        gc.collect()
+        gc.freeze()
+        self._control.send(Ready())
+        self._wait_for(Go)
+        summary = self._measure(backend, prompts)
+        if self._config.prefill_probe:
+            summary["prefill_probe"] = self._probe(backend, prompts)
+        self._control.send(Measured())
+        self._wait_for(Finish)
+        if self._config.quality and self._job.rank == 0:
+            with self._phases.phase(PhaseName.QUALITY):
+                summary["quality"] = score_quality(backend)
+        return backend, {
+            **summary,
+            "engine": effective.engine,
+            "warmup_converged": warmup.converged if warmup else None,
+            "warmup_requests": warmup.requests if warmup else 0,
+        }
+
+    def _load(self) -> tuple[InferenceBackend, Sequence[PreparedPrompt], list[Sequence[Request]], EffectiveConfig]:
+        """The loaded backend, the prompts, batches for what comes before the window, and what is in force.
+
+        A backend that compiles does so in a phase of its own, and is asked what is in force afterwards.
+        """
+        with self._phases.phase(PhaseName.LOAD):
+            backend = create_backend(self._config.backend)
+            backend.load(self._job)
+            prompts = prepare_share(backend, self._job)
+            requests = warmup_requests(prompts, seed=self._config.decoding.seed)
+            batches = list(
+                in_order(requests, backend.in_flight())
+                if isinstance(backend, ContinuousBackend)
+                else backend.batches(requests)
+            )
+            if not (isinstance(backend, CompilingBackend) and backend.compiles()):
+                return backend, prompts, batches, backend.effective_config(fullest(batches))
+        with self._phases.phase(PhaseName.COMPILE):
+            backend.compile(requests, self._waiting)
+            return backend, prompts, batches, backend.effective_config(fullest(batches))
+
+    @property
+    def _waiting(self) -> int | None:
+        return most_waiting(self._config.traffic, self._job.world_size)
+
+    def _warm_up(
+        self, backend: InferenceBackend, batches: Sequence[Sequence[Request]], *, power_known: bool
+    ) -> Assessment | None:
+        """One short batch of every other number of rows, then the largest one until it takes the same time again."""
+        if not self._config.warmup.enabled:
+            return None
+        with self._phases.phase(PhaseName.WARMUP):
+            recorder = Recorder(
+                PhaseName.WARMUP,
+                progress=Ticker(PhaseName.WARMUP, self._control.send, self._clock()),
+                clock=self._clock,
+            )
+
+            requests = largest(batches)
+            for batch in other_sizes(backend, batches, requests, self._waiting):
+                send_once(backend, shortened(batch, self._config.output.max_tokens), recorder)
+
+            def send() -> float:
+                return float(send_once(backend, requests, recorder))
+
+            slope: float | None = None
+
+            def power() -> PowerTrend:
+                nonlocal slope
+                while (message := self._control.receive(0)) is not None:
+                    if isinstance(message, Trend):
+                        slope = message.slope
+                return PowerTrend(power_known, slope, trend_s(self._config.energy.interval_ms))
+
+            assessment = warm_up(send, self._config.warmup, power)
+        self._event(
+            "warmup",
+            {
+                "converged": assessment.converged,
+                "requests": assessment.requests,
+                "cv": assessment.cv,
+                "power_slope": assessment.power_slope,
+            },
+        )
+        return assessment
+
+    def _wait_for(self, kind: type[M]) -> M:
+        while not isinstance(message := self._control.receive(), kind):
+            pass
+        return message
+
+    def _measure(self, backend: InferenceBackend, prompts: Sequence[PreparedPrompt]) -> dict[str, JsonValue]:
+        config = self._config
+        goal = Goal.of(config.window, world_size=self._job.world_size, least_requests=len(self._job.arrivals_s))
+        ledger = OutputLedger(keep_ids=config.record.outputs)
+        tokens = self._writer.stream(StreamName.TOKENS) if config.record.tokens else None
+        sinks = Sinks(self._writer.stream(StreamName.REQUESTS), tokens, ledger)
+        memory = PeakMemory()
+        with self._phases.phase(PhaseName.MEASURE):
+            ticker = Ticker(
+                PhaseName.MEASURE,
+                self._control.send,
+                self._clock(),
+                lambda duration_ns, requests: goal.fraction(duration_ns, requests, share=len(prompts)),
+            )
+            recorder = Recorder(PhaseName.MEASURE, sinks, ticker, self._clock)
+            try:
+                repetitions = measure(
+                    backend,
+                    prompts,
+                    recorder,
+                    goal=goal,
+                    seed=config.decoding.seed,
+                    between_batches=lambda: self._writer.flush_older_than(_FLUSH_S),
+                    traffic=config.traffic,
+                    share=Share(self._job.rank, self._job.world_size),
+                    arrivals_s=self._job.arrivals_s,
+                )
+            except Exception as error:
+                recorder.abandon(failure_of(error, PhaseName.MEASURE).message)
+                raise
+        # Before anything else is done: what comes after the window is not to be in its peaks.
+        facts, rss = backend.facts(), memory.read()
+        unknown = {**_reasons(facts), **({} if memory.reason is None else {"peak_rss_bytes": memory.reason})}
+        for index, token_ids in ledger.kept():
+            self._event("output", {"prompt_index": index, "text": backend.text(token_ids)})
+        return {
+            **facts,
+            "peak_rss_bytes": rss,
+            "unknown": unknown,
+            "prompts": len(prompts),
+            "repetitions": repetitions,
+            "requests": recorder.requests_done,
+            "failed_requests": recorder.requests_failed,
+            "window_cut": goal.cut(recorder.requests_ended, share=len(prompts)),
+            "prompt_tokens": recorder.prompt_tokens,
+            "generated_tokens": recorder.generated_tokens,
+            "prompts_sha256": digest_of_set((prompt.index, digest_of_tokens(prompt.token_ids)) for prompt in prompts),
+            "outputs_sha256": ledger.digest(),
+            "outputs_repeat": ledger.repeats,
+        }
+
+    def _probe(self, backend: InferenceBackend, prompts: Sequence[PreparedPrompt]) -> dict[str, JsonValue]:
+        with self._phases.phase(PhaseName.PREFILL_PROBE):
+            return probe_prefill(
+                backend,
+                prompts,
+                self._config,
+                share=Share(self._job.rank, self._job.world_size),
+                progress=Ticker(PhaseName.PREFILL_PROBE, self._control.send, self._clock()),
+                clock=self._clock,
+            )
+
+    def _event(self, kind: str, detail: dict[str, JsonValue]) -> None:
+        self._events.append(time_ns=self._clock(), kind=kind, detail=json.dumps(detail))
+
+
+def _reasons(facts: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Why a backend has no value for some of its facts, by their names."""
+    told = facts.get("unknown")
+    return told if isinstance(told, dict) else {}
+
+
+def main(arguments: list[str]) -> int:
+    """Run the job whose file is named."""
+    processes.die_with_parent()
+    be_ready()
+    job_file = Path(arguments[0])
+    if CONTROL_SOCKET in os.environ:
+        return _launched(job_file)
+    job = RankJob.model_validate_json(job_file.read_bytes())
+    return Rank(job, ControlPipes.from_environment(os.environ)).run()
+
+
+def _launched(first_job_file: Path) -> int:
+    """Run as one of several ranks that accelerate started; it says which in the environment, or nothing for one."""
+    number, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    name = rank_name(number)
+    with first_job_file.with_name(f"{name}.log").open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    control = ControlPipes.connect(
+        os.environ[CONTROL_SOCKET], Joined(rank=number, world_size=world_size, pid=os.getpid())
+    )
+    job = RankJob.model_validate_json(first_job_file.with_name(f"{name}.job.json").read_bytes())
+    return Rank(job, control).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

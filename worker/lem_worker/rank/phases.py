@@ -1,0 +1,36 @@
+"""Marks the phases of a rank, in its evidence and to the daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from lem_domain.evidence.streams import PhaseName
+from lem_worker.process.protocol import Message, PhaseEdge
+from lem_worker.rank.recorder import Clock, Rows
+
+
+class Phases:
+    """`current` is the phase that was begun last; a failed phase is ended too."""
+
+    def __init__(self, rows: Rows, send: Callable[[Message], None], clock: Clock) -> None:
+        self.current = PhaseName.LOAD
+        self._rows = rows
+        self._send = send
+        self._clock = clock
+
+    @contextmanager
+    def phase(self, name: PhaseName) -> Iterator[None]:
+        """The body is the phase."""
+        self.current = name
+        self._mark(name, "begin")
+        try:
+            yield
+        finally:
+            self._mark(name, "end")
+
+    def _mark(self, name: PhaseName, edge: Literal["begin", "end"]) -> None:
+        now = self._clock()
+        self._rows.append(phase=name.value, edge=edge, time_ns=now, detail=None)
+        self._send(PhaseEdge(phase=name, edge=edge, time_ns=now))

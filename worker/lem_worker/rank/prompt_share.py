@@ -1,0 +1,27 @@
+"""A rank's share of the prompts, made or tokenised by its backend."""
+
+from __future__ import annotations
+
+from lem_worker.backends import InferenceBackend, SyntheticBackend
+from lem_worker.process.failures import BackendUnavailable
+from lem_worker.process.protocol import RankJob
+from lem_worker.rank.prompts import PreparedPrompt, share_of
+from lem_worker.rank.synthetic_prompts import synthetic_lengths
+
+
+def prepare_share(backend: InferenceBackend, job: RankJob) -> list[PreparedPrompt]:
+    """The rank's prompts as token ids.
+
+    Raises:
+        PromptRefused: nothing is left for this rank, or a prompt is too long.
+        BackendUnavailable: the backend can't make prompts.
+    """
+    wanted = job.config.prompts.synthetic
+    if wanted is None:
+        return backend.prepare(share_of(job.prompts, job.rank, job.world_size))
+    if not isinstance(backend, SyntheticBackend):
+        raise BackendUnavailable(
+            f"the {job.config.backend.value} backend can't make synthetic prompts; give prompts.file instead."
+        )
+    lengths = share_of(synthetic_lengths(wanted, job.config.prompts), job.rank, job.world_size)
+    return backend.synthesise(lengths, wanted.seed)

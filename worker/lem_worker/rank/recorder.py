@@ -1,0 +1,265 @@
+"""Records when tokens came: what a step gave and one integer for its time while the engine runs, evidence rows in
+between.
+
+A backend reports `scheduled`, `tokens` and `finished` or `failed`; whoever sends the requests reports `release` and
+calls `drain` outside the engine's work. Several tokens of one request in one step, requests that enter and leave at
+any time, and a drain in the middle of a request are all allowed, so that lockstep, continuous and streaming engines
+record alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lem_domain.errors import LemError
+from lem_domain.evidence.streams import PhaseName
+from lem_worker.rank.prompts import Request
+
+IntArray = NDArray[np.int64]
+Clock = Callable[[], int]
+FinishReason = Literal["length", "stop"]
+
+_NEVER = 2**63 - 1
+
+
+class RecordingError(LemError):
+    """A backend reported tokens that don't add up."""
+
+
+class RequestFailed(LemError):
+    """The engine gave a request up in a phase whose requests are not kept."""
+
+
+class Rows(Protocol):
+    """Where rows of one evidence stream go."""
+
+    def append(self, **columns: object) -> None:
+        """One row."""
+
+    def extend(self, **columns: Sequence[object]) -> None:
+        """Rows as columns of equal length."""
+
+
+class Outputs(Protocol):
+    """Who wants to know the generated tokens."""
+
+    def add(self, prompt_index: int, token_ids: Sequence[int]) -> None:
+        """One request's generated token ids."""
+
+
+class Progress(Protocol):
+    """Who wants to know now and then how far the work is."""
+
+    def due_ns(self) -> int:
+        """When to be told next."""
+
+    def report(self, now_ns: int, *, requests_done: int, generated_tokens: int) -> None:
+        """The work done so far."""
+
+
+@dataclass(frozen=True)
+class Sinks:
+    """Where the evidence of a recorder goes; `tokens` is None where the user wants no token times."""
+
+    requests: Rows
+    tokens: Rows | None
+    outputs: Outputs
+
+
+@dataclass(slots=True)
+class _InFlight:
+    request: Request
+    arrival_ns: int
+    released_ns: int | None = None
+    scheduled_ns: int | None = None
+    batch_id: int | None = None
+    first_token_ns: int | None = None
+    last_token_ns: int | None = None
+    generated: int = 0
+    cached_prompt_tokens: int | None = None
+    finish_reason: FinishReason | None = None
+    token_ids: Sequence[int] = ()
+    error: str | None = None
+
+
+class Recorder:
+    """Request and token times of one phase; without sinks it only counts (warm-up)."""
+
+    def __init__(
+        self,
+        phase: PhaseName,
+        sinks: Sinks | None = None,
+        progress: Progress | None = None,
+        clock: Clock = time.monotonic_ns,
+    ) -> None:
+        self.phase = phase
+        self.clock = clock
+        self.requests_done = 0
+        self.requests_failed = 0
+        self.prompt_tokens = 0
+        self.generated_tokens = 0
+        self.last_token_ns = 0
+        self.worked_until_ns = 0
+        """When the last token came, or the last request failed."""
+        self._sinks = sinks
+        self._progress = progress
+        self._progress_due = progress.due_ns() if progress is not None else _NEVER
+        # One entry of each for a step: whose tokens it gave, and when. Nothing is copied or computed until a drain.
+        self._steps: list[Sequence[int] | IntArray] = []
+        self._times: list[int] = []
+        self._undrained = 0
+        self._in_flight: dict[int, _InFlight] = {}
+        self._ended: list[int] = []
+
+    # --- while the engine runs ----------------------------------------------------------------------------------------
+
+    def release(self, requests: Sequence[Request], time_ns: int, *, released_ns: int | None = None) -> None:
+        """The requests go to the backend; `time_ns` is their arrival, `released_ns` the hand-over where it was late."""
+        for request in requests:
+            self._in_flight[request.request_id] = _InFlight(request, time_ns, released_ns)
+
+    def scheduled(self, request_ids: Sequence[int] | IntArray, time_ns: int, batch_id: int | None = None) -> None:
+        """The engine begins to work on the requests; those decoded in lockstep share a `batch_id`."""
+        for request_id in request_ids:
+            state = self._in_flight[int(request_id)]
+            state.scheduled_ns = time_ns
+            state.batch_id = batch_id
+
+    def tokens(self, request_ids: Sequence[int] | IntArray, time_ns: int) -> None:
+        """One more token of each listed request was there at `time_ns`; a request that got several in one step
+        (speculation) is listed so often, and its tokens share the time. The list is kept and must not be changed."""
+        count = len(request_ids)
+        self._steps.append(request_ids)
+        self._times.append(time_ns)
+        self._undrained += count
+        self.generated_tokens += count
+        self.last_token_ns = self.worked_until_ns = time_ns
+        if time_ns >= self._progress_due:
+            self._report(time_ns)
+
+    def finished(
+        self,
+        request_id: int,
+        reason: FinishReason,
+        token_ids: Sequence[int],
+        *,
+        cached_prompt_tokens: int | None = None,
+    ) -> None:
+        """The request is done; `token_ids` are its generated tokens, up to and with the end of sequence."""
+        state = self._in_flight[request_id]
+        state.finish_reason = reason
+        state.token_ids = token_ids
+        state.cached_prompt_tokens = cached_prompt_tokens
+        self._ended.append(request_id)
+        self.requests_done += 1
+        self.prompt_tokens += len(state.request.token_ids)
+
+    def failed(self, request_id: int, error: str) -> None:
+        """The engine gave the request up, and goes on with the others; `error` is a sentence that says why.
+
+        Raises:
+            RequestFailed: requests of this phase are not kept, so that nobody would hear of it.
+        """
+        if self._sinks is None:
+            raise RequestFailed(error)
+        self._in_flight[request_id].error = error
+        self._ended.append(request_id)
+        self.requests_failed += 1
+        self.worked_until_ns = self.clock()
+
+    # --- in between ---------------------------------------------------------------------------------------------------
+
+    @property
+    def requests_ended(self) -> int:
+        """Those that are done and those that failed."""
+        return self.requests_done + self.requests_failed
+
+    @property
+    def undrained(self) -> int:
+        """Tokens since the last drain."""
+        return self._undrained
+
+    def drain(self) -> None:
+        """Turn what was recorded into evidence rows.
+
+        Raises:
+            RecordingError: a finished request has another number of token times than of tokens.
+        """
+        self._drain_tokens()
+        ended = [self._in_flight.pop(request_id) for request_id in self._ended]
+        self._ended.clear()
+        done = [state for state in ended if state.error is None]
+        for state in done:
+            if state.generated != len(state.token_ids):
+                raise RecordingError(
+                    f"request {state.request.request_id} has {state.generated} token times but "
+                    f"{len(state.token_ids)} tokens; this is a fault of the backend's adapter, please report it."
+                )
+        if self._sinks is None or not ended:
+            return
+        self._write_requests(ended)
+        for state in done:
+            self._sinks.outputs.add(state.request.prompt_index, state.token_ids)
+
+    def abandon(self, error: str) -> None:
+        """After a failure: what is finished is kept, what is in flight is written as failed."""
+        self.drain()
+        unfinished = list(self._in_flight.values())
+        self._in_flight.clear()
+        for state in unfinished:
+            state.error = error
+        if self._sinks is not None and unfinished:
+            self._write_requests(unfinished)
+
+    def _drain_tokens(self) -> None:
+        steps, step_times = self._steps, self._times
+        self._steps, self._times, self._undrained = [], [], 0
+        if not steps:
+            return
+        ids = np.concatenate([np.asarray(step, dtype=np.int64) for step in steps])
+        times = np.repeat(np.array(step_times, dtype=np.int64), [len(step) for step in steps])
+        # A stable sort keeps the order of a request's own tokens.
+        order = np.argsort(ids, kind="stable")
+        ids, times = ids[order], times[order]
+        starts = np.flatnonzero(np.diff(ids, prepend=-1))
+        counts = np.diff(starts, append=len(ids))
+        already = np.empty(len(starts), dtype=np.int64)
+        for place, (start, count) in enumerate(zip(starts.tolist(), counts.tolist(), strict=True)):
+            state = self._in_flight[int(ids[start])]
+            already[place] = state.generated
+            if state.first_token_ns is None:
+                state.first_token_ns = int(times[start])
+            state.last_token_ns = int(times[start + count - 1])
+            state.generated += count
+        if self._sinks is not None and self._sinks.tokens is not None:
+            index = np.arange(len(ids)) - np.repeat(starts - already, counts)
+            self._sinks.tokens.extend(request_id=ids.tolist(), index=index.tolist(), time_ns=times.tolist())
+
+    def _write_requests(self, states: Sequence[_InFlight]) -> None:
+        assert self._sinks is not None  # noqa: S101 - both callers have checked
+        self._sinks.requests.extend(
+            request_id=[state.request.request_id for state in states],
+            prompt_index=[state.request.prompt_index for state in states],
+            arrival_ns=[state.arrival_ns for state in states],
+            scheduled_ns=[state.scheduled_ns for state in states],
+            first_token_ns=[state.first_token_ns for state in states],
+            last_token_ns=[state.last_token_ns for state in states],
+            prompt_tokens=[len(state.request.token_ids) for state in states],
+            cached_prompt_tokens=[state.cached_prompt_tokens for state in states],
+            generated_tokens=[state.generated for state in states],
+            finish_reason=[state.finish_reason for state in states],
+            batch_id=[state.batch_id for state in states],
+            error=[state.error for state in states],
+            released_ns=[state.released_ns for state in states],
+        )
+
+    def _report(self, now_ns: int) -> None:
+        if self._progress is not None:
+            self._progress.report(now_ns, requests_done=self.requests_ended, generated_tokens=self.generated_tokens)
+            self._progress_due = self._progress.due_ns()

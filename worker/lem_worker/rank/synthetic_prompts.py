@@ -1,0 +1,42 @@
+"""Prompts made to a length: which lengths a rank gets, and the tokens in them. Pure."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lem_domain.config.experiment import InputConfig, PromptsConfig
+from lem_domain.config.prompt_sources import SyntheticPrompts
+from lem_worker.rank.prompts import PreparedPrompt, fit
+
+
+def synthetic_lengths(wanted: SyntheticPrompts, prompts: PromptsConfig) -> tuple[int, ...]:
+    """Length in tokens of every prompt of the experiment, in the order they are sent in."""
+    draw = random.Random(wanted.seed)
+    lengths = [wanted.prompt_tokens + draw.randint(-wanted.spread, wanted.spread) for _ in range(wanted.count)]
+    if prompts.order == "shuffled":
+        random.Random(prompts.seed).shuffle(lengths)
+    elif prompts.order == "longest_first":
+        lengths.sort(reverse=True)
+    return tuple(lengths[: prompts.sample_size])
+
+
+def ordinary_ids(tokenizer: Any, places: int) -> list[int]:
+    """Every token of a transformers tokenizer that stands for text, in order: none of the special or added ones, and
+    none that the model has no place for."""
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    return [token for token in sorted(tokenizer.get_vocab().values()) if token < places and token not in special]
+
+
+def synthetic_prompts(
+    lengths: Sequence[tuple[int, int]], vocabulary: Sequence[int], *, seed: int, limits: InputConfig
+) -> list[PreparedPrompt]:
+    """A prompt for each (index, length), of ids drawn evenly out of `vocabulary`; they depend on nothing else."""
+    ids = np.asarray(vocabulary, dtype=np.int64)
+    return [
+        fit(index, ids[np.random.default_rng([seed, index]).integers(len(ids), size=length)].tolist(), limits)
+        for index, length in lengths
+    ]

@@ -1,0 +1,55 @@
+"""Power of simulated devices, constant or in a shape, with the counter that follows from it exactly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from pydantic.types import JsonValue
+
+from lem_domain.config.experiment import BackendName, ExperimentConfig
+from lem_domain.config.simulated import SimulatedConfig
+from lem_domain.results.run import EnergyMethod
+from lem_domain.wire.workers import Device, DeviceKind
+from lem_worker.sampler.simulated_curves import energy_j, power_w
+from lem_worker.sampler.sources import DeviceSample, SourceUnavailable
+
+
+class SimulatedSource:
+    """Energy = integral of power since it was opened, for each leased simulated device."""
+
+    name = "simulated"
+    method = EnergyMethod.COUNTER
+    min_interval_s = 0.0
+
+    def __init__(self, config: ExperimentConfig, clock: Callable[[], int]) -> None:
+        self._backend = config.backend
+        simulated = config.simulated or SimulatedConfig()
+        self._base_w, self._power = simulated.power_w, simulated.power
+        self._clock = clock
+        self._opened_ns = 0
+        self._indices: tuple[int, ...] = ()
+
+    def open(self, devices: Sequence[Device]) -> tuple[str, ...]:
+        """Raises SourceUnavailable where nothing is simulated."""
+        self._indices = tuple(place for place, device in enumerate(devices) if device.kind is DeviceKind.SIMULATED)
+        if self._backend is not BackendName.SIMULATED or not self._indices:
+            raise SourceUnavailable(
+                "the simulated source needs the simulated backend on simulated devices; remove it from energy.sources."
+            )
+        self._opened_ns = self._clock()
+        return tuple(devices[place].uuid for place in self._indices)
+
+    def sample(self, now_ns: int) -> Sequence[DeviceSample]:
+        """One sample of each device."""
+        seconds = max(0, now_ns - self._opened_ns) / 1e9
+        energy_mj = math.floor(energy_j(self._base_w, self._power, seconds) * 1000)
+        power_mw = round(power_w(self._base_w, self._power, seconds) * 1000)
+        return [DeviceSample(place, now_ns, power_mw=power_mw, energy_mj=energy_mj) for place in self._indices]
+
+    def facts(self) -> list[dict[str, JsonValue]]:
+        """Nothing that the power stream lacks."""
+        return []
+
+    def close(self) -> None:
+        """Nothing is held."""
