@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lem_server.access import models as access_tables
 from lem_server.aggregation import models as aggregation_tables
+from lem_server.attempts import models as attempt_tables
 from lem_server.campaigns import models as campaign_tables
 from lem_server.database.metadata import metadata
 from lem_server.datasets import models as dataset_tables
@@ -15,6 +16,7 @@ from lem_server.workers import models as worker_tables
 __all__ = [
     "access_tables",
     "aggregation_tables",
+    "attempt_tables",
     "campaign_tables",
     "dataset_tables",
     "evidence_tables",

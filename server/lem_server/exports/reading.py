@@ -23,6 +23,7 @@ from lem_domain.wire.campaigns import ImportedBundle, ImportOrigin
 from lem_domain.wire.datasets import DatasetContent, DatasetUpload
 from lem_server.aggregation.identity import aggregate_key, evidence_digest
 from lem_server.aggregation.models import aggregates
+from lem_server.attempts.models import attempts
 from lem_server.campaigns import service as campaigns
 from lem_server.campaigns.models import campaigns as campaigns_table
 from lem_server.campaigns.models import experiments
@@ -33,7 +34,7 @@ from lem_server.exports import import_queries as queries
 from lem_server.exports import rows
 from lem_server.http.problems import ProblemError
 from lem_server.leases.models import lease_events
-from lem_server.runs.models import attempts, run_transitions, runs
+from lem_server.runs.models import run_transitions, runs
 from lem_server.workers.models import workers
 
 _OWN = frozenset({"imported"})

@@ -1,4 +1,4 @@
-"""Tables of runs, their attempts, the edges between their states, and the append-only log of transitions."""
+"""Tables of runs, the edges between their states, and the append-only log of transitions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.types import UserDefinedType
 
@@ -98,32 +98,6 @@ Index(
     postgresql_where=text("state = 'queued'"),
 )
 Index("ix_runs_campaign_id_state", runs.c.campaign_id, runs.c.state)
-
-attempts = Table(
-    "attempts",
-    metadata,
-    Column("id", Uuid, primary_key=True),
-    Column("run_id", Uuid, ForeignKey("runs.id"), nullable=False),
-    Column("number", Integer, nullable=False),
-    Column("worker_id", Uuid, ForeignKey("workers.id"), nullable=False),
-    Column("boot_id", Uuid, nullable=False),
-    Column("claim_id", Uuid, nullable=False),
-    Column("devices", ARRAY(Text), nullable=False),
-    Column("device_details", JSONB, nullable=False),
-    Column("claimed_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
-    Column("started_at", DateTime(timezone=True)),
-    Column("ended_at", DateTime(timezone=True)),
-    Column("outcome", Text),
-    Column("reason", Text),
-    Column("message", Text),
-    Column("environment", JSONB),
-    Column("effective_config", JSONB),
-    Column("manifest", JSONB),
-    UniqueConstraint("claim_id", name="uq_attempts_claim_id"),
-    UniqueConstraint("run_id", "number", name="uq_attempts_run_id_number"),
-    CheckConstraint("outcome IN ('completed', 'failed', 'interrupted', 'cancelled')", name="outcome"),
-    CheckConstraint("(ended_at IS NULL) = (outcome IS NULL)", name="ended_has_outcome"),
-)
 
 run_transitions = Table(
     "run_transitions",
