@@ -17,7 +17,8 @@ from factories.lora import make_lora, merged
 from factories.one_rank import TEXTS, TOKENS, Kept
 from factories.vllm_run import Run, job
 from lem_domain.evidence.streams import PhaseName
-from lem_worker.backends import CudaManagement, LaunchMode
+from lem_worker.backends import CudaManagement
+from lem_worker.backends.installed import LaunchMode
 from lem_worker.backends.vllm.backend import NotLoaded, VllmBackend
 from lem_worker.rank.after_window import probe_prefill
 from lem_worker.rank.measured_window import Share

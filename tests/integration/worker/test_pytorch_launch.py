@@ -73,7 +73,7 @@ async def test_fewer_processes_than_asked_for_are_noticed(
     ("victim", "says"),
     [
         pytest.param("lem_worker.rank.main", "SIGKILL", marks=pytest.mark.slow),
-        ("lem_worker.process.accelerate_launcher", "SIGKILL"),
+        ("lem_worker.backends.pytorch.accelerate_launcher", "SIGKILL"),
     ],
 )
 async def test_a_kill_of_one_process_ends_all_of_them(

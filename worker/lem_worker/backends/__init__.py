@@ -12,20 +12,12 @@ from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import BackendName
 from lem_domain.wire.runs import EffectiveConfig
+from lem_worker.backends.installed import LaunchMode
 from lem_worker.process.failures import BackendUnavailable
 from lem_worker.process.protocol import RankJob
 from lem_worker.rank.prompts import PreparedPrompt, Request
 from lem_worker.rank.recorder import Recorder
 from lem_worker.rank.request_feed import Intake
-
-
-class LaunchMode(StrEnum):
-    """How the processes of an attempt are started."""
-
-    ACCELERATE = "accelerate"
-    """Several by `accelerate launch`; a single one by the daemon, for which accelerate would do nothing else."""
-    DIRECT = "direct"
-    """By the daemon."""
 
 
 class CudaManagement(StrEnum):

@@ -1,7 +1,8 @@
-"""Which engines are installed in this environment, seen without importing any."""
+"""Engines as the daemon sees them: whether one is installed and how its ranks start; imports no engine."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -10,12 +11,22 @@ from lem_domain.engines import has_engine
 from lem_domain.wire.workers import WorkerState, WorkerView
 
 
+class LaunchMode(StrEnum):
+    """How the ranks of an attempt are started."""
+
+    ACCELERATE = "accelerate"
+    """Several by `accelerate launch`; a single one by the daemon, because accelerate would add nothing."""
+    DIRECT = "direct"
+    """By the daemon."""
+
+
 class Engine(NamedTuple):
-    """What a backend needs."""
+    """The distribution that a backend needs, and how its ranks are started."""
 
     name: str
     modules: tuple[str, ...]
     how_to_get_it: str
+    launch_mode: LaunchMode = LaunchMode.DIRECT
 
 
 ENGINES = {
@@ -23,6 +34,7 @@ ENGINES = {
         name="PyTorch with transformers",
         modules=("torch", "transformers"),
         how_to_get_it="install llm-energy-measurement[pytorch] in this worker's environment",
+        launch_mode=LaunchMode.ACCELERATE,
     ),
     BackendName.VLLM: Engine(
         name="vLLM",
@@ -47,6 +59,12 @@ def absence(backend: BackendName) -> str | None:
     if engine is None or all(find_spec(module) is not None for module in engine.modules):
         return None
     return f"{engine.name} is not installed here; {engine.how_to_get_it}."
+
+
+def launch_mode(backend: BackendName) -> LaunchMode:
+    """How the ranks of a backend are started."""
+    engine = ENGINES.get(backend)
+    return LaunchMode.DIRECT if engine is None else engine.launch_mode
 
 
 def is_served_elsewhere(backend: BackendName, workers: tuple[WorkerView, ...], *, own_id: str) -> bool:

@@ -19,8 +19,7 @@ from lem_domain.ids import AttemptId
 from lem_domain.states import FailureReason
 from lem_domain.wire.runs import Progress
 from lem_domain.wire.workers import Assignment, Device, DeviceKind, EndAttempt, ProcessCompletion, StartAttempt
-from lem_worker.backends import LaunchMode, create_backend
-from lem_worker.backends.installed import absence
+from lem_worker.backends.installed import LaunchMode, absence, launch_mode
 from lem_worker.daemon.ending import AttemptEnded, AttemptLost, broken, cancelled, failed
 from lem_worker.daemon.environment import snapshot
 from lem_worker.daemon.idle_baselines import IdleBaselines
@@ -32,7 +31,6 @@ from lem_worker.daemon.upload import Uploader
 from lem_worker.devices.inventory import Baseline, of_attempt, until_free, use_before
 from lem_worker.process import spool
 from lem_worker.process.children import Child, Supervised, kill_leftovers
-from lem_worker.process.failures import BackendUnavailable
 from lem_worker.process.protocol import (
     BaselineContext,
     Baselined,
@@ -316,18 +314,11 @@ class Attempt:
         if prepared.is_local:
             # Nothing is to be looked up; without this the hub is asked all the same and waited for.
             environment["HF_HUB_OFFLINE"] = "1"
-        if len(jobs) > 1 and self._launch_mode() is LaunchMode.ACCELERATE:
+        if len(jobs) > 1 and launch_mode(config.backend) is LaunchMode.ACCELERATE:
             if not gpus:
                 environment["ACCELERATE_USE_CPU"] = "true"
             return await self._launch(jobs, environment)
         return [await self._start(rank_name(job.rank), self._modules.rank, job, environment) for job in jobs]
-
-    def _launch_mode(self) -> LaunchMode:
-        """What the backend declares; its module imports no engine."""
-        try:
-            return create_backend(self.assignment.config.backend).capabilities().launch_mode
-        except BackendUnavailable as error:
-            raise broken(FailureReason.BACKEND_UNAVAILABLE, str(error)) from error
 
     def _rank_job(self, number: int, prepared: Prepared) -> RankJob:
         config = self.assignment.config

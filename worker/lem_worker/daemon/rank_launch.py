@@ -182,7 +182,7 @@ async def _start(
     with log_file.open("ab") as log:
         return await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "lem_worker.process.accelerate_launcher", str(exits_file), *arguments),
+            *("-m", "lem_worker.backends.pytorch.accelerate_launcher", str(exits_file), *arguments),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -18,7 +18,8 @@ from lem_domain.config.pytorch import PyTorchConfig
 from lem_domain.errors import LemError
 from lem_domain.evidence.streams import PhaseName
 from lem_domain.wire.runs import EffectiveConfig
-from lem_worker.backends import CudaManagement, LaunchMode, RuntimeCapabilities, missing_package
+from lem_worker.backends import CudaManagement, RuntimeCapabilities, missing_package
+from lem_worker.backends.installed import LaunchMode
 from lem_worker.backends.pytorch import batching as pytorch_batching
 from lem_worker.backends.pytorch import log_filters
 from lem_worker.process.protocol import RankJob

@@ -19,7 +19,8 @@ from lem_domain.config.simulated import SimulatedConfig, SimulatedFailure
 from lem_domain.errors import LemError
 from lem_domain.evidence.streams import PhaseName
 from lem_domain.wire.runs import EffectiveConfig, EffectiveParameter
-from lem_worker.backends import CudaManagement, LaunchMode, RuntimeCapabilities
+from lem_worker.backends import CudaManagement, RuntimeCapabilities
+from lem_worker.backends.installed import LaunchMode
 from lem_worker.process.protocol import RankJob
 from lem_worker.rank.prompts import PreparedPrompt, Request, batches, fit
 from lem_worker.rank.recorder import Recorder

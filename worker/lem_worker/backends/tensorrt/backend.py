@@ -16,7 +16,8 @@ from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.tensorrt import TensorrtConfig
 from lem_domain.errors import LemError
 from lem_domain.wire.runs import EffectiveConfig
-from lem_worker.backends import CudaManagement, LaunchMode, RuntimeCapabilities
+from lem_worker.backends import CudaManagement, RuntimeCapabilities
+from lem_worker.backends.installed import LaunchMode
 from lem_worker.backends.tensorrt import devices as tensorrt_devices
 from lem_worker.backends.tensorrt import engine as tensorrt_engine
 from lem_worker.backends.tensorrt import options as tensorrt_arguments

@@ -13,7 +13,8 @@ from pydantic.types import JsonValue
 from lem_domain.config.experiment import BackendName
 from lem_domain.errors import LemError
 from lem_domain.wire.runs import EffectiveConfig
-from lem_worker.backends import CudaManagement, LaunchMode, RuntimeCapabilities, missing_package
+from lem_worker.backends import CudaManagement, RuntimeCapabilities, missing_package
+from lem_worker.backends.installed import LaunchMode
 from lem_worker.backends.vllm.options import environment, options_of, require_devices
 from lem_worker.process.failures import BackendUnavailable
 from lem_worker.process.protocol import RankJob

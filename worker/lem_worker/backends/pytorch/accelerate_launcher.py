@@ -1,7 +1,7 @@
-"""Runs `accelerate launch` for an attempt: `python -m lem_worker.process.accelerate_launcher EXITS_FILE ARGUMENT…`.
+"""Run `accelerate launch`: `python -m lem_worker.backends.pytorch.accelerate_launcher EXITS_FILE ARGUMENT…`.
 
-The ranks that it starts are sessions of their own, and die with this process as it dies with the daemon. How each rank
-ended stands in EXITS_FILE when one of them failed; the daemon, which is not their parent, can't see it otherwise.
+The launched ranks lead sessions of their own and die with this process, as it dies with the daemon. The daemon is not
+the parent of the ranks, so when one fails, this process writes the exit codes by rank to EXITS_FILE as a JSON object.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from lem_worker.process.protocol import NO_ACCELERATE
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code: 0 when all ranks ended well."""
+    """Launch the ranks and wait for them; returns 0 when all of them exit with code 0."""
     processes.die_with_parent()
-    os.environ["LEM_PARENT"] = str(os.getpid())  # what the ranks are to die with
+    # The ranks inherit this variable and check it against their parent when they call die_with_parent.
+    os.environ["LEM_PARENT"] = str(os.getpid())
     exits_file, *launch = arguments
     try:
         from accelerate.commands.launch import launch_command, launch_command_parser  # noqa: PLC0415 - may be missing
