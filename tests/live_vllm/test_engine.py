@@ -171,10 +171,10 @@ def test_the_peak_of_device_memory_counts_from_the_beginning_of_the_window(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What CUDA's counter would be told, on a build without it."""
-    from lem_worker.backends.pytorch import model_facts as pytorch_facts
+    from lem_worker.backends import torch_device
 
     told: list[str] = []
-    monkeypatch.setattr(pytorch_facts, "forget_peak_memory", lambda device: told.append(device.type))
+    monkeypatch.setattr(torch_device, "reset_peak_memory", lambda device: told.append(device.type))
     with Run(tiny, TEXTS[:1], warm_up=True):
         assert told == ["cpu"], "once, by the only worker, and not for the warm-up"
 

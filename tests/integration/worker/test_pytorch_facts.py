@@ -22,7 +22,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from lem_worker.backends.pytorch.model_facts import float32_format, model_facts, peak_memory_bytes
+from lem_worker.backends.model_facts import model_facts
+from lem_worker.backends.torch_device import float32_format, peak_memory_bytes
 from lem_worker.models import resolve_model
 
 SMALL = {

@@ -115,9 +115,9 @@ def test_torchaos_complaints_about_other_machines_stay_out_of_a_run_that_does_no
     """Transformers imports it wherever it is installed; only a new process imports anything."""
     script = (
         "import sys\n"
-        "from lem_worker.backends import pytorch_quiet\n"
-        "with pytorch_quiet.importing(torchao_is_asked_for=sys.argv[1] == 'asked'):\n"
-        "    from lem_worker.backends import pytorch_model\n"
+        "from lem_worker.backends.pytorch import log_filters\n"
+        "with log_filters.importing(torchao_is_asked_for=sys.argv[1] == 'asked'):\n"
+        "    from lem_worker.backends.pytorch import model\n"
         "assert 'torchao' in sys.modules\n"
     )
     said = {}

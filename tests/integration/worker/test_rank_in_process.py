@@ -18,8 +18,7 @@ import torch
 from lem_domain.config.experiment import BackendName, ExperimentConfig
 from lem_domain.evidence.codec import decode_chunk
 from lem_domain.evidence.streams import PhaseName, StreamName
-from lem_worker.backends import InferenceBackend, create_backend
-from lem_worker.backends.pytorch import model_facts as pytorch_facts
+from lem_worker.backends import InferenceBackend, create_backend, torch_device
 from lem_worker.backends.pytorch.backend import PyTorchBackend
 from lem_worker.backends.simulated.backend import SimulatedBackend
 from lem_worker.daemon.prompt_selection import select_prompts
@@ -251,8 +250,8 @@ def test_the_peak_of_device_memory_counts_from_the_beginning_of_the_window(
         run(self, requests, recorder)
 
     monkeypatch.setattr(PyTorchBackend, "run", noted)
-    monkeypatch.setattr(pytorch_facts, "forget_peak_memory", lambda _: seen.append("forget"))
-    monkeypatch.setattr(pytorch_facts, "peak_memory_bytes", lambda _: seen.append("read"))
+    monkeypatch.setattr(torch_device, "reset_peak_memory", lambda _: seen.append("forget"))
+    monkeypatch.setattr(torch_device, "peak_memory_bytes", lambda _: seen.append("read"))
     measured("pytorch", prefill_probe=True)
     order = [step for step, _ in itertools.groupby(seen)]
     assert order == ["warmup", "measure", "forget", "measure", "read", "prefill_probe"]

@@ -148,24 +148,24 @@ class PyTorchBackend:
         Raises:
             OptionRefused: something has to be compiled for them and can't be.
         """
+        from lem_worker.backends import torch_device  # noqa: PLC0415 - need torch
         from lem_worker.backends.pytorch import compile as pytorch_compile  # noqa: PLC0415 - need torch
-        from lem_worker.backends.pytorch import model_facts as pytorch_facts  # noqa: PLC0415 - need torch
 
         if self._graphs_before is None and recorder.phase is PhaseName.MEASURE:
             self._graphs_before = self._graphs()
-            pytorch_facts.forget_peak_memory(_need(self._live).device)
+            torch_device.reset_peak_memory(_need(self._live).device)
         with pytorch_compile.naming_what_asks_for_it(self._settings()):
             self._ready().run(requests, recorder, batch_id=self._batches)
         self._batches += 1
 
     def facts(self) -> dict[str, JsonValue]:
         """Sizes of the model, and the most memory that its tensors held in the window."""
-        from lem_worker.backends.pytorch import model_facts as pytorch_facts  # noqa: PLC0415 - needs torch
+        from lem_worker.backends import model_facts, torch_device  # noqa: PLC0415 - need torch
 
         live = _need(self._live)
         facts: dict[str, JsonValue] = {
-            "model": pytorch_facts.model_facts(live.model),
-            "peak_device_memory_bytes": pytorch_facts.peak_memory_bytes(live.device),
+            "model": model_facts.model_facts(live.model),
+            "peak_device_memory_bytes": torch_device.peak_memory_bytes(live.device),
             "peak_kv_cache_usage": None,
             "unknown": {
                 "peak_kv_cache_usage": "each batch has keys and values of its own and no pool of them",

@@ -11,6 +11,7 @@ from pydantic.types import JsonValue
 from transformers import BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
 from lem_domain.config.pytorch import QuantizationConfig
+from lem_worker.backends.model_facts import dtype_name
 from lem_worker.process.failures import BackendUnavailable
 
 _TORCHAO = {
@@ -56,35 +57,11 @@ def in_force(model: PreTrainedModel) -> dict[str, JsonValue]:
             case "Linear4bit":
                 state = weight.quant_state
                 found["load_in_4bit"] = state is not None
-                found["compute_dtype"] = _name(module.compute_dtype)
+                found["compute_dtype"] = dtype_name(module.compute_dtype)
                 found["quant_type"] = None if state is None else state.quant_type
             case "Linear" if type(weight).__module__.startswith("torchao."):
                 found["torchao"] = _torchao_name(weight)
     return found
-
-
-def arithmetic_format(model: PreTrainedModel) -> str | None:
-    """The number format that quantised weights are multiplied in, where all are in one and it is known.
-
-    bitsandbytes' 4-bit weights are multiplied in their `compute_dtype`, and torchao's weight-only ones in that of the
-    activations. What else kernels compute in (of 8 bits with activations, of other checkpoints), nothing here tells.
-    """
-    formats: set[str | None] = set()
-    quantised = False
-    for module in model.modules():
-        weight: Any = getattr(module, "weight", None)
-        match type(module).__name__:
-            case "Linear4bit":
-                quantised = True
-                formats.add(_name(module.compute_dtype or model.dtype))
-            case "Linear" if type(weight).__module__.startswith("torchao."):
-                quantised = True
-                formats.add(_name(weight.dtype) if getattr(weight, "act_quant_kwargs", None) is None else None)
-            case "Linear":
-                formats.add(_name(weight.dtype))
-            case "Linear8bitLt":
-                return None
-    return formats.pop() if quantised and len(formats) == 1 else None
 
 
 def _torchao_scheme(name: str) -> Any:
@@ -94,7 +71,7 @@ def _torchao_scheme(name: str) -> Any:
 
 def _torchao_name(weight: Any) -> str:
     """The scheme, from the number format of the live weight and whether activations are quantised with it."""
-    dtype = _name(weight.qdata.dtype)
+    dtype = dtype_name(weight.qdata.dtype)
     activations = getattr(weight, "act_quant_kwargs", None) is not None
     if dtype == "int8":
         return "int8_dynamic_activation_int8_weight" if activations else "int8_weight_only"
@@ -108,7 +85,3 @@ def _require(package: str) -> None:
             f"pytorch.quantization needs the package {package}; install "
             f"llm-energy-measurement[quantization] in this worker's environment."
         )
-
-
-def _name(dtype: object) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -83,11 +83,11 @@ class Tokens:
         import torch  # noqa: PLC0415 - the engine loads it in processes of its own; here it's needed once, at the end
         from transformers import AutoModelForCausalLM  # noqa: PLC0415
 
-        from lem_worker.backends.pytorch import model_facts as pytorch_facts  # noqa: PLC0415
+        from lem_worker.backends.model_facts import model_facts  # noqa: PLC0415
 
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(self._config)  # type: ignore[no-untyped-call]
-        return pytorch_facts.model_facts(model)
+        return model_facts(model)
 
     def _end_ids(self, path: str, source: dict[str, str]) -> tuple[int, ...]:
         try:

@@ -96,7 +96,7 @@ class LiveEngine:
         """
         scope = recorder.phase.value
         if recorder.phase is PhaseName.MEASURE:
-            self.engine.collective_rpc(vllm_workers.forget_peak_memory)
+            self.engine.collective_rpc(vllm_workers.reset_peak_memory)
         self._counted_before, self._cache_peak = self._counted(), 0.0
         cache = self.core.scheduler.kv_cache_manager
         generated: dict[int, list[int]] = {}

@@ -12,7 +12,7 @@ from pydantic.types import JsonValue
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
-from lem_worker.backends.pytorch import model_facts as pytorch_facts
+from lem_worker.backends import torch_device
 from lem_worker.process import children as processes
 
 
@@ -45,17 +45,17 @@ def arithmetic_format(model_config: Any, device: torch.device) -> str | None:
     in what suits the device."""
     if model_config.quantization is not None:
         return None
-    return pytorch_facts.float32_format(device) if model_config.dtype == torch.float32 else _name(model_config.dtype)
+    return torch_device.float32_format(device) if model_config.dtype == torch.float32 else _name(model_config.dtype)
 
 
-def forget_peak_memory(worker: Any) -> None:
+def reset_peak_memory(worker: Any) -> None:
     """From now on this worker's peak counts anew, from what is held."""
-    pytorch_facts.forget_peak_memory(worker.device)
+    torch_device.reset_peak_memory(worker.device)
 
 
 def memory(worker: Any) -> dict[str, Any]:
     """The most that this worker's tensors held on its accelerator since then; None on the CPU."""
-    return {"peak_device_memory_bytes": pytorch_facts.peak_memory_bytes(worker.device)}
+    return {"peak_device_memory_bytes": torch_device.peak_memory_bytes(worker.device)}
 
 
 def die_with_parent(worker: Any) -> None:  # noqa: ARG001 - every question gets the worker
