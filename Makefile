@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 VENV_VLLM := .venv-vllm
 
-.PHONY: demo test test-slow venv-vllm test-vllm chaos lint format bench bench-vllm gpu-check openapi reference up clean
+.PHONY: demo test test-slow venv-vllm test-vllm chaos lint format bench bench-vllm gpu-check reference up clean
 
 $(VENV)/.installed: pyproject.toml requirements/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -51,11 +51,8 @@ bench-vllm: $(VENV_VLLM)/.installed  ## The same for vLLM, its own benchmark amo
 gpu-check: $(VENV)/.installed  ## On a machine with a GPU: can its measurements be believed? Adds to docs/validation.md.
 	$(BIN)/python benchmarks/gpu_check.py --write docs/validation.md
 
-openapi: $(VENV)/.installed  ## Write docs/reference/openapi.json from the application.
-	$(BIN)/python -m lem_server.http.openapi > docs/reference/openapi.json
-
 reference: $(VENV)/.installed  ## Write docs/reference/ from the models and the tests' marks.
-	PYTHONPATH=tests $(BIN)/python -m reference
+	$(BIN)/python -m tools.reference
 
 up: $(VENV)/.installed  ## Server and workers on this machine, until Ctrl-C.
 	$(BIN)/lemctl up

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lem_domain.results.findings import FindingCode
-from reference.marks import Reach, UnreadableMark, reaches
+from tools.reference.marks import Reach, UnreadableMark, reaches
 
 ROOT = Path(__file__).parents[2]
 NAMED = re.compile(r"`((?:tests/)?[\w/]*test_\w+\.py)(?:::(\w+))?`")

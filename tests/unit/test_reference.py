@@ -12,7 +12,7 @@ from lem_client.files.campaign_file import load_campaign_file
 from lem_client.files.documents import read_document
 from lem_domain.config.introspection import campaign_keys, experiment_keys
 from lem_domain.config.schema import campaign_file_schema
-from reference.__main__ import FOLDER, written
+from tools.reference.__main__ import FOLDER, reference_files
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = jsonschema.Draft202012Validator(campaign_file_schema())
@@ -22,7 +22,7 @@ EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
 def test_the_reference_is_current() -> None:
     """`make reference` writes it."""
     stored = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.iterdir()}
-    assert stored == written()
+    assert stored == reference_files()
 
 
 def test_the_reference_has_every_key() -> None:

@@ -182,7 +182,7 @@ def test_every_parameter_of_a_path_is_described(document: dict[str, Any]) -> Non
 
 
 def test_the_committed_document_is_the_applications() -> None:
-    """`make openapi` writes it."""
+    """`make reference` writes it."""
     done = subprocess.run([sys.executable, "-m", "lem_server.http.openapi"], capture_output=True, check=True, cwd=ROOT)
     assert done.stdout == (ROOT / "docs/reference/openapi.json").read_bytes()
 

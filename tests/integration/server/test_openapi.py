@@ -18,7 +18,7 @@ def operations() -> list[tuple[str, str, dict[str, object]]]:
 
 
 def test_the_committed_document_is_the_applications() -> None:
-    assert COMMITTED.read_text() == document(), "run `make openapi` and look at what changed"
+    assert COMMITTED.read_text() == document(), "run `make reference` and look at what changed"
 
 
 @pytest.mark.parametrize(("method", "path", "operation"), operations(), ids=lambda value: str(value)[:60])

@@ -10,7 +10,7 @@ import pytest
 
 from lem_domain.config.experiment import BackendName
 from lem_domain.config.introspection import Key, campaign_keys, experiment_keys
-from reference.marks import UnreadableMark, proofs
+from tools.reference.marks import UnreadableMark, proofs
 
 EVERY = (*experiment_keys(), *campaign_keys())
 LEAVES = [key for key in EVERY if not key.group]

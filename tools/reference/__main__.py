@@ -1,4 +1,4 @@
-"""`python -m reference`: writes docs/reference/ anew."""
+"""Write docs/reference/ (`python -m tools.reference`)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import json
 from pathlib import Path
 
 from lem_domain.config.schema import campaign_file_schema
-from reference.page import page
+from lem_server.http.openapi import document
+from tools.reference.page import page
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
 
 
-def written() -> dict[str, str]:
-    """Every file of the folder, by its name."""
+def reference_files() -> dict[str, str]:
+    """The content of every file in docs/reference/, by file name."""
     schema = json.dumps(campaign_file_schema(), indent=1, ensure_ascii=False) + "\n"
-    return {"configuration.md": page(), "campaign.schema.json": schema}
+    return {"configuration.md": page(), "campaign.schema.json": schema, "openapi.json": document()}
 
 
 if __name__ == "__main__":
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for name, text in written().items():
+    for name, text in reference_files().items():
         (FOLDER / name).write_text(text, encoding="utf-8")

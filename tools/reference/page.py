@@ -1,4 +1,4 @@
-"""The page of every configuration key: from the models, with the tests that prove each."""
+"""The Markdown page of every configuration key, with the tests that prove each."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from itertools import groupby
 
 from lem_domain.config.introspection import Key, campaign_keys, experiment_keys
 from lem_domain.config.presets import builtin_presets
-from reference.marks import Proof, proofs
+from tools.reference.marks import Proof, proofs
 
 _HEAD = """# Configuration reference
 
 Written by `make reference` from the models in `domain/lem_domain/config/` and from the tests that prove each key; do
-not edit. How files are put together stands in [configuration.md](../configuration.md); the JSON Schema beside this page
-([campaign.schema.json](campaign.schema.json)) is for editors.
+not edit. [configuration.md](../configuration.md) describes how files are combined; editors use the JSON Schema
+[campaign.schema.json](campaign.schema.json).
 
-An empty default means unset: the engine's own default applies, and is read back. *Engine* is the engine's own name.
-*Proved on* names the engines (or the part of LEM) on which a test shows that the key takes effect; the tests are
+An empty default means unset: the engine's own default applies and is read back. *Engine* is the engine's own name.
+*Proved on* names the engines, or the part of LEM, on which a test shows that the key takes effect; the tests are
 listed at the end.
 """
 
 
 def page() -> str:
-    """The whole page, in Markdown."""
+    """Return the page in Markdown."""
     by_key: dict[str, list[Proof]] = {}
     for proof in proofs():
         by_key.setdefault(proof.key, []).append(proof)

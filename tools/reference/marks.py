@@ -1,42 +1,44 @@
-"""Finds `@pytest.mark.proves("key", ..., on="engine version")` and `@pytest.mark.finds("code", ...)` in the sources of
-the tests, without importing them."""
+"""Reads `@pytest.mark.proves("key", ..., on="engine version")` and `@pytest.mark.finds("code", ...)` from the tests.
+
+The tests are parsed and never imported, so that a mark of a test for an engine that is not installed is read too.
+"""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2] / "tests"
 
 
 class Proof(NamedTuple):
-    """One test that says that it proves one key."""
+    """A test that is marked as the proof of one configuration key."""
 
     key: str
     on: str
     test: str
-    """`path/from/the/repository/test_x.py::test_name`; the file alone where the mark stands for all of it."""
+    """`path/from/the/repository/test_x.py::test_name`; the file alone if the mark covers the whole module."""
 
 
 class Reach(NamedTuple):
-    """One test that says that it reaches one finding."""
+    """A test that is marked as reaching one finding."""
 
     code: str
     test: str
     asserted: bool
-    """The code stands in the test itself too, not in its mark alone."""
+    """Whether the body of the test names the code too."""
 
 
 class UnreadableMark(Exception):
-    """A mark that this can't read: keys, codes and `on` must be string literals."""
+    """A mark has arguments other than string literals, or has none."""
 
 
 @cache
 def proofs(folder: Path = TESTS) -> tuple[Proof, ...]:
-    """Every proof below a folder, in the order of files and lines.
+    """Return every proof below `folder`, in the order of files and lines.
 
     Raises:
         UnreadableMark: a mark has no key, no `on`, or anything but string literals.
@@ -50,10 +52,10 @@ def proofs(folder: Path = TESTS) -> tuple[Proof, ...]:
 
 @cache
 def reaches(folder: Path) -> tuple[Reach, ...]:
-    """Every finding that a test below a folder says that it reaches.
+    """Return every finding that a test below `folder` is marked as reaching.
 
     Raises:
-        UnreadableMark: a mark stands elsewhere than on a test, or has anything but string literals.
+        UnreadableMark: a mark is not on a test function, or has arguments other than string literals.
     """
     return tuple(
         reach
@@ -67,19 +69,20 @@ def _reaches_in(tree: ast.Module, file: str) -> Iterator[Reach]:
     for test in ast.walk(tree):
         if not isinstance(test, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
-        said = {node.value for line in test.body for node in ast.walk(line) if _is_text(node)}
+        named = set(_texts(node for line in test.body for node in ast.walk(line)))
         for mark in [mark for mark in marks if mark in test.decorator_list]:
             marks.remove(mark)
-            if not mark.args or mark.keywords or not all(_is_text(code) for code in mark.args):
+            codes = _texts(mark.args)
+            if not codes or mark.keywords or len(codes) != len(mark.args):
                 raise UnreadableMark(f"{file}::{test.name}: write finds with string literals, such as 'short_window'")
-            for code in mark.args:
-                yield Reach(code.value, f"{file}::{test.name}", code.value in said)
+            for code in codes:
+                yield Reach(code, f"{file}::{test.name}", code in named)
     if marks:
-        raise UnreadableMark(f"{file}: a mark finds in line {marks[0].lineno} stands on no test")
+        raise UnreadableMark(f"{file}: the mark `finds` in line {marks[0].lineno} is not on a test function")
 
 
 def _proofs_in(tree: ast.Module, file: Path, root: Path) -> Iterator[Proof]:
-    place = file.relative_to(root).as_posix()
+    path = file.relative_to(root).as_posix()
     owners = {
         inner: owner.name
         for owner in ast.walk(tree)
@@ -90,9 +93,9 @@ def _proofs_in(tree: ast.Module, file: Path, root: Path) -> Iterator[Proof]:
     for node in ast.walk(tree):
         if not (isinstance(node, ast.Call) and _is_mark(node.func, "proves")):
             continue
-        test = f"{place}::{owners[node]}" if node in owners else place
-        keys = [argument.value for argument in node.args if _is_text(argument)]
-        on = [keyword.value.value for keyword in node.keywords if keyword.arg == "on" and _is_text(keyword.value)]
+        test = f"{path}::{owners[node]}" if node in owners else path
+        keys = _texts(node.args)
+        on = _texts(keyword.value for keyword in node.keywords if keyword.arg == "on")
         if not keys or len(keys) != len(node.args) or len(on) != 1 or len(node.keywords) != 1:
             raise UnreadableMark(
                 f"{test}: write proves with string literals: keys first, then on=, such as on='simulated'"
@@ -105,5 +108,5 @@ def _is_mark(function: ast.expr, name: str) -> bool:
     return isinstance(function, ast.Attribute) and ast.unparse(function) == f"pytest.mark.{name}"
 
 
-def _is_text(node: ast.AST) -> TypeGuard[ast.Constant]:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+def _texts(nodes: Iterable[ast.AST]) -> list[str]:
+    return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
