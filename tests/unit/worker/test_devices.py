@@ -15,7 +15,8 @@ import pytest
 
 from fakes.nvml.library import SimulatedNvml, built
 from lem_domain.wire.workers import DeviceKind
-from lem_worker.devices.inventory import cpu_device, of_attempt, simulated_devices, until_free, use_before
+from lem_worker.devices.gpu_memory import attempt_processes, memory_before, wait_until_free
+from lem_worker.devices.inventory import cpu_device, simulated_devices
 
 pytestmark = pytest.mark.anyio
 
@@ -33,19 +34,22 @@ WAITING = f"""
 import asyncio, json, sys
 from lem_domain.errors import LemError
 from lem_domain.wire.workers import Device, DeviceKind
-from lem_worker.devices.inventory import holders, of_attempt, until_free, use_before
+from lem_worker.devices.gpu_memory import attempt_processes, memory_before, wait_until_free
+from lem_worker.devices.nvml_session import open_nvml
 devices = [Device(uuid=uuid, kind=DeviceKind.GPU, name="gpu") for uuid in sys.argv[2:]]
-ours = of_attempt("{ATTEMPT}")
+belongs = attempt_processes("{ATTEMPT}")
 async def main():
-    baseline = await use_before(devices)
+    baseline = await memory_before(devices)
     print("taken", flush=True)
     sys.stdin.readline()
-    said = await until_free(devices, baseline=baseline, timeout_s=float(sys.argv[1]), ours=ours)
+    said = await wait_until_free(devices, baseline=baseline, timeout_s=float(sys.argv[1]), belongs=belongs)
     print(json.dumps(said), flush=True)
 asyncio.run(main())
 if sys.stdin.readline() == "look\\n":
     try:
-        left = holders(sys.argv[2:], ours)
+        with open_nvml() as nvml:
+            left = [(uuid, one.pid, one.memory_bytes, belongs(one.pid))
+                    for uuid in sys.argv[2:] for one in nvml.processes(uuid) or ()]
     except LemError as error:
         left = [str(error)]
     print(json.dumps(left), flush=True)
@@ -92,7 +96,7 @@ def wait_for_free(
     meanwhile: Callable[[], None] | None = None,
     look_after: bool = True,
 ) -> tuple[str | None, list[list[Any]]]:
-    """What `until_free` says, and who holds memory then; the machine is as in `before` when the baseline is taken."""
+    """The answer of `wait_until_free`, and the processes that hold memory then; the baseline is taken with `before`."""
     nvml.write(*before)
     waiting = subprocess.Popen(
         [sys.executable, "-c", WAITING, str(timeout_s), *uuids],
@@ -137,30 +141,30 @@ def test_gpus_become_devices_by_uuid(nvml: SimulatedNvml) -> None:
 async def test_cpu_and_simulated_devices_are_free_at_once() -> None:
     devices = (cpu_device(), *simulated_devices("wrk_1", 2))
     assert {device.kind for device in devices} == {DeviceKind.CPU, DeviceKind.SIMULATED}
-    baseline = await use_before(devices)
+    baseline = await memory_before(devices)
     assert baseline == {}
-    assert await until_free(devices, baseline=baseline, timeout_s=0, ours=lambda _: True) is None
+    assert await wait_until_free(devices, baseline=baseline, timeout_s=0, belongs=lambda _: True) is None
 
 
 def test_the_attempts_processes_are_told_from_others_and_from_what_cant_be_looked_at() -> None:
-    ours = of_attempt(ATTEMPT)
+    belongs = attempt_processes(ATTEMPT)
     with of_the_attempt() as one, process({"LEM_ATTEMPT": f"{ATTEMPT}2"}) as other:
-        assert ours(one.pid) is True
-        assert ours(other.pid) is False
+        assert belongs(one.pid) is True
+        assert belongs(other.pid) is False
         one.kill()
         os.waitid(os.P_PID, one.pid, os.WEXITED | os.WNOWAIT)
-        assert ours(one.pid) is None, "a zombie has no environment"
-    assert ours(one.pid) is None
-    assert ours(os.getpid()) is False
+        assert belongs(one.pid) is None, "a zombie has no environment"
+    assert belongs(one.pid) is None
+    assert belongs(os.getpid()) is False
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")
 def test_a_process_of_another_user_is_not_ours_though_its_environment_is_closed() -> None:
     script = (
         "import os, sys\n"
-        "from lem_worker.devices.inventory import of_attempt\n"
+        "from lem_worker.devices.gpu_memory import attempt_processes\n"
         "os.setgid(65534); os.setuid(65534)\n"
-        "print(of_attempt('att_1')(int(sys.argv[1])))\n"
+        "print(attempt_processes('att_1')(int(sys.argv[1])))\n"
     )
     with process() as somebody:
         command = [sys.executable, "-c", script, str(somebody.pid)]
@@ -179,10 +183,8 @@ def test_a_process_of_the_attempt_that_lives_is_named_with_what_it_holds(nvml: S
     with of_the_attempt() as rank:
         held = f"process 0 pid {rank.pid} memory {3 * GIB}"
         said, left = wait_for_free(nvml, before=(GPU_A,), after=(GPU_A, held), timeout_s=2)
-    assert said == (
-        f"After 2 s {A} has 3.00 GiB more than before the run in use (process {rank.pid}, of the run, holds 3.00 GiB); "
-        "end what holds it, then the worker goes on."
-    )
+    assert said is not None
+    assert f"{A} has 3.00 GiB more than before the run in use (process {rank.pid}, of the run, holds 3.00 GiB)" in said
     assert left == [[A, rank.pid, 3 * GIB, True]]
 
 
@@ -223,7 +225,7 @@ def test_a_stranger_that_came_meanwhile_keeps_the_device_and_is_named(nvml: Simu
         held = f"process 0 pid {stranger.pid} memory {GIB}"
         said, left = wait_for_free(nvml, before=(GPU_A,), after=(GPU_A, held), timeout_s=2)
     assert said is not None
-    assert f"process {stranger.pid}, of somebody else, holds 1.00 GiB" in said
+    assert f"process {stranger.pid}, foreign, holds 1.00 GiB" in said
     assert left == [[A, stranger.pid, GIB, False]]
 
 
@@ -242,7 +244,7 @@ def test_a_new_process_that_cant_be_looked_at_counts_as_the_attempts(nvml: Simul
         nvml, before=(GPU_A,), after=(GPU_A, f"process 0 pid 4999999 bound no memory {MIB}"), timeout_s=1
     )
     assert said is not None
-    assert "process 4999999, which can't be looked at from here, holds 1 MiB" in said
+    assert "process 4999999, owner unknown, holds 1 MiB" in said
 
 
 def test_where_nvml_lists_no_processes_memory_decides(nvml: SimulatedNvml) -> None:
@@ -257,8 +259,9 @@ def test_where_nvml_lists_no_processes_memory_decides(nvml: SimulatedNvml) -> No
 def test_a_lost_gpu_is_said_and_raises_nothing(nvml: SimulatedNvml) -> None:
     lost = "error nvmlDeviceGetHandleByUUID 15 0"
     said, left = wait_for_free(nvml, before=(GPU_A,), after=(GPU_A, lost), timeout_s=2)
-    assert said == f"After 2 s NVML does not answer about {A} (GPU is lost); see what nvidia-smi says."
-    assert left == [f"NVML does not answer about {A} (GPU is lost); see what nvidia-smi says."]
+    assert said is not None
+    assert f"about {A} (GPU is lost)" in said
+    assert f"about {A} (GPU is lost)" in left[0]
 
 
 def test_a_driver_that_comes_back_is_used_again(nvml: SimulatedNvml) -> None:
@@ -287,8 +290,8 @@ def test_a_driver_that_hangs_before_the_attempt_leaves_no_baseline(nvml: Simulat
     script = (
         "import asyncio\n"
         "from lem_domain.wire.workers import Device, DeviceKind\n"
-        "from lem_worker.devices.inventory import use_before\n"
+        "from lem_worker.devices.gpu_memory import memory_before\n"
         f"gpu = Device(uuid={A!r}, kind=DeviceKind.GPU, name='gpu')\n"
-        "print(asyncio.run(use_before([gpu], timeout_s=0.2)))\n"
+        "print(asyncio.run(memory_before([gpu], timeout_s=0.2)))\n"
     )
     assert nvml.python(script) == "{}\n"

@@ -28,7 +28,7 @@ from lem_worker.daemon.preparation import Prepared, prepare
 from lem_worker.daemon.rank_launch import launch
 from lem_worker.daemon.supervision import Supervision
 from lem_worker.daemon.upload import Uploader
-from lem_worker.devices.inventory import Baseline, of_attempt, until_free, use_before
+from lem_worker.devices.gpu_memory import MemoryBaseline, attempt_processes, memory_before, wait_until_free
 from lem_worker.process import spool
 from lem_worker.process.children import Child, Supervised, kill_leftovers
 from lem_worker.process.protocol import (
@@ -99,7 +99,7 @@ class Attempt:
         self._supervision = Supervision(config.limits, self._ranks, on_progress, log_dir=self._dir)
         self._uploader = Uploader(api, assignment.attempt_id, self._dir)
         self._refused = False
-        self._used_before: Baseline = {}
+        self._memory_before: MemoryBaseline = {}
         self._started = False
         self._given: dict[str, JsonValue] = {}
         self._memory_is_held = False
@@ -110,11 +110,11 @@ class Attempt:
 
     async def memory_held(self, within_s: float) -> str | None:
         """Wait until the memory of the leased GPUs is free again, at most so long; else who holds it, as a sentence."""
-        return await until_free(
+        return await wait_until_free(
             self._devices,
-            baseline=self._used_before,
+            baseline=self._memory_before,
             timeout_s=within_s,
-            ours=of_attempt(self.assignment.attempt_id),
+            belongs=attempt_processes(self.assignment.attempt_id),
         )
 
     def hurry(self) -> None:
@@ -127,7 +127,7 @@ class Attempt:
         Raises:
             NotAllowed: the server does not accept this worker any more; the evidence stays in the spool.
         """
-        self._used_before = await use_before(self._devices)
+        self._memory_before = await memory_before(self._devices)
         try:
             why = await self._failure_of(self._supervision.guard(self._measure()))
             if why is not None:

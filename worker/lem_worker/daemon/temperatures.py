@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from lem_domain.wire.workers import Device, DeviceKind
-from lem_worker.devices.inventory import within
+from lem_worker.devices.gpu_memory import finishes_within
 from lem_worker.devices.nvml_session import NvmlFailed, NvmlUnavailable, open_nvml
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ async def temperatures_c(devices: Sequence[Device]) -> dict[str, float]:
     """Degrees Celsius by UUID, of those GPUs that say it; a driver that does not answer in time says nothing."""
     uuids = [device.uuid for device in devices if device.kind is DeviceKind.GPU]
     found: dict[str, float] = {}
-    if uuids and not await within(TIMEOUT_S, lambda: _read(uuids, found)):
+    if uuids and not await finishes_within(TIMEOUT_S, lambda: _read(uuids, found)):
         logger.warning("NVML has not said for %g s how warm the devices are", TIMEOUT_S)
     return dict(found)
 

@@ -1,4 +1,7 @@
-"""NVML, typed: the GPUs of the machine, their memory, and the processes that hold it. Nothing here touches CUDA."""
+"""Typed access to NVML: the machine's GPUs, their memory and the processes that hold it.
+
+Nothing here initialises CUDA: a CUDA context would take GPU memory and power for as long as the worker runs.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,15 @@ if TYPE_CHECKING:
 
 
 class NvmlUnavailable(LemError):
-    """There is no NVML here; the message says why in one sentence."""
+    """NVML can't be used on this machine; the message is one sentence with the reason."""
 
 
 class NvmlFailed(LemError):
-    """NVML could not answer about a device."""
+    """An NVML call about a device failed."""
 
 
 class MigInstance(NamedTuple):
-    """A part of a GPU that is a device of its own."""
+    """A MIG instance: a hardware partition of a GPU that CUDA sees as a device."""
 
     uuid: str
     name: str
@@ -32,39 +35,39 @@ class MigInstance(NamedTuple):
 
 
 class Gpu(NamedTuple):
-    """A GPU of the machine."""
+    """A physical GPU."""
 
     uuid: str
     name: str
     memory_total_bytes: int | None
     """None where NVML has no such figure, as on chips that share the host's memory."""
     mig: tuple[MigInstance, ...] | None
-    """Its instances; None where it is not split."""
+    """Its instances; None where it is not in MIG mode."""
 
 
 class Machine(NamedTuple):
-    """All GPUs that this process may use, in the order of their PCI bus addresses (NVML promises no order)."""
+    """All GPUs that this process may use, sorted by PCI bus address, because NVML's own order is not guaranteed."""
 
     gpus: tuple[Gpu, ...]
     unreadable: tuple[str, ...]
-    """One sentence for each thing that is there and can't be used."""
+    """One sentence for each device that exists but can't be used."""
 
 
 class GpuProcess(NamedTuple):
     """A process that holds memory of a device."""
 
     pid: int
-    """As the driver sees it: inside a container it may be the host's number."""
+    """The driver's pid: inside a container it may be that of the host's namespace."""
     memory_bytes: int | None
     """None where NVML has no figure."""
 
 
 @contextlib.contextmanager
 def open_nvml() -> Iterator[Nvml]:
-    """NVML for as long as the block lasts.
+    """Open NVML for the duration of the block.
 
     Raises:
-        NvmlUnavailable: the package or the driver is not there, or the driver does not work.
+        NvmlUnavailable: the package or the driver is missing, or the driver does not work.
     """
     try:
         import pynvml  # noqa: PLC0415 - a worker without GPUs needs neither the package nor the driver
@@ -92,19 +95,19 @@ class Nvml:
         self._nvml: Any = pynvml
 
     def machine(self) -> Machine:
-        """Every GPU that this process has the right to use.
+        """List every GPU that this process may use.
 
         Raises:
-            NvmlFailed: they can't even be counted.
+            NvmlFailed: NVML can't count the GPUs.
         """
         found: list[tuple[tuple[int, int, int] | None, Gpu]] = []
         unreadable: list[str] = []
-        for index in range(self._ask("the number of GPUs", self._nvml.nvmlDeviceGetCount)):
+        for index in range(self._call("the number of GPUs", self._nvml.nvmlDeviceGetCount)):
             try:
                 handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
                 found.append((self._pci(handle), self._gpu(handle, unreadable)))
             except self._nvml.NVMLError as error:
-                # The count includes GPUs that a cgroup keeps from this process; CUDA does not see those either.
+                # The count includes GPUs that a cgroup denies to this process; CUDA does not see those either.
                 if error.value != self._nvml.NVML_ERROR_NO_PERMISSION:
                     unreadable.append(f"GPU {index} can't be used ({error}); see what nvidia-smi says of it.")
         if all(address is not None for address, _ in found):
@@ -112,18 +115,21 @@ class Nvml:
         return Machine(tuple(gpu for _, gpu in found), tuple(unreadable))
 
     def memory_used(self, uuid: str) -> int | None:
-        """Bytes in use on a device by whomever; None where NVML has no such figure. Raises NvmlFailed."""
-        memory = self._ask(uuid, lambda: self._optional(lambda: self._nvml.nvmlDeviceGetMemoryInfo(self._handle(uuid))))
+        """Bytes in use on a device by all processes; None where NVML has no such figure. Raises NvmlFailed."""
+        memory = self._call(
+            uuid, lambda: self._optional(lambda: self._nvml.nvmlDeviceGetMemoryInfo(self._handle(uuid)))
+        )
         return None if memory is None else int(memory.used)
 
     def compute_capability(self, uuid: str) -> tuple[int, int] | None:
-        """Major and minor version of what a GPU can compute; of a MIG instance, its GPU's. Raises NvmlFailed."""
+        """CUDA compute capability (major, minor); of a MIG instance, that of its GPU. Raises NvmlFailed."""
 
         def read() -> Any:
             handle = self._handle(uuid)
             found = self._optional(lambda: self._nvml.nvmlDeviceGetCudaComputeCapability(handle))
             if found is not None:
                 return found
+            # A MIG handle has no capability; the parent's handle has.
             parent = self._optional(lambda: self._nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle))
             return (
                 None
@@ -131,19 +137,21 @@ class Nvml:
                 else self._optional(lambda: self._nvml.nvmlDeviceGetCudaComputeCapability(parent))
             )
 
-        found = self._ask(uuid, read)
+        found = self._call(uuid, read)
         return None if found is None else (int(found[0]), int(found[1]))
 
     def temperature_c(self, uuid: str) -> int | None:
-        """How warm a GPU is; None where NVML does not say, as of MIG instances. Raises NvmlFailed."""
+        """Temperature of the chip in °C; None where NVML offers none, as for MIG instances. Raises NvmlFailed."""
         read = lambda: self._nvml.nvmlDeviceGetTemperature(self._handle(uuid), self._nvml.NVML_TEMPERATURE_GPU)  # noqa: E731
-        found = self._ask(uuid, lambda: self._optional(read))
+        found = self._call(uuid, lambda: self._optional(read))
         return None if found is None else int(found)
 
     def processes(self, uuid: str) -> tuple[GpuProcess, ...] | None:
-        """The processes that hold memory of a device, for computing or for graphics, each once; None where NVML does
-        not list those that compute. Raises NvmlFailed."""
-        listed = self._ask(
+        """Compute, MPS and graphics processes that hold memory of a device, each once.
+
+        None where NVML does not list compute processes. Raises NvmlFailed.
+        """
+        listed = self._call(
             uuid, lambda: [self._running(kind, self._handle(uuid)) for kind in ("Compute", "MPSCompute", "Graphics")]
         )
         if listed[0] is None:
@@ -156,12 +164,12 @@ class Nvml:
     def _gpu(self, handle: Any, unreadable: list[str]) -> Gpu:
         uuid = str(self._nvml.nvmlDeviceGetUUID(handle))
         mode = self._optional(lambda: self._nvml.nvmlDeviceGetMigMode(handle))
-        split = mode is not None and mode[0] == self._nvml.NVML_DEVICE_MIG_ENABLE
+        is_split = mode is not None and mode[0] == self._nvml.NVML_DEVICE_MIG_ENABLE
         return Gpu(
             uuid=uuid,
             name=str(self._nvml.nvmlDeviceGetName(handle)),
             memory_total_bytes=self._memory_total(handle),
-            mig=self._instances(uuid, handle, unreadable) if split else None,
+            mig=self._instances(uuid, handle, unreadable) if is_split else None,
         )
 
     def _instances(self, parent: str, handle: Any, unreadable: list[str]) -> tuple[MigInstance, ...]:
@@ -176,7 +184,7 @@ class Nvml:
             uuid = str(self._nvml.nvmlDeviceGetUUID(instance))
             if "/" in uuid:
                 unreadable.append(
-                    f"MIG instance {index} of {parent} has no UUID of its own; install NVIDIA's driver 470 or newer."
+                    f"MIG instance {index} of {parent} has no UUID; install NVIDIA's driver 470 or newer."
                 )
                 continue
             found.append(
@@ -199,7 +207,7 @@ class Nvml:
         return None if info is None else (int(info.domain), int(info.bus), int(info.device))
 
     def _running(self, kind: str, handle: Any) -> list[Any] | None:
-        # Drivers before 510 have no third version; the names without a version hide that behind another exception.
+        # Drivers before 510 lack the _v3 functions. pynvml's unversioned names raise another exception there.
         for version in (3, 2):
             listed = self._optional(
                 partial(getattr(self._nvml, f"nvmlDeviceGet{kind}RunningProcesses_v{version}"), handle)
@@ -212,7 +220,7 @@ class Nvml:
         return self._nvml.nvmlDeviceGetHandleByUUID(uuid)
 
     def _optional(self, read: Callable[[], Any]) -> Any:
-        """What not every chip, driver or right offers; None where it is not offered."""
+        """The result of a call that a chip, a driver or the process's rights may not offer; None where they don't."""
         try:
             return read()
         except self._nvml.NVMLError as error:
@@ -226,7 +234,7 @@ class Nvml:
                 return None
             raise
 
-    def _ask(self, what: str, read: Callable[[], Any]) -> Any:
+    def _call(self, what: str, read: Callable[[], Any]) -> Any:
         try:
             return read()
         except self._nvml.NVMLError as error:

@@ -9,7 +9,7 @@ from typing import Any
 import pynvml
 from pydantic.types import JsonValue
 
-from lem_worker.devices.inventory import Ours
+from lem_worker.devices.gpu_memory import BelongsToAttempt
 from lem_worker.devices.nvml_facts import gpu_facts
 from lem_worker.sampler.nvml_queries import Asker
 from lem_worker.sampler.sources import DeviceFailed, DeviceSample, Sample, SourceEvent
@@ -50,7 +50,7 @@ class Gpu:
         self._strangers_due_ns = 0
         self._strangers: set[int] = set()
 
-    def sample(self, due_ns: int, clock: Callable[[], int], ours: Ours) -> list[Sample]:
+    def sample(self, due_ns: int, clock: Callable[[], int], ours: BelongsToAttempt) -> list[Sample]:
         """Counter and power at one instant, the slow readings now and then, and news; `due_ns` is when it was to be."""
         if self._failed:
             return []
@@ -150,7 +150,7 @@ class Gpu:
         uuid: str | bytes | None = self._ask("UUID of its GPU", lambda: pynvml.nvmlDeviceGetUUID(self._chip))
         return uuid.decode() if isinstance(uuid, bytes) else uuid
 
-    def _look_for_strangers(self, now_ns: int, ours: Ours) -> list[SourceEvent]:
+    def _look_for_strangers(self, now_ns: int, ours: BelongsToAttempt) -> list[SourceEvent]:
         """Processes that came to the device or left it and are not this attempt's, looked for once a second.
 
         Of one that can't be looked at (NVML names processes of the host, and a container has numbers of its own) only

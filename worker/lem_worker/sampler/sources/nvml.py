@@ -36,7 +36,7 @@ from pydantic.types import JsonValue
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.results.run import EnergyMethod
 from lem_domain.wire.workers import Device, DeviceKind
-from lem_worker.devices.inventory import of_attempt
+from lem_worker.devices.gpu_memory import attempt_processes
 from lem_worker.process.children import ATTEMPT_VARIABLE
 from lem_worker.sampler.nvml_gpu import Gpu
 from lem_worker.sampler.sources import DeviceFailed, Sample, SourceUnavailable
@@ -51,7 +51,7 @@ class NvmlSource:
 
     def __init__(self, config: ExperimentConfig, clock: Callable[[], int]) -> None:  # noqa: ARG002 - has no settings
         self._clock = clock
-        self._ours = of_attempt(os.environ.get(ATTEMPT_VARIABLE, ""))
+        self._ours = attempt_processes(os.environ.get(ATTEMPT_VARIABLE, ""))
         self._gpus: list[Gpu] = []
         self._not_opened: dict[int, str] = {}
         """Why, by device index; told with the first samples."""
