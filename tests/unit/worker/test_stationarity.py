@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lem_worker.sampler.cadence import trend_s
+from lem_worker.process.power_trend import trend_s
 from lem_worker.sampler.stationarity import PowerHistory
 
 SECOND = 1_000_000_000

@@ -114,7 +114,7 @@ class Tick(Message):
     power_w: float | None = None
     power_slope: float | None = Field(
         default=None,
-        description="Of the sampler: change of power over a stretch (energy/cadence.py) as a fraction of its mean.",
+        description="Change of power over one trend (process/power_trend.py) as a fraction of its mean.",
     )
 
 

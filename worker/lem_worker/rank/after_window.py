@@ -13,9 +13,10 @@ from lem_domain.errors import LemError
 from lem_domain.evidence.streams import PhaseName
 from lem_domain.held_text import HELD_TEXT, held_text
 from lem_worker.backends import InferenceBackend, ScoringBackend
+from lem_worker.process.evidence_rows import Clock
 from lem_worker.rank.measured_window import Share, measure
 from lem_worker.rank.prompts import PreparedPrompt
-from lem_worker.rank.recorder import Clock, Progress, Recorder
+from lem_worker.rank.recorder import ProgressSink, Recorder
 from lem_worker.rank.window_length import Goal
 
 
@@ -29,7 +30,7 @@ def probe_prefill(
     config: ExperimentConfig,
     *,
     share: Share,
-    progress: Progress,
+    progress: ProgressSink,
     clock: Clock,
 ) -> dict[str, JsonValue]:
     """Send the prompts for one token each, in whole repetitions for as long as a window lasts at least; all at once,

@@ -22,6 +22,7 @@ from lem_worker.backends import CompilingBackend, ContinuousBackend, InferenceBa
 from lem_worker.process import children as processes
 from lem_worker.process.control import ControlPipes, DaemonGone, send_failure
 from lem_worker.process.failures import failure_of
+from lem_worker.process.power_trend import trend_s
 from lem_worker.process.protocol import (
     CONTROL_SOCKET,
     Done,
@@ -48,7 +49,6 @@ from lem_worker.rank.recorder import Recorder, Sinks
 from lem_worker.rank.token_digests import OutputLedger, digest_of_set, digest_of_tokens
 from lem_worker.rank.warmup import Assessment, PowerTrend, warm_up
 from lem_worker.rank.window_length import Goal
-from lem_worker.sampler.cadence import trend_s
 
 M = TypeVar("M", bound=Message)
 

@@ -10,7 +10,7 @@ record alike.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from lem_domain.errors import LemError
 from lem_domain.evidence.streams import PhaseName
+from lem_worker.process.evidence_rows import Clock, EvidenceRows
 from lem_worker.rank.prompts import Request
 
 IntArray = NDArray[np.int64]
-Clock = Callable[[], int]
 FinishReason = Literal["length", "stop"]
 
 _NEVER = 2**63 - 1
@@ -36,24 +36,14 @@ class RequestFailed(LemError):
     """The engine gave a request up in a phase whose requests are not kept."""
 
 
-class Rows(Protocol):
-    """Where rows of one evidence stream go."""
-
-    def append(self, **columns: object) -> None:
-        """One row."""
-
-    def extend(self, **columns: Sequence[object]) -> None:
-        """Rows as columns of equal length."""
-
-
-class Outputs(Protocol):
+class OutputSink(Protocol):
     """Who wants to know the generated tokens."""
 
     def add(self, prompt_index: int, token_ids: Sequence[int]) -> None:
         """One request's generated token ids."""
 
 
-class Progress(Protocol):
+class ProgressSink(Protocol):
     """Who wants to know now and then how far the work is."""
 
     def due_ns(self) -> int:
@@ -67,9 +57,9 @@ class Progress(Protocol):
 class Sinks:
     """Where the evidence of a recorder goes; `tokens` is None where the user wants no token times."""
 
-    requests: Rows
-    tokens: Rows | None
-    outputs: Outputs
+    requests: EvidenceRows
+    tokens: EvidenceRows | None
+    outputs: OutputSink
 
 
 @dataclass(slots=True)
@@ -95,7 +85,7 @@ class Recorder:
         self,
         phase: PhaseName,
         sinks: Sinks | None = None,
-        progress: Progress | None = None,
+        progress: ProgressSink | None = None,
         clock: Clock = time.monotonic_ns,
     ) -> None:
         self.phase = phase

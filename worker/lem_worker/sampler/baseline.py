@@ -9,8 +9,8 @@ from pydantic.types import JsonValue
 
 from lem_domain.config.measurement import BaselineConfig, SettleConfig
 from lem_domain.evidence.streams import PhaseName
+from lem_worker.process.evidence_rows import EvidenceRows
 from lem_worker.process.protocol import Baseline, Baselined, Message, Settle, Settled
-from lem_worker.rank.recorder import Rows
 from lem_worker.sampler.stationarity import MOST_RELATIVE_ERROR, PowerHistory
 
 IDLE_TOLERANCE = 0.10
@@ -41,7 +41,12 @@ class Quiet:
     """One wait at a time; each is a phase in the sampler's evidence."""
 
     def __init__(
-        self, baseline: BaselineConfig, settle: SettleConfig, phases: Rows, readings: Readings, history: PowerHistory
+        self,
+        baseline: BaselineConfig,
+        settle: SettleConfig,
+        phases: EvidenceRows,
+        readings: Readings,
+        history: PowerHistory,
     ) -> None:
         self._baseline = baseline
         self._settle = settle

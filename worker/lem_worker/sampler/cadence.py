@@ -1,20 +1,9 @@
-"""A fixed cadence on one clock: deadlines on a grid, never pushed back by a late tick, with the misses counted; and how
-long a stretch of it tells a trend."""
+"""A fixed cadence on one clock: deadlines on a grid, never pushed back by a late tick, with the misses counted."""
 
 from __future__ import annotations
 
-_TREND_S = 5.0
-_TREND_INTERVALS = 10
 FEWEST_READINGS = 5
 """A line through fewer is decided by the noise of single readings; half of a stretch's may be late or missing."""
-
-
-def trend_s(interval_ms: int) -> float:
-    """How long a stretch of power a trend is taken over: 5 s, or ten intervals where samples come so seldom that 5 s
-    would hold a few of them. Through n evenly spaced readings with a relative noise of s, the change along a line has a
-    standard error of about 3.5 s / sqrt(n), and of ten such readings with 1 % each it is 1 %: half of the default limit
-    `warmup.power_slope`."""
-    return max(_TREND_S, _TREND_INTERVALS * interval_ms / 1000)
 
 
 class DeadlineGrid:

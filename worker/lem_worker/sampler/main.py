@@ -17,11 +17,12 @@ from lem_domain.evidence.streams import SAMPLER, PhaseName, StreamName
 from lem_worker.process import children as processes
 from lem_worker.process.control import ControlPipes, DaemonGone, send_failure
 from lem_worker.process.failures import failure_of
+from lem_worker.process.power_trend import trend_s
 from lem_worker.process.protocol import Baseline, Done, ReuseBaseline, SamplerJob, Settle, Stop, Tick
 from lem_worker.process.protocol import Sampling as SamplingMessage
 from lem_worker.process.spool import EvidenceWriter
 from lem_worker.sampler.baseline import Quiet
-from lem_worker.sampler.cadence import DeadlineGrid, trend_s
+from lem_worker.sampler.cadence import DeadlineGrid
 from lem_worker.sampler.carbon_intensity import intensity_of
 from lem_worker.sampler.sampling import Sampling
 from lem_worker.sampler.sources import create_source, plan_sources

@@ -11,8 +11,8 @@ from pydantic.types import JsonValue
 from lem_domain.errors import LemError
 from lem_domain.evidence.streams import StreamName
 from lem_domain.wire.workers import Device
+from lem_worker.process.evidence_rows import EvidenceRows
 from lem_worker.process.protocol import SourceReport
-from lem_worker.rank.recorder import Rows
 from lem_worker.sampler.latest_readings import Latest
 from lem_worker.sampler.sources import (
     DeviceFailed,
@@ -53,7 +53,7 @@ class Sampling:
         self,
         plan: Sequence[PlannedSource],
         create: Callable[[str], EnergySource],
-        rows: Callable[[StreamName], Rows],
+        rows: Callable[[StreamName], EvidenceRows],
         clock: Callable[[], int],
         *,
         required: bool,
