@@ -31,7 +31,7 @@ from lem_domain.evidence.streams import PhaseName, StreamName, rank_name
 from lem_worker.backends.pytorch.backend import PyTorchBackend
 from lem_worker.models import default_cache_dir, resolve_model
 from lem_worker.process.protocol import RankJob
-from lem_worker.process.spool import EvidenceWriter, chunks
+from lem_worker.process.spool import EvidenceWriter, sealed_chunks
 from lem_worker.rank.prompts import Request
 from lem_worker.rank.recorder import Recorder, Sinks
 from lem_worker.rank.token_digests import OutputLedger
@@ -60,7 +60,7 @@ def by_this_project(backend: PyTorchBackend, rows: list[list[int]], folder: Path
     backend.run(requests, recorder)
     recorder.drain()
     writer.seal()
-    files = [chunk.path for chunk in chunks(folder) if chunk.stream is StreamName.REQUESTS]
+    files = [chunk.path for chunk in sealed_chunks(folder) if chunk.stream is StreamName.REQUESTS]
     (row, *_) = [row for file in files for row in decode_chunk(StreamName.REQUESTS, file.read_bytes()).to_pylist()]
     return tuple((row[name] - row["arrival_ns"]) / 1e9 for name in ("first_token_ns", "last_token_ns"))
 

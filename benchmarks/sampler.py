@@ -42,7 +42,7 @@ from lem_worker.process.protocol import (
     CONTROL_OUT,
     Done,
     SamplerJob,
-    Sampling,
+    SamplingStarted,
     Stop,
     decode_from_process,
     encode,
@@ -137,7 +137,7 @@ def run_sampler(folder: Path, source: str, options: argparse.Namespace) -> Sampl
     with os.fdopen(read_fd, "rb") as lines:
         for line in lines:
             match decode_from_process(line):
-                case Sampling() as opened:
+                case SamplingStarted() as opened:
                     [report] = opened.sources
                     reason = None if report.opened else report.reason
                     wait_s = options.seconds if report.opened else 0.0
@@ -157,7 +157,7 @@ def times_of(folder: Path) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """When the first device or domain was sampled."""
     times: list[int] = []
     first: object = None
-    for chunk in spool.chunks(folder):
+    for chunk in spool.sealed_chunks(folder):
         if chunk.process != SAMPLER or chunk.stream not in (StreamName.POWER, StreamName.HOST_POWER):
             continue
         for row in decode_chunk(chunk.stream, chunk.path.read_bytes()).to_pylist():

@@ -13,7 +13,7 @@ from pathlib import Path
 from lem_domain.evidence.streams import SAMPLER, StreamName
 from lem_worker.process.children import die_with_parent
 from lem_worker.process.control import ControlPipes
-from lem_worker.process.protocol import Baseline, Baselined, Done, SamplerJob, Sampling, Stop
+from lem_worker.process.protocol import BaselineTaken, Done, SamplerJob, SamplingStarted, Stop, TakeBaseline
 from lem_worker.process.spool import EvidenceWriter
 
 
@@ -34,12 +34,12 @@ def main(job_file: str) -> int:
 
     sample()
     writer.stream(StreamName.POWER).flush()
-    control.send(Sampling(sources=()))
+    control.send(SamplingStarted(sources=()))
     if os.environ.get("LEM_TEST_SAMPLER") == "die":
         return 9
     while not isinstance(message := control.receive(), Stop):
-        if isinstance(message, Baseline) and os.environ.get("LEM_TEST_SAMPLER") == "no_parts":
-            control.send(Baselined(context=message.context, stationary=True, power_w=50))
+        if isinstance(message, TakeBaseline) and os.environ.get("LEM_TEST_SAMPLER") == "no_parts":
+            control.send(BaselineTaken(context=message.context, stationary=True, power_w=50))
     if os.environ.get("LEM_TEST_SAMPLER") == "hang":
         hang()
     sample()

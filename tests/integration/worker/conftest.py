@@ -21,8 +21,8 @@ from lem_worker.models import resolve_model
 from lem_worker.process.protocol import (
     CONTROL_IN,
     CONTROL_OUT,
+    ControlMessage,
     FromProcess,
-    Message,
     RankJob,
     SamplerJob,
     decode_from_process,
@@ -30,7 +30,7 @@ from lem_worker.process.protocol import (
 )
 
 TESTS = Path(__file__).parents[2]
-M = TypeVar("M", bound=Message)
+M = TypeVar("M", bound=ControlMessage)
 
 
 class DrivenProcess:
@@ -55,7 +55,7 @@ class DrivenProcess:
         self._lines = os.fdopen(self._read_fd, "rb", buffering=0)
         self.messages: list[FromProcess] = []
 
-    def send(self, message: Message) -> None:
+    def send(self, message: ControlMessage) -> None:
         assert self._write_fd is not None
         os.write(self._write_fd, encode(message))
 

@@ -23,8 +23,8 @@ from lem_worker.backends.pytorch.backend import PyTorchBackend
 from lem_worker.backends.simulated.backend import SimulatedBackend
 from lem_worker.daemon.prompt_selection import select_prompts
 from lem_worker.models import resolve_model
-from lem_worker.process.protocol import Done, Failed, Finish, Go, Message, RankJob, ToProcess, WarmUp
-from lem_worker.process.spool import chunks
+from lem_worker.process.protocol import ControlMessage, Done, Failed, Finish, Go, RankJob, ToProcess, WarmUp
+from lem_worker.process.spool import sealed_chunks
 from lem_worker.rank import main as rank_module
 from lem_worker.rank.main import Rank
 from lem_worker.rank.prompts import Request
@@ -93,9 +93,9 @@ class Control:
 
     def __init__(self) -> None:
         self._orders: list[ToProcess] = [WarmUp(), Go(), Finish()]
-        self.sent: list[Message] = []
+        self.sent: list[ControlMessage] = []
 
-    def send(self, message: Message) -> None:
+    def send(self, message: ControlMessage) -> None:
         self.sent.append(message)
 
     def receive(self, timeout_s: float | None = None) -> ToProcess | None:
@@ -114,7 +114,7 @@ class Measured(NamedTuple):
         return [call for call in self.calls if call.phase is phase]
 
     def rows(self, stream: StreamName) -> list[dict[str, Any]]:
-        files = [chunk.path for chunk in chunks(Path(self.job.spool)) if chunk.stream is stream]
+        files = [chunk.path for chunk in sealed_chunks(Path(self.job.spool)) if chunk.stream is stream]
         return [row for file in files for row in decode_chunk(stream, file.read_bytes()).to_pylist()]
 
 

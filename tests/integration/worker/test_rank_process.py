@@ -25,13 +25,13 @@ from lem_worker.process.protocol import (
     Loaded,
     Measured,
     PhaseEdge,
+    PowerSlope,
     RankJob,
     Ready,
     Tick,
-    Trend,
     WarmUp,
 )
-from lem_worker.process.spool import chunks, is_whole, mark_done
+from lem_worker.process.spool import is_complete, sealed_chunks, write_completion_marker
 
 MODULE = "lem_worker.rank.main"
 TEXTS = ("one two three", "four five", "six", "seven eight nine ten")
@@ -63,7 +63,7 @@ def pytorch_job(folder: Path, model: Path, **config: Any) -> RankJob:
 
 def rows(task: RankJob, stream: StreamName) -> list[dict[str, Any]]:
     """All rows of a stream, from the files in the spool."""
-    files = [chunk.path for chunk in chunks(Path(task.spool)) if chunk.stream is stream]
+    files = [chunk.path for chunk in sealed_chunks(Path(task.spool)) if chunk.stream is stream]
     return [row for file in files for row in decode_chunk(stream, file.read_bytes()).to_pylist()]
 
 
@@ -204,9 +204,9 @@ def test_warm_up_goes_on_until_the_power_that_it_is_told_of_has_settled(
     process = drive(MODULE, task)
     process.until(Loaded)
     process.send(WarmUp(power_known=True))
-    process.send(Trend(slope=0.5))
+    process.send(PowerSlope(slope=0.5))
     process.until(Tick)
-    process.send(Trend(slope=0.001))
+    process.send(PowerSlope(slope=0.001))
     process.until(Ready)
     process.send(Go())
     assert sealed(process).summary["warmup_converged"] is True
@@ -257,9 +257,9 @@ def test_what_fails_while_it_unloads_costs_nothing_that_was_measured(
     ready(process)
     process.send(Go())
     done = sealed(process)
-    assert is_whole(Path(task.spool), ["rank-0"]) is False
-    mark_done(Path(task.spool), "rank-0", ProcessCompletion(streams=done.streams))
-    assert is_whole(Path(task.spool), ["rank-0"])
+    assert is_complete(Path(task.spool), ["rank-0"]) is False
+    write_completion_marker(Path(task.spool), "rank-0", ProcessCompletion(streams=done.streams))
+    assert is_complete(Path(task.spool), ["rank-0"])
     if how == "hang":
         assert process.is_silent_for(0.3)
         assert process.process.poll() is None

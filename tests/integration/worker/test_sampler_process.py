@@ -16,19 +16,19 @@ from lem_domain.evidence.streams import StreamName
 from lem_domain.states import FailureReason
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_worker.process.protocol import (
-    Baseline,
-    Baselined,
+    BaselineTaken,
     Done,
     Failed,
     ReuseBaseline,
     SamplerJob,
-    Sampling,
+    SamplingStarted,
     Settle,
     Settled,
     Stop,
+    TakeBaseline,
     Tick,
 )
-from lem_worker.process.spool import chunks
+from lem_worker.process.spool import sealed_chunks
 
 MODULE = "lem_worker.sampler.main"
 SIMULATED = tuple(Device(uuid=f"SIM-{place}", kind=DeviceKind.SIMULATED, name="simulated") for place in range(2))
@@ -52,7 +52,7 @@ def job(folder: Path, devices: tuple[Device, ...] = SIMULATED, **config: Any) ->
 
 def rows(task: SamplerJob, stream: StreamName) -> list[dict[str, Any]]:
     """All rows of a stream, from the files in the spool."""
-    files = [chunk.path for chunk in chunks(Path(task.spool)) if chunk.stream is stream]
+    files = [chunk.path for chunk in sealed_chunks(Path(task.spool)) if chunk.stream is stream]
     return [row for file in files for row in decode_chunk(stream, file.read_bytes()).to_pylist()]
 
 
@@ -60,7 +60,7 @@ def rows(task: SamplerJob, stream: StreamName) -> list[dict[str, Any]]:
 def test_it_samples_from_the_first_to_the_last_moment(tmp_path: Path, drive: Callable[..., Any]) -> None:
     task = job(tmp_path)
     process = drive(MODULE, task)
-    (report,) = process.until(Sampling).sources
+    (report,) = process.until(SamplingStarted).sources
     assert (report.name, report.opened, report.method, report.domains) == (
         "simulated",
         True,
@@ -92,7 +92,7 @@ def test_a_source_that_can_not_exist_here_is_reported_and_the_run_goes_on(
 ) -> None:
     task = job(tmp_path, CPU)
     process = drive(MODULE, task)
-    (report,) = process.until(Sampling).sources
+    (report,) = process.until(SamplingStarted).sources
     assert not report.opened
     assert "remove it from energy.sources" in (report.reason or "")
     process.send(Stop())
@@ -116,7 +116,7 @@ def test_required_energy_that_can_not_be_had_fails_the_run(tmp_path: Path, drive
 def test_the_host_is_measured_where_it_can_be_and_modelled_elsewhere(tmp_path: Path, drive: Callable[..., Any]) -> None:
     task = job(tmp_path, CPU, backend="pytorch")
     process = drive(MODULE, task)
-    rapl, codecarbon = process.until(Sampling).sources
+    rapl, codecarbon = process.until(SamplingStarted).sources
     assert (rapl.name, codecarbon.name) == ("rapl", "codecarbon")
     assert rapl.opened != codecarbon.opened, (rapl, codecarbon)
     assert rapl.reason or codecarbon.reason == "not needed beside rapl"
@@ -133,15 +133,15 @@ def test_the_host_is_measured_where_it_can_be_and_modelled_elsewhere(tmp_path: P
 def test_a_baseline_is_a_phase_of_the_sampler_and_ends_by_itself(tmp_path: Path, drive: Callable[..., Any]) -> None:
     task = job(tmp_path, baseline={"min_s": 3, "max_s": 20}, simulated={"power_w": 70})
     process = drive(MODULE, task)
-    process.until(Sampling)
-    process.send(Baseline(context="idle"))
-    assert process.until(Baselined) == Baselined(
+    process.until(SamplingStarted)
+    process.send(TakeBaseline(context="idle"))
+    assert process.until(BaselineTaken) == BaselineTaken(
         context="idle", stationary=True, power_w=140, parts_w={"SIM-0": 70, "SIM-1": 70}
     )
     process.send(Settle())
     assert process.until(Settled).settled
     process.send(ReuseBaseline(parts_w={"SIM-0": 60}, age_s=12, taken_by="att_1"))
-    process.send(Baseline(context="ready"))
+    process.send(TakeBaseline(context="ready"))
     process.send(Stop())
     summary = process.until(Done).summary
     assert process.to_the_end() == 0
@@ -177,7 +177,7 @@ def test_a_gpu_that_dies_is_no_power_and_nothing_to_wait_for(
         settle={"temperature_c": 30, "idle_power": True, "max_s": 600},
     )
     process = drive(MODULE, task, **nvml.environment())
-    assert [report.opened for report in process.until(Sampling).sources] == [True]
+    assert [report.opened for report in process.until(SamplingStarted).sources] == [True]
     while (tick := process.until(Tick)).power_slope is None:
         assert tick.power_w == 300
     assert tick.power_slope == pytest.approx(0)
@@ -185,8 +185,8 @@ def test_a_gpu_that_dies_is_no_power_and_nothing_to_wait_for(
     nvml.write(f"{machine} gone_ms 0", *curves)
     assert process.until(Settled) == Settled(settled=False)
     assert (process.until(Tick).power_w, process.until(Tick).power_slope) == (None, None)
-    process.send(Baseline(context="ready"))
-    assert process.until(Baselined) == Baselined(context="ready", stationary=False, power_w=None, parts_w={})
+    process.send(TakeBaseline(context="ready"))
+    assert process.until(BaselineTaken) == BaselineTaken(context="ready", stationary=False, power_w=None, parts_w={})
     process.send(Stop())
     [source] = process.until(Done).summary["sources"]
     assert process.to_the_end() == 0, process.stderr()
@@ -196,6 +196,6 @@ def test_a_gpu_that_dies_is_no_power_and_nothing_to_wait_for(
 
 def test_a_sampler_whose_daemon_is_gone_ends(tmp_path: Path, drive: Callable[..., Any]) -> None:
     process = drive(MODULE, job(tmp_path))
-    process.until(Sampling)
+    process.until(SamplingStarted)
     process.hang_up()
     assert process.process.wait() != 0

@@ -23,7 +23,7 @@ from lem_worker.backends.tensorrt.backend import TensorrtBackend
 from lem_worker.models import resolve_model
 from lem_worker.process.failures import OptionRefused, failure_of
 from lem_worker.process.protocol import Done, Failed, Finish, Go, Loaded, Measured, PhaseEdge, Ready, WarmUp
-from lem_worker.process.spool import chunks
+from lem_worker.process.spool import sealed_chunks
 from lem_worker.rank.prompts import warmup_requests
 
 MODULE = "lem_worker.rank.main"
@@ -118,7 +118,7 @@ def measured(process: Any) -> Done:
 
 
 def rows(stage: Stage, stream: StreamName) -> list[dict[str, Any]]:
-    files = [chunk.path for chunk in chunks(stage.folder / "spool") if chunk.stream is stream]
+    files = [chunk.path for chunk in sealed_chunks(stage.folder / "spool") if chunk.stream is stream]
     return [row for file in files for row in decode_chunk(stream, file.read_bytes()).to_pylist()]
 
 
@@ -420,7 +420,7 @@ def test_how_much_of_a_prompt_was_cached_is_said_only_where_it_is_known(
         requests = rows(stage, StreamName.REQUESTS)
         assert {row["cached_prompt_tokens"] for row in requests} == {0, expected}
         assert {row["prompt_tokens"] // 32 for row in requests} == {2}, "two whole blocks"
-        for chunk in chunks(stage.folder / "spool"):
+        for chunk in sealed_chunks(stage.folder / "spool"):
             chunk.path.unlink()
 
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from lem_worker.process.children import Child, Exit, group_members, kill_leftovers
+from lem_worker.process.children import Child, ProcessExit, group_members, kill_leftovers
 from lem_worker.process.protocol import Go, Ready, Stop
 
 pytestmark = pytest.mark.anyio
@@ -93,7 +93,7 @@ async def test_a_child_hears_is_heard_and_its_output_is_kept(start: Start, tmp_p
 async def test_a_message_cut_short_by_a_kill_is_none(start: Start) -> None:
     child = await start("half")
     assert await child.receive() is None
-    assert await child.wait() == Exit(-signal.SIGKILL)
+    assert await child.wait() == ProcessExit(-signal.SIGKILL)
 
 
 async def test_a_message_to_a_process_that_is_gone_is_dropped(start: Start) -> None:
@@ -124,7 +124,7 @@ async def test_children_and_grandchildren_that_ignore_sigterm_are_killed(start: 
     await child.kill(grace_s=0.1)
     assert group_members(child.pid) == []
     assert not lives(grandchild)
-    assert await child.wait() == Exit(-signal.SIGKILL)
+    assert await child.wait() == ProcessExit(-signal.SIGKILL)
 
 
 async def test_a_group_is_killed_even_when_its_leader_is_gone(start: Start, tmp_path: Path) -> None:

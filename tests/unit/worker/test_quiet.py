@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lem_domain.config.measurement import BaselineConfig, SettleConfig
-from lem_worker.process.protocol import Baseline, Baselined, Message, Settle, Settled
+from lem_worker.process.protocol import BaselineTaken, ControlMessage, Settle, Settled, TakeBaseline
 from lem_worker.sampler.baseline import Quiet
 from lem_worker.sampler.stationarity import PowerHistory
 
@@ -52,7 +52,7 @@ class House:
         mean = self.history.mean_w(self.begun_ns)
         return {} if mean is None else {"GPU-0": mean}
 
-    def until_answer(self, most_s: float, tick_ns: int = TICK) -> Message | None:
+    def until_answer(self, most_s: float, tick_ns: int = TICK) -> ControlMessage | None:
         end_ns = self.now_ns + round(most_s * SECOND)
         while self.now_ns < end_ns:
             self.now_ns += tick_ns
@@ -66,8 +66,8 @@ class House:
 @pytest.mark.proves("baseline.min_s", on="worker")
 def test_a_baseline_ends_at_its_minimum_when_power_is_steady() -> None:
     house = House()
-    house.quiet.begin(Baseline(context="idle"), house.now_ns)
-    assert house.until_answer(20) == Baselined(context="idle", stationary=True, power_w=50, parts_w={"GPU-0": 50})
+    house.quiet.begin(TakeBaseline(context="idle"), house.now_ns)
+    assert house.until_answer(20) == BaselineTaken(context="idle", stationary=True, power_w=50, parts_w={"GPU-0": 50})
     assert house.now_ns == pytest.approx(3 * SECOND, abs=TICK)
     assert house.phases.rows == [
         ("baseline", "begin", 0, {"context": "idle"}),
@@ -78,30 +78,30 @@ def test_a_baseline_ends_at_its_minimum_when_power_is_steady() -> None:
 @pytest.mark.proves("baseline.max_s", on="worker")
 def test_a_baseline_that_does_not_become_steady_ends_at_its_cap_and_says_so() -> None:
     house = House()
-    house.quiet.begin(Baseline(context="ready"), house.now_ns)
+    house.quiet.begin(TakeBaseline(context="ready"), house.now_ns)
     answer = None
     while answer is None:
         house.watts = 50.0 if (house.now_ns // SECOND) % 2 else 150.0
         answer = house.until_answer(0.05)
-    assert isinstance(answer, Baselined) and not answer.stationary
+    assert isinstance(answer, BaselineTaken) and not answer.stationary
     assert house.now_ns == pytest.approx(10 * SECOND, abs=TICK)
 
 
 def test_a_baseline_without_any_power_does_not_wait_for_its_cap() -> None:
     house = House()
     house.watts = None
-    house.quiet.begin(Baseline(context="idle"), house.now_ns)
-    assert house.until_answer(20) == Baselined(context="idle", stationary=False, power_w=None)
+    house.quiet.begin(TakeBaseline(context="idle"), house.now_ns)
+    assert house.until_answer(20) == BaselineTaken(context="idle", stationary=False, power_w=None)
     assert house.now_ns == pytest.approx(3 * SECOND, abs=TICK)
 
 
 def test_a_baseline_whose_power_ceases_is_neither_stationary_nor_a_power() -> None:
     house = House()
-    house.quiet.begin(Baseline(context="ready"), house.now_ns)
+    house.quiet.begin(TakeBaseline(context="ready"), house.now_ns)
     assert house.until_answer(2.9) is None
     house.watts = None
     answer = house.until_answer(20)
-    assert isinstance(answer, Baselined)
+    assert isinstance(answer, BaselineTaken)
     assert (answer.stationary, answer.power_w) == (False, None)
     assert house.now_ns == pytest.approx(4.9 * SECOND, abs=2 * TICK), "nobody is waited for any more"
     assert house.phases.rows[-1][3] == {"context": "ready", "stationary": False, "standard_error": None}
@@ -109,25 +109,25 @@ def test_a_baseline_whose_power_ceases_is_neither_stationary_nor_a_power() -> No
 
 def test_a_power_that_is_not_told_for_a_moment_is_waited_for() -> None:
     house = House()
-    house.quiet.begin(Baseline(context="ready"), house.now_ns)
+    house.quiet.begin(TakeBaseline(context="ready"), house.now_ns)
     assert house.until_answer(2.9) is None
     house.watts = None
     assert house.until_answer(1) is None
     house.watts = 50.0
     answer = house.until_answer(1)
-    assert isinstance(answer, Baselined) and answer.stationary
+    assert isinstance(answer, BaselineTaken) and answer.stationary
 
 
 def test_one_reading_that_fails_is_waited_for_however_seldom_power_is_read() -> None:
     house = House(baseline=BaselineConfig(min_s=15, max_s=60))
-    house.quiet.begin(Baseline(context="ready"), house.now_ns)
+    house.quiet.begin(TakeBaseline(context="ready"), house.now_ns)
     tick_ns = 5 * SECOND
     assert house.until_answer(10, tick_ns) is None
     house.watts = None
     assert house.until_answer(5, tick_ns) is None
     house.watts = 50.0
     answer = house.until_answer(30, tick_ns)
-    assert isinstance(answer, Baselined) and answer.stationary
+    assert isinstance(answer, BaselineTaken) and answer.stationary
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_one_reading_that_fails_is_waited_for_however_seldom_power_is_read() -> 
 )
 def test_settling_does_not_wait_for_what_nobody_tells_any_more(settle: SettleConfig, reason: str) -> None:
     house = House(settle=settle)
-    house.quiet.begin(Baseline(context="ready"), house.now_ns)
+    house.quiet.begin(TakeBaseline(context="ready"), house.now_ns)
     house.until_answer(20)
     house.watts, begun_ns = 200.0, house.now_ns
     house.quiet.begin(Settle(), house.now_ns)
@@ -160,7 +160,7 @@ def test_without_a_condition_there_is_nothing_to_wait_for() -> None:
 @pytest.mark.proves("settle.temperature_c", "settle.idle_power", on="worker")
 def test_settling_waits_for_temperature_and_idle_power() -> None:
     house = House(settle=SettleConfig(temperature_c=45, idle_power=True, max_s=60))
-    house.quiet.begin(Baseline(context="ready"), house.now_ns)
+    house.quiet.begin(TakeBaseline(context="ready"), house.now_ns)
     house.until_answer(20)
     house.watts, house.celsius = 200.0, 60
     house.quiet.begin(Settle(), house.now_ns)
@@ -185,7 +185,7 @@ def test_settling_gives_up_at_its_cap_and_says_why() -> None:
 
 def test_a_wait_that_is_broken_off_is_closed() -> None:
     house = House()
-    house.quiet.begin(Baseline(context="idle"), house.now_ns)
+    house.quiet.begin(TakeBaseline(context="idle"), house.now_ns)
     house.until_answer(1)
     house.quiet.end(house.now_ns)
     house.quiet.end(house.now_ns)

@@ -27,7 +27,7 @@ RANK = "rank-0"
 
 
 def rows_in(folder: Path, stream: StreamName) -> list[dict[str, Any]]:
-    found = [chunk for chunk in spool.chunks(folder) if chunk.stream is stream]
+    found = [chunk for chunk in spool.sealed_chunks(folder) if chunk.stream is stream]
     return [row for chunk in found for row in decode_chunk(stream, chunk.path.read_bytes()).to_pylist()]
 
 
@@ -70,7 +70,7 @@ def test_what_was_appended_is_read_back_in_order_and_the_manifest_tells_it(steps
             expected += rows
         manifest = writer.seal()
         assert rows_in(folder, StreamName.EVENTS) == expected
-        assert manifest == spool.manifests(folder)
+        assert manifest == spool.sealed_manifests(folder)
         assert sum(one.rows for one in manifest) == len(expected)
         assert bool(manifest) is bool(expected)
 
@@ -80,7 +80,7 @@ def test_a_full_buffer_is_sealed_without_being_asked(tmp_path: Path) -> None:
     count = 2 * CHUNK_SIZE // 20
     stream.extend(request_id=[0] * count, index=range(count), time_ns=range(count))
     assert [row["index"] for row in rows_in(tmp_path, StreamName.TOKENS)] == list(range(count))
-    assert len(spool.pending(tmp_path)) >= 2
+    assert len(spool.pending_chunks(tmp_path)) >= 2
 
 
 def test_long_texts_make_many_chunks_that_a_server_takes(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_long_texts_make_many_chunks_that_a_server_takes(tmp_path: Path) -> None
     stream = StreamWriter(tmp_path, RANK, StreamName.EVENTS)
     stream.extend(time_ns=range(60), kind=["output"] * 60, detail=texts)
     stream.flush()
-    found = spool.pending(tmp_path)
+    found = spool.pending_chunks(tmp_path)
     assert len(found) >= 20
     assert max(chunk.bytes for chunk in found) < MAX_CHUNK_BYTES / 4
     assert [row["detail"] for row in rows_in(tmp_path, StreamName.EVENTS)] == texts
@@ -107,58 +107,58 @@ def test_old_rows_are_sealed_and_young_ones_wait(tmp_path: Path) -> None:
     writer = EvidenceWriter(tmp_path, RANK)
     writer.stream(StreamName.EVENTS).append(**event(0))
     writer.flush_older_than(3600)
-    assert spool.pending(tmp_path) == []
+    assert spool.pending_chunks(tmp_path) == []
     writer.flush_older_than(0)
-    assert len(spool.pending(tmp_path)) == 1
+    assert len(spool.pending_chunks(tmp_path)) == 1
 
 
 def test_acknowledged_chunks_are_not_pending_and_their_bytes_stay(tmp_path: Path) -> None:
     before = written(tmp_path).seal()
-    first, *others = spool.pending(tmp_path)
+    first, *others = spool.pending_chunks(tmp_path)
     body = first.path.read_bytes()
     spool.mark_acknowledged(first)
-    assert spool.pending(tmp_path) == others
-    again = next(spool.chunks(tmp_path))
+    assert spool.pending_chunks(tmp_path) == others
+    again = next(spool.sealed_chunks(tmp_path))
     assert again.acknowledged and again.path.read_bytes() == body
     assert again == first._replace(path=again.path, acknowledged=True)
-    assert spool.manifests(tmp_path) == before
+    assert spool.sealed_manifests(tmp_path) == before
 
 
 def test_an_attempt_is_whole_only_with_all_that_its_markers_name(tmp_path: Path) -> None:
     marker = ProcessCompletion(streams=written(tmp_path).seal())
-    assert not spool.is_whole(tmp_path, [RANK])
-    spool.mark_done(tmp_path, RANK, marker)
-    assert spool.is_whole(tmp_path, [RANK])
-    assert not spool.is_whole(tmp_path, [RANK, "sampler"])
-    spool.pending(tmp_path)[-1].path.unlink()
-    assert not spool.is_whole(tmp_path, [RANK])
+    assert not spool.is_complete(tmp_path, [RANK])
+    spool.write_completion_marker(tmp_path, RANK, marker)
+    assert spool.is_complete(tmp_path, [RANK])
+    assert not spool.is_complete(tmp_path, [RANK, "sampler"])
+    spool.pending_chunks(tmp_path)[-1].path.unlink()
+    assert not spool.is_complete(tmp_path, [RANK])
 
 
 @pytest.mark.parametrize("name", ["rank-0.done.json", "*.chunk"])
 def test_an_attempt_with_a_file_that_was_cut_short_is_not_whole(tmp_path: Path, name: str) -> None:
     """Such as a disk leaves that does not keep what it was told to."""
-    spool.mark_done(tmp_path, RANK, ProcessCompletion(streams=written(tmp_path).seal()))
-    assert spool.is_whole(tmp_path, [RANK])
+    spool.write_completion_marker(tmp_path, RANK, ProcessCompletion(streams=written(tmp_path).seal()))
+    assert spool.is_complete(tmp_path, [RANK])
     path = next(tmp_path.rglob(name))
     os.truncate(path, path.stat().st_size // 2)
-    assert not spool.is_whole(tmp_path, [RANK])
+    assert not spool.is_complete(tmp_path, [RANK])
     os.truncate(path, 0)
-    assert not spool.is_whole(tmp_path, [RANK])
+    assert not spool.is_complete(tmp_path, [RANK])
 
 
 def test_what_was_being_written_does_not_count_and_is_swept_away(tmp_path: Path) -> None:
-    spool.mark_done(tmp_path, RANK, ProcessCompletion(streams=written(tmp_path).seal()))
+    spool.write_completion_marker(tmp_path, RANK, ProcessCompletion(streams=written(tmp_path).seal()))
     before = sorted(tmp_path.rglob("*"))
-    chunk = spool.pending(tmp_path)[-1]
+    chunk = spool.pending_chunks(tmp_path)[-1]
     for name, body in (
         (f".{chunk.seq + 1:08d}.1.{'0' * 64}.chunk.77", b"half of"),
         (f".{chunk.path.name}.77", chunk.path.read_bytes()),
     ):
         (chunk.path.parent / name).write_bytes(body)
     (tmp_path / ".rank-1.done.json.77").write_bytes(b"")
-    assert spool.is_whole(tmp_path, [RANK])
-    assert [one.seq for one in spool.chunks(tmp_path)] == [0, 1, 2]
-    spool.sweep(tmp_path)
+    assert spool.is_complete(tmp_path, [RANK])
+    assert [one.seq for one in spool.sealed_chunks(tmp_path)] == [0, 1, 2]
+    spool.remove_partial_files(tmp_path)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -183,11 +183,11 @@ class Recording:
 
 def seal_a_chunk(attempt: Path) -> str:
     written(attempt, chunks=1)
-    return spool.pending(attempt)[0].path.name
+    return spool.pending_chunks(attempt)[0].path.name
 
 
 def mark_a_process(attempt: Path) -> str:
-    spool.mark_done(attempt, RANK, ProcessCompletion(streams=()))
+    spool.write_completion_marker(attempt, RANK, ProcessCompletion(streams=()))
     return "rank-0.done.json"
 
 
@@ -217,7 +217,7 @@ def test_a_file_gets_its_name_when_it_is_on_the_disk_and_the_name_follows(
 
 def test_an_acknowledgement_is_on_the_disk_when_it_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path, chunks=1)
-    [chunk] = spool.pending(tmp_path)
+    [chunk] = spool.pending_chunks(tmp_path)
     recording = Recording(monkeypatch)
     spool.mark_acknowledged(chunk)
     assert recording.steps == [
@@ -229,9 +229,9 @@ def test_an_acknowledgement_is_on_the_disk_when_it_is_noted(tmp_path: Path, monk
 def test_what_the_server_refused_leaves_the_spool_and_is_kept(tmp_path: Path) -> None:
     attempt = tmp_path / "spool" / "att_1"
     written(attempt)
-    kept = spool.set_aside(attempt)
+    kept = spool.quarantine(attempt)
     assert not attempt.exists()
-    assert len(spool.pending(kept)) == 3
+    assert len(spool.pending_chunks(kept)) == 3
 
 
 def test_a_full_disk_is_told_and_leaves_no_chunk_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +245,7 @@ def test_a_full_disk_is_told_and_leaves_no_chunk_that_counts(tmp_path: Path, mon
         patched.setattr(os, "fsync", full)
         with pytest.raises(SpoolError, match=r"No space left on device.*free space"):
             writer.seal()
-    assert [chunk.seq for chunk in spool.chunks(tmp_path)] == [0]
+    assert [chunk.seq for chunk in spool.sealed_chunks(tmp_path)] == [0]
     assert not list(tmp_path.rglob(".*"))
     assert [one.rows for one in writer.seal()] == [2]
 
@@ -275,7 +275,7 @@ def test_a_kill_at_any_instant_leaves_whole_chunks_without_a_gap(tmp_path: Path,
         for _ in range(rounds):
             assert process.stdout.readline() == b"sealed\n"
         process.send_signal(signal.SIGKILL)
-    found = list(spool.chunks(tmp_path))
+    found = list(spool.sealed_chunks(tmp_path))
     for stream in (StreamName.TOKENS, StreamName.EVENTS):
         mine = [chunk for chunk in found if chunk.stream is stream]
         assert [chunk.seq for chunk in mine] == list(range(len(mine)))

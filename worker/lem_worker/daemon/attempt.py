@@ -30,10 +30,10 @@ from lem_worker.daemon.supervision import Supervision
 from lem_worker.daemon.upload import Uploader
 from lem_worker.devices.gpu_memory import MemoryBaseline, attempt_processes, memory_before, wait_until_free
 from lem_worker.process import spool
-from lem_worker.process.children import Child, Supervised, kill_leftovers
+from lem_worker.process.children import Child, SupervisedProcess, kill_leftovers
 from lem_worker.process.protocol import (
     BaselineContext,
-    Baselined,
+    BaselineTaken,
     Finish,
     Go,
     RankJob,
@@ -135,7 +135,7 @@ class Attempt:
                 return await self._give_up(why)
         finally:
             await self._kill_all()
-        spool.remove(self._dir)
+        spool.remove_attempt(self._dir)
         return None
 
     async def _failure_of(self, work: Coroutine[Any, Any, object]) -> AttemptEnded | AttemptLost | None:
@@ -205,9 +205,10 @@ class Attempt:
             for rank in ranks:
                 rank.send(Finish())
             for name, message in (await self._supervision.until_done()).items():
-                spool.mark_done(self._dir, name, ProcessCompletion(streams=message.streams, summary=message.summary))
+                completion = ProcessCompletion(streams=message.streams, summary=message.summary)
+                spool.write_completion_marker(self._dir, name, completion)
             sampler.send(Stop())
-            spool.mark_done(self._dir, SAMPLER, await self._sampler_marker(sampler))
+            spool.write_completion_marker(self._dir, SAMPLER, await self._sampler_marker(sampler))
         finally:
             uploading.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
@@ -231,7 +232,7 @@ class Attempt:
                 self._devices, self.assignment.config.energy, taken.parts_w, self.assignment.attempt_id
             )
 
-    async def _baseline(self, sampler: Child, context: BaselineContext) -> Baselined | None:
+    async def _baseline(self, sampler: Child, context: BaselineContext) -> BaselineTaken | None:
         config = self.assignment.config.baseline
         if not self._takes_baselines:
             return None
@@ -244,7 +245,7 @@ class Attempt:
             )
         return taken
 
-    def _untold(self, taken: Baselined | None) -> str | None:
+    def _untold(self, taken: BaselineTaken | None) -> str | None:
         """What has no power in a baseline: leased accelerators, or the host where none is leased."""
         accelerators = [device.uuid for device in self._devices if device.kind is not DeviceKind.CPU]
         if taken is None or taken.power_w is None:
@@ -289,7 +290,7 @@ class Attempt:
         if failure is None:
             await sampler.kill(self._kill_grace_s)
             failure = f"the sampler {await sampler.wait()}"
-        sealed = tuple(one for one in spool.manifests(self._dir) if one.process == SAMPLER)
+        sealed = tuple(one for one in spool.sealed_manifests(self._dir) if one.process == SAMPLER)
         return ProcessCompletion(streams=sealed, summary={"failed": failure})
 
     async def _start_sampler(self) -> Child:
@@ -301,7 +302,7 @@ class Attempt:
         )
         return await self._start(SAMPLER, self._modules.sampler, job, {})
 
-    async def _start_ranks(self, prepared: Prepared) -> list[Supervised]:
+    async def _start_ranks(self, prepared: Prepared) -> list[SupervisedProcess]:
         config = self.assignment.config
         jobs = [self._rank_job(number, prepared) for number in range(config.processes)]
         gpus = [device.uuid for device in self._devices if device.kind is DeviceKind.GPU]
@@ -337,7 +338,7 @@ class Attempt:
             devices=self._devices,
         )
 
-    async def _launch(self, jobs: Sequence[RankJob], environment: dict[str, str]) -> list[Supervised]:
+    async def _launch(self, jobs: Sequence[RankJob], environment: dict[str, str]) -> list[SupervisedProcess]:
         files = [self._dir / f"{rank_name(job.rank)}.job.json" for job in jobs]
         for job, file in zip(jobs, files, strict=True):
             spool.write_model(file, job)
@@ -385,7 +386,7 @@ class Attempt:
         if isinstance(why, AttemptEnded) and why.outcome == "interrupted" and self._is_whole():
             unfinished = await self._failure_of(self._uploader.complete(self._processes))
             if unfinished is None:
-                spool.remove(self._dir)
+                spool.remove_attempt(self._dir)
                 return None
             why = unfinished
         if isinstance(why, AttemptEnded):
@@ -398,10 +399,10 @@ class Attempt:
             elif end is not None:
                 logger.error("the server refused the end of %s: %s", self.assignment.attempt_id, end)
         if self._refused and isinstance(why, AttemptEnded):
-            kept = spool.set_aside(self._dir)
+            kept = spool.quarantine(self._dir)
             logger.error("what the server refused is kept in %s; remove it when you have looked at it", kept)
         else:
-            spool.remove(self._dir)
+            spool.remove_attempt(self._dir)
         return why
 
     def _end_of(self, why: AttemptEnded) -> EndAttempt:
@@ -415,7 +416,7 @@ class Attempt:
         )
 
     def _is_whole(self) -> bool:
-        return spool.is_whole(self._dir, self._processes)
+        return spool.is_complete(self._dir, self._processes)
 
     async def _kill_all(self) -> None:
         """The processes with their groups, and then what left its group and still bears the attempt's name."""

@@ -22,7 +22,7 @@ from lem_worker.daemon import hub_prompts
 from lem_worker.daemon.ending import broken, failed
 from lem_worker.daemon.prompt_selection import select_prompts
 from lem_worker.models import ModelSource, find
-from lem_worker.process.children import ATTEMPT_VARIABLE, Exit
+from lem_worker.process.children import ATTEMPT_VARIABLE, ProcessExit
 from lem_worker.server_api import ServerApi
 
 
@@ -85,7 +85,7 @@ async def _find(name: str, *more: str, attempt_id: str, cache_dir: Path) -> Mode
         raise broken(FailureReason.BACKEND_UNAVAILABLE, answer.last_line)
     raise broken(
         FailureReason.BACKEND_INITIALISATION,
-        f"looking for the model {name} {Exit(answer.code)}; its last line: {answer.last_line}",
+        f"looking for the model {name} {ProcessExit(answer.code)}; its last line: {answer.last_line}",
     )
 
 

@@ -20,13 +20,13 @@ from pathlib import Path
 from lem_domain.states import FailureReason
 from lem_worker.daemon.ending import broken, failed
 from lem_worker.daemon.upload import tail
-from lem_worker.process.children import ATTEMPT_VARIABLE, LONGEST_LINE, Exit, kill_group
+from lem_worker.process.children import ATTEMPT_VARIABLE, LONGEST_LINE, ProcessExit, kill_group
 from lem_worker.process.protocol import (
     CONTROL_SOCKET,
     NO_ACCELERATE,
+    ControlMessage,
     FromProcess,
     Joined,
-    Message,
     decode_from_process,
     encode,
 )
@@ -56,13 +56,13 @@ class LaunchedRank:
             return None
         return decode_from_process(line) if line.endswith(b"\n") else None
 
-    def send(self, message: Message) -> None:
+    def send(self, message: ControlMessage) -> None:
         """Send a message; a rank that is gone doesn't get it."""
         self._writer.write(encode(message))
 
-    async def wait(self) -> Exit:
+    async def wait(self) -> ProcessExit:
         """Wait for the end of all ranks, which accelerate brings about when one fails; how this one ended."""
-        return (await self._group.ends()).get(self._rank, Exit(await self._group.process.wait()))
+        return (await self._group.ends()).get(self._rank, ProcessExit(await self._group.process.wait()))
 
     async def kill(self, grace_s: float) -> None:
         """End all ranks and what launched them."""
@@ -78,14 +78,14 @@ class _Group:
         self.pids: set[int] = set()
         self._exits_file = exits_file
 
-    async def ends(self) -> dict[int, Exit]:
+    async def ends(self) -> dict[int, ProcessExit]:
         """How the ranks that failed ended, by number."""
         await self.process.wait()
         try:
             exits: dict[str, int] = json.loads(self._exits_file.read_text())
         except (OSError, ValueError):
             return {}
-        return {int(rank): Exit(code) for rank, code in exits.items()}
+        return {int(rank): ProcessExit(code) for rank, code in exits.items()}
 
     async def kill(self, grace_s: float) -> None:
         """SIGTERM, later SIGKILL, to the launcher's group and to each rank's, until none lives."""
@@ -151,7 +151,7 @@ async def _all_of(
             await asyncio.wait({joining, ended}, return_when=asyncio.FIRST_COMPLETED)
             if not joining.done():
                 joining.cancel()
-                raise _launched_nothing(Exit(ended.result()), tail(log_file))
+                raise _launched_nothing(ProcessExit(ended.result()), tail(log_file))
             joined, reader, writer = joining.result()
             group.pids.add(joined.pid)
             if joined.world_size != len(names):
@@ -167,7 +167,7 @@ async def _all_of(
     return [ranks[number] for number in range(len(names))]
 
 
-def _launched_nothing(ended: Exit, last_lines: str) -> Exception:
+def _launched_nothing(ended: ProcessExit, last_lines: str) -> Exception:
     if ended.code == NO_ACCELERATE:
         return broken(FailureReason.BACKEND_UNAVAILABLE, last_lines)
     return broken(

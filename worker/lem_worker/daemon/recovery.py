@@ -38,13 +38,13 @@ async def recover(leftovers: list[Path], connect: Callable[[UUID], ServerApi]) -
         NotAllowed: the server does not accept this worker; everything stays in the spool.
     """
     for folder in leftovers:
-        spool.sweep(folder)
+        spool.remove_partial_files(folder)
         assignment = _assignment(folder)
-        if assignment is not None and spool.is_whole(folder, assignment.processes):
+        if assignment is not None and spool.is_complete(folder, assignment.processes):
             await _complete(folder, assignment, connect(assignment.boot_id))
         else:
             logger.warning("%s was not finished when the worker ended; it will be measured again", folder.name)
-            spool.remove(folder)
+            spool.remove_attempt(folder)
 
 
 async def _complete(folder: Path, assignment: SpooledAssignment, api: ServerApi) -> None:
@@ -54,13 +54,13 @@ async def _complete(folder: Path, assignment: SpooledAssignment, api: ServerApi)
         raise
     except LeaseLost as error:
         logger.warning("%s was measured, but the server does not want it any more: %s", assignment.attempt_id, error)
-        spool.remove(folder)
+        spool.remove_attempt(folder)
     except ServerRefused as error:
-        kept = spool.set_aside(folder)
+        kept = spool.quarantine(folder)
         logger.error("the server refused the evidence of %s, it is kept in %s: %s", folder.name, kept, error)
     else:
         logger.info("%s was measured before the worker ended; completed it from the spool", assignment.attempt_id)
-        spool.remove(folder)
+        spool.remove_attempt(folder)
     finally:
         await api.aclose()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic.types import JsonValue
 
-from lem_worker.process.protocol import BaselineContext, Baselined, FromProcess, Sampling, Settled, Tick
+from lem_worker.process.protocol import BaselineContext, BaselineTaken, FromProcess, SamplingStarted, Settled, Tick
 
 
 class SamplerState:
@@ -20,7 +20,7 @@ class SamplerState:
         self.device_facts: tuple[dict[str, JsonValue], ...] = ()
         self.power_w: float | None = None
         self.power_slope: float | None = None
-        self.baselines: dict[BaselineContext, Baselined] = {}
+        self.baselines: dict[BaselineContext, BaselineTaken] = {}
         self.settled: bool | None = None
 
     def end(self) -> None:
@@ -31,11 +31,11 @@ class SamplerState:
     def take(self, message: FromProcess) -> None:
         """Something it said."""
         match message:
-            case Sampling():
+            case SamplingStarted():
                 self.sampling, self.device_facts = True, message.devices
             case Tick():
                 self.power_w, self.power_slope = message.power_w, message.power_slope
-            case Baselined():
+            case BaselineTaken():
                 self.baselines[message.context] = message
             case Settled():
                 self.settled = message.settled

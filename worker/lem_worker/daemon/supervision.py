@@ -18,21 +18,21 @@ from lem_domain.wire.runs import EffectiveConfig, Progress
 from lem_worker.daemon.ending import AttemptEnded, AttemptLost, broken, failed
 from lem_worker.daemon.sampler_state import SamplerState
 from lem_worker.daemon.upload import tail
-from lem_worker.process.children import Supervised
+from lem_worker.process.children import SupervisedProcess
 from lem_worker.process.protocol import (
-    Baseline,
     BaselineContext,
-    Baselined,
+    BaselineTaken,
     Done,
     Failed,
     FromProcess,
     Loaded,
     Measured,
     PhaseEdge,
+    PowerSlope,
     Ready,
     Settle,
+    TakeBaseline,
     Tick,
-    Trend,
 )
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Supervision:
         self._ranks = ranks
         self._on_progress = on_progress
         self._log_dir = log_dir
-        self._children: dict[str, Supervised] = {}
+        self._children: dict[str, SupervisedProcess] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
         self._stopped: asyncio.Future[None] | None = None
@@ -144,7 +144,7 @@ class Supervision:
 
         task.add_done_callback(ended)
 
-    def follow(self, child: Supervised) -> None:
+    def follow(self, child: SupervisedProcess) -> None:
         """Read what a process says until it closes its pipe."""
         self._children[child.name] = child
         self._last_sign[child.name] = _now()
@@ -167,7 +167,7 @@ class Supervision:
                 raise _timeout(what, self._limits.load_s, "load_s") from None
             raise
 
-    async def until_sampling(self, sampler: Supervised, *, required: bool, grace_s: float) -> None:
+    async def until_sampling(self, sampler: SupervisedProcess, *, required: bool, grace_s: float) -> None:
         """Wait for the sampler's first samples; where energy is not required, go on without one that has none.
 
         Raises:
@@ -223,13 +223,15 @@ class Supervision:
         """Some source tells power."""
         return self._sampler.power_w is not None
 
-    async def baseline(self, sampler: Supervised, context: BaselineContext, *, limit_s: float) -> Baselined | None:
+    async def baseline(
+        self, sampler: SupervisedProcess, context: BaselineContext, *, limit_s: float
+    ) -> BaselineTaken | None:
         """Let the sampler take the power of the devices while nothing works; None when it can't."""
-        sampler.send(Baseline(context=context))
+        sampler.send(TakeBaseline(context=context))
         await self._until_quiet(lambda: context in self._sampler.baselines, PhaseName.BASELINE, limit_s)
         return self._sampler.baselines.get(context)
 
-    async def settle(self, sampler: Supervised, *, limit_s: float) -> None:
+    async def settle(self, sampler: SupervisedProcess, *, limit_s: float) -> None:
         """Let the devices cool down; whether they did stands in the sampler's evidence."""
         sampler.send(Settle())
         await self._until_quiet(lambda: self._sampler.settled is not None, PhaseName.SETTLE, limit_s)
@@ -315,7 +317,7 @@ class Supervision:
         """A rank that is warm waits for the others until all are."""
         return rank not in self._ready or len(self._ready) == len(self._ranks)
 
-    async def _read(self, child: Supervised) -> None:
+    async def _read(self, child: SupervisedProcess) -> None:
         try:
             while (message := await child.receive()) is not None:
                 self._last_sign[child.name] = _now()
@@ -378,7 +380,7 @@ class Supervision:
     def _tell_trend(self) -> None:
         for rank in self._ranks:
             if self._phase.get(rank) is PhaseName.WARMUP:
-                self._children[rank].send(Trend(slope=self._sampler.power_slope))
+                self._children[rank].send(PowerSlope(slope=self._sampler.power_slope))
 
     def _report(self) -> None:
         phase = self._quiet or self._phase.get(self._ranks[0])

@@ -42,7 +42,7 @@ class Uploader:
 
     async def send_pending(self) -> None:
         """Send every sealed chunk and all new output."""
-        for chunk in spool.pending(self._dir):
+        for chunk in spool.pending_chunks(self._dir):
             await self._api.put_chunk(self._attempt_id, chunk)
             spool.mark_acknowledged(chunk)
         for path in sorted(self._dir.glob("*.log")) if self._send_logs else ():
@@ -52,10 +52,10 @@ class Uploader:
         """Send the rest, the completion markers, and the manifest of it all."""
         await self.send_pending()
         for process in processes:
-            marker = spool.done(self._dir, process)
+            marker = spool.completion_marker(self._dir, process)
             if marker is not None:
                 await self._api.put_completion(self._attempt_id, process, marker)
-        request = CompleteAttempt(processes=tuple(processes), manifest=spool.manifests(self._dir))
+        request = CompleteAttempt(processes=tuple(processes), manifest=spool.sealed_manifests(self._dir))
         sent_again: set[_Place] = set()
         while True:
             try:
@@ -73,7 +73,7 @@ class Uploader:
         """Send what the server lacks, although it may have acknowledged it; says what that was."""
         logger.warning("the server lacks %d chunks; sending them again", len(wanted))
         sent = set()
-        for chunk in spool.chunks(self._dir):
+        for chunk in spool.sealed_chunks(self._dir):
             place = (chunk.process, chunk.stream.value, chunk.seq)
             if place in wanted:
                 await self._api.put_chunk(self._attempt_id, chunk)

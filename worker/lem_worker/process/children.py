@@ -18,8 +18,8 @@ import psutil
 from lem_worker.process.protocol import (
     CONTROL_IN,
     CONTROL_OUT,
+    ControlMessage,
     FromProcess,
-    Message,
     decode_from_process,
     encode,
 )
@@ -44,7 +44,7 @@ def die_with_parent() -> None:
         sys.exit("the process that started this one is gone")
 
 
-class Exit(NamedTuple):
+class ProcessExit(NamedTuple):
     """How a process ended."""
 
     code: int
@@ -57,7 +57,7 @@ class Exit(NamedTuple):
         return f"ended with exit code {self.code}"
 
 
-class Supervised(Protocol):
+class SupervisedProcess(Protocol):
     """A process that can be heard, told something, waited for and ended."""
 
     name: str
@@ -66,10 +66,10 @@ class Supervised(Protocol):
     async def receive(self) -> FromProcess | None:
         """The next message; None when the process closed its end."""
 
-    def send(self, message: Message) -> None:
+    def send(self, message: ControlMessage) -> None:
         """Send a message."""
 
-    async def wait(self) -> Exit:
+    async def wait(self) -> ProcessExit:
         """Wait for its end."""
 
     async def kill(self, grace_s: float) -> None:
@@ -144,15 +144,15 @@ class Child:
         line = await self._reader.readline()
         return decode_from_process(line) if line.endswith(b"\n") else None
 
-    def send(self, message: Message) -> None:
+    def send(self, message: ControlMessage) -> None:
         """Send a message; a process that is gone doesn't get it."""
         if self._out >= 0:
             with contextlib.suppress(BrokenPipeError):
                 os.write(self._out, encode(message))
 
-    async def wait(self) -> Exit:
+    async def wait(self) -> ProcessExit:
         """Wait for its end."""
-        return Exit(await self._process.wait())
+        return ProcessExit(await self._process.wait())
 
     async def kill(self, grace_s: float) -> None:
         """End the whole group: SIGTERM, `grace_s` later SIGKILL, and return when no member lives."""

@@ -13,9 +13,9 @@ from lem_domain.states import FailureReason
 from lem_worker.process.protocol import (
     CONTROL_IN,
     CONTROL_OUT,
+    ControlMessage,
     Failed,
     Joined,
-    Message,
     ToProcess,
     decode_to_process,
     encode,
@@ -69,7 +69,7 @@ class ControlPipes:
         pipes.send(joined)
         return pipes
 
-    def send(self, message: Message) -> None:
+    def send(self, message: ControlMessage) -> None:
         """Raises DaemonGone when nobody reads."""
         line = encode(message)
         try:

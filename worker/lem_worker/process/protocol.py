@@ -25,13 +25,13 @@ NO_ACCELERATE = 3
 """The launcher's exit code where accelerate is not installed."""
 
 
-class Message(BaseModel):
+class ControlMessage(BaseModel):
     """Frozen and strict."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class RankJob(Message):
+class RankJob(ControlMessage):
     """Everything a rank needs."""
 
     attempt_id: str
@@ -50,7 +50,7 @@ class RankJob(Message):
     devices: tuple[Device, ...] = Field(description="The leased devices, in order.")
 
 
-class SamplerJob(Message):
+class SamplerJob(ControlMessage):
     """Everything the sampler needs."""
 
     attempt_id: str
@@ -66,7 +66,7 @@ BaselineContext = Literal["idle", "ready", "ready_after"]
 # --- from a process to the daemon -------------------------------------------------------------------------------------
 
 
-class Joined(Message):
+class Joined(ControlMessage):
     """The first line of a rank that connects by itself: who it is, and among how many it was started."""
 
     rank: int = Field(ge=0)
@@ -74,7 +74,7 @@ class Joined(Message):
     pid: int
 
 
-class PhaseEdge(Message):
+class PhaseEdge(ControlMessage):
     """A phase began or ended in this process (the evidence holds the same mark)."""
 
     type: Literal["phase"] = "phase"
@@ -83,26 +83,26 @@ class PhaseEdge(Message):
     time_ns: int
 
 
-class Loaded(Message):
+class Loaded(ControlMessage):
     """The engine is up and waits for `WarmUp`; this is what it says of itself."""
 
     type: Literal["loaded"] = "loaded"
     effective_config: EffectiveConfig
 
 
-class Measured(Message):
+class Measured(ControlMessage):
     """The last request is done; the engine is still loaded and waits for `Finish`."""
 
     type: Literal["measured"] = "measured"
 
 
-class Ready(Message):
+class Ready(ControlMessage):
     """Warm, and waiting for `Go` before the first measured request."""
 
     type: Literal["ready"] = "ready"
 
 
-class Tick(Message):
+class Tick(ControlMessage):
     """A sign of life with the work done so far; at most about two a second."""
 
     type: Literal["tick"] = "tick"
@@ -118,7 +118,7 @@ class Tick(Message):
     )
 
 
-class SourceReport(Message):
+class SourceReport(ControlMessage):
     """One energy source, opened or not."""
 
     name: str
@@ -128,7 +128,7 @@ class SourceReport(Message):
     reason: str | None = Field(default=None, description="Why it could not be opened, or why it stopped.")
 
 
-class Sampling(Message):
+class SamplingStarted(ControlMessage):
     """The sampler has its first samples; the ranks may start."""
 
     type: Literal["sampling"] = "sampling"
@@ -138,7 +138,7 @@ class Sampling(Message):
     )
 
 
-class Baselined(Message):
+class BaselineTaken(ControlMessage):
     """The sampler's answer to `Baseline`: the phase is over."""
 
     type: Literal["baselined"] = "baselined"
@@ -148,14 +148,14 @@ class Baselined(Message):
     parts_w: dict[str, float] = Field(default_factory=dict, description="Mean power by device UUID or host domain.")
 
 
-class Settled(Message):
+class Settled(ControlMessage):
     """The sampler's answer to `Settle`: the conditions hold, or the time is up."""
 
     type: Literal["settled"] = "settled"
     settled: bool
 
 
-class Done(Message):
+class Done(ControlMessage):
     """The process has sealed all its evidence and ends."""
 
     type: Literal["done"] = "done"
@@ -163,7 +163,7 @@ class Done(Message):
     summary: dict[str, JsonValue]
 
 
-class Failed(Message):
+class Failed(ControlMessage):
     """The process can't go on; its evidence so far is sealed."""
 
     type: Literal["failed"] = "failed"
@@ -173,21 +173,21 @@ class Failed(Message):
 
 
 FromProcess = Annotated[
-    PhaseEdge | Loaded | Ready | Measured | Tick | Sampling | Baselined | Settled | Done | Failed,
+    PhaseEdge | Loaded | Ready | Measured | Tick | SamplingStarted | BaselineTaken | Settled | Done | Failed,
     Field(discriminator="type"),
 ]
 
 # --- from the daemon to a process -------------------------------------------------------------------------------------
 
 
-class WarmUp(Message):
+class WarmUp(ControlMessage):
     """To a rank: the baseline is taken; warm up. While it does, `Trend` tells it of the power."""
 
     type: Literal["warm_up"] = "warm_up"
     power_known: bool = Field(default=False, description="Some source tells power at all.")
 
 
-class Trend(Message):
+class PowerSlope(ControlMessage):
     """To a rank that warms up: change of power over the last stretch as a fraction of its mean; None before it is over,
     and when nobody tells any more."""
 
@@ -195,32 +195,32 @@ class Trend(Message):
     slope: float | None
 
 
-class Finish(Message):
+class Finish(ControlMessage):
     """To a rank: seal the evidence, unload the engine and end."""
 
     type: Literal["finish"] = "finish"
 
 
-class Go(Message):
+class Go(ControlMessage):
     """To a rank: the server knows that the window opens; send the first request."""
 
     type: Literal["go"] = "go"
 
 
-class Stop(Message):
+class Stop(ControlMessage):
     """To the sampler: take a last sample, seal the evidence and end."""
 
     type: Literal["stop"] = "stop"
 
 
-class Baseline(Message):
+class TakeBaseline(ControlMessage):
     """To the sampler: nothing works now; take the power of that until it is steady."""
 
     type: Literal["baseline"] = "baseline"
     context: BaselineContext
 
 
-class ReuseBaseline(Message):
+class ReuseBaseline(ControlMessage):
     """To the sampler: an idle baseline of an earlier attempt stands for this one's; write it down."""
 
     type: Literal["reuse_baseline"] = "reuse_baseline"
@@ -229,21 +229,21 @@ class ReuseBaseline(Message):
     taken_by: str
 
 
-class Settle(Message):
+class Settle(ControlMessage):
     """To the sampler: say when the devices are as cool as `settle` asks for."""
 
     type: Literal["settle"] = "settle"
 
 
 ToProcess = Annotated[
-    WarmUp | Trend | Go | Finish | Stop | Baseline | ReuseBaseline | Settle, Field(discriminator="type")
+    WarmUp | PowerSlope | Go | Finish | Stop | TakeBaseline | ReuseBaseline | Settle, Field(discriminator="type")
 ]
 
 _from_process: TypeAdapter[FromProcess] = TypeAdapter(FromProcess)
 _to_process: TypeAdapter[ToProcess] = TypeAdapter(ToProcess)
 
 
-def encode(message: Message) -> bytes:
+def encode(message: ControlMessage) -> bytes:
     """One line."""
     return message.model_dump_json().encode() + b"\n"
 

@@ -226,7 +226,7 @@ def write_model(path: Path, model: BaseModel) -> None:
     write_durably(path, model.model_dump_json().encode())
 
 
-def chunks(attempt_dir: Path) -> Iterator[SpooledChunk]:
+def sealed_chunks(attempt_dir: Path) -> Iterator[SpooledChunk]:
     """Every sealed chunk of an attempt, in order of process, stream and number."""
     for folder in sorted((attempt_dir / "chunks").glob("*/*")):
         for path in sorted(folder.iterdir()):
@@ -245,9 +245,9 @@ def chunks(attempt_dir: Path) -> Iterator[SpooledChunk]:
             )
 
 
-def pending(attempt_dir: Path) -> list[SpooledChunk]:
+def pending_chunks(attempt_dir: Path) -> list[SpooledChunk]:
     """Chunks that nobody acknowledged yet."""
-    return [chunk for chunk in chunks(attempt_dir) if not chunk.acknowledged]
+    return [chunk for chunk in sealed_chunks(attempt_dir) if not chunk.acknowledged]
 
 
 def mark_acknowledged(chunk: SpooledChunk) -> None:
@@ -262,10 +262,10 @@ def mark_acknowledged(chunk: SpooledChunk) -> None:
         _sync_folder(sent.parent)
 
 
-def manifests(attempt_dir: Path) -> tuple[StreamManifest, ...]:
+def sealed_manifests(attempt_dir: Path) -> tuple[StreamManifest, ...]:
     """What an attempt's folder says that there is, acknowledged or not."""
     by_stream: dict[tuple[str, StreamName], list[SpooledChunk]] = {}
-    for chunk in chunks(attempt_dir):
+    for chunk in sealed_chunks(attempt_dir):
         by_stream.setdefault((chunk.process, chunk.stream), []).append(chunk)
     return tuple(
         StreamManifest(
@@ -280,12 +280,12 @@ def manifests(attempt_dir: Path) -> tuple[StreamManifest, ...]:
     )
 
 
-def mark_done(attempt_dir: Path, process: str, marker: ProcessCompletion) -> None:
+def write_completion_marker(attempt_dir: Path, process: str, marker: ProcessCompletion) -> None:
     """A process wrote all that it was going to write."""
     write_model(attempt_dir / f"{process}.done.json", marker)
 
 
-def done(attempt_dir: Path, process: str) -> ProcessCompletion | None:
+def completion_marker(attempt_dir: Path, process: str) -> ProcessCompletion | None:
     """A process's completion marker; None when there is none that can be read."""
     try:
         return ProcessCompletion.model_validate_json((attempt_dir / f"{process}.done.json").read_bytes())
@@ -293,29 +293,29 @@ def done(attempt_dir: Path, process: str) -> ProcessCompletion | None:
         return None
 
 
-def is_whole(attempt_dir: Path, processes: Sequence[str]) -> bool:
+def is_complete(attempt_dir: Path, processes: Sequence[str]) -> bool:
     """Whether every process finished and all that it says it wrote is here, so that the attempt can be completed."""
     said: list[StreamManifest] = []
     for process in processes:
-        marker = done(attempt_dir, process)
+        marker = completion_marker(attempt_dir, process)
         if marker is None:
             return False
         said += marker.streams
-    return sorted(said, key=_place) == sorted(manifests(attempt_dir), key=_place)
+    return sorted(said, key=_place) == sorted(sealed_manifests(attempt_dir), key=_place)
 
 
-def sweep(attempt_dir: Path) -> None:
+def remove_partial_files(attempt_dir: Path) -> None:
     """Remove what was being written when its writer ended."""
     for path in attempt_dir.rglob(".*"):
         path.unlink(missing_ok=True)
 
 
-def remove(attempt_dir: Path) -> None:
+def remove_attempt(attempt_dir: Path) -> None:
     """Forget an attempt."""
     shutil.rmtree(attempt_dir, ignore_errors=True)
 
 
-def set_aside(attempt_dir: Path) -> Path:
+def quarantine(attempt_dir: Path) -> Path:
     """Take an attempt whose evidence the server refused out of the spool, for somebody to look at; says where it is."""
     kept = attempt_dir.parent.parent / "refused" / attempt_dir.name
     with _spool_errors(kept):

@@ -25,16 +25,16 @@ from lem_worker.process.failures import failure_of
 from lem_worker.process.power_trend import trend_s
 from lem_worker.process.protocol import (
     CONTROL_SOCKET,
+    ControlMessage,
     Done,
     Finish,
     Go,
     Joined,
     Loaded,
     Measured,
-    Message,
+    PowerSlope,
     RankJob,
     Ready,
-    Trend,
     WarmUp,
 )
 from lem_worker.process.spool import EvidenceWriter
@@ -50,7 +50,7 @@ from lem_worker.rank.token_digests import OutputLedger, digest_of_set, digest_of
 from lem_worker.rank.warmup import Assessment, PowerTrend, warm_up
 from lem_worker.rank.window_length import Goal
 
-M = TypeVar("M", bound=Message)
+M = TypeVar("M", bound=ControlMessage)
 
 _FLUSH_S = 5.0
 """Rows older than this go to the spool, so that they can be uploaded while the window is open."""
@@ -163,7 +163,7 @@ class Rank:
             def power() -> PowerTrend:
                 nonlocal slope
                 while (message := self._control.receive(0)) is not None:
-                    if isinstance(message, Trend):
+                    if isinstance(message, PowerSlope):
                         slope = message.slope
                 return PowerTrend(power_known, slope, trend_s(self._config.energy.interval_ms))
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from lem_domain.config.measurement import TrafficConfig
 from lem_domain.evidence.streams import PhaseName
 from lem_worker.backends import ContinuousBackend, InferenceBackend, LockstepBackend
-from lem_worker.process.protocol import Message, Tick
+from lem_worker.process.protocol import ControlMessage, Tick
 from lem_worker.rank.prompts import PreparedPrompt, Request, repeated, requests_of
 from lem_worker.rank.recorder import Recorder
 from lem_worker.rank.request_feed import Intake
@@ -36,7 +36,7 @@ class Ticker:
     def __init__(
         self,
         phase: PhaseName,
-        send: Callable[[Message], None],
+        send: Callable[[ControlMessage], None],
         begin_ns: int,
         fraction: Callable[[int, int], float] | None = None,
     ) -> None:

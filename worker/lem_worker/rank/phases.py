@@ -8,13 +8,13 @@ from typing import Literal
 
 from lem_domain.evidence.streams import PhaseName
 from lem_worker.process.evidence_rows import Clock, EvidenceRows
-from lem_worker.process.protocol import Message, PhaseEdge
+from lem_worker.process.protocol import ControlMessage, PhaseEdge
 
 
 class Phases:
     """`current` is the phase that was begun last; a failed phase is ended too."""
 
-    def __init__(self, rows: EvidenceRows, send: Callable[[Message], None], clock: Clock) -> None:
+    def __init__(self, rows: EvidenceRows, send: Callable[[ControlMessage], None], clock: Clock) -> None:
         self.current = PhaseName.LOAD
         self._rows = rows
         self._send = send

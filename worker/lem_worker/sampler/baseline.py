@@ -10,7 +10,7 @@ from pydantic.types import JsonValue
 from lem_domain.config.measurement import BaselineConfig, SettleConfig
 from lem_domain.evidence.streams import PhaseName
 from lem_worker.process.evidence_rows import EvidenceRows
-from lem_worker.process.protocol import Baseline, Baselined, Message, Settle, Settled
+from lem_worker.process.protocol import BaselineTaken, ControlMessage, Settle, Settled, TakeBaseline
 from lem_worker.sampler.stationarity import MOST_RELATIVE_ERROR, PowerHistory
 
 IDLE_TOLERANCE = 0.10
@@ -53,27 +53,27 @@ class Quiet:
         self._phases = phases
         self._readings = readings
         self._history = history
-        self._waiting: Baseline | Settle | None = None
+        self._waiting: TakeBaseline | Settle | None = None
         self._began_ns = 0
         self._told_ns = 0
         self._untold_looks = 0
         self._ready_w: float | None = None
 
-    def begin(self, what: Baseline | Settle, now_ns: int) -> None:
+    def begin(self, what: TakeBaseline | Settle, now_ns: int) -> None:
         """Begin to wait."""
         self._waiting, self._began_ns = what, now_ns
         self._told_ns, self._untold_looks = now_ns, 0
         self._readings.begin_means()
-        self._mark(what, "begin", now_ns, {"context": what.context} if isinstance(what, Baseline) else {})
+        self._mark(what, "begin", now_ns, {"context": what.context} if isinstance(what, TakeBaseline) else {})
 
-    def look(self, now_ns: int) -> Message | None:
+    def look(self, now_ns: int) -> ControlMessage | None:
         """The answer, once the wait is over."""
         if self._is_told():
             self._told_ns, self._untold_looks = now_ns, 0
         else:
             self._untold_looks += 1
         match self._waiting:
-            case Baseline() as baseline:
+            case TakeBaseline() as baseline:
                 return self._look_at_baseline(baseline, now_ns)
             case Settle() as settle:
                 return self._look_at_settling(settle, now_ns)
@@ -81,12 +81,12 @@ class Quiet:
 
     def end(self, now_ns: int) -> None:
         """Nobody waits any more; an open phase is closed as it is."""
-        if isinstance(self._waiting, Baseline):
+        if isinstance(self._waiting, TakeBaseline):
             self._close_baseline(self._waiting, now_ns, stationary=False)
         elif isinstance(self._waiting, Settle):
             self._close_settling(self._waiting, now_ns, settled=False)
 
-    def _look_at_baseline(self, baseline: Baseline, now_ns: int) -> Message | None:
+    def _look_at_baseline(self, baseline: TakeBaseline, now_ns: int) -> ControlMessage | None:
         seconds = (now_ns - self._began_ns) / 1e9
         if seconds < self._baseline.min_s:
             return None
@@ -96,7 +96,7 @@ class Quiet:
             return None
         return self._close_baseline(baseline, now_ns, stationary=stationary)
 
-    def _close_baseline(self, baseline: Baseline, now_ns: int, *, stationary: bool) -> Baselined:
+    def _close_baseline(self, baseline: TakeBaseline, now_ns: int, *, stationary: bool) -> BaselineTaken:
         error = self._error()
         power_w = None if self._readings.power_w() is None else self._history.mean_w(self._began_ns)
         if baseline.context == "ready":
@@ -107,11 +107,11 @@ class Quiet:
             "standard_error": error,
         }
         self._mark(baseline, "end", now_ns, detail)
-        return Baselined(
+        return BaselineTaken(
             context=baseline.context, stationary=stationary, power_w=power_w, parts_w=self._readings.means_w()
         )
 
-    def _look_at_settling(self, settle: Settle, now_ns: int) -> Message | None:
+    def _look_at_settling(self, settle: Settle, now_ns: int) -> ControlMessage | None:
         settled = self._unsettled() is None
         if settled or self._is_untold(now_ns) or (now_ns - self._began_ns) / 1e9 >= self._settle.max_s:
             return self._close_settling(settle, now_ns, settled=settled)
@@ -145,7 +145,7 @@ class Quiet:
 
     def _is_told(self) -> bool:
         """Somebody tells what the wait is for."""
-        of_power = isinstance(self._waiting, Baseline) or self._settle.idle_power
+        of_power = isinstance(self._waiting, TakeBaseline) or self._settle.idle_power
         of_temperature = isinstance(self._waiting, Settle) and self._settle.temperature_c is not None
         return not (of_power and self._readings.power_w() is None) and not (
             of_temperature and self._readings.hottest_c() is None
@@ -155,9 +155,9 @@ class Quiet:
         return self._untold_looks >= _FEWEST_LOOKS and (now_ns - self._told_ns) / 1e9 >= UNTOLD_S
 
     def _mark(
-        self, what: Baseline | Settle, edge: Literal["begin", "end"], now_ns: int, detail: dict[str, JsonValue]
+        self, what: TakeBaseline | Settle, edge: Literal["begin", "end"], now_ns: int, detail: dict[str, JsonValue]
     ) -> None:
-        phase = PhaseName.BASELINE if isinstance(what, Baseline) else PhaseName.SETTLE
+        phase = PhaseName.BASELINE if isinstance(what, TakeBaseline) else PhaseName.SETTLE
         self._phases.append(phase=phase.value, edge=edge, time_ns=now_ns, detail=json.dumps(detail) if detail else None)
         if edge == "end":
             self._waiting = None

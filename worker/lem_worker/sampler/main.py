@@ -18,8 +18,16 @@ from lem_worker.process import children as processes
 from lem_worker.process.control import ControlPipes, DaemonGone, send_failure
 from lem_worker.process.failures import failure_of
 from lem_worker.process.power_trend import trend_s
-from lem_worker.process.protocol import Baseline, Done, ReuseBaseline, SamplerJob, Settle, Stop, Tick
-from lem_worker.process.protocol import Sampling as SamplingMessage
+from lem_worker.process.protocol import (
+    Done,
+    ReuseBaseline,
+    SamplerJob,
+    SamplingStarted,
+    Settle,
+    Stop,
+    TakeBaseline,
+    Tick,
+)
 from lem_worker.process.spool import EvidenceWriter
 from lem_worker.sampler.baseline import Quiet
 from lem_worker.sampler.cadence import DeadlineGrid
@@ -78,7 +86,7 @@ class SamplerProcess:
     def _sample(self) -> dict[str, JsonValue]:
         be_ready()
         reports = self._sampling.open(self._job.devices)
-        self._control.send(SamplingMessage(sources=reports, devices=tuple(self._sampling.facts())))
+        self._control.send(SamplingStarted(sources=reports, devices=tuple(self._sampling.facts())))
         cpu_before, began_ns = time.process_time(), time.monotonic_ns()
         interval_ns = self._job.config.energy.interval_ms * 1_000_000
         grid = DeadlineGrid(began_ns, interval_ns)
@@ -109,7 +117,7 @@ class SamplerProcess:
             match self._control.receive(wait_s):
                 case Stop():
                     return
-                case Baseline() | Settle() as wait:
+                case TakeBaseline() | Settle() as wait:
                     self._quiet.begin(wait, time.monotonic_ns())
                 case ReuseBaseline() as kept:
                     self._sampling.event(
