@@ -4,7 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 VENV_VLLM := .venv-vllm
 
-.PHONY: demo test test-slow venv-vllm test-vllm chaos lint format bench bench-vllm gpu-check reference up clean
+.PHONY: help demo test test-slow venv-vllm test-vllm chaos lint format bench bench-vllm gpu-check reference up clean
+
+help:  ## List the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1|/' | awk -F'|' '{printf "  %-12s %s\n", $$1, $$2}'
 
 $(VENV)/.installed: pyproject.toml requirements/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -36,10 +39,10 @@ test-vllm: $(VENV)/.installed $(VENV_VLLM)/.installed  ## The vLLM backend on th
 chaos: $(VENV)/.installed  ## Ten minutes of kills and cuts, then an audit of what is left (SECONDS=60 for less).
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m chaos --seconds $(or $(SECONDS),600)
 
-lint: $(VENV)/.installed  ## Style, types, layers.
+lint: $(VENV)/.installed  ## Check style, types, layers, dead code and wording.
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && PYTHONPATH=. $(BIN)/lint-imports
 
-format: $(VENV)/.installed
+format: $(VENV)/.installed  ## Repair style.
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 bench: $(VENV)/.installed  ## Ratios against named peers, printed.
@@ -57,5 +60,5 @@ reference: $(VENV)/.installed  ## Write docs/reference/ from the models and the 
 up: $(VENV)/.installed  ## Server and workers on this machine, until Ctrl-C.
 	$(BIN)/lemctl up
 
-clean:
+clean:  ## Remove environments and caches.
 	rm -rf $(VENV) $(VENV_VLLM) .pytest_cache .mypy_cache .ruff_cache .demo
