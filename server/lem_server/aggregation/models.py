@@ -1,4 +1,4 @@
-"""Table of aggregates, addressed by what went into them; `result` keeps its canonical text byte for byte."""
+"""Table of aggregates, keyed by the digest of their inputs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ aggregates = Table(
     Column("method", Text, nullable=False),
     Column("parameters", JSONB, nullable=False),
     Column("evidence_sha256", LargeBinary, nullable=False),
+    # JSON, not JSONB: it keeps the canonical text byte for byte.
     Column("result", JSON, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Index("ix_aggregates_run_id", "run_id", "created_at"),

@@ -1,4 +1,4 @@
-"""Tables of campaigns and their experiments."""
+"""Tables of campaigns, their experiments, their placements and their devices."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ experiments = Table(
     UniqueConstraint("campaign_id", "ordinal", name="uq_experiments_campaign_id_ordinal"),
 )
 
+# Placements of a campaign, one row per decision; the unique index allows one current row each for real and simulated.
 campaign_places = Table(
     "campaign_places",
     metadata,

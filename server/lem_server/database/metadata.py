@@ -1,4 +1,4 @@
-"""The shared metadata of every capability's tables; a test compares it with what the migrations make."""
+"""The SQLAlchemy metadata that every capability's tables register in, with the names of constraints."""
 
 from __future__ import annotations
 

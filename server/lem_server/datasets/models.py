@@ -1,4 +1,4 @@
-"""Table of uploaded sets of prompts, addressed by the digest of their texts."""
+"""Table of uploaded sets of prompts, keyed by the digest of their texts."""
 
 from __future__ import annotations
 

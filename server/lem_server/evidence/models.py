@@ -1,4 +1,4 @@
-"""Tables of the raw evidence: chunks as they came, completion markers of processes, and their output."""
+"""Tables of the raw evidence: uploaded chunks, completion markers of processes, and their logs."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ chunks = Table(
     Column("bytes", Integer, nullable=False),
     Column("body", LargeBinary, nullable=False),
     Column("received_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    # Each partition is vacuumed and indexed alone; the migration creates them.
     postgresql_partition_by="HASH (attempt_id)",
 )
 

