@@ -16,11 +16,12 @@ from lem_client.bundles import bundle_being_written, bundle_to_be_sent, verified
 from lem_client.errors import AnswerError
 from lem_client.events import Event, Following
 from lem_client.operations import Operation, ServerVersion
-from lem_client.transport import Retries, Sender
+from lem_client.transport import Sender
 from lem_domain.bundle import Progress, Verified
 from lem_domain.config.campaign import CampaignSpec
 from lem_domain.config.execution import Placement
 from lem_domain.results.run import RunResult
+from lem_domain.retries import CLIENT_RETRIES, RetryPolicy
 from lem_domain.states import CampaignState, RunState
 from lem_domain.wire.base import Page
 from lem_domain.wire.campaigns import (
@@ -52,7 +53,7 @@ class Client:
         *,
         token: str | None = None,
         token_file: Path | None = None,
-        retries: Retries | None = None,
+        retries: RetryPolicy = CLIENT_RETRIES,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         found = token if token is not None else credentials.find_token(token_file)

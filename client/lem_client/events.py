@@ -10,7 +10,7 @@ from typing import Annotated, Final, NamedTuple, TypeAlias
 from pydantic import Field, TypeAdapter, ValidationError
 
 from lem_client.errors import AnswerError, ServerFailed, ServerUnreachable, unexpected
-from lem_client.transport import Retries
+from lem_domain.retries import STREAM_RETRIES, RetryPolicy
 from lem_domain.states import ENDED_STATES
 from lem_domain.wire.events import CampaignEvent, RunProgressEvent, RunTransitionEvent
 
@@ -102,14 +102,19 @@ class Following:
     """One followed stream over any number of connections: where to go on, and when to give up."""
 
     def __init__(
-        self, path: str, *, one_run: bool = False, last_event_id: str | None = None, retries: Retries | None = None
+        self,
+        path: str,
+        *,
+        one_run: bool = False,
+        last_event_id: str | None = None,
+        retries: RetryPolicy = STREAM_RETRIES,
     ) -> None:
         self.path = path
         self.over = False
         self._one_run = one_run
         self._nothing_more = False
         self._last_event_id = last_event_id or ""
-        self._retries = retries or Retries(attempts=10, first_pause_s=0.5, longest_pause_s=10.0)
+        self._retries = retries
         self._failures = 0
         self._parser = SseParser()
 
@@ -149,7 +154,7 @@ class Following:
 
     def may_pass(self, error: AnswerError) -> bool:
         """Whether a refusal is one that goes away: the server is starting, stopping or busy."""
-        return error.status in (429, 503)
+        return self._retries.is_transient(error.status)
 
     def pause_s(self, url: str, problem: Exception | None) -> float:
         """How long to wait before connecting again.
@@ -158,6 +163,6 @@ class Following:
             ServerUnreachable: it was tried often enough without one event.
         """
         self._failures += 1
-        if self._failures >= self._retries.attempts:
+        if self._retries.attempts is not None and self._failures >= self._retries.attempts:
             raise ServerUnreachable(url, str(problem or "the stream ends again and again")) from problem
-        return self._retries.pause_s(self._failures)
+        return self._retries.delay_s(self._failures)

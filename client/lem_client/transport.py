@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from typing import IO, Any, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
+from tenacity import AsyncRetrying, RetryCallState, Retrying, stop_after_attempt, stop_never
 
 from lem_client.errors import (
     NoAnswerInTime,
@@ -26,6 +25,7 @@ from lem_client.errors import (
 )
 from lem_client.operations import Operation
 from lem_domain.bundle import MEDIA_TYPE, Progress
+from lem_domain.retries import CLIENT_RETRIES, RetryPolicy
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -40,29 +40,11 @@ STREAM_SILENCE_S = 45.0
 """The server sends a comment every 15 s; a stream that misses three is dead."""
 STREAM_TIMEOUT = httpx.Timeout(10.0, read=STREAM_SILENCE_S)
 
-_AGAIN = frozenset({429, 503})
-
-
-@dataclass(frozen=True)
-class Retries:
-    """How often a repeatable request is sent, and how long to wait in between: doubled each time, with full jitter."""
-
-    attempts: int = 4
-    first_pause_s: float = 0.4
-    longest_pause_s: float = 10.0
-    spread: Callable[[], float] = random.random
-
-    def pause_s(self, attempt: int, retry_after: str | None = None) -> float:
-        """The pause after the given attempt (from 1); at least what the server asked for, within the bound."""
-        backoff = self.first_pause_s * 2.0 ** (attempt - 1) * self.spread()
-        asked = float(retry_after) if retry_after is not None and retry_after.isdecimal() else 0.0
-        return min(max(backoff, asked), self.longest_pause_s)
-
 
 class Exchange:
     """What both senders share: how a request is made, when it is sent again, what its answer means."""
 
-    def __init__(self, url: str, token: str | None, retries: Retries) -> None:
+    def __init__(self, url: str, token: str | None, retries: RetryPolicy) -> None:
         self.url = url
         self._token = token
         self._retries = retries
@@ -92,18 +74,32 @@ class Exchange:
             operation.method, operation.path, params=dict(operation.parameters), content=content, headers=headers
         )
 
-    def pause_after(self, operation: Operation[M], attempt: int, outcome: httpx.Response | Exception) -> float | None:
-        """How long to wait before sending again; None where that isn't done."""
-        if attempt >= self._retries.attempts:
-            return None
-        if isinstance(outcome, httpx.Response):
-            again = operation.repeatable and outcome.status_code in _AGAIN
-            return self._retries.pause_s(attempt, outcome.headers.get("Retry-After")) if again else None
-        # Where no connection came about nothing was sent, whatever it was.
-        sent = not isinstance(outcome, httpx.ConnectError | httpx.ConnectTimeout)
-        if isinstance(outcome, httpx.ReadTimeout) or (sent and not operation.repeatable):
-            return None
-        return self._retries.pause_s(attempt)
+    def retrying(self, operation: Operation[M]) -> dict[str, Any]:
+        """Options of tenacity's loop around the sending of an operation; it ends with the last response or error."""
+        limit = self._retries.attempts
+
+        def is_retried(state: RetryCallState) -> bool:
+            match _outcome(state):
+                case httpx.Response() as response:
+                    return operation.repeatable and self._retries.is_transient(response.status_code)
+                case httpx.ConnectError() | httpx.ConnectTimeout():
+                    return True  # without a connection nothing was sent
+                case httpx.ReadTimeout():
+                    return False  # another attempt would wait for the same five minutes
+                case error:
+                    return operation.repeatable and isinstance(error, httpx.TransportError)
+
+        return {
+            "retry": is_retried,
+            "wait": self._delay_s,
+            "stop": stop_never if limit is None else stop_after_attempt(limit),
+            "retry_error_callback": lambda state: state.outcome and state.outcome.result(),
+        }
+
+    def _delay_s(self, state: RetryCallState) -> float:
+        outcome = _outcome(state)
+        asked = outcome.headers.get("Retry-After") if isinstance(outcome, httpx.Response) else None
+        return self._retries.delay_s(state.attempt_number, asked)
 
     def headers_of_file(self, size: int) -> dict[str, str]:
         """The headers of a bundle that is sent."""
@@ -138,11 +134,11 @@ class Sender:
         url: str,
         token: str | None,
         *,
-        retries: Retries | None = None,
+        retries: RetryPolicy = CLIENT_RETRIES,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._exchange = Exchange(url, token, retries or Retries())
+        self._exchange = Exchange(url, token, retries)
         self._client = httpx.Client(**self._exchange.client_options(), transport=transport)
         self._sleep = sleep
 
@@ -153,21 +149,12 @@ class Sender:
 
     def send(self, operation: Operation[M]) -> M:
         """The operation's answer."""
-        attempt = 0
-        while True:
-            attempt += 1
-            outcome: httpx.Response | httpx.TransportError
-            try:
-                outcome = self._client.send(self._exchange.request(self._client, operation))
-            except httpx.TransportError as error:
-                outcome = error
-            pause = self._exchange.pause_after(operation, attempt, outcome)
-            if pause is not None:
-                self._sleep(pause)
-            elif isinstance(outcome, httpx.Response):
-                return self._exchange.answer(operation, outcome)
-            else:
-                raise self._exchange.failure(outcome) from outcome
+        retrying = Retrying(sleep=self._sleep, **self._exchange.retrying(operation))
+        try:
+            response = retrying(self._client.send, self._exchange.request(self._client, operation))
+        except httpx.TransportError as error:
+            raise self._exchange.failure(error) from error
+        return self._exchange.answer(operation, response)
 
     @contextmanager
     def stream(self, path: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
@@ -224,11 +211,11 @@ class AsyncSender:
         url: str,
         token: str | None,
         *,
-        retries: Retries | None = None,
+        retries: RetryPolicy = CLIENT_RETRIES,
         transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._exchange = Exchange(url, token, retries or Retries())
+        self._exchange = Exchange(url, token, retries)
         self._client = httpx.AsyncClient(**self._exchange.client_options(), transport=transport)
         self._sleep = sleep
 
@@ -239,21 +226,14 @@ class AsyncSender:
 
     async def send(self, operation: Operation[M]) -> M:
         """The operation's answer."""
-        attempt = 0
-        while True:
-            attempt += 1
-            outcome: httpx.Response | httpx.TransportError
-            try:
-                outcome = await self._client.send(self._exchange.request(self._client, operation))
-            except httpx.TransportError as error:
-                outcome = error
-            pause = self._exchange.pause_after(operation, attempt, outcome)
-            if pause is not None:
-                await self._sleep(pause)
-            elif isinstance(outcome, httpx.Response):
-                return self._exchange.answer(operation, outcome)
-            else:
-                raise self._exchange.failure(outcome) from outcome
+        retrying = AsyncRetrying(sleep=self._sleep, **self._exchange.retrying(operation))
+        try:
+            response: httpx.Response = await retrying(
+                self._client.send, self._exchange.request(self._client, operation)
+            )
+        except httpx.TransportError as error:
+            raise self._exchange.failure(error) from error
+        return self._exchange.answer(operation, response)
 
     @asynccontextmanager
     async def stream(self, path: str, headers: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
@@ -306,6 +286,11 @@ class AsyncSender:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
+
+
+def _outcome(state: RetryCallState) -> httpx.Response | BaseException:
+    assert state.outcome is not None  # noqa: S101 - tenacity sets it before it decides
+    return state.outcome.exception() or state.outcome.result()
 
 
 def pieces_of(file: IO[bytes], progress: Progress | None) -> Iterator[bytes]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
@@ -15,9 +14,11 @@ from uuid import UUID
 
 import httpx
 from pydantic import BaseModel, ValidationError
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, retry_if_result, stop_after_attempt
 
 from lem_domain.errors import LemError, Problem, ProblemCode
 from lem_domain.evidence.streams import CHUNK_MEDIA_TYPE
+from lem_domain.retries import WORKER_RETRIES, RetryPolicy
 from lem_domain.wire.base import BOOT_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION, WORKER_HEADER, Page
 from lem_domain.wire.datasets import DatasetContent
 from lem_domain.wire.runs import AttemptView
@@ -41,11 +42,6 @@ if TYPE_CHECKING:  # the beat process calls the server too, and needs no Arrow f
     from lem_worker.process.spool import SpooledChunk
 
 logger = logging.getLogger(__name__)
-
-FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 30.0
-LONGEST_ASKED_PAUSE_S = 300.0
-"""A `Retry-After` beyond this is not waited for: a proxy's mistake must not hold a measurement for a day."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -81,7 +77,11 @@ class ManifestIncomplete(ServerRefused):
 
 
 class ServerApi:
-    """Calls of one boot of one worker. Connection faults, 429 and 5xx are tried again for ever, with full jitter."""
+    """Calls of one boot of one worker.
+
+    Every request is idempotent. After a connection error, 408, 429 or 5xx it is sent again until the server answers, as
+    `WORKER_RETRIES` states.
+    """
 
     def __init__(
         self,
@@ -91,6 +91,8 @@ class ServerApi:
         worker_id: str,
         boot_id: UUID,
         transport: httpx.AsyncBaseTransport | None = None,
+        retries: RetryPolicy | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         if not server.startswith(("http://", "https://")):
             raise LemError(f"{server!r} is no address of a server; one looks like http://lem.example:8420.")
@@ -107,7 +109,9 @@ class ServerApi:
             transport=transport,
         )
         self._server = server
-        self._waiting = False
+        self._retries = retries or WORKER_RETRIES
+        self._sleep = sleep
+        self._server_is_away = False
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -118,18 +122,18 @@ class ServerApi:
         return _read(Registered, await self._send("POST", "/api/v1/workers", body=request))
 
     async def sign_off(self, boot_id: UUID) -> None:
-        """Leave. A worker that ends must not wait for a server that is gone; only a connection that the server has just
-        closed is worth a second try."""
-        for tries_left in (1, 0):
-            try:
-                await self._client.post(
-                    f"/api/v1/workers/{self._worker_id}:sign_off", json={"boot_id": str(boot_id)}, timeout=5
-                )
-            except httpx.HTTPError as error:
-                if tries_left and isinstance(error, httpx.RemoteProtocolError):
-                    continue
-                logger.warning("could not sign off: %s", str(error) or type(error).__name__)
-            return
+        """Sign off, with one attempt: a worker that ends must not wait for a server that is away.
+
+        A second attempt follows where the server had just closed the idle connection.
+        """
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(2), retry=retry_if_exception_type(httpx.RemoteProtocolError), reraise=True
+        )
+        path = f"/api/v1/workers/{self._worker_id}:sign_off"
+        try:
+            await retrying(self._client.post, path, json={"boot_id": str(boot_id)}, timeout=5)
+        except httpx.HTTPError as error:
+            logger.warning("could not sign off: %s", str(error) or type(error).__name__)
 
     async def claim(self, request: ClaimRequest) -> Assignment | Later | None:
         """The next run; after waiting, `Later` where there is one that has to wait for something, else None."""
@@ -151,7 +155,7 @@ class ServerApi:
             headers={"Content-Type": "application/json"},
             timeout=10,
         )
-        if _is_passing(answer):
+        if self._is_transient(answer):
             answer.raise_for_status()
         _raise_refusal(answer)
         return _read(BeatAnswer, answer)
@@ -218,34 +222,43 @@ class ServerApi:
     ) -> httpx.Response:
         if body is not None:
             content, headers = body.model_dump_json().encode(), {"Content-Type": "application/json"}
-        pause_s = FIRST_PAUSE_S
-        while True:
-            asked_s = None
-            try:
-                answer = await self._client.request(method, path, content=content, headers=headers)
-            except httpx.TransportError as error:
-                why = f"no answer from {self._server} ({str(error) or type(error).__name__})"
-            else:
-                if not _is_passing(answer):
-                    if self._waiting:
-                        logger.info("the server answers again")
-                        self._waiting = False
-                    _raise_refusal(answer)
-                    return answer
-                why = f"{self._server} answered {answer.status_code}"
-                asked = answer.headers.get("retry-after", "")
-                asked_s = min(float(asked), LONGEST_ASKED_PAUSE_S) if asked.isdigit() else None
-            if not self._waiting:
-                logger.warning("%s; trying again until it does, nothing is lost meanwhile", why)
-                self._waiting = True
-            # What the server asks for is the least; the jitter on top keeps workers from coming back together.
-            await asyncio.sleep((asked_s or 0.0) + random.uniform(0, FIRST_PAUSE_S if asked_s else pause_s))
-            pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(httpx.TransportError) | retry_if_result(self._is_transient),
+            wait=self._delay_s,
+            before_sleep=self._log_once,
+            sleep=self._sleep,
+        )
+        answer: httpx.Response = await retrying(self._client.request, method, path, content=content, headers=headers)
+        if self._server_is_away:
+            logger.info("the server answers again")
+            self._server_is_away = False
+        _raise_refusal(answer)
+        return answer
+
+    def _is_transient(self, answer: httpx.Response) -> bool:
+        return self._retries.is_transient(answer.status_code)
+
+    def _delay_s(self, state: RetryCallState) -> float:
+        outcome = _outcome(state)
+        asked = outcome.headers.get("retry-after") if isinstance(outcome, httpx.Response) else None
+        return self._retries.delay_s(state.attempt_number, asked)
+
+    def _log_once(self, state: RetryCallState) -> None:
+        """Log the first failure of an outage; a server that is away for a night must not fill the log."""
+        if self._server_is_away:
+            return
+        self._server_is_away = True
+        outcome = _outcome(state)
+        if isinstance(outcome, httpx.Response):
+            why = f"{self._server} answered {outcome.status_code}"
+        else:
+            why = f"no answer from {self._server} ({str(outcome) or type(outcome).__name__})"
+        logger.warning("%s; retrying until it answers, nothing is lost meanwhile", why)
 
 
-def _is_passing(answer: httpx.Response) -> bool:
-    """Whether the same request may be answered otherwise later."""
-    return answer.status_code == HTTPStatus.TOO_MANY_REQUESTS or answer.is_server_error
+def _outcome(state: RetryCallState) -> httpx.Response | BaseException:
+    assert state.outcome is not None  # noqa: S101 - tenacity sets it before it decides
+    return state.outcome.exception() or state.outcome.result()
 
 
 def _read(model: type[M], answer: httpx.Response) -> M:

@@ -50,7 +50,7 @@ def test_a_plan_as_json_is_the_servers(lem: Lem) -> None:
 
 
 def test_a_plan_without_a_server_says_so(lem: Lem, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lem_client.transport.Retries.pause_s", lambda *_: 0.0)
+    monkeypatch.setattr("lem_domain.retries.RetryPolicy.delay_s", lambda *_: 0.0)
     answer = lem("plan", lem.file(), "--server", "http://127.0.0.1:9")
     assert answer.code == 0
     assert "night: 2 experiments, 4 runs" in answer.out
@@ -284,7 +284,7 @@ def test_the_doctor_looks_at_the_server(lem: Lem) -> None:
 
 
 def test_the_doctor_fails_without_a_server(lem: Lem, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lem_client.transport.Retries.pause_s", lambda *_: 0.0)
+    monkeypatch.setattr("lem_domain.retries.RetryPolicy.delay_s", lambda *_: 0.0)
     answer = lem("doctor", "--server", "http://127.0.0.1:9")
     assert answer.code == 1
     assert "fail  server       no LEM server answers" in answer.out

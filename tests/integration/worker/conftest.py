@@ -7,6 +7,7 @@ import select
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ import pytest
 
 from factories.fake_daemon import FAKES
 from factories.fake_server import FakeServer
+from lem_domain.retries import WORKER_RETRIES
 from lem_worker import server_api
 from lem_worker.daemon.daemon import Daemon
 from lem_worker.daemon.settings import WorkerSettings
@@ -143,8 +145,8 @@ def worker_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *sys.path]))
     monkeypatch.setenv("LEM_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(server_api, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(server_api, "LONGEST_PAUSE_S", 0.05)
+    short = replace(WORKER_RETRIES, first_delay_s=0.01, longest_delay_s=0.05)
+    monkeypatch.setattr(server_api, "WORKER_RETRIES", short)
     (tmp_path / "owner.token").write_text("secret")
 
 

@@ -67,7 +67,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
 def test_a_server_that_is_down_is_one_line_and_exit_code_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lem_client.transport.Retries.pause_s", lambda *_: 0.0)
+    monkeypatch.setattr("lem_domain.retries.RetryPolicy.delay_s", lambda *_: 0.0)
     code, _, err = run(capsys, "list", "--server", "http://127.0.0.1:9")
     assert code == 1
     assert err == "error: no LEM server answers at http://127.0.0.1:9; start one with `lemctl up` or set LEM_SERVER.\n"

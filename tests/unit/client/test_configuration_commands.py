@@ -27,7 +27,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lem_client.transport.Retries.pause_s", lambda *_: 0.0)
+    monkeypatch.setattr("lem_domain.retries.RetryPolicy.delay_s", lambda *_: 0.0)
 
 
 @pytest.fixture

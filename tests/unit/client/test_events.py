@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from lem_client.errors import ServerFailed, ServerUnreachable
 from lem_client.events import Following, Message, SseParser
-from lem_client.transport import Retries
+from lem_domain.retries import STREAM_RETRIES
 
 STREAM = (
     "\ufeff: hello\r\n\r\n"
@@ -106,7 +107,7 @@ def test_an_event_that_is_no_event_is_an_error() -> None:
 
 
 def test_following_gives_up_after_failures_in_a_row_but_not_after_some_in_all() -> None:
-    following = Following("/events", retries=Retries(attempts=3))
+    following = Following("/events", retries=replace(STREAM_RETRIES, attempts=3))
     for _ in range(5):
         following.pause_s("http://x", None)
         list(following.feed(campaign(settled=False)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -26,14 +27,16 @@ from lem_client.errors import (
     Unauthenticated,
 )
 from lem_client.operations import Operation
-from lem_client.transport import AsyncSender, Retries, Sender
+from lem_client.transport import AsyncSender, Sender
 from lem_domain.config.campaign import CampaignSpec
+from lem_domain.retries import CLIENT_RETRIES
 from lem_domain.wire.base import Page
 from lem_domain.wire.workers import WorkerView
 
 URL = "http://127.0.0.1:1"
 SPEC = CampaignSpec(name="a", experiment={"model": "builtin:tiny-llama"})
 ONCE = Operation("POST", "/readyz", operations.Health)
+LONGEST_DELAYS = replace(CLIENT_RETRIES, uniform=lambda _, high: high)
 Step = httpx.Response | Exception
 
 
@@ -53,16 +56,15 @@ class Server:
         return step
 
     def sender(self, **options: object) -> Sender:
-        retries = Retries(spread=lambda: 1.0)
-        return Sender(URL, "token", retries=retries, transport=httpx.MockTransport(self), sleep=self.pauses.append)
+        return Sender(
+            URL, "token", retries=LONGEST_DELAYS, transport=httpx.MockTransport(self), sleep=self.pauses.append
+        )
 
     def async_sender(self) -> AsyncSender:
         async def sleep(seconds: float) -> None:
             self.pauses.append(seconds)
 
-        return AsyncSender(
-            URL, None, retries=Retries(spread=lambda: 1.0), transport=httpx.MockTransport(self), sleep=sleep
-        )
+        return AsyncSender(URL, None, retries=LONGEST_DELAYS, transport=httpx.MockTransport(self), sleep=sleep)
 
 
 def ok() -> httpx.Response:
@@ -76,7 +78,12 @@ def refused(status: int, **members: object) -> httpx.Response:
 
 @pytest.mark.parametrize(
     "trouble",
-    [httpx.ConnectError("no"), httpx.ReadError("gone"), refused(503), refused(429), httpx.RemoteProtocolError("x")],
+    [
+        httpx.ConnectError("no"),
+        httpx.ReadError("gone"),
+        httpx.RemoteProtocolError("x"),
+        *(refused(status) for status in (408, 429, 502, 503, 504)),
+    ],
 )
 def test_a_repeatable_request_is_sent_again(trouble: Step) -> None:
     server = Server(trouble, trouble, ok())
@@ -124,10 +131,11 @@ def test_a_server_that_does_not_answer_is_not_asked_again() -> None:
         server.sender().send(operations.readiness())
 
 
-def test_the_server_says_how_long_to_wait_within_the_bound() -> None:
-    assert Retries(spread=lambda: 0.0).pause_s(1, "3") == 3
-    assert Retries().pause_s(1, "3600") == 10
-    assert Retries(spread=lambda: 0.0).pause_s(1, "Wed, 21 Oct 2015 07:28:00 GMT") == 0
+def test_the_delay_that_the_server_asks_for_is_observed() -> None:
+    busy = httpx.Response(503, headers={"Retry-After": "3"})
+    server = Server(busy, ok())
+    assert server.sender().send(operations.readiness()).status == "ok"
+    assert server.pauses == [3.4]
 
 
 @pytest.mark.parametrize(

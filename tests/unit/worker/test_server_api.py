@@ -13,7 +13,6 @@ import pytest
 
 from lem_domain.errors import LemError
 from lem_domain.wire.workers import EndAttempt, RegisterWorker
-from lem_worker import server_api
 from lem_worker.server_api import LeaseLost, ManifestIncomplete, NotAllowed, ServerApi, ServerRefused
 
 pytestmark = pytest.mark.anyio
@@ -36,18 +35,17 @@ Script = list[httpx.Response | Exception]
 
 
 @pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long it would have slept."""
-    slept: list[float] = []
+def pauses() -> list[float]:
+    return []
+
+
+def api(script: Script, pauses: list[float] | None = None, seen: list[httpx.Request] | None = None) -> ServerApi:
+    """Calls that are answered step by step; `pauses` gets how long each delay would have been."""
 
     async def sleep(seconds: float) -> None:
-        slept.append(seconds)
+        if pauses is not None:
+            pauses.append(seconds)
 
-    monkeypatch.setattr(server_api, "asyncio", type("Clock", (), {"sleep": staticmethod(sleep)}))
-    return slept
-
-
-def api(script: Script, seen: list[httpx.Request] | None = None) -> ServerApi:
     def answer(request: httpx.Request) -> httpx.Response:
         if seen is not None:
             seen.append(request)
@@ -56,7 +54,8 @@ def api(script: Script, seen: list[httpx.Request] | None = None) -> ServerApi:
             raise step
         return step
 
-    return ServerApi("http://lem", "secret", worker_id=WORKER, boot_id=uuid4(), transport=httpx.MockTransport(answer))
+    transport = httpx.MockTransport(answer)
+    return ServerApi("http://lem", "secret", worker_id=WORKER, boot_id=uuid4(), transport=transport, sleep=sleep)
 
 
 def refusal(status: int, code: str, **more: Any) -> httpx.Response:
@@ -69,17 +68,17 @@ async def test_a_worker_started_before_its_server_waits_and_says_so_once(
 ) -> None:
     script: Script = [httpx.ConnectError("refused")] * 12 + [httpx.Response(200, json=REGISTERED)]
     with caplog.at_level(logging.INFO, "lem_worker.server_api"):
-        await api(script).register(REGISTER)
+        await api(script, pauses).register(REGISTER)
     assert len(pauses) == 12
     assert max(pauses) <= 30
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert "no answer from http://lem" in caplog.text
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 507])
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 507])
 async def test_what_passes_is_tried_again(pauses: list[float], status: int) -> None:
     script: Script = [httpx.Response(status), httpx.Response(200, json=REGISTERED)]
-    await api(script).register(REGISTER)
+    await api(script, pauses).register(REGISTER)
     assert script == []
 
 
@@ -90,7 +89,7 @@ async def test_a_pause_that_the_server_asks_for_is_kept(pauses: list[float]) -> 
         httpx.Response(503, headers={"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}),
         httpx.Response(200, json=REGISTERED),
     ]
-    await api(script).register(REGISTER)
+    await api(script, pauses).register(REGISTER)
     assert 45 <= pauses[0] <= 46
     assert 300 <= pauses[1] <= 301
     assert pauses[2] <= 2
@@ -113,7 +112,7 @@ async def test_a_refusal_is_not_tried_again_and_says_what_the_server_said(
     pauses: list[float], answer: Callable[[], httpx.Response], error: type[ServerRefused]
 ) -> None:
     with pytest.raises(error, match=r"do this\.") as caught:
-        await api([answer()]).end("att_1", END)
+        await api([answer()], pauses).end("att_1", END)
     assert type(caught.value) is error
     assert pauses == []
 
@@ -138,7 +137,7 @@ async def test_an_address_without_a_scheme_is_refused_instead_of_waited_for() ->
 
 async def test_every_call_says_who_calls() -> None:
     seen: list[httpx.Request] = []
-    await api([httpx.Response(200, json=REGISTERED)], seen).register(REGISTER)
+    await api([httpx.Response(200, json=REGISTERED)], seen=seen).register(REGISTER)
     [request] = seen
     assert request.headers["authorization"] == "Bearer secret"
     assert request.headers["lem-worker"] == WORKER
