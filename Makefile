@@ -55,7 +55,7 @@ gpu-check: $(VENV)/.installed  ## On a machine with a GPU: can its measurements 
 	$(BIN)/python benchmarks/gpu_check.py --write docs/validation.md
 
 reference: $(VENV)/.installed  ## Write docs/reference/ from the models and the tests' marks.
-	$(BIN)/python -m tools.reference
+	$(BIN)/python -m tools.source_names && $(BIN)/python -m tools.reference
 
 up: $(VENV)/.installed  ## Server and workers on this machine, until Ctrl-C.
 	$(BIN)/lemctl up

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from lem_domain.config.model_base import ConfigModel, unit
 from lem_domain.config.rules import Rule
+from lem_domain.config.source_names import SourceName
 from lem_domain.ids import Sha256
 
 
@@ -239,7 +240,7 @@ class WarmupConfig(ConfigModel):
 class EnergyConfig(ConfigModel):
     """Where power and energy are read, and how often."""
 
-    sources: tuple[Literal["nvml", "rapl", "codecarbon", "simulated"], ...] | Literal["auto"] = Field(
+    sources: tuple[SourceName, ...] | Literal["auto"] = Field(
         default="auto", description="`auto` takes every source that the worker's machine has, or a list of names."
     )
     interval_ms: int = Field(

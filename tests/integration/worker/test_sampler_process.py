@@ -119,7 +119,7 @@ def test_the_host_is_measured_where_it_can_be_and_modelled_elsewhere(tmp_path: P
     rapl, codecarbon = process.until(SamplingStarted).sources
     assert (rapl.name, codecarbon.name) == ("rapl", "codecarbon")
     assert rapl.opened != codecarbon.opened, (rapl, codecarbon)
-    assert rapl.reason or codecarbon.reason == "not needed beside rapl"
+    assert rapl.reason or "rapl" in str(codecarbon.reason)
     process.send(Stop())
     process.until(Done)
     assert process.to_the_end() == 0
@@ -191,7 +191,7 @@ def test_a_gpu_that_dies_is_no_power_and_nothing_to_wait_for(
     [source] = process.until(Done).summary["sources"]
     assert process.to_the_end() == 0, process.stderr()
     assert f"of {uuid} (GPU is lost)" in source["reason"]
-    assert json.loads(str(rows(task, StreamName.PHASES)[1]["detail"]))["reason"] == "no source tells a temperature"
+    assert json.loads(str(rows(task, StreamName.PHASES)[1]["detail"]))["reason"].endswith("a temperature")
 
 
 def test_a_sampler_whose_daemon_is_gone_ends(tmp_path: Path, drive: Callable[..., Any]) -> None:

@@ -26,9 +26,9 @@ import json, os, time
 from pathlib import Path
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.wire.workers import Device, DeviceKind
-from lem_worker.sampler.sources import DeviceSample, PlannedSource, SourceEvent, SourceUnavailable, create_source
-from lem_worker.sampler.sources.nvml import NvmlSource
-from lem_worker.sampler.sampling import EnergyRequired, Sampling
+from lem_worker.sampler.energy_source import DeviceSample, SourceEvent, SourceUnavailable
+from lem_worker.sampler.sources.nvml import SPEC, NvmlSource
+from lem_worker.sampler.sampling import EnergyRequired, EnergySampler
 import pynvml
 
 CONFIG = ExperimentConfig.model_validate({"backend": "pytorch", "model": "m"})
@@ -590,12 +590,11 @@ class Rows:
         self.kept.append(row)
 
 clock = Clock()
-sampling = Sampling(
-    [PlannedSource("nvml")],
-    lambda name: create_source(name, CONFIG, clock),
+sampling = EnergySampler(
+    [SPEC],
+    CONFIG.model_copy(update={"energy": CONFIG.energy.model_copy(update={"required": ASKED["required"]})}),
     lambda stream: Rows(stream.value),
     clock,
-    required=ASKED["required"],
 )
 try:
     sampling.open(DEVICES)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from lem_domain.config.measurement import BaselineConfig, SettleConfig
 from lem_worker.process.protocol import BaselineTaken, ControlMessage, Settle, Settled, TakeBaseline
-from lem_worker.sampler.baseline import Quiet
+from lem_worker.sampler.baseline import IdlePhases
 from lem_worker.sampler.stationarity import PowerHistory
 
 SECOND = 1_000_000_000
@@ -17,7 +18,7 @@ TICK = SECOND // 20
 
 class Rows:
     def __init__(self) -> None:
-        self.rows: list[tuple[object, object, int, object]] = []
+        self.rows: list[tuple[object, object, int, Any]] = []
 
     def append(self, *, phase: str, edge: str, time_ns: int, detail: str | None) -> None:
         self.rows.append((phase, edge, time_ns, json.loads(detail) if detail else None))
@@ -35,7 +36,7 @@ class House:
         self.now_ns = 0
         self.phases = Rows()
         self.history = PowerHistory(5.0)
-        self.quiet = Quiet(
+        self.idle_phases = IdlePhases(
             baseline or BaselineConfig(min_s=3, max_s=10), settle or SettleConfig(), self.phases, self, self.history
         )
 
@@ -58,7 +59,7 @@ class House:
             self.now_ns += tick_ns
             if self.watts is not None:
                 self.history.add(self.now_ns, self.watts)
-            if (answer := self.quiet.look(self.now_ns)) is not None:
+            if (answer := self.idle_phases.check(self.now_ns)) is not None:
                 return answer
         return None
 
@@ -66,7 +67,7 @@ class House:
 @pytest.mark.proves("baseline.min_s", on="worker")
 def test_a_baseline_ends_at_its_minimum_when_power_is_steady() -> None:
     house = House()
-    house.quiet.begin(TakeBaseline(context="idle"), house.now_ns)
+    house.idle_phases.begin(TakeBaseline(context="idle"), house.now_ns)
     assert house.until_answer(20) == BaselineTaken(context="idle", stationary=True, power_w=50, parts_w={"GPU-0": 50})
     assert house.now_ns == pytest.approx(3 * SECOND, abs=TICK)
     assert house.phases.rows == [
@@ -78,7 +79,7 @@ def test_a_baseline_ends_at_its_minimum_when_power_is_steady() -> None:
 @pytest.mark.proves("baseline.max_s", on="worker")
 def test_a_baseline_that_does_not_become_steady_ends_at_its_cap_and_says_so() -> None:
     house = House()
-    house.quiet.begin(TakeBaseline(context="ready"), house.now_ns)
+    house.idle_phases.begin(TakeBaseline(context="ready"), house.now_ns)
     answer = None
     while answer is None:
         house.watts = 50.0 if (house.now_ns // SECOND) % 2 else 150.0
@@ -90,14 +91,14 @@ def test_a_baseline_that_does_not_become_steady_ends_at_its_cap_and_says_so() ->
 def test_a_baseline_without_any_power_does_not_wait_for_its_cap() -> None:
     house = House()
     house.watts = None
-    house.quiet.begin(TakeBaseline(context="idle"), house.now_ns)
+    house.idle_phases.begin(TakeBaseline(context="idle"), house.now_ns)
     assert house.until_answer(20) == BaselineTaken(context="idle", stationary=False, power_w=None)
     assert house.now_ns == pytest.approx(3 * SECOND, abs=TICK)
 
 
 def test_a_baseline_whose_power_ceases_is_neither_stationary_nor_a_power() -> None:
     house = House()
-    house.quiet.begin(TakeBaseline(context="ready"), house.now_ns)
+    house.idle_phases.begin(TakeBaseline(context="ready"), house.now_ns)
     assert house.until_answer(2.9) is None
     house.watts = None
     answer = house.until_answer(20)
@@ -109,7 +110,7 @@ def test_a_baseline_whose_power_ceases_is_neither_stationary_nor_a_power() -> No
 
 def test_a_power_that_is_not_told_for_a_moment_is_waited_for() -> None:
     house = House()
-    house.quiet.begin(TakeBaseline(context="ready"), house.now_ns)
+    house.idle_phases.begin(TakeBaseline(context="ready"), house.now_ns)
     assert house.until_answer(2.9) is None
     house.watts = None
     assert house.until_answer(1) is None
@@ -120,7 +121,7 @@ def test_a_power_that_is_not_told_for_a_moment_is_waited_for() -> None:
 
 def test_one_reading_that_fails_is_waited_for_however_seldom_power_is_read() -> None:
     house = House(baseline=BaselineConfig(min_s=15, max_s=60))
-    house.quiet.begin(TakeBaseline(context="ready"), house.now_ns)
+    house.idle_phases.begin(TakeBaseline(context="ready"), house.now_ns)
     tick_ns = 5 * SECOND
     assert house.until_answer(10, tick_ns) is None
     house.watts = None
@@ -131,28 +132,30 @@ def test_one_reading_that_fails_is_waited_for_however_seldom_power_is_read() -> 
 
 
 @pytest.mark.parametrize(
-    ("settle", "reason"),
+    ("settle", "missing"),
     [
-        (SettleConfig(temperature_c=35, max_s=600), "no source tells a temperature"),
-        (SettleConfig(idle_power=True, max_s=600), "no source tells a power"),
+        (SettleConfig(temperature_c=35, max_s=600), "temperature"),
+        (SettleConfig(idle_power=True, max_s=600), "power"),
     ],
 )
-def test_settling_does_not_wait_for_what_nobody_tells_any_more(settle: SettleConfig, reason: str) -> None:
+def test_settling_does_not_wait_for_what_nobody_tells_any_more(settle: SettleConfig, missing: str) -> None:
     house = House(settle=settle)
-    house.quiet.begin(TakeBaseline(context="ready"), house.now_ns)
+    house.idle_phases.begin(TakeBaseline(context="ready"), house.now_ns)
     house.until_answer(20)
     house.watts, begun_ns = 200.0, house.now_ns
-    house.quiet.begin(Settle(), house.now_ns)
+    house.idle_phases.begin(Settle(), house.now_ns)
     assert house.until_answer(5) is None
     house.watts = house.celsius = None
     assert house.until_answer(600) == Settled(settled=False)
     assert (house.now_ns - begun_ns) / SECOND == pytest.approx(7, abs=0.1)
-    assert house.phases.rows[-1][3] == {"settled": False, "reason": reason}
+    detail = house.phases.rows[-1][3]
+    assert detail["settled"] is False
+    assert detail["reason"].startswith("no source") and detail["reason"].endswith(missing)
 
 
 def test_without_a_condition_there_is_nothing_to_wait_for() -> None:
     house = House()
-    house.quiet.begin(Settle(), house.now_ns)
+    house.idle_phases.begin(Settle(), house.now_ns)
     assert house.until_answer(1) == Settled(settled=True)
     assert house.now_ns == TICK
 
@@ -160,10 +163,10 @@ def test_without_a_condition_there_is_nothing_to_wait_for() -> None:
 @pytest.mark.proves("settle.temperature_c", "settle.idle_power", on="worker")
 def test_settling_waits_for_temperature_and_idle_power() -> None:
     house = House(settle=SettleConfig(temperature_c=45, idle_power=True, max_s=60))
-    house.quiet.begin(TakeBaseline(context="ready"), house.now_ns)
+    house.idle_phases.begin(TakeBaseline(context="ready"), house.now_ns)
     house.until_answer(20)
     house.watts, house.celsius = 200.0, 60
-    house.quiet.begin(Settle(), house.now_ns)
+    house.idle_phases.begin(Settle(), house.now_ns)
     assert house.until_answer(5) is None
     house.celsius = 45
     assert house.until_answer(5) is None
@@ -175,19 +178,18 @@ def test_settling_waits_for_temperature_and_idle_power() -> None:
 @pytest.mark.proves("settle.max_s", on="worker")
 def test_settling_gives_up_at_its_cap_and_says_why() -> None:
     house = House(settle=SettleConfig(temperature_c=35, max_s=2))
-    house.quiet.begin(Settle(), house.now_ns)
+    house.idle_phases.begin(Settle(), house.now_ns)
     assert house.until_answer(5) == Settled(settled=False)
-    assert house.phases.rows[-1][3] == {
-        "settled": False,
-        "reason": "a device has 40 °C and settle.temperature_c is 35",
-    }
+    detail = house.phases.rows[-1][3]
+    assert detail["settled"] is False
+    assert "40 °C" in detail["reason"] and "settle.temperature_c is 35" in detail["reason"]
 
 
 def test_a_wait_that_is_broken_off_is_closed() -> None:
     house = House()
-    house.quiet.begin(TakeBaseline(context="idle"), house.now_ns)
+    house.idle_phases.begin(TakeBaseline(context="idle"), house.now_ns)
     house.until_answer(1)
-    house.quiet.end(house.now_ns)
-    house.quiet.end(house.now_ns)
+    house.idle_phases.close(house.now_ns)
+    house.idle_phases.close(house.now_ns)
     assert [row[1] for row in house.phases.rows] == ["begin", "end"]
     assert house.until_answer(5) is None

@@ -11,19 +11,19 @@ from lem_domain.evidence.streams import STREAMS, StreamName
 from lem_domain.results.run import EnergyMethod
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_worker.sampler.cadence import DeadlineGrid
-from lem_worker.sampler.sampling import EnergyRequired, Sampling
-from lem_worker.sampler.sources import (
+from lem_worker.sampler.energy_source import (
+    Coverage,
     DeviceFailed,
     DeviceSample,
     EnergySource,
     HostSample,
-    PlannedSource,
     ReadingFailed,
     Sample,
     SourceEvent,
-    create_source,
-    plan_sources,
+    SourceSpec,
 )
+from lem_worker.sampler.sampling import EnergyRequired, EnergySampler
+from lem_worker.sampler.sources import all_sources, plan_sources
 
 DEVICES = (
     Device(uuid="SIM-0", kind=DeviceKind.SIMULATED, name="simulated"),
@@ -66,9 +66,6 @@ def test_deadlines_that_were_slept_through_are_missed_not_caught_up() -> None:
 class Source:
     """Fails when told to."""
 
-    method = EnergyMethod.COUNTER
-    min_interval_s = 0.0
-
     def __init__(self, name: str, fails: str | None = None, *, min_interval_s: float = 0.0) -> None:
         self.name = name
         self.min_interval_s = min_interval_s
@@ -82,7 +79,7 @@ class Source:
     def sample(self, now_ns: int) -> Sequence[Sample]:
         self._maybe_fail("sample")
         return [
-            HostSample("package", now_ns, 5, 7000, "modelled"),
+            HostSample("package", now_ns, 5, 7000),
             DeviceSample(0, now_ns, power_mw=3000, energy_mj=1),
         ]
 
@@ -118,12 +115,21 @@ class Table:
 
 
 def sampling(
-    *sources: Source, required: bool = False, plan: Sequence[PlannedSource] | None = None
-) -> tuple[Sampling, Table]:
+    *sources: Source, required: bool = False, instead_of: dict[str, str] | None = None
+) -> tuple[EnergySampler, Table]:
     table = Table()
-    by_name = {source.name: source for source in sources}
-    planned = plan or [PlannedSource(source.name) for source in sources]
-    return Sampling(planned, by_name.__getitem__, table, lambda: 42, required=required), table
+    plan = [
+        SourceSpec(
+            source.name,
+            Coverage.HOST,
+            EnergyMethod.COUNTER,
+            lambda config, clock, source=source: source,
+            min_interval_s=source.min_interval_s,
+            instead_of=(instead_of or {}).get(source.name),
+        )
+        for source in sources
+    ]
+    return EnergySampler(plan, config(energy={"required": required}), table, lambda: 42), table
 
 
 def test_a_source_that_can_not_open_says_why_and_the_others_go_on() -> None:
@@ -202,7 +208,7 @@ def warm(device: int, power_mw: int, temperature_c: int) -> DeviceSample:
 
 
 def test_what_a_dead_source_told_last_is_not_told_any_more() -> None:
-    source = Devices(warm(0, 3000, 70), HostSample("package-0", 42, 5, 7000, "counter"))
+    source = Devices(warm(0, 3000, 70), HostSample("package-0", 42, 5, 7000))
     under_test, _ = sampling(source)
     under_test.open(DEVICES)
     under_test.begin_means()
@@ -215,7 +221,7 @@ def test_what_a_dead_source_told_last_is_not_told_any_more() -> None:
 
 
 def test_the_hosts_power_does_not_stand_in_for_devices_that_died() -> None:
-    devices, host = Devices(warm(0, 3000, 70)), Devices(HostSample("package-0", 42, 5, 7000, "counter"), name="host")
+    devices, host = Devices(warm(0, 3000, 70)), Devices(HostSample("package-0", 42, 5, 7000), name="host")
     under_test, _ = sampling(devices, host)
     under_test.open(DEVICES)
     devices.fails = "sample"
@@ -273,7 +279,7 @@ def test_a_reading_that_failed_is_not_held_until_it_is_told_again(column: str | 
 @pytest.mark.proves("simulated.power_w", on="simulated")
 def test_the_simulated_counter_is_the_integral_of_the_power() -> None:
     clock = iter([1_000_000_000])
-    source = create_source("simulated", config(simulated={"power_w": 250.0}), lambda: next(clock))
+    source = all_sources()["simulated"].create(config(simulated={"power_w": 250.0}), lambda: next(clock))
     assert source.open((*DEVICES, CPU)) == ("SIM-0", "SIM-1")
     samples = source.sample(3_500_000_000)
     assert samples == [DeviceSample(index, 3_500_000_000, power_mw=250_000, energy_mj=625_000) for index in (0, 1)]
@@ -286,7 +292,7 @@ def test_the_simulated_counter_is_the_integral_of_the_power() -> None:
 def test_the_simulated_source_refuses_what_is_not_simulated(
     changes: dict[str, str], devices: tuple[Device, ...]
 ) -> None:
-    source = create_source("simulated", config(**changes), lambda: 0)
+    source = all_sources()["simulated"].create(config(**changes), lambda: 0)
     with pytest.raises(Exception, match=r"remove it from energy.sources"):
         source.open(devices)
 
@@ -303,19 +309,20 @@ def test_auto_takes_the_sources_that_fit_and_a_list_is_honoured() -> None:
     assert planned((CPU,), energy={"sources": ["codecarbon", "simulated"]}) == ["codecarbon", "simulated"]
 
 
-STAND_IN = (PlannedSource("meter", optional=True), PlannedSource("model", instead_of="meter"))
+SUBSTITUTE = {"model": "meter"}
 
 
 def test_a_model_is_not_opened_where_a_meter_is() -> None:
     model = Source("model")
-    under_test, table = sampling(Source("meter"), model, plan=STAND_IN)
+    under_test, table = sampling(Source("meter"), model, instead_of=SUBSTITUTE)
     meter, other = under_test.open(DEVICES)
-    assert (meter.opened, other.opened, other.reason) == (True, False, "not needed beside meter")
+    assert (meter.opened, other.opened) == (True, False)
+    assert "meter" in str(other.reason)
     assert len(table.rows[StreamName.POWER]) == 1
 
 
 def test_a_model_takes_the_place_of_a_meter_that_is_not_there_even_where_energy_is_required() -> None:
-    under_test, table = sampling(Source("meter", "open"), Source("model"), required=True, plan=STAND_IN)
+    under_test, table = sampling(Source("meter", "open"), Source("model"), required=True, instead_of=SUBSTITUTE)
     meter, model = under_test.open(DEVICES)
     assert (meter.opened, meter.reason, model.opened) == (False, "RuntimeError: no open today.", True)
     assert StreamName.EVENTS not in table.rows

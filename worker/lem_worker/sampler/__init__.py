@@ -1,1 +1,1 @@
-"""The sampler process: it records power and device state at a fixed cadence while an attempt lasts."""
+"""The sampler process: it records power and device state at a fixed cadence during an attempt."""

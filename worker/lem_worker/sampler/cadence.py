@@ -1,13 +1,10 @@
-"""A fixed cadence on one clock: deadlines on a grid, never pushed back by a late tick, with the misses counted."""
+"""A fixed cadence: deadlines on a grid of one clock, which a late tick does not shift."""
 
 from __future__ import annotations
 
-FEWEST_READINGS = 5
-"""A line through fewer is decided by the noise of single readings; half of a stretch's may be late or missing."""
-
 
 class DeadlineGrid:
-    """Deadlines at `start + k × interval`."""
+    """Deadlines at `start + k × interval`, with counts of ticks that were late or missed."""
 
     def __init__(self, start_ns: int, interval_ns: int) -> None:
         self._interval_ns = interval_ns
@@ -16,13 +13,14 @@ class DeadlineGrid:
         self.late = 0
         """Ticks that came more than half an interval after their deadline."""
         self.missed = 0
-        """Deadlines at which there was no tick, because the one before came so late."""
+        """Deadlines without a tick, because the previous tick took too long."""
 
     def tick(self, now_ns: int) -> bool:
-        """Whether a deadline has come; if so it is used up, with all that lie behind."""
+        """Return whether a deadline has passed, and consume it with all earlier ones."""
         lateness = now_ns - self.next_ns
         if lateness < 0:
             return False
+        # Missed deadlines are skipped, not caught up: a burst of ticks would sample nothing new.
         skipped = lateness // self._interval_ns
         self.ticks += 1
         self.missed += skipped

@@ -13,11 +13,11 @@ _TABLE = Path("data", "private_infra", "global_energy_mix.json")
 
 
 def intensity_of(country: str) -> dict[str, JsonValue]:
-    """`gco2e_per_kwh` with its `source`, or a `reason` why it can't be had. The package itself is not imported, which
-    takes seconds."""
+    """Return `gco2e_per_kwh` with its `source`, or the `reason` why it is unknown; `country` is an ISO 3166 code."""
+    # The table is read from the package's folder, because importing codecarbon takes seconds.
     found = importlib.util.find_spec("codecarbon")
     if found is None or not found.submodule_search_locations:
-        return {"country": country, "reason": "codecarbon, whose table it stands in, is not installed on the worker"}
+        return {"country": country, "reason": "codecarbon, which has the table, is not installed on the worker"}
     try:
         table = json.loads(Path(found.submodule_search_locations[0], _TABLE).read_text(encoding="utf-8"))
         entry = table[country]

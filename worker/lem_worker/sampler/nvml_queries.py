@@ -1,4 +1,4 @@
-"""Asks NVML about one device, so that a reading that can't be had costs that reading alone."""
+"""NVML calls about one device, of which a failing one invalidates only its own reading."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pynvml
 
-from lem_worker.sampler.sources import ReadingFailed
+from lem_worker.sampler.energy_source import ReadingFailed
 
 _UNSUPPORTED = (
     pynvml.NVML_ERROR_NOT_SUPPORTED,
@@ -15,50 +15,50 @@ _UNSUPPORTED = (
     pynvml.NVML_ERROR_NO_PERMISSION,
     pynvml.NVML_ERROR_INVALID_ARGUMENT,
 )
-"""What a chip, a driver or a container's rights may not offer."""
+"""Answers of a chip, a driver or a container that does not offer the reading. All other errors may pass."""
 
 
-class Asker:
-    """What the device does not offer is null and not asked for again; what fails is null and asked for again."""
+class NvmlQueries:
+    """Reads values by name. An unsupported one is null and never read again; a failed one is null until it succeeds."""
 
     def __init__(self, index: int, uuid: str) -> None:
         self._index = index
         self._uuid = uuid
-        self._missing: set[str] = set()
+        self._unsupported: set[str] = set()
         self._failing: dict[str, str] = {}
-        self._news: list[tuple[str, str, str | None]] = []
+        self._new_failures: list[tuple[str, str, str | None]] = []
 
-    def ask(self, what: str, read: Callable[[], Any], column: str | None = None) -> Any:
-        """The reading, or None; `column` is where it stands in the stream `power`."""
-        if what in self._missing:
+    def read(self, name: str, call: Callable[[], Any], column: str | None = None) -> Any:
+        """Return the value of an NVML call, or None; `column` is its column in the stream `power`."""
+        if name in self._unsupported:
             return None
         try:
-            value = read()
+            value = call()
         except pynvml.NVMLError as error:
             if error.value in _UNSUPPORTED:
-                self._missing.add(what)
-                self._failing.pop(what, None)
+                self._unsupported.add(name)
+                self._failing.pop(name, None)
             else:
-                self._fails(what, f"NVML can't read {what} of {self._uuid} ({error})", column)
+                self._note_failure(name, f"NVML can't read {name} of {self._uuid} ({error})", column)
             return None
-        self._failing.pop(what, None)
+        self._failing.pop(name, None)
         return value
 
-    def is_offered(self, what: str) -> bool:
-        """The device has not said that it has no such reading."""
-        return what not in self._missing
+    def is_supported(self, name: str) -> bool:
+        """Whether the device has not refused the reading as unsupported; true before the first call."""
+        return name not in self._unsupported
 
-    def why_not(self, what: str) -> str | None:
-        """Why the reading failed when it was last asked for; None where it did not."""
-        return self._failing.get(what)
+    def failure(self, name: str) -> str | None:
+        """Why the last call failed; None where it did not."""
+        return self._failing.get(name)
 
-    def news(self, now_ns: int) -> list[ReadingFailed]:
-        """The readings that began to fail since the last look."""
-        news, self._news = self._news, []
-        return [ReadingFailed(self._index, now_ns, what, why, column) for what, why, column in news]
+    def take_failures(self, now_ns: int) -> list[ReadingFailed]:
+        """The readings that began to fail since the previous call of this method."""
+        failures, self._new_failures = self._new_failures, []
+        return [ReadingFailed(self._index, now_ns, name, reason, column) for name, reason, column in failures]
 
-    def _fails(self, what: str, error: str, column: str | None) -> None:
-        why = f"{error}; see what nvidia-smi says of it."
-        if self._failing.get(what) != why:
-            self._news.append((what, why, column))
-        self._failing[what] = why
+    def _note_failure(self, name: str, error: str, column: str | None) -> None:
+        reason = f"{error}; see what nvidia-smi says of it."
+        if self._failing.get(name) != reason:
+            self._new_failures.append((name, reason, column))
+        self._failing[name] = reason

@@ -1,4 +1,4 @@
-"""Reads all sources of an attempt, and goes on without a source or a device that fails."""
+"""Reads all energy sources of an attempt, and continues without a source or a device that fails."""
 
 from __future__ import annotations
 
@@ -8,207 +8,218 @@ from collections.abc import Callable, Sequence
 
 from pydantic.types import JsonValue
 
+from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.errors import LemError
 from lem_domain.evidence.streams import StreamName
 from lem_domain.wire.workers import Device
-from lem_worker.process.evidence_rows import EvidenceRows
+from lem_worker.process.evidence_rows import Clock, EvidenceRows
 from lem_worker.process.protocol import SourceReport
-from lem_worker.sampler.latest_readings import Latest
-from lem_worker.sampler.sources import (
+from lem_worker.sampler.energy_source import (
     DeviceFailed,
     DeviceSample,
     EnergySource,
-    PlannedSource,
+    HostSample,
     ReadingFailed,
     Sample,
     SourceEvent,
+    SourceSpec,
     SourceUnavailable,
 )
+from lem_worker.sampler.latest_readings import LatestReadings
 
-INSIDE_OTHERS = ("core", "uncore", "psys")
-"""Host domains that are part of a package's power, or contain it."""
+OVERLAPPING_DOMAINS = ("core", "uncore", "psys")
+"""RAPL domains that are part of a package, or contain it: adding them would count power twice."""
 
 
 class EnergyRequired(LemError):
-    """A source failed and the configuration says that energy is required."""
+    """A source failed and the configuration requires energy."""
 
 
-class _Slot:
-    """One source and how it fares."""
+class _SourceState:
+    """A planned source and its state."""
 
-    def __init__(self, planned: PlannedSource) -> None:
-        self.planned = planned
+    def __init__(self, spec: SourceSpec, *, has_substitute: bool) -> None:
+        self.spec = spec
+        self.has_substitute = has_substitute
         self.source: EnergySource | None = None
-        self.report = SourceReport(name=planned.name, opened=False)
+        self.report = SourceReport(name=spec.name, opened=False)
         self.due_ns = 0
-        self.told: set[tuple[Latest, str]] = set()
-        """What it has told, of which part."""
+        self.reported: set[tuple[LatestReadings, str]] = set()
+        """The quantities and parts that it has reported; they are invalid once it fails."""
         self.facts: list[dict[str, JsonValue]] = []
 
 
-class Sampling:
-    """The open sources; their rows go to the streams that `rows` gives."""
+class EnergySampler:
+    """Samples the planned sources into evidence rows and keeps the latest readings."""
 
     def __init__(
         self,
-        plan: Sequence[PlannedSource],
-        create: Callable[[str], EnergySource],
+        plan: Sequence[SourceSpec],
+        config: ExperimentConfig,
         rows: Callable[[StreamName], EvidenceRows],
-        clock: Callable[[], int],
-        *,
-        required: bool,
+        clock: Clock,
     ) -> None:
-        self._create = create
+        self._config = config
         self._rows = rows
         self._clock = clock
-        self._required = required
-        self._slots = [_Slot(planned) for planned in plan]
-        self._device_mw, self._host_mw, self._temperature_c = Latest(), Latest(), Latest()
+        originals = {spec.instead_of for spec in plan}
+        self._states = [_SourceState(spec, has_substitute=spec.name in originals) for spec in plan]
+        self._device_mw, self._host_mw, self._temperature_c = LatestReadings(), LatestReadings(), LatestReadings()
         self._sums: dict[str, tuple[int, int]] = {}
         self._uuids: tuple[str, ...] = ()
         self._noted: set[tuple[int, str]] = set()
 
     def open(self, devices: Sequence[Device]) -> tuple[SourceReport, ...]:
-        """Open every planned source and take its first samples; a source that can't be opened says why.
+        """Open every planned source and take its first samples; the reports have the reasons of those that can't open.
 
         Raises:
-            EnergyRequired: one can't, and energy is required.
+            EnergyRequired: a source can't be opened, and energy is required.
         """
         self._uuids = tuple(device.uuid for device in devices)
-        there: set[str] = set()
-        for slot in self._slots:
-            name, stands_in_for = slot.planned.name, slot.planned.instead_of
-            if stands_in_for in there:
-                reason = f"not needed beside {stands_in_for}"
-                slot.report = slot.report.model_copy(update={"reason": reason})
+        opened: set[str] = set()
+        for state in self._states:
+            spec = state.spec
+            if spec.instead_of in opened:
+                state.report = state.report.model_copy(
+                    update={"reason": f"not needed, because {spec.instead_of} is open"}
+                )
                 continue
             try:
-                source = self._create(name)
-                domains = source.open(devices)
-                slot.facts = source.facts()
+                source = spec.create(self._config, self._clock)
+                parts = source.open(devices)
+                state.facts = source.facts()
             except Exception as error:
-                self._failed(slot, error)
+                self._note_source_failure(state, error)
                 continue
-            there.add(name)
-            slot.source = source
-            slot.report = SourceReport(name=name, opened=True, method=source.method.value, domains=domains)
-            self._read(slot, self._clock())
+            opened.add(spec.name)
+            state.source = source
+            state.report = SourceReport(name=spec.name, opened=True, method=spec.method.value, domains=parts)
+            self._read(state, self._clock())
         return self.reports()
 
     def reports(self) -> tuple[SourceReport, ...]:
-        """Every source, with the reason where it failed."""
-        return tuple(slot.report for slot in self._slots)
+        """Every planned source, with the reason where it failed."""
+        return tuple(state.report for state in self._states)
 
     def facts(self) -> list[dict[str, JsonValue]]:
-        """What the sources know of the devices."""
-        return [fact for slot in self._slots for fact in slot.facts]
+        """Constant facts of the devices, from all sources."""
+        return [fact for state in self._states for fact in state.facts]
 
     def tick(self, now_ns: int) -> None:
-        """Read the sources that have something new.
+        """Read the sources that are due.
 
         Raises:
-            EnergyRequired: one fails, and energy is required.
+            EnergyRequired: a source fails, and energy is required.
         """
-        for slot in self._slots:
-            if now_ns >= slot.due_ns:
-                self._read(slot, now_ns)
+        for state in self._states:
+            if now_ns >= state.due_ns:
+                self._read(state, now_ns)
 
     def close(self) -> None:
-        """Read every source a last time, however short ago, and close it.
+        """Read every source a last time, due or not, so that samples cover the whole attempt; then close it.
 
         Raises:
-            EnergyRequired: one fails, and energy is required.
+            EnergyRequired: a source fails, and energy is required.
         """
-        for slot in self._slots:
-            self._read(slot, self._clock())
-            source, slot.source = slot.source, None
+        for state in self._states:
+            self._read(state, self._clock())
+            source, state.source = state.source, None
             if source is not None:
-                with contextlib.suppress(Exception):  # those from the beginning stand
-                    slot.facts = source.facts()
+                with contextlib.suppress(Exception):  # the facts from `open` remain
+                    state.facts = source.facts()
                 try:
                     source.close()
                 except Exception as error:
-                    self._failed(slot, error)
+                    self._note_source_failure(state, error)
 
     def power_w(self) -> float | None:
-        """The latest power of all devices, or of the host's parts where no device ever told; None while one of them
-        does not tell."""
-        if self._device_mw.is_told:
-            devices = self._device_mw.whole()
+        """Latest power of all devices, or of the host where no device ever reported power; None while one is missing.
+
+        The host never substitutes for devices that failed: its power is not theirs.
+        """
+        if self._device_mw.was_reported:
+            devices = self._device_mw.complete()
             return None if devices is None else sum(devices.values()) / 1000
         parts = [
-            power for domain, power in (self._host_mw.whole() or {}).items() if not domain.startswith(INSIDE_OTHERS)
+            power
+            for domain, power in (self._host_mw.complete() or {}).items()
+            if not domain.startswith(OVERLAPPING_DOMAINS)
         ]
         return sum(parts) / 1000 if parts else None
 
     def begin_means(self) -> None:
-        """Begin anew to add up the power of each part."""
+        """Start the means of `means_w`."""
         self._sums.clear()
 
     def means_w(self) -> dict[str, float]:
-        """Mean power since `begin_means`, by device UUID or host domain, of those that still tell it."""
+        """Mean power since `begin_means` by device UUID or host domain, of the parts that still report it."""
         return {part: total / count / 1000 for part, (total, count) in self._sums.items()}
 
     def hottest_c(self) -> int | None:
-        """The latest temperature of the hottest device; None where none tells, or one does not any more."""
-        return max((self._temperature_c.whole() or {}).values(), default=None)
+        """Latest temperature of the hottest device; None without any, or while one that reported it is missing."""
+        return max((self._temperature_c.complete() or {}).values(), default=None)
 
-    def _read(self, slot: _Slot, now_ns: int) -> None:
-        if slot.source is None:
+    def event(self, kind: str, detail: dict[str, JsonValue]) -> None:
+        """Write a row of the stream `events`."""
+        self._write_event(SourceEvent(self._clock(), kind, detail))
+
+    def _read(self, state: _SourceState, now_ns: int) -> None:
+        if state.source is None:
             return
-        slot.due_ns = now_ns + round(slot.source.min_interval_s * 1e9)
+        state.due_ns = now_ns + round(state.spec.min_interval_s * 1e9)
         try:
-            samples = slot.source.sample(now_ns)
+            samples = state.source.sample(now_ns)
         except Exception as error:
-            slot.source = None
-            self._failed(slot, error)
+            state.source = None
+            self._note_source_failure(state, error)
             return
         for sample in samples:
-            self._write(slot, sample)
+            self._write(state, sample)
 
-    def _write(self, slot: _Slot, sample: Sample) -> None:
+    def _write(self, state: _SourceState, sample: Sample) -> None:
         match sample:
             case DeviceSample():
                 self._rows(StreamName.POWER).append(**sample._asdict())
                 uuid = self._uuids[sample.device_index]
                 if sample.power_mw is not None:
-                    self._tell_power(slot, self._device_mw, uuid, sample.power_mw)
+                    self._update_power(state, self._device_mw, uuid, sample.power_mw)
                 if sample.temperature_c is not None:
-                    self._tell(slot, self._temperature_c, uuid, sample.temperature_c)
-            case SourceEvent():
-                self._rows(StreamName.EVENTS).append(
-                    time_ns=sample.time_ns, kind=sample.kind, detail=json.dumps(sample.detail)
-                )
-            case ReadingFailed():
-                self._lose_reading(sample)
-            case DeviceFailed():
-                self._lose_device(slot, sample)
-            case _:
-                self._rows(StreamName.HOST_POWER).append(**sample._asdict())
+                    self._update(state, self._temperature_c, uuid, sample.temperature_c)
+            case HostSample():
+                self._rows(StreamName.HOST_POWER).append(**sample._asdict(), method=state.spec.method.value)
                 if sample.power_mw is not None:
-                    self._tell_power(slot, self._host_mw, sample.domain, sample.power_mw)
+                    self._update_power(state, self._host_mw, sample.domain, sample.power_mw)
+            case SourceEvent():
+                self._write_event(sample)
+            case ReadingFailed():
+                self._invalidate_reading(sample)
+            case DeviceFailed():
+                self._invalidate_device(state, sample)
 
-    def _tell_power(self, slot: _Slot, latest: Latest, part: str, power_mw: int) -> None:
-        self._tell(slot, latest, part, power_mw)
+    def _write_event(self, event: SourceEvent) -> None:
+        self._rows(StreamName.EVENTS).append(time_ns=event.time_ns, kind=event.kind, detail=json.dumps(event.detail))
+
+    def _update_power(self, state: _SourceState, latest: LatestReadings, part: str, power_mw: int) -> None:
+        self._update(state, latest, part, power_mw)
         total, count = self._sums.get(part, (0, 0))
         self._sums[part] = (total + power_mw, count + 1)
 
-    def _tell(self, slot: _Slot, latest: Latest, part: str, value: int) -> None:
-        latest.tell(part, value)
-        slot.told.add((latest, part))
+    def _update(self, state: _SourceState, latest: LatestReadings, part: str, value: int) -> None:
+        latest.update(part, value)
+        state.reported.add((latest, part))
 
-    def _lose(self, latest: Latest, part: str) -> None:
-        latest.lose(part)
+    def _invalidate(self, latest: LatestReadings, part: str) -> None:
+        latest.invalidate(part)
         if latest is not self._temperature_c:
             self._sums.pop(part, None)
 
-    def _lose_reading(self, failed: ReadingFailed) -> None:
+    def _invalidate_reading(self, failed: ReadingFailed) -> None:
         uuid = self._uuids[failed.device_index]
         if failed.column == "power_mw":
-            self._device_mw.lose(uuid)
+            self._device_mw.invalidate(uuid)
         elif failed.column == "temperature_c":
-            self._temperature_c.lose(uuid)
-        # A reading that comes and goes is told once.
+            self._temperature_c.invalidate(uuid)
+        # A reading that fails intermittently is noted once, or a busy driver would fill the stream.
         if (failed.device_index, failed.reason) not in self._noted:
             self._noted.add((failed.device_index, failed.reason))
             self.event(
@@ -216,32 +227,38 @@ class Sampling:
                 {"device_index": failed.device_index, "reading": failed.reading, "reason": failed.reason},
             )
 
-    def _lose_device(self, slot: _Slot, failed: DeviceFailed) -> None:
+    def _invalidate_device(self, state: _SourceState, failed: DeviceFailed) -> None:
         uuid = self._uuids[failed.device_index]
-        self._lose(self._device_mw, uuid)
-        self._lose(self._temperature_c, uuid)
-        reason = f"{slot.report.reason} {failed.reason}" if slot.report.reason else failed.reason
-        slot.report = slot.report.model_copy(update={"reason": reason})
-        self._note_failure(slot.report.name, failed.reason, uuid)
+        self._invalidate(self._device_mw, uuid)
+        self._invalidate(self._temperature_c, uuid)
+        reason = f"{state.report.reason} {failed.reason}" if state.report.reason else failed.reason
+        state.report = state.report.model_copy(update={"reason": reason})
+        self._note_failure(state.report.name, failed.reason, uuid)
 
-    def _failed(self, slot: _Slot, error: Exception) -> None:
-        for latest, part in slot.told:
-            self._lose(latest, part)
-        reason = str(error) if isinstance(error, SourceUnavailable) else f"{type(error).__name__}: {error}"
-        slot.report = slot.report.model_copy(update={"reason": reason})
-        if slot.planned.optional and slot.source is None and not slot.report.opened:
-            return
-        self._note_failure(slot.report.name, reason, None)
+    def _note_source_failure(self, state: _SourceState, error: Exception) -> None:
+        for latest, part in state.reported:
+            self._invalidate(latest, part)
+        reason = _reason(error)
+        state.report = state.report.model_copy(update={"reason": reason})
+        # With a substitute, a source that can't be opened is no failure: the substitute is opened next.
+        if not (state.has_substitute and not state.report.opened):
+            self._note_failure(state.report.name, reason, None)
 
     def _note_failure(self, name: str, reason: str, uuid: str | None) -> None:
         """`uuid` is None where the whole source failed."""
         self.event("source_failed", {"source": name, "device": uuid, "reason": reason})
-        if self._required:
+        if self._config.energy.required:
             raise EnergyRequired(
                 f"the energy source {name} failed and energy.required is set: {reason} "
-                "Mend the source, choose others in energy.sources, or set energy.required to false."
+                "Repair the source, choose others in energy.sources, or set energy.required to false."
             )
 
-    def event(self, kind: str, detail: dict[str, JsonValue]) -> None:
-        """A row of the stream `events`."""
-        self._rows(StreamName.EVENTS).append(time_ns=self._clock(), kind=kind, detail=json.dumps(detail))
+
+def _reason(error: Exception) -> str:
+    match error:
+        case SourceUnavailable():
+            return str(error)
+        case ImportError():
+            return f"it needs the package {error.name}; install llm-energy-measurement[worker]."
+        case _:
+            return f"{type(error).__name__}: {error}"

@@ -10,27 +10,27 @@ def power_w(base_w: float, power: SimulatedPower | None, seconds: float) -> floa
     if power is None:
         return base_w
     rise_w = power.peak_w - base_w
-    place = seconds / power.period_s
+    periods = seconds / power.period_s
     match power.shape:
         case "ramp":
-            return base_w + rise_w * min(1.0, place)
+            return base_w + rise_w * min(1.0, periods)
         case "sawtooth":
-            return base_w + rise_w * (place % 1.0)
+            return base_w + rise_w * (periods % 1.0)
         case "burst":
-            return power.peak_w if place % 1.0 < power.duty else base_w
+            return power.peak_w if periods % 1.0 < power.duty else base_w
 
 
 def energy_j(base_w: float, power: SimulatedPower | None, seconds: float) -> float:
-    """Its integral in J over the first `seconds`."""
+    """The integral of `power_w` in J over the first `seconds`."""
     if power is None:
         return base_w * seconds
-    whole, place = divmod(seconds / power.period_s, 1.0)
+    whole, fraction = divmod(seconds / power.period_s, 1.0)
     match power.shape:
         case "ramp":
-            # Periods' worth of the rise: half of the first, all of what follows.
-            risen = place**2 / 2 if whole == 0 else whole + place - 0.5
+            # In periods of the full rise: half of the first period, all of the later ones.
+            risen = fraction**2 / 2 if whole == 0 else whole + fraction - 0.5
         case "sawtooth":
-            risen = whole / 2 + place**2 / 2
+            risen = whole / 2 + fraction**2 / 2
         case "burst":
-            risen = whole * power.duty + min(place, power.duty)
+            risen = whole * power.duty + min(fraction, power.duty)
     return base_w * seconds + (power.peak_w - base_w) * power.period_s * risen

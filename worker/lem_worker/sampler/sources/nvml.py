@@ -1,75 +1,76 @@
-"""NVML: energy counter, power, temperature, clocks, throttling, memory and strangers on the leased NVIDIA GPUs.
+"""NVML: energy counter, power, temperature, clocks, throttling, memory and foreign processes of the leased NVIDIA GPUs.
 
-What the readings are, by NVIDIA's own description (NVML API reference, vR580) and by measurement:
+Properties of the readings, from NVIDIA's documentation (NVML API reference, vR580) and from measurements:
 
 - `nvmlDeviceGetTotalEnergyConsumption` (as a field `NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION`, 83): mJ since the driver
-  was loaded; Volta and newer. NVIDIA does not say how often it advances. Others saw steps of 20 to 100 ms on newer
-  chips (PETSc's manual, PetscLogGpuEnergyMeter) and of roughly 100 ms (Zeus, skills/measuring-energy/SKILL.md), and we
-  know of no study by generation. So aggregation observes the period instead of assuming one, and
-  `benchmarks/gpu_check.py` looks closer than a sampler does.
-- `NVML_FI_DEV_POWER_INSTANT` (field 186): the newest reading of the sensor, in mW, whatever the chip.
-- `nvmlDeviceGetPowerUsage`: that too on Volta, Turing and GA100 (A100), but a mean over one second on the other Ampere
-  chips and what is newer (Ada, Hopper, Blackwell), which is `NVML_FI_DEV_POWER_AVERAGE` (185) there. So it only stands
-  in where field 186 is missing, and is then called `average`, whatever it is: that is the wider bound.
-- Both power readings are renewed every 20 ms on Volta (V100), and about every 100 ms on Turing (RTX 2080 Ti, Quadro
+  was loaded; Volta and newer. NVIDIA does not document its update period. Reported are steps of 20 to 100 ms on newer
+  chips (PETSc's manual, PetscLogGpuEnergyMeter) and of roughly 100 ms (Zeus, skills/measuring-energy/SKILL.md); no
+  study by generation is known. So aggregation determines the period from the samples instead of assuming one, and
+  `benchmarks/gpu_check.py` measures it with a finer resolution than the sampler.
+- `NVML_FI_DEV_POWER_INSTANT` (field 186): the newest reading of the sensor, in mW, on every chip.
+- `nvmlDeviceGetPowerUsage`: the same on Volta, Turing and GA100 (A100), but a mean over one second on the other Ampere
+  chips and on newer ones (Ada, Hopper, Blackwell), where it equals `NVML_FI_DEV_POWER_AVERAGE` (185). So it is only
+  used where field 186 is missing, and is then always called `average`, which gives the wider bound.
+- Both power readings are updated every 20 ms on Volta (V100), and about every 100 ms on Turing (RTX 2080 Ti, Quadro
   RTX 8000, Titan RTX), GA100 (A100), the other Ampere chips (RTX 3090, A10, A5000, A6000), Ada (RTX 4090) and Hopper
   (H100): Yang, Adamek, Armour: "Part-time Power Measurements", arXiv:2312.02741, at SC24 "Accurate and Convenient
   Energy Measurements for GPUs"; medians of each GPU in Overall_Results.xlsx of their repository
   JimZeyuYang/GPU_Power_Benchmark.
-- What such a reading is a mean of is shorter there on V100 (10 of 20 ms) and on A100 and H100 (about 25 of 100 ms: the
-  sensor does not look at the chip for three quarters of the time), which is one more reason for windows of many
-  seconds. Of Blackwell no such study is known to us: nothing here rests on a period.
+- The averaging window of a reading is shorter than the period there on V100 (10 of 20 ms) and on A100 and H100 (about
+  25 of 100 ms: the sensor ignores the chip for three quarters of the time), which is one more reason for windows of
+  many seconds. No such study of Blackwell is known; nothing here relies on a period.
 - The accuracy of power readings is ± 5 W (nvidia-smi's manual, `power.draw`).
 
-A MIG instance has no power of its own: its parent's is read, and the sampler's summary says whose that is.
+A MIG instance has no power reading: its GPU's is used, and the sampler's summary names that GPU.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import pynvml
 from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.results.run import EnergyMethod
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_worker.devices.gpu_memory import attempt_processes
+from lem_worker.devices.nvml_session import NvmlUnavailable, open_nvml
 from lem_worker.process.children import ATTEMPT_VARIABLE
-from lem_worker.sampler.nvml_gpu import Gpu
-from lem_worker.sampler.sources import DeviceFailed, Sample, SourceUnavailable
+from lem_worker.process.evidence_rows import Clock
+from lem_worker.sampler.energy_source import Coverage, DeviceFailed, Sample, SourceSpec, SourceUnavailable
+
+if TYPE_CHECKING:
+    from lem_worker.sampler.nvml_gpu import LeasedGpu
 
 
 class NvmlSource:
-    """The leased GPUs, by UUID; one that fails leaves the others their samples."""
+    """The leased GPUs, by UUID. A GPU that fails does not affect the samples of the others."""
 
-    name = "nvml"
-    method = EnergyMethod.COUNTER
-    min_interval_s = 0.0
-
-    def __init__(self, config: ExperimentConfig, clock: Callable[[], int]) -> None:  # noqa: ARG002 - has no settings
+    def __init__(self, config: ExperimentConfig, clock: Clock) -> None:  # noqa: ARG002 - it has no settings
         self._clock = clock
-        self._ours = attempt_processes(os.environ.get(ATTEMPT_VARIABLE, ""))
-        self._gpus: list[Gpu] = []
+        self._belongs = attempt_processes(os.environ.get(ATTEMPT_VARIABLE, ""))
+        self._session = contextlib.ExitStack()
+        self._gpus: list[LeasedGpu] = []
         self._not_opened: dict[int, str] = {}
-        """Why, by device index; told with the first samples."""
+        """The reason by device index; reported with the first samples."""
 
     def open(self, devices: Sequence[Device]) -> tuple[str, ...]:
-        """Raises SourceUnavailable where no GPU is leased, or NVML has neither power nor energy of any."""
+        """Raises SourceUnavailable where no GPU is leased, or NVML offers neither power nor energy of any."""
         leased = [(index, device) for index, device in enumerate(devices) if device.kind is DeviceKind.GPU]
         if not leased:
             raise SourceUnavailable("no GPU is leased; remove nvml from energy.sources or run on a GPU worker.")
         try:
-            pynvml.nvmlInit()
-        except pynvml.NVMLError as error:
-            raise SourceUnavailable(
-                f"NVML can't be used ({error}); see what nvidia-smi says on this machine."
-            ) from error
+            self._session.enter_context(open_nvml())
+        except NvmlUnavailable as error:
+            raise SourceUnavailable(str(error)) from error
+        from lem_worker.sampler.nvml_gpu import LeasedGpu  # noqa: PLC0415 - imports pynvml, which may be missing
+
         for index, device in leased:
             try:
-                self._gpus.append(_opened(index, device.uuid))
+                self._gpus.append(LeasedGpu(index, device.uuid))
             except SourceUnavailable as error:
                 self._not_opened[index] = str(error)
         if not self._gpus:
@@ -78,29 +79,21 @@ class NvmlSource:
         return tuple(gpu.uuid for gpu in self._gpus)
 
     def sample(self, now_ns: int) -> Sequence[Sample]:
-        """One sample of each GPU, and news of strangers and of what fails."""
-        samples: list[Sample] = [DeviceFailed(index, now_ns, why) for index, why in self._not_opened.items()]
+        """One sample of each GPU, with changes of foreign processes and failures."""
+        samples: list[Sample] = [DeviceFailed(index, now_ns, reason) for index, reason in self._not_opened.items()]
         self._not_opened = {}
         for gpu in self._gpus:
-            samples += gpu.sample(now_ns, self._clock, self._ours)
+            samples += gpu.sample(now_ns, self._clock, self._belongs)
         return samples
 
     def facts(self) -> list[dict[str, JsonValue]]:
-        """What each device is."""
+        """Name, limits, clocks and versions of each GPU."""
         return [gpu.facts() for gpu in self._gpus]
 
     def close(self) -> None:
-        """Let go of NVML."""
+        """Close the NVML session."""
         self._gpus = []
-        with contextlib.suppress(pynvml.NVMLError):
-            pynvml.nvmlShutdown()
+        self._session.close()
 
 
-def _opened(index: int, uuid: str) -> Gpu:
-    try:
-        gpu = Gpu(index, uuid)
-    except pynvml.NVMLError as error:
-        raise SourceUnavailable(f"NVML can't open {uuid} ({error}); see what nvidia-smi says of it.") from error
-    if not gpu.offers_energy():
-        raise SourceUnavailable(f"NVML has neither power nor energy of {uuid}; name other energy.sources.")
-    return gpu
+SPEC = SourceSpec("nvml", Coverage.GPUS, EnergyMethod.COUNTER, NvmlSource)

@@ -7,7 +7,7 @@ root may read it, unless the machine's owner allows it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic.types import JsonValue
@@ -15,16 +15,19 @@ from pydantic.types import JsonValue
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.results.run import EnergyMethod
 from lem_domain.wire.workers import Device
-from lem_worker.sampler.sources import HostSample, SourceUnavailable
+from lem_worker.process.evidence_rows import Clock
+from lem_worker.sampler.energy_source import Coverage, HostSample, SourceSpec, SourceUnavailable
 
 POWERCAP = Path("/sys/class/powercap")
 
-_SOCKET = "package-"
+_PACKAGE = "package-"
 
 
 class Zone:
-    """One counter, made to rise for ever. A wrap between two readings is seen as long as it is only one; at 1 kW the
-    usual range lasts more than four minutes."""
+    """One powercap counter, unwrapped.
+
+    Only a single wrap between two readings can be detected; at 1 kW the usual range lasts more than four minutes.
+    """
 
     def __init__(self, domain: str, folder: Path) -> None:
         self.domain = domain
@@ -43,29 +46,21 @@ class Zone:
 
 
 class RaplSource:
-    """Counters of every zone that the kernel shows."""
+    """The counters of all powercap zones of the host."""
 
-    name = "rapl"
-    method = EnergyMethod.COUNTER
-    min_interval_s = 0.0
-
-    def __init__(
-        self,
-        config: ExperimentConfig,  # noqa: ARG002 - has no settings
-        clock: Callable[[], int],
-        root: Path = POWERCAP,
-    ) -> None:
+    def __init__(self, config: ExperimentConfig, clock: Clock, root: Path | None = None) -> None:  # noqa: ARG002
         self._clock = clock
-        self._root = root
+        self._root = root or POWERCAP
         self._zones: list[Zone] = []
         self._last: dict[str, tuple[int, int]] = {}
 
-    def open(self, devices: Sequence[Device]) -> tuple[str, ...]:  # noqa: ARG002 - it measures the host
-        """Raises SourceUnavailable where there is no zone, or it may not be read."""
-        folders = zone_folders(self._root)
+    def open(self, devices: Sequence[Device]) -> tuple[str, ...]:  # noqa: ARG002 - it covers the host
+        """Raises SourceUnavailable where there is no zone, or the zones can't be read."""
+        folders = _zone_folders(self._root)
         if not folders:
             raise SourceUnavailable(
-                f"there are no RAPL counters in {self._root}; virtual machines and most ARM hosts have none."
+                f"{self._root} has no RAPL counters, as on virtual machines and most ARM hosts; "
+                "remove rapl from energy.sources."
             )
         try:
             self._zones = [Zone(domain, folder) for domain, folder in folders.items()]
@@ -75,19 +70,21 @@ class RaplSource:
                 "(chmod a+r, or a udev rule for the subsystem powercap that survives a reboot)."
             ) from error
         except (OSError, ValueError) as error:
-            raise SourceUnavailable(f"the RAPL counters in {self._root} can't be read: {error}.") from error
+            raise SourceUnavailable(
+                f"the RAPL counters in {self._root} can't be read ({error}); remove rapl from energy.sources."
+            ) from error
         return tuple(folders)
 
-    def sample(self, now_ns: int) -> Sequence[HostSample]:  # noqa: ARG002 - each zone is timed where it is read
-        """One sample of each zone, with its mean power since the last one."""
+    def sample(self, now_ns: int) -> Sequence[HostSample]:  # noqa: ARG002 - each zone has the time of its reading
+        """One sample of each zone, with its mean power since the previous one."""
         return [self._sample(zone) for zone in self._zones]
 
     def facts(self) -> list[dict[str, JsonValue]]:
-        """Nothing that the power stream lacks."""
+        """None."""
         return []
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Forget the zones; files are open only while they are read."""
         self._zones = []
 
     def _sample(self, zone: Zone) -> HostSample:
@@ -97,13 +94,16 @@ class RaplSource:
         self._last[zone.domain] = (time_ns, energy_uj)
         passed_s = (time_ns - before_ns) / 1e9
         power_mw = round((energy_uj - before_uj) / 1e3 / passed_s) if passed_s > 0 else None
-        return HostSample(zone.domain, time_ns, energy_uj, power_mw, self.method.value)
+        return HostSample(zone.domain, time_ns, energy_uj, power_mw)
 
 
-def zone_folders(root: Path) -> dict[str, Path]:
-    """Domain to folder: `package-0`, and of its parts `core-0`, `uncore-0`, `dram-0`; `psys` for the platform.
+SPEC = SourceSpec("rapl", Coverage.HOST, EnergyMethod.COUNTER, RaplSource)
 
-    Packages are also shown a second time, read through memory-mapped registers (`intel-rapl-mmio`); those are left out.
+
+def _zone_folders(root: Path) -> dict[str, Path]:
+    """Folder by domain: `package-0`, and of its parts `core-0`, `uncore-0`, `dram-0`; `psys` for the platform.
+
+    The `intel-rapl-mmio` zones are left out: they show the packages a second time, through memory-mapped registers.
     """
     found: dict[str, Path] = {}
     for folder in sorted(root.glob("intel-rapl:*")):
@@ -111,11 +111,11 @@ def zone_folders(root: Path) -> dict[str, Path]:
             name = (folder / "name").read_text().strip()
         except OSError:
             continue
-        place = folder.name.removeprefix("intel-rapl:").split(":")
-        if len(place) == 1:
+        numbers = folder.name.removeprefix("intel-rapl:").split(":")
+        if len(numbers) == 1:
             found[name] = folder
             continue
-        parent = root / f"intel-rapl:{place[0]}" / "name"
-        socket = parent.read_text().strip().removeprefix(_SOCKET) if parent.is_file() else place[0]
-        found[f"{name}-{socket}"] = folder
+        parent = root / f"intel-rapl:{numbers[0]}" / "name"
+        package = parent.read_text().strip().removeprefix(_PACKAGE) if parent.is_file() else numbers[0]
+        found[f"{name}-{package}"] = folder
     return found

@@ -1,9 +1,9 @@
-"""Power of simulated devices, constant or in a shape, with the counter that follows from it exactly."""
+"""Power of simulated devices, constant or in a shape, with an energy counter that is its exact integral."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from pydantic.types import JsonValue
 
@@ -11,18 +11,15 @@ from lem_domain.config.experiment import BackendName, ExperimentConfig
 from lem_domain.config.simulated import SimulatedConfig
 from lem_domain.results.run import EnergyMethod
 from lem_domain.wire.workers import Device, DeviceKind
+from lem_worker.process.evidence_rows import Clock
+from lem_worker.sampler.energy_source import Coverage, DeviceSample, SourceSpec, SourceUnavailable
 from lem_worker.sampler.simulated_curves import energy_j, power_w
-from lem_worker.sampler.sources import DeviceSample, SourceUnavailable
 
 
 class SimulatedSource:
-    """Energy = integral of power since it was opened, for each leased simulated device."""
+    """Energy = integral of power since `open`, for each leased simulated device."""
 
-    name = "simulated"
-    method = EnergyMethod.COUNTER
-    min_interval_s = 0.0
-
-    def __init__(self, config: ExperimentConfig, clock: Callable[[], int]) -> None:
+    def __init__(self, config: ExperimentConfig, clock: Clock) -> None:
         self._backend = config.backend
         simulated = config.simulated or SimulatedConfig()
         self._base_w, self._power = simulated.power_w, simulated.power
@@ -31,25 +28,28 @@ class SimulatedSource:
         self._indices: tuple[int, ...] = ()
 
     def open(self, devices: Sequence[Device]) -> tuple[str, ...]:
-        """Raises SourceUnavailable where nothing is simulated."""
-        self._indices = tuple(place for place, device in enumerate(devices) if device.kind is DeviceKind.SIMULATED)
+        """Raises SourceUnavailable without the simulated backend and simulated devices."""
+        self._indices = tuple(index for index, device in enumerate(devices) if device.kind is DeviceKind.SIMULATED)
         if self._backend is not BackendName.SIMULATED or not self._indices:
             raise SourceUnavailable(
                 "the simulated source needs the simulated backend on simulated devices; remove it from energy.sources."
             )
         self._opened_ns = self._clock()
-        return tuple(devices[place].uuid for place in self._indices)
+        return tuple(devices[index].uuid for index in self._indices)
 
     def sample(self, now_ns: int) -> Sequence[DeviceSample]:
         """One sample of each device."""
         seconds = max(0, now_ns - self._opened_ns) / 1e9
         energy_mj = math.floor(energy_j(self._base_w, self._power, seconds) * 1000)
         power_mw = round(power_w(self._base_w, self._power, seconds) * 1000)
-        return [DeviceSample(place, now_ns, power_mw=power_mw, energy_mj=energy_mj) for place in self._indices]
+        return [DeviceSample(index, now_ns, power_mw=power_mw, energy_mj=energy_mj) for index in self._indices]
 
     def facts(self) -> list[dict[str, JsonValue]]:
-        """Nothing that the power stream lacks."""
+        """None."""
         return []
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Has no resources to release."""
+
+
+SPEC = SourceSpec("simulated", Coverage.SIMULATED_DEVICES, EnergyMethod.COUNTER, SimulatedSource)
