@@ -54,8 +54,8 @@ bench-vllm: $(VENV_VLLM)/.installed  ## The same for vLLM, its own benchmark amo
 gpu-check: $(VENV)/.installed  ## On a machine with a GPU: can its measurements be believed? Adds to docs/validation.md.
 	$(BIN)/python benchmarks/gpu_check.py --write docs/validation.md
 
-reference: $(VENV)/.installed  ## Write docs/reference/ from the models and the tests' marks.
-	$(BIN)/python -m tools.source_names && $(BIN)/python -m tools.reference
+reference: $(VENV)/.installed  ## Write every generated file: docs/reference/, source names, the asynchronous client.
+	$(BIN)/python -m tools.source_names && $(BIN)/python -m tools.reference && $(BIN)/python -m tools.sync_to_async
 
 up: $(VENV)/.installed  ## Server and workers on this machine, until Ctrl-C.
 	$(BIN)/lemctl up

@@ -1,4 +1,4 @@
-"""The asynchronous Python client: the twin of `lem_client.client`, method by method."""
+"""The asynchronous twin of `client.py`, written by `make reference` from it. Do not edit."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from uuid import uuid4
 import httpx
 from pydantic import BaseModel
 
-from lem_client import credentials, operations
-from lem_client.bundles import bundle_being_written, bundle_to_be_sent, verified
+from lem_client import credentials
+from lem_client.async_sender import AsyncSender
+from lem_client.bundles import check_bundle, open_bundle, write_bundle
 from lem_client.errors import AnswerError
-from lem_client.events import Event, Following
-from lem_client.operations import Operation, ServerVersion
-from lem_client.transport import AsyncSender
+from lem_client.events import Event, EventFollower
+from lem_client.operations import Operation, Readiness, ServerVersion, api_path, filters
 from lem_domain.bundle import Progress, Verified
 from lem_domain.config.campaign import CampaignSpec
 from lem_domain.config.execution import Placement
+from lem_domain.prompt_sets import prompts_digest
 from lem_domain.results.run import RunResult
 from lem_domain.retries import CLIENT_RETRIES, RetryPolicy
 from lem_domain.states import CampaignState, RunState
@@ -32,8 +33,9 @@ from lem_domain.wire.campaigns import (
     ImportedBundle,
     PauseCampaign,
     PlaceCampaign,
+    RetriedRuns,
 )
-from lem_domain.wire.datasets import DatasetContent, DatasetView
+from lem_domain.wire.datasets import DatasetContent, DatasetUpload, DatasetView
 from lem_domain.wire.runs import AttemptView, LeaseEventView, LogChunk, RunView, StreamView, TransitionView
 from lem_domain.wire.workers import WorkerView
 
@@ -41,10 +43,10 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class AsyncClient:
-    """Talks to a LEM server. Without arguments: LEM_SERVER or this machine, with the token that is found there.
+    """Client of one LEM server. Default: `LEM_SERVER` or this machine, with the token found by `credentials`.
 
-    Lists are iterators that fetch page after page. Every failure is a `lem_domain.errors.LemError` whose text is one
-    sentence that tells what to change.
+    Lists are iterators that fetch page after page. Every failure is a `lem_domain.errors.LemError` (the tree is in
+    `lem_client.errors`). Every operation is idempotent: after a connection error it is sent again. Not thread-safe.
     """
 
     def __init__(
@@ -76,181 +78,202 @@ class AsyncClient:
         """Close the connections."""
         await self._sender.close()
 
-    # --- the server ---------------------------------------------------------------------------------------------------
-
     async def is_ready(self) -> bool:
-        """Whether the server can serve.
+        """Return whether the server and its database can serve.
 
         Raises:
-            ServerUnreachable: nobody answers at all.
+            ServerUnreachable: no server answers.
         """
         try:
-            return (await self._sender.send(operations.readiness())).status == "ok"
+            readiness = await self._sender.send(Operation("GET", "/readyz", Readiness))
         except AnswerError:
             return False
+        return readiness.status == "ok"
 
     async def version(self) -> ServerVersion:
-        """Which version the server is."""
-        return await self._sender.send(operations.version())
-
-    # --- campaigns ----------------------------------------------------------------------------------------------------
+        """Return the versions of the server, the protocol and the aggregation method."""
+        return await self._sender.send(Operation("GET", "/version", ServerVersion))
 
     async def plan(self, spec: CampaignSpec, *, listed: int | None = None) -> CampaignPlan:
-        """What submitting would queue, with at most `listed` experiments and runs; nothing is stored."""
-        return await self._sender.send(operations.plan_campaign(spec, listed))
+        """Return what `submit` would queue, with at most `listed` experiments and runs. Stores nothing."""
+        path = api_path("campaigns:plan")
+        parameters = {} if listed is None else {"listed": str(listed)}
+        return await self._sender.send(Operation("POST", path, CampaignPlan, parameters, body=spec, idempotent=True))
 
     async def submit(self, spec: CampaignSpec, *, idempotency_key: str | None = None) -> CampaignView:
-        """Queue a campaign: all of it or, with any problem, nothing. With the same key it is queued only once."""
-        return await self._sender.send(operations.submit_campaign(spec, idempotency_key or uuid4().hex))
+        """Queue a whole campaign, or nothing if any part is invalid. One key queues it once."""
+        key = idempotency_key or uuid4().hex
+        return await self._sender.send(
+            Operation("POST", api_path("campaigns"), CampaignView, body=spec, idempotency_key=key)
+        )
 
     def campaigns(
         self, *, state: CampaignState | None = None, name: str | None = None, labels: Mapping[str, str] | None = None
     ) -> AsyncIterator[CampaignView]:
-        """Campaigns, the newest first; with labels, those that have all of them."""
-        return self._pages(operations.list_campaigns(state=state, name=name, labels=labels))
+        """List campaigns, the newest first; with labels, those that have all of them."""
+        labelled = {"label": tuple((f"{key}={value}" for key, value in labels.items()))} if labels else {}
+        parameters = {**filters(state=state, name=name), **labelled}
+        return self._pages(Operation("GET", api_path("campaigns"), Page[CampaignView], parameters))
 
     async def campaign(self, campaign_id: str) -> CampaignView:
-        """One campaign, with how many of its runs are in which state."""
-        return await self._sender.send(operations.get_campaign(campaign_id))
+        """Return one campaign with its number of runs per state."""
+        return await self._get(CampaignView, "campaigns", campaign_id)
 
     def experiments(self, campaign_id: str) -> AsyncIterator[ExperimentView]:
-        """The campaign's experiments in the order of its sweep."""
-        return self._pages(operations.list_experiments(campaign_id))
+        """List a campaign's experiments in the order of its sweep."""
+        return self._list(Page[ExperimentView], "campaigns", campaign_id, "experiments")
 
     async def experiment(self, experiment_id: str) -> ExperimentView:
-        """One experiment with its whole configuration."""
-        return await self._sender.send(operations.get_experiment(experiment_id))
+        """Return one experiment with its whole configuration."""
+        return await self._get(ExperimentView, "experiments", experiment_id)
 
     async def cancel_campaign(self, campaign_id: str) -> CampaignView:
-        """Cancel what is queued and stop what is live; done again it changes nothing."""
-        return await self._sender.send(operations.cancel_campaign(campaign_id))
+        """Cancel queued runs and stop live ones."""
+        return await self._act("cancel", CampaignView, "campaigns", campaign_id)
 
     async def pause_campaign(
         self, campaign_id: str, *, live_runs: Literal["finish", "stop"] = "finish"
     ) -> CampaignView:
-        """Claim nothing more of it; what is live finishes, or is stopped and waits with the others."""
-        return await self._sender.send(operations.pause_campaign(campaign_id, PauseCampaign(live_runs=live_runs)))
+        """Stop claims of the campaign's runs; live runs finish, or are stopped and queued again."""
+        return await self._act("pause", CampaignView, "campaigns", campaign_id, body=PauseCampaign(live_runs=live_runs))
 
     async def place_campaign(self, campaign_id: str, *, placement: Placement | None = None) -> CampaignView:
-        """Let what a campaign has left run elsewhere; its next run chooses its devices anew, by this rule if given."""
-        return await self._sender.send(operations.place_campaign(campaign_id, PlaceCampaign(placement=placement)))
+        """Release the campaign's devices: its next run chooses new ones, by the given rule if there is one."""
+        return await self._act("place", CampaignView, "campaigns", campaign_id, body=PlaceCampaign(placement=placement))
 
     async def resume_campaign(self, campaign_id: str) -> CampaignView:
-        """Go on with a paused campaign."""
-        return await self._sender.send(operations.resume_campaign(campaign_id))
+        """Allow claims of a paused campaign's runs again."""
+        return await self._act("resume", CampaignView, "campaigns", campaign_id)
 
     async def retry_failed(self, campaign_id: str) -> tuple[str, ...]:
-        """Queue every failed or interrupted run of it again; their ids."""
-        retried = await self._sender.send(operations.retry_failed(campaign_id, uuid4().hex))
+        """Queue every failed or interrupted run of a campaign again; return their ids."""
+        retried = await self._act("retry_failed", RetriedRuns, "campaigns", campaign_id, key=uuid4().hex)
         return retried.run_ids
 
     async def results(self, campaign_id: str) -> CampaignResults:
-        """Every experiment over its cycles, from the runs aggregated so far."""
-        return await self._sender.send(operations.campaign_results(campaign_id))
+        """Return every experiment's summary over cycles, from the runs aggregated so far."""
+        return await self._get(CampaignResults, "campaigns", campaign_id, "results")
 
     def follow_campaign(self, campaign_id: str, *, last_event_id: str | None = None) -> AsyncIterator[Event]:
-        """Everything that happened and happens to the campaign's runs, until none is queued or live."""
-        path = operations.campaign_events_path(campaign_id)
-        return self._follow(Following(path, last_event_id=last_event_id))
+        """Yield past and future events of a campaign until no run is queued or live. Resumes after a broken stream."""
+        return self._follow(EventFollower(api_path("campaigns", campaign_id, "events"), last_event_id=last_event_id))
 
     async def export_bundle(self, campaign_id: str, path: Path, *, progress: Progress | None = None) -> Verified:
-        """Write everything that there is of a campaign at rest into a new file; what the bundle says of itself.
+        """Write the bundle of a campaign at rest to a new file, verify it, and return its header and digest.
 
-        `progress` is told of bytes as they come. A file that could not be written whole is not left behind.
+        `progress` gets the number of bytes of each part. An incomplete file is removed.
         """
-        with bundle_being_written(path) as file:
-            async for piece in self._sender.receive(operations.bundle_path(campaign_id)):
-                file.write(piece)
+        with write_bundle(path) as file:
+            async for part in self._sender.receive(api_path("campaigns", campaign_id, "bundle")):
+                file.write(part)
                 if progress is not None:
-                    progress(len(piece))
-            return verified(file)
+                    progress(len(part))
+            return check_bundle(file)
 
     async def import_bundle(self, path: Path, *, progress: Progress | None = None) -> ImportedBundle:
-        """Load the campaign of a bundle, checked here before it is sent. The same bundle again changes nothing."""
-        with bundle_to_be_sent(path) as (file, size):
-            return await self._sender.transmit(operations.import_bundle(), file, size, progress)
-
-    # --- runs ---------------------------------------------------------------------------------------------------------
+        """Verify a bundle and load its campaign into the server. The same bundle again changes nothing."""
+        operation = Operation("POST", api_path("campaigns:import"), ImportedBundle)
+        with open_bundle(path) as (file, size):
+            return await self._sender.transmit(operation, file, size, progress)
 
     def runs(self, *, campaign_id: str | None = None, state: RunState | None = None) -> AsyncIterator[RunView]:
-        """Runs in the order they were queued in."""
-        return self._pages(operations.list_runs(campaign_id=campaign_id, state=state))
+        """List runs in the order of the queue."""
+        return self._list(Page[RunView], "runs", campaign_id=campaign_id, state=state)
 
     async def run(self, run_id: str) -> RunView:
-        """One run, with what it is doing while a worker is busy with it."""
-        return await self._sender.send(operations.get_run(run_id))
+        """Return one run, with its progress while it is live."""
+        return await self._get(RunView, "runs", run_id)
 
     async def cancel_run(self, run_id: str) -> RunView:
         """Cancel one run."""
-        return await self._sender.send(operations.cancel_run(run_id))
+        return await self._act("cancel", RunView, "runs", run_id)
 
     async def retry_run(self, run_id: str) -> RunView:
-        """Queue a failed or interrupted run again; one that is queued or live stays as it is."""
-        return await self._sender.send(operations.retry_run(run_id, uuid4().hex))
+        """Queue a failed or interrupted run again; a queued or live one is not changed."""
+        return await self._act("retry", RunView, "runs", run_id, key=uuid4().hex)
 
     def lease_events(self, run_id: str) -> AsyncIterator[LeaseEventView]:
-        """When leases of the run's attempts became suspect and recovered."""
-        return self._pages(operations.list_lease_events(run_id))
+        """List the times at which leases of the run's attempts became suspect and recovered."""
+        return self._list(Page[LeaseEventView], "runs", run_id, "lease_events")
 
     def transitions(self, run_id: str) -> AsyncIterator[TransitionView]:
-        """Every change of the run's state, the oldest first."""
-        return self._pages(operations.list_transitions(run_id))
+        """List the run's changes of state, the oldest first."""
+        return self._list(Page[TransitionView], "runs", run_id, "transitions")
 
     def attempts(self, run_id: str) -> AsyncIterator[AttemptView]:
-        """Every try at the run, the first one first."""
-        return self._pages(operations.list_attempts(run_id))
+        """List the run's attempts, the first one first."""
+        return self._list(Page[AttemptView], "runs", run_id, "attempts")
 
     async def attempt(self, attempt_id: str) -> AttemptView:
-        """One try at a run, with its environment and the configuration that was in force."""
-        return await self._sender.send(operations.get_attempt(attempt_id))
+        """Return one attempt with its environment and its effective configuration."""
+        return await self._get(AttemptView, "attempts", attempt_id)
 
     def streams(self, attempt_id: str) -> AsyncIterator[StreamView]:
-        """What is stored of an attempt's raw evidence: every chunk with its digest."""
-        return self._pages(operations.list_streams(attempt_id))
+        """List an attempt's stored raw evidence: every chunk with its digest."""
+        return self._list(Page[StreamView], "attempts", attempt_id, "streams")
 
     def logs(self, run_id: str, *, process: str | None = None) -> AsyncIterator[LogChunk]:
-        """What the run's processes wrote."""
-        return self._pages(operations.list_logs(run_id, process=process))
+        """List the output of the run's processes."""
+        return self._list(Page[LogChunk], "runs", run_id, "logs", process=process)
 
     def follow_run(self, run_id: str) -> AsyncIterator[Event]:
-        """Everything that happened and happens to the run, until it is neither queued nor live."""
-        return self._follow(Following(operations.run_events_path(run_id), one_run=True))
+        """Yield past and future events of a run until it has ended. Resumes after a broken stream."""
+        return self._follow(EventFollower(api_path("runs", run_id, "events"), one_run=True))
 
     async def aggregate(self, run_id: str, *, allow_partial: bool = False) -> RunResult:
-        """Compute the run's result from its raw evidence, checking every digest; asked again it is the same."""
-        return await self._sender.send(operations.aggregate_run(run_id, allow_partial=allow_partial))
+        """Compute the run's result from its raw evidence, verifying every digest. The same evidence gives the same."""
+        parameters = {"allow_partial": "true"} if allow_partial else {}
+        return await self._act("aggregate", RunResult, "runs", run_id, parameters=parameters)
 
     async def result(self, run_id: str) -> RunResult:
-        """The run's newest stored result."""
-        return await self._sender.send(operations.get_aggregate(run_id))
-
-    # --- workers and sets of prompts ----------------------------------------------------------------------------------
+        """Return the run's newest stored result."""
+        return await self._get(RunResult, "runs", run_id, "aggregate")
 
     def workers(self) -> AsyncIterator[WorkerView]:
-        """Workers that ever registered, with what they are busy with."""
-        return self._pages(operations.list_workers())
+        """List every worker that has registered, with its current runs."""
+        return self._list(Page[WorkerView], "workers")
 
     async def worker(self, worker_id: str) -> WorkerView:
-        """One worker."""
-        return await self._sender.send(operations.get_worker(worker_id))
+        """Return one worker."""
+        return await self._get(WorkerView, "workers", worker_id)
 
     async def drain_worker(self, worker_id: str) -> WorkerView:
-        """Let a worker finish what it holds and claim nothing more."""
-        return await self._sender.send(operations.drain_worker(worker_id))
+        """Let a worker finish its runs and claim no more."""
+        return await self._act("drain", WorkerView, "workers", worker_id)
 
     def datasets(self) -> AsyncIterator[DatasetView]:
-        """Sets of prompts: the built-in ones, then those that were uploaded."""
-        return self._pages(operations.list_datasets())
+        """List prompt sets: the built-in ones, then the uploaded ones."""
+        return self._list(Page[DatasetView], "datasets")
 
     async def dataset(self, sha256: str) -> DatasetContent:
-        """A set of prompts with its texts."""
-        return await self._sender.send(operations.get_dataset(sha256))
+        """Return a prompt set with its texts."""
+        return await self._get(DatasetContent, "datasets", sha256)
 
     async def upload_dataset(self, name: str, prompts: Sequence[str]) -> DatasetView:
-        """Upload prompts; their digest names them, so the same ones are stored once."""
-        return await self._sender.send(operations.put_dataset(name, prompts))
+        """Upload prompts under their digest; equal prompts are stored once."""
+        upload = DatasetUpload(name=name, prompts=tuple(prompts))
+        path = api_path("datasets", prompts_digest(prompts))
+        return await self._sender.send(Operation("PUT", path, DatasetView, body=upload))
 
-    # --- how ----------------------------------------------------------------------------------------------------------
+    async def _get(self, answer: type[M], *segments: str) -> M:
+        return await self._sender.send(Operation("GET", api_path(*segments), answer))
+
+    async def _act(
+        self,
+        verb: str,
+        answer: type[M],
+        *segments: str,
+        parameters: Mapping[str, str] | None = None,
+        body: BaseModel | None = None,
+        key: str | None = None,
+    ) -> M:
+        """Send `POST {resource}:{verb}`; the API documents every verb as idempotent, some by a key."""
+        path = f"{api_path(*segments)}:{verb}"
+        operation = Operation("POST", path, answer, parameters or {}, body, key, idempotent=True)
+        return await self._sender.send(operation)
+
+    def _list(self, page: type[Page[M]], *segments: str, **given: str | None) -> AsyncIterator[M]:
+        return self._pages(Operation("GET", api_path(*segments), page, filters(**given)))
 
     async def _pages(self, operation: Operation[Page[M]]) -> AsyncIterator[M]:
         while True:
@@ -259,22 +282,22 @@ class AsyncClient:
                 yield item
             if page.next is None:
                 return
-            operation = operations.following_page(operation, page.next)
+            operation = operation.page(page.next)
 
-    async def _follow(self, following: Following) -> AsyncIterator[Event]:
-        while not following.over:
+    async def _follow(self, follower: EventFollower) -> AsyncIterator[Event]:
+        while not follower.is_finished:
             problem: Exception | None = None
             try:
-                async with self._sender.stream(following.path, following.headers()) as response:
-                    async for piece in response.aiter_bytes():
-                        for event in following.feed(piece):
-                            yield event
-                following.ended()
+                async with self._sender.stream(follower.path, follower.headers()) as response:
+                    async for part in response.aiter_bytes():
+                        for item in follower.feed(part):
+                            yield item
+                follower.stream_ended()
             except httpx.TransportError as error:
                 problem = error
             except AnswerError as error:
-                if not following.may_pass(error):
+                if not follower.is_transient(error):
                     raise
                 problem = error
-            if not following.over:
-                await self._sender.wait(following.pause_s(self.server, problem))
+            if not follower.is_finished:
+                await self._sender.wait(follower.delay_s(self.server, problem))

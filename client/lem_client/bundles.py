@@ -1,4 +1,4 @@
-"""Bundles as files: written beside their place and put there whole, read back and checked before they are believed."""
+"""Bundles as files: written to a temporary file and renamed when complete; verified before they are sent."""
 
 from __future__ import annotations
 
@@ -14,57 +14,59 @@ from lem_domain.bundle import BundleError, Progress, Verified, verify
 
 
 @contextmanager
-def bundle_being_written(path: Path) -> Iterator[IO[bytes]]:
-    """A file that becomes `path` when all went well, and is gone when anything did not, Ctrl-C included.
+def write_bundle(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file that becomes `path` on success and is removed otherwise, Ctrl-C included.
 
     Raises:
-        FileError: there is such a file already, or none can be made there.
+        FileError: `path` exists, or cannot be written.
     """
     if path.exists():
-        raise FileError((f"{path} is there already; name another file, or remove it",))
+        raise FileError((f"{path} exists already; name another file, or remove it",))
     try:
+        # In the same folder: a rename is atomic within one file system only.
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     except OSError as error:
-        raise FileError((f"no file can be made in {path.parent} ({error.strerror}); name another place",)) from error
+        raise FileError((f"no file can be made in {path.parent} ({error.strerror}); name another folder",)) from error
     part = Path(name)
     try:
         with os.fdopen(handle, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        # mkstemp makes files that only their owner may read; a bundle gets the usual permissions.
         part.chmod(0o666 & ~_umask())
         part.rename(path)
     except OSError as error:
-        raise FileError((f"{path} can't be written ({error.strerror}); free space, or name another place",)) from error
+        raise FileError((f"{path} can't be written ({error.strerror}); free space, or name another file",)) from error
     finally:
         part.unlink(missing_ok=True)
 
 
-def verified(file: IO[bytes], progress: Progress | None = None) -> Verified:
-    """What a whole bundle says of itself; the file stands at its beginning afterwards.
+def check_bundle(file: IO[bytes], progress: Progress | None = None) -> Verified:
+    """Verify a bundle and rewind the file; return the bundle's header and digest.
 
     Raises:
-        BundleError: it is not whole.
+        BundleError: it is incomplete or damaged.
     """
     file.seek(0)
-    found = verify(file, progress)
+    verified = verify(file, progress)
     file.seek(0)
-    return found
+    return verified
 
 
 @contextmanager
-def bundle_to_be_sent(path: Path, progress: Progress | None = None) -> Iterator[tuple[IO[bytes], int]]:
-    """A bundle that is whole, and its size in bytes.
+def open_bundle(path: Path, progress: Progress | None = None) -> Iterator[tuple[IO[bytes], int]]:
+    """Open a verified bundle; yields the file and its size in bytes.
 
     Raises:
-        FileError: it can't be read, or is no whole bundle; says which.
+        FileError: it can't be read, or is incomplete or damaged.
     """
     try:
         with path.open("rb") as file:
             if not path.is_file():
-                raise FileError((f"{path} is no file; name a bundle",))
+                raise FileError((f"{path} is not a regular file; name a bundle",))
             try:
-                verified(file, progress)
+                check_bundle(file, progress)
             except BundleError as error:
                 raise FileError((f"{path}: {error}",)) from None
             yield file, path.stat().st_size
@@ -75,6 +77,7 @@ def bundle_to_be_sent(path: Path, progress: Progress | None = None) -> Iterator[
 
 
 def _umask() -> int:
+    # The only way to read it is to set it.
     now = os.umask(0)
     os.umask(now)
     return now

@@ -1,8 +1,22 @@
-"""What can go wrong between a client and its server; each text is one sentence that tells what to change."""
+"""Errors of the client. The text of each says what happened, then what to do.
+
+LemError                   (lem_domain.errors)
+├── ServerUnreachable      no connection to the server
+├── NoAnswerInTime         connected, but no answer within the read timeout
+├── TransferInterrupted    a bundle ended early
+├── CredentialsError       server address or token unusable
+├── FileError              campaign file or bundle unusable
+└── AnswerError            the server answered with a problem (RFC 9457)
+    ├── Unauthenticated    401
+    ├── Forbidden          403
+    ├── NotFound           404
+    ├── Conflict           409
+    ├── InvalidRequest     any other 4xx except 429
+    └── ServerFailed       429, 5xx, or an answer that is not LEM's
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Final
 
@@ -12,38 +26,38 @@ from lem_domain.errors import FieldProblem, LemError, Problem, ProblemCode
 
 
 class ServerUnreachable(LemError):
-    """Nobody answers at the server's address."""
+    """No server answers at the address."""
 
     def __init__(self, url: str, detail: str = "") -> None:
         super().__init__(f"no LEM server answers at {url}; start one with `lemctl up` or set LEM_SERVER.")
         self.url = url
         self.detail = detail
-        """What the network said, for `--debug`."""
+        """The network error, for `--debug`."""
 
 
 class NoAnswerInTime(LemError):
-    """The server took the request and did not answer it in time."""
+    """The server accepted the request and did not answer within the read timeout."""
 
     def __init__(self, url: str, seconds: float) -> None:
         super().__init__(f"the server at {url} did not answer within {seconds:g} s; look at its log, then try again.")
 
 
-class TransferBroken(LemError):
-    """The server ended the transfer before all was there."""
+class TransferInterrupted(LemError):
+    """The server ended a transfer early."""
 
     def __init__(self) -> None:
         super().__init__(
-            "the transfer ended before the bundle was whole: the campaign changed meanwhile, or the connection broke; "
-            "export it again (the server's log says more)."
+            "the transfer ended before the bundle was complete: the campaign changed meanwhile, or the connection "
+            "broke; export it again (the server's log says more)."
         )
 
 
 class CredentialsError(LemError):
-    """The token can't be read."""
+    """The server address is invalid, or the token can't be read."""
 
 
 class FileError(LemError):
-    """A campaign file, or one that it names, can't be used; `problems` holds one sentence each."""
+    """A campaign file, a file that it names, or a bundle is unusable; `problems` holds one sentence each."""
 
     def __init__(self, problems: tuple[str, ...]) -> None:
         super().__init__(problems[0])
@@ -51,7 +65,7 @@ class FileError(LemError):
 
 
 class AnswerError(LemError):
-    """The server refused a request, or could not carry it out."""
+    """The server refused a request or failed to execute it."""
 
     def __init__(self, status: int, problem: Problem) -> None:
         super().__init__(problem.detail)
@@ -65,32 +79,32 @@ class AnswerError(LemError):
 
     @property
     def findings(self) -> tuple[FieldProblem, ...]:
-        """Every problem of the input, where it applies."""
+        """Every problem of the input, with its JSON pointer."""
         return self.problem.errors
 
 
 class Unauthenticated(AnswerError):
-    """No token, or one that the server doesn't accept."""
+    """The token is missing or not accepted."""
 
 
 class Forbidden(AnswerError):
-    """The token doesn't allow this."""
+    """The token's scopes do not allow this."""
 
 
 class NotFound(AnswerError):
-    """There is no such thing on this server."""
+    """The server has no such resource."""
 
 
 class InvalidRequest(AnswerError):
-    """What was sent can't be accepted; `findings` lists every problem."""
+    """The request's content is invalid; `findings` lists every problem."""
 
 
 class Conflict(AnswerError):
-    """The state of things doesn't allow it now."""
+    """The resource's state does not allow this now."""
 
 
 class ServerFailed(AnswerError):
-    """The server could not carry it out, or answers in a way this client doesn't understand."""
+    """The server failed, is overloaded, or sent an answer that this client does not understand."""
 
 
 _BY_STATUS: Final[Mapping[int, type[AnswerError]]] = {
@@ -101,18 +115,19 @@ _BY_STATUS: Final[Mapping[int, type[AnswerError]]] = {
 }
 
 
-def error_of(status: int, body: bytes, *, url: str) -> AnswerError:
-    """The error that an answer other than a success stands for."""
+def answer_error(status: int, body: bytes, *, url: str) -> AnswerError:
+    """The error for an answer without success."""
     refused = 400 <= status < 500 and status != 429
     kind = _BY_STATUS.get(status) or (InvalidRequest if refused else ServerFailed)
     try:
-        return kind(status, Problem.model_validate(json.loads(body)))
-    except (ValueError, ValidationError):
-        return ServerFailed(status, unexpected(status, f"{url} answered {status}, but not as a LEM server does"))
+        return kind(status, Problem.model_validate_json(body))
+    except ValidationError:
+        what = f"{url} answered {status}, but not as a LEM server does"
+        return ServerFailed(status, unexpected_answer(status, what))
 
 
-def unexpected(status: int, what: str) -> Problem:
-    """The problem for an answer that no LEM server of this version gives."""
+def unexpected_answer(status: int, what: str) -> Problem:
+    """The problem for an answer that no LEM server of this version sends."""
     return Problem(
         type="about:blank",
         title="Unexpected answer",

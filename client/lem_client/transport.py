@@ -1,48 +1,40 @@
-"""Sends operations and reads their answers, synchronously or not, and sends again what may be sent again."""
+"""What the synchronous and the asynchronous sender share: requests, retries, and the meaning of an answer. No I/O."""
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeAlias, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
-from tenacity import AsyncRetrying, RetryCallState, Retrying, stop_after_attempt, stop_never
+from tenacity import RetryCallState, stop_after_attempt, stop_never
 
-from lem_client.errors import (
-    NoAnswerInTime,
-    ServerFailed,
-    ServerUnreachable,
-    TransferBroken,
-    error_of,
-    unexpected,
-)
+from lem_client.errors import NoAnswerInTime, ServerFailed, ServerUnreachable, answer_error, unexpected_answer
 from lem_client.operations import Operation
 from lem_domain.bundle import MEDIA_TYPE, Progress
-from lem_domain.retries import CLIENT_RETRIES, RetryPolicy
+from lem_domain.retries import RetryPolicy
 
 M = TypeVar("M", bound=BaseModel)
 
+Sleep: TypeAlias = Callable[[float], None]
+AsyncSleep: TypeAlias = Callable[[float], Awaitable[None]]
+
 READ_TIMEOUT_S = 300.0
-"""Aggregating a long run takes the server that long at most; everything else answers in milliseconds."""
+"""Aggregating a long run takes the server minutes; every other answer takes milliseconds."""
 TIMEOUT = httpx.Timeout(10.0, read=READ_TIMEOUT_S, write=60.0)
-STORE_TIMEOUT_S = 3600.0
-"""A bundle of many gigabytes is stored before it is answered; until then nothing is sent back."""
-TRANSFER_TIMEOUT = httpx.Timeout(10.0, read=STORE_TIMEOUT_S, write=60.0)
-TRANSFER_PIECE = 2**18
-STREAM_SILENCE_S = 45.0
+IMPORT_TIMEOUT = httpx.Timeout(10.0, read=3600.0, write=60.0)
+"""The server stores a bundle of many gigabytes before it answers, and sends nothing until then."""
+STREAM_TIMEOUT = httpx.Timeout(10.0, read=45.0)
 """The server sends a comment every 15 s; a stream that misses three is dead."""
-STREAM_TIMEOUT = httpx.Timeout(10.0, read=STREAM_SILENCE_S)
+
+_FILE_PART_BYTES = 2**18
 
 
 class Exchange:
-    """What both senders share: how a request is made, when it is sent again, what its answer means."""
+    """Builds the requests to one server and interprets their outcome."""
 
     def __init__(self, url: str, token: str | None, retries: RetryPolicy) -> None:
         self.url = url
@@ -58,15 +50,16 @@ class Exchange:
         headers = {"User-Agent": f"lem-client/{version}"}
         if self._token is not None:
             headers["Authorization"] = f"Bearer {self._token}"
-        # A proxy for the outside world must not get what is meant for this machine.
+        # HTTP_PROXY is meant for other machines: a proxy must get neither the loopback requests nor their token.
         return {"base_url": self.url, "headers": headers, "timeout": TIMEOUT, "trust_env": not _is_loopback(self.url)}
 
     def request(self, client: httpx.Client | httpx.AsyncClient, operation: Operation[M]) -> httpx.Request:
-        """The request of an operation."""
+        """The HTTP request of an operation."""
         headers = {"Accept": "application/json"}
         content = None
         if operation.body is not None:
             headers["Content-Type"] = "application/json"
+            # Unset fields stay out, so the server's defaults apply.
             content = operation.body.model_dump_json(exclude_unset=True).encode()
         if operation.idempotency_key is not None:
             headers["Idempotency-Key"] = operation.idempotency_key
@@ -74,8 +67,13 @@ class Exchange:
             operation.method, operation.path, params=dict(operation.parameters), content=content, headers=headers
         )
 
+    def file_options(self, size: int) -> dict[str, Any]:
+        """Options of the request that sends a bundle of `size` bytes."""
+        headers = {"Content-Type": MEDIA_TYPE, "Content-Length": str(size), "Accept": "application/json"}
+        return {"headers": headers, "timeout": IMPORT_TIMEOUT}
+
     def retrying(self, operation: Operation[M]) -> dict[str, Any]:
-        """Options of tenacity's loop around the sending of an operation; it ends with the last response or error."""
+        """Options of tenacity's loop for an operation; it returns the last response or raises the last error."""
         limit = self._retries.attempts
 
         def is_retried(state: RetryCallState) -> bool:
@@ -96,17 +94,8 @@ class Exchange:
             "retry_error_callback": lambda state: state.outcome and state.outcome.result(),
         }
 
-    def _delay_s(self, state: RetryCallState) -> float:
-        outcome = _outcome(state)
-        asked = outcome.headers.get("Retry-After") if isinstance(outcome, httpx.Response) else None
-        return self._retries.delay_s(state.attempt_number, asked)
-
-    def headers_of_file(self, size: int) -> dict[str, str]:
-        """The headers of a bundle that is sent."""
-        return {"Content-Type": MEDIA_TYPE, "Content-Length": str(size), "Accept": "application/json"}
-
-    def failure(self, error: httpx.TransportError) -> ServerUnreachable | NoAnswerInTime:
-        """The error that a failed exchange stands for."""
+    def error(self, error: httpx.TransportError) -> ServerUnreachable | NoAnswerInTime:
+        """The client's error for one of httpx."""
         if isinstance(error, httpx.ReadTimeout):
             return NoAnswerInTime(self.url, READ_TIMEOUT_S)
         return ServerUnreachable(self.url, str(error))
@@ -115,190 +104,39 @@ class Exchange:
         """The answer's model.
 
         Raises:
-            AnswerError: the answer is no success, or not what this client understands.
+            AnswerError: the server refused, or this client does not understand the answer.
         """
         if not response.is_success:
-            raise error_of(response.status_code, response.content, url=self.url)
+            raise answer_error(response.status_code, response.content, url=self.url)
         try:
             return operation.answer.model_validate_json(response.content)
         except ValidationError as error:
-            what = f"{self.url}{operation.path} answered something this client does not understand"
-            raise ServerFailed(response.status_code, unexpected(response.status_code, what)) from error
+            what = f"{self.url}{operation.path} sent an answer that this client does not understand"
+            raise ServerFailed(response.status_code, unexpected_answer(response.status_code, what)) from error
+
+    def _delay_s(self, state: RetryCallState) -> float:
+        outcome = _outcome(state)
+        asked = outcome.headers.get("Retry-After") if isinstance(outcome, httpx.Response) else None
+        return self._retries.delay_s(state.attempt_number, asked)
 
 
-class Sender:
-    """Sends operations and waits for their answers."""
-
-    def __init__(
-        self,
-        url: str,
-        token: str | None,
-        *,
-        retries: RetryPolicy = CLIENT_RETRIES,
-        transport: httpx.BaseTransport | None = None,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self._exchange = Exchange(url, token, retries)
-        self._client = httpx.Client(**self._exchange.client_options(), transport=transport)
-        self._sleep = sleep
-
-    @property
-    def url(self) -> str:
-        """The server's address."""
-        return self._exchange.url
-
-    def send(self, operation: Operation[M]) -> M:
-        """The operation's answer."""
-        retrying = Retrying(sleep=self._sleep, **self._exchange.retrying(operation))
-        try:
-            response = retrying(self._client.send, self._exchange.request(self._client, operation))
-        except httpx.TransportError as error:
-            raise self._exchange.failure(error) from error
-        return self._exchange.answer(operation, response)
-
-    @contextmanager
-    def stream(self, path: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
-        """An open event stream; transport errors come through as they are, for the follower to go on after them."""
-        with self._client.stream("GET", path, headers=dict(headers), timeout=STREAM_TIMEOUT) as response:
-            if not response.is_success:
-                raise error_of(response.status_code, response.read(), url=self.url)
-            yield response
-
-    def receive(self, path: str) -> Iterator[bytes]:
-        """The pieces of a large answer.
-
-        Raises:
-            AnswerError: the server refuses.
-            TransferBroken: it ended before all was there.
-        """
-        try:
-            with self._client.stream("GET", path, timeout=STREAM_TIMEOUT) as response:
-                if not response.is_success:
-                    raise error_of(response.status_code, response.read(), url=self.url)
-                yield from response.iter_raw()
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise self._exchange.failure(error) from error
-        except httpx.TransportError as error:
-            raise TransferBroken from error
-
-    def transmit(self, operation: Operation[M], file: IO[bytes], size: int, progress: Progress | None) -> M:
-        """The answer of an operation that a file is sent with. An answer that comes early ends the sending."""
-        try:
-            response = self._client.post(
-                operation.path,
-                content=pieces_of(file, progress),
-                headers=self._exchange.headers_of_file(size),
-                timeout=TRANSFER_TIMEOUT,
-            )
-        except httpx.TransportError as error:
-            raise self._exchange.failure(error) from error
-        return self._exchange.answer(operation, response)
-
-    def wait(self, seconds: float) -> None:
-        """Wait before something is tried again."""
-        self._sleep(seconds)
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
+def file_parts(file: IO[bytes], progress: Progress | None) -> Iterator[bytes]:
+    """The content of a file, part by part; `progress` gets the size of each part once it is sent."""
+    while part := file.read(_FILE_PART_BYTES):
+        yield part
+        if progress is not None:
+            progress(len(part))
 
 
-class AsyncSender:
-    """Sends operations without blocking."""
-
-    def __init__(
-        self,
-        url: str,
-        token: str | None,
-        *,
-        retries: RetryPolicy = CLIENT_RETRIES,
-        transport: httpx.AsyncBaseTransport | None = None,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self._exchange = Exchange(url, token, retries)
-        self._client = httpx.AsyncClient(**self._exchange.client_options(), transport=transport)
-        self._sleep = sleep
-
-    @property
-    def url(self) -> str:
-        """The server's address."""
-        return self._exchange.url
-
-    async def send(self, operation: Operation[M]) -> M:
-        """The operation's answer."""
-        retrying = AsyncRetrying(sleep=self._sleep, **self._exchange.retrying(operation))
-        try:
-            response: httpx.Response = await retrying(
-                self._client.send, self._exchange.request(self._client, operation)
-            )
-        except httpx.TransportError as error:
-            raise self._exchange.failure(error) from error
-        return self._exchange.answer(operation, response)
-
-    @asynccontextmanager
-    async def stream(self, path: str, headers: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
-        """An open event stream; transport errors come through as they are, for the follower to go on after them."""
-        async with self._client.stream("GET", path, headers=dict(headers), timeout=STREAM_TIMEOUT) as response:
-            if not response.is_success:
-                raise error_of(response.status_code, await response.aread(), url=self.url)
-            yield response
-
-    async def receive(self, path: str) -> AsyncIterator[bytes]:
-        """The pieces of a large answer.
-
-        Raises:
-            AnswerError: the server refuses.
-            TransferBroken: it ended before all was there.
-        """
-        try:
-            async with self._client.stream("GET", path, timeout=STREAM_TIMEOUT) as response:
-                if not response.is_success:
-                    raise error_of(response.status_code, await response.aread(), url=self.url)
-                async for piece in response.aiter_raw():
-                    yield piece
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise self._exchange.failure(error) from error
-        except httpx.TransportError as error:
-            raise TransferBroken from error
-
-    async def transmit(self, operation: Operation[M], file: IO[bytes], size: int, progress: Progress | None) -> M:
-        """The answer of an operation that a file is sent with."""
-
-        async def pieces() -> AsyncIterator[bytes]:
-            for piece in pieces_of(file, progress):
-                yield piece
-
-        try:
-            response = await self._client.post(
-                operation.path,
-                content=pieces(),
-                headers=self._exchange.headers_of_file(size),
-                timeout=TRANSFER_TIMEOUT,
-            )
-        except httpx.TransportError as error:
-            raise self._exchange.failure(error) from error
-        return self._exchange.answer(operation, response)
-
-    async def wait(self, seconds: float) -> None:
-        """Wait before something is tried again."""
-        await self._sleep(seconds)
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._client.aclose()
+async def async_file_parts(file: IO[bytes], progress: Progress | None) -> AsyncIterator[bytes]:
+    """The same as an asynchronous iterator, which httpx's AsyncClient requires. Reading the file blocks."""
+    for part in file_parts(file, progress):
+        yield part
 
 
 def _outcome(state: RetryCallState) -> httpx.Response | BaseException:
     assert state.outcome is not None  # noqa: S101 - tenacity sets it before it decides
     return state.outcome.exception() or state.outcome.result()
-
-
-def pieces_of(file: IO[bytes], progress: Progress | None) -> Iterator[bytes]:
-    """A file as it is sent."""
-    while piece := file.read(TRANSFER_PIECE):
-        yield piece
-        if progress is not None:
-            progress(len(piece))
 
 
 def _is_loopback(url: str) -> bool:

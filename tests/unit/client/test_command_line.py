@@ -45,22 +45,23 @@ def test_every_command_teaches_with_an_example(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        (["lst"], "error: No such command 'lst'"),
-        (["run"], "error: Missing argument"),
-        (["list", "--nope"], "error: No such option"),
-        (["list", "--server", "nonsense"], "error: 'nonsense' is no server address"),
-        (["list", "--token-file", "/nonexistent/token"], "error: the token file /nonexistent/token can't be read"),
-        (["run", "/nonexistent.yaml"], "error: there is no file /nonexistent.yaml; check the path"),
+        (["lst"], "'lst'"),
+        (["run"], "'FILE'"),
+        (["list", "--nope"], "--nope"),
+        (["list", "--server", "nonsense"], "'nonsense'"),
+        (["list", "--token-file", "/nonexistent/token"], "/nonexistent/token"),
+        (["run", "/nonexistent.yaml"], "/nonexistent.yaml"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
 ) -> None:
     code, out, err = run(capsys, *arguments)
     assert (code, out) == (2, "")
-    assert err.startswith(message)
+    assert err.startswith("error: ")
+    assert named in err
     assert err.count("\n") == 1
 
 
@@ -70,10 +71,12 @@ def test_a_server_that_is_down_is_one_line_and_exit_code_1(
     monkeypatch.setattr("lem_domain.retries.RetryPolicy.delay_s", lambda *_: 0.0)
     code, _, err = run(capsys, "list", "--server", "http://127.0.0.1:9")
     assert code == 1
-    assert err == "error: no LEM server answers at http://127.0.0.1:9; start one with `lemctl up` or set LEM_SERVER.\n"
+    assert err.startswith("error: ")
+    assert "http://127.0.0.1:9" in err
+    assert err.count("\n") == 1
 
 
 def test_debug_shows_where_it_came_from(capsys: pytest.CaptureFixture[str]) -> None:
     _, _, err = run(capsys, "run", "/nonexistent.yaml", "--debug")
     assert "Traceback" in err
-    assert err.endswith("error: there is no file /nonexistent.yaml; check the path\n")
+    assert err.splitlines()[-1].startswith("error: there is no file /nonexistent.yaml")

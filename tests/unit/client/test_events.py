@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lem_client.errors import ServerFailed, ServerUnreachable
-from lem_client.events import Following, Message, SseParser
+from lem_client.events import EventFollower, ServerSentEvent, SseParser
 from lem_domain.retries import STREAM_RETRIES
 
 STREAM = (
@@ -24,14 +24,14 @@ STREAM = (
     "data: never ended"
 ).encode()
 MESSAGES = [
-    Message("transition", '{"a":\n1}', "7-1"),
-    Message("message", "grün ✓ \u2028 same line", "7-1"),
-    Message("progress", "no space", "7-1"),
-    Message("message", "", "9-2"),
+    ServerSentEvent("transition", '{"a":\n1}', "7-1"),
+    ServerSentEvent("message", "grün ✓ \u2028 same line", "7-1"),
+    ServerSentEvent("progress", "no space", "7-1"),
+    ServerSentEvent("message", "", "9-2"),
 ]
 
 
-def parse(pieces: list[bytes]) -> list[Message]:
+def parse(pieces: list[bytes]) -> list[ServerSentEvent]:
     parser = SseParser()
     return [message for piece in pieces for message in parser.feed(piece)]
 
@@ -67,51 +67,51 @@ def campaign(*, settled: bool) -> bytes:
 
 
 def test_following_goes_on_after_the_last_event() -> None:
-    following = Following("/events")
+    following = EventFollower("/events")
     assert "Last-Event-ID" not in following.headers()
     list(following.feed(campaign(settled=False) + transition("completed", "12-3")))
-    following.ended()
-    assert not following.over
+    following.stream_ended()
+    assert not following.is_finished
     assert following.headers()["Last-Event-ID"] == "12-3"
 
 
 def test_what_a_broken_connection_left_half_is_forgotten() -> None:
-    following = Following("/events")
+    following = EventFollower("/events")
     list(following.feed(campaign(settled=False)[:-5]))
     following.headers()
     assert len(list(following.feed(campaign(settled=True)))) == 1
 
 
 def test_following_a_campaign_is_over_when_it_is_settled_and_the_stream_ended() -> None:
-    following = Following("/events")
+    following = EventFollower("/events")
     list(following.feed(campaign(settled=True) + transition("completed", "1-1")))
-    assert not following.over
-    following.ended()
-    assert following.over
+    assert not following.is_finished
+    following.stream_ended()
+    assert following.is_finished
 
 
 def test_following_a_run_is_over_when_that_run_ended() -> None:
-    following = Following("/events", one_run=True)
+    following = EventFollower("/events", one_run=True)
     list(following.feed(campaign(settled=False) + transition("failed", "1-1") + campaign(settled=False)))
-    following.ended()
-    assert following.over
+    following.stream_ended()
+    assert following.is_finished
 
 
 def test_events_of_a_newer_server_are_left_out() -> None:
-    assert list(Following("/events").feed(b"event: confetti\ndata: {}\n\n")) == []
+    assert list(EventFollower("/events").feed(b"event: confetti\ndata: {}\n\n")) == []
 
 
 def test_an_event_that_is_no_event_is_an_error() -> None:
     with pytest.raises(ServerFailed, match="does not understand"):
-        list(Following("/events").feed(b"event: progress\ndata: {}\n\n"))
+        list(EventFollower("/events").feed(b"event: progress\ndata: {}\n\n"))
 
 
 def test_following_gives_up_after_failures_in_a_row_but_not_after_some_in_all() -> None:
-    following = Following("/events", retries=replace(STREAM_RETRIES, attempts=3))
+    following = EventFollower("/events", retries=replace(STREAM_RETRIES, attempts=3))
     for _ in range(5):
-        following.pause_s("http://x", None)
+        following.delay_s("http://x", None)
         list(following.feed(campaign(settled=False)))
-    following.pause_s("http://x", None)
-    following.pause_s("http://x", None)
+    following.delay_s("http://x", None)
+    following.delay_s("http://x", None)
     with pytest.raises(ServerUnreachable):
-        following.pause_s("http://x", None)
+        following.delay_s("http://x", None)

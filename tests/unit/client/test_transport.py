@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from lem_client import operations
 from lem_client.async_client import AsyncClient
+from lem_client.async_sender import AsyncSender
 from lem_client.client import Client
 from lem_client.credentials import data_dir, find_token, server_url
 from lem_client.errors import (
@@ -26,16 +26,18 @@ from lem_client.errors import (
     ServerUnreachable,
     Unauthenticated,
 )
-from lem_client.operations import Operation
-from lem_client.transport import AsyncSender, Sender
+from lem_client.operations import Operation, Readiness, api_path
+from lem_client.sender import Sender
 from lem_domain.config.campaign import CampaignSpec
 from lem_domain.retries import CLIENT_RETRIES
-from lem_domain.wire.base import Page
+from lem_domain.wire.campaigns import CampaignView
 from lem_domain.wire.workers import WorkerView
 
 URL = "http://127.0.0.1:1"
 SPEC = CampaignSpec(name="a", experiment={"model": "builtin:tiny-llama"})
-ONCE = Operation("POST", "/readyz", operations.Health)
+READY = Operation("GET", "/readyz", Readiness)
+ONCE = Operation("POST", "/readyz", Readiness)
+SUBMIT = Operation("POST", "/api/v1/campaigns", CampaignView, body=SPEC, idempotency_key="key")
 LONGEST_DELAYS = replace(CLIENT_RETRIES, uniform=lambda _, high: high)
 Step = httpx.Response | Exception
 
@@ -87,20 +89,20 @@ def refused(status: int, **members: object) -> httpx.Response:
 )
 def test_a_repeatable_request_is_sent_again(trouble: Step) -> None:
     server = Server(trouble, trouble, ok())
-    assert server.sender().send(operations.readiness()).status == "ok"
+    assert server.sender().send(READY).status == "ok"
     assert server.pauses == [0.4, 0.8]
 
 
 def test_asynchronously_it_is_the_same() -> None:
     server = Server(httpx.ConnectError("no"), refused(503), ok())
-    assert asyncio.run(server.async_sender().send(operations.readiness())).status == "ok"
+    assert asyncio.run(server.async_sender().send(READY)).status == "ok"
     assert server.pauses == [0.4, 0.8]
 
 
 def test_a_submission_is_sent_again_under_the_same_key() -> None:
     server = Server(httpx.ReadError("gone"), refused(409))
     with pytest.raises(Conflict):
-        server.sender().send(operations.submit_campaign(SPEC, "key"))
+        server.sender().send(SUBMIT)
     assert [request.headers["Idempotency-Key"] for request in server.requests] == ["key", "key"]
 
 
@@ -120,7 +122,7 @@ def test_what_was_never_sent_is_sent_again_whatever_it_is() -> None:
 def test_retries_are_bounded_and_the_server_is_said_to_be_unreachable() -> None:
     server = Server(*[httpx.ConnectError("no")] * 4)
     with pytest.raises(ServerUnreachable) as caught:
-        server.sender().send(operations.readiness())
+        server.sender().send(READY)
     assert str(caught.value) == f"no LEM server answers at {URL}; start one with `lemctl up` or set LEM_SERVER."
     assert len(server.requests) == 4
 
@@ -128,13 +130,13 @@ def test_retries_are_bounded_and_the_server_is_said_to_be_unreachable() -> None:
 def test_a_server_that_does_not_answer_is_not_asked_again() -> None:
     server = Server(httpx.ReadTimeout("slow"))
     with pytest.raises(NoAnswerInTime, match="did not answer within 300 s"):
-        server.sender().send(operations.readiness())
+        server.sender().send(READY)
 
 
 def test_the_delay_that_the_server_asks_for_is_observed() -> None:
     busy = httpx.Response(503, headers={"Retry-After": "3"})
     server = Server(busy, ok())
-    assert server.sender().send(operations.readiness()).status == "ok"
+    assert server.sender().send(READY).status == "ok"
     assert server.pauses == [3.4]
 
 
@@ -152,13 +154,13 @@ def test_the_delay_that_the_server_asks_for_is_observed() -> None:
 )
 def test_each_refusal_has_its_error_and_the_servers_sentence(status: int, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"^do this\.$"):
-        Server(refused(status)).sender().send(operations.readiness())
+        Server(refused(status)).sender().send(READY)
 
 
 def test_findings_come_through() -> None:
     answer = refused(422, errors=[{"pointer": "/a", "message": "b"}])
     with pytest.raises(InvalidRequest) as caught:
-        Server(answer).sender().send(operations.readiness())
+        Server(answer).sender().send(READY)
     assert [(one.pointer, one.message) for one in caught.value.findings] == [("/a", "b")]
 
 
@@ -173,7 +175,7 @@ def test_findings_come_through() -> None:
 )
 def test_what_is_no_lem_server_is_said_to_be_none(answer: httpx.Response) -> None:
     with pytest.raises(ServerFailed, match="check LEM_SERVER"):
-        Server(answer).sender().send(operations.readiness())
+        Server(answer).sender().send(READY)
 
 
 def pages(make: Callable[[httpx.MockTransport], object]) -> Server:
@@ -206,13 +208,12 @@ def test_asynchronous_lists_go_on_page_after_page() -> None:
 def test_a_submission_carries_only_what_was_written() -> None:
     server = Server(refused(409))
     with pytest.raises(Conflict):
-        server.sender().send(operations.submit_campaign(SPEC, "key"))
+        server.sender().send(SUBMIT)
     assert json.loads(server.requests[0].content) == {"name": "a", "experiment": {"model": "builtin:tiny-llama"}}
 
 
 def test_ids_cannot_leave_their_place_in_the_path() -> None:
-    assert operations.get_run("../tokens?x").path == "/api/v1/runs/..%2Ftokens%3Fx"
-    assert operations.list_workers().answer is Page[WorkerView]
+    assert api_path("runs", "../tokens?x") == "/api/v1/runs/..%2Ftokens%3Fx"
 
 
 # --- where the server is and which token opens it ---------------------------------------------------------------------
@@ -226,7 +227,7 @@ def test_the_server_is_the_given_one_then_the_environments_then_this_machine() -
 
 @pytest.mark.parametrize("url", ["localhost:8420", "ftp://a", "http://", "http://a b"])
 def test_what_is_no_address_is_refused(url: str) -> None:
-    with pytest.raises(CredentialsError, match="is no server address"):
+    with pytest.raises(CredentialsError, match="is not a server address"):
         server_url(url, {})
 
 
@@ -246,7 +247,7 @@ def test_the_token_comes_from_the_option_then_the_environment_then_the_owners_fi
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "can't be read"), (b"", "is empty"), (b"a b", "more than one"), (b"\xff", "no text")],
+    [(None, "can't be read"), (b"", "is empty"), (b"a b", "more than one"), (b"\xff", "not text")],
 )
 def test_an_unusable_token_file_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "token"
