@@ -1,16 +1,16 @@
-"""The same model and work measured by this project's PyTorch backend, and by timing transformers' own `generate`.
+"""The same model and work measured by LEM's PyTorch backend, and by timing transformers' own `generate`.
 
     python benchmarks/against_generate.py [--model builtin:smollm2-135m-instruct] [--batch-size 1 8] [--rounds 9]
 
-What is done to `generate` is what optimum-benchmark does: it times a `generate` of one token and one of all tokens, and
-calls their difference decode. (optimum-benchmark 0.6.0 itself imports `SpecialTokensMixin`, which transformers 5 no
-longer has, so that it can't run the same engine.) This project has the time of each token. Both get the same random
-token ids, one thread and float32, and both figures are compared under those definitions:
+`generate` is timed by optimum-benchmark's method: one `generate` of one token and one of all tokens, whose difference
+is decode. (optimum-benchmark 0.6.0 itself imports `SpecialTokensMixin`, which transformers 5 no longer has, so it can't
+run the same engine.) LEM records the time of each token. Both get the same random token ids, one thread and float32,
+and both are compared by these definitions:
 
     prefill = batch size * prompt tokens / time to the first token
     decode  = batch size * (output tokens - 1) / (whole time - time to the first token)
 
-The rounds alternate, so that a busy machine hits both; the figures are of the medians.
+The rounds alternate, so that a busy machine affects both; the figures are computed from the medians.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Times:
         self.whole: list[float] = []
 
     def rates(self, *, batch_size: int, prompt: int, output: int) -> tuple[float, float]:
-        """Prefill and decode rate in tokens per second, of the medians."""
+        """Prefill and decode rate in tokens per second, computed from the medians."""
         first, whole = statistics.median(self.first), statistics.median(self.whole)
         return batch_size * prompt / first, batch_size * (output - 1) / (whole - first)
 
 
-def by_this_project(backend: PyTorchBackend, rows: list[list[int]], folder: Path) -> tuple[float, float]:
-    """One batch with all of its evidence; when its first and its last token came, as the evidence has it."""
+def time_backend(backend: PyTorchBackend, rows: list[list[int]], folder: Path) -> tuple[float, float]:
+    """Run one batch with all its evidence; return the seconds to the first and the last token, from the evidence."""
     writer = EvidenceWriter(folder, rank_name(0))
     sinks = Sinks(writer.stream(StreamName.REQUESTS), writer.stream(StreamName.TOKENS), OutputLedger(keep_ids=False))
     recorder = Recorder(PhaseName.MEASURE, sinks)
@@ -65,8 +65,8 @@ def by_this_project(backend: PyTorchBackend, rows: list[list[int]], folder: Path
     return tuple((row[name] - row["arrival_ns"]) / 1e9 for name in ("first_token_ns", "last_token_ns"))
 
 
-def by_generate(model: Any, rows: list[list[int]], output: int) -> tuple[float, float]:
-    """A `generate` of one token, and one of all."""
+def time_generate(model: Any, rows: list[list[int]], output: int) -> tuple[float, float]:
+    """Return the seconds of a `generate` of one token and of one of all tokens."""
     ids = torch.tensor(rows)
 
     def timed(tokens: int) -> float:
@@ -85,19 +85,19 @@ def by_generate(model: Any, rows: list[list[int]], output: int) -> tuple[float, 
 
 
 def compare(model: str, *, batch_size: int, prompt: int, output: int, rounds: int) -> None:
-    """Print both and their ratios."""
+    """Print both rates and their ratio."""
     path = resolve_model(model, cache_dir=default_cache_dir()).path_or_id
     backend = PyTorchBackend()
     backend.load(_job(model, path, output=output, batch_size=batch_size))
     assert backend._live is not None
     live = backend._live.model
     rows = torch.randint(3, 1000, (batch_size, prompt)).tolist()
-    here, there = Times(), Times()
+    backend_times, generate_times = Times(), Times()
     with tempfile.TemporaryDirectory() as folder:
-        for turn in range(-1, rounds):  # the first warms both up
+        for turn in range(-1, rounds):  # the first round warms both up
             works: list[tuple[Times, Callable[[], tuple[float, float]]]] = [
-                (here, lambda turn=turn: by_this_project(backend, rows, Path(folder) / str(turn))),  # type: ignore[misc]
-                (there, lambda: by_generate(live, rows, output)),
+                (backend_times, lambda turn=turn: time_backend(backend, rows, Path(folder) / str(turn))),  # type: ignore[misc]
+                (generate_times, lambda: time_generate(live, rows, output)),
             ]
             for times, work in works if turn % 2 else reversed(works):
                 first, whole = work()
@@ -105,9 +105,11 @@ def compare(model: str, *, batch_size: int, prompt: int, output: int, rounds: in
                     times.first.append(first)
                     times.whole.append(whole)
     shape = {"batch_size": batch_size, "prompt": prompt, "output": output}
-    for name, ours, theirs in zip(("prefill", "decode"), here.rates(**shape), there.rates(**shape), strict=True):
+    for name, ours, theirs in zip(
+        ("prefill", "decode"), backend_times.rates(**shape), generate_times.rates(**shape), strict=True
+    ):
         print(
-            f"{model} batch {batch_size} {name}: {ours:.1f} tok/s here, {theirs:.1f} tok/s by generate, "
+            f"{model} batch {batch_size} {name}: {ours:.1f} tok/s by LEM, {theirs:.1f} tok/s by generate, "
             f"ratio {ours / theirs:.3f}"
         )
 

@@ -1,12 +1,11 @@
-"""How long the aggregation of a large run takes and how much memory, beside the same ITL figures by SQL over rows.
+"""Time and memory of the aggregation of a large run, compared with the same ITL figures by SQL over rows.
 
     python benchmarks/aggregate.py [--database-url postgresql://... | --no-sql]
 
-The evidence (8 ranks, 1,000 requests each, 1,000 tokens per request, 50 ms power samples of one GPU) is made first and
-lies in a temporary folder; a fresh process then aggregates it, so that its peak memory is the aggregation's own. The
-SQL side (the embedded PostgreSQL unless a URL names another) is given indexed, analysed rows and is timed for the query
-alone, without the time that loading took. Processor time stands beside wall time, which a machine that others use
-stretches.
+The evidence (8 ranks, 1,000 requests each, 1,000 tokens per request, 50 ms power samples of one GPU) is generated into
+a temporary folder; a new process then aggregates it, so that its peak memory is the aggregation's own. The SQL side
+(the embedded PostgreSQL unless a URL names another) gets indexed, analysed rows, and only the query is timed, not the
+loading. Processor time is printed next to wall time, which grows on a machine with other work.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ REPETITIONS = 5
 
 
 class Size(NamedTuple):
-    """How large the run is."""
+    """Size of the run."""
 
     processes: int
     requests: int
@@ -57,15 +56,15 @@ class Size(NamedTuple):
 
 
 class RankTokens(NamedTuple):
-    """Token times of one rank, in the order in which they are recorded."""
+    """Token times of one rank, in the order of recording."""
 
     request_id: IntArray
     index: IntArray  # type: ignore[assignment]  # the column's name hides tuple.index
     time_ns: IntArray
 
 
-class Measured(NamedTuple):
-    """What the fresh process saw."""
+class Measurement(NamedTuple):
+    """Times and memory of the new process."""
 
     seconds: tuple[float, ...]
     processor_s: tuple[float, ...]
@@ -76,13 +75,13 @@ class Measured(NamedTuple):
 
 
 def main() -> None:
-    """Make the evidence, aggregate it in a process of its own, print figures; compare with SQL."""
+    """Generate the evidence, aggregate it in a new process, print figures and compare with SQL."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--requests", type=int, default=1000, help="per process")
     parser.add_argument("--tokens", type=int, default=1000, help="per request")
     parser.add_argument("--database-url", help="a PostgreSQL for the same ITL figures, in a temporary table")
-    parser.add_argument("--no-sql", action="store_true", help="leave the comparison with SQL out")
+    parser.add_argument("--no-sql", action="store_true", help="skip the comparison with SQL")
     options = parser.parse_args()
     size = Size(options.processes, options.requests, options.tokens)
     print(machine_facts())
@@ -92,7 +91,7 @@ def main() -> None:
         ranks = [rank_tokens(size, rank, interleaved=interleaved) for rank in range(size.processes)]
         with tempfile.TemporaryDirectory() as folder:
             stored_mb = store(Path(folder), size, ranks) / 1e6
-            measured = in_fresh_process(Path(folder))
+            measured = in_new_process(Path(folder))
         order = "interleaved by step" if interleaved else "request by request"
         print(
             f"  tokens {order}: {statistics.median(measured.seconds):.2f} s median of {REPETITIONS} "
@@ -105,14 +104,14 @@ def main() -> None:
     if options.no_sql or best is None:
         return
     with contextlib.ExitStack() as stack:
-        url = options.database_url or stack.enter_context(a_postgresql())
+        url = options.database_url or stack.enter_context(embedded_postgresql())
         asyncio.run(compare_with_sql(url, size, best))
 
 
 @contextlib.contextmanager
-def a_postgresql() -> Iterator[str]:
-    """The embedded one, in a folder that is gone afterwards; as root it runs as another user, who must get in."""
-    from lem_server.database.embedded import EmbeddedPostgres  # not in the process whose memory is measured
+def embedded_postgresql() -> Iterator[str]:
+    """Run the embedded PostgreSQL in a temporary folder that its user (another one, if started by root) can access."""
+    from lem_server.database.embedded import EmbeddedPostgres  # not imported in the process whose memory is measured
 
     with tempfile.TemporaryDirectory(prefix="lem-benchmark-") as folder:
         Path(folder).chmod(0o755)
@@ -133,7 +132,7 @@ def machine_facts() -> str:
 
 
 def rank_tokens(size: Size, rank: int, *, interleaved: bool) -> RankTokens:
-    """Gamma-distributed steps; `IN_FLIGHT` requests run side by side, the next ones after them."""
+    """Gamma-distributed steps; `IN_FLIGHT` requests run concurrently, then the next ones."""
     random = np.random.default_rng(rank)
     steps = random.gamma(20, MEAN_ITL_NS / 20, (size.requests, size.tokens)).astype(np.int64)
     rounds = np.arange(size.requests) // IN_FLIGHT
@@ -149,7 +148,7 @@ def rank_tokens(size: Size, rank: int, *, interleaved: bool) -> RankTokens:
 
 
 def store(folder: Path, size: Size, ranks: Sequence[RankTokens]) -> int:
-    """Write every chunk to a file of its own and the input beside them; the answer is the bytes of all chunks."""
+    """Write a file per chunk and the aggregation's input; return the bytes of all chunks."""
     views: list[StreamView] = []
     ends: list[int] = []
     for rank, tokens in enumerate(ranks):
@@ -194,7 +193,7 @@ def store(folder: Path, size: Size, ranks: Sequence[RankTokens]) -> int:
 
 
 def power_columns(end_ns: int) -> dict[str, Sequence[object]]:
-    """50 ms samples of one GPU around the whole window."""
+    """Samples of one GPU every 50 ms, around the whole window."""
     times = np.arange(EPOCH_NS - 10**9, end_ns + 10**9, 50_000_000)
     watts = 300 + 50 * np.sin(np.arange(len(times)) / 40)
     columns: dict[str, Sequence[object]] = {
@@ -203,17 +202,17 @@ def power_columns(end_ns: int) -> dict[str, Sequence[object]]:
         "power_mw": (watts * 1e3).astype(np.int64).tolist(),
         "energy_mj": np.cumsum(watts * 50).astype(np.int64).tolist(),
     }
-    # As NVML is sampled: every fourth sample holds the slow readings.
+    # Like the nvml source: every fourth sample has the slow readings.
     slow = {"memory_used_bytes": 60 * 10**9, "gpu_percent": 98, "memory_percent": 60, "temperature_c": 70}
     for name, value in (slow | {"sm_clock_mhz": 1700, "memory_clock_mhz": 2600, "throttle_reasons": 4}).items():
-        columns[name] = [None if place % 4 else value for place in range(len(times))]
+        columns[name] = [None if number % 4 else value for number in range(len(times))]
     return columns
 
 
 def write_stream(
     folder: Path, process: str, stream: StreamName, columns: dict[str, Sequence[object]] | dict[str, IntArray]
 ) -> StreamView:
-    """Chunks of `CHUNK_ROWS` rows, one file each."""
+    """Write a stream as chunks of `CHUNK_ROWS` rows, one file each."""
     chunks: list[ChunkView] = []
     count = len(next(iter(columns.values())))
     for seq, start in enumerate(range(0, count, CHUNK_ROWS)):
@@ -229,7 +228,7 @@ def write_stream(
 
 
 def manifest_of(view: StreamView) -> StreamManifest:
-    """What the worker would have promised."""
+    """The manifest that a worker would send."""
     return StreamManifest(
         process=view.process,
         stream=view.stream,
@@ -240,13 +239,13 @@ def manifest_of(view: StreamView) -> StreamManifest:
     )
 
 
-def in_fresh_process(folder: Path) -> Measured:
-    """Aggregate in a spawned process, whose peak memory is its own."""
+def in_new_process(folder: Path) -> Measurement:
+    """Aggregate in a spawned process; a forked one would start with this process's peak memory."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(measure, (folder,))
 
 
-def measure(folder: Path) -> Measured:
+def measure(folder: Path) -> Measurement:
     """Aggregate `REPETITIONS` times from the files."""
     inputs: AggregationInput = pickle.loads((folder / "inputs").read_bytes())
     held = {(view.process, view.stream): view for view in inputs.held}
@@ -267,13 +266,13 @@ def measure(folder: Path) -> Measured:
         texts.add(canonical_bytes(result))
     itl = result.speed.itl_ms
     assert itl.mean is not None and itl.p50 is not None and itl.p99 is not None
-    return Measured(
+    return Measurement(
         tuple(seconds), tuple(processor_s), before, peak_memory_mb(), (itl.mean, itl.p50, itl.p99), len(texts) == 1
     )
 
 
 def peak_memory_mb() -> float:
-    """Highest resident memory of this program so far (ru_maxrss would also count its parent's, from before exec)."""
+    """Peak resident memory of this program; ru_maxrss would include the parent's, from before exec."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024 / 1e6
@@ -288,8 +287,8 @@ _SQL = """
 """
 
 
-async def compare_with_sql(url: str, size: Size, ours: Measured) -> None:
-    """Load the same tokens as rows, time the query, and print the ratio."""
+async def compare_with_sql(url: str, size: Size, ours: Measurement) -> None:
+    """Load the same tokens as rows, time the query and print the ratio."""
     import asyncpg
 
     connection = await asyncpg.connect(url.replace("+asyncpg", ""), statement_cache_size=0)
@@ -326,7 +325,7 @@ async def compare_with_sql(url: str, size: Size, ours: Measured) -> None:
         f"alone; loading and indexing took {loaded:.0f} s and {bytes_used / 1e6:.0f} MB"
     )
     same = bool(np.allclose(theirs, ours.itl_ms, rtol=1e-9))
-    print(f"  ratio {query / whole:.1f} (SQL for ITL alone / our whole aggregation); same figures: {same}")
+    print(f"  ratio {query / whole:.1f} (SQL for ITL alone / the whole aggregation); same figures: {same}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Whether measurements on a real GPU can be believed: the checks of docs/validation.md, on this machine's GPU.
+"""Validates measurements on this machine's GPU: the section "On a real GPU" of docs/validation.md.
 
     python benchmarks/gpu_check.py [--cycles 5] [--seconds 20] [--write docs/validation.md]
 
-Starts a server and a PyTorch worker of its own and measures a Llama of one billion parameters with random weights at
-two batch sizes. It reports the counter against the integral of power, the spread over the cycles, both baselines and
-the sampler's own share; then, for one more run that is watched, the update periods of counter and power and the mean
-power against what nvidia-smi says of the same seconds; and last, what recording costs against a bare decode loop.
+Starts a server and a PyTorch worker and measures a Llama of one billion parameters with random weights at two batch
+sizes. It reports the counter against the integral of power, the spread over the cycles, both baselines and the
+sampler's own share; then, for one more run that is observed from outside, the update periods of counter and power and
+the mean power against nvidia-smi's readings of the same seconds; and last, the cost of recording against a bare decode
+loop.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, LlamaConfig
 
-import gpu_watch as watch  # type: ignore[import-not-found]  # beside this script
+import gpu_watch as watch  # type: ignore[import-not-found]  # in this folder
 from lem_client import Client
 from lem_domain.config.campaign import CampaignSpec
 from lem_domain.results.run import RunResult
@@ -37,8 +38,8 @@ from lem_domain.wire.workers import Device, DeviceKind
 from lem_worker.devices.cuda_visible import visible_gpus
 from lem_worker.devices.nvml_session import Gpu, MigInstance
 from lem_worker.models import default_cache_dir, resolve_model
-from overhead import compare  # type: ignore[import-not-found]  # beside this script
-from validation_page import with_report  # type: ignore[import-not-found]  # beside this script
+from overhead import compare  # type: ignore[import-not-found]  # in this folder
+from validation_page import with_report  # type: ignore[import-not-found]  # in this folder
 
 BIN = Path(sys.executable).parent
 WORKER: tuple[str, ...] = (str(BIN / "lem-worker"),)
@@ -62,25 +63,31 @@ def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cycles", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=20, help="shortest window, and shortest baseline at most 10 s")
-    parser.add_argument("--pairs", type=int, default=15, help="of recorded and bare decode loops")
-    parser.add_argument("--write", type=Path, help="put the report into this page, where it speaks of a real GPU")
+    parser.add_argument(
+        "--seconds", type=float, default=20, help="shortest window; also the shortest baseline, but at most 10 s"
+    )
+    parser.add_argument("--pairs", type=int, default=15, help="number of pairs of a recorded and a bare decode loop")
+    parser.add_argument("--write", type=Path, help="add the report to this page")
     options = parser.parse_args()
     gpus = visible_gpus(os.environ)
     if not gpus.devices:
-        sys.exit(f"there is no GPU here ({'; '.join(gpus.remarks) or 'NVML lists none'}); run this where there is one.")
+        sys.exit(
+            f"no GPU can be used ({'; '.join(gpus.remarks) or 'NVML lists none'}); run this on a machine with one."
+        )
     gpu = gpus.devices[0]
     folder = Path(tempfile.mkdtemp(prefix="lem-gpu-check-"))
-    folder.chmod(0o755)  # as root, PostgreSQL runs as another user who must reach it
+    folder.chmod(0o755)  # started by root, PostgreSQL runs as another user, which needs access
     model = shape_only(folder / "llama")
     report: dict[str, object] = {"gpu": gpu.name, **driver(gpu.uuid), "experiments": {}}
     with running(folder, gpu.uuid) as client:
-        runs = measured(client, campaign(model, options.seconds, BATCH_SIZES, options.cycles), folder)
+        runs = run_campaign(client, campaign(model, options.seconds, BATCH_SIZES, options.cycles), folder)
         names = dict.fromkeys(run.display_name for run in runs)
         report["experiments"] = {
             name: figures([client.aggregate(run.id) for run in runs if run.display_name == name]) for name in names
         }
-        report["watched"] = watched(client, campaign(model, options.seconds, BATCH_SIZES[-1:], 1), gpu.uuid, folder)
+        report["watched"] = observed_run(
+            client, campaign(model, options.seconds, BATCH_SIZES[-1:], 1), gpu.uuid, folder
+        )
     report["rate_recorded_over_bare"] = overhead(model, gpu, folder, options.pairs)
     text = json.dumps(report, indent=2)
     print(text)
@@ -91,7 +98,7 @@ def main() -> None:
 
 
 def shape_only(folder: Path) -> Path:
-    """A model folder with a shape and a tokenizer but no weights."""
+    """Write a model folder with a configuration and a tokenizer but no weights."""
     source = resolve_model("builtin:tiny-llama", cache_dir=default_cache_dir()).path_or_id
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     LlamaConfig(**SHAPE).save_pretrained(folder)
@@ -99,7 +106,7 @@ def shape_only(folder: Path) -> Path:
 
 
 def driver(uuid: str) -> dict[str, str | None]:
-    """Its version, and the GPU's power limit, in nvidia-smi's words; null where there is none to ask."""
+    """The driver's version and the GPU's power limit, as nvidia-smi formats them; null without nvidia-smi."""
     try:
         said = watch.smi(f"--id={uuid}", "--query-gpu=driver_version,power.limit", "--format=csv,noheader")
     except OSError:
@@ -131,7 +138,7 @@ def campaign(model: Path, seconds: float, batch_sizes: Sequence[int], cycles: in
 
 @contextmanager
 def running(folder: Path, uuid: str) -> Iterator[Client]:
-    """A server, and a worker of this GPU alone."""
+    """Run a server and a worker with only this GPU."""
     environment = {**os.environ, "LEM_DATA_DIR": str(folder / "data")}
     with (folder / "server.log").open("wb") as log:
         server = subprocess.Popen(
@@ -157,8 +164,8 @@ def running(folder: Path, uuid: str) -> Iterator[Client]:
             process.wait()
 
 
-def measured(client: Client, spec: CampaignSpec, folder: Path) -> list[RunView]:
-    """The campaign's runs, all of them completed."""
+def run_campaign(client: Client, spec: CampaignSpec, folder: Path) -> list[RunView]:
+    """Run the campaign and return its runs; exit with the reasons if one is not completed."""
     submitted = client.submit(spec)
     for _ in client.follow_campaign(submitted.id):
         pass
@@ -172,10 +179,10 @@ def measured(client: Client, spec: CampaignSpec, folder: Path) -> list[RunView]:
 
 
 def figures(results: Sequence[RunResult]) -> dict[str, object]:
-    """What the cycles of one experiment say."""
+    """Summarise the cycles of one experiment."""
     per_token = [one.efficiency.energy_per_output_token_j.value or float("nan") for one in results]
     devices = [one.energy.devices[0] for one in results]
-    apart = [
+    deviations = [
         device.integrated.joules / device.energy.joules - 1
         for device in devices
         if device.integrated is not None and device.integrated.joules and device.energy.joules
@@ -190,7 +197,7 @@ def figures(results: Sequence[RunResult]) -> dict[str, object]:
         "output_rate_tok_s": statistics.fmean(one.speed.output_rate_tok_s.value or float("nan") for one in results),
         "mean_power_w": statistics.fmean(one.energy.mean_power_w.value or float("nan") for one in results),
         "method": sorted({str(device.energy.method) for device in devices}),
-        "integral_over_counter_minus_1": statistics.fmean(apart) if apart else None,
+        "integral_over_counter_minus_1": statistics.fmean(deviations) if deviations else None,
         "counter_period_ms": devices[0].counter_period_ms.value,
         "sampling_period_ms": devices[0].sampling_period_ms.value,
         "bound_share": statistics.fmean(
@@ -203,40 +210,40 @@ def figures(results: Sequence[RunResult]) -> dict[str, object]:
     }
 
 
-def watched(client: Client, spec: CampaignSpec, uuid: str, folder: Path) -> dict[str, object]:
-    """One run that others look at too: readings inside its window, on its clock."""
-    polled = watch.Polled()
+def observed_run(client: Client, spec: CampaignSpec, uuid: str, folder: Path) -> dict[str, object]:
+    """One run that nvidia-smi and an NVML poll observe: their readings within its window, on its clock."""
+    polled = watch.NvmlPoll()
     field = watch.power_field() if shutil.which("nvidia-smi") else None
-    by_smi: list[watch.Seen] = []
+    by_smi: list[watch.Reading] = []
     with polled.of(uuid):
         if field is None:
-            [run] = measured(client, spec, folder)
+            [run] = run_campaign(client, spec, folder)
         else:
-            with watch.watched_by_smi(uuid, field, folder / "smi.csv") as readings:
-                [run] = measured(client, spec, folder)
+            with watch.poll_with_smi(uuid, field, folder / "smi.csv") as readings:
+                [run] = run_campaign(client, spec, folder)
                 by_smi = readings()
     result = client.aggregate(run.id)
     [attempt] = client.attempts(run.id)
     window = result.window
     begin, end = window.begin_ns / 1e9, window.end_ns / 1e9
     ahead = utc_minus_monotonic_s(attempt.environment or {})
-    energy_j, power_w = (watch.within(seen, begin, end) for seen in (polled.energy_j, polled.power_w))
+    energy_j, power_w = (watch.within(readings, begin, end) for readings in (polled.energy_j, polled.power_w))
     return {
         "mean_power_w": result.energy.mean_power_w.value,
         "nvidia_smi_field": field,
         "nvidia_smi_mean_power_w": watch.mean(watch.within(by_smi, begin + ahead, end + ahead)),
         "polled_mean_power_w": watch.mean(power_w),
-        "polled": polled.without or f"{len(energy_j)} times in {window.duration_s:.1f} s",
+        "polled": polled.error or f"{len(energy_j)} times in {window.duration_s:.1f} s",
         "counter_update_ms": watch.update_period_ms(energy_j),
         "power_update_ms": watch.update_period_ms(power_w),
     }
 
 
 def utc_minus_monotonic_s(environment: Mapping[str, object]) -> float:
-    """From the pair of clocks that the attempt's environment holds."""
+    """UTC minus CLOCK_MONOTONIC in s, from the pair of clock readings in the attempt's environment."""
     clock = environment["clock"]
     assert isinstance(clock, dict)
-    # Nanoseconds are more than fromisoformat takes.
+    # fromisoformat accepts at most microseconds.
     moment = datetime.fromisoformat(str(clock["utc"])[:26] + "+00:00")
     return moment.timestamp() - int(clock["monotonic_ns"]) / 1e9
 
@@ -244,13 +251,13 @@ def utc_minus_monotonic_s(environment: Mapping[str, object]) -> float:
 def overhead(model: Path, gpu: Gpu | MigInstance, folder: Path, pairs: int) -> dict[str, object]:
     """Median and quartiles of the ratio of output rates, recorded over bare, by batch size; in this process.
 
-    Numbers of 16 bits may give other tokens where a mask chooses another kernel; that is said, the work is the same.
+    In 16 bits, a mask may select another kernel and so change the tokens. `same_tokens` reports it; the work is equal.
     """
     device = Device(uuid=gpu.uuid, kind=DeviceKind.GPU, name=gpu.name)
     os.environ["CUDA_VISIBLE_DEVICES"] = gpu.uuid
     found: dict[str, object] = {}
     for batch_size in BATCH_SIZES:
-        seen = compare(
+        found_ratios = compare(
             {"id": str(model), "weights": "dummy"},
             folder,
             batch_size=batch_size,
@@ -260,10 +267,10 @@ def overhead(model: Path, gpu: Gpu | MigInstance, folder: Path, pairs: int) -> d
             precision="bfloat16",
         )
         found[f"batch {batch_size}"] = {
-            "median": seen.ratios[1],
-            "quartiles": (seen.ratios[0], seen.ratios[2]),
-            "tok_s": seen.tok_s,
-            "same_tokens": seen.same_tokens,
+            "median": found_ratios.ratios[1],
+            "quartiles": (found_ratios.ratios[0], found_ratios.ratios[2]),
+            "tok_s": found_ratios.tok_s,
+            "same_tokens": found_ratios.same_tokens,
         }
     return found
 

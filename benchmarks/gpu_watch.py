@@ -1,4 +1,4 @@
-"""Looks at a GPU beside LEM: through nvidia-smi, and through NVML as often as it answers."""
+"""Observes a GPU independently of LEM: through nvidia-smi, and through NVML as often as it answers."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from typing import NamedTuple
 import pynvml
 
 SMI_FIELDS = ("power.draw.instant", "power.draw")
-"""The second where the driver does not know the first; it is a mean over a second on most chips since Ampere."""
-EVERY_S = 0.001
+"""The second is for drivers without the first; it is a mean over one second on most chips since Ampere."""
+POLL_S = 0.001
 
 
-class Seen(NamedTuple):
-    """One reading: seconds on the clock of whoever took it, and W or J."""
+class Reading(NamedTuple):
+    """One reading: seconds on the reader's clock, and W or J."""
 
     at: float
     value: float
 
 
 def smi(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """What nvidia-smi says."""
+    """Run nvidia-smi and capture its output."""
     return subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, check=False)
 
 
 def power_field() -> str | None:
-    """The first of `SMI_FIELDS` that this driver's nvidia-smi knows."""
+    """Return the first of `SMI_FIELDS` that this driver's nvidia-smi offers."""
     for field in SMI_FIELDS:
         if smi(f"--query-gpu={field}", "--format=csv,noheader,nounits").returncode == 0:
             return field
@@ -43,10 +43,10 @@ def power_field() -> str | None:
 
 
 @contextmanager
-def watched_by_smi(uuid: str, field: str, file: Path) -> Iterator[Callable[[], list[Seen]]]:
-    """Five readings a second; what is yielded gives those so far, in UTC seconds and W.
+def poll_with_smi(uuid: str, field: str, file: Path) -> Iterator[Callable[[], list[Reading]]]:
+    """Take five readings a second; yield a function that returns those so far, in UTC seconds and W.
 
-    They go to a file: a pipe that nobody reads would hold nvidia-smi up after some minutes.
+    The output goes to a file, because an unread pipe would block nvidia-smi after some minutes.
     """
     command = ["nvidia-smi", f"--query-gpu=timestamp,{field}", f"--id={uuid}", "--format=csv,noheader,nounits"]
     with file.open("wb") as output:
@@ -58,70 +58,70 @@ def watched_by_smi(uuid: str, field: str, file: Path) -> Iterator[Callable[[], l
         process.wait()
 
 
-def smi_readings(text: str) -> list[Seen]:
-    """From lines such as `2026/11/24 18:21:35.123, 250.14`; a line that is not whole, or has no number, is left out."""
+def smi_readings(text: str) -> list[Reading]:
+    """Parse lines such as `2026/11/24 18:21:35.123, 250.14`; skip incomplete ones and those without a number."""
     found = []
     for row in csv.reader(text.splitlines(), skipinitialspace=True):
         try:
             stamp, watts = row
             at = datetime.strptime(stamp, "%Y/%m/%d %H:%M:%S.%f").replace(tzinfo=UTC)
-            found.append(Seen(at.timestamp(), float(watts)))
+            found.append(Reading(at.timestamp(), float(watts)))
         except ValueError:
             continue
     return found
 
 
-class Polled:
+class NvmlPoll:
     """The energy counter and instant power of one GPU, read as often as NVML answers, on CLOCK_MONOTONIC."""
 
     def __init__(self) -> None:
-        self.energy_j: list[Seen] = []
-        self.power_w: list[Seen] = []
-        self.without: str | None = None
-        """Why there is nothing, or no more."""
+        self.energy_j: list[Reading] = []
+        self.power_w: list[Reading] = []
+        self.error: str | None = None
+        """Why polling could not start, or ended early."""
 
     @contextmanager
     def of(self, uuid: str) -> Iterator[None]:
-        """Poll in a thread for as long as the block lasts."""
-        over = threading.Event()
-        thread = threading.Thread(target=self._poll, args=(uuid, over))
+        """Poll in a thread for the duration of the block."""
+        ended = threading.Event()
+        thread = threading.Thread(target=self._poll, args=(uuid, ended))
         thread.start()
         try:
             yield
         finally:
-            over.set()
+            ended.set()
             thread.join()
 
-    def _poll(self, uuid: str, over: threading.Event) -> None:
+    def _poll(self, uuid: str, ended: threading.Event) -> None:
         try:
             pynvml.nvmlInit()
             try:
                 handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-                while not over.wait(EVERY_S):
-                    self._look(handle)
+                while not ended.wait(POLL_S):
+                    self._read(handle)
             finally:
                 pynvml.nvmlShutdown()
         except pynvml.NVMLError as error:
-            self.without = str(error)
+            self.error = str(error)
 
-    def _look(self, handle: object) -> None:
+    def _read(self, handle: object) -> None:
         energy_mj = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
         now = time.monotonic()
         [field] = pynvml.nvmlDeviceGetFieldValues(handle, [pynvml.NVML_FI_DEV_POWER_INSTANT])
-        self.energy_j.append(Seen(now, energy_mj / 1e3))
+        self.energy_j.append(Reading(now, energy_mj / 1e3))
         if field.nvmlReturn == pynvml.NVML_SUCCESS:
-            self.power_w.append(Seen(now, field.value.uiVal / 1e3))
+            self.power_w.append(Reading(now, field.value.uiVal / 1e3))
 
 
-def within(readings: Sequence[Seen], begin: float, end: float) -> list[Seen]:
-    """Those between two instants of their clock."""
+def within(readings: Sequence[Reading], begin: float, end: float) -> list[Reading]:
+    """Return the readings between two instants of their clock."""
     return [one for one in readings if begin <= one.at <= end]
 
 
-def update_period_ms(readings: Sequence[Seen]) -> float | None:
+def update_period_ms(readings: Sequence[Reading]) -> float | None:
     """Median time between two changes of the value; None with fewer than ten.
 
-    An update that leaves the value as it was is not seen, so that this is an upper end where power is very level.
+    An update that does not change the value is invisible, so this is an upper bound where power is nearly constant.
     """
     changes = [after.at for before, after in pairwise(readings) if after.value != before.value]
     if len(changes) < 10:
@@ -129,6 +129,6 @@ def update_period_ms(readings: Sequence[Seen]) -> float | None:
     return statistics.median(after - before for before, after in pairwise(changes)) * 1e3
 
 
-def mean(readings: Sequence[Seen]) -> float | None:
-    """Of the values; None of none."""
+def mean(readings: Sequence[Reading]) -> float | None:
+    """Mean of the values; None without readings."""
     return statistics.fmean(one.value for one in readings) if readings else None

@@ -1,11 +1,11 @@
-"""What a large campaign costs: submitting it, listing, watching, claiming from it and cancelling it.
+"""Cost of a large campaign: submitting, listing, watching, claiming from it and cancelling it.
 
     python benchmarks/large_campaign.py [--runs 10000 100000] [--cycles 10 1] [--rounds 20]
 
-Starts `lem-server` with a database of its own, submits a campaign of ten runs and then the large ones, each with one
-request, as many cycles of fewer experiments and as experiments that are all distinct, and asks of each the same over
-and over. The figures are medians, and their ratio to the campaign of ten runs; beside them how long the whole server
-took to answer another request at most, while the campaign was submitted.
+Starts `lem-server` with a new database, submits a campaign of ten runs and then the large ones, each with one request:
+many cycles of fewer experiments, and experiments that are all distinct. It repeats the same requests for each. The
+figures are medians with their ratio to the campaign of ten runs, and the longest time in which the server answered
+another request while the campaign was submitted.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from uuid import uuid4
 
 import httpx
 
-from aggregate import machine_facts  # type: ignore[import-not-found]  # beside this script
-from api_while_aggregating import folder_for_everybody, served  # type: ignore[import-not-found]
+from aggregate import machine_facts  # type: ignore[import-not-found]  # in this folder
+from api_while_aggregating import served, shared_folder  # type: ignore[import-not-found]
 from lem_domain.ids import IdKind, format_id
 from lem_domain.wire.base import BOOT_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION, WORKER_HEADER
 
@@ -29,20 +29,20 @@ FEW = 10
 
 
 def main() -> None:
-    """Serve, submit, ask, cancel, print."""
+    """Start a server and measure campaigns of every size."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--cycles", type=int, nargs="+", default=[10, 1])
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
     print(machine_facts())
-    with folder_for_everybody() as folder, served(folder / "data") as url:
+    with shared_folder() as folder, served(folder / "data") as url:
         token = (folder / "data" / "owner.token").read_text().strip()
         asyncio.run(measure(url, token, [(runs, n) for runs in options.runs for n in options.cycles], options.rounds))
 
 
 async def measure(url: str, token: str, sizes: list[tuple[int, int]], rounds: int) -> None:
-    """One campaign after another, the small one first as the measure of the others."""
+    """Measure one campaign after another, first the small one as the reference of the others."""
     async with httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=600) as api:
         worker = await Worker(api).ready()
         small: dict[str, float] = {}
@@ -51,11 +51,11 @@ async def measure(url: str, token: str, sizes: list[tuple[int, int]], rounds: in
             small = small or found
             print(f"{runs} runs: {runs // cycles} experiments, {cycles} cycles")
             for name, seconds in found.items():
-                print(f"  {name:<28} {seconds * 1e3:9.1f} ms   {seconds / small[name]:8.2f} times that of {FEW} runs")
+                print(f"  {name:<28} {seconds * 1e3:9.1f} ms   {seconds / small[name]:8.2f} times the {FEW} runs")
 
 
 async def figures(api: httpx.AsyncClient, worker: Worker, runs: int, cycles: int, rounds: int) -> dict[str, float]:
-    """Seconds of each request about a campaign of so many runs."""
+    """Seconds of each request about a campaign with this number of runs."""
     body = {
         "name": f"{runs} runs, {cycles} cycles",
         "experiment": {"backend": "simulated", "model": "benchmark"},
@@ -90,12 +90,12 @@ async def figures(api: httpx.AsyncClient, worker: Worker, runs: int, cycles: int
 
 
 async def median(ask: Callable[[], Awaitable[object]], rounds: int) -> float:
-    """Of the seconds that it took."""
+    """Median duration of a call in s."""
     return statistics.median([await seconds(ask) for _ in range(rounds)])
 
 
 async def seconds(ask: Callable[[], Awaitable[object]]) -> float:
-    """That it took."""
+    """Duration of a call in s; a response must be a success."""
     began = time.perf_counter()
     answer = await ask()
     took = time.perf_counter() - began
@@ -105,7 +105,7 @@ async def seconds(ask: Callable[[], Awaitable[object]]) -> float:
 
 
 async def first_event(api: httpx.AsyncClient, campaign: str) -> None:
-    """Begin to watch, and stop after the first event."""
+    """Open the event stream and close it after the first event."""
     async with api.stream("GET", f"/api/v1/campaigns/{campaign}/events") as events:
         async for line in events.aiter_lines():
             if line.startswith("data:"):
@@ -113,7 +113,7 @@ async def first_event(api: httpx.AsyncClient, campaign: str) -> None:
 
 
 class Worker:
-    """A worker with devices enough for every claim."""
+    """A worker with enough devices for every claim."""
 
     def __init__(self, api: httpx.AsyncClient) -> None:
         self._api = api
@@ -129,7 +129,7 @@ class Worker:
         return self
 
     async def claim(self) -> httpx.Response:
-        """Claim a run and keep it."""
+        """Claim a run and hold it."""
         return await self._post(
             f"/api/v1/workers/{self._id}/claims",
             claim_id=str(uuid4()),

@@ -1,10 +1,10 @@
-"""What recording costs: the PyTorch backend with its evidence, against a bare decode loop of the same model.
+"""Cost of recording: the PyTorch backend with its evidence, against a bare decode loop of the same model.
 
     python benchmarks/overhead.py [--model builtin:tiny-llama ...] [--batch-size 1 8] [--pairs 15]
 
-Both run in one process on the same prompts, in pairs whose order alternates, so that a busy machine hits both. The
-figure is the ratio of their output rates by the clock (recorded / bare): 1.00 is no overhead at all, and less than 0.97
-fails. The bare loop is timed from the token ids to the token ids, without times, requests or evidence.
+Both run in one process on the same prompts, in pairs whose order alternates, so that a busy machine affects both. The
+figure is the ratio of their output rates in wall time (recorded / bare): 1.00 is no overhead, and less than 0.97 fails.
+The bare loop is timed from token ids to token ids, without token times, requests or evidence.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from lem_worker.rank.recorder import Recorder, Sinks
 from lem_worker.rank.token_digests import OutputLedger
 
 MODELS = ("builtin:tiny-llama", "builtin:smollm2-135m-instruct")
-LEAST = 0.97
+LEAST_RATIO = 0.97
 TEXT = "Everyone is permitted to copy and distribute verbatim copies of this license document"
 
 
 @torch.inference_mode()
-def bare(backend: PyTorchBackend, requests: Sequence[Request], max_tokens: int) -> list[list[int]]:
-    """The shortest loop that gives the same tokens: equal prompts need neither padding nor a mask."""
+def bare_loop(backend: PyTorchBackend, requests: Sequence[Request], max_tokens: int) -> list[list[int]]:
+    """The shortest loop with the same tokens; the prompts are equal, so it needs neither padding nor a mask."""
     assert backend._live is not None
     model = backend._live.model
     cache = DynamicCache(config=model.config)
@@ -56,7 +56,7 @@ def bare(backend: PyTorchBackend, requests: Sequence[Request], max_tokens: int) 
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds."""
+    """Wall time of a call in s, after a garbage collection."""
     gc.collect()
     begin = time.perf_counter()
     work()
@@ -64,7 +64,7 @@ def timed(work: Callable[[], object]) -> float:
 
 
 class Overhead(NamedTuple):
-    """What came out: quartiles of the ratio of output rates, recorded over bare, and the rate with recording."""
+    """Quartiles of the ratio of output rates, recorded over bare, and the rate with recording."""
 
     ratios: tuple[float, float, float]
     tok_s: float
@@ -81,7 +81,7 @@ def compare(
     devices: tuple[Device, ...] = (),
     precision: str = "float32",
 ) -> Overhead:
-    """Time both loops by turns, in this process; on the CPU with one thread unless devices are given."""
+    """Time both loops alternately in this process; on the CPU with one thread unless devices are given."""
     config = ExperimentConfig.model_validate(
         {
             "model": model,
@@ -122,12 +122,12 @@ def compare(
     sample = requests_of(prompts, repetition=0, first_id=0, seed=0)
     be_ready()
     recorded()  # warms the model up, and gives the tokens to compare
-    same = bare(backend, sample, max_tokens) == [list(token_ids) for _, token_ids in ledger.kept()]
+    same = bare_loop(backend, sample, max_tokens) == [list(token_ids) for _, token_ids in ledger.kept()]
     gc.collect()
-    gc.freeze()  # as a rank does before its window
+    gc.freeze()  # like a rank before its window
     ratios, speeds = [], []
     for pair in range(pairs):
-        works = {"recorded": recorded, "bare": lambda: bare(backend, sample, max_tokens)}
+        works = {"recorded": recorded, "bare": lambda: bare_loop(backend, sample, max_tokens)}
         order = ("recorded", "bare") if pair % 2 else ("bare", "recorded")
         seconds = {name: timed(works[name]) for name in order}
         ratios.append(seconds["bare"] / seconds["recorded"])
@@ -148,7 +148,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = [
-            shown(
+            print_overhead(
                 f"{model} batch {size}",
                 compare(
                     {"id": model},
@@ -161,14 +161,14 @@ def main() -> None:
             for model in options.model
             for size in options.batch_size
         ]
-    if min(found) < LEAST:
-        raise SystemExit(f"recording costs more than {1 - LEAST:.0%} of the output rate.")
+    if min(found) < LEAST_RATIO:
+        raise SystemExit(f"recording costs more than {1 - LEAST_RATIO:.0%} of the output rate.")
 
 
-def shown(name: str, overhead: Overhead) -> float:
-    """Print one line; the answer is the median ratio."""
+def print_overhead(name: str, overhead: Overhead) -> float:
+    """Print one line and return the median ratio."""
     if not overhead.same_tokens:
-        raise SystemExit("the two loops give different tokens; the comparison would mean nothing.")
+        raise SystemExit("the two loops give different tokens, so their times can't be compared.")
     low, middle, high = overhead.ratios
     print(
         f"{name}: output rate recorded / bare {middle:.4f} (quartiles {low:.4f} to {high:.4f}), "

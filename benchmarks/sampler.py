@@ -1,17 +1,17 @@
-"""What the sampler costs, and how well it keeps its cadence.
+"""Cost of the sampler, and how well it keeps its cadence.
 
     python benchmarks/sampler.py [--seconds 30] [--interval-ms 50] [--devices 1]
 
 The real sampler process runs with each source in turn:
 
-- `simulated`, which reads nothing: the figures are the sampler's own and not a driver's. More than 1 % of a core at
-  50 ms or slower on one device is an error.
-- `nvml` over the simulated NVML of the tests, where a C compiler is there. That library looks at its state file
-  at every call, so the figure holds its cost instead of a driver's, and is printed only.
-- `codecarbon`, where it can be opened; its tasks are most of the figure, which is printed only.
+- `simulated`, which reads nothing: the figures are the sampler's own and include no driver. More than 1 % of a core
+  at 50 ms or slower on one device is an error.
+- `nvml` over the simulated NVML of the tests, if a C compiler is installed. That library checks its state file at
+  every call, so the figure includes the library's cost instead of a driver's; it has no limit.
+- `codecarbon`, if it can be opened; its tasks are most of the figure, which has no limit.
 
-Beside them, in the same run, the peer: a loop that reads and then sleeps for the interval, as monitoring threads
-usually do, whose cadence is the interval plus its own work and lateness, for ever.
+The peer in the same run is a loop that reads and then sleeps for the interval, as monitoring threads usually do. Each
+of its intervals is longer by its own work and lateness, so it drifts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from fakes.nvml.library import SimulatedNvml, built  # type: ignore[import-not-found]  # of the tests
+from fakes.nvml.library import SimulatedNvml, built  # type: ignore[import-not-found]  # a part of the tests
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence.codec import decode_chunk
 from lem_domain.evidence.streams import SAMPLER, StreamName
@@ -50,29 +50,29 @@ from lem_worker.process.protocol import (
 
 MOST_SHARE = 0.01
 CHECKED_MS = 50
-"""The default interval; a shorter one may cost more."""
+"""The default interval, from which on the limit applies; a shorter one may cost more."""
 
 REMARKS = {
-    "nvml": " (the simulated library's own cost included)",
-    "codecarbon": " (read once a second; CodeCarbon's own cost included)",
+    "nvml": " (including the cost of the simulated library)",
+    "codecarbon": " (read once a second; including CodeCarbon's own cost)",
 }
 
 
 class Cadence(NamedTuple):
-    """Distances of samples in ms, and how far the last sample is from where the grid has it."""
+    """Intervals between samples in ms, and the distance of the last sample from its deadline on the grid."""
 
     intervals_ms: np.ndarray[tuple[int], np.dtype[np.float64]]
     drift_ms: float
 
 
 def cadence(times_ns: np.ndarray[tuple[int], np.dtype[np.int64]], interval_ms: float) -> Cadence:
-    """Of samples that should come every interval."""
+    """Compute the cadence of samples with a nominal interval."""
     intervals = np.diff(times_ns) / 1e6
     return Cadence(intervals, float((times_ns[-1] - times_ns[0]) / 1e6 - interval_ms * len(intervals)))
 
 
-class Sampled(NamedTuple):
-    """One run of the sampler: its cadence, its CPU time as a share of a core, and what it said at the end."""
+class SamplerRun(NamedTuple):
+    """One run of the sampler: its cadence, its CPU time as a share of a core, and its last message."""
 
     source: str
     cadence: Cadence
@@ -84,7 +84,7 @@ GPU = "GPU-{:08d}-0000-0000-0000-000000000000"
 
 
 def simulated_gpus(nvml: SimulatedNvml, devices: int) -> None:
-    """GPUs that offer everything that the sampler reads."""
+    """Write the state of GPUs that offer every reading of the sampler."""
     nvml.write(
         f"origin_ns {time.monotonic_ns()}",
         *(
@@ -100,15 +100,15 @@ def simulated_gpus(nvml: SimulatedNvml, devices: int) -> None:
     )
 
 
-def run_sampler(folder: Path, source: str, options: argparse.Namespace) -> Sampled | str:
-    """The real process, or why the source can't be measured here."""
+def run_sampler(folder: Path, source: str, options: argparse.Namespace) -> SamplerRun | str:
+    """Run the real process; return the reason where the source can't be opened on this machine."""
     environment = dict(os.environ)
     kind, uuid = {"nvml": (DeviceKind.GPU, GPU), "codecarbon": (DeviceKind.CPU, "CPU-{}")}.get(
         source, (DeviceKind.SIMULATED, "SIM-{}")
     )
     if source == "nvml":
         if shutil.which("cc") is None:
-            return "there is no C compiler for the simulated NVML"
+            return "the simulated NVML needs a C compiler"
         nvml = SimulatedNvml(built(folder), folder / "nvml.state")
         simulated_gpus(nvml, options.devices)
         environment = nvml.environment()
@@ -146,15 +146,15 @@ def run_sampler(folder: Path, source: str, options: argparse.Namespace) -> Sampl
                     pass
     os.close(write_fd)
     if process.wait() or done is None:
-        sys.exit("the sampler failed; what it wrote stands above.")
+        sys.exit("the sampler failed; see its output above.")
     if reason is not None:
         return reason
     share = float(str(done.summary["cpu_s"])) / float(str(done.summary["duration_s"]))
-    return Sampled(source, cadence(times_of(folder / "spool"), options.interval_ms), share, done)
+    return SamplerRun(source, cadence(times_of(folder / "spool"), options.interval_ms), share, done)
 
 
 def times_of(folder: Path) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """When the first device or domain was sampled."""
+    """Times of the samples of the first device or domain."""
     times: list[int] = []
     first: object = None
     for chunk in spool.sealed_chunks(folder):
@@ -165,11 +165,11 @@ def times_of(folder: Path) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
             first = part if first is None else first
             if part == first:
                 times.append(row["time_ns"])
-    return np.array(times[1:-1])  # the first and the last are read off the grid
+    return np.array(times[1:-1])  # `open` and `close` take the first and the last sample, which are not on the grid
 
 
 def run_peer(interval_ms: float, seconds: float) -> Cadence:
-    """Read the clock, sleep for the interval, and so on."""
+    """Read the clock and sleep for the interval, repeatedly."""
     times = []
     end = time.monotonic_ns() + round(seconds * 1e9)
     while (now := time.monotonic_ns()) < end:
@@ -178,11 +178,11 @@ def run_peer(interval_ms: float, seconds: float) -> Cadence:
     return cadence(np.array(times), interval_ms)
 
 
-def line(name: str, seen: Cadence, interval_ms: float) -> str:
-    """One row."""
-    off = np.abs(seen.intervals_ms - interval_ms)
+def line(name: str, found: Cadence, interval_ms: float) -> str:
+    """One row of the table: percentiles of the deviation from the interval, and the drift."""
+    off = np.abs(found.intervals_ms - interval_ms)
     p50, p99 = np.percentile(off, [50, 99])
-    return f"{name:<22} {p50:>8.3f} {p99:>8.3f} {off.max():>8.3f} {seen.drift_ms:>12.1f}"
+    return f"{name:<22} {p50:>8.3f} {p99:>8.3f} {off.max():>8.3f} {found.drift_ms:>12.1f}"
 
 
 def main() -> None:
@@ -192,21 +192,21 @@ def main() -> None:
     parser.add_argument("--interval-ms", type=int, default=50)
     parser.add_argument("--devices", type=int, default=1)
     options = parser.parse_args()
-    runs: list[Sampled] = []
-    left_out: list[str] = []
+    runs: list[SamplerRun] = []
+    skipped: list[str] = []
     for source in ("simulated", "nvml", "codecarbon"):
         with tempfile.TemporaryDirectory() as folder:
             ran = run_sampler(Path(folder), source, options)
-        if isinstance(ran, Sampled):
+        if isinstance(ran, SamplerRun):
             runs.append(ran)
         else:
-            left_out.append(f"{source} is left out: {ran}")
+            skipped.append(f"{source} is skipped: {ran}")
     peer = run_peer(options.interval_ms, options.seconds)
     print(f"{options.devices} device(s) every {options.interval_ms} ms for {options.seconds:g} s\n")
-    print(f"{'':<22} {'interval off by, ms':^26} {'off the grid':>12}")
+    print(f"{'':<22} {'interval deviation, ms':^26} {'drift':>12}")
     print(f"{'':<22} {'p50':>8} {'p99':>8} {'max':>8} {'at end, ms':>12}")
     for ran in runs:
-        if ran.source != "codecarbon":  # which is read once a second, whatever the interval
+        if ran.source != "codecarbon":  # read once a second, with any interval
             print(line(f"sampler, {ran.source}", ran.cadence, options.interval_ms))
     print(line("read-and-sleep loop", peer, options.interval_ms))
     print()
@@ -216,12 +216,12 @@ def main() -> None:
             f"{ran.source:<12} {ran.share:.2%} of a core; {summary['late']} late and {summary['missed']} missed of "
             f"{summary['ticks']} ticks{REMARKS.get(ran.source, '')}"
         )
-    print("\n".join(left_out))
+    print("\n".join(skipped))
     own = runs[0].share
     if options.devices == 1 and options.interval_ms >= CHECKED_MS and own > MOST_SHARE:
         sys.exit(
-            f"the sampler's own share is {own:.2%} of a core, more than {MOST_SHARE:.0%}; run this on an idle machine, "
-            "and if it stays, find what made the sampler slower."
+            f"the sampler's own share is {own:.2%} of a core, more than {MOST_SHARE:.0%}; repeat on an idle machine, "
+            "and if the result is the same, find what made the sampler slower."
         )
 
 

@@ -1,15 +1,15 @@
-"""Puts the report of a GPU into docs/validation.md, in the section that is kept for it."""
+"""Adds the report of a GPU to the section for it in docs/validation.md."""
 
 from __future__ import annotations
 
 import re
 
 SECTION = "## On a real GPU"
-_NOT_YET = re.compile(r"Not yet: no GPU has been at hand\.\s*")
+_NOT_YET = re.compile(r"Not yet: no GPU has been available\.\s*")
 
 
 def with_report(page: str, title: str, report: str) -> str:
-    """The page with a report (JSON text) as the last of its section, which no longer says that there is none."""
+    """Return the page with a report (JSON text) at the end of the section, without the note that there is none yet."""
     entry = f"### {title}\n\n```json\n{report}\n```\n"
     before, found, rest = page.partition(f"{SECTION}\n")
     if not found:

@@ -1,13 +1,12 @@
-"""What recording costs with vLLM: the backend with its evidence, against the engine's own loop, and against vLLM's own
-latency benchmark on the same work.
+"""Cost of recording with vLLM: against the engine's own loop, and against vLLM's own latency benchmark.
 
     .venv-vllm/bin/python benchmarks/vllm_overhead.py [--model builtin:tiny-llama] [--batch-size 8] [--pairs 21]
 
-The first two run on one engine in this process, in pairs whose order alternates; the figure is the ratio of their
-output rates by the clock (recorded / the engine's own): 1.00 is no overhead at all, and less than 0.97 fails. The
-engine's own loop adds the same requests and steps until all are done, and looks at nothing in between; that both give
-the same tokens is checked. vLLM's benchmark runs in a process of its own before and after them; what it counts
-otherwise is told in docs/validation.md.
+The backend with its evidence and the engine's own loop run on one engine in this process, in pairs whose order
+alternates. The figure is the ratio of their output rates in wall time (recorded / the engine's own): 1.00 is no
+overhead, and less than 0.97 fails. The engine's own loop adds the same requests, steps until all are done and reads
+nothing in between; both must give the same tokens. vLLM's benchmark runs in a subprocess before and after them;
+docs/validation.md explains what it counts differently.
 
 Ratios of CPU time of a single thread are printed too: other processes of a busy machine disturb them less.
 """
@@ -45,7 +44,7 @@ from lem_worker.rank.traffic import OnceFeed
 
 KV_CACHE_BYTES = 256 * 2**20
 INPUT_TOKENS = 32
-_VLLMS_OWN = (
+_LATENCY_SCRIPT = (
     "import sys, time\n"
     "time.perf_counter = time.process_time\n"
     "from vllm.benchmarks.latency import add_cli_args, main\n"
@@ -58,7 +57,7 @@ _VLLMS_OWN = (
 
 
 def settings(batch_size: int) -> dict[str, object]:
-    """The engine of both; what vLLM's own benchmark sets too."""
+    """Engine settings of both loops, equal to those passed to vLLM's own benchmark."""
     return {
         "enforce_eager": True,
         "kv_cache_memory_bytes": KV_CACHE_BYTES,
@@ -69,7 +68,7 @@ def settings(batch_size: int) -> dict[str, object]:
 
 
 def own_loop(backend: VllmBackend, requests: Sequence[Request], max_tokens: int) -> dict[int, list[int]]:
-    """The engine's loop as `LLM.generate` has it; the answer are the tokens of each request."""
+    """Run the loop of `LLM.generate`; return the tokens of each request."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -93,25 +92,25 @@ def own_loop(backend: VllmBackend, requests: Sequence[Request], max_tokens: int)
 
 
 class Seconds(NamedTuple):
-    """Of CPU time and by the clock."""
+    """CPU time and wall time."""
 
     cpu: float
     wall: float
 
 
 def timed(work: Callable[[], object]) -> Seconds:
-    """How long it took."""
+    """Time a call, after a garbage collection."""
     gc.collect()
     cpu, wall = time.process_time(), time.perf_counter()
     work()
     return Seconds(time.process_time() - cpu, time.perf_counter() - wall)
 
 
-def vllms_benchmark(model: str, *, batch_size: int, max_tokens: int, iterations: int, folder: Path) -> float:
-    """Median seconds of CPU time of a batch by `vllm.benchmarks.latency`."""
+def time_vllm_benchmark(model: str, *, batch_size: int, max_tokens: int, iterations: int, folder: Path) -> float:
+    """Median CPU time of a batch in s, by `vllm.benchmarks.latency`."""
     report = folder / "latency.json"
     script = folder / "latency.py"
-    script.write_text(_VLLMS_OWN)
+    script.write_text(_LATENCY_SCRIPT)
     options = {
         "--model": model,
         "--dtype": "float32",
@@ -142,7 +141,7 @@ def vllms_benchmark(model: str, *, batch_size: int, max_tokens: int, iterations:
 
 
 def compare(model: str, folder: Path, *, batch_size: int, pairs: int, iterations: int, max_tokens: int) -> None:
-    """Print what was found."""
+    """Time all three and print the ratios."""
     path = resolve_model(model, cache_dir=default_cache_dir()).path_or_id
     config = ExperimentConfig.model_validate(
         {
@@ -165,7 +164,7 @@ def compare(model: str, folder: Path, *, batch_size: int, pairs: int, iterations
         devices=(),
     )
     shape = {"batch_size": batch_size, "max_tokens": max_tokens, "iterations": iterations}
-    theirs = [vllms_benchmark(path, **shape, folder=folder)]
+    theirs = [time_vllm_benchmark(path, **shape, folder=folder)]
     backend = VllmBackend()
     backend.load(job)
     random = np.random.default_rng(0)
@@ -189,9 +188,9 @@ def compare(model: str, folder: Path, *, batch_size: int, pairs: int, iterations
     be_ready()
     recorded()
     if own_loop(backend, sample, max_tokens) != {index: list(token_ids) for index, token_ids in ledger.kept()}:
-        raise SystemExit("the two loops give different tokens; the comparison would mean nothing.")
+        raise SystemExit("the two loops give different tokens, so their times can't be compared.")
     gc.collect()
-    gc.freeze()  # as a rank does before its window
+    gc.freeze()  # like a rank before its window
     ratios: list[float] = []
     of_cpu_time: list[float] = []
     ours: list[Seconds] = []
@@ -216,9 +215,9 @@ def compare(model: str, folder: Path, *, batch_size: int, pairs: int, iterations
         flush=True,
     )
     backend.unload()
-    theirs.append(vllms_benchmark(path, **shape, folder=folder))
+    theirs.append(time_vllm_benchmark(path, **shape, folder=folder))
     print(
-        f"vLLM's own latency benchmark: {theirs[0]:.3f} s before and {theirs[1]:.3f} s after, ours {cpu_s:.3f} s, "
+        f"vLLM's own latency benchmark: {theirs[0]:.3f} s before and {theirs[1]:.3f} s after, LEM {cpu_s:.3f} s, "
         f"ratio {cpu_s / statistics.fmean(theirs):.3f}"
     )
     if middle < 0.97:
@@ -226,12 +225,12 @@ def compare(model: str, folder: Path, *, batch_size: int, pairs: int, iterations
 
 
 def main() -> None:
-    """Compare."""
+    """Compare at the given batch size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="builtin:smollm2-135m-instruct")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--pairs", type=int, default=21)
-    parser.add_argument("--iterations", type=int, default=7, help="of vLLM's own benchmark")
+    parser.add_argument("--iterations", type=int, default=7, help="iterations of vLLM's own benchmark")
     parser.add_argument("--max-tokens", type=int, default=32)
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -32,7 +32,7 @@ def test_the_page_no_longer_says_that_no_gpu_has_been_at_hand() -> None:
 
 
 def test_a_second_report_comes_behind_the_first_and_inside_the_section() -> None:
-    page = "# V\n\n## On a real GPU\n\nNot yet: no GPU has been at hand. How.\n\n## Later\n\nmore\n"
+    page = "# V\n\n## On a real GPU\n\nNot yet: no GPU has been available. How.\n\n## Later\n\nmore\n"
     twice = written(written(page), "NVIDIA L4, 2026-12-01")
     second = ENTRY.replace("H200, 2026-11-29", "L4, 2026-12-01")
     assert twice == f"# V\n\n## On a real GPU\n\nHow.\n\n{ENTRY}\n{second}\n## Later\n\nmore\n"
