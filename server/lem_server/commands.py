@@ -1,4 +1,4 @@
-"""What `lem-server` does: serve until told to end, migrate, make a token."""
+"""The commands of `lem-server`: serve, migrate, token."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import ipaddress
 import socket
 import sys
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import uvicorn
 from pydantic import ValidationError
@@ -23,19 +23,20 @@ from lem_server.app import create_app
 from lem_server.database.engine import DatabaseError, database_url, make_engine, require_supported_version
 from lem_server.database.migrate import require_head, upgrade
 from lem_server.settings import Settings
-from lem_server.signals import EndSignals, ToldToEnd
+from lem_server.signals import Terminated, TerminationSignals
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 SHUTDOWN_S = 20
+"""Of open requests; long polls end at once."""
 
 
 class StartError(LemError):
     """The server can't start as it is configured."""
 
 
-def run(command: str, options: dict[str, Any], signals: EndSignals) -> None:
-    """Run a command; a failure ends the process with 1, or with 2 where the configuration is at fault."""
+def run(command: str, options: dict[str, Any], signals: TerminationSignals) -> None:
+    """Run a command; the process exits with 1 on failure, or with 2 for a wrong configuration."""
     try:
         kind, name = options.pop("kind", None), options.pop("name", None)
         settings = Settings(**{key: value for key, value in options.items() if value is not None})
@@ -49,19 +50,19 @@ def run(command: str, options: dict[str, Any], signals: EndSignals) -> None:
     except ValidationError as error:
         first = error.errors()[0]
         setting = "LEM_" + "_".join(str(part) for part in first["loc"]).upper()
-        _leave(f"{setting}: {first['msg']}", EXIT_USAGE)
+        _exit(f"{setting}: {first['msg']}", EXIT_USAGE)
     except SettingsError:
-        _leave('LEM_TRUSTED_HOSTS is no JSON list; write for example ["lem.example", "localhost"].', EXIT_USAGE)
+        _exit('LEM_TRUSTED_HOSTS is not a JSON list; write for example ["lem.example", "localhost"].', EXIT_USAGE)
     except DatabaseError as error:
-        _leave(str(error), EXIT_USAGE)
+        _exit(str(error), EXIT_USAGE)
     except LemError as error:
-        _leave(str(error), EXIT_FAILURE)
+        _exit(str(error), EXIT_FAILURE)
     except (SQLAlchemyError, OSError) as error:
-        _leave(f"the database can't be reached ({_first_line(error)}); check LEM_DATABASE_URL.", EXIT_FAILURE)
+        _exit(f"the database can't be reached ({_first_line(error)}); check LEM_DATABASE_URL.", EXIT_FAILURE)
 
 
-def _serve(settings: Settings, signals: EndSignals) -> None:
-    with _database(settings, signals) as url:
+def _serve(settings: Settings, signals: TerminationSignals) -> None:
+    with _database(settings, signals, owner="server") as url:
         if settings.database_url is None:
             signals.run(upgrade(url))
         signals.run(_check(settings, url))
@@ -86,25 +87,25 @@ def _serve(settings: Settings, signals: EndSignals) -> None:
         signals.check()
         try:
             server.run(sockets=[listener])
-        except ToldToEnd:
+        except Terminated:
             raise
         except SystemExit as end:  # uvicorn's, where the application did not start
-            raise StartError("the server did not start; what it logged above says why.") from end
+            raise StartError("the server did not start; the log above names the reason.") from end
 
 
 class _Server(uvicorn.Server):
-    """Says on standard output when it is ready, and lets go of long polls before it waits for open requests."""
+    """Prints a line when it is ready, and ends long polls before it waits for open requests."""
 
-    def __init__(self, config: uvicorn.Config, ready: str, signals: EndSignals) -> None:
+    def __init__(self, config: uvicorn.Config, ready: str, signals: TerminationSignals) -> None:
         super().__init__(config)
         self._ready = ready
         self._signals = signals
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._signals.leave_alone()  # uvicorn listens for them by now
+        self._signals.ignore()  # uvicorn has installed its own handlers
         await super().startup(sockets)
         if self.started and not self.should_exit:
-            print(self._ready, flush=True)  # noqa: T201 - what whoever started it waits for
+            print(self._ready, flush=True)  # noqa: T201 - `lemctl up` and tests wait for this line
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         context = getattr(getattr(self.config.app, "state", None), "context", None)
@@ -113,18 +114,18 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _migrate(settings: Settings, signals: EndSignals) -> None:
-    with _database(settings, signals) as url:
+def _migrate(settings: Settings, signals: TerminationSignals) -> None:
+    with _database(settings, signals, owner="command") as url:
         signals.run(upgrade(url))
     print("the database's schema is up to date")  # noqa: T201
 
 
-def _token(settings: Settings, signals: EndSignals, request: TokenCreate) -> None:
-    with _database(settings, signals) as url:
-        print(signals.run(_make_token(url, request)))  # noqa: T201
+def _token(settings: Settings, signals: TerminationSignals, request: TokenCreate) -> None:
+    with _database(settings, signals, owner="command") as url:
+        print(signals.run(_create_token(url, request)))  # noqa: T201
 
 
-async def _make_token(url: URL, request: TokenCreate) -> str:
+async def _create_token(url: URL, request: TokenCreate) -> str:
     engine = make_engine(url, pool_size=1)
     try:
         await require_head(engine)
@@ -134,7 +135,7 @@ async def _make_token(url: URL, request: TokenCreate) -> str:
 
 
 @contextlib.contextmanager
-def _database(settings: Settings, signals: EndSignals) -> Iterator[URL]:
+def _database(settings: Settings, signals: TerminationSignals, *, owner: Literal["server", "command"]) -> Iterator[URL]:
     if settings.database_url is not None:
         url = database_url(settings.database_url)
         if settings.database_password_file is not None:
@@ -146,25 +147,25 @@ def _database(settings: Settings, signals: EndSignals) -> Iterator[URL]:
                 ) from error
         yield url
         return
-    from lem_server.database.embedded import EmbeddedPostgres  # noqa: PLC0415 - a configured database needs no binaries
+    from lem_server.database.embedded import EmbeddedPostgres  # noqa: PLC0415 - not needed with LEM_DATABASE_URL
 
-    with EmbeddedPostgres(settings.data_dir / "postgres") as postgres:
+    with EmbeddedPostgres(settings.data_dir / "postgres", owner) as postgres:
         try:
             yield postgres.url
         finally:
-            signals.leave_alone()  # stopping PostgreSQL must not be cut off
+            signals.ignore()  # a second signal must not interrupt the stop of PostgreSQL
 
 
 async def _check(settings: Settings, url: URL) -> None:
-    """What must hold before anybody is answered."""
+    """Refuse to serve with a wrong database, or on a public address before access was set up."""
     engine = make_engine(url, pool_size=1)
     try:
         await require_supported_version(engine)
         await require_head(engine)
         if not _is_loopback(settings.host) and not await has_tokens_besides_owner(engine):
             raise StartError(
-                f"{settings.host} can be reached from other machines, and no access was set up; make a token "
-                "(lem-server token --kind worker --name NAME), and start again."
+                f"{settings.host} can be reached from other machines, and no access was set up; create a token "
+                "(lem-server token --kind worker --name NAME), then start again."
             )
     finally:
         await engine.dispose()
@@ -197,6 +198,6 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _leave(message: str, code: int) -> NoReturn:
+def _exit(message: str, code: int) -> NoReturn:
     print(f"lem-server: {message}", file=sys.stderr)  # noqa: T201
     sys.exit(code)

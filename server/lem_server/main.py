@@ -1,16 +1,17 @@
-"""`lem-server`: serve, migrate, token. Imports little, so that from the first moment a signal ends it cleanly."""
+"""The command `lem-server`. It imports little, so that its signal handlers are installed within milliseconds."""
 
 from __future__ import annotations
 
 import argparse
 
-from lem_server.signals import EndSignals
+from lem_server.signals import TerminationSignals
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line; exits with 0, 1 (failed) or 2 (wrong usage or configuration).
+    """Run the command line; the exit code is 0, 1 (failed) or 2 (wrong usage or configuration).
 
-    A server that is told to end, ready or not, exits with 0; a migration with 128 and the signal's number.
+    A server that receives SIGTERM or SIGINT exits with 0, also before it is ready; other commands exit with 128 plus
+    the signal's number.
     """
     parser = argparse.ArgumentParser(
         prog="lem-server",
@@ -22,15 +23,15 @@ def main(arguments: list[str] | None = None) -> None:
     serve_parser.add_argument("--host", help="address to listen on (LEM_HOST)")
     serve_parser.add_argument("--port", type=int, help="port to listen on, 0 for a free one (LEM_PORT)")
     serve_parser.add_argument("--data-dir", help="folder of the embedded database and the owner token (LEM_DATA_DIR)")
-    migrate_parser = subparsers.add_parser("migrate", help="bring the database's schema to this version")
+    migrate_parser = subparsers.add_parser("migrate", help="migrate the database's schema to this version")
     migrate_parser.add_argument("--data-dir", help="folder of the embedded database (LEM_DATA_DIR)")
-    token_parser = subparsers.add_parser("token", help="make a token and print it, once")
+    token_parser = subparsers.add_parser("token", help="create an access token and print it, once")
     token_parser.add_argument("--kind", choices=("user", "worker", "ci"), required=True, help="decides its scopes")
-    token_parser.add_argument("--name", required=True, help="shown in lists and as whoever did something")
+    token_parser.add_argument("--name", required=True, help="name in lists and in the log of transitions")
     token_parser.add_argument("--data-dir", help="folder of the embedded database (LEM_DATA_DIR)")
     options = vars(parser.parse_args(arguments))
     command = options.pop("command")
-    with EndSignals(0 if command == "serve" else None) as signals:
-        from lem_server import commands  # noqa: PLC0415 - takes seconds, in which a signal may come already
+    with TerminationSignals(0 if command == "serve" else None) as signals:
+        from lem_server import commands  # noqa: PLC0415 - takes seconds, in which a signal may arrive
 
         commands.run(command, options, signals)

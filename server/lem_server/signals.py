@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT while nobody else listens for them."""
+"""SIGTERM and SIGINT before uvicorn handles them, and after it has ended."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_HEEDED = (signal.SIGINT, signal.SIGTERM)
+_HANDLED = (signal.SIGINT, signal.SIGTERM)
 
 
-class ToldToEnd(SystemExit):
-    """Unwinds what was begun, so that the embedded PostgreSQL is stopped; asyncio lets nothing else through."""
+class Terminated(SystemExit):
+    """Unwinds the stack, so that the embedded PostgreSQL is stopped; asyncio passes no other exception through."""
 
 
-class EndSignals:
-    """Ends the process cleanly before uvicorn listens for its signals, and lets nothing be cut off after it ended.
+class TerminationSignals:
+    """Ends the process cleanly before uvicorn handles its signals, and protects the cleanup after uvicorn's end.
 
-    Uvicorn raises the signal that ended it once more; by default that kills the process with PostgreSQL running.
+    uvicorn raises the signal that ended it once more; by default that would kill the process with PostgreSQL running.
     """
 
     def __init__(self, code: int | None) -> None:
-        """The code to end with; None is 128 and the signal's number."""
+        """`code` is the exit code; None stands for 128 plus the signal's number."""
         self._code = code
-        self._told: ToldToEnd | None = None
-        self._over = False
+        self._received: Terminated | None = None
+        self._ignored = False
         self._cancel: Callable[[], object] | None = None
-        self._before: dict[signal.Signals, Any] = {}
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._heed) for number in _HEEDED}
+        self._previous = {number: signal.signal(number, self._handle) for number in _HANDLED}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run it on a loop of its own, which a signal makes end.
+        """Run a coroutine to its end, or cancel it when a signal arrives.
 
-        There the work is cancelled: an exception that a handler raises is lost where Python can't let it through, for
-        example while it collects garbage, and what is waited for may never come.
+        Cancelling is the only reliable way: an exception that a handler raises is lost where Python can't propagate
+        it, for example during garbage collection, and the coroutine would wait for ever.
 
         Raises:
-            ToldToEnd: a signal came.
+            Terminated: a signal arrived.
         """
 
-        async def heeded() -> T:
+        async def cancellable() -> T:
             loop, task = asyncio.get_running_loop(), asyncio.current_task()
-            assert task is not None  # noqa: S101 - `asyncio.run` makes one
+            assert task is not None  # noqa: S101 - `asyncio.run` creates one
             self._cancel = lambda: loop.call_soon_threadsafe(task.cancel)
             try:
                 self.check()
@@ -65,28 +65,28 @@ class EndSignals:
                 self._cancel = None
 
         try:
-            done = asyncio.run(heeded())
+            result = asyncio.run(cancellable())
         except asyncio.CancelledError:
             self.check()
             raise
         finally:
-            work.close()  # nothing to do but where it was never begun
+            work.close()  # avoids "was never awaited" where a signal arrived before the first step
         self.check()
-        return done
+        return result
 
-    def leave_alone(self) -> None:
-        """Ignore them from now on: what goes on ends by itself, or at uvicorn's word."""
-        self._over = True
+    def ignore(self) -> None:
+        """Ignore signals from now on: what runs ends by itself, or uvicorn ends it."""
+        self._ignored = True
 
     def check(self) -> None:
-        """End here where the signal came while Python could not let its exception through."""
-        if self._told is not None:
-            raise self._told
+        """Raise for a signal whose exception Python could not propagate when it arrived."""
+        if self._received is not None:
+            raise self._received
 
-    def _heed(self, number: int, _frame: FrameType | None) -> None:
-        if self._told is None and not self._over:
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self._received is None and not self._ignored:
             logger.info("%s: ending", signal.Signals(number).name)
-            self._told = ToldToEnd(128 + number if self._code is None else self._code)
+            self._received = Terminated(128 + number if self._code is None else self._code)
             if self._cancel is None:
-                raise self._told
+                raise self._received
             self._cancel()

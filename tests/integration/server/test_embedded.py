@@ -262,10 +262,10 @@ async def test_the_password_of_the_file_is_the_one_that_is_sent(
 ) -> None:
     from lem_server.commands import _database
     from lem_server.settings import Settings
-    from lem_server.signals import EndSignals
+    from lem_server.signals import TerminationSignals
 
     secret = tmp_path / "password"
     secret.write_text("swordfish\n")
     settings = Settings(database_url="postgresql://a:other@b/c", database_password_file=secret)
-    with _database(settings, EndSignals(0)) as url:
+    with _database(settings, TerminationSignals(0), owner="server") as url:
         assert url.password == "swordfish"

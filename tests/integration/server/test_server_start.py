@@ -1,4 +1,4 @@
-"""`lem-server` starts whatever a crash left behind, ends cleanly at any moment, and shares its PostgreSQL."""
+"""`lem-server` starts whatever a crash left behind, ends cleanly at any moment, and owns its data folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import psutil
 import pytest
 from sqlalchemy.engine import URL
 
-from factories.server_process import Server, folder_for_everybody
+from factories.server_process import COMMAND, Server, folder_for_everybody
 from lem_server.database import embedded
 from lem_server.database.embedded import EmbeddedPostgres
 from lem_server.database.engine import DatabaseError
@@ -85,17 +85,6 @@ def test_files_that_were_half_made_when_it_was_killed_are_made_anew(server: Serv
     server.start()
     assert server.stop() == 0
     assert sorted(path.name for path in server.data.iterdir() if path.is_dir()) == ["postgres"]
-
-
-def test_files_that_an_earlier_version_left_half_made_are_set_aside(server: Server, folder: Path) -> None:
-    for name in ("global", "base/1"):
-        (folder / name).mkdir(parents=True)
-    (folder / "PG_VERSION").write_text("18\n")
-    server.start()
-    assert server.stop() == 0
-    [aside] = server.data.glob("postgres.unfinished-*")
-    assert (aside / "base" / "1").is_dir()
-    assert str(aside) in server.log.read_text()
 
 
 def test_a_database_that_was_used_and_is_damaged_is_refused_and_left_alone(server: Server, folder: Path) -> None:
@@ -181,7 +170,7 @@ def test_a_recovery_that_takes_too_long_is_reported_and_goes_on(
     folder: Path, recovering: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedded, "START_WITHIN_S", 1.0)
-    with pytest.raises(DatabaseError, match=r"not ready after 1 s .*; it goes on, so start again later"):
+    with pytest.raises(DatabaseError, match=r"not ready after 1 s"):
         EmbeddedPostgres(folder).start()
     pid = (folder / "postmaster.pid").read_text().split()[0]
     recovering.touch()
@@ -251,22 +240,6 @@ def ends_with_nothing_left(server: Server, number: signal.Signals) -> None:
     assert "Traceback" not in server.log.read_text()
 
 
-async def test_told_to_end_while_it_waits_for_a_migration_it_ends_and_the_other_goes_on(
-    server: Server, second: Server
-) -> None:
-    server.start()
-    connection = await asyncpg.connect(plain(server.data))
-    await connection.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
-    second.launch()
-    await somebody_waits_to_migrate(connection)
-    second.signal(signal.SIGTERM)
-    assert second.wait() == 0
-    await connection.close()
-    assert await is_ready(server)
-    assert server.stop() == 0
-    assert server.processes == []
-
-
 async def test_a_migration_that_is_told_to_end_does_not_end_with_success(tmp_path: Path, database_url: URL) -> None:
     server = Server(tmp_path / "data", LEM_DATABASE_URL=database_url.render_as_string(hide_password=False))
     connection = await asyncpg.connect(database_url.set(drivername="postgresql").render_as_string(hide_password=False))
@@ -290,49 +263,57 @@ async def somebody_waits_to_migrate(connection: asyncpg.Connection) -> None:
 # --- two on one folder ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("first_ends", "number"),
-    [
-        pytest.param(True, signal.SIGTERM, id="the first is told to", marks=pytest.mark.slow),
-        pytest.param(True, signal.SIGKILL, id="the first is killed"),
-        pytest.param(False, signal.SIGTERM, id="the second is told to"),
-        pytest.param(False, signal.SIGKILL, id="the second is killed", marks=pytest.mark.slow),
-    ],
-)
-async def test_whichever_of_two_servers_ends_the_other_goes_on_and_the_last_stops_postgresql(
-    server: Server, second: Server, number: signal.Signals, first_ends: bool
+async def test_a_second_server_on_the_folder_is_refused_and_the_first_is_untouched(
+    server: Server, second: Server
 ) -> None:
     server.start()
-    second.start()
-    postmaster = server.postmaster
-    gone, left = (server, second) if first_ends else (second, server)
-    gone.signal(number)
-    assert gone.wait() == (0 if number == signal.SIGTERM else -signal.SIGKILL)
-    assert await is_ready(left)
-    async with left.api() as api:
+    code, message = second.refuse()
+    assert code == 2
+    assert str(server.data) in message and "LEM_DATABASE_URL" in message and "LEM_DATA_DIR" in message
+    async with server.api() as api:
         assert (await api.get("/api/v1/campaigns")).status_code == 200
-    assert server.postmaster == postmaster
-    assert left.stop() == 0
-    assert server.processes == []
-
-
-def test_two_servers_that_start_at_once_make_one_postgresql(server: Server, second: Server) -> None:
-    server.launch()
-    second.launch()
-    server.become_ready()
-    second.become_ready()
     assert server.stop() == 0
-    assert second.postmaster is not None
-    assert second.stop() == 0
     assert server.processes == []
+    second.start()
+    assert second.stop() == 0
 
 
-def plain(data: Path) -> str:
-    return URL.create(
-        "postgresql", username="postgres", database="lem", query={"host": str(data / "postgres")}
-    ).render_as_string()
+def test_a_token_is_made_with_the_postgresql_of_a_running_server_and_without_one(
+    server: Server, second: Server
+) -> None:
+    server.start()
+    postmaster = server.postmaster
+    tokens = [made_token(second)]
+    assert server.postmaster == postmaster
+    server.signal(signal.SIGKILL)
+    server.wait()
+    tokens.append(made_token(second))
+    assert server.processes == [], "its owner stopped what the killed server left"
+    tokens.append(made_token(second))
+    assert server.processes == []
+    server.start()
+    for token in tokens:
+        answer = httpx.get(f"{server.url}/api/v1/workers", headers={"Authorization": f"Bearer {token}"}, timeout=30)
+        assert answer.status_code == 200
+    assert server.stop() == 0
 
 
-async def is_ready(server: Server) -> bool:
-    async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
-        return (await client.get("/readyz")).status_code == 200
+def made_token(server: Server) -> str:
+    done = subprocess.run(
+        [COMMAND, "token", "--kind", "worker", "--name", "bench", "--data-dir", server.data],
+        env=server.environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_server_that_starts_while_a_command_uses_the_folder_waits_for_it(server: Server, folder: Path) -> None:
+    with EmbeddedPostgres(folder, "command"):
+        server.launch()
+        wait_until(lambda: "postgres.lock" in server.log.read_text())
+    server.become_ready()
+    assert server.stop() == 0

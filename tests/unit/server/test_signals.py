@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from lem_server.signals import EndSignals, ToldToEnd
+from lem_server.signals import Terminated, TerminationSignals
 
 pytestmark = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 
@@ -28,7 +28,7 @@ def test_what_waits_on_a_loop_is_cancelled_and_cleans_up(number: signal.Signals)
             await asyncio.sleep(0)
             cleaned.append(True)
 
-    with EndSignals(0) as signals, pytest.raises(ToldToEnd) as told:
+    with TerminationSignals(0) as signals, pytest.raises(Terminated) as told:
         signals.run(work())
     assert told.value.code == 0
     assert cleaned == [True]
@@ -45,7 +45,7 @@ def test_a_signal_that_comes_while_garbage_is_collected_is_not_lost(number: sign
         Garbage()
         await _for_ever()
 
-    with EndSignals(None) as signals, pytest.raises(ToldToEnd) as told:
+    with TerminationSignals(None) as signals, pytest.raises(Terminated) as told:
         signals.run(work())
     assert told.value.code == 128 + number
 
@@ -56,11 +56,11 @@ def test_one_that_came_before_ends_it_before_it_begins(number: signal.Signals) -
     async def work() -> None:
         begun.append(True)
 
-    with EndSignals(0) as signals:
-        with pytest.raises(ToldToEnd):
+    with TerminationSignals(0) as signals:
+        with pytest.raises(Terminated):
             os.kill(os.getpid(), number)
             sum(range(10))
-        with pytest.raises(ToldToEnd):
+        with pytest.raises(Terminated):
             signals.run(work())
     assert begun == []
 
@@ -69,5 +69,5 @@ def test_without_a_signal_its_answer_comes_back(number: signal.Signals) -> None:
     async def work() -> int:
         return int(number)
 
-    with EndSignals(0) as signals:
+    with TerminationSignals(0) as signals:
         assert signals.run(work()) == number
