@@ -37,7 +37,6 @@ from lem_domain.evidence.streams import CHUNK_MEDIA_TYPE
 from lem_domain.ids import IdKind, format_id
 from lem_domain.wire.base import BOOT_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION, WORKER_HEADER
 from lem_server.aggregation.inputs import AggregationInput
-from lem_server.aggregation.priority import let_others_go_first
 
 _READY = re.compile(r"ready at (http://\S+) ")
 LENGTH_S = 2.0
@@ -139,8 +138,8 @@ async def measure(url: str, token: str, large: Path, small: Path, rounds: int) -
 @contextlib.contextmanager
 def busy_process() -> Iterator[None]:
     """Run an unrelated process that keeps one processor busy, with the priority of an aggregation."""
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True) as process:
-        let_others_go_first(process.pid)
+    busy = "from lem_server.aggregation.subprocess_setup import lower_priority as lower; lower()\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", busy]) as process:
         try:
             yield
         finally:

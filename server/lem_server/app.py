@@ -15,6 +15,8 @@ from sqlalchemy.engine import URL
 from lem_server.access.guard import Authentication, check_scope
 from lem_server.access.routes import router as access_router
 from lem_server.access.service import ensure_owner_token
+from lem_server.aggregation.campaigns import CampaignAggregations
+from lem_server.aggregation.process_pool import AggregationPool
 from lem_server.aggregation.routes import router as aggregation_router
 from lem_server.campaigns.routes import router as campaigns_router
 from lem_server.campaigns.service import end_after_failures
@@ -71,12 +73,15 @@ def create_app(settings: Settings, url: URL) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine = make_engine(url)
         hub = Hub(engine)
+        pool = AggregationPool()
         stopping = asyncio.Event()
         try:
             await require_supported_version(engine)
             await require_head(engine)
             await ensure_owner_token(engine, settings.data_dir)
-            app.state.context = AppContext(settings=settings, engine=engine, hub=hub)
+            app.state.context = AppContext(
+                settings=settings, engine=engine, hub=hub, aggregations=CampaignAggregations(engine, hub, pool)
+            )
             await hub.start()
             maintenance = asyncio.create_task(
                 maintain(engine, settings.lease_terms, stopping, more=[end_after_failures]), name="lem-maintenance"
@@ -85,6 +90,7 @@ def create_app(settings: Settings, url: URL) -> FastAPI:
                 yield
             finally:
                 stopping.set()
+                pool.close()
                 await hub.stop()
                 await maintenance
         finally:

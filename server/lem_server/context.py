@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from lem_server.aggregation.campaigns import CampaignAggregations
 from lem_server.database.listener import Hub
 from lem_server.settings import Settings
 
@@ -19,6 +20,7 @@ class AppContext:
     settings: Settings
     engine: AsyncEngine
     hub: Hub
+    aggregations: CampaignAggregations
 
 
 def _context(request: Request) -> AppContext:

@@ -13,7 +13,7 @@ from lem_domain.config.campaign import CampaignSpec, ExecutionConfig
 from lem_domain.config.execution import Placement
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.provenance import Source
-from lem_domain.errors import FieldProblem
+from lem_domain.errors import FieldProblem, ProblemCode
 from lem_domain.ids import CampaignId, ExperimentId, RunId, Sha256
 from lem_domain.results.run import CycleSummary, Verdict
 from lem_domain.states import CampaignState, RunState
@@ -21,6 +21,8 @@ from lem_domain.wire.base import AnswerModel, RequestModel
 from lem_domain.wire.workers import DeviceKind
 
 __all__ = [
+    "AggregatedCampaign",
+    "AggregationProblem",
     "CampaignPlan",
     "CampaignResults",
     "CampaignSpec",
@@ -71,6 +73,24 @@ class PauseCampaign(RequestModel):
         description="finish: what is being measured goes on to its end; stop: its worker stops it within seconds, and "
         "it waits with the others, without cost to its retries.",
     )
+
+
+class AggregationProblem(AnswerModel):
+    """A run that an aggregation of its campaign could not aggregate."""
+
+    run_id: RunId
+    display_name: str
+    cycle: int
+    code: ProblemCode = Field(description="The code that aggregating this run alone answers with.")
+    message: str
+
+
+class AggregatedCampaign(AnswerModel):
+    """Outcome of aggregating a campaign's completed runs."""
+
+    aggregated: int = Field(description="Runs that this request aggregated.")
+    failed: int = Field(description="Runs that could not be aggregated.")
+    problems: tuple[AggregationProblem, ...] = Field(description="Which runs and why; the first 1,000.")
 
 
 class RetriedRuns(AnswerModel):

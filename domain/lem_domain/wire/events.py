@@ -39,6 +39,18 @@ class RunProgressEvent(AnswerModel):
     progress: Progress
 
 
+class AggregationEvent(AnswerModel):
+    """`event: aggregation`; momentary, without an event id: how many runs a `:aggregate` of the campaign has done.
+
+    Sent by the server process that received the request, which keeps the campaign's stream open meanwhile.
+    """
+
+    type: Literal["aggregation"] = "aggregation"
+    total: int = Field(description="Runs that were to be aggregated when the request began.")
+    done: int = Field(description="Runs that have an outcome.")
+    failed: int = Field(description="Runs among them that could not be aggregated.")
+
+
 class CampaignEvent(AnswerModel):
     """`event: campaign`; sent at the start and whenever its counts change. `settled`: no run is queued or live."""
 

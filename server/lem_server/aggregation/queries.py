@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import bindparam
 
 
-class RunRow(NamedTuple):
-    """A run with the attempt that its results come from."""
+class RunToAggregate(NamedTuple):
+    """A run with its current attempt, whose evidence is aggregated."""
 
     run_id: UUID
     state: str
@@ -35,11 +35,11 @@ _RUN = """
 """
 
 
-async def run_row(connection: AsyncConnection, run_id: UUID, *, lock: bool = False) -> RunRow | None:
+async def run_row(connection: AsyncConnection, run_id: UUID, *, lock: bool = False) -> RunToAggregate | None:
     """A run with its current attempt; locked against other aggregations and state changes when asked."""
     statement = _RUN + (" FOR UPDATE OF r" if lock else "")
     row = (await connection.execute(text(statement), {"run_id": run_id})).one_or_none()
-    return None if row is None else RunRow(*row)
+    return None if row is None else RunToAggregate(*row)
 
 
 _INSERT = text("""
@@ -99,6 +99,51 @@ async def latest_text(connection: AsyncConnection, run_id: UUID, attempt_id: UUI
     return None if found is None else found.encode()
 
 
+class PendingRun(NamedTuple):
+    """A run that an aggregation of its campaign includes."""
+
+    run_id: UUID
+    display_name: str
+    cycle: int
+    position: int
+
+
+_PENDING = """
+    r.campaign_id = :campaign_id
+    AND (r.state = 'completed'
+         OR (:allow_partial AND r.state = 'failed' AND r.reason = 'invalid_evidence' AND r.current_attempt IS NOT NULL
+             AND NOT EXISTS (SELECT FROM aggregates a WHERE a.attempt_id = r.current_attempt)))
+"""
+# Index ix_runs_campaign_id_state.
+_COUNT_PENDING = text(f"""
+    SELECT (SELECT count(*) FROM runs r WHERE {_PENDING}) FROM campaigns WHERE id = :campaign_id
+""")  # noqa: S608 - only constants are inserted
+# Index uq_runs_campaign_id_position: a page costs no more for the runs before it.
+_PENDING_PAGE = text(f"""
+    SELECT r.id, e.display_name, r.cycle, r.position
+      FROM runs r
+      JOIN experiments e ON e.id = r.experiment_id
+     WHERE {_PENDING} AND r.position > :after
+     ORDER BY r.position
+     LIMIT :limit
+""")  # noqa: S608
+
+
+async def count_pending(connection: AsyncConnection, campaign_id: UUID, *, allow_partial: bool) -> int | None:
+    """Return how many runs `pending_runs` lists in all; None if there is no such campaign."""
+    found = await connection.execute(_COUNT_PENDING, {"campaign_id": campaign_id, "allow_partial": allow_partial})
+    count: int | None = found.scalar_one_or_none()
+    return count
+
+
+async def pending_runs(
+    connection: AsyncConnection, campaign_id: UUID, *, allow_partial: bool, after: int, limit: int
+) -> list[PendingRun]:
+    """List runs that have no aggregate yet and can have one, by position, from the first above `after`."""
+    where = {"campaign_id": campaign_id, "allow_partial": allow_partial, "after": after, "limit": limit}
+    return [PendingRun(*row) for row in await connection.execute(_PENDING_PAGE, where)]
+
+
 async def fail_run(connection: AsyncConnection, run_id: UUID, *, reason: str, message: str) -> None:
     """The evidence of a completed run can't be used."""
     await connection.execute(
@@ -110,9 +155,3 @@ async def fail_run(connection: AsyncConnection, run_id: UUID, *, reason: str, me
 async def mark_aggregated(connection: AsyncConnection, run_id: UUID) -> None:
     """`completed` to `aggregated`."""
     await connection.execute(text("UPDATE runs SET state = 'aggregated' WHERE id = :run_id"), {"run_id": run_id})
-
-
-async def own_backend(connection: AsyncConnection) -> int:
-    """The number, where the database runs, of its process that answers this connection."""
-    pid: int = (await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one()
-    return pid

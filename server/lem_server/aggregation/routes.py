@@ -9,21 +9,24 @@ from fastapi import APIRouter, Query, Response
 from lem_domain.errors import ProblemCode
 from lem_domain.results.run import RunResult
 from lem_domain.wire.access import Scope
+from lem_domain.wire.campaigns import AggregatedCampaign
 from lem_server.access.guard import requires
 from lem_server.aggregation import service
 from lem_server.aggregation.inputs import AggregationParameters
 from lem_server.context import Context
-from lem_server.http.path_ids import RunPath
+from lem_server.http.path_ids import CampaignPath, RunPath
 from lem_server.http.problems import problem_responses
 
-router = APIRouter(prefix="/api/v1/runs/{run_id}", tags=["results"])
+router = APIRouter(prefix="/api/v1", tags=["results"])
 
 _C = ProblemCode
 _JSON = "application/json"
 
+AllowPartial = Annotated[bool, Query(description="Compute from incomplete evidence and mark the result invalid.")]
+
 
 @router.post(
-    ":aggregate",
+    "/runs/{run_id}:aggregate",
     response_model=RunResult,
     responses=problem_responses(
         _C.NOT_FOUND,
@@ -35,20 +38,31 @@ _JSON = "application/json"
     ),
     openapi_extra=requires(Scope.SUBMIT),
 )
-async def aggregate_run(
-    context: Context,
-    run_id: RunPath,
-    allow_partial: Annotated[
-        bool, Query(description="Compute from incomplete evidence and mark the result invalid.")
-    ] = False,
-) -> Response:
-    """Compute the run's result from its raw evidence, checking every digest. Asked again, the bytes are the same."""
-    body = await service.aggregate_run(context.engine, run_id, AggregationParameters(allow_partial=allow_partial))
+async def aggregate_run(context: Context, run_id: RunPath, allow_partial: AllowPartial = False) -> Response:
+    """Compute the run's result from its raw evidence and verify every digest. A repetition returns the same bytes."""
+    parameters = AggregationParameters(allow_partial=allow_partial)
+    body = await service.aggregate_run(context.engine, context.aggregations.pool, run_id, parameters)
     return Response(body, media_type=_JSON)
 
 
+@router.post(
+    "/campaigns/{campaign_id}:aggregate",
+    responses=problem_responses(_C.NOT_FOUND),
+    openapi_extra=requires(Scope.SUBMIT),
+)
+async def aggregate_campaign(
+    context: Context, campaign_id: CampaignPath, allow_partial: AllowPartial = False
+) -> AggregatedCampaign:
+    """Aggregate every completed run of the campaign that has no aggregate; runs that can't be are listed with why.
+
+    Answers when all are done, which takes as long as the runs need one after another; the campaign's events have the
+    progress. Repeat the request after an interruption: runs that are aggregated are not aggregated again.
+    """
+    return await context.aggregations.aggregate(campaign_id, AggregationParameters(allow_partial=allow_partial))
+
+
 @router.get(
-    "/aggregate",
+    "/runs/{run_id}/aggregate",
     response_model=RunResult,
     responses=problem_responses(_C.NOT_FOUND),
     openapi_extra=requires(Scope.READ),

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
 from uuid import UUID
 
-from anyio import CapacityLimiter, to_thread
-from anyio.lowlevel import RunVar
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from lem_domain.errors import ProblemCode
@@ -14,27 +11,25 @@ from lem_domain.ids import IdKind, format_id
 from lem_domain.results.run import METHOD_VERSION
 from lem_domain.states import ActorKind, FailureReason, RunState
 from lem_server.aggregation import queries
-from lem_server.aggregation.canonical_result import Computed
 from lem_server.aggregation.errors import AggregationError, EvidenceCorrupt, EvidenceMissing
 from lem_server.aggregation.inputs import AggregationParameters
-from lem_server.aggregation.subprocesses import Task, compute_elsewhere
+from lem_server.aggregation.process_pool import Aggregate, AggregationPool, AggregationTask
 from lem_server.evidence import reading
 from lem_server.http.problems import ProblemError, not_there
 from lem_server.runs.transitions import set_actor
 
-AT_ONCE = 2
-"""So many aggregations are computed at a time by one server process, the others wait: a large one takes 350 MB."""
 LARGE_ROWS = 200_000
-"""The process that computed so many ends, and its memory with it; one of fewer waits for the next run."""
-_limiter: RunVar[CapacityLimiter] = RunVar("lem_aggregations")
+"""A run of at least so many rows gets a subprocess that ends with it and returns its memory."""
 
 
-async def aggregate_run(engine: AsyncEngine, run_id: UUID, parameters: AggregationParameters) -> bytes:
-    """Compute a run's result from its evidence, every digest checked, and return its canonical JSON.
+async def aggregate_run(
+    engine: AsyncEngine, pool: AggregationPool, run_id: UUID, parameters: AggregationParameters
+) -> bytes:
+    """Aggregate a run from its evidence, verify every digest, store the result and return its canonical JSON.
 
-    A completed run becomes `aggregated`, or `failed` with reason `invalid_evidence` when its evidence can't be used.
-    An aggregated run is computed again: what the same version stored must be the same bytes, and beside what an older
-    one stored comes a newer result. One that failed so stays failed and is computed where partial evidence is allowed.
+    A completed run becomes `aggregated`, or `failed` with reason `invalid_evidence` if its evidence can't be used.
+    An aggregated run is aggregated again: the same version must produce the stored bytes; another version's result is
+    stored next to the older one. A run that failed with `invalid_evidence` stays failed and needs `allow_partial`.
 
     Raises:
         ProblemError: `not_found`; `conflict` when the run has no finished attempt; `evidence_missing`,
@@ -44,7 +39,7 @@ async def aggregate_run(engine: AsyncEngine, run_id: UUID, parameters: Aggregati
         row = await queries.run_row(connection, run_id)
     row = _finished(row, run_id, parameters)
     try:
-        computed = await _computed(engine, row, parameters)
+        computed = await _compute(engine, pool, row, parameters)
     except AggregationError as error:
         await _refuse(engine, run_id, row, error)
         raise _problem(error) from error
@@ -99,23 +94,15 @@ async def stored_aggregate(engine: AsyncEngine, run_id: UUID) -> bytes:
     return found
 
 
-def _places() -> CapacityLimiter:
-    try:
-        return _limiter.get()
-    except LookupError:
-        _limiter.set(made := CapacityLimiter(AT_ONCE))
-        return made
+async def _compute(
+    engine: AsyncEngine, pool: AggregationPool, run: queries.RunToAggregate, parameters: AggregationParameters
+) -> Aggregate:
+    attempt_id = _attempt(run)
+    large = await reading.rows_of(engine, attempt_id) >= LARGE_ROWS
+    return await pool.aggregate(AggregationTask(engine.url, run, attempt_id, parameters), large=large)
 
 
-async def _computed(engine: AsyncEngine, row: queries.RunRow, parameters: AggregationParameters) -> Computed:
-    attempt_id = _attempt(row)
-    async with _places():
-        small = await reading.rows_of(engine, attempt_id) < LARGE_ROWS
-        task = Task(engine.url, row, attempt_id, parameters)
-        return await to_thread.run_sync(partial(compute_elsewhere, task, keep=small))
-
-
-async def _refuse(engine: AsyncEngine, run_id: UUID, row: queries.RunRow, error: AggregationError) -> None:
+async def _refuse(engine: AsyncEngine, run_id: UUID, row: queries.RunToAggregate, error: AggregationError) -> None:
     """A completed run whose evidence can't be used has failed; an aggregated one keeps its result."""
     if row.state != RunState.COMPLETED:
         return
@@ -137,7 +124,9 @@ def _problem(error: AggregationError) -> ProblemError:
     return ProblemError(ProblemCode.EVIDENCE_INVALID, str(error))
 
 
-def _finished(row: queries.RunRow | None, run_id: UUID, parameters: AggregationParameters) -> queries.RunRow:
+def _finished(
+    row: queries.RunToAggregate | None, run_id: UUID, parameters: AggregationParameters
+) -> queries.RunToAggregate:
     if row is None:
         raise not_there(IdKind.RUN, run_id)
     if row.state in (RunState.COMPLETED, RunState.AGGREGATED):
@@ -157,7 +146,7 @@ def _finished(row: queries.RunRow | None, run_id: UUID, parameters: AggregationP
     )
 
 
-def _attempt(row: queries.RunRow) -> UUID:
+def _attempt(row: queries.RunToAggregate) -> UUID:
     if row.attempt_id is None:
         raise not_there(IdKind.RUN, row.run_id)
     return row.attempt_id

@@ -106,6 +106,12 @@ class Hub:
         for signal, _ in self._campaigns.values():
             signal.ring()
 
+    def ring_campaign(self, campaign_id: UUID) -> None:
+        """Wake the followers of one campaign in this process."""
+        followed = self._campaigns.get(campaign_id)
+        if followed is not None:
+            followed[0].ring()
+
     def queue_ticket(self) -> int:
         """Marks now; to be taken before looking at the queue."""
         return self._queue.ticket()
@@ -137,9 +143,7 @@ class Hub:
             self._queue.ring()
             return
         with contextlib.suppress(ValueError):
-            followed = self._campaigns.get(UUID(payload))
-            if followed is not None:
-                followed[0].ring()
+            self.ring_campaign(UUID(payload))
 
 
 class Listener:

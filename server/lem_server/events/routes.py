@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, parse_id
 from lem_domain.wire.access import Scope
-from lem_domain.wire.events import CampaignEvent, RunProgressEvent, RunTransitionEvent
+from lem_domain.wire.events import AggregationEvent, CampaignEvent, RunProgressEvent, RunTransitionEvent
 from lem_server.access.guard import requires
 from lem_server.campaigns import service as campaigns
 from lem_server.context import Context
@@ -29,9 +29,9 @@ router = APIRouter(prefix="/api/v1", tags=["events"])
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "model": CampaignEvent | RunTransitionEvent | RunProgressEvent,
-        "description": "Events `campaign`, `transition` (with an id) and `progress`, each with its JSON in `data`; "
-        "a comment every 15 s without one.",
+        "model": CampaignEvent | RunTransitionEvent | RunProgressEvent | AggregationEvent,
+        "description": "Events `campaign`, `transition` (with an id), `progress` and `aggregation`, each with its "
+        "JSON in `data`; a comment every 15 s without one.",
     },
     **problem_responses(ProblemCode.BAD_REQUEST, ProblemCode.NOT_FOUND),
 }
@@ -70,7 +70,8 @@ async def _until_the_database_is_away(events: AsyncIterator[ServerSentEvent]) ->
 
 
 def _follow(context: Context, followed: Followed, after: LogPlace) -> AsyncIterator[ServerSentEvent]:
-    return follow(context.engine, context.hub, context.settings.lease_terms, followed, after)
+    terms, aggregating = context.settings.lease_terms, context.aggregations.progress
+    return follow(context.engine, context.hub, terms, followed, after, aggregating)
 
 
 @router.get(

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, format_id
 from lem_domain.states import LIVE_STATES, RunState
-from lem_domain.wire.events import CampaignEvent, RunProgressEvent, RunTransitionEvent
+from lem_domain.wire.events import AggregationEvent, CampaignEvent, RunProgressEvent, RunTransitionEvent
 from lem_domain.wire.runs import Progress
 from lem_server.campaigns import service as campaigns
 from lem_server.database.listener import Hub
@@ -63,19 +63,28 @@ def place_of(last_event_id: str | None) -> LogPlace:
 
 
 async def follow(
-    engine: AsyncEngine, hub: Hub, terms: LeaseTerms, followed: Followed, after: LogPlace
+    engine: AsyncEngine,
+    hub: Hub,
+    terms: LeaseTerms,
+    followed: Followed,
+    after: LogPlace,
+    aggregating: Callable[[UUID], AggregationEvent | None] = lambda _: None,
 ) -> AsyncIterator[ServerSentEvent]:
     """Everything that happened after a place in the log, then everything that happens.
 
-    Ends when nothing more will happen without somebody asking for it, and when the server is shutting down. No
+    Ends when nothing more will happen without somebody asking for it, and when the server is shutting down. While
+    `aggregating` returns the progress of an aggregation of the campaign, the stream stays open and sends it. No
     database connection is held between looks.
     """
     progress = LatestProgress(hub.clock)
+    aggregated: AggregationEvent | None = None
     with hub.campaign(followed.campaign_id) as signal:
         shown, _ = await _picture(engine, terms, followed)
         yield _event(shown)
         while not hub.stopping:
             ticket = signal.ticket()
+            # Before the picture: an aggregation that ends in between is then followed by one more look.
+            aggregation = aggregating(followed.campaign_id) if followed.run_id is None else None
             # Before the transitions: those that led to the picture are then among them.
             picture, over = await _picture(engine, terms, followed)
             stable = True
@@ -90,6 +99,10 @@ async def follow(
                         yield _transition(row)
             for busy in progress.news(await _progress(engine, followed)):
                 yield _event(busy)
+            if aggregation is not None and aggregation != aggregated:
+                aggregated = aggregation
+                yield _event(aggregation)
+            over = over and aggregation is None
             if stable and (over or picture != shown):
                 shown = picture
                 yield _event(shown)
@@ -147,7 +160,7 @@ async def _progress(engine: AsyncEngine, followed: Followed) -> Sequence[Progres
         return await queries.progress(connection, campaign_id=followed.campaign_id, run_id=followed.run_id)
 
 
-def _event(event: CampaignEvent | RunProgressEvent) -> ServerSentEvent:
+def _event(event: CampaignEvent | RunProgressEvent | AggregationEvent) -> ServerSentEvent:
     return ServerSentEvent(event=event.type, raw_data=event.model_dump_json())
 
 

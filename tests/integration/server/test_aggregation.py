@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
+from concurrent.futures import ProcessPoolExecutor
 
 import httpx
 import pytest
@@ -18,10 +18,10 @@ from lem_domain.config.hashing import canonical_json
 from lem_domain.evidence.streams import SAMPLER
 from lem_domain.ids import IdKind, parse_id
 from lem_domain.results.run import RunResult
+from lem_server.aggregation import process_pool
 from lem_server.aggregation import result as computation
-from lem_server.aggregation import service
-from lem_server.aggregation import subprocesses as elsewhere
 from lem_server.aggregation.identity import aggregate_key
+from lem_server.aggregation.process_pool import AggregationPool, AggregationTask
 
 pytestmark = pytest.mark.anyio
 
@@ -143,8 +143,12 @@ async def test_a_release_adds_a_result_of_its_own(
     api: httpx.AsyncClient, engine: AsyncEngine, run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = RunResult.model_validate_json((await aggregate(api, run)).content)
+
+    async def in_this_process(_pool: AggregationPool, task: AggregationTask, *, large: bool) -> process_pool.Aggregate:
+        return await asyncio.to_thread(process_pool.aggregate_stored_run, task)
+
     monkeypatch.setattr(computation, "computed_by", lambda: "LEM 99")
-    monkeypatch.setattr(service, "compute_elsewhere", lambda task, keep: elsewhere._compute(task))
+    monkeypatch.setattr(AggregationPool, "aggregate", in_this_process)
     second = RunResult.model_validate_json((await aggregate(api, run)).content)
     assert second == first.model_copy(update={"computed_by": "LEM 99"})
     assert await aggregates_of(engine, run) == 2
@@ -173,25 +177,24 @@ async def test_a_crowd_of_aggregations_is_computed_a_few_at_a_time(
     api: httpx.AsyncClient, run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each may take hundreds of megabytes, so their number is what bounds the server's memory."""
-    compute, together = service.compute_elsewhere, threading.Barrier(service.AT_ONCE)
-    lock, at_work, most = threading.Lock(), 0, 0
+    submit, together = process_pool.submit, asyncio.Barrier(process_pool.AT_ONCE)
+    at_work = most = 0
 
-    def watched(task: service.Task, *, keep: bool) -> service.Computed:
+    async def watched(executor: ProcessPoolExecutor, task: AggregationTask) -> process_pool.Aggregate:
         nonlocal at_work, most
-        with lock:
-            at_work += 1
-            most = max(most, at_work)
-        together.wait(60)  # as many as there is room for, side by side
+        at_work += 1
+        most = max(most, at_work)
+        async with asyncio.timeout(60):
+            await together.wait()  # until as many as there is room for are at work
         try:
-            return compute(task, keep=keep)
+            return await submit(executor, task)
         finally:
-            with lock:
-                at_work -= 1
+            at_work -= 1
 
-    monkeypatch.setattr(service, "compute_elsewhere", watched)
-    answers = await asyncio.gather(*(aggregate(api, run) for _ in range(4 * service.AT_ONCE)))
+    monkeypatch.setattr(process_pool, "submit", watched)
+    answers = await asyncio.gather(*(aggregate(api, run) for _ in range(4 * process_pool.AT_ONCE)))
     assert {answer.status_code for answer in answers} == {200}
-    assert most == service.AT_ONCE
+    assert most == process_pool.AT_ONCE
 
 
 async def test_what_the_user_asked_for_is_part_of_the_key(

@@ -1,6 +1,6 @@
-"""A run is aggregated in a process of its own, to the same last byte; its errors come back, its death is told.
+"""A run is aggregated in a subprocess, with the same bytes; its errors and its death reach the caller.
 
-The process is caught at work by a lock on the first table that only it reads.
+A lock on the first table that only the subprocess reads keeps it at work while a test looks at it.
 """
 
 from __future__ import annotations
@@ -8,32 +8,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from fastapi import FastAPI
 from sqlalchemy import text
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from factories.runs import submit
 from factories.worker import FakeWorker, plain_evidence
-from lem_server.aggregation import priority, service
-from lem_server.aggregation import subprocesses as elsewhere
+from lem_server.aggregation import process_pool, service, subprocess_setup
+from lem_server.aggregation.process_pool import AggregationPool
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(autouse=True)
-def _nobody_waits() -> Iterator[None]:
-    """No process is left from before, and none stays."""
-    elsewhere.end_waiting()
-    yield
-    elsewhere.end_waiting()
+@pytest.fixture
+def pool(app: FastAPI) -> AggregationPool:
+    """The server's pool."""
+    found: AggregationPool = app.state.context.aggregations.pool
+    return found
 
 
 @pytest.fixture
@@ -47,9 +47,10 @@ async def run(api: httpx.AsyncClient) -> str:
 
 
 @pytest.fixture
-def _large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every run counts as large."""
-    elsewhere.end_waiting()
+def _large(monkeypatch: pytest.MonkeyPatch, pool: AggregationPool, run: str) -> None:
+    """Every run counts as large, and no subprocess is idle."""
+    pool.retire()
+    until_no_more_than(0)
     monkeypatch.setattr(service, "LARGE_ROWS", 1)
 
 
@@ -100,9 +101,18 @@ def children(of: int | None = None) -> list[psutil.Process]:
 
 
 def _aggregates(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):  # it ends meanwhile
-        return "lem_server.aggregation" in process.cmdline()
+    with contextlib.suppress(psutil.Error):  # it may end meanwhile
+        return "--multiprocessing-fork" in process.cmdline()
     return False
+
+
+def until_no_more_than(count: int) -> list[psutil.Process]:
+    """Subprocesses end without anybody waiting for them."""
+    deadline = time.monotonic() + 60
+    while len(found := children()) > count:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)
+    return found
 
 
 def session_niceness(process: psutil.Process) -> int | None:
@@ -114,86 +124,97 @@ def session_niceness(process: psutil.Process) -> int | None:
 async def test_a_process_serves_small_runs_one_after_another(
     api: httpx.AsyncClient, run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (waiting,) = children()
+    (idle,) = children()
     stored = await api.get(f"/api/v1/runs/{run}/aggregate")
     for _ in range(2):
-        there = await aggregate(api, run)
-        assert (there.status_code, there.content) == (200, stored.content)
-    assert children() == [waiting]
+        again = await aggregate(api, run)
+        assert (again.status_code, again.content) == (200, stored.content)
+    assert children() == [idle]
     with monkeypatch.context() as patched:
         patched.setattr(service, "LARGE_ROWS", 1)
         assert (await aggregate(api, run)).status_code == 200
-    assert children() == [waiting], "a large run's ends, and is another"
+    assert until_no_more_than(1) == [idle], "a large run has another one, which ends"
     await asyncio.gather(*(aggregate(api, run) for _ in range(4)))
-    assert waiting in children()
-    assert len(children()) <= service.AT_ONCE
+    assert idle in children()
+    assert len(children()) <= process_pool.AT_ONCE
 
 
 async def test_a_refusal_does_not_end_the_process(api: httpx.AsyncClient, engine: AsyncEngine, run: str) -> None:
-    (waiting,) = children()
+    (idle,) = children()
     await change_a_byte(engine)
     assert (await aggregate(api, run)).status_code == 409
-    assert children() == [waiting]
+    assert children() == [idle]
 
 
-async def test_one_that_ended_while_it_waited_is_replaced(api: httpx.AsyncClient, run: str) -> None:
-    (waiting,) = children()
-    waiting.kill()
-    await asyncio.to_thread(psutil.wait_procs, [waiting], timeout=60)
-    assert (await aggregate(api, run)).status_code == 200
-    (another,) = children()
-    assert another.pid != waiting.pid
+async def test_one_that_ended_while_it_was_idle_is_replaced(api: httpx.AsyncClient, run: str) -> None:
+    (idle,) = children()
+    idle.kill()
+    await asyncio.to_thread(psutil.wait_procs, [idle], timeout=60)
+    for _ in range(2):
+        assert (await aggregate(api, run)).status_code == 200
+    (another,) = until_no_more_than(1)
+    assert another.pid != idle.pid
 
 
-async def test_one_that_nobody_needs_ends_by_itself(api: httpx.AsyncClient, run: str) -> None:
-    """And what would have been its next task is computed by another."""
-    begun = subprocess.Popen(  # noqa: ASYNC220 - as the server holds it
-        [sys.executable, "-c", "from lem_server.aggregation import elsewhere as e; e.IDLE_S = 0; e.answer()"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert await asyncio.to_thread(begun.wait, 60) == 0
-    elsewhere.end_waiting()
-    elsewhere._idle.append(begun)
-    assert (await aggregate(api, run)).status_code == 200
-    assert len(children()) == 1
+async def test_a_process_ends_after_some_runs_and_is_replaced(
+    api: httpx.AsyncClient, run: str, pool: AggregationPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool.retire()
+    until_no_more_than(0)
+    monkeypatch.setattr(process_pool, "RUNS_PER_PROCESS", 2)
+    seen = set()
+    for _ in range(5):
+        assert (await aggregate(api, run)).status_code == 200
+        seen |= set(children())
+    assert len(seen) >= 3
+    assert len(children()) <= process_pool.AT_ONCE
+
+
+async def test_one_that_is_not_needed_ends_by_itself(
+    api: httpx.AsyncClient, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And another one serves the next run."""
+    monkeypatch.setattr(process_pool, "IDLE_S", 0.0)
+    for _ in range(2):
+        assert (await aggregate(api, run)).status_code == 200
+        await asyncio.to_thread(until_no_more_than, 0)
 
 
 @pytest.mark.usefixtures("_large")
 async def test_a_large_run_leaves_no_process_behind(api: httpx.AsyncClient, run: str) -> None:
     stored = await api.get(f"/api/v1/runs/{run}/aggregate")
-    there = await aggregate(api, run)
-    assert (there.status_code, there.content) == (200, stored.content)
-    assert children() == []
+    again = await aggregate(api, run)
+    assert (again.status_code, again.content) == (200, stored.content)
+    until_no_more_than(0)
 
 
 async def test_what_is_large_is_counted_in_rows(
-    api: httpx.AsyncClient, engine: AsyncEngine, run: str, monkeypatch: pytest.MonkeyPatch
+    api: httpx.AsyncClient, engine: AsyncEngine, run: str, pool: AggregationPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with engine.connect() as connection:
         rows = sum((await connection.execute(text("SELECT rows FROM chunks"))).scalars())
-    for least, waiting in ((rows + 1, 1), (rows, 0)):
-        elsewhere.end_waiting()
+    for least, idle in ((rows + 1, 1), (rows, 0)):
+        pool.retire()
+        until_no_more_than(0)
         monkeypatch.setattr(service, "LARGE_ROWS", least)
         assert (await aggregate(api, run)).status_code == 200
-        assert len(children()) == waiting
+        assert len(until_no_more_than(idle)) == idle
 
 
 @pytest.mark.usefixtures("_large")
-async def test_everybody_else_goes_first(api: httpx.AsyncClient, engine: AsyncEngine, run: str) -> None:
+async def test_other_processes_run_first(api: httpx.AsyncClient, engine: AsyncEngine, run: str) -> None:
     async with held_up(engine):
         task = asyncio.create_task(aggregate(api, run))
         backend = psutil.Process(await waiting_backend(engine))
         (process,) = children()
         niceness, processors, of_its_backend = process.nice(), process.cpu_affinity(), backend.cpu_affinity()
-        may_move_it = os.geteuid() in (0, backend.uids().real)
         of_its_session = session_niceness(process)
     assert (await task).status_code == 200
-    assert niceness == min(19, os.getpriority(os.PRIO_PROCESS, 0) + priority.NICENESS)
-    assert of_its_session in (priority.NICENESS, None)
+    assert niceness == min(19, os.getpriority(os.PRIO_PROCESS, 0) + subprocess_setup.NICENESS)
+    assert of_its_session in (subprocess_setup.NICENESS, None)
     ours = os.sched_getaffinity(0)
     assert processors == sorted(ours)[1:] or len(ours) == 1
-    assert of_its_backend == processors or not may_move_it
+    assert of_its_backend == sorted(ours), "PostgreSQL's processes are left alone"
 
 
 @pytest.mark.usefixtures("_large")
@@ -205,7 +226,7 @@ async def test_a_byte_that_changed_is_told_by_its_chunk(api: httpx.AsyncClient, 
 
 
 @pytest.mark.usefixtures("_large")
-async def test_a_process_that_dies_is_told(
+async def test_a_process_that_dies_fails_its_run_alone(
     api: httpx.AsyncClient, engine: AsyncEngine, run: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with held_up(engine):
@@ -215,7 +236,8 @@ async def test_a_process_that_dies_is_told(
         process.kill()
         answer = await task
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
-    assert "ended with -9; give the server more memory" in caplog.text
+    assert "RuntimeError" in caplog.text
+    assert run in caplog.text
     assert (await aggregate(api, run)).status_code == 200
 
 
@@ -232,26 +254,60 @@ async def test_a_database_that_breaks_off_is_a_503(api: httpx.AsyncClient, engin
     assert (await aggregate(api, run)).status_code == 200
 
 
+async def test_a_small_run_survives_the_death_of_its_process(
+    api: httpx.AsyncClient, engine: AsyncEngine, run: str
+) -> None:
+    """Another run's memory may have cost it."""
+    (idle,) = children()
+    async with held_up(engine):
+        tasks = [asyncio.create_task(aggregate(api, run)) for _ in range(process_pool.AT_ONCE)]
+        await waiting_backend(engine)
+        idle.kill()
+        await asyncio.to_thread(psutil.wait_procs, [idle], timeout=60)
+    assert [(await task).status_code for task in tasks] == [200] * process_pool.AT_ONCE
+
+
 _SERVER = """
 import asyncio, sys
 from uuid import UUID
 from sqlalchemy.engine import make_url
 from lem_server.aggregation import service
 from lem_server.aggregation.inputs import AggregationParameters
+from lem_server.aggregation.process_pool import AggregationPool
 from lem_server.database.engine import make_engine
-service.LARGE_ROWS = 1
-asyncio.run(service.aggregate_run(make_engine(make_url(sys.argv[1])), UUID(sys.argv[2]), AggregationParameters()))
+service.LARGE_ROWS = int(sys.argv[3])
+async def main():
+    engine, run = make_engine(make_url(sys.argv[1])), UUID(sys.argv[2])
+    await service.aggregate_run(engine, AggregationPool(), run, AggregationParameters())
+asyncio.run(main())
 """
 
 
-async def test_it_ends_with_the_server(run: str, engine: AsyncEngine, database_url: URL) -> None:
+@pytest.mark.parametrize("large_rows", [1, 10**6])
+async def test_it_ends_with_the_server(run: str, engine: AsyncEngine, database_url: URL, large_rows: int) -> None:
     url = database_url.render_as_string(hide_password=False)
     async with held_up(engine):
-        arguments = ("-c", _SERVER, url, run.removeprefix("run_"))
+        arguments = ("-c", _SERVER, url, run.removeprefix("run_"), str(large_rows))
         server = await asyncio.create_subprocess_exec(sys.executable, *arguments)
         await waiting_backend(engine)
-        (process,) = children(server.pid)
+        started = psutil.Process(server.pid).children(recursive=True)
+        assert len(children(server.pid)) == 1
         server.kill()
         await server.wait()
-        await asyncio.to_thread(psutil.wait_procs, [process], timeout=60)
-        assert not process.is_running()
+        _, alive = await asyncio.to_thread(psutil.wait_procs, started, timeout=60)
+        assert alive == []
+
+
+async def test_a_server_that_shuts_down_ends_it_at_once(
+    api: httpx.AsyncClient, run: str, engine: AsyncEngine, pool: AggregationPool
+) -> None:
+    async with held_up(engine):
+        task = asyncio.create_task(aggregate(api, run))
+        await waiting_backend(engine)
+        task.cancel()
+        started = children()
+        began = time.monotonic()
+        pool.close()
+        await asyncio.to_thread(psutil.wait_procs, started, timeout=60)
+        assert time.monotonic() - began < 10
+        assert children() == []

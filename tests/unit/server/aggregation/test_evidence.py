@@ -13,7 +13,6 @@ import pytest
 from factories.evidence import Evidence, MadeChunk, Stored, gpu
 from lem_domain.config.hashing import canonical_json
 from lem_domain.evidence.streams import StreamName
-from lem_server.aggregation.canonical_result import compute
 from lem_server.aggregation.errors import EvidenceCorrupt, EvidenceInvalid, EvidenceMissing, MissingPart, ranges_text
 from lem_server.aggregation.identity import (
     aggregate_key,
@@ -23,6 +22,7 @@ from lem_server.aggregation.identity import (
     inputs_digest,
 )
 from lem_server.aggregation.inputs import AggregationInput
+from lem_server.aggregation.process_pool import Aggregate
 from lem_server.aggregation.result import aggregate
 
 
@@ -101,7 +101,7 @@ def test_the_key_depends_on_all_that_a_result_is_computed_from_and_by_what(store
         )
     }
     assert len(keys) == 6
-    assert compute(stored.inputs, stored.source).key.hex() == aggregate_key(result)
+    assert Aggregate.of(aggregate(stored.inputs, stored.source)).key.hex() == aggregate_key(result)
     assert aggregate_key(result) == aggregate_key(result.model_copy(update={"findings": ()}))
 
 
@@ -134,7 +134,7 @@ def test_every_input_that_is_no_chunk_is_in_the_key(stored: Stored) -> None:
     assert len(digests) == len(others) + 1
     # What differs only in a completion marker gives another result, which must not contradict this one.
     changed = replace(inputs, summaries=summaries)
-    assert compute(changed, stored.source).key != compute(inputs, stored.source).key
+    assert aggregate_key(aggregate(changed, stored.source)) != aggregate_key(aggregate(inputs, stored.source))
 
 
 @pytest.mark.parametrize("stream", list(StreamName))

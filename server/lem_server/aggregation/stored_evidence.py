@@ -1,4 +1,4 @@
-"""One attempt as the database holds it: the facts, and its chunks for a computation that knows no event loop."""
+"""Reads one attempt from the database: its facts, and its chunks one after another."""
 
 from __future__ import annotations
 
@@ -14,36 +14,39 @@ from lem_domain.ids import IdKind, format_id
 from lem_domain.wire.runs import EffectiveConfig
 from lem_domain.wire.workers import Device
 from lem_server.aggregation.inputs import AggregationInput, AggregationParameters, ChunkSource
-from lem_server.aggregation.queries import RunRow
+from lem_server.aggregation.queries import RunToAggregate
 from lem_server.evidence import reading
 
 Wait = Callable[..., Any]
-"""Runs a coroutine function with its arguments on the loop that the engine belongs to, and gives what it returned."""
+"""Runs a coroutine function with its arguments on the engine's event loop and returns its result."""
 
 
-async def stored_inputs(
-    engine: AsyncEngine, row: RunRow, attempt_id: UUID, parameters: AggregationParameters
+async def load_inputs(
+    engine: AsyncEngine, run: RunToAggregate, attempt_id: UUID, parameters: AggregationParameters
 ) -> AggregationInput:
-    """The facts of a run's attempt, `row` being what the run itself says."""
-    config = ExperimentConfig.model_validate(row.config)
+    """Load the facts of a run's attempt."""
+    config = ExperimentConfig.model_validate(run.config)
     return AggregationInput(
-        run_id=format_id(IdKind.RUN, row.run_id),
+        run_id=format_id(IdKind.RUN, run.run_id),
         attempt_id=format_id(IdKind.ATTEMPT, attempt_id),
         config=config,
-        devices=tuple(Device.model_validate(device) for device in row.devices or ()),
+        devices=tuple(Device.model_validate(device) for device in run.devices or ()),
         processes=(*(rank_name(rank) for rank in range(config.processes)), SAMPLER),
-        manifest=tuple(StreamManifest.model_validate(one) for one in row.manifest or ()),
+        manifest=tuple(StreamManifest.model_validate(one) for one in run.manifest or ()),
         held=await reading.streams_of(engine, attempt_id),
         summaries=await reading.summaries_of(engine, attempt_id),
         effective_config=(
-            None if row.effective_config is None else EffectiveConfig.model_validate(row.effective_config)
+            None if run.effective_config is None else EffectiveConfig.model_validate(run.effective_config)
         ),
         parameters=parameters,
     )
 
 
-def stored_chunks(engine: AsyncEngine, attempt_id: UUID, wait: Wait) -> ChunkSource:
-    """Chunks one after another, each in a short statement of its own: no snapshot is held over a long computation."""
+def chunk_source(engine: AsyncEngine, attempt_id: UUID, wait: Wait) -> ChunkSource:
+    """Return a source that reads each chunk in a statement of its own.
+
+    A long computation must not hold a snapshot: it would keep PostgreSQL from vacuuming.
+    """
 
     def chunks(process: str, stream: StreamName) -> Iterator[tuple[int, bytes]]:
         seq = -1
