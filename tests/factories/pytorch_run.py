@@ -13,7 +13,7 @@ from pydantic.types import JsonValue
 
 from factories.one_rank import TEXTS, TOKENS, Window, effective_values, job, unconfirmed_names
 from lem_domain.evidence.streams import PhaseName
-from lem_worker.backends import create_backend
+from lem_worker.backends.create import create_backend
 from lem_worker.backends.pytorch.backend import PyTorchBackend
 from lem_worker.rank.prompts import fullest, requests_of
 from lem_worker.rank.recorder import Recorder

@@ -12,7 +12,8 @@ from pydantic.types import JsonValue
 from factories import one_rank
 from factories.one_rank import TEXTS, Window, effective_values, unconfirmed_names
 from lem_domain.evidence.streams import PhaseName
-from lem_worker.backends import ContinuousBackend, create_backend
+from lem_worker.backends.create import create_backend
+from lem_worker.backends.protocol import ContinuousBackend
 from lem_worker.process.protocol import RankJob
 from lem_worker.rank.measured_window import measure, send_once
 from lem_worker.rank.prompts import warmup_requests

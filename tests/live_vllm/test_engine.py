@@ -17,9 +17,8 @@ from factories.lora import make_lora, merged
 from factories.one_rank import TEXTS, TOKENS, Kept
 from factories.vllm_run import Run, job
 from lem_domain.evidence.streams import PhaseName
-from lem_worker.backends import CudaManagement
-from lem_worker.backends.installed import LaunchMode
-from lem_worker.backends.vllm.backend import NotLoaded, VllmBackend
+from lem_worker.backends.protocol import NotLoaded
+from lem_worker.backends.vllm.backend import VllmBackend
 from lem_worker.rank.after_window import probe_prefill
 from lem_worker.rank.measured_window import Share
 from lem_worker.rank.prompt_tokens import NoChatTemplate
@@ -265,8 +264,6 @@ def test_prompts_are_made_to_fit_or_refused(tiny: Path) -> None:
 
 def test_a_backend_that_is_not_loaded_says_so(tiny: Path) -> None:
     backend = VllmBackend()
-    assert backend.capabilities().launch_mode is LaunchMode.DIRECT
-    assert backend.capabilities().cuda_management is CudaManagement.BACKEND
     with pytest.raises(NotLoaded, match="call load first"):
         backend.in_flight()
     backend.unload()

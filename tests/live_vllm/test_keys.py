@@ -17,7 +17,7 @@ from vllm.utils.cpu_resource_utils import get_memory_node_info, get_visible_memo
 
 from factories.one_rank import TEXTS, TOKENS
 from factories.vllm_run import EAGER, Run, job
-from lem_domain.config.vllm import VllmConfig
+from lem_domain.backends.vllm import VllmConfig
 from lem_domain.states import FailureReason
 from lem_worker.backends.vllm.options import CPU_KV_CACHE_BYTES, options_of
 from lem_worker.process.failures import EngineRefused

@@ -16,7 +16,7 @@ from factories.vllm_run import Run, job
 from lem_domain.evidence.streams import PhaseName
 from lem_domain.states import FailureReason
 from lem_domain.wire.workers import Device, DeviceKind
-from lem_worker.backends import create_backend
+from lem_worker.backends.create import create_backend
 from lem_worker.backends.vllm.options import threads_bind
 from lem_worker.process.failures import failure_of
 
@@ -119,7 +119,7 @@ def test_an_engine_that_cannot_be_imported_is_unavailable(tiny: Path, tmp_path: 
         script = (
             "import sys; from pathlib import Path\n"
             "from lem_domain.evidence.streams import PhaseName\n"
-            "from lem_worker.backends import create_backend\n"
+            "from lem_worker.backends.create import create_backend\n"
             "from lem_worker.process.failures import failure_of\n"
             "from lem_worker.process.protocol import RankJob\n"
             "job = RankJob.model_validate_json(Path(sys.argv[1]).read_bytes())\n"

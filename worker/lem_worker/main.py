@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from pydantic import ValidationError
 
-from lem_domain.config.experiment import BackendName
+from lem_domain.backends.registry import BackendName
 from lem_domain.errors import LemError
 from lem_worker.daemon.daemon import Daemon
 from lem_worker.daemon.settings import WorkerSettings

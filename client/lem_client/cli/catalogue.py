@@ -11,7 +11,7 @@ from lem_client.cli.exits import UsageProblem
 from lem_client.cli.session import Session, session_of, table
 from lem_client.errors import ServerUnreachable
 from lem_client.render.explain import moment
-from lem_domain.config.experiment import BackendName
+from lem_domain.backends.registry import BackendName
 from lem_domain.config.introspection import Key, experiment_keys
 from lem_domain.config.presets import builtin_presets
 from lem_domain.wire.workers import WorkerState

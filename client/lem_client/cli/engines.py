@@ -1,8 +1,8 @@
-"""Which backends can be started on this machine, and by which worker: each engine may have an environment of its own.
+"""The backends that can be started on this machine, and the worker program of each.
 
-The pins of PyTorch, vLLM and TensorRT-LLM exclude one another. A worker is therefore looked for in three places, the
-first that has it wins: what `--worker BACKEND=PROGRAM` names, the environment `.venv-BACKEND` beside the one that
-`lemctl` runs from (as `make venv-vllm` makes it), and the environment of `lemctl` itself.
+Each engine may have its own environment, because the pins of PyTorch, vLLM and TensorRT-LLM exclude one another. The
+first of these has precedence: the program that `--worker BACKEND=PROGRAM` names, the environment `.venv-BACKEND` next
+to the one that `lemctl` runs from (`make venv-vllm` creates it), the environment of `lemctl` itself.
 """
 
 from __future__ import annotations
@@ -15,22 +15,15 @@ from pathlib import Path
 
 from lem_client.cli.exits import UsageProblem
 from lem_client.cli.processes import script
-from lem_domain.config.experiment import BackendName
+from lem_domain.backends.registry import BACKENDS, BackendName
 from lem_domain.errors import LemError
-
-_NEEDS = {
-    BackendName.PYTORCH: ("torch", "transformers"),
-    BackendName.VLLM: ("vllm",),
-    BackendName.TENSORRT: ("tensorrt_llm",),
-    BackendName.SIMULATED: (),
-}
 
 
 def named_workers(given: Sequence[str]) -> dict[BackendName, Path]:
-    """From `BACKEND=PROGRAM` to the program of each backend.
+    """Parse `BACKEND=PROGRAM` options into the program of each backend.
 
     Raises:
-        UsageProblem: one is not of that form, or its program can't be run.
+        UsageProblem: an option has another form, or its program is not executable.
     """
     found = {}
     for one in given:
@@ -45,26 +38,28 @@ def named_workers(given: Sequence[str]) -> dict[BackendName, Path]:
     return found
 
 
-def worker_of(backend: BackendName, named: Mapping[BackendName, Path], *, beside: Path | None = None) -> str:
-    """The `lem-worker` that serves a backend; `beside` is the environment of `lemctl`.
+def worker_of(backend: BackendName, named: Mapping[BackendName, Path], *, environment: Path | None = None) -> str:
+    """The `lem-worker` program for a backend; `environment` is that of `lemctl`.
 
     Raises:
-        LemError: this installation has none.
+        LemError: this installation has no `lem-worker`.
     """
-    own = _own_environment(backend, beside)
+    own = _own_environment(backend, environment)
     return str(named.get(backend) or own or script("lem-worker"))
 
 
-def installed(named: Mapping[BackendName, Path], *, beside: Path | None = None) -> tuple[BackendName, ...]:
-    """The engines that are there, without importing them; what has a worker of its own counts as there.
+def installed(named: Mapping[BackendName, Path], *, environment: Path | None = None) -> tuple[BackendName, ...]:
+    """The backends that can be started here: a worker program is known, or the engine is installed. Imports no engine.
 
     Raises:
-        LemError: there is none.
+        LemError: no backend can be started.
     """
     found = tuple(
-        backend
-        for backend, needs in _NEEDS.items()
-        if backend in named or _own_environment(backend, beside) or (needs and all(find_spec(name) for name in needs))
+        BackendName(spec.name)
+        for spec in BACKENDS
+        if BackendName(spec.name) in named
+        or _own_environment(spec.name, environment)
+        or (spec.modules and all(find_spec(name) for name in spec.modules))
     )
     if not found:
         raise LemError(
@@ -74,6 +69,6 @@ def installed(named: Mapping[BackendName, Path], *, beside: Path | None = None) 
     return found
 
 
-def _own_environment(backend: BackendName, beside: Path | None) -> Path | None:
-    program = (beside or Path(sys.prefix)).parent / f".venv-{backend.value}" / "bin" / "lem-worker"
+def _own_environment(backend: str, environment: Path | None) -> Path | None:
+    program = (environment or Path(sys.prefix)).parent / f".venv-{backend}" / "bin" / "lem-worker"
     return program if os.access(program, os.X_OK) else None

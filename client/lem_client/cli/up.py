@@ -19,7 +19,7 @@ from lem_client.cli.exits import Exit, UsageProblem
 from lem_client.cli.processes import Process, ProcessEnded, StopSignal, script, wait_until
 from lem_client.cli.session import Session, session_of
 from lem_client.client import Client
-from lem_domain.config.experiment import BackendName
+from lem_domain.backends.registry import BackendName
 from lem_domain.errors import LemError
 from lem_domain.wire.workers import WorkerState
 

@@ -13,8 +13,8 @@ from lem_client.errors import FileError
 from lem_client.files.documents import Document, read_document
 from lem_client.files.layered_values import Layered, lay, note_all
 from lem_client.files.overrides import set_value
+from lem_domain.backends.registry import BackendName
 from lem_domain.config.combinations import backends_in
-from lem_domain.config.experiment import BackendName
 from lem_domain.config.presets import builtin_presets
 from lem_domain.config.provenance import Origin, Source
 

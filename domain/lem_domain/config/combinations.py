@@ -13,8 +13,9 @@ from typing import Final, NamedTuple
 
 from pydantic.types import JsonValue
 
+from lem_domain.backends.registry import BackendName
 from lem_domain.config.campaign import CampaignSpec
-from lem_domain.config.experiment import BackendName, ExperimentConfig
+from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.shorthand import opened, to_be_merged
 from lem_domain.config.sweep import INCLUDE, ZIP, Axis, Row, Sweep, overlaps, parse_sweep
 from lem_domain.config.validation import pointer

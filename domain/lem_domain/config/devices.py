@@ -62,6 +62,12 @@ class DevicesConfig(ConfigModel):
         escaped = self.kind.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_")
         return escaped.replace("*", "%").replace("?", "_")
 
+    @property
+    def leases_gpus(self) -> bool:
+        """Whether GPUs are sure to be leased: several devices are GPUs, and so is one that is named as such."""
+        named = self.kind == "gpu" or any(uuid.startswith(("GPU-", "MIG-")) for uuid in self.uuids)
+        return self.count > 1 or named
+
     def fit(self, devices: Sequence[Mapping[str, str]]) -> bool:
         """Whether a worker with these devices (`uuid`, `name`, `kind`) can give what is asked for."""
         fitting = [device for device in devices if self._fits(device)]

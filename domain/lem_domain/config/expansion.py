@@ -14,9 +14,10 @@ from typing import Final, NamedTuple
 
 from pydantic.types import JsonValue
 
+from lem_domain.backends.registry import BackendName
 from lem_domain.config.campaign import MAX_RUNS_PER_CAMPAIGN, CampaignSpec
 from lem_domain.config.combinations import NAME, Combination, Combinations, value_at
-from lem_domain.config.experiment import BackendName, DevicesConfig, ExperimentConfig
+from lem_domain.config.experiment import DevicesConfig, ExperimentConfig
 from lem_domain.config.hashing import hash_of_changes
 from lem_domain.config.ordering import PlannedRun, order_runs
 from lem_domain.config.validation import bounded, key_problems, model_or_problems, pointer, sentence

@@ -5,11 +5,11 @@ Every key stands here only with a test that proves that it takes effect.
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, create_model, model_validator
 
+from lem_domain.backends.registry import BACKENDS, BackendName, backend_spec
 from lem_domain.config import decoding_presets, experiment_rules
 from lem_domain.config.decoding_presets import DecodingPreset, expand_decoding
 from lem_domain.config.devices import DevicesConfig
@@ -26,11 +26,7 @@ from lem_domain.config.measurement import (
 )
 from lem_domain.config.model_base import ConfigModel, engine_parameter, unit
 from lem_domain.config.prompt_sources import HuggingFacePrompts, SyntheticPrompts
-from lem_domain.config.pytorch import PyTorchConfig
 from lem_domain.config.rules import Rule
-from lem_domain.config.simulated import SimulatedConfig
-from lem_domain.config.tensorrt import TensorrtConfig
-from lem_domain.config.vllm import VllmConfig
 from lem_domain.ids import Sha256
 
 __all__ = [
@@ -53,15 +49,6 @@ __all__ = [
 ]
 
 
-class BackendName(StrEnum):
-    """The engines. A backend joins this list when its worker exists."""
-
-    PYTORCH = "pytorch"
-    TENSORRT = "tensorrt"
-    VLLM = "vllm"
-    SIMULATED = "simulated"
-
-
 class ModelConfig(ConfigModel):
     """Which model is measured."""
 
@@ -78,7 +65,8 @@ class ModelConfig(ConfigModel):
         default=None,
         min_length=1,
         max_length=512,
-        description="A LoRA adapter that every request uses (pytorch, vllm): a hub id, or a folder on the worker's "
+        description="A LoRA adapter that every request uses "
+        f"({', '.join(spec.name for spec in BACKENDS if spec.loads_adapters)}): a hub id, or a folder on the worker's "
         "machine.",
         json_schema_extra=engine_parameter("load_adapter, lora_request"),
     )
@@ -262,14 +250,17 @@ class DecodingConfig(ConfigModel):
     rules: ClassVar[tuple[Rule, ...]] = (Rule(("temperature", "top_k", "top_p", "min_p"), _sampling_under_greedy),)
 
 
+Section = TypeVar("Section", bound=ConfigModel)
+
+
 def _model_from_text(value: Any) -> Any:
     return {"id": value} if isinstance(value, str) else value
 
 
-class ExperimentConfig(ConfigModel):
-    """One fully resolved experiment; equal ones have equal hashes (see `lem_domain.config.hashing`)."""
+class UniversalConfig(ConfigModel):
+    """The keys of an experiment that mean the same for every backend."""
 
-    backend: BackendName = Field(default=BackendName.PYTORCH, description="The engine that runs the model.")
+    backend: BackendName = Field(default=BackendName("pytorch"), description="The engine that runs the model.")
     model: Annotated[ModelConfig, BeforeValidator(_model_from_text, json_schema_input_type=str | ModelConfig)] = Field(
         description="The model; a plain text is its id."
     )
@@ -310,19 +301,35 @@ class ExperimentConfig(ConfigModel):
         description="Parameters by dotted path (as in `pytorch.batch_size`) that may turn out otherwise than "
         "requested: the run goes on then, and its result warns of it.",
     )
-    pytorch: PyTorchConfig | None = Field(default=None, description="Settings of the PyTorch backend.")
-    tensorrt: TensorrtConfig | None = Field(default=None, description="Settings of the TensorRT-LLM backend.")
-    vllm: VllmConfig | None = Field(default=None, description="Settings of the vLLM backend.")
-    simulated: SimulatedConfig | None = Field(default=None, description="Settings of the simulated backend.")
 
     rules: ClassVar[tuple[Rule, ...]] = experiment_rules.RULES
+
+    def section(self, kind: type[Section]) -> Section:
+        """The settings of a backend; all defaults where the experiment has no such section."""
+        given = next((getattr(self, spec.name) for spec in BACKENDS if spec.section is kind), None)
+        return given if isinstance(given, kind) else kind()
 
     @property
     def processes(self) -> int:
         """How many ranks an attempt of this experiment has."""
-        match self.backend:
-            case BackendName.SIMULATED if self.simulated:
-                return self.simulated.num_processes
-            case BackendName.PYTORCH if self.pytorch:
-                return self.pytorch.num_processes
-        return 1
+        spec = backend_spec(self.backend)
+        return spec.processes(self.section(spec.section))
+
+
+if TYPE_CHECKING:
+    # The sections are known at run time only; typed code reads one by `section`.
+    ExperimentConfig = UniversalConfig
+else:
+    ExperimentConfig = create_model(
+        "ExperimentConfig",
+        __base__=UniversalConfig,
+        __module__=__name__,
+        __doc__="One fully resolved experiment; equal ones have equal hashes (see `lem_domain.config.hashing`).",
+        **{
+            spec.name: (
+                spec.section | None,
+                Field(default=None, description=f"Settings of the {spec.title} backend."),
+            )
+            for spec in BACKENDS
+        },
+    )

@@ -10,8 +10,9 @@ from typing import Any, Final, NamedTuple
 from pydantic import BaseModel
 from pydantic.types import JsonValue
 
+from lem_domain.backends.registry import BackendName
 from lem_domain.config.campaign import CAMPAIGN_KEYS, CampaignSpec
-from lem_domain.config.experiment import BackendName, ExperimentConfig
+from lem_domain.config.experiment import ExperimentConfig
 
 Schema = Mapping[str, Any]
 

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from pydantic.types import JsonValue
 
+from lem_domain.backends.registry import BACKENDS
 from lem_domain.config.decoding_presets import DECODING_PRESETS
 
 
@@ -17,6 +18,10 @@ class Preset(NamedTuple):
     name: str
     description: str
     values: Mapping[str, JsonValue]
+
+
+def _sections(preset: str) -> dict[str, JsonValue]:
+    return {spec.name: dict(spec.presets[preset]) for spec in BACKENDS if preset in spec.presets}
 
 
 _EVERY: Final = (
@@ -45,10 +50,7 @@ _EVERY: Final = (
         {
             "traffic": {"mode": "offline"},
             "prompts": {"order": "longest_first"},
-            "pytorch": {"batch_size": 32},
-            "vllm": {"max_num_seqs": 256},
-            "tensorrt": {"max_batch_size": 256},
-            "simulated": {"batch_size": 32},
+            **_sections("throughput"),
         },
     ),
     Preset(
@@ -57,10 +59,7 @@ _EVERY: Final = (
         {
             "traffic": {"mode": "closed", "concurrency": 1},
             "record": {"tokens": True},
-            "pytorch": {"batch_size": 1},
-            "vllm": {"max_num_seqs": 1},
-            "tensorrt": {"max_batch_size": 1},
-            "simulated": {"batch_size": 1},
+            **_sections("latency"),
         },
     ),
     Preset(

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import bindparam
 from sqlalchemy.types import Text
 
-from lem_domain.config.experiment import BackendName
+from lem_domain.backends.registry import backend_spec
 from lem_domain.config.gaps import Turn
 from lem_server.leases.queue_queries import FITTING, FREE, of_free
 from lem_server.leases.scheduling import FreeDevice, Head, Waiting
@@ -147,7 +147,7 @@ async def place(connection: AsyncConnection, waiting: Waiting, devices: Sequence
         return True
     values = {
         "campaign_id": waiting.campaign_id,
-        "simulated": waiting.backend == BackendName.SIMULATED,
+        "simulated": backend_spec(waiting.backend).is_simulated,
         "devices": [device.uuid for device in devices],
     }
     if waiting.place is None:

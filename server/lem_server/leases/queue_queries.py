@@ -13,9 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import bindparam
 from sqlalchemy.types import Text
 
+from lem_domain.backends.registry import BackendName
 from lem_domain.config.devices import DevicesConfig
 from lem_domain.config.execution import Placement
-from lem_domain.config.experiment import BackendName
 from lem_domain.config.gaps import GapConfig, Gaps, Turn
 from lem_server.leases.scheduling import FreeDevice, Head, Neighbour, Place, Waiting
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from lem_domain.config.experiment import BackendName
+from lem_domain.backends.registry import BackendName
 from lem_domain.config.introspection import Key, campaign_keys, experiment_keys
 from lem_domain.config.presets import builtin_presets
 from lem_domain.config.schema import campaign_file_schema

@@ -15,10 +15,13 @@ import psutil
 import pytest
 import torch
 
-from lem_domain.config.experiment import BackendName, ExperimentConfig
+from lem_domain.backends.registry import BackendName
+from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence.codec import decode_chunk
 from lem_domain.evidence.streams import PhaseName, StreamName
-from lem_worker.backends import InferenceBackend, create_backend, torch_device
+from lem_worker.backends import torch_device
+from lem_worker.backends.create import create_backend
+from lem_worker.backends.protocol import InferenceBackend
 from lem_worker.backends.pytorch.backend import PyTorchBackend
 from lem_worker.backends.simulated.backend import SimulatedBackend
 from lem_worker.daemon.prompt_selection import select_prompts

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from factories.fake_server import FakeServer
-from lem_domain.config.simulated import SimulatedPower
+from lem_domain.backends.simulated import SimulatedPower
 from lem_domain.evidence.streams import SAMPLER, StreamName
 from lem_domain.states import FailureReason
 from lem_worker.daemon.attempt import Modules

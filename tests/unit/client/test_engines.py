@@ -10,7 +10,7 @@ import pytest
 from lem_client.cli.engines import installed, named_workers, worker_of
 from lem_client.cli.exits import UsageProblem
 from lem_client.cli.processes import script
-from lem_domain.config.experiment import BackendName
+from lem_domain.backends.registry import BackendName
 
 
 def program(path: Path) -> Path:
@@ -22,19 +22,19 @@ def program(path: Path) -> Path:
 
 def test_an_environment_beside_lemctls_serves_its_backend(tmp_path: Path) -> None:
     own = tmp_path / ".venv"
-    assert BackendName.VLLM not in installed({}, beside=own)
+    assert BackendName.VLLM not in installed({}, environment=own)
     worker = program(tmp_path / ".venv-vllm" / "bin" / "lem-worker")
-    assert BackendName.VLLM in installed({}, beside=own)
-    assert worker_of(BackendName.VLLM, {}, beside=own) == str(worker)
-    assert worker_of(BackendName.PYTORCH, {}, beside=own) == script("lem-worker")
+    assert BackendName.VLLM in installed({}, environment=own)
+    assert worker_of(BackendName.VLLM, {}, environment=own) == str(worker)
+    assert worker_of(BackendName.PYTORCH, {}, environment=own) == script("lem-worker")
 
 
 def test_a_named_worker_goes_before_one_that_is_found(tmp_path: Path) -> None:
     program(tmp_path / ".venv-vllm" / "bin" / "lem-worker")
     other = program(tmp_path / "elsewhere" / "lem-worker")
     named = named_workers([f"vllm={other}"])
-    assert worker_of(BackendName.VLLM, named, beside=tmp_path / ".venv") == str(other)
-    assert BackendName.VLLM in installed(named, beside=tmp_path / "nowhere" / ".venv")
+    assert worker_of(BackendName.VLLM, named, environment=tmp_path / ".venv") == str(other)
+    assert BackendName.VLLM in installed(named, environment=tmp_path / "nowhere" / ".venv")
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import pytest
 
 from lem_client.errors import FileError
 from lem_client.files.campaign_file import CampaignFile, load_campaign_file
-from lem_domain.config import ExperimentConfig, config_hash
-from lem_domain.config.experiment import BackendName
+from lem_domain.backends.registry import BackendName
+from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.config.hashing import config_hash
 from lem_domain.config.presets import builtin_presets
 from lem_domain.config.provenance import resolved_values
 

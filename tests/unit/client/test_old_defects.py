@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lem_client.errors import FileError
 from lem_client.files.campaign_file import load_campaign_file
+from lem_domain.backends.registry import BackendName
 from lem_domain.config.combinations import flattened, value_at
-from lem_domain.config.experiment import BackendName
 from lem_domain.config.introspection import campaign_keys, experiment_keys
 from lem_domain.config.presets import builtin_presets
 from lem_domain.config.sweep import parse_sweep

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from lem_domain.arrivals import TraceError, parse_trace, trace_lines
-from lem_domain.config import campaign_from_document, config_hash, expand
+from lem_domain.config.campaign import campaign_from_document
 from lem_domain.config.decoding_presets import DECODING_PRESETS
+from lem_domain.config.expansion import expand
 from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.config.hashing import config_hash
 from lem_domain.config.key_paths import key_paths
 from lem_domain.errors import ConfigurationError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lem_domain.config.experiment import BackendName
+from lem_domain.backends.registry import BackendName
 from lem_domain.config.introspection import Key, campaign_keys, experiment_keys
 from tools.reference.marks import UnreadableMark, proofs
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lem_domain.config import campaign_from_document, expand
+from lem_domain.config.campaign import campaign_from_document
+from lem_domain.config.expansion import expand
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.validation import model_or_problems
 from lem_domain.errors import ConfigurationError

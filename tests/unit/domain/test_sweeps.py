@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lem_domain.config import ExperimentConfig, campaign_from_document, expand
 from lem_domain.config import expansion as expansion_module
+from lem_domain.config.campaign import campaign_from_document
 from lem_domain.config.combinations import Combinations, backends_in
-from lem_domain.config.expansion import Plan, preview
+from lem_domain.config.expansion import Plan, expand, preview
+from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.errors import ConfigurationError
 
 BASE = {"backend": "simulated", "model": "builtin:tiny-llama"}

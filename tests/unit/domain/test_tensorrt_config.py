@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from lem_domain.backends.tensorrt import TensorrtConfig
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.config.tensorrt import TensorrtConfig
 from lem_domain.config.validation import model_or_problems
 from lem_domain.errors import ConfigurationError
 

@@ -17,7 +17,7 @@ from lem_worker.rank import request_feed as intake_module
 from lem_worker.rank.measured_window import measure, send_once
 from lem_worker.rank.prompts import PreparedPrompt, Request
 from lem_worker.rank.recorder import Recorder, Sinks
-from lem_worker.rank.request_feed import Intake
+from lem_worker.rank.request_feed import RequestFeed
 from lem_worker.rank.window_length import Goal
 
 MS = 1_000_000
@@ -70,17 +70,17 @@ class StepEngine(Unused):
     def in_flight(self) -> int:
         return self.slots
 
-    def serve(self, intake: Intake, recorder: Recorder) -> None:
+    def serve(self, feed: RequestFeed, recorder: Recorder) -> None:
         waiting: deque[Request] = deque()
         running: dict[int, int] = {}
         while True:
-            taken = intake.take()
+            taken = feed.take()
             self.seen += taken
             waiting.extend(taken)
             if not waiting and not running:
-                if intake.over:
+                if feed.over:
                     return
-                intake.wait()
+                feed.wait()
                 continue
             while waiting and len(running) < self.slots:
                 running[waiting.popleft().request_id] = 0
@@ -94,7 +94,7 @@ class StepEngine(Unused):
                 if running[request_id] == TOKENS:
                     del running[request_id]
                     recorder.finished(request_id, "length", [7] * TOKENS)
-            intake.between_steps()
+            feed.between_steps()
 
 
 def measured(
@@ -190,21 +190,21 @@ class StreamEngine(Unused):
     def in_flight(self) -> int:
         return 64
 
-    def serve(self, intake: Intake, recorder: Recorder) -> None:
-        asyncio.run(self._serve(intake, recorder))
+    def serve(self, feed: RequestFeed, recorder: Recorder) -> None:
+        asyncio.run(self._serve(feed, recorder))
 
-    async def _serve(self, intake: Intake, recorder: Recorder) -> None:
+    async def _serve(self, feed: RequestFeed, recorder: Recorder) -> None:
         streams: set[asyncio.Task[None]] = set()
         while True:
-            streams |= {asyncio.create_task(self._stream(request, recorder)) for request in intake.take()}
-            if not streams and intake.over:
+            streams |= {asyncio.create_task(self._stream(request, recorder)) for request in feed.take()}
+            if not streams and feed.over:
                 return
             _, streams = await asyncio.wait(
                 streams or {asyncio.create_task(asyncio.sleep(0))},
-                timeout=intake.wait_s(),
+                timeout=feed.wait_s(),
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            intake.between_steps()
+            feed.between_steps()
 
     async def _stream(self, request: Request, recorder: Recorder) -> None:
         ids = np.array([request.request_id], dtype=np.int64)

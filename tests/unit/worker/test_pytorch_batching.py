@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lem_domain.config.pytorch import PyTorchConfig
+from lem_domain.backends.pytorch import PyTorchConfig
 from lem_worker.backends.pytorch.batching import MOST_SHAPES, Shape, batches, shapes
 from lem_worker.rank.prompts import Request
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from lem_domain.config.experiment import BackendName
+from lem_domain.backends.registry import BackendName
 from lem_worker.daemon.settings import WorkerSettings
 from lem_worker.main import main
 

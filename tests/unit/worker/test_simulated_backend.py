@@ -8,7 +8,8 @@ from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence.streams import PhaseName
-from lem_worker.backends import InferenceBackend, create_backend
+from lem_worker.backends.create import create_backend
+from lem_worker.backends.protocol import InferenceBackend
 from lem_worker.backends.simulated.backend import SimulatedEngineError, generated_ids
 from lem_worker.process.protocol import RankJob
 from lem_worker.rank.measured_window import measure

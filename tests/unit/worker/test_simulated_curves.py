@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from lem_domain.backends.simulated import SimulatedPower
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.config.simulated import SimulatedPower
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_worker.sampler.simulated_curves import energy_j, power_w
 from lem_worker.sampler.sources.simulated import SimulatedSource

@@ -13,13 +13,15 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict
 from pydantic.types import JsonValue
 
+from lem_domain.backends.registry import backend_spec
+from lem_domain.backends.spec import LaunchMode
 from lem_domain.errors import ProblemCode
 from lem_domain.evidence.streams import SAMPLER, rank_name
 from lem_domain.ids import AttemptId
 from lem_domain.states import FailureReason
 from lem_domain.wire.runs import Progress
 from lem_domain.wire.workers import Assignment, Device, DeviceKind, EndAttempt, ProcessCompletion, StartAttempt
-from lem_worker.backends.installed import LaunchMode, absence, launch_mode
+from lem_worker.backends.installed import absence
 from lem_worker.daemon.ending import AttemptEnded, AttemptLost, broken, cancelled, failed
 from lem_worker.daemon.environment import snapshot
 from lem_worker.daemon.idle_baselines import IdleBaselines
@@ -315,7 +317,7 @@ class Attempt:
         if prepared.is_local:
             # Nothing is to be looked up; without this the hub is asked all the same and waited for.
             environment["HF_HUB_OFFLINE"] = "1"
-        if len(jobs) > 1 and launch_mode(config.backend) is LaunchMode.ACCELERATE:
+        if len(jobs) > 1 and backend_spec(config.backend).launch_mode is LaunchMode.ACCELERATE:
             if not gpus:
                 environment["ACCELERATE_USE_CPU"] = "true"
             return await self._launch(jobs, environment)

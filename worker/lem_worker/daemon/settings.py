@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from lem_domain.config.experiment import BackendName
+from lem_domain.backends.registry import BackendName
 
 
 def _data_dir() -> Path:

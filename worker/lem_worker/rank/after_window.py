@@ -12,7 +12,7 @@ from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.errors import LemError
 from lem_domain.evidence.streams import PhaseName
 from lem_domain.held_text import HELD_TEXT, held_text
-from lem_worker.backends import InferenceBackend, ScoringBackend
+from lem_worker.backends.protocol import InferenceBackend, ScoringBackend
 from lem_worker.process.evidence_rows import Clock
 from lem_worker.rank.measured_window import Share, measure
 from lem_worker.rank.prompts import PreparedPrompt

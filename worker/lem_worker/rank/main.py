@@ -15,10 +15,12 @@ from typing import TypeVar
 
 from pydantic.types import JsonValue
 
+from lem_domain.backends.simulated import SimulatedConfig
 from lem_domain.evidence.codec import be_ready
 from lem_domain.evidence.streams import PhaseName, StreamName, rank_name
 from lem_domain.wire.runs import EffectiveConfig
-from lem_worker.backends import CompilingBackend, ContinuousBackend, InferenceBackend, create_backend
+from lem_worker.backends.create import create_backend
+from lem_worker.backends.protocol import CompilingBackend, ContinuousBackend, InferenceBackend
 from lem_worker.process import children as processes
 from lem_worker.process.control import ControlPipes, DaemonGone, send_failure
 from lem_worker.process.failures import failure_of
@@ -64,8 +66,7 @@ class Rank:
         self._config = job.config
         self._control = control
         self._clock = time.monotonic_ns
-        simulated = job.config.simulated
-        lost = simulated.drop_chunk if simulated is not None and job.rank == 0 else None
+        lost = job.config.section(SimulatedConfig).drop_chunk if job.rank == 0 else None
         self._writer = EvidenceWriter(Path(job.spool), rank_name(job.rank), lost=StreamName(lost) if lost else None)
         self._events = self._writer.stream(StreamName.EVENTS)
         self._phases = Phases(self._writer.stream(StreamName.PHASES), control.send, self._clock)

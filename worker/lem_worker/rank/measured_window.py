@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from lem_domain.config.measurement import TrafficConfig
 from lem_domain.evidence.streams import PhaseName
-from lem_worker.backends import ContinuousBackend, InferenceBackend, LockstepBackend
+from lem_worker.backends.protocol import ContinuousBackend, InferenceBackend, LockstepBackend
 from lem_worker.process.protocol import ControlMessage, Tick
 from lem_worker.rank.prompts import PreparedPrompt, Request, repeated, requests_of
 from lem_worker.rank.recorder import Recorder
-from lem_worker.rank.request_feed import Intake
+from lem_worker.rank.request_feed import RequestFeed
 from lem_worker.rank.traffic import Arrival, Feed, OfflineFeed, OnceFeed, make_feed
 from lem_worker.rank.window_length import Goal
 
@@ -112,7 +112,7 @@ def measure(
             **share._asdict(),
         )
     if isinstance(backend, ContinuousBackend):
-        backend.serve(Intake(feed, recorder, between_batches), recorder)
+        backend.serve(RequestFeed(feed, recorder, between_batches), recorder)
         recorder.drain()
         between_batches()
     else:
@@ -124,7 +124,7 @@ def send_once(backend: InferenceBackend, requests: Sequence[Request], recorder: 
     """Send the requests together, through the path that measured ones take; ns until the last token."""
     begin_ns = recorder.clock()
     if isinstance(backend, ContinuousBackend):
-        backend.serve(Intake(OnceFeed(requests), recorder), recorder)
+        backend.serve(RequestFeed(OnceFeed(requests), recorder), recorder)
     else:
         recorder.release(requests, begin_ns)
         backend.run(requests, recorder)

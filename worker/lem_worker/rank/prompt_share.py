@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lem_worker.backends import InferenceBackend, SyntheticBackend
+from lem_worker.backends.protocol import InferenceBackend, SyntheticBackend
 from lem_worker.process.failures import BackendUnavailable
 from lem_worker.process.protocol import RankJob
 from lem_worker.rank.prompts import PreparedPrompt, share_of

@@ -4,13 +4,13 @@ Such an engine owns its loop: it takes what has arrived whenever it can, and tel
 was scheduled, when tokens came, and how it ended. A loop of steps and one of asynchronous streams use this alike:
 
     while True:
-        for request in intake.take(): …                     # hand it to the engine
+        for request in feed.take(): …                     # hand it to the engine
         if nothing_is_in_flight:
-            if intake.over: return
-            intake.wait()                                   # or: await asyncio.wait(streams, timeout=intake.wait_s())
+            if feed.over: return
+            feed.wait()                                   # or: await asyncio.wait(streams, timeout=feed.wait_s())
             continue
         …                                                   # one step, or whatever stream says something first
-        intake.between_steps()
+        feed.between_steps()
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DRAIN_TOKENS = 32_768
 """A drain of so many takes a few milliseconds."""
 
 
-class Intake:
+class RequestFeed:
     """The arrivals of one phase, told to the recorder as they are taken."""
 
     def __init__(self, feed: Feed, recorder: Recorder, between: Callable[[], None] = lambda: None) -> None:

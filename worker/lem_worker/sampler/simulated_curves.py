@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lem_domain.config.simulated import SimulatedPower
+from lem_domain.backends.simulated import SimulatedPower
 
 
 def power_w(base_w: float, power: SimulatedPower | None, seconds: float) -> float:

@@ -9,17 +9,15 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from pydantic.types import JsonValue
 
-from lem_domain.config.experiment import BackendName
-from lem_domain.config.pytorch import PyTorchConfig
-from lem_domain.errors import LemError
+from lem_domain.backends.pytorch import PyTorchConfig
 from lem_domain.evidence.streams import PhaseName
 from lem_domain.wire.runs import EffectiveConfig
-from lem_worker.backends import CudaManagement, RuntimeCapabilities, missing_package
-from lem_worker.backends.installed import LaunchMode
+from lem_worker.backends.create import missing_package
+from lem_worker.backends.protocol import NotLoaded, loaded
 from lem_worker.backends.pytorch import batching as pytorch_batching
 from lem_worker.backends.pytorch import log_filters
 from lem_worker.process.protocol import RankJob
@@ -31,14 +29,6 @@ if TYPE_CHECKING:
     from lem_worker.backends.pytorch.decoding import Decoder
     from lem_worker.backends.pytorch.model import LiveModel
     from lem_worker.backends.pytorch.speculation import SpeculativeDecoder
-
-T = TypeVar("T")
-
-_NOT_LOADED = "the PyTorch backend is not loaded; call load first."
-
-
-class NotLoaded(LemError):
-    """Something was asked of a model that isn't there."""
 
 
 class PyTorchBackend:
@@ -52,17 +42,13 @@ class PyTorchBackend:
         self._graphs_before: int | None = None
         """How many graphs were compiled before the window."""
 
-    def capabilities(self) -> RuntimeCapabilities:
-        """One rank per accelerator, started by accelerate."""
-        return RuntimeCapabilities(LaunchMode.ACCELERATE, CudaManagement.LAUNCHER)
-
     def load(self, job: RankJob) -> None:
         """Bring model and tokenizer up.
 
         Raises:
             BackendUnavailable: torch or transformers is not installed.
         """
-        settings = job.config.pytorch or PyTorchConfig()
+        settings = job.config.section(PyTorchConfig)
         log_filters.set_environment()
         if settings.num_threads is not None:
             os.environ["OMP_NUM_THREADS"] = str(settings.num_threads)
@@ -71,7 +57,7 @@ class PyTorchBackend:
             with log_filters.importing(torchao_is_asked_for=asked_for):
                 from lem_worker.backends.pytorch import decoding, model, speculation  # noqa: PLC0415
         except ImportError as error:
-            raise missing_package(BackendName.PYTORCH, error) from error
+            raise missing_package("pytorch", error) from error
         self._job = job
         self._live = model.load(job)
         parts = self._live, job.config.decoding, job.config.output, settings
@@ -82,7 +68,7 @@ class PyTorchBackend:
 
     def prepare(self, prompts: Sequence[tuple[int, str]]) -> list[PreparedPrompt]:
         """Tokenise, truncate, and see that prompt and answer fit into the model's context."""
-        live, config = _need(self._live), _need(self._job).config
+        live, config = loaded(self._live), loaded(self._job).config
         prepared = [
             fit(index, live.token_ids(text, chat_template=config.prompts.chat_template), config.input)
             for index, text in prompts
@@ -91,19 +77,19 @@ class PyTorchBackend:
 
     def synthesise(self, lengths: Sequence[tuple[int, int]], seed: int) -> list[PreparedPrompt]:
         """Ids of the tokenizer that stand for text, within the model's context."""
-        vocabulary = _need(self._live).ordinary_ids()
-        limits = _need(self._job).config.input
+        vocabulary = loaded(self._live).ordinary_ids()
+        limits = loaded(self._job).config.input
         return self._within_context(synthetic_prompts(lengths, vocabulary, seed=seed, limits=limits))
 
     def _within_context(self, prepared: list[PreparedPrompt]) -> list[PreparedPrompt]:
         for prompt in prepared:
-            _need(self._live).check_context(prompt, _need(self._job).config.output.max_tokens)
+            loaded(self._live).check_context(prompt, loaded(self._job).config.output.max_tokens)
         return prepared
 
     def batches(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
         """As `pytorch.batching` says."""
         return pytorch_batching.batches(
-            requests, self._settings(), max_new_tokens=_need(self._job).config.output.max_tokens
+            requests, self._settings(), max_new_tokens=loaded(self._job).config.output.max_tokens
         )
 
     def compiles(self) -> bool:
@@ -116,8 +102,8 @@ class PyTorchBackend:
         Under traffic there are many of them: with dynamic shapes, those after the first two are decoded no further
         than their steps go on differing.
         """
-        most = _need(self._job).config.output.max_tokens
-        compiled, graphs = _need(_need(self._live).compiled), 0
+        most = loaded(self._job).config.output.max_tokens
+        compiled, graphs = loaded(loaded(self._live).compiled), 0
         found = pytorch_batching.shapes(requests, self._settings(), max_new_tokens=most, waiting=waiting)
         for place, batch in enumerate(found):
             in_short = waiting is not None and place > 1 and compiled.dynamic
@@ -138,7 +124,7 @@ class PyTorchBackend:
             engine=f"transformers {importlib.metadata.version('transformers')}, "
             f"torch {importlib.metadata.version('torch')}",
             parameters=pytorch_readback.parameters(
-                _need(self._job), _need(self._live), self._ready(), rows=rows, expected_rows=len(sample)
+                loaded(self._job), loaded(self._live), self._ready(), rows=rows, expected_rows=len(sample)
             ),
         )
 
@@ -153,7 +139,7 @@ class PyTorchBackend:
 
         if self._graphs_before is None and recorder.phase is PhaseName.MEASURE:
             self._graphs_before = self._graphs()
-            torch_device.reset_peak_memory(_need(self._live).device)
+            torch_device.reset_peak_memory(loaded(self._live).device)
         with pytorch_compile.naming_what_asks_for_it(self._settings()):
             self._ready().run(requests, recorder, batch_id=self._batches)
         self._batches += 1
@@ -162,7 +148,7 @@ class PyTorchBackend:
         """Sizes of the model, and the most memory that its tensors held in the window."""
         from lem_worker.backends import model_facts, torch_device  # noqa: PLC0415 - need torch
 
-        live = _need(self._live)
+        live = loaded(self._live)
         facts: dict[str, JsonValue] = {
             "model": model_facts.model_facts(live.model),
             "peak_device_memory_bytes": torch_device.peak_memory_bytes(live.device),
@@ -180,13 +166,13 @@ class PyTorchBackend:
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Without special tokens."""
-        return _need(self._live).text(token_ids)
+        return loaded(self._live).text(token_ids)
 
     def score(self, text: str) -> tuple[float, int]:
         """Teacher-forced, in stretches as long as the model's context."""
         from lem_worker.backends.pytorch import quality as pytorch_quality  # noqa: PLC0415 - needs torch
 
-        return pytorch_quality.negative_log_likelihood(_need(self._live), text)
+        return pytorch_quality.negative_log_likelihood(loaded(self._live), text)
 
     def unload(self) -> None:
         """Free the model's memory."""
@@ -196,18 +182,12 @@ class PyTorchBackend:
 
     def _ready(self) -> Decoder | SpeculativeDecoder:
         if self._decoder is None:
-            raise NotLoaded(_NOT_LOADED)
+            raise NotLoaded
         return self._decoder
 
     def _graphs(self) -> int:
-        compiled = _need(self._live).compiled
+        compiled = loaded(self._live).compiled
         return 0 if compiled is None else compiled.graphs
 
     def _settings(self) -> PyTorchConfig:
-        return _need(self._job).config.pytorch or PyTorchConfig()
-
-
-def _need(thing: T | None) -> T:
-    if thing is None:
-        raise NotLoaded(_NOT_LOADED)
-    return thing
+        return loaded(self._job).config.section(PyTorchConfig)

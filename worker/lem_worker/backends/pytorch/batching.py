@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from lem_domain.config.pytorch import PyTorchConfig
+from lem_domain.backends.pytorch import PyTorchConfig
 from lem_worker.rank.prompts import PromptRefused, Request, repeated
 from lem_worker.rank.prompts import batches as in_order
 

@@ -11,7 +11,7 @@ from pydantic.types import JsonValue
 from torch._dynamo.utils import counters
 from torch._inductor.exc import InductorError
 
-from lem_domain.config.pytorch import PyTorchConfig, TorchCompileConfig
+from lem_domain.backends.pytorch import PyTorchConfig, TorchCompileConfig
 from lem_worker.process.failures import OptionRefused
 
 _MODES = {

@@ -17,8 +17,8 @@ from pydantic.types import JsonValue
 from transformers import DynamicCache, StaticCache
 from transformers.generation.logits_process import LogitsProcessorList
 
+from lem_domain.backends.pytorch import PyTorchConfig
 from lem_domain.config.experiment import DecodingConfig, OutputConfig
-from lem_domain.config.pytorch import PyTorchConfig
 from lem_worker.backends.pytorch.model import LiveModel
 from lem_worker.backends.pytorch.processors import make_processors
 from lem_worker.rank.prompts import Request

@@ -13,8 +13,8 @@ import transformers.utils.logging
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from lem_domain.backends.pytorch import PyTorchConfig
 from lem_domain.config.experiment import ExperimentConfig, ModelConfig
-from lem_domain.config.pytorch import PyTorchConfig
 from lem_domain.errors import LemError
 from lem_domain.wire.workers import DeviceKind
 from lem_worker.backends.pytorch import log_filters
@@ -125,7 +125,7 @@ def load(job: RankJob) -> LiveModel:
         BackendUnavailable: an option needs a package or a device that this machine lacks.
     """
     config = job.config
-    settings = config.pytorch or PyTorchConfig()
+    settings = config.section(PyTorchConfig)
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
     if settings.matmul_precision is not None:

@@ -10,7 +10,7 @@ import torch
 from pydantic.types import JsonValue
 from transformers import BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
-from lem_domain.config.pytorch import QuantizationConfig
+from lem_domain.backends.pytorch import QuantizationConfig
 from lem_worker.backends.model_facts import dtype_name
 from lem_worker.process.failures import BackendUnavailable
 

@@ -13,7 +13,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from lem_domain.config.pytorch import PyTorchConfig, QuantizationConfig, TorchCompileConfig
+from lem_domain.backends.pytorch import PyTorchConfig, QuantizationConfig, TorchCompileConfig
 from lem_domain.wire.runs import EffectiveParameter
 from lem_worker.backends.pytorch import quantization as pytorch_quantization
 from lem_worker.backends.pytorch.decoding import Decoder
@@ -37,7 +37,7 @@ def parameters(
 
     `rows` is what a forward pass was seen to work on; `expected_rows` is what the largest batch should have been.
     """
-    settings = job.config.pytorch or PyTorchConfig()
+    settings = job.config.section(PyTorchConfig)
     return (
         *_universal(job, live, decoder),
         *_batching(job, settings, rows=rows, expected_rows=expected_rows),

@@ -15,8 +15,8 @@ from transformers import GenerationConfig
 from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
+from lem_domain.backends.pytorch import PyTorchConfig
 from lem_domain.config.experiment import DecodingConfig, OutputConfig
-from lem_domain.config.pytorch import PyTorchConfig
 from lem_domain.evidence.streams import PhaseName
 from lem_worker.backends.pytorch.decoding import CACHES
 from lem_worker.backends.pytorch.model import LiveModel

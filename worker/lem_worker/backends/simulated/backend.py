@@ -14,13 +14,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from pydantic.types import JsonValue
 
+from lem_domain.backends.simulated import SimulatedConfig, SimulatedFailure
 from lem_domain.config.experiment import OutputConfig
-from lem_domain.config.simulated import SimulatedConfig, SimulatedFailure
 from lem_domain.errors import LemError
 from lem_domain.evidence.streams import PhaseName
 from lem_domain.wire.runs import EffectiveConfig, EffectiveParameter
-from lem_worker.backends import CudaManagement, RuntimeCapabilities
-from lem_worker.backends.installed import LaunchMode
+from lem_worker.backends.protocol import loaded
 from lem_worker.process.protocol import RankJob
 from lem_worker.rank.prompts import PreparedPrompt, Request, batches, fit
 from lem_worker.rank.recorder import Recorder
@@ -45,14 +44,10 @@ class SimulatedBackend:
         self._jitter = random.Random(0)
         self._batches = 0
 
-    def capabilities(self) -> RuntimeCapabilities:
-        """A plain process."""
-        return RuntimeCapabilities(LaunchMode.DIRECT, CudaManagement.LAUNCHER)
-
     def load(self, job: RankJob) -> None:
         """Sleep for `load_s`."""
         self._job = job
-        self._config = job.config.simulated or SimulatedConfig()
+        self._config = job.config.section(SimulatedConfig)
         self._jitter = random.Random(job.config.decoding.seed * 65_536 + job.rank)
         if (failure := self._failure("load")) is not None:
             fail(failure)
@@ -151,9 +146,7 @@ class SimulatedBackend:
         self._job = None
 
     def _loaded(self) -> RankJob:
-        if self._job is None:
-            raise SimulatedEngineError("the simulated backend is not loaded; call load first.")
-        return self._job
+        return loaded(self._job)
 
     def _answer(self, request: Request, output: OutputConfig) -> list[int]:
         salt = request.repetition if self._config.nondeterministic else 0

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from pydantic.types import JsonValue
 
+from lem_domain.backends.tensorrt import TensorrtConfig
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.config.tensorrt import TensorrtConfig
-from lem_domain.errors import LemError
 from lem_domain.wire.runs import EffectiveConfig
-from lem_worker.backends import CudaManagement, RuntimeCapabilities
-from lem_worker.backends.installed import LaunchMode
+from lem_worker.backends.protocol import loaded
 from lem_worker.backends.tensorrt import devices as tensorrt_devices
 from lem_worker.backends.tensorrt import engine as tensorrt_engine
 from lem_worker.backends.tensorrt import options as tensorrt_arguments
@@ -27,20 +25,14 @@ from lem_worker.backends.tensorrt.serving import Serving, Tally, median
 from lem_worker.process.protocol import RankJob
 from lem_worker.rank.prompts import PreparedPrompt, Request, fit
 from lem_worker.rank.recorder import Recorder
-from lem_worker.rank.request_feed import Intake
+from lem_worker.rank.request_feed import RequestFeed
 from lem_worker.rank.synthetic_prompts import synthetic_prompts
 
 if TYPE_CHECKING:
     from lem_worker.backends.tensorrt.tokens import Tokens
 
-T = TypeVar("T")
-
 _SIXTEEN_BIT_ARITHMETIC = frozenset({"W8A16", "W4A16", "W4A16_AWQ"})
 """Quantised weights that are multiplied in the model's own number format."""
-
-
-class NotLoaded(LemError):
-    """Something was asked of an engine that isn't there."""
 
 
 class TensorrtBackend:
@@ -55,10 +47,6 @@ class TensorrtBackend:
         self._tally = Tally()
         self._served = 0
         """How many phases, or rounds of warm-up."""
-
-    def capabilities(self) -> RuntimeCapabilities:
-        """One process, which starts the engine's own; nobody touches CUDA before it."""
-        return RuntimeCapabilities(LaunchMode.DIRECT, CudaManagement.BACKEND)
 
     def load(self, job: RankJob) -> None:
         """Bring the engine up; compile it before where the configuration wants that.
@@ -77,7 +65,7 @@ class TensorrtBackend:
 
     def prepare(self, prompts: Sequence[tuple[int, str]]) -> list[PreparedPrompt]:
         """Tokenise, truncate, and see that prompt and answer fit into the model's context and `max_seq_len`."""
-        tokens, config = _need(self._tokens), self._config()
+        tokens, config = loaded(self._tokens), self._config()
         return self._within_context(
             fit(index, tokens.ids(text, chat_template=config.prompts.chat_template), config.input)
             for index, text in prompts
@@ -85,12 +73,12 @@ class TensorrtBackend:
 
     def synthesise(self, lengths: Sequence[tuple[int, int]], seed: int) -> list[PreparedPrompt]:
         """Ids of the tokenizer that stand for text, within the same limits."""
-        vocabulary = _need(self._tokens).ordinary_ids()
+        vocabulary = loaded(self._tokens).ordinary_ids()
         return self._within_context(synthetic_prompts(lengths, vocabulary, seed=seed, limits=self._config().input))
 
     def _within_context(self, prompts: Iterable[PreparedPrompt]) -> list[PreparedPrompt]:
-        tokens, config = _need(self._tokens), self._config()
-        longest = (config.tensorrt or TensorrtConfig()).max_seq_len
+        tokens, config = loaded(self._tokens), self._config()
+        longest = config.section(TensorrtConfig).max_seq_len
         prepared = list(prompts)
         for prompt in prepared:
             tokens.check_context(prompt, config.output.max_tokens, longest=longest)
@@ -98,28 +86,28 @@ class TensorrtBackend:
 
     def in_flight(self) -> int:
         """The most requests of a step."""
-        live = _need(self._live)
+        live = loaded(self._live)
         if live.built is not None:
             return int(live.built.described["build_config"]["max_batch_size"])
         return int(live.llm.args.max_batch_size)
 
     def effective_config(self, sample: Sequence[Request]) -> EffectiveConfig:
         """Read back from the live engine's arguments and from the sampling that `sample` will be sent with."""
-        live = _need(self._live)
+        live = loaded(self._live)
         return EffectiveConfig(
             engine=f"TensorRT-LLM {live.version}",
             parameters=tensorrt_readback.parameters(self._config(), live, self._sampling(sample[0])),
         )
 
-    def serve(self, intake: Intake, recorder: Recorder) -> None:
+    def serve(self, feed: RequestFeed, recorder: Recorder) -> None:
         """Stream every request, as many at once as have arrived; the engine queues what it has no room for."""
-        live = _need(self._live)
+        live = loaded(self._live)
         self._tally = Tally()
         self._served += 1
         reuses = bool(live.llm.args.kv_cache_config.enable_block_reuse)
         serving = Serving(
             live.llm,
-            intake,
+            feed,
             recorder,
             sampling=self._sampling,
             scope=f"{recorder.phase.value} {self._served}" if reuses else None,
@@ -129,9 +117,9 @@ class TensorrtBackend:
 
     def facts(self) -> dict[str, JsonValue]:
         """Sizes of the model; what speculation did, how late chunks were, and whether the engine was there already."""
-        live, settings = _need(self._live), self._config().tensorrt or TensorrtConfig()
-        model = _need(self._tokens).model_facts()
-        quantised = _need(self._tokens).quantised
+        live, settings = loaded(self._live), self._config().section(TensorrtConfig)
+        model = loaded(self._tokens).model_facts()
+        quantised = loaded(self._tokens).quantised
         if settings.quantization is not None:
             quantised = settings.quantization.algorithm not in _SIXTEEN_BIT_ARITHMETIC
         if quantised:
@@ -159,7 +147,7 @@ class TensorrtBackend:
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Without special tokens."""
-        return _need(self._tokens).text(token_ids)
+        return loaded(self._tokens).text(token_ids)
 
     def unload(self) -> None:
         """Shut the engine down, its processes with it."""
@@ -169,7 +157,7 @@ class TensorrtBackend:
         self._runner.close()
 
     def _sampling(self, request: Request) -> Any:
-        config, tokens = self._config(), _need(self._tokens)
+        config, tokens = self._config(), loaded(self._tokens)
         common = tensorrt_arguments.of_sampling(
             config.decoding, config.output, end_ids=tokens.end_ids, padding_id=tokens.padding_id
         )
@@ -177,13 +165,7 @@ class TensorrtBackend:
             common = {**common, "max_tokens": request.max_tokens}
             common.pop("min_tokens", None)
         seed = {"seed": request.seed} if config.decoding.temperature > 0 else {}
-        return _need(self._sampling_class)(**common, **seed)
+        return loaded(self._sampling_class)(**common, **seed)
 
     def _config(self) -> ExperimentConfig:
-        return _need(self._job).config
-
-
-def _need(thing: T | None) -> T:
-    if thing is None:
-        raise NotLoaded("the TensorRT-LLM backend is not loaded; call load first.")
-    return thing
+        return loaded(self._job).config

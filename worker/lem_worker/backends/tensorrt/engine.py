@@ -12,9 +12,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from pydantic.types import JsonValue
 
-from lem_domain.config.experiment import BackendName
-from lem_domain.config.tensorrt import TensorrtConfig
-from lem_worker.backends.installed import ENGINES
+from lem_domain.backends.tensorrt import SPEC, TensorrtConfig
 from lem_worker.backends.tensorrt import cache as tensorrt_cache
 from lem_worker.backends.tensorrt import options as tensorrt_arguments
 from lem_worker.backends.tensorrt.cache import EngineKey, GpuKind
@@ -22,7 +20,6 @@ from lem_worker.process.failures import BackendUnavailable, OptionRefused
 from lem_worker.process.protocol import RankJob
 
 PACKAGE = "tensorrt_llm"
-_HOW_TO_GET_IT = ENGINES[BackendName.TENSORRT].how_to_get_it
 
 _MODELS = {
     "build_config": "BuildConfig",
@@ -63,7 +60,7 @@ def package() -> Any:
         return importlib.import_module(PACKAGE)
     except ModuleNotFoundError as error:
         if error.name == PACKAGE:
-            raise BackendUnavailable(f"TensorRT-LLM is not installed here; {_HOW_TO_GET_IT}.") from error
+            raise BackendUnavailable(f"TensorRT-LLM is not installed here; {SPEC.install_hint}.") from error
         raise _broken(error) from error
     except Exception as error:  # its libraries are loaded on import, and fail in ways of their own
         raise _broken(error) from error
@@ -77,7 +74,7 @@ def load(job: RankJob, gpus: tuple[GpuKind, ...]) -> LiveEngine:
         OptionRefused: it does not take an option.
     """
     engine = package()
-    settings = job.config.tensorrt or TensorrtConfig()
+    settings = job.config.section(TensorrtConfig)
     version = str(engine.__version__)
     if not settings.build_engine:
         arguments = tensorrt_arguments.pytorch_flow(job.config)
@@ -177,5 +174,5 @@ def _version_of(distribution: str) -> str | None:
 
 def _broken(error: Exception) -> BackendUnavailable:
     return BackendUnavailable(
-        f"TensorRT-LLM is installed here but can't be imported ({type(error).__name__}: {error}); {_HOW_TO_GET_IT}."
+        f"TensorRT-LLM is installed here but can't be imported ({type(error).__name__}: {error}); {SPEC.install_hint}."
     )

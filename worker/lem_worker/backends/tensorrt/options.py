@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from pydantic.types import JsonValue
 
+from lem_domain.backends.tensorrt import TensorrtConfig, TensorrtCudaGraph, TensorrtSpeculation
 from lem_domain.config.experiment import DecodingConfig, ExperimentConfig, OutputConfig
-from lem_domain.config.tensorrt import TensorrtConfig, TensorrtCudaGraph, TensorrtSpeculation
 
 Arguments = dict[str, JsonValue]
 
@@ -26,7 +26,7 @@ _PARALLEL = (
 
 def pytorch_flow(config: ExperimentConfig) -> Arguments:
     """Everything that `tensorrt_llm.LLM` gets beside the model."""
-    settings = config.tensorrt or TensorrtConfig()
+    settings = config.section(TensorrtConfig)
     arguments = {**_of_weights(config), **_chosen(settings, _SIZES), **at_run_time(config)}
     if settings.cuda_graph is not None:
         arguments["cuda_graph_config"] = _cuda_graph(settings.cuda_graph)
@@ -37,7 +37,7 @@ def pytorch_flow(config: ExperimentConfig) -> Arguments:
 
 def of_build(config: ExperimentConfig) -> Arguments:
     """What shapes an engine that is built; all of it is part of the engine's key."""
-    settings = config.tensorrt or TensorrtConfig()
+    settings = config.section(TensorrtConfig)
     arguments = {**_of_weights(config), **_chosen(settings, _PARALLEL)}
     sizes = _chosen(settings, _SIZES)
     if sizes:
@@ -52,7 +52,7 @@ def of_build(config: ExperimentConfig) -> Arguments:
 
 def at_run_time(config: ExperimentConfig) -> Arguments:
     """What an engine is told whenever it is loaded, in either flow."""
-    settings = config.tensorrt or TensorrtConfig()
+    settings = config.section(TensorrtConfig)
     arguments: Arguments = {
         # Prompts arrive as token ids and leave so: the engine's tokenizer would only cost time in the window.
         "skip_tokenizer_init": True,

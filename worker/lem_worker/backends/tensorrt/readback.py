@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic.types import JsonValue
 
+from lem_domain.backends.tensorrt import TensorrtConfig, TensorrtCudaGraph, TensorrtSpeculation
 from lem_domain.config.experiment import DecodingConfig, ExperimentConfig, OutputConfig
-from lem_domain.config.tensorrt import TensorrtConfig, TensorrtCudaGraph, TensorrtSpeculation
 from lem_domain.wire.runs import EffectiveParameter
 from lem_worker.backends.tensorrt.engine import BuiltEngine, LiveEngine
 
@@ -30,7 +30,7 @@ _KV_CACHE = (
 
 def parameters(config: ExperimentConfig, live: LiveEngine, sampling: Any) -> tuple[EffectiveParameter, ...]:
     """Every parameter with its requested and effective value; `sampling` are the `SamplingParams` that are sent."""
-    settings = config.tensorrt or TensorrtConfig()
+    settings = config.section(TensorrtConfig)
     args = live.llm.args
     found = [
         *_of_the_model(config, live),

@@ -16,7 +16,7 @@ import numpy as np
 
 from lem_worker.rank.prompts import Request
 from lem_worker.rank.recorder import FinishReason, Recorder
-from lem_worker.rank.request_feed import Intake
+from lem_worker.rank.request_feed import RequestFeed
 
 _LOOK_S = 0.25
 """At least so often the evidence gets a moment, however long the answers are."""
@@ -34,12 +34,12 @@ class Tally:
 
 
 class Serving:
-    """One phase of a live engine: `run` returns when the intake is over and all its requests are done."""
+    """One phase of a live engine: `run` returns when the feed is over and all its requests are done."""
 
     def __init__(
         self,
         llm: Any,
-        intake: Intake,
+        feed: RequestFeed,
         recorder: Recorder,
         *,
         sampling: Callable[[Request], Any],
@@ -47,7 +47,7 @@ class Serving:
         tally: Tally,
     ) -> None:
         self._llm = llm
-        self._intake = intake
+        self._intake = feed
         self._recorder = recorder
         self._sampling = sampling
         self._scope = scope

@@ -12,8 +12,8 @@ from vllm import EngineArgs, LLMEngine, SamplingParams
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
+from lem_domain.backends.vllm import VllmConfig
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.config.vllm import VllmConfig
 from lem_domain.evidence.streams import PhaseName
 from lem_worker.backends.vllm import adapter as vllm_adapter
 from lem_worker.backends.vllm import failures as vllm_failures
@@ -23,7 +23,7 @@ from lem_worker.process.protocol import RankJob
 from lem_worker.rank.prompt_tokens import check_context, text_of, token_ids
 from lem_worker.rank.prompts import PreparedPrompt, Request
 from lem_worker.rank.recorder import FinishReason, Recorder
-from lem_worker.rank.request_feed import Intake
+from lem_worker.rank.request_feed import RequestFeed
 from lem_worker.rank.synthetic_prompts import ordinary_ids
 
 _COUNTERS = {
@@ -86,8 +86,8 @@ class LiveEngine:
         lora = None if self.adapter is None else self.adapter.request
         self.engine.add_request(str(request.request_id), prompt, sampling, lora_request=lora)
 
-    def serve(self, intake: Intake, recorder: Recorder) -> None:
-        """Step until the intake is over and all is done.
+    def serve(self, feed: RequestFeed, recorder: Recorder) -> None:
+        """Step until the feed is over and all is done.
 
         A token's time is the end of the step that gave it, when the engine's caller has it.
 
@@ -101,17 +101,17 @@ class LiveEngine:
         cache = self.core.scheduler.kv_cache_manager
         generated: dict[int, list[int]] = {}
         while True:
-            for request in intake.take():
+            for request in feed.take():
                 self.add(request, scope=scope)
             if not self.engine.has_unfinished_requests():
-                if intake.over:
+                if feed.over:
                     break
-                intake.wait()
+                feed.wait()
                 continue
             outputs = self.engine.step()
             self._cache_peak = max(self._cache_peak, cache.usage)
             _record(outputs, recorder, generated)
-            intake.between_steps()
+            feed.between_steps()
         if recorder.phase is PhaseName.WARMUP:
             self.engine.reset_prefix_cache()
 
@@ -153,7 +153,7 @@ def load(job: RankJob, options: Mapping[str, JsonValue]) -> LiveEngine:
     Raises:
         EngineRefused: with the reason that the engine's own words tell.
     """
-    threads = (job.config.vllm or VllmConfig()).num_threads
+    threads = job.config.section(VllmConfig).num_threads
     if threads is not None:
         torch.set_num_threads(threads)  # what the environment says counts only for an OpenMP that is not loaded yet
     with vllm_failures.explained(job):
@@ -182,7 +182,7 @@ def sampling_params(config: ExperimentConfig, seed: int) -> SamplingParams:
         "seed": seed if decoding.temperature > 0 else None,
         "min_tokens": output.min_tokens if natural and output.min_tokens else None,
     }
-    settings = config.vllm or VllmConfig()
+    settings = config.section(VllmConfig)
     for name in ("presence_penalty", "frequency_penalty", "logprobs"):
         given[name] = getattr(settings, name)
     return SamplingParams(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from pydantic.types import JsonValue
 
-from lem_domain.config.vllm import VllmConfig
+from lem_domain.backends.vllm import VllmConfig
 from lem_domain.states import FailureReason
 from lem_domain.wire.workers import DeviceKind
 from lem_worker.process.failures import EngineRefused
@@ -101,7 +101,7 @@ def threads_bind(cores: Sequence[int], processes: int) -> str:
 
 def settings_of(job: RankJob) -> VllmConfig:
     """The section, or one that leaves everything to the engine."""
-    return job.config.vllm or VllmConfig()
+    return job.config.section(VllmConfig)
 
 
 def in_processes(settings: VllmConfig) -> bool:

@@ -13,8 +13,8 @@ from typing import Any
 from pydantic.types import JsonValue
 from vllm import SamplingParams
 
+from lem_domain.backends.vllm import VllmConfig
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.config.vllm import VllmConfig
 from lem_domain.wire.runs import EffectiveConfig, EffectiveParameter
 from lem_worker.backends.vllm.engine import LiveEngine
 from lem_worker.rank.prompts import Request
@@ -30,7 +30,7 @@ def effective_config(config: ExperimentConfig, live: LiveEngine, sample: Request
     sampling: SamplingParams = held.sampling_params
     return EffectiveConfig(
         engine=f"vllm {_version()}, torch {importlib.metadata.version('torch')}",
-        parameters=(*_universal(config, live, held), *_engine(config.vllm or VllmConfig(), live, sampling)),
+        parameters=(*_universal(config, live, held), *_engine(config.section(VllmConfig), live, sampling)),
     )
 
 

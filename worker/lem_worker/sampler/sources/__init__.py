@@ -6,7 +6,8 @@ import importlib
 import pkgutil
 from collections.abc import Sequence
 
-from lem_domain.config.experiment import BackendName, ExperimentConfig
+from lem_domain.backends.registry import backend_spec
+from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_worker.sampler.energy_source import Coverage, SourceSpec
 
@@ -27,7 +28,7 @@ def plan_sources(config: ExperimentConfig, devices: Sequence[Device]) -> tuple[S
     specs = all_sources()
     if config.energy.sources != "auto":
         return tuple(specs[name]._replace(instead_of=None) for name in config.energy.sources)
-    if config.backend is BackendName.SIMULATED:
+    if backend_spec(config.backend).is_simulated:
         covered = {Coverage.SIMULATED_DEVICES}
     elif any(device.kind is DeviceKind.GPU for device in devices):
         covered = {Coverage.GPUS, Coverage.HOST}

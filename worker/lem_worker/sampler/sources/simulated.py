@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from pydantic.types import JsonValue
 
-from lem_domain.config.experiment import BackendName, ExperimentConfig
-from lem_domain.config.simulated import SimulatedConfig
+from lem_domain.backends.registry import backend_spec
+from lem_domain.backends.simulated import SimulatedConfig
+from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.results.run import EnergyMethod
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_worker.process.evidence_rows import Clock
@@ -20,8 +21,8 @@ class SimulatedSource:
     """Energy = integral of power since `open`, for each leased simulated device."""
 
     def __init__(self, config: ExperimentConfig, clock: Clock) -> None:
-        self._backend = config.backend
-        simulated = config.simulated or SimulatedConfig()
+        self._is_simulated = backend_spec(config.backend).is_simulated
+        simulated = config.section(SimulatedConfig)
         self._base_w, self._power = simulated.power_w, simulated.power
         self._clock = clock
         self._opened_ns = 0
@@ -30,7 +31,7 @@ class SimulatedSource:
     def open(self, devices: Sequence[Device]) -> tuple[str, ...]:
         """Raises SourceUnavailable without the simulated backend and simulated devices."""
         self._indices = tuple(index for index, device in enumerate(devices) if device.kind is DeviceKind.SIMULATED)
-        if self._backend is not BackendName.SIMULATED or not self._indices:
+        if not self._is_simulated or not self._indices:
             raise SourceUnavailable(
                 "the simulated source needs the simulated backend on simulated devices; remove it from energy.sources."
             )

@@ -1,16 +1,21 @@
-"""The PyTorch tier: what the transformers backend can be told.
+"""The PyTorch backend (transformers 5): its configuration section, rules and descriptor.
 
-Names are the engine's own. What transformers or torch could be told beside this, and why it is not offered, stands in
-docs/backends.md.
+The names are the engine's own. docs/backends.md lists the options of transformers and torch that are not offered, with
+the reasons.
 """
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from lem_domain.backends.spec import BackendSpec, LaunchMode
 from lem_domain.config.model_base import ConfigModel, engine_parameter
+from lem_domain.config.rules import Rule
+
+if TYPE_CHECKING:
+    from lem_domain.config.experiment import ExperimentConfig
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 
@@ -247,3 +252,41 @@ class PyTorchConfig(ConfigModel):
         if self.compiles:
             raise ValueError(f"{name} can't be combined with torch_compile; remove one of them")
         return self
+
+
+def _more_processes_than_gpus(config: ExperimentConfig) -> str | None:
+    size = config.section(PyTorchConfig).num_processes
+    if not config.devices.leases_gpus or size <= config.devices.count:
+        return None
+    return (
+        f"pytorch.num_processes {size} needs as many GPUs and devices.count leases {config.devices.count}; "
+        f"set devices.count: {size}"
+    )
+
+
+def _processes(settings: PyTorchConfig) -> int:
+    return settings.num_processes
+
+
+def _assistant_model(settings: PyTorchConfig) -> str | None:
+    return None if settings.assisted_decoding is None else settings.assisted_decoding.model
+
+
+SPEC: Final = BackendSpec(
+    name="pytorch",
+    title="PyTorch",
+    section=PyTorchConfig,
+    implementation="lem_worker.backends.pytorch.backend:PyTorchBackend",
+    extra="pytorch",
+    install_hint="install llm-energy-measurement[pytorch] in this worker's environment",
+    modules=("torch", "transformers"),
+    distributions=("torch",),
+    launch_mode=LaunchMode.ACCELERATE,
+    image="Dockerfile.pytorch",
+    processes=_processes,
+    assistant_model=_assistant_model,
+    rules=(Rule(("pytorch", "devices"), _more_processes_than_gpus),),
+    presets={"throughput": {"batch_size": 32}, "latency": {"batch_size": 1}},
+    loads_adapters=True,
+    scores_quality=True,
+)

@@ -1,11 +1,15 @@
-"""The simulated tier: a backend whose truth is known, for tests, fault drills and first steps without an engine."""
+"""The simulated backend: its configuration section and descriptor.
+
+Its latencies and power are known exactly, for tests, fault drills and first steps without an engine.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from lem_domain.backends.spec import BackendSpec
 from lem_domain.config.model_base import ConfigModel, unit
 
 
@@ -104,3 +108,20 @@ class SimulatedConfig(ConfigModel):
                 "lower it or raise num_processes"
             )
         return self
+
+
+def _processes(settings: SimulatedConfig) -> int:
+    return settings.num_processes
+
+
+SPEC: Final = BackendSpec(
+    name="simulated",
+    title="simulated",
+    section=SimulatedConfig,
+    implementation="lem_worker.backends.simulated.backend:SimulatedBackend",
+    extra="worker",
+    install_hint="install llm-energy-measurement[worker] in this worker's environment",
+    processes=_processes,
+    presets={"throughput": {"batch_size": 32}, "latency": {"batch_size": 1}},
+    is_simulated=True,
+)

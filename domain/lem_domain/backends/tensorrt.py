@@ -1,4 +1,4 @@
-"""The TensorRT-LLM tier: what the TensorRT-LLM engine (LLM API 1.2) can be told.
+"""The TensorRT-LLM backend (LLM API 1.2): its configuration section, rules and descriptor.
 
 TensorRT-LLM has two ways to run a model: its PyTorch flow, which is the default, and an engine that is built ahead of
 time (`build_engine`). Some settings exist in one of them only; the wrong pair is refused here.
@@ -6,11 +6,16 @@ time (`build_engine`). Some settings exist in one of them only; the wrong pair i
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from lem_domain.backends.spec import BackendSpec, LaunchMode
 from lem_domain.config.model_base import ConfigModel, engine_parameter
+from lem_domain.config.rules import Rule
+
+if TYPE_CHECKING:
+    from lem_domain.config.experiment import ExperimentConfig
 
 
 class TensorrtKvCache(ConfigModel):
@@ -304,3 +309,56 @@ class TensorrtConfig(ConfigModel):
                 f"tensor_parallel_size {self.tensor_parallel_size or 1}; change one of them"
             )
         return self
+
+
+def _float32(config: ExperimentConfig) -> str | None:
+    if config.precision != "float32":
+        return None
+    return "TensorRT-LLM does not run in float32; set precision to float16, bfloat16 or auto"
+
+
+def _parallel_sizes_are_not_the_devices(config: ExperimentConfig) -> str | None:
+    settings = config.section(TensorrtConfig)
+    if settings.devices_needed == config.devices.count:
+        return None
+    return (
+        f"tensorrt.tensor_parallel_size {settings.tensor_parallel_size or 1} times "
+        f"tensorrt.pipeline_parallel_size {settings.pipeline_parallel_size or 1} works on "
+        f"{settings.devices_needed} devices and devices.count leases {config.devices.count}; "
+        f"set devices.count: {settings.devices_needed}, or change the parallel sizes"
+    )
+
+
+def _sequences_too_long(config: ExperimentConfig) -> str | None:
+    limit = config.section(TensorrtConfig).max_seq_len
+    longest = config.input.max_tokens + config.output.max_tokens
+    # With `truncate: error` the prompts decide, which are known only to the rank.
+    if limit is None or config.input.truncate == "error" or longest <= limit:
+        return None
+    return (
+        f"input.max_tokens {config.input.max_tokens} and output.max_tokens {config.output.max_tokens} are together "
+        f"above tensorrt.max_seq_len {limit}; raise it or lower one of them"
+    )
+
+
+SPEC: Final = BackendSpec(
+    name="tensorrt",
+    title="TensorRT-LLM",
+    section=TensorrtConfig,
+    implementation="lem_worker.backends.tensorrt.backend:TensorrtBackend",
+    extra="tensorrt",
+    # Its pins exclude those of the other engines, and its packages are on NVIDIA's own index.
+    install_hint="run the worker in NVIDIA's image (Dockerfile.trt), or `pip install "
+    "'llm-energy-measurement[tensorrt]' --extra-index-url https://pypi.nvidia.com` into a separate environment on a "
+    "machine with an NVIDIA GPU of compute capability 8.0 or newer, and start the worker from there",
+    modules=("tensorrt_llm",),
+    distributions=("tensorrt-llm",),
+    launch_mode=LaunchMode.ENGINE_MANAGED,
+    image="Dockerfile.trt",
+    rules=(
+        Rule(("precision",), _float32),
+        Rule(("tensorrt", "devices"), _parallel_sizes_are_not_the_devices),
+        Rule(("tensorrt", "input", "output"), _sequences_too_long),
+    ),
+    presets={"throughput": {"max_batch_size": 256}, "latency": {"max_batch_size": 1}},
+)

