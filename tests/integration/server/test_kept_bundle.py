@@ -1,0 +1,53 @@
+"""A bundle that LEM 0.1.0 wrote is imported with identical results, and its evidence gives the same figures today.
+
+`tests/data/campaign-0.1.0.tar` is a campaign of two experiments on `builtin:tiny-llama`: `pytorch` and `simulated`.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.anyio
+
+KEPT = Path(__file__).parents[2] / "data" / "campaign-0.1.0.tar"
+NOT_FIGURES = ("computed_by", "findings", "checks")
+"""Members of a result that name the computing version, or whose sentences a release may improve."""
+
+
+def kept_results() -> dict[str, bytes]:
+    """The stored results of the bundle by run id."""
+    with tarfile.open(KEPT) as archive:
+        texts = [archive.extractfile(member) for member in archive if member.name.endswith(".result.json")]
+        results = [text.read() for text in texts if text is not None]
+    return {json.loads(result)["run_id"]: result for result in results}
+
+
+def figures(result: dict[str, Any]) -> dict[str, Any]:
+    """Everything of a result but texts and the computing version."""
+    return {name: value for name, value in result.items() if name not in NOT_FIGURES}
+
+
+async def test_its_results_are_the_stored_bytes_and_its_evidence_gives_the_same_figures(api: httpx.AsyncClient) -> None:
+    imported = await api.post(
+        "/api/v1/campaigns:import", content=KEPT.read_bytes(), headers={"Content-Type": "application/x-tar"}
+    )
+    assert imported.status_code == 201, imported.text
+    results = kept_results()
+    assert len(results) == 2
+    for run_id, stored in results.items():
+        shown = await api.get(f"/api/v1/runs/{run_id}/aggregate")
+        assert shown.content == stored
+        computed = await api.post(f"/api/v1/runs/{run_id}:aggregate")
+        assert computed.status_code == 200, computed.text
+        old, new = json.loads(stored), computed.json()
+        assert figures(new) == figures(old)
+        assert [finding["code"] for finding in new["findings"]] == [finding["code"] for finding in old["findings"]]
+        assert [(check["name"], check["passed"]) for check in new["checks"]] == [
+            (check["name"], check["passed"]) for check in old["checks"]
+        ]
