@@ -9,9 +9,8 @@ import pytest
 import yaml
 
 from lem_client.files.campaign_file import load_campaign_file
-from lem_client.files.documents import read_document
-from lem_domain.config.introspection import campaign_keys, experiment_keys
-from lem_domain.config.schema import campaign_file_schema
+from lem_client.files.yaml_reader import read_document
+from lem_domain.config.schema import campaign_file_schema, campaign_keys, experiment_keys
 from tools.reference.__main__ import FOLDER, reference_files
 
 ROOT = Path(__file__).parents[2]

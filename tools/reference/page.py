@@ -6,8 +6,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 
-from lem_domain.config.introspection import Key, campaign_keys, experiment_keys
+from lem_domain.backends.registry import BackendName
+from lem_domain.config.keys import Key
 from lem_domain.config.presets import builtin_presets
+from lem_domain.config.schema import campaign_keys, experiment_keys
 from tools.reference.marks import Proof, proofs
 
 _HEAD = """# Configuration reference
@@ -36,10 +38,11 @@ def page() -> str:
         "## An experiment, for every backend",
         "",
     ]
-    universal = [key for key in experiment_keys() if key.backend is None]
+    universal = [key for key in experiment_keys() if key.section not in set(BackendName)]
     lines += _table(universal, by_key)
-    for backend, keys in groupby((key for key in experiment_keys() if key.backend), key=lambda key: key.backend):
-        lines += ["", f"## Backend `{backend.value if backend else ''}`", "", *_table(list(keys), by_key)]
+    for backend, keys in groupby(experiment_keys(), key=lambda key: key.section):
+        if backend in set(BackendName):
+            lines += ["", f"## Backend `{backend}`", "", *_table(list(keys), by_key)]
     lines += ["", "## Presets", "", "| preset | for | values |", "|---|---|---|"]
     lines += [
         f"| `{one.name}` | {one.description} | `{json.dumps(one.values)}` |" for one in builtin_presets().values()

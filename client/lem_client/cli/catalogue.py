@@ -12,8 +12,9 @@ from lem_client.cli.session import Session, session_of, table
 from lem_client.errors import ServerUnreachable
 from lem_client.render.explain import moment
 from lem_domain.backends.registry import BackendName
-from lem_domain.config.introspection import Key, experiment_keys
+from lem_domain.config.keys import Key
 from lem_domain.config.presets import builtin_presets
+from lem_domain.config.schema import experiment_keys
 from lem_domain.wire.workers import WorkerState
 
 
@@ -81,12 +82,12 @@ def backends(
     """
     session = session_of(context)
     if backend is not None:
-        _show_keys(session, [key for key in experiment_keys() if key.backend is backend])
+        _show_keys(session, [key for key in experiment_keys() if key.section == backend])
         return
     online = _online(session)
     rows = []
     for one in BackendName:
-        own = [key for key in experiment_keys() if key.backend is one]
+        own = [key for key in experiment_keys() if key.section == one]
         workers = None if online is None else online.get(one.value, 0)
         rows.append((one.value, sum(not key.group for key in own), workers, own[0].description))
     if session.as_json:

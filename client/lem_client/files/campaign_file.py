@@ -1,29 +1,26 @@
-"""From a campaign file to what is submitted: read, overridden, expanded for early errors, its prompt files read."""
+"""From a campaign file to what is submitted: read and merge, replace named files, validate, expand; each step once.
+
+The server expands the submitted campaign again, because it must not trust its clients.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
 from pydantic.types import JsonValue
 
 from lem_client.errors import FileError, InvalidRequest
-from lem_client.files.layered_values import Layered
-from lem_client.files.layers import read_layers
-from lem_client.files.named_files import NamedFiles, PromptSet
-from lem_client.files.prompt_files import KINDS
+from lem_client.files.layer_reader import read_layers
+from lem_client.files.layers import Layer
+from lem_client.files.named_files import PromptSet, replace_named_files
 from lem_domain.config.campaign import CampaignSpec, campaign_from_document
-from lem_domain.config.combinations import flattened
 from lem_domain.config.decoding_presets import DECODING_PRESETS
-from lem_domain.config.expansion import Plan, preview, refusal
-from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.config.file_problems import problems_of_document
+from lem_domain.config.documents import flattened, overlaps, pointer
+from lem_domain.config.expansion import Plan, expand, preview
 from lem_domain.config.provenance import Origin
-from lem_domain.config.sweep import RESERVED, overlaps
-from lem_domain.config.validation import pointer
+from lem_domain.config.sweep import RESERVED, ZIP
 from lem_domain.errors import ConfigurationError, FieldProblem
 from lem_domain.prompt_sets import builtin_prompt_sets
 from lem_domain.wire.campaigns import CampaignPlan
@@ -31,97 +28,75 @@ from lem_domain.wire.campaigns import CampaignPlan
 
 @dataclass(frozen=True)
 class CampaignFile:
-    """A campaign file that holds no error that can be seen from here."""
+    """A campaign file without any error that is visible on the client."""
 
     spec: CampaignSpec
-    """What is submitted: prompt files are replaced by their digests."""
+    """The submitted campaign, with digests instead of file names."""
     plan: Plan
     prompt_sets: tuple[PromptSet, ...]
     where: Callable[[str], str]
     """From a JSON pointer into the spec to `file:line`, or to the option that set the value."""
 
     def problems(self, error: InvalidRequest) -> tuple[str, ...]:
-        """The server's findings as sentences that name the place in the file."""
+        """The server's problems as sentences with the location in the file."""
         return _sentences(self.where, error.findings) or (f"{self.where('')}: {error}",)
 
     def refusals(self, plan: CampaignPlan) -> tuple[tuple[str, ...], ...]:
-        """Of every combination that a plan refuses, why, with the place in the file."""
+        """For every combination that a plan refuses its problems, with the location in the file."""
         return tuple(_sentences(self.where, one.problems) for one in plan.refusals)
 
 
 def load_campaign_file(
     path: Path | str, *, name: str | None = None, overrides: Sequence[str] = (), refused_too: bool = False
 ) -> CampaignFile:
-    """Read a campaign file. `overrides` are `dotted.path=value`, which go before the file.
+    """Read a campaign file. `overrides` are `dotted.path=value` and take precedence over the file.
 
-    With `refused_too`, combinations that are no experiments are in the plan and no error, as long as others are left.
+    With `refused_too`, invalid combinations are listed in the plan instead of raised, if at least one is valid.
 
     Raises:
         FileError: with every problem, each with its file and line.
     """
     path = Path(path)
-    layers = read_layers(path, overrides)
-    if name is not None:
-        layers.values["name"] = name
-    where = _Where(path, layers)
+    layer, prompt_sets, found = replace_named_files(read_layers(path, overrides))
+    where = _Where(path, layer)
+    document = layer.values if name is None else {**layer.values, "name": name}
     try:
-        written = campaign_from_document(layers.values, default_name=path.stem)
-        plan = _planned(written, refused_too=refused_too)
-    except ConfigurationError:
-        raise FileError(_all_problems(layers.values, path.stem, where)) from None
-    problems = _unknown_prompts(plan, where)
-    spec, sets = written, list[PromptSet]()
-    for files in (NamedFiles(kind, where) for kind in KINDS):
-        spec = files.replace_in(spec)
-        problems += files.problems
-        sets += files.sets.values()
-    if problems:
-        raise FileError(tuple(problems))
-    if sets:
-        plan = _planned(spec, refused_too=refused_too)
-    return CampaignFile(spec.model_copy(update={"provenance": _provenance(written, layers)}), plan, tuple(sets), where)
+        spec = campaign_from_document(document, default_name=path.stem)
+        plan = preview(spec) if refused_too else expand(spec)
+        unknown = tuple(_unknown_prompts(plan))
+    except ConfigurationError as error:
+        raise FileError((*_sentences(where, error.findings or (_whole(str(error)),)), *found)) from None
+    if unknown or found:
+        raise FileError((*_sentences(where, unknown), *found))
+    return CampaignFile(spec.model_copy(update={"provenance": _provenance(spec, layer)}), plan, prompt_sets, where)
 
 
-def _planned(spec: CampaignSpec, *, refused_too: bool) -> Plan:
-    plan = preview(spec)
-    if plan.refused and spec.on_refused == "stop" and not refused_too:
-        raise refusal(plan)
-    return plan
+def _unknown_prompts(plan: Plan) -> Iterator[FieldProblem]:
+    known = builtin_prompt_sets()
+    for name in dict.fromkeys(experiment.needs.builtin for experiment in plan.experiments):
+        if name is not None and name not in known:
+            message = f"there is no built-in prompt set {name!r}; choose one of {', '.join(known)}"
+            yield FieldProblem(pointer="/prompts/builtin", message=message)
 
 
-def _all_problems(values: Mapping[str, JsonValue], default_name: str, where: _Where) -> tuple[str, ...]:
-    """Also of files that it names, as far as it can be seen which these are."""
-    base = {key: value for key, value in values.items() if key in ExperimentConfig.model_fields}
-    named = CampaignSpec(name="campaign", experiment=base)
-    with contextlib.suppress(ValidationError):
-        varied = {key: values[key] for key in ("sweep", "experiments") if key in values}
-        named = CampaignSpec.model_validate({"name": "campaign", "experiment": base, **varied})
-    found = list(_sentences(where, problems_of_document(values, default_name=default_name)))
-    for kind in KINDS:
-        files = NamedFiles(kind, where)
-        files.replace_in(named)
-        found += files.problems
-    return tuple(found)
-
-
-def _provenance(spec: CampaignSpec, layers: Layered) -> dict[str, Origin]:
-    """Where each value of the base was set and each axis stands. What a text or a name stands for was set where it is,
-    and so was a digest where its file is named."""
+def _provenance(spec: CampaignSpec, layer: Layer) -> dict[str, Origin]:
+    """The origin of every value of the base and of every axis, by the paths that `resolved_values` looks up."""
     found: dict[str, Origin] = {}
     for path, value in flattened(spec.experiment):
-        origin = layers.origin(pointer(path.split(".")))
-        if origin is not None:
-            found = dict.fromkeys(_stands_for(path, value), origin) | found | {path: origin}
-    axes = [(f"sweep.{axis}", place) for axis, place in _axes(spec.sweep)]
-    for name, place in (*axes, ("experiments", "/experiments")):
-        origin = layers.origin(place)
-        if origin is not None:
-            found[name] = origin
-    digests = {f"{kind.section}.{kind.digest}": pointer((kind.section, kind.file)) for kind in KINDS}
-    return found | {path: layers.origins[place] for path, place in digests.items() if place in layers.origins}
+        setting = layer.setting(pointer(path.split(".")))
+        if setting is not None:
+            # A value that is written itself goes before one that a text or a preset stands for.
+            found = dict.fromkeys(_abbreviated(path, value), setting.origin) | found | {path: setting.origin}
+    axes = [(f"sweep.{axis}", at) for axis, at in _axes(spec.sweep)]
+    for path, at in (*axes, ("experiments", "/experiments")):
+        setting = layer.setting(at)
+        if setting is not None:
+            found[path] = setting.origin
+    return found
 
 
-def _stands_for(path: str, value: JsonValue) -> tuple[str, ...]:
+def _abbreviated(path: str, value: JsonValue) -> tuple[str, ...]:
+    """The paths whose values a text at a path stands for."""
     if path == "model" and isinstance(value, str):
         return ("model.id",)
     if path in ("decoding", "decoding.preset") and isinstance(value, str):
@@ -129,69 +104,49 @@ def _stands_for(path: str, value: JsonValue) -> tuple[str, ...]:
     return ()
 
 
-# --- problems ---------------------------------------------------------------------------------------------------------
-
-
 class _Where:
-    """Where a value of the specification was written."""
+    """Finds the `file:line` or option that set a value of the submitted campaign."""
 
-    def __init__(self, path: Path, layers: Layered) -> None:
+    def __init__(self, path: Path, layer: Layer) -> None:
         self._path = path
-        self._layers = layers
-        sweep = layers.values.get("sweep")
+        self._layer = layer
+        sweep = layer.values.get("sweep")
         self._axes = tuple(_axes(sweep)) if isinstance(sweep, dict) else ()
 
-    def __call__(self, place: str) -> str:
-        dotted = _dotted(place)
-        for axis, swept_at in self._axes:
-            if dotted and overlaps(dotted, axis):
-                place = swept_at
-                break
-        origin = self._layers.origin(place)
-        return str(self._path) if origin is None else origin.detail
-
-    def folder(self, place: str) -> Path:
-        """What a path that is written there is relative to."""
-        return self._layers.folder(place) or self._path.parent
+    def __call__(self, at: str) -> str:
+        dotted = _dotted(at)
+        # The value of a swept path comes from its axis, whatever the base has.
+        axes = (axis_at for axis, axis_at in self._axes if dotted and overlaps(dotted, axis))
+        return self._layer.where(next(axes, at)) or str(self._path)
 
 
-def _axes(sweep: Mapping[str, JsonValue]) -> Iterator[tuple[str, str]]:
-    """Every swept path with the pointer to where it is."""
+def _axes(sweep: Mapping[str, JsonValue] | Mapping[str, list[JsonValue]]) -> Iterator[tuple[str, str]]:
+    """Every swept path with the JSON pointer of its values."""
     for path, values in sweep.items():
         if path not in RESERVED:
             yield path, pointer(("sweep", path))
-        elif path == "zip" and isinstance(values, list):
+        elif path == ZIP and isinstance(values, list):
             for index, group in enumerate(values):
                 if isinstance(group, dict):
-                    yield from ((one, pointer(("sweep", "zip", index, one))) for one in group)
+                    yield from ((one, pointer(("sweep", ZIP, index, one))) for one in group)
 
 
-def _sentences(where: Callable[[str], str], findings: Sequence[FieldProblem]) -> tuple[str, ...]:
+def _sentences(where: Callable[[str], str], problems: Iterable[FieldProblem]) -> tuple[str, ...]:
+    """`file:line: dotted.path: message` for each problem; the path only if the message does not begin with it."""
     found = []
-    for finding in findings:
-        place = finding.pointer
-        if place == "/experiment" or place.startswith("/experiment/"):  # and not what is in /experiments
-            place = place.removeprefix("/experiment")
-        dotted = _dotted(place)
-        message = finding.message
+    for problem in problems:
+        # The server's pointers have the base in `/experiment`; a file has its keys at the top level.
+        at = problem.pointer
+        at = at.removeprefix("/experiment") if at == "/experiment" or at.startswith("/experiment/") else at
+        dotted, message = _dotted(at), problem.message
         shown = message if not dotted or message.startswith(dotted) else f"{dotted}: {message}"
-        found.append(f"{where(place)}: {shown}")
+        found.append(f"{where(at)}: {shown}")
     return tuple(dict.fromkeys(found))
 
 
-def _dotted(place: str) -> str:
-    return ".".join(part.replace("~1", "/").replace("~0", "~") for part in place.split("/")[1:])
+def _whole(message: str) -> FieldProblem:
+    return FieldProblem(pointer="", message=message)
 
 
-# --- prompts ----------------------------------------------------------------------------------------------------------
-
-
-def _unknown_prompts(plan: Plan, where: Callable[[str], str]) -> list[str]:
-    known = builtin_prompt_sets()
-    wanted = dict.fromkeys(experiment.needs.builtin for experiment in plan.experiments)
-    return [
-        f"{where('/prompts/builtin')}: prompts.builtin: there is no built-in set of prompts {name!r}; "
-        f"choose one of {', '.join(known)}"
-        for name in wanted
-        if name is not None and name not in known
-    ]
+def _dotted(at: str) -> str:
+    return ".".join(part.replace("~1", "/").replace("~0", "~") for part in at.split("/")[1:])

@@ -1,164 +1,81 @@
-"""A campaign file with all that it extends, its presets and the command line: one document that knows where each of
-its values came from. Precedence: command line, file, preset, default."""
+"""A layer: values with the origin of each, and how layers merge."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import NamedTuple
 
 from pydantic.types import JsonValue
 
-from lem_client.errors import FileError
-from lem_client.files.documents import Document, read_document
-from lem_client.files.layered_values import Layered, lay, note_all
-from lem_client.files.overrides import set_value
-from lem_domain.backends.registry import BackendName
-from lem_domain.config.combinations import backends_in
-from lem_domain.config.presets import builtin_presets
-from lem_domain.config.provenance import Origin, Source
+from lem_domain.config.documents import SHORTHAND, merged, pointer
+from lem_domain.config.provenance import Origin
 
-EXTENDS: Final = "_extends"
-PRESETS: Final = "presets"
-PROJECT_MARKS: Final = (".git", "lem.toml", "pyproject.toml")
-"""What marks the project folder: the nearest one above the file, else the file's own folder."""
-MAX_FILES: Final = 50
-_PRESET_NAMES: Final = "a name or a list of names"
+Values = dict[str, JsonValue]
 
 
-def read_layers(path: Path, overrides: Sequence[str] = ()) -> Layered:
-    """Everything that a campaign file means; `overrides` are `dotted.path=value`.
+class Setting(NamedTuple):
+    """Where a value was set."""
 
-    Raises:
-        FileError: a file, a preset or an override can't be used; says where and why.
-    """
-    reader = _Reader(path)
-    top = reader.read(path, read_document(path), ())
-    # What the command line says of presets and backends counts before presets are laid below the file. All that it
-    # says counts once more after it, since a preset may hold axes and listed experiments, too.
-    chosen = Layered(dict(top.values), dict(top.origins), dict(top.folders))
-    for override in overrides:
-        set_value(chosen, override)
-    names = chosen.values.get(PRESETS)
-    place = _shown(chosen, f"/{PRESETS}", path)
-    folder = chosen.folder(f"/{PRESETS}") or path.parent
-    presets = [reader.preset(name, place, folder) for name in _texts(names, f"{place}: {PRESETS}", _PRESET_NAMES)]
-    backends = backends_in(_laid(*presets, chosen).values)
-    for preset in presets:
-        for foreign in (one.value for one in BackendName if one.value not in backends):
-            preset.values.pop(foreign, None)
-    result = _laid(*presets, top)
-    for override in overrides:
-        set_value(result, override)
-    result.values.pop(PRESETS, None)
-    return result
+    origin: Origin
+    folder: Path
+    """The folder that relative paths in the value refer to."""
 
 
-def _laid(*layers: Layered) -> Layered:
-    """One over the other, the last one at the top."""
-    result = Layered()
+@dataclass(frozen=True)
+class Layer:
+    """Values with the setting of each, by JSON pointer."""
+
+    values: Values = field(default_factory=dict)
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+
+    def setting(self, at: str) -> Setting | None:
+        """The setting of a value, or of the nearest value around it."""
+        while at and at not in self.settings:
+            at = at.rpartition("/")[0]
+        return self.settings.get(at)
+
+    def where(self, at: str) -> str:
+        """`file:line`, preset or option that set a value; empty if it was not set."""
+        setting = self.setting(at)
+        return setting.origin.detail if setting is not None else ""
+
+    def folder(self, at: str) -> Path:
+        """The folder that a relative path at a pointer refers to."""
+        setting = self.setting(at)
+        return setting.folder if setting is not None else Path()
+
+    def with_settings(self, settings: Mapping[str, Setting]) -> Layer:
+        """The layer with further settings; a text that abbreviates a map also sets the key inside the map."""
+        both = {**self.settings, **settings}
+        for key, inner in SHORTHAND.items():
+            if isinstance(self.values.get(key), str) and f"/{key}" in both:
+                both[f"/{key}/{inner}"] = both[f"/{key}"]
+        return Layer(self.values, both)
+
+    def without(self, keys: Collection[str]) -> Layer:
+        """The layer without top-level keys."""
+        return Layer({key: value for key, value in self.values.items() if key not in keys}, self.settings)
+
+
+def merged_layers(layers: Sequence[Layer]) -> Layer:
+    """Each layer merged over the one before it."""
+    result = Layer()
     for layer in layers:
-        lay(result, layer)
+        # Pointers of replaced values may remain; they are never looked up, since each layer has one for each value.
+        result = Layer(merged(result.values, layer.values), {**result.settings, **layer.settings})
     return result
 
 
-def project_folder(path: Path) -> Path:
-    """The nearest folder above a file that is marked as a project, else the file's own; symbolic links followed."""
-    folder = path.resolve().parent
-    marked = (one for one in (folder, *folder.parents) if any((one / mark).exists() for mark in PROJECT_MARKS))
-    return next(marked, folder)
-
-
-class _Reader:
-    def __init__(self, path: Path) -> None:
-        self._root = project_folder(path)
-        self._read = 0
-
-    def read(self, path: Path, document: Document, chain: tuple[Path, ...]) -> Layered:
-        """A file over those that it extends."""
-        chain = (*chain, path)
-        values = dict(document.values)
-        place = _place(document, f"/{EXTENDS}")
-        result = Layered()
-        for name in _texts(values.pop(EXTENDS, None), f"{place}: {EXTENDS}", "a file or a list of files"):
-            target = self._inside(path.parent, name, place, chain)
-            lay(result, self.read(target, self._document(target, f"{place}: {EXTENDS}"), chain))
-        own = Layered(values)
-        note_all(own, values, (), lambda at: Origin(source=Source.FILE, detail=_place(document, at)), path.parent)
-        lay(result, own)
-        return result
-
-    def preset(self, name: str, place: str, folder: Path) -> Layered:
-        """A built-in preset by its name, or a user's own from a file."""
-        known = builtin_presets()
-        if "/" not in name and not name.endswith((".yaml", ".yml", ".toml", ".json")):
-            if name not in known:
-                raise FileError(
-                    (f"{place}: there is no preset {name!r}; choose one of {', '.join(known)}, or name a file",)
-                )
-            made = Layered(dict(known[name].values))
-            origin = Origin(source=Source.PRESET, detail=name)
-            note_all(made, made.values, (), lambda _: origin, None)
-            return made
-        target = self._inside(folder, name, place, ())
-        document = self._document(target, f"{place}: {PRESETS}")
-        for key in (EXTENDS, PRESETS):
-            if key in document.values:
-                raise FileError((f"{_place(document, f'/{key}')}: a preset has no {key}; write its values here",))
-        made = Layered(dict(document.values))
-        note_all(
-            made,
-            made.values,
-            (),
-            lambda at: Origin(source=Source.PRESET, detail=f"{name}, {_place(document, at)}"),
-            target.parent,
-        )
-        return made
-
-    def _document(self, path: Path, place: str) -> Document:
-        self._read += 1
-        if self._read > MAX_FILES:
-            raise FileError((f"{place}: more than {MAX_FILES} files are read in all; extend fewer",))
-        try:
-            return read_document(path)
-        except FileError as error:
-            raise FileError(tuple(f"{place}: {one}" for one in error.problems)) from None
-
-    def _inside(self, folder: Path, name: str, place: str, chain: tuple[Path, ...]) -> Path:
-        """The named file, if it lies in the project and is not being read already."""
-        target = folder / name
-        try:
-            resolved = target.resolve()
-        except (OSError, ValueError, RuntimeError):
-            raise FileError((f"{place}: {name!r} is no path of a file; correct it",)) from None
-        if not resolved.is_relative_to(self._root):
-            raise FileError(
-                (
-                    f"{place}: {name} lies outside the project folder {self._root}; move it there, or mark a higher "
-                    "folder as the project's with an empty file lem.toml",
-                )
-            )
-        earlier = [one.resolve() for one in chain]
-        if resolved in earlier:
-            circle = [*chain[earlier.index(resolved) :], target]
-            raise FileError(
-                (f"{place}: files extend each other in a circle, {' → '.join(map(str, circle))}; break it",)
-            )
-        return target
-
-
-def _place(document: Document, at: str) -> str:
-    line = document.line_of(at)
-    return f"{document.path}:{line}" if line else str(document.path)
-
-
-def _shown(layer: Layered, at: str, path: Path) -> str:
-    origin = layer.origin(at)
-    return origin.detail if origin is not None else str(path)
-
-
-def _texts(value: JsonValue, what: str, form: str) -> list[str]:
-    listed = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(one, str) and one for one in listed):
-        raise FileError((f"{what} is {form}; write it so",))
-    return [one for one in listed if isinstance(one, str)]
+def pointers(value: JsonValue, location: tuple[str | int, ...] = ()) -> Iterator[str]:
+    """The JSON pointer of a value and of every value inside it; none for the whole document."""
+    if location:
+        yield pointer(location)
+    members: Sequence[tuple[str | int, JsonValue]] = ()
+    if isinstance(value, dict):
+        members = list(value.items())
+    elif isinstance(value, list):
+        members = list(enumerate(value))
+    for key, inner in members:
+        yield from pointers(inner, (*location, key))

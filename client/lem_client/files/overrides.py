@@ -1,6 +1,6 @@
-"""What the command line sets: `dotted.path=value`, before everything that files say.
+"""Values set on the command line: `dotted.path=value`, with precedence over every file.
 
-What is set so is one value: no axis, no row of the sweep and no listed experiment has another.
+An overridden value is fixed: axes, rows of the sweep and listed experiments no longer vary it.
 """
 
 from __future__ import annotations
@@ -11,20 +11,25 @@ from pathlib import Path
 from pydantic.types import JsonValue
 
 from lem_client.errors import FileError
-from lem_client.files.documents import parse_value
-from lem_client.files.layered_values import Layered, Values
+from lem_client.files.layers import Layer, Setting, Values, pointers
+from lem_client.files.yaml_reader import parse_value
+from lem_domain.config.documents import as_map, overlaps, value_at, with_value
 from lem_domain.config.provenance import Origin, Source
-from lem_domain.config.shorthand import opened
-from lem_domain.config.sweep import EXCLUDE, INCLUDE, RESERVED, ZIP, overlaps
-from lem_domain.config.validation import pointer
+from lem_domain.config.sweep import EXCLUDE, RESERVED, ZIP
 
 
-def set_value(layer: Layered, override: str) -> None:
-    """Set what `path=value` says. A path leads through maps; a list is set as a whole.
+def with_overrides(layer: Layer, overrides: Sequence[str]) -> Layer:
+    """The layer with every override applied in order.
 
     Raises:
-        FileError: it is no such thing, or its path goes through what is no map.
+        FileError: an override is malformed, or its path leads through a value that is not a map.
     """
+    for override in overrides:
+        layer = _with_override(layer, override)
+    return layer
+
+
+def _with_override(layer: Layer, override: str) -> Layer:
     path, separator, text = override.partition("=")
     path = path.strip()
     if not separator or not all(path.split(".")):
@@ -33,109 +38,93 @@ def set_value(layer: Layered, override: str) -> None:
         value = parse_value(text)
     except FileError as error:
         raise FileError((f"--set {path}: {error}",)) from None
-    in_sweep = path.startswith("sweep.")
-    path, shown = _named("model", value) if path == "model" else path, path
-    parts = ["sweep", path.removeprefix("sweep.")] if in_sweep else path.split(".")
-    _set(layer.values, parts, value, path)
-    place = pointer(parts)
-    for places in (layer.origins, layer.folders):
-        for gone in [one for one in places if one.startswith(f"{place}/")]:
-            del places[gone]
-    layer.origins[place] = Origin(source=Source.COMMAND_LINE, detail=f"--set {shown}")
-    layer.folders[place] = Path()
-    if not in_sweep:
-        _stop_varying(layer.values, path, value)
+    setting = Setting(Origin(source=Source.COMMAND_LINE, detail=f"--set {path}"[:1000]), Path())
+    location = tuple(path.split("."))
+    try:
+        if path.startswith("sweep."):
+            # The keys of a sweep are dotted paths themselves.
+            location = ("sweep", path.removeprefix("sweep."))
+            sweep = layer.values.get("sweep", {})
+            if not isinstance(sweep, dict):
+                raise ValueError("sweep")
+            values = {**layer.values, "sweep": {**sweep, location[1]: value}}
+        else:
+            values = with_value(layer.values, path, value)
+            if path == "model" and isinstance(value, str):
+                path, location = "model.id", ("model", "id")
+            values = _fixed_values(values, path, value)
+    except ValueError as error:
+        raise FileError((_path_problem(layer, path, str(error)),)) from None
+    return Layer(values, layer.settings).with_settings(dict.fromkeys(pointers(value, location), setting))
 
 
-def _set(target: Values, parts: Sequence[str], value: JsonValue, path: str) -> None:
-    head, *rest = parts
-    if not rest:
-        target[head] = value
-        return
-    inner = target.get(head)
-    if path.startswith(f"{head}."):
-        inner = opened(head, inner)
-    if isinstance(inner, list):
-        of_list = path.removesuffix("." + ".".join(rest))
-        raise FileError((f"--set {path}: {of_list!r} is a list, which is set as a whole; write --set {of_list}=[…]",))
-    if inner is not None and not isinstance(inner, dict):
-        raise FileError((f"--set {path}: {head!r} is a plain value in the file; correct the path",))
-    copy = dict(inner or {})
-    target[head] = copy
-    _set(copy, rest, value, path)
+def _path_problem(layer: Layer, path: str, through: str) -> str:
+    if isinstance(value_at(layer.values, through.split(".")), list):
+        return f"--set {path}: {through!r} is a list, which is set as a whole; write --set {through}=[…]"
+    return f"--set {path}: {through!r} is a plain value in the file; correct the path"
 
 
-def _stop_varying(values: Values, path: str, value: JsonValue) -> None:
-    sweep = values.get("sweep")
+def _fixed_values(values: Values, path: str, value: JsonValue) -> Values:
+    """The document with everything removed that would vary the value at a path."""
+    result = dict(values)
+    sweep, entries = values.get("sweep"), values.get("experiments")
     if isinstance(sweep, dict):
-        kept = {name: listed for name, listed in sweep.items() if name in RESERVED}
-        kept |= _axes({name: listed for name, listed in sweep.items() if name not in RESERVED}, path, value)
-        for name, change in ((ZIP, _axes), (INCLUDE, _row), (EXCLUDE, _excluded)):
-            listed = sweep.get(name)
-            if isinstance(listed, list):
-                rows = [change(row, path, value) if isinstance(row, dict) else row for row in listed]
-                kept[name] = [row for row in rows if row != {}]
-        values["sweep"] = kept
-    entries = values.get("experiments")
+        axes = {name: listed for name, listed in sweep.items() if name not in RESERVED}
+        fixed = _fixed_axes(axes, path, value)
+        for name in RESERVED:
+            rows = sweep.get(name)
+            if isinstance(rows, list):
+                changed = [_fixed_row(name, row, path, value) for row in rows]
+                fixed[name] = [row for row in changed if row != {}]
+            elif name in sweep:
+                fixed[name] = rows
+        result["sweep"] = fixed
     if isinstance(entries, list):
-        values["experiments"] = [_of_entry(entry, path) for entry in entries]
+        result["experiments"] = [_fixed_entry(entry, path) for entry in entries]
+    return result
 
 
-def _axes(axes: Values, path: str, value: JsonValue) -> Values:
-    """Axes without those of the path or below it; each value of one around it is a map in which it is set."""
+def _fixed_row(name: str, row: JsonValue, path: str, value: JsonValue) -> JsonValue:
+    """An entry of `zip`, `include` or `exclude`; empty if nothing of it is left."""
+    if not isinstance(row, dict):
+        return row
+    if name == ZIP:
+        return _fixed_axes(row, path, value)
+    if name == EXCLUDE:  # a row for another value could no longer exclude anything, which would be refused
+        return {} if path in row and row[path] != value else row
+    columns = _fixed_axes({axis: [one] for axis, one in row.items()}, path, value)
+    return {axis: listed[0] for axis, listed in columns.items() if isinstance(listed, list)}
+
+
+def _fixed_axes(axes: Values, path: str, value: JsonValue) -> Values:
+    """Axes without those of the path or below it; in the values of an axis around it, the path is set."""
     kept: Values = {}
     for axis, listed in axes.items():
-        values = listed if isinstance(listed, list) else []
-        named = _named(axis, *values)
-        if not overlaps(named, path):
+        options = listed if isinstance(listed, list) else []
+        texts = axis == "model" and all(isinstance(option, str) for option in options)
+        varied = "model.id" if texts else axis
+        if not overlaps(varied, path):
             kept[axis] = listed
-        elif path.startswith(f"{named}."):
-            kept[axis] = [_with(axis, one, path, value) for one in values]
+        elif path.startswith(f"{varied}."):
+            kept[axis] = [_with_inner(axis, option, path, value) for option in options]
     return kept
 
 
-def _row(row: Values, path: str, value: JsonValue) -> Values:
-    """The same of a row, which has a value per path."""
-    kept: Values = {}
-    for axis, one in row.items():
-        named = _named(axis, one)
-        if not overlaps(named, path):
-            kept[axis] = one
-        elif path.startswith(f"{named}."):
-            kept[axis] = _with(axis, one, path, value)
-    return kept
+def _with_inner(axis: str, option: JsonValue, path: str, value: JsonValue) -> JsonValue:
+    option = as_map(axis, option)
+    return with_value(option, path.removeprefix(f"{axis}."), value) if isinstance(option, dict) else option
 
 
-def _named(axis: str, *values: JsonValue) -> str:
-    """What plain texts of a model set is its id."""
-    return "model.id" if axis == "model" and all(isinstance(value, str) for value in values) else axis
-
-
-def _excluded(row: Values, path: str, value: JsonValue) -> Values:
-    """Nothing where the row is of another value, so that it could leave nothing out any more."""
-    return {} if path in row and row[path] != value else row
-
-
-def _with(axis: str, one: JsonValue, path: str, value: JsonValue) -> JsonValue:
-    """A map with the value set in it; a model's plain text is its id."""
-    one = opened(axis, one)
-    if not isinstance(one, dict):
-        return one
-    changed = dict(one)
-    _set(changed, path.removeprefix(f"{axis}.").split("."), value, path)
-    return changed
-
-
-def _of_entry(entry: JsonValue, path: str) -> JsonValue:
-    if isinstance(entry, dict) and _named("model", entry.get("model")) == path:
+def _fixed_entry(entry: JsonValue, path: str) -> JsonValue:
+    if isinstance(entry, dict) and path == "model.id" and isinstance(entry.get("model"), str):
         path = "model"
-    return _without_path(entry, path.split("."))
+    return _without(entry, path.split("."))
 
 
-def _without_path(value: JsonValue, parts: Sequence[str]) -> JsonValue:
+def _without(value: JsonValue, parts: Sequence[str]) -> JsonValue:
     if not isinstance(value, dict) or parts[0] not in value:
         return value
     head, *rest = parts
     if not rest:
         return {key: inner for key, inner in value.items() if key != head}
-    return {**value, head: _without_path(value[head], rest)}
+    return {**value, head: _without(value[head], rest)}

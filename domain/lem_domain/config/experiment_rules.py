@@ -1,4 +1,4 @@
-"""Rules between the sections of an experiment (see `lem_domain.config.rules`)."""
+"""Rules between the sections of an experiment; each returns what is wrong and the remedy, or None."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lem_domain.backends.registry import BACKENDS, backend_rules, backend_spec
-from lem_domain.config.key_paths import key_paths, unknown_path_message
-from lem_domain.config.rules import Rule
+from lem_domain.config.keys import key_paths, unknown_key_message
 
 if TYPE_CHECKING:
     from lem_domain.config.experiment import ExperimentConfig
@@ -25,7 +24,7 @@ def _sections_of_others(config: ExperimentConfig) -> str | None:
 
 def _allowed_that_is_not_there(config: ExperimentConfig) -> str | None:
     known = key_paths(type(config))
-    wrong = [unknown_path_message(name, known) for name in config.allow if name not in known]
+    wrong = [unknown_key_message(name, known) for name in config.allow if name not in known]
     return f"allow: {'; '.join(wrong)}" if wrong else None
 
 
@@ -91,16 +90,14 @@ def _concurrency_below_processes(config: ExperimentConfig) -> str | None:
     )
 
 
-_SECTIONS = tuple(spec.name for spec in BACKENDS)
-
 RULES = (
-    Rule(("backend", *_SECTIONS), _sections_of_others),
-    Rule(("allow",), _allowed_that_is_not_there),
-    Rule(("quality", "backend"), _quality_without_likelihoods),
-    Rule(("model", "backend"), _adapter_that_is_not_put_in),
-    Rule(("record", "energy", "baseline", "prefill_probe", "carbon", "cost"), _power_that_is_needed),
-    Rule(("baseline",), _required_baseline_that_is_off),
-    Rule(("prompts", "input"), _synthetic_prompts_too_long),
-    Rule(("traffic", "backend", *_SECTIONS), _concurrency_below_processes),
+    _sections_of_others,
+    _allowed_that_is_not_there,
+    _quality_without_likelihoods,
+    _adapter_that_is_not_put_in,
+    _power_that_is_needed,
+    _required_baseline_that_is_off,
+    _synthetic_prompts_too_long,
+    _concurrency_below_processes,
     *backend_rules(),
 )

@@ -6,8 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from lem_domain.config.model_base import ConfigModel, unit
-from lem_domain.config.rules import Rule
+from lem_domain.config.model_base import ConfigModel, Rule, unit
 from lem_domain.config.source_names import SourceName
 from lem_domain.ids import Sha256
 
@@ -26,7 +25,7 @@ class SloConfig(ConfigModel):
         default=None, gt=0, description="Longest mean time per output token after it.", json_schema_extra=unit("ms")
     )
 
-    rules: ClassVar[tuple[Rule, ...]] = (Rule(("ttft_ms", "tpot_ms"), _no_limit),)
+    rules: ClassVar[tuple[Rule, ...]] = (_no_limit,)
 
 
 def _what_the_mode_lacks(traffic: TrafficConfig) -> str | None:
@@ -99,9 +98,9 @@ class TrafficConfig(ConfigModel):
     slo: SloConfig | None = Field(default=None, description="Limits of latency that make a request a good one.")
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(("mode", "arrivals", "concurrency", "rate_per_s"), _what_the_mode_lacks),
-        Rule(("mode", "concurrency", "rate_per_s"), _what_has_no_effect),
-        Rule(("mode", "arrivals", "trace", "trace_file", "rate_per_s"), _a_trace_in_its_place),
+        _what_the_mode_lacks,
+        _what_has_no_effect,
+        _a_trace_in_its_place,
     )
 
 
@@ -136,7 +135,7 @@ class BaselineConfig(ConfigModel):
         json_schema_extra=unit("s"),
     )
 
-    rules: ClassVar[tuple[Rule, ...]] = (Rule(("min_s", "max_s"), _baseline_min_above_max),)
+    rules: ClassVar[tuple[Rule, ...]] = (_baseline_min_above_max,)
 
 
 class SettleConfig(ConfigModel):
@@ -184,7 +183,7 @@ class WindowConfig(ConfigModel):
         json_schema_extra=unit("s"),
     )
 
-    rules: ClassVar[tuple[Rule, ...]] = (Rule(("min_duration_s", "max_duration_s"), _window_min_above_max),)
+    rules: ClassVar[tuple[Rule, ...]] = (_window_min_above_max,)
 
 
 def _warmup_min_above_max(warmup: WarmupConfig) -> str | None:
@@ -234,7 +233,7 @@ class WarmupConfig(ConfigModel):
         json_schema_extra=unit("1"),
     )
 
-    rules: ClassVar[tuple[Rule, ...]] = (Rule(("min_requests", "max_requests"), _warmup_min_above_max),)
+    rules: ClassVar[tuple[Rule, ...]] = (_warmup_min_above_max,)
 
 
 class EnergyConfig(ConfigModel):

@@ -1,4 +1,4 @@
-"""Where each value of a resolved experiment came from."""
+"""The origin of each value of a resolved experiment."""
 
 from __future__ import annotations
 
@@ -6,35 +6,36 @@ from collections.abc import Collection, Iterator, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.config.keys import keys_of
 from lem_domain.config.model_base import ConfigModel
 
 
 class Source(StrEnum):
-    """Who set a value; an earlier one goes before a later one."""
+    """What set a value; an earlier member takes precedence over a later one."""
 
     COMMAND_LINE = "command_line"
     SWEEP = "sweep"
-    """The campaign varies it: its sweep, or its list of experiments."""
+    """The campaign varies it, in its sweep or in its list of experiments."""
     FILE = "file"
     PRESET = "preset"
     REQUEST = "request"
-    """The body that was submitted, which says no more."""
+    """The submitted body, without further provenance."""
     DEFAULT = "default"
 
 
 class Origin(ConfigModel):
-    """Where a value was set, as its client says."""
+    """Where a value was set, as reported by the client."""
 
     source: Source
     detail: str = Field(default="", max_length=1000, description="File and line, name of a preset, or option.")
 
 
 class ResolvedValue(NamedTuple):
-    """One value of an experiment."""
+    """One value of an experiment and its origin."""
 
     path: str
     value: JsonValue
@@ -47,40 +48,38 @@ def resolved_values(
 ) -> Iterator[ResolvedValue]:
     """Every value of a configuration with its origin.
 
-    `origins` are those of the base by dotted path, those of axes by `sweep.` and their path, and that of the list of
-    `experiments`. What stands above a value set it only where it is no default: `model: x` says nothing of a revision.
+    `origins` has the base's values by dotted path, axes by `sweep.` and their path, and the list of `experiments`.
+    The origin of an enclosing section applies only to values that differ from the default: `model: x` does not set a
+    revision.
     """
-    for path, value, default in _leaves(config, ""):
+    defaults = {key.path: key.default for key in keys_of(ExperimentConfig)}
+    groups = {key.path for key in keys_of(ExperimentConfig) if key.group}
+    for path, value in _leaves(config.model_dump(mode="json"), groups, ""):
         axis = next((one for one in varied if path == one or path.startswith(f"{one}.")), None)
         if axis is not None:
             swept = origins.get(f"sweep.{axis}") or origins.get("experiments")
             yield ResolvedValue(path, value, Source.SWEEP, swept.detail if swept else "")
             continue
-        origin = origins.get(path)
-        if origin is None and value != default:
-            origin = _nearest(path, origins)
+        changed = value != defaults[path]
+        origin = _nearest(path, origins) if changed else origins.get(path)
         if origin is not None:
             yield ResolvedValue(path, value, origin.source, origin.detail)
         else:
-            yield ResolvedValue(path, value, Source.DEFAULT if value == default else Source.REQUEST, "")
+            yield ResolvedValue(path, value, Source.REQUEST if changed else Source.DEFAULT, "")
 
 
 def _nearest(path: str, origins: Mapping[str, Origin]) -> Origin | None:
-    while path:
-        if path in origins:
-            return origins[path]
+    """The origin of a path, or of the nearest section around it."""
+    while path and path not in origins:
         path = path.rpartition(".")[0]
-    return None
+    return origins.get(path)
 
 
-def _leaves(model: BaseModel, prefix: str) -> Iterator[tuple[str, JsonValue, JsonValue]]:
-    """Path, value and default of everything that is no section; of a section that is off the null."""
-    plain = model.model_dump(mode="json")
-    for name, field in type(model).model_fields.items():
-        value = getattr(model, name)
-        if isinstance(value, BaseModel):
-            yield from _leaves(value, f"{prefix}{name}.")
-        elif name in plain:
-            default = None if field.is_required() else field.get_default(call_default_factory=True)
-            shown = list(default) if isinstance(default, tuple) else default
-            yield f"{prefix}{name}", plain[name], shown
+def _leaves(values: Mapping[str, JsonValue], groups: Collection[str], prefix: str) -> Iterator[tuple[str, JsonValue]]:
+    """Path and value of everything that is no section; a section that is off is a null."""
+    for name, value in values.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, dict) and path in groups:
+            yield from _leaves(value, groups, f"{path}.")
+        else:
+            yield path, value

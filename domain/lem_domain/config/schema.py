@@ -1,4 +1,4 @@
-"""The JSON Schema of a campaign file, for editors and for whoever writes such files by program."""
+"""The JSON Schema of a campaign file, for editors and programs, and the lists of its keys."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import copy
 from functools import cache
 from typing import Any, Final
 
-from lem_domain.config.campaign import CAMPAIGN_KEYS, CampaignSpec
-from lem_domain.config.combinations import NAME
+from lem_domain.config.campaign import CAMPAIGN_KEYS, NAME, CampaignSpec
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.config.introspection import BOUNDS, alternatives, experiment_keys
+from lem_domain.config.keys import BOUNDS, Key, described_keys, keys_of
 from lem_domain.config.presets import builtin_presets
 from lem_domain.config.sweep import EXCLUDE, INCLUDE, ZIP
 
@@ -18,24 +17,38 @@ DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 Schema = dict[str, Any]
 
 
+def experiment_keys() -> tuple[Key, ...]:
+    """The keys of an experiment, universal ones and those of every backend, groups before their members."""
+    return keys_of(ExperimentConfig)
+
+
+def campaign_keys() -> tuple[Key, ...]:
+    """The keys of a campaign except those of its experiments."""
+    return tuple(key for key in keys_of(CampaignSpec) if key.section in CAMPAIGN_KEYS)
+
+
+def campaign_file_schema() -> Schema:
+    """JSON Schema (2020-12) of a campaign file; a copy that the caller may change."""
+    return copy.deepcopy(_campaign_file_schema())
+
+
 @cache
-def _made() -> Schema:
+def _campaign_file_schema() -> Schema:
     experiment = ExperimentConfig.model_json_schema(mode="validation")
     campaign = CampaignSpec.model_json_schema(mode="validation")
     definitions = {**campaign.get("$defs", {}), **experiment.get("$defs", {})}
     keys: Schema = dict(experiment["properties"])
-    listed = {NAME: {"type": "string", "minLength": 1, "maxLength": 200, "description": "What it is called."}}
-    # A part of an experiment: its maps are merged with those below, so that nothing in them is required.
-    definitions["Experiment"] = _object({**listed, **keys}, "What differs from the base.")
+    listed = {NAME: {"type": "string", "minLength": 1, "maxLength": 200, "description": "Display name."}}
+    definitions["Experiment"] = _object({**listed, **keys}, "Keys that differ from the base.")
     own = {name: described for name, described in campaign["properties"].items() if name in CAMPAIGN_KEYS}
-    own["sweep"] = _sweep(own["sweep"].get("description", ""), keys, definitions)
+    own["sweep"] = _sweep(own["sweep"].get("description", ""), experiment, definitions)
     own["experiments"] = {**own["experiments"], "items": {"$ref": "#/$defs/Experiment"}}
     names = {"anyOf": [{"enum": list(builtin_presets())}, {"type": "string", "minLength": 1}]}
     files = {"type": "string", "minLength": 1}
     properties = {
         "_extends": {
             "anyOf": [files, {"type": "array", "items": files}],
-            "description": "Files that this one is laid over: maps merge deeply, lists replace. Relative to this file.",
+            "description": "Files that this file overrides: maps merge deeply, lists replace. Relative to this file.",
         },
         "presets": {
             "anyOf": [names, {"type": "array", "items": names}],
@@ -53,45 +66,32 @@ def _made() -> Schema:
     }
 
 
-def campaign_file_schema() -> Schema:
-    """JSON Schema (2020-12) of a campaign file; a copy of one's own."""
-    return copy.deepcopy(_made())
-
-
-def _sweep(description: str, keys: Schema, definitions: Schema) -> Schema:
-    """Every key by its dotted path, with the values it takes."""
-    described = {key.path: key.description for key in experiment_keys() if "[]" not in key.path}
-    for path, text in described.items():
-        definitions[f"value.{path}"] = {**_value(path, keys, definitions), "description": text}
-    rows: Schema = {path: {"$ref": f"#/$defs/value.{path}"} for path in described}
-    axes = {
-        path: {"type": "array", "minItems": 1, "items": rows[path], "description": text}
-        for path, text in described.items()
-    }
+def _sweep(description: str, experiment: Schema, definitions: Schema) -> Schema:
+    """Every key by its dotted path, with the values that it accepts."""
+    rows: Schema = {}
+    axes: Schema = {}
+    for key, described in described_keys(experiment):
+        if "[]" in key.path:
+            continue
+        value = {name: part for name, part in described.items() if name != "default"}
+        definitions[f"value.{key.path}"] = {**_without_bounds(value), "description": key.description}
+        rows[key.path] = {"$ref": f"#/$defs/value.{key.path}"}
+        axes[key.path] = {"type": "array", "minItems": 1, "items": rows[key.path], "description": key.description}
     definitions["Axes"] = _object(axes, "Paths with their values.")
     definitions["Row"] = _object(rows, "Paths with a value each.")
     groups = {
-        ZIP: {
-            "type": "array",
-            "items": {"$ref": "#/$defs/Axes"},
-            "description": "Groups of paths that change together.",
-        },
-        INCLUDE: {"type": "array", "items": {"$ref": "#/$defs/Row"}, "description": "Combinations beside the product."},
-        EXCLUDE: {"type": "array", "items": {"$ref": "#/$defs/Row"}, "description": "Combinations to leave out."},
+        name: {"type": "array", "items": {"$ref": f"#/$defs/{items}"}, "description": text}
+        for name, items, text in (
+            (ZIP, "Axes", "Groups of paths that change together."),
+            (INCLUDE, "Row", "Combinations in addition to the product."),
+            (EXCLUDE, "Row", "Combinations to leave out."),
+        )
     }
     return _object({**groups, **axes}, description)
 
 
-def _value(path: str, keys: Schema, definitions: Schema) -> Schema:
-    """What may stand at a dotted path; without bounds, as a combination that is refused may be left out."""
-    head, _, rest = path.partition(".")
-    if rest:
-        inner = next(one["properties"] for one in alternatives(keys[head], definitions) if "properties" in one)
-        return _value(rest, inner, definitions)
-    return _without_bounds({name: part for name, part in keys[head].items() if name != "default"})
-
-
 def _without_bounds(schema: Schema) -> Schema:
+    """The schema without bounds: a value outside them makes a refused combination, which `on_refused` may skip."""
     kept = {name: part for name, part in schema.items() if name not in BOUNDS}
     if "anyOf" in kept:
         kept["anyOf"] = [_without_bounds(one) for one in kept["anyOf"]]
@@ -108,7 +108,7 @@ def _object(properties: Schema, description: str) -> Schema:
 
 
 def _require_nothing(schema: Any) -> None:
-    """What is missing may stand in a file that this one extends; the whole is checked once it is put together."""
+    """Remove every `required`: the missing key may be in a file that this one extends, or in the base."""
     if isinstance(schema, dict):
         if isinstance(schema.get("required"), list):
             del schema["required"]

@@ -1,246 +1,111 @@
-"""Turns pydantic's errors into sentences: every problem at once, each with its place and what to change."""
+"""Turns the errors of one pydantic validation into problems: JSON pointer, what is wrong and the remedy of each."""
 
 from __future__ import annotations
 
-import copy
-import difflib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from types import UnionType
-from typing import Any, Final, TypeVar, Union, get_args, get_origin
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from lem_domain.config.rules import BROKEN
+from lem_domain.config.documents import pointer
+from lem_domain.config.keys import key_paths, keys_at, unknown_key_message
+from lem_domain.config.model_base import BROKEN_RULES
 from lem_domain.errors import ConfigurationError, FieldProblem
 
 M = TypeVar("M", bound=BaseModel)
-Place = tuple[str | int, ...]
 
 MOST_PROBLEMS: Final = 200
-"""That are told at once."""
+"""Reported at once: a file that is no campaign at all has thousands, each with a search for a similar key."""
 
-_STAND_IN = ("model",)
-"""The one key that an experiment must have; some other value stands in for one that is missing or wrong."""
+BETWEEN_KEYS: Final = frozenset({BROKEN_RULES, "missing", "value_error"})
+"""Error types that depend on more than one key."""
 
-_DOTTED = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*)*")
-
-_MOST_ROUNDS = 10
-"""Each puts something aside; models are not nested deeper."""
-
-
-def nearest(key: str, known: Collection[str]) -> str | None:
-    """The known key that was most likely meant; None where none is near."""
-    return next(iter(difflib.get_close_matches(key, known, n=1, cutoff=0.6)), None)
-
-
-def unknown_key_message(key: str, known: Collection[str]) -> str:
-    """`unknown key 'bacth_size'; did you mean 'batch_size'?`, or the list of what there is."""
-    near = nearest(key, known)
-    if near is not None:
-        return f"unknown key {key!r}; did you mean {near!r}?"
-    return f"unknown key {key!r}; the keys here are {', '.join(sorted(known))}"
-
-
-def pointer(location: Sequence[str | int]) -> str:
-    """The RFC 6901 JSON pointer of a pydantic error location."""
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
-
-
-def sentence(problem: FieldProblem) -> str:
-    """A problem with its place, unless it begins with that."""
-    place = problem.pointer.lstrip("/").replace("/", ".")
-    return f"{place}: {problem.message}" if place and not problem.message.startswith(place) else problem.message
+_DOTTED: Final = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*)*")
+_UNION_TAG: Final = re.compile(r"(?:literal|tuple|list|union)\[.*|function-.*|str|int|float|bool")
 
 
 def model_or_problems(model: type[M], value: Mapping[str, Any]) -> M:
-    """Validate, or raise every problem at once.
+    """Validate a value.
 
     Raises:
-        ConfigurationError: with one finding per problem; its text is the first of them with its place.
+        ConfigurationError: with every problem that the validation finds.
     """
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        problems = all_problems(model, value, error)
-        raise ConfigurationError(sentence(problems[0]), problems) from None
+        raise refused(problems_of(model, error)) from None
 
 
-def key_problems(model: type[BaseModel], value: Mapping[str, Any]) -> Iterator[FieldProblem]:
-    """Problems of keys by themselves: not what is missing, and not what keys mean beside each other."""
-    try:
-        model.model_validate(value)
-    except ValidationError as error:
-        for details in error.errors(include_url=False):
-            if details["type"] not in (BROKEN, "missing", "value_error"):
-                yield from _problems(model, details)
+def refused(problems: Iterable[FieldProblem]) -> ConfigurationError:
+    """The error for at least one problem; its text is the first of them with its dotted path."""
+    found = bounded(problems)
+    first = found[0]
+    path = first.pointer.lstrip("/").replace("/", ".")
+    shown = f"{path}: {first.message}" if path and not first.message.startswith(path) else first.message
+    return ConfigurationError(shown, found)
 
 
-def all_problems(model: type[BaseModel], value: Mapping[str, Any], error: ValidationError) -> tuple[FieldProblem, ...]:
-    """Every problem of the value: pydantic asks a model's rules only where its keys are fine, so what is wrong is put
-    aside and the rest asked again, until nothing new comes."""
-    found = _Found()
-    found.add(problem for details in error.errors(include_url=False) for problem in _problems(model, details))
-    rest: Any = copy.deepcopy(dict(value))
-    aside: set[Place] = set()
-    for _ in range(_MOST_ROUNDS):
-        wrong = _places(model, error)
-        if wrong <= aside or found.full:
-            break
-        rest = _without(rest, wrong)
-        aside |= wrong
-        try:
-            model.model_validate(rest)
-            break
-        except ValidationError as again:
-            error = again
-            found.add(
-                problem
-                for details in error.errors(include_url=False)
-                if details["type"] != "missing"
-                for problem in _problems(model, details, aside)
-            )
-    return found.told()
+def bounded(problems: Iterable[FieldProblem]) -> tuple[FieldProblem, ...]:
+    """Distinct problems in their order, at most `MOST_PROBLEMS`."""
+    found: dict[FieldProblem, None] = {}
+    for problem in problems:
+        if len(found) == MOST_PROBLEMS:
+            return (*found, FieldProblem(pointer="", message="there are more problems; correct these first"))
+        found[problem] = None
+    return tuple(found)
 
 
-def bounded(problems: Iterator[FieldProblem]) -> tuple[FieldProblem, ...]:
-    """Each once, as many as anybody reads."""
-    found = _Found()
-    found.add(problems)
-    return found.told()
+def problems_of(
+    model: type[BaseModel], error: ValidationError, *, without: Collection[str] = ()
+) -> Iterator[FieldProblem]:
+    """The problems of a failed validation, except those of the error types in `without`."""
+    for details in error.errors(include_url=False):
+        if details["type"] in without:
+            continue
+        location = _key_location(model, details["loc"])
+        if details["type"] == BROKEN_RULES:
+            for message in details["ctx"]["messages"]:
+                yield FieldProblem(pointer=pointer(location or _first_key(model, message)), message=message)
+        else:
+            yield FieldProblem(pointer=pointer(location), message=_message(model, details, location))
 
 
-class _Found:
-    """Problems, each once, up to a number: a file that is another kind of file has thousands."""
-
-    def __init__(self) -> None:
-        self._problems: dict[FieldProblem, None] = {}
-        self.full = False
-
-    def add(self, problems: Iterator[FieldProblem]) -> None:
-        for problem in problems:
-            if len(self._problems) == MOST_PROBLEMS:
-                self.full = True
-                return
-            self._problems[problem] = None
-
-    def told(self) -> tuple[FieldProblem, ...]:
-        more = (FieldProblem(pointer="", message="there are more problems; correct these first"),) if self.full else ()
-        return (*self._problems, *more)
+def _message(model: type[BaseModel], details: ErrorDetails, location: Sequence[str | int]) -> str:
+    match details["type"]:
+        case "extra_forbidden":
+            return unknown_key_message(str(location[-1]), keys_at(model, location[:-1]))
+        case "missing":
+            return f"{location[-1]!r} is required; add it"
+        case "value_error":
+            return details["msg"].removeprefix("Value error, ")
+    message, given = details["msg"], details.get("input")
+    message = f"{message[:1].lower()}{message[1:]}"
+    shown = repr(given)
+    plain = isinstance(given, str | int | float | bool | type(None)) and len(shown) <= 80
+    return f"{message}, not {shown}" if plain else message
 
 
-def _places(model: type[BaseModel], error: ValidationError) -> set[Place]:
-    """Where the problems are; a key that is missing counts as its owner, whose rules can't be asked, but for the model,
-    which any other can stand in for."""
-    locations = ((details, _without_union_tags(model, details["loc"])) for details in error.errors(include_url=False))
-    return {
-        place[:-1] if details["type"] == "missing" and place != _STAND_IN else place for details, place in locations
-    }
-
-
-def _without(value: Any, places: Collection[Place]) -> Any:
-    """The value without what stands at places; at the top, and in lists, nothing is taken away."""
-    if not isinstance(value, dict):
-        return value
-    below: dict[str | int, list[Place]] = {}
-    for place in places:
-        if place:
-            below.setdefault(place[0], []).append(place[1:])
-    kept = {
-        key: _without(inner, below[key]) if key in below else inner
-        for key, inner in value.items()
-        if () not in below.get(key, ())
-    }
-    return {**kept, _STAND_IN[0]: "x"} if _STAND_IN in places else kept
-
-
-def _problems(model: type[BaseModel], details: ErrorDetails, aside: Collection[Place] = ()) -> Iterator[FieldProblem]:
-    if details["type"] != BROKEN:
-        yield _problem(model, details)
-        return
-    location = _without_union_tags(model, details["loc"])
-    for reads, message in details.get("ctx", {}).get("rules", ()):
-        keys = [(*location, key) for key in reads]
-        if not any(_overlap(key, place) for key in keys for place in aside):
-            yield FieldProblem(pointer=pointer(location or _named_first(reads, message)), message=message)
-
-
-def _named_first(reads: Collection[str], message: str) -> Place:
-    """Of the keys that a rule reads, the one that it speaks of first: where the user looks for it."""
+def _first_key(model: type[BaseModel], message: str) -> tuple[str, ...]:
+    """The first key that the message of a top-level rule names, which is the one to look at."""
     words = (tuple(word.split(".")) for word in _DOTTED.findall(message))
-    return next((word for word in words if word[0] in reads), ())
+    return next((word for word in words if word[0] in model.model_fields), ())
 
 
-def _overlap(one: tuple[str | int, ...], other: tuple[str | int, ...]) -> bool:
-    shorter = min(len(one), len(other))
-    return one[:shorter] == other[:shorter]
-
-
-def _problem(model: type[BaseModel], details: ErrorDetails) -> FieldProblem:
-    location = _without_union_tags(model, details["loc"])
-    kind, message = details["type"], details["msg"]
-    if kind == "extra_forbidden":
-        message = unknown_key_message(str(location[-1]), keys_at(model, location[:-1]))
-    elif kind == "missing":
-        message = f"{location[-1]!r} is required; add it"
-    elif kind == "value_error":
-        message = message.removeprefix("Value error, ")
-    else:
-        given = details.get("input")
-        shown = repr(given)
-        message = f"{message[:1].lower()}{message[1:]}"
-        if isinstance(given, str | int | float | bool | type(None)) and len(shown) <= 80:
-            message += f", not {shown}"
-    return FieldProblem(pointer=pointer(location), message=message)
-
-
-def _without_union_tags(model: type[BaseModel], location: Sequence[str | int]) -> tuple[str | int, ...]:
-    """Drop the parts that pydantic adds for the members of a union; they are no keys of the user's file."""
+def _key_location(model: type[BaseModel], location: Sequence[str | int]) -> tuple[str | int, ...]:
+    """The location without the tags that pydantic adds for members of a union; they are no keys of the file."""
+    known = key_paths(model)
     kept: list[str | int] = []
-    owner: type[BaseModel] | None = model
-    for part in location:
+    section = ""
+    for index, part in enumerate(location):
+        path = f"{section}.{part}" if section else str(part)
+        inside_section = not section or bool(keys_at(model, section.split(".")))
         if isinstance(part, int):
             kept.append(part)
-            continue
-        if owner is not None and part in owner.model_fields:
-            owner = _submodel(owner.model_fields[part].annotation)
+        elif path in known:
             kept.append(part)
-        elif (part is location[-1] and owner is not None) or (owner is None and not _looks_like_tag(part)):
+            section = path
+        elif index == len(location) - 1 if inside_section else not _UNION_TAG.fullmatch(part):
             kept.append(part)
     return tuple(kept)
-
-
-def _looks_like_tag(part: str) -> bool:
-    return part.startswith(("literal[", "tuple[", "list[", "function-", "union[")) or part in {
-        "str",
-        "int",
-        "float",
-        "bool",
-    }
-
-
-def keys_at(model: type[BaseModel], location: Sequence[str | int]) -> tuple[str, ...]:
-    """The keys of the model that stands at a place in another one; none where there is none."""
-    owner = _model_at(model, location)
-    return tuple(owner.model_fields) if owner is not None else ()
-
-
-def _model_at(model: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel] | None:
-    owner: type[BaseModel] | None = model
-    for part in location:
-        if owner is None or part not in owner.model_fields:
-            return None
-        owner = _submodel(owner.model_fields[str(part)].annotation)
-    return owner
-
-
-def _submodel(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) in (Union, UnionType):
-        for member in get_args(annotation):
-            found = _submodel(member)
-            if found is not None:
-                return found
-    return None

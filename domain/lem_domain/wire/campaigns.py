@@ -9,8 +9,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic.types import JsonValue
 
-from lem_domain.config.campaign import CampaignSpec, ExecutionConfig
-from lem_domain.config.execution import Placement
+from lem_domain.config.campaign import CampaignSpec
+from lem_domain.config.execution import ExecutionConfig, Placement
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.provenance import Source
 from lem_domain.errors import FieldProblem, ProblemCode

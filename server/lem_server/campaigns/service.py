@@ -11,8 +11,8 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from uuid_utils.compat import uuid7
 
-from lem_domain.config.campaign import CampaignSpec, ExecutionConfig
-from lem_domain.config.execution import Placement
+from lem_domain.config.campaign import CampaignSpec
+from lem_domain.config.execution import ExecutionConfig, Placement
 from lem_domain.config.expansion import Plan
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.hashing import canonical_json

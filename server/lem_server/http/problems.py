@@ -18,8 +18,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from lem_domain.config.documents import pointer
 from lem_domain.config.hashing import canonical_json
-from lem_domain.config.validation import MOST_PROBLEMS, keys_at, pointer, unknown_key_message
+from lem_domain.config.keys import keys_at, unknown_key_message
+from lem_domain.config.validation import MOST_PROBLEMS
 from lem_domain.errors import ConfigurationError, FieldProblem, LemError, Problem, ProblemCode
 from lem_domain.ids import IdKind, format_id
 

@@ -7,9 +7,9 @@ from typing import Any
 from fastapi import APIRouter
 
 from lem_domain.backends.registry import BackendName
-from lem_domain.config.introspection import Key, campaign_keys, experiment_keys
+from lem_domain.config.keys import Key
 from lem_domain.config.presets import builtin_presets
-from lem_domain.config.schema import campaign_file_schema
+from lem_domain.config.schema import campaign_file_schema, campaign_keys, experiment_keys
 from lem_domain.wire.access import Scope
 from lem_domain.wire.schema import BackendView, KeyView, PresetView, SchemaView
 from lem_server.access.guard import requires
@@ -46,7 +46,7 @@ async def list_backends(context: Context) -> tuple[BackendView, ...]:
 
 
 def _backend(name: BackendName, online: int) -> BackendView:
-    section, *keys = (key for key in experiment_keys() if key.backend is name)
+    section, *keys = (key for key in experiment_keys() if key.section == name)
     return BackendView(
         name=name.value, description=section.description, keys=tuple(map(_key, keys)), workers_online=online
     )

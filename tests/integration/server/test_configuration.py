@@ -8,8 +8,7 @@ import pytest
 from factories.runs import run_ids, submit
 from factories.worker import FakeWorker
 from lem_domain.backends.registry import BackendName
-from lem_domain.config.introspection import campaign_keys, experiment_keys
-from lem_domain.config.schema import campaign_file_schema
+from lem_domain.config.schema import campaign_file_schema, campaign_keys, experiment_keys
 
 pytestmark = pytest.mark.anyio
 

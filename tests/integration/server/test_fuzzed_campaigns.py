@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from factories.runs import campaign_body
-from lem_domain.config.introspection import campaign_keys, experiment_keys
+from lem_domain.config.schema import campaign_keys, experiment_keys
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lem_client.files.campaign_file import load_campaign_file
 from lem_client.render import as_config as again
-from lem_domain.config.campaign import ExecutionConfig
+from lem_domain.config.execution import ExecutionConfig
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.hashing import config_hash
 from lem_domain.errors import LemError

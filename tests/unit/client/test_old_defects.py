@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from lem_client.errors import FileError
 from lem_client.files.campaign_file import load_campaign_file
 from lem_domain.backends.registry import BackendName
-from lem_domain.config.combinations import flattened, value_at
-from lem_domain.config.introspection import campaign_keys, experiment_keys
+from lem_domain.config.documents import flattened, value_at
 from lem_domain.config.presets import builtin_presets
+from lem_domain.config.schema import campaign_keys, experiment_keys
 from lem_domain.config.sweep import parse_sweep
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
@@ -73,7 +73,7 @@ GROUPS = [key.path for key in (*experiment_keys(), *campaign_keys()) if key.grou
 def test_47_a_typo_is_told_at_every_depth(tmp_path: Path, path: str) -> None:
     document: dict[str, Any] = {**BASE}
     backend = path.partition(".")[0]
-    if backend in {key.backend.value for key in experiment_keys() if key.backend}:
+    if backend in set(BackendName):
         document["backend"] = backend
     at = document
     for part in path.split(".") if path else []:

@@ -12,7 +12,7 @@ from lem_domain.config.decoding_presets import DECODING_PRESETS
 from lem_domain.config.expansion import expand
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.hashing import config_hash
-from lem_domain.config.key_paths import key_paths
+from lem_domain.config.keys import key_paths
 from lem_domain.errors import ConfigurationError
 
 

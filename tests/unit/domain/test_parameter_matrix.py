@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lem_domain.backends.registry import BackendName
-from lem_domain.config.introspection import Key, campaign_keys, experiment_keys
+from lem_domain.config.keys import Key
+from lem_domain.config.schema import campaign_keys, experiment_keys
 from tools.reference.marks import UnreadableMark, proofs
 
 EVERY = (*experiment_keys(), *campaign_keys())
@@ -56,7 +57,7 @@ def test_every_text_is_bounded() -> None:
 def test_every_key_of_an_engine_names_the_engines_own_parameter() -> None:
     """The simulated backend is its own engine."""
     engines = set(BackendName) - {BackendName.SIMULATED}
-    assert [key.path for key in LEAVES if key.backend in engines and not key.engine_parameter] == []
+    assert [key.path for key in LEAVES if key.section in engines and not key.engine_parameter] == []
 
 
 def test_what_is_proved_on_an_engine_is_proved_on_the_one_that_is_installed() -> None:
