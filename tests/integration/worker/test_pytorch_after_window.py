@@ -26,11 +26,6 @@ Work = Callable[..., Coroutine[Any, Any, None]]
 
 
 @pytest.fixture(scope="module")
-def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
-@pytest.fixture(scope="module")
 def backend(model_cache: Path) -> PyTorchBackend:
     """With the model loaded."""
     folder = resolve_model("builtin:tiny-llama", cache_dir=model_cache).path_or_id

@@ -24,7 +24,6 @@ from transformers import (
 
 from lem_worker.backends.model_facts import model_facts
 from lem_worker.backends.torch_device import float32_format, peak_memory_bytes
-from lem_worker.models import resolve_model
 
 SMALL = {
     "vocab_size": 300,
@@ -151,9 +150,8 @@ def test_of_experts_only_the_active_ones_count() -> None:
     assert facts["matmul_parameters"] == dense + SMALL["num_hidden_layers"] * (one_expert + router)
 
 
-def test_the_built_in_model_has_all_facts(tmp_path: Path) -> None:
-    folder = resolve_model("builtin:tiny-llama", cache_dir=tmp_path).path_or_id
-    model = AutoModelForCausalLM.from_pretrained(folder)
+def test_the_built_in_model_has_all_facts(tiny_llama: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
     facts = model_facts(model)
     assert facts["dtype"] == "float32"
     assert all(isinstance(facts[name], int) and facts[name] > 0 for name in facts if name != "dtype")

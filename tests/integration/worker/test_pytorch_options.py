@@ -111,6 +111,7 @@ def test_random_weights_are_not_quantized(model_folder: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_torchaos_complaints_about_other_machines_stay_out_of_a_run_that_does_not_ask_for_it() -> None:
     """Transformers imports it wherever it is installed; only a new process imports anything."""
     script = (

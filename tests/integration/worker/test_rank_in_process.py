@@ -25,7 +25,6 @@ from lem_worker.backends.protocol import InferenceBackend
 from lem_worker.backends.pytorch.backend import PyTorchBackend
 from lem_worker.backends.simulated.backend import SimulatedBackend
 from lem_worker.daemon.prompt_selection import select_prompts
-from lem_worker.models import resolve_model
 from lem_worker.process.protocol import ControlMessage, Done, Failed, Finish, Go, RankJob, ToProcess, WarmUp
 from lem_worker.process.spool import sealed_chunks
 from lem_worker.rank import main as rank_module
@@ -119,11 +118,6 @@ class Measured(NamedTuple):
     def rows(self, stream: StreamName) -> list[dict[str, Any]]:
         files = [chunk.path for chunk in sealed_chunks(Path(self.job.spool)) if chunk.stream is stream]
         return [row for file in files for row in decode_chunk(stream, file.read_bytes()).to_pylist()]
-
-
-@pytest.fixture(scope="module")
-def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return resolve_model("builtin:tiny-llama", cache_dir=tmp_path_factory.mktemp("models")).path_or_id
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from lem_domain.evidence.codec import decode_chunk
 from lem_domain.evidence.streams import StreamManifest, StreamName
 from lem_domain.states import FailureReason
 from lem_domain.wire.workers import ProcessCompletion
-from lem_worker.models import resolve_model
 from lem_worker.process.protocol import (
     Done,
     Failed,
@@ -33,6 +32,14 @@ from lem_worker.process.protocol import (
 )
 from lem_worker.process.spool import is_complete, sealed_chunks, write_completion_marker
 
+SHOWN_BY_DEFAULT = {
+    ("load", "out_of_memory"),
+    ("warmup", "exit"),
+    ("measure", "raise"),
+    ("measure", "hang"),
+    ("measure", "kill"),
+}
+"""Every phase and every kind of failure once; the slow suite has all combinations."""
 MODULE = "lem_worker.rank.main"
 TEXTS = ("one two three", "four five", "six", "seven eight nine ten")
 QUICK: dict[str, Any] = {
@@ -219,8 +226,14 @@ def test_warm_up_goes_on_until_the_power_that_it_is_told_of_has_settled(
 
 
 @pytest.mark.proves("simulated.fail.at", "simulated.fail.how", on="simulated")
-@pytest.mark.parametrize("at", ["load", "warmup", "measure"])
-@pytest.mark.parametrize("how", ["raise", "out_of_memory", "hang", "exit", "kill"])
+@pytest.mark.parametrize(
+    ("at", "how"),
+    [
+        pytest.param(at, how, marks=() if (at, how) in SHOWN_BY_DEFAULT else pytest.mark.slow)
+        for at in ("load", "warmup", "measure")
+        for how in ("raise", "out_of_memory", "hang", "exit", "kill")
+    ],
+)
 def test_every_simulated_failure(tmp_path: Path, drive: Callable[..., Any], at: str, how: str) -> None:
     task = job(tmp_path, simulated={"fail": {"at": at, "how": how}})
     process = drive(MODULE, task)
@@ -321,9 +334,8 @@ def test_a_rank_whose_daemon_is_gone_ends(tmp_path: Path, drive: Callable[..., A
 @pytest.mark.proves(
     "backend", "precision", "pytorch.batch_size", "pytorch.num_threads", "output.max_tokens", on="transformers 5.23.0"
 )
-def test_pytorch_in_a_process_of_its_own(tmp_path: Path, drive: Callable[..., Any]) -> None:
-    model = Path(resolve_model("builtin:tiny-llama", cache_dir=tmp_path / "models").path_or_id)
-    task = pytorch_job(tmp_path, model, precision="float32", pytorch={"batch_size": 2, "num_threads": 1})
+def test_pytorch_in_a_process_of_its_own(tmp_path: Path, tiny_llama: Path, drive: Callable[..., Any]) -> None:
+    task = pytorch_job(tmp_path, tiny_llama, precision="float32", pytorch={"batch_size": 2, "num_threads": 1})
     process = drive(MODULE, task)
     loaded = process.until(Loaded)
     effective = {parameter.name: parameter.effective for parameter in loaded.effective_config.parameters}
@@ -345,12 +357,13 @@ def test_pytorch_in_a_process_of_its_own(tmp_path: Path, drive: Callable[..., An
 
 
 @pytest.mark.proves("model.id", "model.revision", on="transformers 5.23.0")
-def test_a_revision_of_a_hub_model_is_the_one_that_is_loaded(tmp_path: Path, drive: Callable[..., Any]) -> None:
+def test_a_revision_of_a_hub_model_is_the_one_that_is_loaded(
+    tmp_path: Path, tiny_llama: Path, drive: Callable[..., Any]
+) -> None:
     """From the hub's cache, laid out by hand as the hub's own client does it; no network."""
-    folder = Path(resolve_model("builtin:tiny-llama", cache_dir=tmp_path / "models").path_or_id)
     cached = tmp_path / "hub" / "models--someone--tiny"
     for name, commit in (("main", "a" * 40), ("older", "b" * 40)):
-        shutil.copytree(folder, cached / "snapshots" / commit)
+        shutil.copytree(tiny_llama, cached / "snapshots" / commit)
         (cached / "refs").mkdir(exist_ok=True)
         (cached / "refs" / name).write_text(commit)
     model = {"id": "someone/tiny", "revision": "older"}

@@ -20,7 +20,6 @@ from lem_domain.states import FailureReason
 from lem_domain.wire.runs import EffectiveParameter
 from lem_worker.backends.tensorrt import devices as tensorrt_devices
 from lem_worker.backends.tensorrt.backend import TensorrtBackend
-from lem_worker.models import resolve_model
 from lem_worker.process.failures import OptionRefused, failure_of
 from lem_worker.process.protocol import Done, Failed, Finish, Go, Loaded, Measured, PhaseEdge, Ready, WarmUp
 from lem_worker.process.spool import sealed_chunks
@@ -31,8 +30,8 @@ Drive = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(resolve_model("builtin:tiny-llama", cache_dir=tmp_path_factory.mktemp("models")).path_or_id)
+def model(tiny_llama: Path) -> Path:
+    return tiny_llama
 
 
 @pytest.fixture
