@@ -18,19 +18,18 @@ from lem_server.access.service import ensure_owner_token
 from lem_server.aggregation.campaigns import CampaignAggregations
 from lem_server.aggregation.process_pool import AggregationPool
 from lem_server.aggregation.routes import router as aggregation_router
+from lem_server.attempts.routes import router as attempts_router
 from lem_server.campaigns.routes import router as campaigns_router
-from lem_server.campaigns.service import end_after_failures
 from lem_server.context import AppContext
 from lem_server.database.engine import make_engine, require_supported_version
 from lem_server.database.listener import Hub
 from lem_server.database.migrate import require_head
 from lem_server.datasets.routes import router as datasets_router
 from lem_server.events.routes import router as events_router
-from lem_server.evidence.routes import router as evidence_router
 from lem_server.exports.routes import router as exports_router
 from lem_server.http import documentation, health, middleware, problems
-from lem_server.leases.maintenance import maintain
 from lem_server.leases.routes import router as leases_router
+from lem_server.maintenance import maintain
 from lem_server.runs.routes import router as runs_router
 from lem_server.schema.routes import router as schema_router
 from lem_server.settings import Settings
@@ -39,10 +38,10 @@ from lem_server.workers.routes import router as workers_router
 ROUTERS = (
     access_router,
     aggregation_router,
+    attempts_router,
     campaigns_router,
     datasets_router,
     events_router,
-    evidence_router,
     exports_router,
     leases_router,
     runs_router,
@@ -83,9 +82,7 @@ def create_app(settings: Settings, url: URL) -> FastAPI:
                 settings=settings, engine=engine, hub=hub, aggregations=CampaignAggregations(engine, hub, pool)
             )
             await hub.start()
-            maintenance = asyncio.create_task(
-                maintain(engine, settings.lease_terms, stopping, more=[end_after_failures]), name="lem-maintenance"
-            )
+            maintenance = asyncio.create_task(maintain(engine, settings.lease_terms, stopping), name="lem-maintenance")
             try:
                 yield
             finally:

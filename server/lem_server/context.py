@@ -1,16 +1,19 @@
-"""What every request handler may use, as one typed object."""
+"""The application's state, as one typed object for every request handler."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from lem_server.aggregation.campaigns import CampaignAggregations
 from lem_server.database.listener import Hub
 from lem_server.settings import Settings
+
+if TYPE_CHECKING:
+    # The capability imports this module, so it cannot be imported here at run time.
+    from lem_server.aggregation.campaigns import CampaignAggregations
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from lem_server.leases.durations import LeaseTerms
+
+class LeaseTerms(NamedTuple):
+    """How long leases last, and how often a worker sends a heartbeat."""
+
+    ttl_s: float
+    grace_s: float
+    beat_interval_s: float
 
 
 def default_data_dir() -> Path:

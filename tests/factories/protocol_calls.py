@@ -28,15 +28,17 @@ from lem_domain.wire.workers import (
     RegisterWorker,
     StartAttempt,
 )
+from lem_server.attempts import service as attempts
 from lem_server.campaigns import service as campaigns
 from lem_server.database.listener import Hub
 from lem_server.evidence import service as evidence
 from lem_server.http.idempotency import run_once
 from lem_server.http.problems import problem_of
-from lem_server.leases import claims, service
-from lem_server.leases.durations import LeaseTerms
-from lem_server.leases.fence import Holder
+from lem_server.leases import claims
+from lem_server.leases import service as leases
+from lem_server.leases.fence import FencedAttempt
 from lem_server.runs import service as runs
+from lem_server.settings import LeaseTerms
 from lem_server.workers import service as workers
 
 TERMS = LeaseTerms(ttl_s=60, grace_s=300, beat_interval_s=15)
@@ -62,9 +64,9 @@ Call = Callable[[], Awaitable[Answer]]
 """One request; called again it is the same request sent again."""
 
 
-def holder_of(attempt: UUID, machine: Machine) -> Holder:
+def holder_of(attempt: UUID, machine: Machine) -> FencedAttempt:
     """Who a worker says that it is when it writes to an attempt."""
-    return Holder(attempt, machine.id, machine.boot)
+    return FencedAttempt(attempt, machine.id, machine.boot)
 
 
 async def answered(call: Call) -> Answer:
@@ -131,18 +133,18 @@ class Server:
         )
 
         async def call() -> Answer:
-            found = await service.heartbeat(self.engine, TERMS, worker_id=machine.id, request=request)
+            found = await leases.heartbeat(self.engine, TERMS, worker_id=machine.id, request=request)
             return Answer(OK, tuple(one.verdict.value for one in found.attempts))
 
         return call
 
     # --- attempts -----------------------------------------------------------------------------------------------------
 
-    def start(self, holder: Holder) -> Call:
+    def start(self, holder: FencedAttempt) -> Call:
         """The window may open."""
-        return _said(lambda: service.start(self.engine, holder, _START))
+        return _said(lambda: attempts.start_attempt(self.engine, holder, _START))
 
-    def put_chunk(self, holder: Holder, chunk: MadeChunk) -> Call:
+    def put_chunk(self, holder: FencedAttempt, chunk: MadeChunk) -> Call:
         """One chunk; the body says whether it is new, and whether to cancel."""
         digest = hashlib.sha256(chunk.body).digest()
         return _said(
@@ -157,34 +159,34 @@ class Server:
             )
         )
 
-    def put_log(self, holder: Holder) -> Call:
+    def put_log(self, holder: FencedAttempt) -> Call:
         """A piece of log."""
         return _said(lambda: evidence.put_log(self.engine, holder, process=PROCESS, seq=0, content="words"))
 
-    def put_completion(self, holder: Holder) -> Call:
+    def put_completion(self, holder: FencedAttempt) -> Call:
         """The marker of the only process."""
         return _said(lambda: evidence.put_completion(self.engine, holder, process=PROCESS, marker=_MARKER))
 
-    def complete(self, holder: Holder) -> Call:
+    def complete(self, holder: FencedAttempt) -> Call:
         """The manifest of all chunks."""
-        return _said(lambda: service.complete(self.engine, holder, _COMPLETE))
+        return _said(lambda: attempts.complete_attempt(self.engine, holder, _COMPLETE))
 
     def end(
-        self, holder: Holder, outcome: Literal["failed", "interrupted", "cancelled"], reason: FailureReason
+        self, holder: FencedAttempt, outcome: Literal["failed", "interrupted", "cancelled"], reason: FailureReason
     ) -> Call:
         """An attempt ends without a result."""
         request = EndAttempt(outcome=outcome, reason=reason, message="it ended")
-        return _said(lambda: service.end_attempt(self.engine, holder, request))
+        return _said(lambda: attempts.end_attempt(self.engine, holder, request))
 
     # --- the server's own ---------------------------------------------------------------------------------------------
 
     def expire(self) -> Call:
         """Maintenance ends what ran out."""
-        return _said(lambda: service.expire(self.engine, TERMS))
+        return _said(lambda: attempts.end_expired(self.engine, TERMS))
 
     def mark_suspects(self) -> Call:
         """Maintenance notes what is late."""
-        return _said(lambda: service.mark_suspects(self.engine))
+        return _said(lambda: leases.mark_suspects(self.engine))
 
     # --- users --------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ import pytest
 from sqlalchemy.engine import URL
 
 from factories.protocol_machine import explore
-from lem_server.leases import heartbeat_queries as beat_queries
 from lem_server.leases import queries
 
 Break = Callable[[pytest.MonkeyPatch], None]
@@ -39,7 +38,7 @@ BREAKS: dict[str, Break] = {
     ),
     "a worker that leaves keeps its leases": lambda patch: patch.setattr(queries, "attempts_of_boot", _nobody),
     "anybody may write": lambda patch: patch.setattr(queries, "hold_fence", _anybody),
-    "nothing expires": lambda patch: patch.setattr(beat_queries, "expired_attempts", _nobody),
+    "nothing expires": lambda patch: patch.setattr(queries, "expired_attempts", _nobody),
 }
 
 

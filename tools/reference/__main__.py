@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from lem_domain.config.schema import campaign_file_schema
-from lem_server.http.openapi import document
+from lem_server.openapi import document
 from tools.reference.page import page
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"

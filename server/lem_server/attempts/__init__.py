@@ -1,1 +1,1 @@
-"""Attempts: one worker's try at a run, from its claim to its end."""
+"""Attempts: a worker's try at a run, its endpoints, and how it ends."""

@@ -33,9 +33,10 @@ from lem_domain.wire.runs import RunView
 from lem_server.campaigns import planning, queries
 from lem_server.datasets import service as datasets
 from lem_server.http.problems import ProblemError, not_there
-from lem_server.leases.durations import LeaseTerms
 from lem_server.leases.waiting import why_nothing_runs
 from lem_server.runs import service as runs
+from lem_server.runs.new_run import NewRun
+from lem_server.settings import LeaseTerms
 
 EXPERIMENTS_AT_ONCE = 1000
 """Experiments per statement; each carries a configuration of about 2 kB."""
@@ -92,7 +93,7 @@ async def submit(connection: AsyncConnection, spec: CampaignSpec, planned: Plan,
     await runs.queue_runs(
         connection,
         [
-            runs.NewRun(
+            NewRun(
                 id=uuid7(),
                 experiment_id=experiment_ids[run.experiment],
                 cycle=run.cycle,

@@ -21,8 +21,8 @@ from lem_server.database.listener import Hub
 from lem_server.events import queries
 from lem_server.events.queries import EventRow, LogPlace, ProgressRow
 from lem_server.http.problems import ProblemError
-from lem_server.leases.durations import LeaseTerms
 from lem_server.runs import service as runs
+from lem_server.settings import LeaseTerms
 
 POLL_S = 2.0
 """The longest time without looking again, should a notification get lost; progress is only ever seen by looking."""

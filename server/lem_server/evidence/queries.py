@@ -169,12 +169,6 @@ async def completions(connection: AsyncConnection, attempt_id: UUID) -> dict[str
     return {row.process: row.summary for row in rows}
 
 
-async def attempt_exists(connection: AsyncConnection, attempt_id: UUID) -> bool:
-    """Whether there is such an attempt."""
-    row = await connection.execute(text("SELECT 1 FROM attempts WHERE id = :a"), {"a": attempt_id})
-    return row.one_or_none() is not None
-
-
 async def next_body(
     connection: AsyncConnection, attempt_id: UUID, process: str, stream: str, after: int
 ) -> tuple[int, bytes] | None:

@@ -14,21 +14,26 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from lem_domain.errors import ProblemCode
 from lem_domain.evidence.codec import ChunkError, ChunkTooLarge
 from lem_domain.evidence.streams import StreamManifest, StreamName, digest_of_digests
-from lem_domain.ids import IdKind
-from lem_domain.wire.runs import StreamView
 from lem_domain.wire.workers import MissingChunks, ProcessCompletion
-from lem_server.evidence import queries, reading
+from lem_server.evidence import queries
 from lem_server.evidence.queries import StoredChunk
 from lem_server.evidence.texts import storable, storable_text
 from lem_server.evidence.validation import check_chunk
-from lem_server.http.problems import ProblemError, not_there
-from lem_server.leases.fence import Holder, require_lease
+from lem_server.http.problems import ProblemError
+from lem_server.leases.fence import FencedAttempt, require_lease
 
 MAX_MISSING_LISTED = 1000
 
 
 async def put_chunk(
-    engine: AsyncEngine, holder: Holder, *, process: str, stream: StreamName, seq: int, body: bytes, digest: bytes
+    engine: AsyncEngine,
+    attempt: FencedAttempt,
+    *,
+    process: str,
+    stream: StreamName,
+    seq: int,
+    body: bytes,
+    digest: bytes,
 ) -> tuple[bool, bool]:
     """Store a chunk byte for byte. The same bytes again are welcome, also after the lease has ended.
 
@@ -44,7 +49,7 @@ async def put_chunk(
             "the body does not have the SHA-256 of its Content-Digest header; send it again.",
         )
     async with engine.connect() as connection:
-        stored = await queries.chunk_digest(connection, holder.attempt_id, process, stream.value, seq)
+        stored = await queries.chunk_digest(connection, attempt.attempt_id, process, stream.value, seq)
     if stored is not None:
         return _same_or_conflict(stored, digest, process, stream, seq)
     try:
@@ -54,17 +59,17 @@ async def put_chunk(
     except ChunkError as error:
         raise ProblemError(ProblemCode.EVIDENCE_INVALID, str(error)) from error
     async with engine.begin() as connection:
-        cancel = await require_lease(connection, holder)
+        cancel = await require_lease(connection, attempt)
         new = await queries.insert_chunk(
             connection,
-            attempt_id=holder.attempt_id,
+            attempt_id=attempt.attempt_id,
             chunk=StoredChunk(process, stream.value, seq, facts.rows, len(body), digest),
             t_min_ns=facts.t_min_ns,
             t_max_ns=facts.t_max_ns,
             body=body,
         )
         if not new:
-            stored = await queries.chunk_digest(connection, holder.attempt_id, process, stream.value, seq)
+            stored = await queries.chunk_digest(connection, attempt.attempt_id, process, stream.value, seq)
     if not new:
         return _same_or_conflict(stored or b"", digest, process, stream, seq)
     return True, cancel
@@ -103,7 +108,7 @@ def _same_or_conflict(stored: bytes, digest: bytes, process: str, stream: Stream
     return False, False
 
 
-async def put_log(engine: AsyncEngine, holder: Holder, *, process: str, seq: int, content: str) -> bool:
+async def put_log(engine: AsyncEngine, attempt: FencedAttempt, *, process: str, seq: int, content: str) -> bool:
     """Store a piece of a process's output; says whether it is new.
 
     Raises:
@@ -111,14 +116,14 @@ async def put_log(engine: AsyncEngine, holder: Holder, *, process: str, seq: int
     """
     content = storable_text(content)
     async with engine.begin() as connection:
-        stored = await queries.log_text(connection, holder.attempt_id, process, seq)
+        stored = await queries.log_text(connection, attempt.attempt_id, process, seq)
         if stored is None:
-            await require_lease(connection, holder)
+            await require_lease(connection, attempt)
             if await queries.insert_log(
-                connection, attempt_id=holder.attempt_id, process=process, seq=seq, content=content
+                connection, attempt_id=attempt.attempt_id, process=process, seq=seq, content=content
             ):
                 return True
-            stored = await queries.log_text(connection, holder.attempt_id, process, seq)
+            stored = await queries.log_text(connection, attempt.attempt_id, process, seq)
     if stored != content:
         raise ProblemError(
             ProblemCode.CHUNK_CONFLICT, f"log piece {seq} of {process} is stored with another text; it never changes."
@@ -126,7 +131,9 @@ async def put_log(engine: AsyncEngine, holder: Holder, *, process: str, seq: int
     return False
 
 
-async def put_completion(engine: AsyncEngine, holder: Holder, *, process: str, marker: ProcessCompletion) -> bool:
+async def put_completion(
+    engine: AsyncEngine, attempt: FencedAttempt, *, process: str, marker: ProcessCompletion
+) -> bool:
     """Store a process's completion marker; says whether it is new.
 
     Raises:
@@ -135,29 +142,17 @@ async def put_completion(engine: AsyncEngine, holder: Holder, *, process: str, m
     streams = [one.model_dump(mode="json") for one in marker.streams]
     summary = storable(marker.summary)
     async with engine.begin() as connection:
-        stored = await queries.completion(connection, holder.attempt_id, process)
+        stored = await queries.completion(connection, attempt.attempt_id, process)
         if stored is None:
-            await require_lease(connection, holder)
+            await require_lease(connection, attempt)
             if await queries.insert_completion(
-                connection, attempt_id=holder.attempt_id, process=process, streams=streams, summary=summary
+                connection, attempt_id=attempt.attempt_id, process=process, streams=streams, summary=summary
             ):
                 return True
-            stored = await queries.completion(connection, holder.attempt_id, process)
+            stored = await queries.completion(connection, attempt.attempt_id, process)
     if stored != (streams, summary):
         raise ProblemError(ProblemCode.CONFLICT, f"{process} has completed with another marker; it never changes.")
     return False
-
-
-async def streams_of(engine: AsyncEngine, attempt_id: UUID) -> tuple[StreamView, ...]:
-    """What is stored of an attempt, so that an upload can be resumed.
-
-    Raises:
-        ProblemError: `not_found`.
-    """
-    async with engine.connect() as connection:
-        if not await queries.attempt_exists(connection, attempt_id):
-            raise not_there(IdKind.ATTEMPT, attempt_id)
-    return await reading.streams_of(engine, attempt_id)
 
 
 async def read_chunk(

@@ -28,6 +28,7 @@ from lem_domain.ids import IdKind, format_id
 from lem_domain.prompt_sets import DEFAULT_PROMPT_SET
 from lem_domain.results.run import METHOD_VERSION
 from lem_server.datasets import service as datasets
+from lem_server.evidence import reading
 from lem_server.evidence import service as evidence
 from lem_server.exports import export_queries as queries
 from lem_server.http.problems import ProblemError, not_there
@@ -185,7 +186,7 @@ async def _attempt(engine: AsyncEngine, attempt: queries.AttemptRow) -> AsyncIte
         yield member
     async for member in _logs(engine, attempt.id, folder):
         yield member
-    for stream in await evidence.streams_of(engine, attempt.id):
+    for stream in await reading.streams_of(engine, attempt.id):
         for chunk in stream.chunks:
             body, _ = await evidence.read_chunk(
                 engine, attempt.id, process=stream.process, stream=stream.stream, seq=chunk.seq

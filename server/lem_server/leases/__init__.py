@@ -1,1 +1,1 @@
-"""The lease protocol: claims, heartbeats, the fence, how an attempt starts and ends, and expiry."""
+"""Leases: claims, heartbeats, the fence and expiry."""

@@ -21,9 +21,9 @@ from lem_server.database.listener import QUEUE_POLL_S, Hub
 from lem_server.http.problems import ProblemError
 from lem_server.leases import claim_queries as queries
 from lem_server.leases import queue_queries
-from lem_server.leases.durations import LeaseTerms
 from lem_server.leases.scheduling import NOTHING_WAITS, FreeDevice, Held, Outlook, Round, Waiting
 from lem_server.runs.transitions import set_actor
+from lem_server.settings import LeaseTerms
 
 COOLING_LOOK_S = 5.0
 """A worker whose device is to cool is let go after so long, so that it comes back with a new temperature."""

@@ -1,4 +1,4 @@
-"""Who writes to an attempt: the worker and boot that the request's headers name, under one protocol version."""
+"""FastAPI dependencies of the worker protocol: its version, and the worker and boot that the headers name."""
 
 from __future__ import annotations
 
@@ -12,26 +12,31 @@ from lem_domain.ids import IdKind, WorkerId, parse_id
 from lem_domain.wire.base import BOOT_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION, WORKER_HEADER
 from lem_server.http.path_ids import AttemptPath
 from lem_server.http.problems import ProblemError
-from lem_server.leases.fence import Holder
+from lem_server.leases.fence import FencedAttempt
 
 
 def require_protocol(
     protocol: Annotated[int, Header(alias=PROTOCOL_HEADER, description="The worker's protocol version.")],
 ) -> None:
-    """Refuse a worker that this server does not understand, or that does not understand it."""
+    """Refuse a worker of another protocol version.
+
+    Raises:
+        ProblemError: `client_too_old`.
+    """
     if protocol != PROTOCOL_VERSION:
         raise ProblemError(
             ProblemCode.CLIENT_TOO_OLD,
-            f"the server speaks protocol {PROTOCOL_VERSION}, the worker {protocol}; install the same version on both.",
+            f"the server uses protocol {PROTOCOL_VERSION} and the worker protocol {protocol}; install the same version "
+            "of LEM on both.",
         )
 
 
-def _holder(
+def _attempt_of_worker(
     attempt_id: AttemptPath,
     worker: Annotated[WorkerId, Header(alias=WORKER_HEADER, description="The worker's id.")],
     boot: Annotated[UUID, Header(alias=BOOT_HEADER, description="The worker's boot.")],
-) -> Holder:
-    return Holder(attempt_id, parse_id(IdKind.WORKER, worker), boot)
+) -> FencedAttempt:
+    return FencedAttempt(attempt_id, parse_id(IdKind.WORKER, worker), boot)
 
 
-HolderOfAttempt = Annotated[Holder, Depends(_holder)]
+AttemptOfWorker = Annotated[FencedAttempt, Depends(_attempt_of_worker)]

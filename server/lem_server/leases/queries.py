@@ -1,38 +1,22 @@
-"""SQL of an attempt behind its lease: the fence, its start, its end, and what becomes of its run.
+"""SQL of leases: the fence, heartbeats and expiry. Only the database's clock decides what has expired.
 
-Lock order, everywhere: the run's row first, then its lease.
+Lock order in every transaction: campaign, run, lease.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import text
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import UUID as PgUuid
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import bindparam
 
-
-class AttemptRow(NamedTuple):
-    """An attempt and the state of its run."""
-
-    attempt_id: UUID
-    run_id: UUID
-    worker_id: UUID
-    boot_id: UUID
-    run_state: str
-    current_attempt: UUID | None
-    outcome: str | None
-    started: bool
-    manifest: Any
-    cancel_requested: bool
-    retries_left: int
-    losses_left: int
-    campaign_state: str
-
-
-# KEY SHARE lets beats update the lease but keeps anybody from deleting it until this transaction ends.
+# KEY SHARE conflicts with the deletion of the lease but not with heartbeats, which update no key column.
 _FENCE = text("""
     SELECT cancel FROM leases
      WHERE attempt_id = :attempt_id AND worker_id = :worker_id AND boot_id = :boot_id
@@ -41,47 +25,28 @@ _FENCE = text("""
 
 
 async def hold_fence(connection: AsyncConnection, *, attempt_id: UUID, worker_id: UUID, boot_id: UUID) -> bool | None:
-    """Keep the lease from ending until the transaction does; None when it is not held, else whether to cancel."""
+    """Keep the lease from ending before the transaction; return whether to cancel, or None without a lease."""
     found: bool | None = (
         await connection.execute(_FENCE, {"attempt_id": attempt_id, "worker_id": worker_id, "boot_id": boot_id})
     ).scalar_one_or_none()
     return found
 
 
-# Whoever waited for the run sees only the locked rows as they are by then, so the attempt is locked too: in a mode that
-# lets evidence refer to it, because a writer of evidence holds the lease already and would turn the order of locks.
-_LOCK_ATTEMPT = text("""
-    SELECT a.id, a.run_id, a.worker_id, a.boot_id, r.state, r.current_attempt, a.outcome, a.started_at IS NOT NULL,
-           a.manifest, r.cancel_requested_at IS NOT NULL, r.retries_left, r.losses_left, c.state
-      FROM attempts a
-      JOIN runs r ON r.id = a.run_id
-      JOIN campaigns c ON c.id = r.campaign_id
-     WHERE a.id = :attempt_id
-       FOR UPDATE OF r
-       FOR NO KEY UPDATE OF a
+# FOR UPDATE waits for every write of evidence that holds the fence, so that none of them commits after the end.
+_LOCK_LEASE = text("""
+    SELECT 1 FROM leases
+     WHERE attempt_id = :attempt_id AND worker_id = :worker_id AND boot_id = :boot_id
+       FOR UPDATE
 """)
 
 
-async def lock_attempt(connection: AsyncConnection, attempt_id: UUID) -> AttemptRow | None:
-    """An attempt, its run's row and its own locked."""
-    row = (await connection.execute(_LOCK_ATTEMPT, {"attempt_id": attempt_id})).one_or_none()
-    return None if row is None else AttemptRow(*row)
-
-
 async def lock_lease(connection: AsyncConnection, *, attempt_id: UUID, worker_id: UUID, boot_id: UUID) -> bool:
-    """Lock the lease for ending it; False when this boot of the worker doesn't hold it."""
-    row = await connection.execute(
-        text("""
-            SELECT 1 FROM leases
-             WHERE attempt_id = :attempt_id AND worker_id = :worker_id AND boot_id = :boot_id
-               FOR UPDATE
-        """),
-        {"attempt_id": attempt_id, "worker_id": worker_id, "boot_id": boot_id},
-    )
+    """Lock a lease in order to end it; return False if this boot of the worker does not hold it."""
+    row = await connection.execute(_LOCK_LEASE, {"attempt_id": attempt_id, "worker_id": worker_id, "boot_id": boot_id})
     return row.one_or_none() is not None
 
 
-# Devices come free, for other workers of the machine too; the channel of the queue is lem_queue.
+# Claims that wait for a run are notified, because the devices are free now: lem_queue is the channel of the queue.
 _DELETE_LEASE = text("""
     WITH ended AS (DELETE FROM leases WHERE attempt_id = :id RETURNING attempt_id)
     SELECT pg_notify('lem_queue', '') FROM ended
@@ -89,96 +54,120 @@ _DELETE_LEASE = text("""
 
 
 async def delete_lease(connection: AsyncConnection, attempt_id: UUID) -> None:
-    """End a lease; its device leases go with it, and who waits for the devices is woken."""
+    """Delete a lease together with its device leases (ON DELETE CASCADE), and wake waiting claims."""
     await connection.execute(_DELETE_LEASE, {"id": attempt_id})
 
 
-_STORE_START = text("""
-    UPDATE attempts
-       SET started_at = coalesce(started_at, clock_timestamp()), environment = :environment,
-           effective_config = :effective_config
-     WHERE id = :attempt_id
-""").bindparams(bindparam("environment", type_=JSONB), bindparam("effective_config", type_=JSONB))
+class RenewedLease(NamedTuple):
+    """A lease that a heartbeat renewed, and the requests to its worker."""
+
+    attempt_id: UUID
+    cancel: bool
+    pause: bool
+    was_late: bool
+    """It had run out; lease_events has a `recovered` entry now."""
 
 
-async def store_start(
-    connection: AsyncConnection,
-    attempt_id: UUID,
-    *,
-    environment: dict[str, Any],
-    effective_config: dict[str, Any],
-) -> None:
-    """What the worker found before its window opened."""
-    await connection.execute(
-        _STORE_START,
-        {"attempt_id": attempt_id, "environment": environment, "effective_config": effective_config},
+# Primary key of leases. No index covers a changed column, so PostgreSQL updates within the page (HOT). Leases are
+# locked in the order of their ids, so that two heartbeats cannot deadlock, and before their old values are read. An
+# expiry is logged here too, because maintenance may not have run since.
+_RENEW = text("""
+    WITH held AS (
+        SELECT l.attempt_id, l.run_id, l.until, l.beat_at, l.suspect_since
+          FROM leases l
+         WHERE l.attempt_id = ANY(:attempt_ids) AND l.worker_id = :worker_id AND l.boot_id = :boot_id
+         ORDER BY l.attempt_id
+           FOR NO KEY UPDATE
+    ), renewed AS (
+        UPDATE leases l
+           SET until = now() + :ttl, beat_at = now(), suspect_since = NULL,
+               progress = coalesce(sent.progress, l.progress)
+          FROM unnest(:attempt_ids, :progress) AS sent (attempt_id, progress)
+          JOIN held ON held.attempt_id = sent.attempt_id
+         WHERE l.attempt_id = sent.attempt_id
+        RETURNING l.attempt_id, l.cancel, l.pause
+    ), logged AS (
+        INSERT INTO lease_events (attempt_id, run_id, kind, at, silent_s)
+        SELECT held.attempt_id, held.run_id, event.kind, event.at, extract(epoch FROM event.at - held.beat_at)
+          FROM held
+         CROSS JOIN LATERAL (
+               VALUES ('suspect', held.until, held.suspect_since IS NULL), ('recovered', now(), true)
+               ) AS event (kind, at, new)
+         WHERE held.until < now() AND event.new
+         ORDER BY held.attempt_id, event.at
     )
-
-
-_CLOSE_ATTEMPT = text("""
-    UPDATE attempts
-       SET ended_at = clock_timestamp(), outcome = :outcome, reason = :reason, message = :message,
-           manifest = coalesce(:manifest, manifest), environment = coalesce(environment, :environment),
-           effective_config = coalesce(effective_config, :effective_config)
-     WHERE id = :attempt_id
+    SELECT renewed.attempt_id, renewed.cancel, renewed.pause, held.until < now()
+      FROM renewed
+      JOIN held ON held.attempt_id = renewed.attempt_id
 """).bindparams(
-    bindparam("manifest", type_=JSONB(none_as_null=True)),
-    bindparam("environment", type_=JSONB(none_as_null=True)),
-    bindparam("effective_config", type_=JSONB(none_as_null=True)),
+    bindparam("attempt_ids", type_=ARRAY(PgUuid(as_uuid=True))),
+    bindparam("progress", type_=ARRAY(JSONB(none_as_null=True))),
 )
 
 
-async def close_attempt(
+async def renew(
     connection: AsyncConnection,
-    attempt_id: UUID,
     *,
-    outcome: str,
-    reason: str | None = None,
-    message: str | None = None,
-    manifest: list[dict[str, Any]] | None = None,
-    environment: dict[str, Any] | None = None,
-    effective_config: dict[str, Any] | None = None,
-) -> None:
-    """Write how an attempt ended."""
-    await connection.execute(
-        _CLOSE_ATTEMPT,
+    worker_id: UUID,
+    boot_id: UUID,
+    attempts: Sequence[tuple[UUID, dict[str, Any] | None]],
+    ttl: timedelta,
+) -> dict[UUID, RenewedLease]:
+    """Renew the leases that this boot of the worker still holds; return them by attempt."""
+    rows = await connection.execute(
+        _RENEW,
         {
-            "attempt_id": attempt_id,
-            "outcome": outcome,
-            "reason": reason,
-            "message": message,
-            "manifest": manifest,
-            "environment": environment,
-            "effective_config": effective_config,
+            "worker_id": worker_id,
+            "boot_id": boot_id,
+            "ttl": ttl,
+            "attempt_ids": [attempt_id for attempt_id, _ in attempts],
+            "progress": [progress for _, progress in attempts],
         },
     )
+    return {row[0]: RenewedLease(*row) for row in rows}
 
 
-async def move_run(
-    connection: AsyncConnection, run_id: UUID, state: str, *, reason: str | None = None, message: str | None = None
-) -> None:
-    """Move a locked run along an edge; the database refuses an illegal one."""
-    await connection.execute(
-        text("UPDATE runs SET state = :state, reason = :reason, message = :message WHERE id = :run_id"),
-        {"run_id": run_id, "state": state, "reason": reason, "message": message},
+# A scan: the table has one row per running attempt. SKIP LOCKED leaves a lease that a heartbeat is renewing right now
+# to the next pass.
+_SUSPECT = text("""
+    WITH late AS (
+        SELECT attempt_id FROM leases WHERE until < now() AND suspect_since IS NULL
+         ORDER BY attempt_id
+           FOR NO KEY UPDATE SKIP LOCKED
+    ), marked AS (
+        UPDATE leases l SET suspect_since = l.until FROM late WHERE l.attempt_id = late.attempt_id
+        RETURNING l.attempt_id, l.run_id, l.until, l.beat_at
     )
+    INSERT INTO lease_events (attempt_id, run_id, kind, at, silent_s)
+    SELECT attempt_id, run_id, 'suspect', until, extract(epoch FROM until - beat_at) FROM marked ORDER BY attempt_id
+    RETURNING attempt_id
+""")
 
 
-async def requeue(connection: AsyncConnection, run_id: UUID, *, retries: int, losses: int, message: str) -> None:
-    """Queue a run again and take what it costs from its budgets."""
-    await connection.execute(
-        text("""
-            UPDATE runs
-               SET state = 'queued', reason = NULL, message = :message,
-                   retries_left = retries_left - :retries, losses_left = losses_left - :losses
-             WHERE id = :run_id
-        """),
-        {"run_id": run_id, "retries": retries, "losses": losses, "message": message},
+async def mark_suspects(connection: AsyncConnection) -> list[UUID]:
+    """Log the leases that ran out since the last pass; their attempts can recover until the grace ends."""
+    return list((await connection.execute(_SUSPECT)).scalars())
+
+
+async def expired_attempts(connection: AsyncConnection, grace: timedelta) -> list[UUID]:
+    """Return the attempts whose lease ended more than `grace` ago (a scan of a small table)."""
+    rows = await connection.execute(
+        text("SELECT attempt_id FROM leases WHERE until + :grace < now() ORDER BY attempt_id"), {"grace": grace}
     )
+    return list(rows.scalars())
+
+
+async def still_expired(connection: AsyncConnection, attempt_id: UUID, grace: timedelta) -> bool:
+    """Lock a lease in order to end it; return False if a heartbeat renewed it meanwhile."""
+    row = await connection.execute(
+        text("SELECT 1 FROM leases WHERE attempt_id = :attempt_id AND until + :grace < now() FOR UPDATE"),
+        {"attempt_id": attempt_id, "grace": grace},
+    )
+    return row.one_or_none() is not None
 
 
 async def attempts_of_boot(connection: AsyncConnection, worker_id: UUID, boot_id: UUID) -> list[UUID]:
-    """Attempts that this boot of a worker leases."""
+    """Return the attempts that this boot of a worker leases."""
     rows = await connection.execute(
         text("SELECT attempt_id FROM leases WHERE worker_id = :w AND boot_id = :b ORDER BY attempt_id"),
         {"w": worker_id, "b": boot_id},
@@ -187,7 +176,7 @@ async def attempts_of_boot(connection: AsyncConnection, worker_id: UUID, boot_id
 
 
 async def attempts_of_other_boots(connection: AsyncConnection, worker_id: UUID, boot_id: UUID) -> list[UUID]:
-    """Attempts that an older boot of a worker still leases."""
+    """Return the attempts that other boots of a worker still lease."""
     rows = await connection.execute(
         text("SELECT attempt_id FROM leases WHERE worker_id = :w AND boot_id <> :b ORDER BY attempt_id"),
         {"w": worker_id, "b": boot_id},

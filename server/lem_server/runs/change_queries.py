@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import Uuid, text
@@ -12,21 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import bindparam
 from sqlalchemy.types import Integer, Text
 
-
-class NewRun(NamedTuple):
-    """A run to be queued."""
-
-    id: UUID
-    experiment_id: UUID
-    cycle: int
-    position: int
-    backend: str
-    device_count: int
-    device_uuids: tuple[str, ...] = ()
-    """These and no others; empty leaves it open."""
-    device_like: str | None = None
-    """An SQL pattern that each one's name or kind matches."""
-
+from lem_server.runs.new_run import NewRun
 
 _UUIDS: ARRAY[UUID] = ARRAY(Uuid)
 

@@ -1,4 +1,4 @@
-"""SQL that reads runs, their attempts, and what their logs say."""
+"""SQL that reads runs and what their logs say."""
 
 from __future__ import annotations
 
@@ -36,26 +36,6 @@ class Place(NamedTuple):
 
     campaign_id: UUID
     position: int
-
-
-class AttemptRow(NamedTuple):
-    """One try at a run."""
-
-    id: UUID
-    run_id: UUID
-    number: int
-    worker_id: UUID
-    worker_name: str
-    devices: list[str]
-    claimed_at: datetime
-    started_at: datetime | None
-    ended_at: datetime | None
-    outcome: str | None
-    reason: str | None
-    message: str | None
-    environment: dict[str, Any] | None
-    effective_config: dict[str, Any] | None
-    manifest: list[dict[str, Any]] | None
 
 
 class TransitionRow(NamedTuple):
@@ -167,31 +147,6 @@ async def list_lease_events(
     """What happened to the leases of a run's attempts. Index ix_lease_events_run_id."""
     rows = await connection.execute(_LEASE_EVENTS, {"run_id": run_id, "after": after, "limit": limit})
     return [LeaseEventRow(*row) for row in rows]
-
-
-_SELECT_ATTEMPTS = """
-    SELECT a.id, a.run_id, a.number, a.worker_id, w.name, a.devices, a.claimed_at, a.started_at, a.ended_at,
-           a.outcome, a.reason, a.message, a.environment, a.effective_config, a.manifest
-      FROM attempts a
-      JOIN workers w ON w.id = a.worker_id
-"""
-
-# Index uq_attempts_run_id_number.
-_LIST_ATTEMPTS = text(
-    _SELECT_ATTEMPTS + " WHERE a.run_id = :run_id AND a.number > :after ORDER BY a.number LIMIT :limit"
-)
-
-
-async def list_attempts(connection: AsyncConnection, run_id: UUID, *, after: int, limit: int) -> list[AttemptRow]:
-    """A run's attempts in order."""
-    rows = await connection.execute(_LIST_ATTEMPTS, {"run_id": run_id, "after": after, "limit": limit})
-    return [AttemptRow(*row) for row in rows]
-
-
-async def get_attempt(connection: AsyncConnection, attempt_id: UUID) -> AttemptRow | None:
-    """One attempt, by its primary key."""
-    row = (await connection.execute(text(_SELECT_ATTEMPTS + " WHERE a.id = :id"), {"id": attempt_id})).one_or_none()
-    return None if row is None else AttemptRow(*row)
 
 
 # Index ix_run_transitions_run_id.

@@ -1,4 +1,4 @@
-"""HTTP of runs and attempts, as far as people and scripts read and cancel them."""
+"""HTTP of runs: reading and cancelling them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from lem_domain.ids import CampaignId, IdKind, parse_id
 from lem_domain.states import RunState
 from lem_domain.wire.access import Scope
 from lem_domain.wire.base import Page
-from lem_domain.wire.runs import AttemptView, LeaseEventView, LogChunk, RunView, TransitionView
+from lem_domain.wire.runs import LeaseEventView, LogChunk, RunView, TransitionView
 from lem_server.access.guard import CurrentPrincipal, requires
 from lem_server.context import Context
 from lem_server.http.paging import Cursor, Int4, Int8, Limit, decode_cursor, encode_cursor
-from lem_server.http.path_ids import AttemptPath, RunPath
+from lem_server.http.path_ids import RunPath
 from lem_server.http.problems import problem_responses
 from lem_server.runs import service
-from lem_server.runs.service import LogPlace, Place, RunFilter
+from lem_server.runs.queries import LogPlace, Place
+from lem_server.runs.service import RunFilter
 
 router = APIRouter(prefix="/api/v1", tags=["runs"])
 
 _PLACE: TypeAdapter[tuple[UUID, Int4]] = TypeAdapter(tuple[UUID, Int4])
 _LOG_PLACE: TypeAdapter[tuple[Int4, ProcessName, Int4]] = TypeAdapter(tuple[Int4, ProcessName, Int4])
-_NUMBER: TypeAdapter[tuple[Int4]] = TypeAdapter(tuple[Int4])
 _ENTRY: TypeAdapter[tuple[Int8]] = TypeAdapter(tuple[Int8])
 
 _LIST = problem_responses(ProblemCode.BAD_REQUEST)
@@ -84,16 +84,6 @@ async def list_run_lease_events(
     return Page(items=items, next=None if following is None else encode_cursor("lease_events", (following,)))
 
 
-@router.get("/runs/{run_id}/attempts", responses=_LIST_OF_ONE, openapi_extra=requires(Scope.READ))
-async def list_run_attempts(
-    context: Context, run_id: RunPath, limit: Limit = 100, cursor: Cursor = None
-) -> Page[AttemptView]:
-    """Every try at the run, the first one first."""
-    (after,) = decode_cursor("attempts", cursor, _NUMBER) or (0,)
-    items, following = await service.list_attempts(context.engine, run_id, after=after, limit=limit)
-    return Page(items=items, next=None if following is None else encode_cursor("attempts", (following,)))
-
-
 @router.get("/runs/{run_id}/logs", responses=_LIST_OF_ONE, openapi_extra=requires(Scope.READ))
 async def list_run_logs(
     context: Context,
@@ -108,9 +98,3 @@ async def list_run_logs(
         context.engine, run_id, process=process, after=None if after is None else LogPlace(*after), limit=limit
     )
     return Page(items=items, next=None if following is None else encode_cursor("logs", following))
-
-
-@router.get("/attempts/{attempt_id}", responses=_ONE, openapi_extra=requires(Scope.READ), tags=["attempts"])
-async def get_attempt(context: Context, attempt_id: AttemptPath) -> AttemptView:
-    """One try at a run, with its environment and the configuration that was in force."""
-    return await service.get_attempt(context.engine, attempt_id)

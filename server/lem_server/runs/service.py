@@ -6,16 +6,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from uuid import UUID
 
-from pydantic import TypeAdapter
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from lem_domain.errors import ProblemCode
-from lem_domain.evidence.streams import StreamManifest
 from lem_domain.ids import IdKind, format_id
 from lem_domain.states import ActorKind, FailureReason, RunState
 from lem_domain.wire.runs import (
-    AttemptView,
-    EffectiveConfig,
     LeaseEventKind,
     LeaseEventView,
     LogChunk,
@@ -25,38 +21,12 @@ from lem_domain.wire.runs import (
 )
 from lem_server.http.problems import ProblemError, not_there
 from lem_server.runs import change_queries, queries
-from lem_server.runs.budgets import LOSSES_PER_RUN
-from lem_server.runs.change_queries import NewRun
+from lem_server.runs.new_run import LOSSES_PER_RUN, NewRun
 from lem_server.runs.queries import LogPlace, Place
 from lem_server.runs.transitions import set_actor
 
-__all__ = [
-    "LogPlace",
-    "NewRun",
-    "Place",
-    "RunFilter",
-    "ask_campaign_to_pause",
-    "campaign_of",
-    "cancel_after_failure",
-    "cancel_run",
-    "cancel_runs_of_campaign",
-    "get_attempt",
-    "get_run",
-    "list_attempts",
-    "list_lease_events",
-    "list_logs",
-    "list_runs",
-    "list_transitions",
-    "queue_runs",
-    "retry_run",
-    "retry_runs_of_campaign",
-    "wake_claims",
-]
-
 INSERT_AT_ONCE = 10_000
 """Runs per statement: large enough that the statements don't count, small enough for the memory."""
-
-_MANIFEST: TypeAdapter[tuple[StreamManifest, ...]] = TypeAdapter(tuple[StreamManifest, ...])
 
 
 class RunFilter(NamedTuple):
@@ -112,6 +82,16 @@ async def get_run(engine: AsyncEngine, run_id: UUID) -> RunView:
     if row is None:
         raise not_there(IdKind.RUN, run_id)
     return _run(row)
+
+
+async def require_run(connection: AsyncConnection, run_id: UUID) -> None:
+    """Check that a run exists.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    if await queries.get_run(connection, run_id) is None:
+        raise not_there(IdKind.RUN, run_id)
 
 
 async def cancel_run(engine: AsyncEngine, run_id: UUID, *, cancelled_by: str) -> RunView:
@@ -206,38 +186,10 @@ async def list_lease_events(
         ProblemError: `not_found`.
     """
     async with engine.connect() as connection:
-        await _require_run(connection, run_id)
+        await require_run(connection, run_id)
         rows = await queries.list_lease_events(connection, run_id, after=after, limit=limit + 1)
     shown = rows[:limit]
     return tuple(_lease_event(row) for row in shown), shown[-1].id if len(rows) > limit else None
-
-
-async def list_attempts(
-    engine: AsyncEngine, run_id: UUID, *, after: int, limit: int
-) -> tuple[tuple[AttemptView, ...], int | None]:
-    """One page of a run's attempts, and the number that the next one begins after.
-
-    Raises:
-        ProblemError: `not_found`.
-    """
-    async with engine.connect() as connection:
-        await _require_run(connection, run_id)
-        rows = await queries.list_attempts(connection, run_id, after=after, limit=limit + 1)
-    shown = rows[:limit]
-    return tuple(_attempt(row) for row in shown), shown[-1].number if len(rows) > limit else None
-
-
-async def get_attempt(engine: AsyncEngine, attempt_id: UUID) -> AttemptView:
-    """One attempt.
-
-    Raises:
-        ProblemError: `not_found`.
-    """
-    async with engine.connect() as connection:
-        row = await queries.get_attempt(connection, attempt_id)
-    if row is None:
-        raise not_there(IdKind.ATTEMPT, attempt_id)
-    return _attempt(row)
 
 
 async def list_transitions(
@@ -249,7 +201,7 @@ async def list_transitions(
         ProblemError: `not_found`.
     """
     async with engine.connect() as connection:
-        await _require_run(connection, run_id)
+        await require_run(connection, run_id)
         rows = await queries.list_transitions(connection, run_id, after=after, limit=limit + 1)
     shown = rows[:limit]
     return tuple(_transition(row) for row in shown), shown[-1].id if len(rows) > limit else None
@@ -264,7 +216,7 @@ async def list_logs(
         ProblemError: `not_found`.
     """
     async with engine.connect() as connection:
-        await _require_run(connection, run_id)
+        await require_run(connection, run_id)
         rows = await queries.list_logs(connection, run_id, process=process, after=after, limit=limit + 1)
     shown = rows[:limit]
     following = LogPlace(shown[-1].number, shown[-1].process, shown[-1].seq) if len(rows) > limit else None
@@ -274,11 +226,6 @@ async def list_logs(
 async def _cancel(connection: AsyncConnection, run_ids: Sequence[UUID], cancelled_by: str) -> None:
     await set_actor(connection, ActorKind.USER, cancelled_by)
     await change_queries.cancel(connection, run_ids, message=f"cancelled by {cancelled_by}")
-
-
-async def _require_run(connection: AsyncConnection, run_id: UUID) -> None:
-    if await queries.get_run(connection, run_id) is None:
-        raise not_there(IdKind.RUN, run_id)
 
 
 def _run(row: queries.RunRow) -> RunView:
@@ -299,22 +246,6 @@ def _run(row: queries.RunRow) -> RunView:
         created_at=row.created_at,
         updated_at=row.updated_at,
         progress=None if row.progress is None else Progress.model_validate(row.progress),
-    )
-
-
-def _attempt(row: queries.AttemptRow) -> AttemptView:
-    return AttemptView.model_validate(
-        {
-            **row._asdict(),
-            "id": format_id(IdKind.ATTEMPT, row.id),
-            "run_id": format_id(IdKind.RUN, row.run_id),
-            "worker_id": format_id(IdKind.WORKER, row.worker_id),
-            "reason": None if row.reason is None else FailureReason(row.reason),
-            "effective_config": (
-                None if row.effective_config is None else EffectiveConfig.model_validate(row.effective_config)
-            ),
-            "manifest": None if row.manifest is None else _MANIFEST.validate_python(row.manifest),
-        }
     )
 
 

@@ -10,9 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, format_id, parse_id
 from lem_domain.wire.workers import Device, Registered, RegisterWorker, WorkerState, WorkerView
+from lem_server.attempts import service as attempts
 from lem_server.http.problems import ProblemError, not_there
-from lem_server.leases import service as leases
-from lem_server.leases.durations import LeaseTerms
+from lem_server.settings import LeaseTerms
 from lem_server.workers import queries
 
 _WORKERS_AT_ONCE = 500
@@ -39,7 +39,7 @@ async def register(engine: AsyncEngine, terms: LeaseTerms, request: RegisterWork
                 ProblemCode.BOOT_SUPERSEDED,
                 "a newer boot of this worker is registered; start the worker again for a new one.",
             )
-        await leases.end_older_boots(connection, worker_id=worker_id, boot_id=request.boot_id)
+        await attempts.end_older_boots(connection, worker_id=worker_id, boot_id=request.boot_id)
     return Registered(id=request.id, beat_interval_s=terms.beat_interval_s, lease_ttl_s=terms.ttl_s)
 
 
@@ -102,7 +102,7 @@ async def sign_off(engine: AsyncEngine, worker_id: UUID, boot_id: UUID) -> None:
             raise ProblemError(
                 ProblemCode.BOOT_SUPERSEDED, "this boot of the worker is not registered, or a newer one is."
             )
-        await leases.end_leaving_boot(connection, worker_id=worker_id, boot_id=boot_id)
+        await attempts.end_leaving_boot(connection, worker_id=worker_id, boot_id=boot_id)
 
 
 def _view(row: queries.WorkerRow) -> WorkerView:

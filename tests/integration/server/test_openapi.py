@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lem_server.http.openapi import document
+from lem_server.openapi import document
 
 COMMITTED = Path(__file__).parents[3] / "docs" / "reference" / "openapi.json"
 

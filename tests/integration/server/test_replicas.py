@@ -24,14 +24,14 @@ from lem_domain.ids import IdKind, parse_id
 from lem_domain.wire.campaigns import CampaignView
 from lem_server.access.service import OWNER_TOKEN_FILE
 from lem_server.app import create_app
+from lem_server.attempts.service import end_expired
 from lem_server.context import AppContext
 from lem_server.database import listener
 from lem_server.database.listener import APPLICATION_NAME, Hub
 from lem_server.events import stream
 from lem_server.events.stream import BEGINNING, Followed, follow
-from lem_server.leases.durations import LeaseTerms
-from lem_server.leases.service import expire, mark_suspects
-from lem_server.settings import Settings
+from lem_server.leases.service import mark_suspects
+from lem_server.settings import LeaseTerms, Settings
 
 pytestmark = pytest.mark.anyio
 
@@ -337,7 +337,9 @@ async def test_many_looks_at_once_end_each_lease_once(one: Replica, other: Repli
         await connection.execute(text("UPDATE leases SET until = now() - interval '1 hour'"))
     engines = [replica.context.engine for replica in (one, other)]
     terms = one.context.settings.lease_terms
-    await asyncio.gather(*(look for one_of in engines * 3 for look in (mark_suspects(one_of), expire(one_of, terms))))
+    await asyncio.gather(
+        *(look for one_of in engines * 3 for look in (mark_suspects(one_of), end_expired(one_of, terms)))
+    )
     await asyncio.gather(*(mark_suspects(one_of) for one_of in engines))
     check_ended_once(await ended(engine), 6)
 

@@ -7,12 +7,12 @@ import itertools
 import pytest
 
 from lem_domain.states import FailureReason, RunState
-from lem_server.leases.endings import Outcome, Sequel, sequel
+from lem_server.attempts.endings import FollowUp, Outcome, follow_up
 
-NOTHING = Sequel(None)
-AGAIN_FOR_A_LOSS = Sequel(RunState.QUEUED, losses=1)
-AGAIN_FOR_A_RETRY = Sequel(RunState.QUEUED, retries=1)
-PUT_ASIDE = Sequel(RunState.FAILED)
+NOTHING = FollowUp(None)
+AGAIN_FOR_A_LOSS = FollowUp(RunState.QUEUED, losses=1)
+AGAIN_FOR_A_RETRY = FollowUp(RunState.QUEUED, retries=1)
+PUT_ASIDE = FollowUp(RunState.FAILED)
 
 
 @pytest.mark.parametrize(
@@ -30,10 +30,10 @@ PUT_ASIDE = Sequel(RunState.FAILED)
     ],
 )
 def test_each_kind_of_ending_costs_its_own_budget(
-    outcome: Outcome, retries_left: int, losses_left: int, expected: Sequel
+    outcome: Outcome, retries_left: int, losses_left: int, expected: FollowUp
 ) -> None:
     assert (
-        sequel(
+        follow_up(
             outcome,
             FailureReason.WORKER_LOST,
             retries_left=retries_left,
@@ -56,7 +56,7 @@ def test_nothing_follows_when_nobody_wants_the_run_any_more(
 ) -> None:
     for retries_left, losses_left in itertools.product((0, 1, 3), repeat=2):
         assert (
-            sequel(
+            follow_up(
                 outcome,
                 reason,
                 retries_left=retries_left,
@@ -70,11 +70,11 @@ def test_nothing_follows_when_nobody_wants_the_run_any_more(
 
 @pytest.mark.parametrize(("retries_left", "losses_left"), [(0, 0), (2, 3)])
 def test_a_pause_costs_nothing(retries_left: int, losses_left: int) -> None:
-    assert sequel(
+    assert follow_up(
         "interrupted",
         FailureReason.USER_PAUSED,
         retries_left=retries_left,
         losses_left=losses_left,
         cancel_requested=False,
         campaign_cancelled=False,
-    ) == Sequel(RunState.QUEUED)
+    ) == FollowUp(RunState.QUEUED)

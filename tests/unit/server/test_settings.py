@@ -14,9 +14,8 @@ from sqlalchemy.engine import make_url
 from lem_server import logs
 from lem_server.app import create_app
 from lem_server.http.middleware import TrustedHosts, host_of
-from lem_server.leases.durations import LeaseTerms
 from lem_server.main import main
-from lem_server.settings import Settings, default_data_dir
+from lem_server.settings import LeaseTerms, Settings, default_data_dir
 
 
 @pytest.fixture(autouse=True)

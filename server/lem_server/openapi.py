@@ -1,4 +1,4 @@
-"""Prints the OpenAPI document, which stands in the repository and is compared in CI."""
+"""Prints the OpenAPI document; a test compares it with docs/reference/openapi.json."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lem_server.settings import Settings
 
 
 def document() -> str:
-    """The document as JSON text, in a stable form."""
+    """Return the document as JSON text in a stable form."""
     app = create_app(Settings(), make_url("postgresql+asyncpg://nowhere/lem"))
     return json.dumps(app.openapi(), indent=1, ensure_ascii=False) + "\n"
 

@@ -1,0 +1,186 @@
+"""SQL of attempts: reading them, locking one together with its run, its start and its end.
+
+Lock order in every transaction: campaign, run, lease.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql import bindparam
+
+
+class RecordedAttempt(NamedTuple):
+    """An attempt as it is shown; `devices` are UUIDs."""
+
+    id: UUID
+    run_id: UUID
+    number: int
+    worker_id: UUID
+    worker_name: str
+    devices: list[str]
+    claimed_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    outcome: str | None
+    reason: str | None
+    message: str | None
+    environment: dict[str, Any] | None
+    effective_config: dict[str, Any] | None
+    manifest: list[dict[str, Any]] | None
+
+
+_SELECT = """
+    SELECT a.id, a.run_id, a.number, a.worker_id, w.name, a.devices, a.claimed_at, a.started_at, a.ended_at,
+           a.outcome, a.reason, a.message, a.environment, a.effective_config, a.manifest
+      FROM attempts a
+      JOIN workers w ON w.id = a.worker_id
+"""
+_GET = text(_SELECT + " WHERE a.id = :id")
+# Index uq_attempts_run_id_number.
+_LIST = text(_SELECT + " WHERE a.run_id = :run_id AND a.number > :after ORDER BY a.number LIMIT :limit")
+
+
+async def list_attempts(connection: AsyncConnection, run_id: UUID, *, after: int, limit: int) -> list[RecordedAttempt]:
+    """Return a run's attempts with a number above `after`, in order."""
+    rows = await connection.execute(_LIST, {"run_id": run_id, "after": after, "limit": limit})
+    return [RecordedAttempt(*row) for row in rows]
+
+
+async def get_attempt(connection: AsyncConnection, attempt_id: UUID) -> RecordedAttempt | None:
+    """Return one attempt by its primary key."""
+    row = (await connection.execute(_GET, {"id": attempt_id})).one_or_none()
+    return None if row is None else RecordedAttempt(*row)
+
+
+async def exists(connection: AsyncConnection, attempt_id: UUID) -> bool:
+    """Return whether the attempt exists."""
+    row = await connection.execute(text("SELECT 1 FROM attempts WHERE id = :id"), {"id": attempt_id})
+    return row.one_or_none() is not None
+
+
+class LockedAttempt(NamedTuple):
+    """A locked attempt with the state and the budgets of its run."""
+
+    attempt_id: UUID
+    run_id: UUID
+    worker_id: UUID
+    boot_id: UUID
+    run_state: str
+    outcome: str | None
+    started: bool
+    manifest: Any
+    cancel_requested: bool
+    retries_left: int
+    losses_left: int
+    campaign_state: str
+
+
+# A transaction that waited for the run's row sees new values only in rows that it locks (READ COMMITTED), so the
+# attempt is locked too. FOR NO KEY UPDATE, because a writer of evidence holds the lease already and takes KEY SHARE on
+# the attempt through its foreign key: the stronger mode would invert the lock order and deadlock.
+_LOCK = text("""
+    SELECT a.id, a.run_id, a.worker_id, a.boot_id, r.state, a.outcome, a.started_at IS NOT NULL, a.manifest,
+           r.cancel_requested_at IS NOT NULL, r.retries_left, r.losses_left, c.state
+      FROM attempts a
+      JOIN runs r ON r.id = a.run_id
+      JOIN campaigns c ON c.id = r.campaign_id
+     WHERE a.id = :attempt_id
+       FOR UPDATE OF r
+       FOR NO KEY UPDATE OF a
+""")
+
+
+async def lock_attempt(connection: AsyncConnection, attempt_id: UUID) -> LockedAttempt | None:
+    """Lock an attempt and its run's row."""
+    row = (await connection.execute(_LOCK, {"attempt_id": attempt_id})).one_or_none()
+    return None if row is None else LockedAttempt(*row)
+
+
+_STORE_START = text("""
+    UPDATE attempts
+       SET started_at = coalesce(started_at, clock_timestamp()), environment = :environment,
+           effective_config = :effective_config
+     WHERE id = :attempt_id
+""").bindparams(bindparam("environment", type_=JSONB), bindparam("effective_config", type_=JSONB))
+
+
+async def store_start(
+    connection: AsyncConnection,
+    attempt_id: UUID,
+    *,
+    environment: dict[str, Any],
+    effective_config: dict[str, Any],
+) -> None:
+    """Store the start of the window with the worker's environment and the configuration in force."""
+    await connection.execute(
+        _STORE_START,
+        {"attempt_id": attempt_id, "environment": environment, "effective_config": effective_config},
+    )
+
+
+_CLOSE = text("""
+    UPDATE attempts
+       SET ended_at = clock_timestamp(), outcome = :outcome, reason = :reason, message = :message,
+           manifest = coalesce(:manifest, manifest), environment = coalesce(environment, :environment),
+           effective_config = coalesce(effective_config, :effective_config)
+     WHERE id = :attempt_id
+""").bindparams(
+    bindparam("manifest", type_=JSONB(none_as_null=True)),
+    bindparam("environment", type_=JSONB(none_as_null=True)),
+    bindparam("effective_config", type_=JSONB(none_as_null=True)),
+)
+
+
+async def close_attempt(
+    connection: AsyncConnection,
+    attempt_id: UUID,
+    *,
+    outcome: str,
+    reason: str | None = None,
+    message: str | None = None,
+    manifest: list[dict[str, Any]] | None = None,
+    environment: dict[str, Any] | None = None,
+    effective_config: dict[str, Any] | None = None,
+) -> None:
+    """Store the end of an attempt; an environment and a configuration that its start stored are kept."""
+    await connection.execute(
+        _CLOSE,
+        {
+            "attempt_id": attempt_id,
+            "outcome": outcome,
+            "reason": reason,
+            "message": message,
+            "manifest": manifest,
+            "environment": environment,
+            "effective_config": effective_config,
+        },
+    )
+
+
+async def move_run(
+    connection: AsyncConnection, run_id: UUID, state: str, *, reason: str | None = None, message: str | None = None
+) -> None:
+    """Change the state of a locked run; a trigger of the database refuses an illegal transition."""
+    await connection.execute(
+        text("UPDATE runs SET state = :state, reason = :reason, message = :message WHERE id = :run_id"),
+        {"run_id": run_id, "state": state, "reason": reason, "message": message},
+    )
+
+
+async def requeue(connection: AsyncConnection, run_id: UUID, *, retries: int, losses: int, message: str) -> None:
+    """Queue a locked run again and charge its budgets."""
+    await connection.execute(
+        text("""
+            UPDATE runs
+               SET state = 'queued', reason = NULL, message = :message,
+                   retries_left = retries_left - :retries, losses_left = losses_left - :losses
+             WHERE id = :run_id
+        """),
+        {"run_id": run_id, "retries": retries, "losses": losses, "message": message},
+    )

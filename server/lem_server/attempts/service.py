@@ -1,0 +1,243 @@
+"""An attempt from its start to its end, whether its worker ends it or the server does."""
+
+from __future__ import annotations
+
+import logging
+from uuid import UUID
+
+from pydantic import TypeAdapter
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from lem_domain.errors import ProblemCode
+from lem_domain.evidence.streams import StreamManifest
+from lem_domain.ids import IdKind, format_id
+from lem_domain.states import ActorKind, FailureReason, RunState
+from lem_domain.wire.runs import AttemptView, EffectiveConfig, StreamView
+from lem_domain.wire.workers import CompleteAttempt, EndAttempt, StartAttempt
+from lem_server.attempts import queries
+from lem_server.attempts.endings import end_without_result
+from lem_server.evidence import reading
+from lem_server.evidence import service as evidence
+from lem_server.evidence.texts import storable, storable_text
+from lem_server.http.problems import ProblemError, not_there
+from lem_server.leases import service as leases
+from lem_server.leases.fence import FencedAttempt, end_lease, lease_lost, lock_lease
+from lem_server.runs import service as runs
+from lem_server.runs.transitions import set_actor
+from lem_server.settings import LeaseTerms
+
+logger = logging.getLogger(__name__)
+
+_MANIFEST: TypeAdapter[tuple[StreamManifest, ...]] = TypeAdapter(tuple[StreamManifest, ...])
+
+
+async def list_attempts(
+    engine: AsyncEngine, run_id: UUID, *, after: int, limit: int
+) -> tuple[tuple[AttemptView, ...], int | None]:
+    """Return one page of a run's attempts, and the number after which the next page begins.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    async with engine.connect() as connection:
+        await runs.require_run(connection, run_id)
+        rows = await queries.list_attempts(connection, run_id, after=after, limit=limit + 1)
+    shown = rows[:limit]
+    return tuple(_view(row) for row in shown), shown[-1].number if len(rows) > limit else None
+
+
+async def get_attempt(engine: AsyncEngine, attempt_id: UUID) -> AttemptView:
+    """Return one attempt.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    async with engine.connect() as connection:
+        row = await queries.get_attempt(connection, attempt_id)
+    if row is None:
+        raise not_there(IdKind.ATTEMPT, attempt_id)
+    return _view(row)
+
+
+async def list_streams(engine: AsyncEngine, attempt_id: UUID) -> tuple[StreamView, ...]:
+    """Return the stored streams of an attempt, so that its worker can resume an upload.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    async with engine.connect() as connection:
+        if not await queries.exists(connection, attempt_id):
+            raise not_there(IdKind.ATTEMPT, attempt_id)
+    return await reading.streams_of(engine, attempt_id)
+
+
+async def start_attempt(engine: AsyncEngine, attempt: FencedAttempt, request: StartAttempt) -> None:
+    """Open the window: move the run from `initialised` to `running`. A repeated request changes nothing.
+
+    Raises:
+        ProblemError: `not_found`, `lease_lost`, `attempt_closed`, or `conflict` if a cancel was requested.
+    """
+    async with engine.begin() as connection:
+        row = await _lock(connection, attempt)
+        await _require_open(connection, row, attempt)
+        if row.run_state == RunState.RUNNING and row.started:
+            return
+        if row.cancel_requested:
+            raise ProblemError(
+                ProblemCode.CONFLICT, "a cancel of the run was requested; end the attempt with outcome cancelled."
+            )
+        await queries.store_start(
+            connection,
+            attempt.attempt_id,
+            environment=storable(request.environment),
+            effective_config=storable(request.effective_config.model_dump(mode="json")),
+        )
+        await set_actor(connection, ActorKind.WORKER, format_id(IdKind.WORKER, attempt.worker_id))
+        await queries.move_run(connection, row.run_id, RunState.RUNNING.value)
+
+
+async def complete_attempt(engine: AsyncEngine, attempt: FencedAttempt, request: CompleteAttempt) -> None:
+    """Compare the manifest with the stored chunks and move the run from `running` to `completed`.
+
+    A repeated request with the same manifest changes nothing.
+
+    Raises:
+        ProblemError: `not_found`, `lease_lost`, `attempt_closed`, or `manifest_incomplete` with the missing numbers.
+    """
+    manifest = [stream.model_dump(mode="json") for stream in sorted(request.manifest, key=_stream_key)]
+    async with engine.begin() as connection:
+        row = await _lock(connection, attempt)
+        if _is_owner(row, attempt) and row.outcome == "completed" and row.manifest == manifest:
+            return
+        await _require_open(connection, row, attempt)
+        await evidence.verify_manifest(
+            connection, attempt.attempt_id, processes=request.processes, manifest=request.manifest
+        )
+        await queries.close_attempt(connection, attempt.attempt_id, outcome="completed", manifest=manifest)
+        await end_lease(connection, attempt.attempt_id)
+        await set_actor(connection, ActorKind.WORKER, format_id(IdKind.WORKER, attempt.worker_id))
+        await queries.move_run(connection, row.run_id, RunState.COMPLETED.value)
+
+
+async def end_attempt(engine: AsyncEngine, attempt: FencedAttempt, request: EndAttempt) -> None:
+    """End an attempt without a result at its worker's request. A repeated request changes nothing.
+
+    Raises:
+        ProblemError: `not_found`, `lease_lost`, `attempt_closed`.
+    """
+    async with engine.begin() as connection:
+        row = await _lock(connection, attempt)
+        # An interruption is stored as a cancel if a cancel was requested (see `end_without_result`).
+        same = (request.outcome, "cancelled") if request.outcome == "interrupted" else (request.outcome,)
+        if _is_owner(row, attempt) and row.outcome in same:
+            return
+        await _require_open(connection, row, attempt)
+        effective_config = request.effective_config
+        await end_without_result(
+            connection,
+            row,
+            actor=ActorKind.WORKER,
+            actor_name=format_id(IdKind.WORKER, attempt.worker_id),
+            outcome=request.outcome,
+            reason=request.reason,
+            message=storable_text(request.message),
+            environment=None if request.environment is None else storable(request.environment),
+            effective_config=None if effective_config is None else storable(effective_config.model_dump(mode="json")),
+        )
+
+
+async def end_expired(engine: AsyncEngine, terms: LeaseTerms) -> int:
+    """End every attempt whose lease expired longer ago than the grace; return their number.
+
+    Several replicas may run this at the same time: each attempt is locked and its lease looked at again.
+    """
+    ended = 0
+    for attempt_id in await leases.expired_attempts(engine, terms):
+        async with engine.begin() as connection:
+            row = await queries.lock_attempt(connection, attempt_id)
+            if row is None or not await leases.lock_if_expired(connection, attempt_id, terms):
+                continue
+            await _end_lost(connection, row, f"no heartbeat of the worker for {terms.ttl_s + terms.grace_s:.0f} s")
+            ended += 1
+    if ended:
+        logger.warning("ended %d attempts whose workers were lost", ended)
+    return ended
+
+
+async def end_older_boots(connection: AsyncConnection, *, worker_id: UUID, boot_id: UUID) -> None:
+    """End the attempts that earlier boots of a worker still lease: its new boot proves that they no longer run."""
+    for attempt_id in await leases.attempts_of_other_boots(connection, worker_id=worker_id, boot_id=boot_id):
+        row = await queries.lock_attempt(connection, attempt_id)
+        if row is None or not await lock_lease(connection, FencedAttempt(attempt_id, worker_id, row.boot_id)):
+            continue
+        await _end_lost(connection, row, "the worker was restarted during the run")
+
+
+async def end_leaving_boot(connection: AsyncConnection, *, worker_id: UUID, boot_id: UUID) -> None:
+    """End the attempts that a boot still leases when it signs off, such as a claim whose answer it did not receive."""
+    for attempt_id in await leases.attempts_of_boot(connection, worker_id=worker_id, boot_id=boot_id):
+        row = await queries.lock_attempt(connection, attempt_id)
+        if row is None or not await lock_lease(connection, FencedAttempt(attempt_id, worker_id, boot_id)):
+            continue
+        await end_without_result(
+            connection,
+            row,
+            actor=ActorKind.WORKER,
+            actor_name=format_id(IdKind.WORKER, worker_id),
+            outcome="interrupted",
+            reason=FailureReason.WORKER_SHUTDOWN,
+            message="the worker signed off while it held the run",
+        )
+
+
+async def _end_lost(connection: AsyncConnection, row: queries.LockedAttempt, message: str) -> None:
+    await end_without_result(
+        connection,
+        row,
+        actor=ActorKind.SERVER,
+        actor_name="lease protocol",
+        outcome="interrupted",
+        reason=FailureReason.WORKER_LOST,
+        message=message,
+    )
+
+
+async def _lock(connection: AsyncConnection, attempt: FencedAttempt) -> queries.LockedAttempt:
+    row = await queries.lock_attempt(connection, attempt.attempt_id)
+    if row is None:
+        raise not_there(IdKind.ATTEMPT, attempt.attempt_id)
+    return row
+
+
+async def _require_open(connection: AsyncConnection, row: queries.LockedAttempt, attempt: FencedAttempt) -> None:
+    """Lock the lease in order to end it, after the run's row, which `_lock` has locked."""
+    if _is_owner(row, attempt) and row.outcome in ("completed", "failed"):
+        raise ProblemError(
+            ProblemCode.ATTEMPT_CLOSED, f"the attempt has already ended as {row.outcome} and accepts no more writes."
+        )
+    if not await lock_lease(connection, attempt):
+        raise lease_lost()
+
+
+def _is_owner(row: queries.LockedAttempt, attempt: FencedAttempt) -> bool:
+    return (row.worker_id, row.boot_id) == (attempt.worker_id, attempt.boot_id)
+
+
+def _stream_key(stream: StreamManifest) -> tuple[str, str]:
+    return stream.process, stream.stream.value
+
+
+def _view(row: queries.RecordedAttempt) -> AttemptView:
+    return AttemptView.model_validate(
+        {
+            **row._asdict(),
+            "id": format_id(IdKind.ATTEMPT, row.id),
+            "run_id": format_id(IdKind.RUN, row.run_id),
+            "worker_id": format_id(IdKind.WORKER, row.worker_id),
+            "reason": None if row.reason is None else FailureReason(row.reason),
+            "effective_config": (
+                None if row.effective_config is None else EffectiveConfig.model_validate(row.effective_config)
+            ),
+            "manifest": None if row.manifest is None else _MANIFEST.validate_python(row.manifest),
+        }
+    )
