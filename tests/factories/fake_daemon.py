@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from factories.fake_server import FakeServer
-from lem_worker.daemon.attempt import Modules
 from lem_worker.daemon.daemon import Daemon
+from lem_worker.daemon.process_start import ProcessModules
 from lem_worker.daemon.settings import WorkerSettings
 from lem_worker.process.children import kill_leftovers
 
-FAKES = Modules(rank="factories.fake_rank", sampler="factories.fake_sampler")
+FAKES = ProcessModules(rank="factories.fake_rank", sampler="factories.fake_sampler")
 
 
 def spooled(state: Path) -> list[str]:
@@ -68,7 +68,7 @@ async def main() -> None:
     """Until it ends; the settings come from the environment."""
     modules = FAKES
     if os.environ.get("LEM_TEST_SAMPLER") == "real":
-        modules = FAKES._replace(sampler=Modules().sampler)
+        modules = FAKES._replace(sampler=ProcessModules().sampler)
     await Daemon(WorkerSettings(), modules=modules).run()  # type: ignore[call-arg]
 
 

@@ -7,9 +7,9 @@ from functools import partial
 from unittest.mock import patch
 
 from lem_worker import main
-from lem_worker.daemon.attempt import Modules
 from lem_worker.daemon.daemon import Daemon
+from lem_worker.daemon.process_start import ProcessModules
 
 if __name__ == "__main__":
-    with patch.object(main, "Daemon", partial(Daemon, modules=Modules(rank="factories.rank_on_cpu"))):
+    with patch.object(main, "Daemon", partial(Daemon, modules=ProcessModules(rank="factories.rank_on_cpu"))):
         main.main()

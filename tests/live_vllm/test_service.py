@@ -234,7 +234,7 @@ def test_each_trouble_has_its_own_reason_and_the_worker_goes_on(house: House, ti
             "option",
             {"vllm": {**EAGER, "attention_backend": "FLASH_ATTN"}},
             FailureReason.NOT_AS_REQUESTED,
-            "vllm.attention_backend was requested as 'FLASH_ATTN' and the engine says that 'CPU_ATTN' is in force",
+            "vllm.attention_backend was requested as 'FLASH_ATTN', but the engine reports 'CPU_ATTN'",
         ),
     ]
     with house.client() as client:

@@ -1,4 +1,4 @@
-"""`lem-worker run`: the command line of the daemon."""
+"""The command line `lem-worker run`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from lem_domain.errors import LemError
 from lem_worker.daemon.daemon import Daemon
 from lem_worker.daemon.settings import WorkerSettings
 
-_HELP = """A worker measures the runs that a LEM server hands out. It connects outward only.
+_HELP = """A worker measures the runs that a LEM server assigns to it. It only opens outgoing connections.
 
 \b
-    lem-worker run --backend pytorch                     on the machine of the server
+    lem-worker run --backend pytorch                     on the server's machine
     lem-worker run --backend pytorch --server http://lem.example:8420 --token-file token
-    lem-worker run --backend simulated --devices 2       a backend with a known truth, for trying things out
+    lem-worker run --backend simulated --devices 2       a backend with known energy and latency, for tests
 
-Ctrl-C or SIGTERM hands back what is held and ends; a second one ends at once and keeps what was not sent."""
+Ctrl-C or SIGTERM hands the current run back and ends the worker. A second one ends it at once; unsent evidence is kept
+in the spool."""
 
 app = typer.Typer(
     help=_HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False
@@ -32,32 +33,35 @@ app = typer.Typer(
 
 @app.callback()
 def _commands() -> None:
-    """A group even with one command, so that others can join it."""
+    """Keep `run` a subcommand: typer drops the name of an only command."""
 
 
 @app.command()
 def run(
     *,
-    backend: Annotated[BackendName | None, typer.Option(help="The engine to serve [LEM_WORKER_BACKEND].")] = None,
+    backend: Annotated[BackendName | None, typer.Option(help="Backend of this worker [LEM_WORKER_BACKEND].")] = None,
     server: Annotated[
-        str | None, typer.Option(metavar="URL", help="The server [LEM_SERVER, else http://127.0.0.1:8420].")
+        str | None, typer.Option(metavar="URL", help="Server [LEM_SERVER, default http://127.0.0.1:8420].")
     ] = None,
     token_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A token of scopes read and work [LEM_TOKEN_FILE, else the owner's here]."),
+        typer.Option(
+            metavar="FILE",
+            help="Access token with the scopes read and work [LEM_TOKEN_FILE, default the owner's on this machine].",
+        ),
     ] = None,
     state_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Identity and spool, kept over restarts [LEM_WORKER_STATE_DIR].")
     ] = None,
     cache_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Built-in models [LEM_CACHE_DIR, else ~/.cache/lem].")
+        Path | None, typer.Option(metavar="DIR", help="Built-in models [LEM_CACHE_DIR, default ~/.cache/lem].")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Shown in lists [LEM_WORKER_NAME, else host and backend].")] = None,
+    name: Annotated[str | None, typer.Option(help="Name in lists [LEM_WORKER_NAME, default host and backend].")] = None,
     devices: Annotated[int | None, typer.Option(help="Number of simulated devices.")] = None,
-    max_runs: Annotated[int | None, typer.Option(help="End after so many runs.")] = None,
-    until_idle: Annotated[bool | None, typer.Option("--until-idle", help="End when there is nothing to do.")] = None,
+    max_runs: Annotated[int | None, typer.Option(help="End after this number of runs.")] = None,
+    until_idle: Annotated[bool | None, typer.Option("--until-idle", help="End when no run is waiting.")] = None,
 ) -> None:
-    """Claim and measure runs until told to end. Exit codes: 0 ended as told, 1 can't go on, 2 wrong usage."""
+    """Claim and measure runs. Exit codes: 0 ended as requested, 1 failed, 2 wrong usage."""
     given: dict[str, Any] = {
         "backend": backend,
         "server": server,
@@ -70,16 +74,17 @@ def run(
         "until_idle": until_idle,
     }
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    # httpx logs every request at INFO.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        # The settings read what is not given here from the environment.
+        # The settings read omitted options from the environment.
         settings = WorkerSettings(**{key: value for key, value in given.items() if value is not None})
         asyncio.run(_run(settings))
     except ValidationError as error:
         first = error.errors()[0]
-        _leave(f"--{str(first['loc'][-1]).replace('_', '-')}: {first['msg']}", 2)
+        _exit(f"--{str(first['loc'][-1]).replace('_', '-')}: {first['msg']}", 2)
     except LemError as error:
-        _leave(str(error), 1)
+        _exit(str(error), 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -91,6 +96,6 @@ async def _run(settings: WorkerSettings) -> None:
     await Daemon(settings).run()
 
 
-def _leave(message: str, code: int) -> NoReturn:
+def _exit(message: str, code: int) -> NoReturn:
     typer.echo(f"lem-worker: {message}", err=True)
     raise typer.Exit(code)

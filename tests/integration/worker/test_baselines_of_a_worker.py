@@ -12,7 +12,7 @@ from factories.fake_daemon import FAKES
 from factories.fake_server import FakeServer
 from lem_domain.evidence.codec import decode_chunk
 from lem_domain.evidence.streams import SAMPLER, StreamName
-from lem_worker.daemon.attempt import Modules
+from lem_worker.daemon.process_start import ProcessModules
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("worker_environment")]
 
@@ -31,7 +31,7 @@ async def test_the_second_run_of_a_worker_uses_the_idle_baseline_of_the_first_an
     server: FakeServer, work: Callable[..., Coroutine[Any, Any, None]]
 ) -> None:
     first, second = (server.enqueue(baseline={"min_s": 3, "max_s": 60}) for _ in range(2))
-    await work(modules=FAKES._replace(sampler=Modules().sampler))
+    await work(modules=FAKES._replace(sampler=ProcessModules().sampler))
     assert {first, second} <= set(server.completed)
     contexts = {
         attempt: [

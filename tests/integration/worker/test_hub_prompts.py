@@ -18,8 +18,8 @@ from factories.fake_server import FakeServer
 from lem_domain.config.prompt_sources import HuggingFacePrompts
 from lem_domain.evidence.streams import StreamName
 from lem_domain.prompt_sets import prompts_digest
-from lem_worker.daemon import hub_prompts
-from lem_worker.daemon.attempt import Modules
+from lem_worker.daemon import huggingface_prompts
+from lem_worker.daemon.process_start import ProcessModules
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def ask(
     python_path = {} if path is None else {"PYTHONPATH": path}
     wanted = HuggingFacePrompts.model_validate({"dataset": str(folder), "column": "question", **source})
     return subprocess.run(
-        [sys.executable, "-m", "lem_worker.daemon.hub_prompts", wanted.model_dump_json(), most],
+        [sys.executable, "-m", "lem_worker.daemon.huggingface_prompts", wanted.model_dump_json(), most],
         env={**os.environ, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "LEM_PARENT": str(os.getpid()), **python_path},
         capture_output=True,
         text=True,
@@ -100,7 +100,7 @@ def test_what_is_not_there_is_said_in_a_sentence(
     folder: Path, tmp_path: Path, source: dict[str, Any], says: str
 ) -> None:
     done = ask(folder, tmp_path / "cache", **source)
-    assert done.returncode == hub_prompts.NOT_FOUND
+    assert done.returncode == huggingface_prompts.NOT_FOUND
     assert says in done.stderr.strip().splitlines()[-1]
 
 
@@ -116,7 +116,7 @@ def test_the_revision_is_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(datasets, "load_dataset", no_hub)
     with pytest.raises(ConnectionError):
-        hub_prompts.read(HuggingFacePrompts(dataset="a/b", revision="abc"), None)
+        huggingface_prompts.read(HuggingFacePrompts(dataset="a/b", revision="abc"), None)
     assert (asked["name"], asked["revision"]) == ("a/b", "abc")
 
 
@@ -124,8 +124,11 @@ def test_without_the_library_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    monkeypatch.setattr(hub_prompts.processes, "die_with_parent", lambda: None)
-    assert hub_prompts.main([HuggingFacePrompts(dataset="a/b").model_dump_json(), ""]) == hub_prompts.NO_LIBRARY
+    monkeypatch.setattr(huggingface_prompts, "die_with_parent", lambda: None)
+    assert (
+        huggingface_prompts.main([HuggingFacePrompts(dataset="a/b").model_dump_json(), ""])
+        == huggingface_prompts.LIBRARY_MISSING
+    )
     assert "install llm-energy-measurement[datasets]" in capsys.readouterr().err
 
 
@@ -144,7 +147,7 @@ async def test_a_worker_sends_them_and_says_what_they_were(
         window={"min_duration_s": 0},
         warmup={"enabled": False},
     )
-    await work(modules=Modules())
+    await work(modules=ProcessModules())
     assert attempt in server.completed, server.ended
     assert len(server.rows(attempt, "rank-0", StreamName.REQUESTS)) == 2
     known = server.started[attempt].environment["prompts"]

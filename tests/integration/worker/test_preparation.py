@@ -20,7 +20,7 @@ from factories.fake_daemon import killed_worker, nothing_lives_of, spooled, unti
 from factories.fake_server import FakeServer
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.states import FailureReason
-from lem_worker.daemon.ending import AttemptEnded
+from lem_worker.daemon.attempt_end import AttemptEnded
 from lem_worker.daemon.preparation import prepare
 from lem_worker.process.children import ATTEMPT_VARIABLE
 from lem_worker.server_api import ServerApi

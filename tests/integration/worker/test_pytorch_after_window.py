@@ -16,7 +16,7 @@ from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence.streams import PhaseName, StreamName
 from lem_domain.held_text import held_text
 from lem_worker.backends.pytorch.backend import PyTorchBackend
-from lem_worker.daemon.attempt import Modules
+from lem_worker.daemon.process_start import ProcessModules
 from lem_worker.models import resolve_model
 from lem_worker.process.protocol import RankJob
 from lem_worker.rank.after_window import probe_prefill
@@ -91,7 +91,7 @@ async def test_the_probe_and_the_quality_come_after_the_window(
         prefill_probe=True,
         quality=True,
     )
-    await work(modules=Modules(), backend="pytorch", cache_dir=model_cache)
+    await work(modules=ProcessModules(), backend="pytorch", cache_dir=model_cache)
     assert attempt in server.completed, server.ended
     summary = server.markers[attempt, "rank-0"].summary
     requests = server.rows(attempt, "rank-0", StreamName.REQUESTS)

@@ -61,7 +61,7 @@ async def test_prompts_are_divided_among_the_processes_that_accelerate_starts(
 async def test_fewer_processes_than_asked_for_are_noticed(
     server: FakeServer, work: Work, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "HOW", ("--cpu",))
+    monkeypatch.setattr(launch, "LAUNCH_OPTIONS", ("--cpu",))
     attempt = server.enqueue(**two_processes(model_folder))
     await work(modules=REAL_RANK, backend="pytorch")
     assert server.ended[attempt].reason is FailureReason.NOT_AS_REQUESTED

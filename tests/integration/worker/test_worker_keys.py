@@ -14,14 +14,14 @@ from factories.fake_server import FakeServer
 from lem_domain.backends.simulated import SimulatedPower
 from lem_domain.evidence.streams import SAMPLER, StreamName
 from lem_domain.states import FailureReason
-from lem_worker.daemon.attempt import Modules
+from lem_worker.daemon.process_start import ProcessModules
 from lem_worker.sampler.simulated_curves import energy_j
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("worker_environment")]
 
 Work = Callable[..., Coroutine[Any, Any, None]]
 
-REAL = Modules()
+REAL = ProcessModules()
 RANK = "rank-0"
 QUICK: dict[str, Any] = {
     "output": {"max_tokens": 4},

@@ -15,13 +15,24 @@ import pytest
 from lem_domain.wire.runs import Progress
 from lem_domain.wire.workers import BeatVerdict, Heartbeat
 from lem_worker.heartbeat import sender as beat
-from lem_worker.heartbeat.sender import Beats, BeatStart, Drain, FromBeat, Hold, Release, Renewed, Superseded, Verdict
+from lem_worker.heartbeat.messages import (
+    AttemptHeld,
+    AttemptReleased,
+    BootSuperseded,
+    DrainRequested,
+    FromHeartbeat,
+    HeartbeatStart,
+    LeaseRenewed,
+    LeaseVerdict,
+    trusted_until,
+)
+from lem_worker.heartbeat.sender import HeartbeatLoop
 from lem_worker.server_api import ServerApi
 
 pytestmark = pytest.mark.anyio
 
 ATTEMPT = f"att_{uuid4().hex}"
-START = BeatStart(server="http://lem", token="t", worker_id=f"wrk_{uuid4().hex}", boot_id=uuid4(), interval_s=0.01)
+START = HeartbeatStart(server="http://lem", token="t", worker_id=f"wrk_{uuid4().hex}", boot_id=uuid4(), interval_s=0.01)
 Answer = Callable[[Heartbeat], Awaitable[httpx.Response]]
 
 
@@ -30,7 +41,7 @@ class Running:
 
     def __init__(self) -> None:
         self.sent: list[Heartbeat] = []
-        self.told: asyncio.Queue[FromBeat] = asyncio.Queue()
+        self.told: asyncio.Queue[FromHeartbeat] = asyncio.Queue()
         self.answer: Answer = ok
         api = ServerApi(
             START.server,
@@ -39,7 +50,7 @@ class Running:
             boot_id=START.boot_id,
             transport=httpx.MockTransport(self._handle),
         )
-        self.beats = Beats(START, api, self.told.put_nowait)
+        self.beats = HeartbeatLoop(START, api, self.told.put_nowait)
         self.task = asyncio.create_task(self.beats.run())
 
     async def _handle(self, request: httpx.Request) -> httpx.Response:
@@ -47,7 +58,7 @@ class Running:
         self.sent.append(beat)
         return await self.answer(beat)
 
-    async def next(self) -> FromBeat:
+    async def next(self) -> FromHeartbeat:
         return await asyncio.wait_for(self.told.get(), 10)
 
 
@@ -74,9 +85,9 @@ async def test_a_verdict_is_handed_on(running: Running, verdict: str) -> None:
         return answered(beat, verdict, lease_s=None)
 
     running.answer = answer
-    running.beats.take(Hold(attempt_id=ATTEMPT))
+    running.beats.take(AttemptHeld(attempt_id=ATTEMPT))
     told = await running.next()
-    assert told == Verdict(attempt_id=ATTEMPT, verdict=BeatVerdict(verdict))
+    assert told == LeaseVerdict(attempt_id=ATTEMPT, verdict=BeatVerdict(verdict))
 
 
 async def test_trust_is_counted_from_before_the_beat_was_sent(
@@ -92,19 +103,19 @@ async def test_trust_is_counted_from_before_the_beat_was_sent(
         return answered(sent, "ok", lease_s=60)
 
     running.answer = slow
-    running.beats.take(Hold(attempt_id=ATTEMPT))
-    assert await running.next() == Renewed(attempt_id=ATTEMPT, until=sent_at + 60 - 10)
+    running.beats.take(AttemptHeld(attempt_id=ATTEMPT))
+    assert await running.next() == LeaseRenewed(attempt_id=ATTEMPT, until=sent_at + 60 - 10)
 
 
 @pytest.mark.parametrize(("lease_s", "trusted_s"), [(60, 50), (20, 15), (1, 0.75)])
 def test_a_lease_is_trusted_a_little_less_long_than_it_lasts(lease_s: float, trusted_s: float) -> None:
-    assert beat.trusted_until(1000, lease_s) == 1000 + trusted_s
+    assert trusted_until(1000, lease_s) == 1000 + trusted_s
 
 
 async def test_every_answered_beat_renews_the_trust(running: Running) -> None:
-    running.beats.take(Hold(attempt_id=ATTEMPT))
+    running.beats.take(AttemptHeld(attempt_id=ATTEMPT))
     first, second = await running.next(), await running.next()
-    assert isinstance(first, Renewed) and isinstance(second, Renewed)
+    assert isinstance(first, LeaseRenewed) and isinstance(second, LeaseRenewed)
     assert first.until < second.until
 
 
@@ -118,11 +129,11 @@ async def test_what_was_released_is_not_spoken_of(running: Running) -> None:
         return answered(sent, "cancel", drain=bool(sent.attempts))
 
     running.answer = late
-    running.beats.take(Hold(attempt_id=ATTEMPT))
+    running.beats.take(AttemptHeld(attempt_id=ATTEMPT))
     await asked.wait()
-    running.beats.take(Release(attempt_id=ATTEMPT))
+    running.beats.take(AttemptReleased(attempt_id=ATTEMPT))
     gate.set()
-    assert await running.next() == Drain()
+    assert await running.next() == DrainRequested()
 
 
 async def test_progress_travels_with_the_beat(running: Running) -> None:
@@ -135,8 +146,8 @@ async def test_progress_travels_with_the_beat(running: Running) -> None:
         return answered(beat, "ok")
 
     running.answer = answer
-    running.beats.take(Hold(attempt_id=ATTEMPT))
-    running.beats.take(Hold(attempt_id=ATTEMPT, progress=progress))
+    running.beats.take(AttemptHeld(attempt_id=ATTEMPT))
+    running.beats.take(AttemptHeld(attempt_id=ATTEMPT, progress=progress))
     await asyncio.wait_for(seen.wait(), 10)
 
 
@@ -147,7 +158,7 @@ async def test_a_server_that_fails_is_asked_again(running: Running) -> None:
         return answers.pop(0) if answers else answered(beat, "ok", drain=True)
 
     running.answer = answer
-    assert await running.next() == Drain()
+    assert await running.next() == DrainRequested()
 
 
 async def test_another_boot_of_the_worker_is_told(running: Running) -> None:
@@ -157,7 +168,7 @@ async def test_another_boot_of_the_worker_is_told(running: Running) -> None:
         return httpx.Response(409, json=problem)
 
     running.answer = answer
-    assert await running.next() == Superseded()
+    assert await running.next() == BootSuperseded()
 
 
 def test_the_process_ends_with_the_pipe_to_its_daemon() -> None:

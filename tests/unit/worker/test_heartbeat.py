@@ -10,14 +10,14 @@ from uuid import uuid4
 
 import pytest
 
-from lem_worker.daemon import heartbeats as heartbeat
-from lem_worker.daemon.heartbeats import BeatProcess, Expired, News
-from lem_worker.heartbeat.sender import BeatStart
+from lem_worker.daemon import heartbeat_process as heartbeat
+from lem_worker.daemon.heartbeat_process import HeartbeatEvent, HeartbeatProcess, LeaseExpired
+from lem_worker.heartbeat.messages import HeartbeatStart
 
 pytestmark = pytest.mark.anyio
 
 ATTEMPT = f"att_{uuid4().hex}"
-START = BeatStart(server="http://lem", token="t", worker_id=f"wrk_{uuid4().hex}", boot_id=uuid4(), interval_s=0.01)
+START = HeartbeatStart(server="http://lem", token="t", worker_id=f"wrk_{uuid4().hex}", boot_id=uuid4(), interval_s=0.01)
 
 PRELUDE = """#!{python}
 import json, pathlib, sys, time
@@ -47,14 +47,14 @@ class Watched:
         self.program = folder / "beat"
         self.program.write_text(PRELUDE.format(python=sys.executable, born=str(self.born)) + SCRIPTS[script])
         self.program.chmod(0o755)
-        self.news: asyncio.Queue[News] = asyncio.Queue()
-        self.process = BeatProcess(START, self.news.put_nowait)
+        self.news: asyncio.Queue[HeartbeatEvent] = asyncio.Queue()
+        self.process = HeartbeatProcess(START, self.news.put_nowait)
 
     @property
     def starts(self) -> int:
         return len(self.born.read_text().split()) if self.born.exists() else 0
 
-    async def next(self) -> News:
+    async def next(self) -> HeartbeatEvent:
         async with asyncio.timeout(30):
             return await self.news.get()
 
@@ -75,14 +75,14 @@ async def watched(
 async def test_trust_ends_before_the_lease_when_no_beat_is_ever_answered(watched: Watched) -> None:
     began = asyncio.get_running_loop().time()
     watched.process.hold(ATTEMPT, lease_s=2)
-    assert await watched.next() == Expired(ATTEMPT)
+    assert await watched.next() == LeaseExpired(ATTEMPT)
     assert asyncio.get_running_loop().time() - began >= 1.49
 
 
 @pytest.mark.parametrize("watched", ["dies"], indirect=True)
 async def test_a_process_that_dies_is_started_again_and_again_without_renewing_the_trust(watched: Watched) -> None:
     watched.process.hold(ATTEMPT, lease_s=4)
-    assert await watched.next() == Expired(ATTEMPT)
+    assert await watched.next() == LeaseExpired(ATTEMPT)
     assert watched.starts >= 3
 
 
@@ -103,7 +103,7 @@ async def test_what_was_released_does_not_expire(watched: Watched) -> None:
     watched.process.hold(ATTEMPT, lease_s=0.2)
     watched.process.release(ATTEMPT)
     watched.process.hold(other, lease_s=0.4)
-    assert await watched.next() == Expired(other)
+    assert await watched.next() == LeaseExpired(other)
     assert watched.news.empty()
 
 
@@ -111,4 +111,4 @@ async def test_what_was_released_does_not_expire(watched: Watched) -> None:
 async def test_a_machine_that_starts_no_process_any_more_lets_the_trust_run_out(watched: Watched) -> None:
     watched.program.unlink()
     watched.process.hold(ATTEMPT, lease_s=1)
-    assert await watched.next() == Expired(ATTEMPT)
+    assert await watched.next() == LeaseExpired(ATTEMPT)

@@ -9,7 +9,7 @@ from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.prompt_sets import load_builtin_prompts, prompts_digest
-from lem_worker.daemon.input_digests import given, tokenizer_digest
+from lem_worker.daemon.input_digests import input_facts, tokenizer_digest
 
 FILES = {"model.safetensors": "1" * 64, "tokenizer.json": "2" * 64, "config.json": "3" * 64, "merges.txt": "4" * 64}
 
@@ -25,29 +25,29 @@ def prompts_of(facts: dict[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 def test_the_set_and_what_is_sent_of_it_have_digests_of_their_own() -> None:
-    facts = given(config(), sent=("c", "a"), source={}, model_files={})
+    facts = input_facts(config(), sent=("c", "a"), source={}, model_files={})
     builtin = prompts_digest([prompt.text for prompt in load_builtin_prompts("general-v1")])
     assert prompts_of(facts) == {"sha256": builtin, "sent": 2, "sent_sha256": prompts_digest(("c", "a"))}
-    uploaded = given(config(prompts={"dataset": "ab" * 32}), sent=("a",), source={}, model_files={})
+    uploaded = input_facts(config(prompts={"dataset": "ab" * 32}), sent=("a",), source={}, model_files={})
     assert prompts_of(uploaded)["sha256"] == "ab" * 32
 
 
 def test_prompts_that_the_server_does_not_hold_say_where_they_came_from() -> None:
     hub = config(prompts={"huggingface": {"dataset": "org/set"}})
-    facts = given(hub, sent=("a",), source={"dataset": "org/set", "sha256": "cd" * 32}, model_files={})
+    facts = input_facts(hub, sent=("a",), source={"dataset": "org/set", "sha256": "cd" * 32}, model_files={})
     assert prompts_of(facts) == {
         "dataset": "org/set",
         "sha256": "cd" * 32,
         "sent": 1,
         "sent_sha256": prompts_digest(("a",)),
     }
-    made = given(config(prompts={"synthetic": {"prompt_tokens": 8}}), sent=(), source={}, model_files={})
+    made = input_facts(config(prompts={"synthetic": {"prompt_tokens": 8}}), sent=(), source={}, model_files={})
     assert prompts_of(made)["sent"] is None
     assert prompts_of(made)["reason"] == "each rank makes them with its own tokenizer"
 
 
 def test_every_seed_is_told() -> None:
-    facts = given(
+    facts = input_facts(
         config(
             prompts={"order": "shuffled", "seed": 7},
             decoding={"temperature": 1, "seed": 8},
@@ -68,10 +68,10 @@ def test_the_tokenizer_is_its_files_and_no_other() -> None:
 
 
 def test_where_there_are_no_files_it_says_why() -> None:
-    hub = given(config(backend="pytorch"), sent=("a",), source={}, model_files={})
+    hub = input_facts(config(backend="pytorch"), sent=("a",), source={}, model_files={})
     assert (hub["tokenizer_sha256"], hub["model_files"]) == (None, {})
     assert "named by its commit" in str(hub["model_files_reason"])
-    local = given(config(backend="pytorch"), sent=("a",), source={}, model_files=FILES)
+    local = input_facts(config(backend="pytorch"), sent=("a",), source={}, model_files=FILES)
     assert local["model_files_reason"] is None
-    simulated = given(config(), sent=("a",), source={}, model_files={})
+    simulated = input_facts(config(), sent=("a",), source={}, model_files={})
     assert simulated["model_files_reason"] == "the simulated backend loads no model"

@@ -75,7 +75,7 @@ async def test_more_output_than_a_log_takes_is_cut_and_said(tmp_path: Path, monk
     await sending.send_pending()
     await sending.send_pending()
     assert server.text.startswith("x" * 10 + "\n[rank-0 wrote")
-    assert "what follows is not kept" in server.text
+    assert "not kept" in server.text
 
 
 def test_the_tail_is_the_last_lines_and_no_error_where_there_is_no_file(tmp_path: Path) -> None:

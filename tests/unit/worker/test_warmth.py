@@ -9,15 +9,15 @@ import pytest
 
 from fakes.nvml.library import SimulatedNvml, built
 from lem_domain.wire.workers import Device, DeviceKind
-from lem_worker.daemon.temperatures import temperatures_c
+from lem_worker.daemon.temperatures import read_temperatures
 
 WARM, SILENT = "GPU-aaaa1111-0000-0000-0000-000000000001", "GPU-bbbb2222-0000-0000-0000-000000000002"
 SCRIPT = """
 import asyncio, json, os
 from lem_domain.wire.workers import Device
-from lem_worker.daemon.temperatures import temperatures_c
+from lem_worker.daemon.temperatures import read_temperatures
 devices = [Device.model_validate(one) for one in json.loads(os.environ["DEVICES"])]
-print(json.dumps(asyncio.run(temperatures_c(devices))))
+print(json.dumps(asyncio.run(read_temperatures(devices))))
 """
 
 
@@ -40,9 +40,9 @@ def test_each_gpu_that_says_it_is_told(nvml: SimulatedNvml) -> None:
 
 @pytest.mark.anyio
 async def test_devices_without_a_sensor_are_not_asked() -> None:
-    assert await temperatures_c([Device(uuid="CPU-1", kind=DeviceKind.CPU, name="CPU")]) == {}
+    assert await read_temperatures([Device(uuid="CPU-1", kind=DeviceKind.CPU, name="CPU")]) == {}
 
 
 @pytest.mark.anyio
 async def test_a_machine_without_a_driver_tells_nothing() -> None:
-    assert await temperatures_c([Device(uuid=WARM, kind=DeviceKind.GPU, name="GPU")]) == {}
+    assert await read_temperatures([Device(uuid=WARM, kind=DeviceKind.GPU, name="GPU")]) == {}

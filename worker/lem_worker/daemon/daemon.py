@@ -1,4 +1,4 @@
-"""The daemon: registers, claims one run after another, supervises each, and hands back what it holds at its end."""
+"""The daemon: registers the worker, then claims and measures one run after another until it shuts down."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from lem_domain.backends.registry import backend_spec, engine_distributions
 from lem_domain.errors import LemError, ProblemCode
 from lem_domain.wire.workers import Assignment, BeatVerdict, ClaimRequest, Device, RegisterWorker
 from lem_worker.backends.installed import absence, is_served_by_another
-from lem_worker.daemon.attempt import Attempt, Modules
-from lem_worker.daemon.ending import AttemptEnded, AttemptLost, cancelled, handed_back, out_of_touch, paused
-from lem_worker.daemon.heartbeats import BeatProcess, Expired, News
+from lem_worker.daemon.attempt import Attempt
+from lem_worker.daemon.attempt_end import AttemptEnded, AttemptLost, cancelled, handed_back, lease_expired, paused
+from lem_worker.daemon.heartbeat_process import HeartbeatEvent, HeartbeatProcess, LeaseExpired
 from lem_worker.daemon.identity import StateFolder
 from lem_worker.daemon.idle_baselines import IdleBaselines
+from lem_worker.daemon.process_start import ProcessModules
 from lem_worker.daemon.recovery import clean_up, recover
 from lem_worker.daemon.settings import WorkerSettings
-from lem_worker.daemon.temperatures import temperatures_c
+from lem_worker.daemon.temperatures import read_temperatures
 from lem_worker.devices.inventory import cpu_device, gpu_devices, simulated_devices
-from lem_worker.heartbeat.sender import BeatStart, Drain, Superseded, Verdict
+from lem_worker.heartbeat.messages import BootSuperseded, DrainRequested, HeartbeatStart, LeaseVerdict
 from lem_worker.models import default_cache_dir
 from lem_worker.process import spool
 from lem_worker.server_api import Later, LeaseLost, ServerApi
@@ -36,27 +37,29 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CLAIM_WAIT_S = 25.0
-MEMORY_LOOK_S = 60.0
+"""How long the server may hold a claim open; the API allows at most 30 s."""
+
+MEMORY_WARNING_S = 60.0
 FAILURES_BEFORE_PAUSE = 3
 FIRST_PAUSE_S = 30.0
 LONGEST_PAUSE_S = 600.0
 SPACE_POLL_S = 10.0
-ELSEWHERE_POLL_S = 10.0
+OTHER_WORKERS_POLL_S = 10.0
 
 
 class Daemon:
-    """One worker, from its start to its end."""
+    """One boot of a worker."""
 
-    def __init__(self, settings: WorkerSettings, *, modules: Modules | None = None) -> None:
+    def __init__(self, settings: WorkerSettings, *, modules: ProcessModules | None = None) -> None:
         self._settings = settings
-        self._modules = modules or Modules()
+        self._modules = modules or ProcessModules()
         self._token = _read_token(settings.token_file)
         self._state = StateFolder(settings.state_folder)
         self._superseded = False
         self._baselines = IdleBaselines()
         self._devices = _inventory(settings, self._state.worker_id)
         self._api = self._connect(self._state.boot_id)
-        self._ending = asyncio.Event()
+        self._shutdown = asyncio.Event()
         self._attempt: Attempt | None = None
         self._running: asyncio.Task[AttemptEnded | AttemptLost | None] | None = None
         self._signals = 0
@@ -64,35 +67,41 @@ class Daemon:
         self._failures_in_a_row = 0
         self._last_failure = ""
         self._absence = absence(settings.backend)
-        self._something_waits = False
+        self._run_is_waiting = False
 
     async def run(self) -> None:
-        """Work until told to end, or until `max_runs` or `until_idle` is reached."""
+        """Work until a signal, a drain, `max_runs` or `until_idle` ends the worker.
+
+        Raises:
+            LemError: the worker can't work: it is not allowed to, or another boot has its identity.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
-        ending = asyncio.create_task(self._ending.wait())
+        shutdown = asyncio.create_task(self._shutdown.wait())
         try:
-            await self._until_ending(self._begin(), ending)
-            if self._ending.is_set():
+            await self._unless_shutdown(self._begin(), shutdown)
+            if self._shutdown.is_set():
                 return
-            self._beats = BeatProcess(self._beat_start, self._on_news)
-            await self._beats.open()
+            self._heartbeats = HeartbeatProcess(self._heartbeat_start, self._on_event)
+            await self._heartbeats.open()
             try:
-                await self._claim_loop(ending)
+                await self._claim_loop(shutdown)
             finally:
-                await self._beats.close()
+                await self._heartbeats.close()
                 await self._api.sign_off(self._state.boot_id)
             if self._superseded:
                 raise _superseded()
         finally:
-            ending.cancel()
+            shutdown.cancel()
             await self._api.aclose()
             self._state.release()
-            logger.info("the worker has ended after %d runs", self._runs)
+            logger.info("the worker ended after %d runs", self._runs)
 
     async def _begin(self) -> None:
         leftovers = self._state.leftovers()
+        # In this order: processes of an earlier boot may still write into the spool and hold the devices, and its
+        # leases end as soon as this boot registers.
         await clean_up(leftovers)
         await recover(leftovers, self._connect)
         registered = await self._api.register(
@@ -106,7 +115,7 @@ class Daemon:
                 versions=_versions(),
             )
         )
-        self._beat_start = BeatStart(
+        self._heartbeat_start = HeartbeatStart(
             server=self._settings.server,
             token=self._token,
             worker_id=self._state.worker_id,
@@ -117,33 +126,33 @@ class Daemon:
             "registered at %s as %s with %d device(s)", self._settings.server, registered.id, len(self._devices)
         )
         if self._absence is not None:
-            logger.warning("every run that is claimed here ends as backend_unavailable: %s", self._absence)
+            logger.warning("every run claimed here ends with backend_unavailable: %s", self._absence)
 
-    async def _claim_loop(self, ending: asyncio.Task[bool]) -> None:
-        while not self._ending.is_set():
-            await self._pause_after_failures(ending)
-            await self._wait_for_space(ending)
+    async def _claim_loop(self, shutdown: asyncio.Task[bool]) -> None:
+        while not self._shutdown.is_set():
+            await self._pause_after_failures(shutdown)
+            await self._wait_for_space(shutdown)
             if self._absence is not None:
-                await self._leave_it_to_others(ending)
-            assignment = await self._until_ending(self._claim(), ending)
+                await self._defer_to_other_workers(shutdown)
+            assignment = await self._unless_shutdown(self._claim(), shutdown)
             if assignment is None and self._settings.until_idle:
                 return
             if not isinstance(assignment, Assignment):
-                self._something_waits = assignment is Later.WAIT
+                self._run_is_waiting = assignment is Later.WAIT
                 continue
-            self._something_waits = False
-            await self._work(assignment, ending)
+            self._run_is_waiting = False
+            await self._work(assignment, shutdown)
             self._runs += 1
             if self._settings.max_runs is not None and self._runs >= self._settings.max_runs:
                 return
 
     async def _claim(self) -> Assignment | Later | None:
-        ends_when_idle = self._settings.until_idle and not self._something_waits
+        ends_when_idle = self._settings.until_idle and not self._run_is_waiting
         request = ClaimRequest(
             claim_id=uuid4(),
             boot_id=self._state.boot_id,
             devices=tuple(device.uuid for device in self._devices),
-            temperatures_c=await temperatures_c(self._devices),
+            temperatures_c=await read_temperatures(self._devices),
             wait_s=0 if ends_when_idle else CLAIM_WAIT_S,
         )
         try:
@@ -153,7 +162,7 @@ class Daemon:
                 raise _superseded() from error
             return None
 
-    async def _work(self, assignment: Assignment, ending: asyncio.Task[bool]) -> None:
+    async def _work(self, assignment: Assignment, shutdown: asyncio.Task[bool]) -> None:
         logger.info("%s cycle %d: begin (%s)", assignment.display_name, assignment.cycle, assignment.run_id)
         by_uuid = {device.uuid: device for device in self._devices}
         attempt = Attempt(
@@ -164,30 +173,31 @@ class Daemon:
             cache_dir=self._settings.cache_dir or default_cache_dir(),
             devices=tuple(by_uuid[uuid] for uuid in assignment.devices),
             kill_grace_s=self._settings.kill_grace_s,
-            on_progress=lambda progress: self._beats.progress(assignment.attempt_id, progress),
+            on_progress=lambda progress: self._heartbeats.progress(assignment.attempt_id, progress),
             modules=self._modules,
             baselines=self._baselines,
         )
         self._attempt = attempt
-        self._beats.hold(assignment.attempt_id, assignment.lease_s)
-        if self._ending.is_set():
+        self._heartbeats.hold(assignment.attempt_id, assignment.lease_s)
+        if self._shutdown.is_set():
             attempt.stop(handed_back())
         self._running = asyncio.create_task(attempt.run(), name="lem-attempt")
         try:
             await asyncio.wait({self._running})
         finally:
             self._attempt = None
-            self._beats.release(assignment.attempt_id)
+            self._heartbeats.release(assignment.attempt_id)
         if self._running.cancelled():
             logger.warning("%s cycle %d: dropped", assignment.display_name, assignment.cycle)
             return
         ended = self._running.result()
         self._count_failure(ended)
-        self._tell(assignment, ended)
-        while held := await self._until_ending(attempt.memory_held(MEMORY_LOOK_S), ending):
-            logger.error("%s Nothing is claimed until then.", held)
+        self._log_end(assignment, ended)
+        # A run that starts while a dead process still holds GPU memory would measure less free memory, or fail.
+        while holder := await self._unless_shutdown(attempt.memory_holder(MEMORY_WARNING_S), shutdown):
+            logger.error("%s Nothing is claimed until then.", holder)
 
-    def _tell(self, assignment: Assignment, ended: AttemptEnded | AttemptLost | None) -> None:
+    def _log_end(self, assignment: Assignment, ended: AttemptEnded | AttemptLost | None) -> None:
         if ended is None:
             logger.info("%s cycle %d: completed", assignment.display_name, assignment.cycle)
         elif isinstance(ended, AttemptEnded):
@@ -203,67 +213,69 @@ class Daemon:
             logger.warning("%s cycle %d: the lease was lost: %s", assignment.display_name, assignment.cycle, ended)
 
     def _count_failure(self, ended: AttemptEnded | AttemptLost | None) -> None:
-        """Only a result proves that the machine is well: a run that failed by itself, or was stopped, says nothing."""
+        """Count failures of the machine. Only a completed run resets the count: others prove nothing about it."""
         if ended is None:
             self._failures_in_a_row = 0
-        elif isinstance(ended, AttemptEnded) and ended.speaks_of_machine:
+        elif isinstance(ended, AttemptEnded) and ended.machine_fault:
             self._failures_in_a_row += 1
             self._last_failure = str(ended).partition("\n")[0]
 
-    async def _pause_after_failures(self, ending: asyncio.Task[bool]) -> None:
-        """The circuit breaker: a broken machine must not burn through a whole campaign."""
+    async def _pause_after_failures(self, shutdown: asyncio.Task[bool]) -> None:
+        """Circuit breaker: a broken machine must not fail all runs of a campaign."""
         beyond = self._failures_in_a_row - FAILURES_BEFORE_PAUSE
         if beyond < 0:
             return
         pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**beyond)
         logger.error(
-            "%d runs in a row failed because of this machine; claiming nothing for %.0f s. The last one: %s",
+            "%d runs in a row failed because of this machine; claiming nothing for %.0f s. The last failure: %s",
             self._failures_in_a_row,
             pause_s,
             self._last_failure,
         )
-        await asyncio.wait({ending}, timeout=pause_s)
+        await asyncio.wait({shutdown}, timeout=pause_s)
 
-    async def _wait_for_space(self, ending: asyncio.Task[bool]) -> None:
-        """A run whose evidence can't be kept is not claimed.
+    async def _wait_for_space(self, shutdown: asyncio.Task[bool]) -> None:
+        """Wait until the spool has space for a chunk, so that no run is claimed whose evidence can't be stored.
 
         Raises:
-            SpoolError: there is no space, and this worker is to end where there is nothing to do.
+            SpoolError: there is no space, and `until_idle` is set.
         """
-        said = False
-        while not self._ending.is_set():
+        logged = False
+        while not self._shutdown.is_set():
             try:
                 spool.require_space(self._state.spool)
             except spool.SpoolError as error:
                 if self._settings.until_idle:
                     raise
-                if not said:
+                if not logged:
                     logger.error("claiming nothing: %s", error)
-                    said = True
-                await asyncio.wait({ending}, timeout=SPACE_POLL_S)
+                    logged = True
+                await asyncio.wait({shutdown}, timeout=SPACE_POLL_S)
             else:
-                if said:
+                if logged:
                     logger.info("the spool can be written again")
                 return
 
-    async def _leave_it_to_others(self, ending: asyncio.Task[bool]) -> None:
-        """A worker without its engine says so for each run that nobody else can measure, and takes none from those who
-        can."""
-        while not self._ending.is_set():
-            workers = await self._until_ending(self._api.workers(), ending)
+    async def _defer_to_other_workers(self, shutdown: asyncio.Task[bool]) -> None:
+        """Wait while another worker has the engine that is missing here.
+
+        Without such a worker, claimed runs fail with the reason, which is better than waiting without end.
+        """
+        while not self._shutdown.is_set():
+            workers = await self._unless_shutdown(self._api.workers(), shutdown)
             if workers is None or not is_served_by_another(
                 self._settings.backend, workers, own_id=self._state.worker_id
             ):
                 return
             if self._settings.until_idle:
-                self._ending.set()
+                self._shutdown.set()
                 return
-            await asyncio.wait({ending}, timeout=ELSEWHERE_POLL_S)
+            await asyncio.wait({shutdown}, timeout=OTHER_WORKERS_POLL_S)
 
-    async def _until_ending(self, work: Coroutine[Any, Any, T], ending: asyncio.Task[bool]) -> T | None:
-        """The work's result, or None when the worker was told to end before it."""
+    async def _unless_shutdown(self, work: Coroutine[Any, Any, T], shutdown: asyncio.Task[bool]) -> T | None:
+        """Return the result of the work; None when the worker shuts down first, which cancels the work."""
         task = asyncio.create_task(work)
-        await asyncio.wait({task, ending}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, shutdown}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         task.cancel()
@@ -272,38 +284,38 @@ class Daemon:
 
     def _on_signal(self) -> None:
         self._signals += 1
-        self._ending.set()
+        self._shutdown.set()
         if self._attempt is None:
             return
         if self._signals == 1:
-            logger.info("told to end; handing back what is held (a second signal ends at once)")
+            logger.info("shutting down and handing the run back (a second signal ends at once)")
             self._attempt.stop(handed_back())
         elif self._running is not None:
-            logger.warning("told to end at once; what was not sent stays in the spool")
-            self._attempt.hurry()
+            logger.warning("ending at once; unsent evidence is kept in the spool")
+            self._attempt.kill_without_grace()
             self._running.cancel()
 
-    def _on_news(self, news: News) -> None:
-        held = self._attempt
-        match news:
-            case Verdict() if held is not None and held.assignment.attempt_id == news.attempt_id:
-                if news.verdict is BeatVerdict.CANCEL:
-                    held.stop(cancelled())
-                elif news.verdict is BeatVerdict.PAUSE:
-                    held.stop(paused())
-                elif news.verdict is BeatVerdict.LOST:
-                    held.stop(AttemptLost("the server says that the lease is not this worker's any more"))
-            case Expired() if held is not None and held.assignment.attempt_id == news.attempt_id:
-                held.stop(out_of_touch())
-            case Drain():
-                if not self._ending.is_set():
-                    logger.info("drained: finishing what is held, then ending")
-                    self._ending.set()
-            case Superseded():
+    def _on_event(self, event: HeartbeatEvent) -> None:
+        attempt = self._attempt
+        match event:
+            case LeaseVerdict() if attempt is not None and attempt.assignment.attempt_id == event.attempt_id:
+                if event.verdict is BeatVerdict.CANCEL:
+                    attempt.stop(cancelled())
+                elif event.verdict is BeatVerdict.PAUSE:
+                    attempt.stop(paused())
+                elif event.verdict is BeatVerdict.LOST:
+                    attempt.stop(AttemptLost("the server gave the lease to another worker or ended it"))
+            case LeaseExpired() if attempt is not None and attempt.assignment.attempt_id == event.attempt_id:
+                attempt.stop(lease_expired())
+            case DrainRequested():
+                if not self._shutdown.is_set():
+                    logger.info("drained: ending after the current run")
+                    self._shutdown.set()
+            case BootSuperseded():
                 self._superseded = True
-                self._ending.set()
-                if held is not None:
-                    held.stop(AttemptLost("this boot of the worker is not registered any more"))
+                self._shutdown.set()
+                if attempt is not None:
+                    attempt.stop(AttemptLost("another boot of this worker is registered"))
 
     def _connect(self, boot_id: UUID) -> ServerApi:
         return ServerApi(self._settings.server, self._token, worker_id=self._state.worker_id, boot_id=boot_id)
@@ -311,8 +323,8 @@ class Daemon:
 
 def _superseded() -> LemError:
     return LemError(
-        "the server does not know this start of the worker any more: another worker has its identity (give each its "
-        "own --state-dir), or the server's database was restored (start the worker again)."
+        "the server does not accept this boot of the worker any more. If another worker has the same identity, set a "
+        "different --state-dir for each; if the server's database was restored, start the worker again."
     )
 
 
@@ -338,5 +350,5 @@ def _read_token(path: Path) -> str:
             f"the token file {path} can't be read ({error.strerror}); start the server first, or set --token-file."
         ) from error
     if not token:
-        raise LemError(f"the token file {path} is empty; set --token-file to one with a token.")
+        raise LemError(f"the token file {path} is empty; set --token-file to a file that holds an access token.")
     return token

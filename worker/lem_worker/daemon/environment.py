@@ -1,7 +1,7 @@
-"""The environment snapshot of an attempt: what one must know of the host to believe or repeat a figure.
+"""The environment snapshot of an attempt: facts about the host that are needed to judge or repeat a figure.
 
-Secrets and user names are left out: no host name, no paths, no command line, and of the environment's variables only
-those listed here.
+Secrets and user names are left out: no host name, no paths, no command line, and only the environment variables listed
+here.
 """
 
 from __future__ import annotations
@@ -44,10 +44,11 @@ _VARIABLES = (
 )
 _DISTRIBUTION = "llm-energy-measurement"
 _CLOCK_READINGS = 20
+"""The scheduler may interrupt a reading; the narrowest of several brackets is the least disturbed one."""
 
 
 def snapshot(devices: Sequence[Device], known: Sequence[Mapping[str, JsonValue]] = ()) -> dict[str, JsonValue]:
-    """Facts that exist on this host; what can't be read is null. `known` is what is known of devices, by `uuid`."""
+    """Collect the facts of this host, null where unreadable; `known` has the sampler's facts of each device."""
     by_uuid = {facts.get("uuid"): facts for facts in known}
     return {
         "clock": clock_pair(time.monotonic_ns, time.time_ns),
@@ -65,7 +66,7 @@ def snapshot(devices: Sequence[Device], known: Sequence[Mapping[str, JsonValue]]
 
 
 def clock_pair(monotonic_ns: Callable[[], int], utc_ns: Callable[[], int]) -> dict[str, JsonValue]:
-    """One moment on both clocks; true to within the uncertainty, the shortest bracket of several tries."""
+    """Read both clocks at one moment; the uncertainty is half of the narrowest of several brackets."""
     readings = []
     for _ in range(_CLOCK_READINGS):
         before, utc, after = monotonic_ns(), utc_ns(), monotonic_ns()
@@ -94,7 +95,7 @@ def _cpu() -> dict[str, JsonValue]:
 
 
 def cpu_facts(cpuinfo: str) -> tuple[str | None, int | None]:
-    """Model and number of physical cores as the kernel lists them; null where it doesn't say (not all machines do)."""
+    """Model and number of physical cores from /proc/cpuinfo; None where the kernel does not list them (e.g. on ARM)."""
     model: str | None = None
     socket = ""
     cores = set()
@@ -119,7 +120,7 @@ def _container(environment: Mapping[str, str]) -> dict[str, JsonValue]:
         runtime = "podman"
     return {
         "runtime": runtime,
-        # Nothing inside a container knows the image that it was made of; whoever starts it does.
+        # A container can't read the name of its image, so the command that starts it has to pass it.
         "image": environment.get("LEM_IMAGE") or None,
         "slurm": "SLURM_JOB_ID" in environment,
         "cpu_limit": _text("/sys/fs/cgroup/cpu.max"),
@@ -140,7 +141,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Of the source tree that this runs from; an installed package has none (an image's build may tell it)."""
+    """Commit of the source tree; None for an installed package (an image sets LEM_COMMIT at build time)."""
     try:
         answer = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],

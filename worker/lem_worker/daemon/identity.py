@@ -1,4 +1,4 @@
-"""Who the worker is over all its starts, and the lock that keeps two daemons from being it at once."""
+"""The worker's identity over all its boots, and the lock that admits one daemon per state folder."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lem_worker.process.spool import write_model
 
 
 class StateInUse(LemError):
-    """Another daemon works in the same state folder."""
+    """Another daemon uses the state folder."""
 
 
 class Identity(BaseModel):
-    """Kept in the state folder."""
+    """Content of `worker.json` in the state folder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,14 +27,14 @@ class Identity(BaseModel):
 
 
 class StateFolder:
-    """A worker's state on disk: its identity and its spool, held by one daemon at a time."""
+    """A worker's state on disk: its identity and its spool, locked by one daemon at a time."""
 
     def __init__(self, folder: Path) -> None:
-        """Take the folder.
+        """Lock the folder and read or create the identity.
 
         Raises:
-            StateInUse: a living daemon has it.
-            LemError: it can't be written.
+            StateInUse: a running daemon has the lock.
+            LemError: the folder can't be written.
         """
         self.spool = folder / "spool"
         try:
@@ -43,10 +43,13 @@ class StateFolder:
         except OSError as error:
             raise LemError(f"the state folder {folder} can't be used ({error.strerror}); set --state-dir.") from error
         try:
+            # flock, not a file with a process id: the kernel releases it even when the daemon is killed.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock)
-            raise StateInUse(f"another worker runs with the state folder {folder}; give this one its own.") from None
+            raise StateInUse(
+                f"another worker uses the state folder {folder}; set --state-dir to a different one."
+            ) from None
         try:
             self.worker_id = self._identity(folder / "worker.json")
         except BaseException:
@@ -55,11 +58,11 @@ class StateFolder:
         self.boot_id: UUID = uuid4()
 
     def leftovers(self) -> list[Path]:
-        """Folders of attempts that an earlier start left."""
+        """Folders of attempts that an earlier boot left."""
         return sorted(path for path in self.spool.iterdir() if path.is_dir())
 
     def release(self) -> None:
-        """Let another daemon have it."""
+        """Release the lock."""
         os.close(self._lock)
 
     @staticmethod
@@ -69,4 +72,6 @@ class StateFolder:
         try:
             return Identity.model_validate_json(path.read_bytes()).id
         except ValueError:
-            raise LemError(f"{path} holds no worker's identity; remove it, and the worker gets a new one.") from None
+            raise LemError(
+                f"{path} holds no worker identity; remove it, and the next start creates a new identity."
+            ) from None

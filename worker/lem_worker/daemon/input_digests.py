@@ -1,4 +1,4 @@
-"""What an attempt was given, told by digests and seeds: prompts, model, tokenizer. Pure; part of its environment."""
+"""Digests and seeds of an attempt's inputs (prompts, model, tokenizer), for its environment snapshot."""
 
 from __future__ import annotations
 
@@ -29,17 +29,16 @@ _TOKENIZER_FILES = frozenset(
 )
 
 
-def given(
+def input_facts(
     config: ExperimentConfig,
     *,
     sent: Sequence[str],
     source: Mapping[str, JsonValue],
     model_files: Mapping[str, str],
 ) -> dict[str, JsonValue]:
-    """The set of prompts and what of it is sent, in order; every seed; digests of a local model's files.
+    """Digests of the prompt set and of the prompts sent, every seed, and digests of a local model's files.
 
-    `source` is what is known of prompts that the server does not hold. Names and paths on the worker's machine are left
-    out: the configuration has them.
+    `source` describes prompts that the server does not hold. Names and paths on the worker's machine are left out.
     """
     prompts: dict[str, JsonValue] = {"sent": len(sent), "sent_sha256": prompts_digest(sent)}
     if config.prompts.synthetic is not None:
@@ -56,7 +55,7 @@ def given(
 
 
 def tokenizer_digest(model_files: Mapping[str, str]) -> str | None:
-    """SHA-256 over a line `sha256  name` per file that makes the tokenizer, by name; None where there is none."""
+    """SHA-256 over one line `sha256  name` per tokenizer file, sorted by name; None without such a file."""
     lines = [f"{digest}  {name}\n" for name, digest in sorted(model_files.items()) if name in _TOKENIZER_FILES]
     return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else None
 

@@ -1,4 +1,4 @@
-"""Which prompts an experiment sends, and in which order: pure."""
+"""The order and number of an experiment's prompts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from lem_domain.config.experiment import PromptsConfig
 
 
 def select_prompts(prompts: Sequence[str], config: PromptsConfig) -> tuple[str, ...]:
-    """The first `sample_size` prompts after ordering.
+    """Order the prompts and return the first `sample_size` of them.
 
-    `longest_first` goes by characters: tokens depend on the model, and the order must not.
+    `longest_first` sorts by characters: token counts depend on the model, and the order must not.
     """
     ordered = list(prompts)
     if config.order == "shuffled":

@@ -1,8 +1,8 @@
-"""Starts the ranks of an attempt through `accelerate launch`, and counts them.
+"""Launch of an attempt's ranks through `accelerate launch`.
 
-Launched ranks inherit no pipes, so each connects to a socket of the daemon and says who it is. accelerate starts fewer
-processes than it was told under some settings, without a word: with `--cpu`, one. A rank therefore tells how many it
-was started among, and the attempt ends when that is not what was asked for.
+Launched ranks inherit no pipes, so each connects to a Unix socket of the daemon and sends `Joined`. Under some settings
+accelerate silently starts fewer processes than requested (with `--cpu`, one). `Joined` therefore carries the world size
+that the rank sees, and the attempt ends when it differs from the requested one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -18,12 +17,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lem_domain.states import FailureReason
-from lem_worker.daemon.ending import broken, failed
+from lem_worker.daemon.attempt_end import machine_failure, run_failure
 from lem_worker.daemon.upload import tail
-from lem_worker.process.children import ATTEMPT_VARIABLE, LONGEST_LINE, ProcessExit, kill_group
+from lem_worker.process.children import LONGEST_LINE, ProcessExit, child_environment, kill_group
 from lem_worker.process.protocol import (
+    ACCELERATE_MISSING,
     CONTROL_SOCKET,
-    NO_ACCELERATE,
     ControlMessage,
     FromProcess,
     Joined,
@@ -31,15 +30,24 @@ from lem_worker.process.protocol import (
     encode,
 )
 
-HOW = ("--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
-"""On the CPU too, where ACCELERATE_USE_CPU stands in the environment; with `--cpu` there would be one process."""
+LAUNCH_OPTIONS = (
+    *("--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+    # A free port, so that the workers of one host do not collide.
+    *("--main_process_port", "0"),
+)
+"""Used on the CPU too, with ACCELERATE_USE_CPU in the environment: `--cpu` would start a single process."""
 
 
 class LaunchedRank:
     """One rank, a grandchild of the daemon."""
 
     def __init__(
-        self, joined: Joined, name: str, group: _Group, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        joined: Joined,
+        name: str,
+        group: _LaunchedGroup,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
         self.name = name
         self.pid = joined.pid
@@ -49,7 +57,7 @@ class LaunchedRank:
         self._writer = writer
 
     async def receive(self) -> FromProcess | None:
-        """The next message; None when the rank hung up."""
+        """Return the next message; None when the rank closed the connection."""
         try:
             line = await self._reader.readline()
         except ConnectionError:
@@ -57,29 +65,29 @@ class LaunchedRank:
         return decode_from_process(line) if line.endswith(b"\n") else None
 
     def send(self, message: ControlMessage) -> None:
-        """Send a message; a rank that is gone doesn't get it."""
+        """Send a message; one to a rank that has ended is dropped."""
         self._writer.write(encode(message))
 
     async def wait(self) -> ProcessExit:
-        """Wait for the end of all ranks, which accelerate brings about when one fails; how this one ended."""
-        return (await self._group.ends()).get(self._rank, ProcessExit(await self._group.process.wait()))
+        """Wait for all ranks (accelerate ends the others when one fails) and return this rank's exit."""
+        return (await self._group.exits()).get(self._rank, ProcessExit(await self._group.process.wait()))
 
     async def kill(self, grace_s: float) -> None:
-        """End all ranks and what launched them."""
+        """End all ranks and the launcher."""
         await self._group.kill(grace_s)
         self._writer.close()
 
 
-class _Group:
-    """What `accelerate launch` is, and the ranks that it started."""
+class _LaunchedGroup:
+    """The launcher process and the process groups of its ranks."""
 
     def __init__(self, process: asyncio.subprocess.Process, exits_file: Path) -> None:
         self.process = process
         self.pids: set[int] = set()
         self._exits_file = exits_file
 
-    async def ends(self) -> dict[int, ProcessExit]:
-        """How the ranks that failed ended, by number."""
+    async def exits(self) -> dict[int, ProcessExit]:
+        """Wait for the launcher and return the exits of the ranks that failed."""
         await self.process.wait()
         try:
             exits: dict[str, int] = json.loads(self._exits_file.read_text())
@@ -88,12 +96,12 @@ class _Group:
         return {int(rank): ProcessExit(code) for rank, code in exits.items()}
 
     async def kill(self, grace_s: float) -> None:
-        """SIGTERM, later SIGKILL, to the launcher's group and to each rank's, until none lives."""
+        """End the groups of the launcher and of each rank: SIGTERM, `grace_s` seconds later SIGKILL."""
         await asyncio.gather(*(kill_group(pid, grace_s=grace_s) for pid in {self.process.pid, *self.pids}))
         await self.process.wait()
 
 
-async def launch(
+async def launch_ranks(
     module: str,
     job_file: Path,
     names: Sequence[str],
@@ -101,14 +109,14 @@ async def launch(
     attempt_id: str,
     environment: Mapping[str, str],
 ) -> list[LaunchedRank]:
-    """Start one rank for each name, and return when all have said who they are.
+    """Start one rank per name and return when all have joined.
 
-    `job_file` is the first one's; the others lie beside it under their own names.
+    `job_file` is that of rank 0; the other ranks find theirs in the same folder by name.
 
     Raises:
-        AttemptEnded: another number of ranks was started than was asked for, or none.
+        AttemptEnded: the number of started ranks is not the requested one.
     """
-    # Not in the spool: a socket's path may have no more than 107 characters.
+    # Outside the spool, whose path may be too long: Linux limits the path of a Unix socket to 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="lem-"))
     arrived: asyncio.Queue[tuple[Joined, asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
 
@@ -117,17 +125,19 @@ async def launch(
             arrived.put_nowait((Joined.model_validate_json(await reader.readline()), reader, writer))
 
     log_file = job_file.with_name("launcher.log")
+    exits_file = job_file.with_name("exits.json")
     server = await asyncio.start_unix_server(connected, folder / "control", limit=LONGEST_LINE)
     group = None
     try:
-        process = await _start(
-            ["--num_processes", str(len(names)), *HOW, "--main_process_port", "0", "--module", module, str(job_file)],
+        process = await _start_launcher(
+            ["--num_processes", str(len(names)), *LAUNCH_OPTIONS, "--module", module, str(job_file)],
             log_file=log_file,
-            exits_file=job_file.with_name("exits.json"),
-            environment={**environment, CONTROL_SOCKET: str(folder / "control"), ATTEMPT_VARIABLE: attempt_id},
+            exits_file=exits_file,
+            attempt_id=attempt_id,
+            environment={**environment, CONTROL_SOCKET: str(folder / "control")},
         )
-        group = _Group(process, job_file.with_name("exits.json"))
-        return await _all_of(names, arrived, group, log_file)
+        group = _LaunchedGroup(process, exits_file)
+        return await _until_joined(names, arrived, group, log_file)
     except BaseException:
         if group is not None:
             await group.kill(0)
@@ -137,10 +147,10 @@ async def launch(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _all_of(
+async def _until_joined(
     names: Sequence[str],
     arrived: asyncio.Queue[tuple[Joined, asyncio.StreamReader, asyncio.StreamWriter]],
-    group: _Group,
+    group: _LaunchedGroup,
     log_file: Path,
 ) -> list[LaunchedRank]:
     ranks: dict[int, LaunchedRank] = {}
@@ -151,15 +161,14 @@ async def _all_of(
             await asyncio.wait({joining, ended}, return_when=asyncio.FIRST_COMPLETED)
             if not joining.done():
                 joining.cancel()
-                raise _launched_nothing(ProcessExit(ended.result()), tail(log_file))
+                raise _launch_failed(ProcessExit(ended.result()), tail(log_file))
             joined, reader, writer = joining.result()
             group.pids.add(joined.pid)
             if joined.world_size != len(names):
-                raise failed(
+                raise run_failure(
                     FailureReason.NOT_AS_REQUESTED,
                     f"pytorch.num_processes was requested as {len(names)} and accelerate started {joined.world_size}; "
-                    "look at accelerate's own settings in the worker's environment (ACCELERATE_…), or request what "
-                    "it starts.",
+                    "check the ACCELERATE_… variables of the worker's environment, or request the number it starts.",
                 )
             ranks[joined.rank] = LaunchedRank(joined, names[joined.rank], group, reader, writer)
     finally:
@@ -167,17 +176,17 @@ async def _all_of(
     return [ranks[number] for number in range(len(names))]
 
 
-def _launched_nothing(ended: ProcessExit, last_lines: str) -> Exception:
-    if ended.code == NO_ACCELERATE:
-        return broken(FailureReason.BACKEND_UNAVAILABLE, last_lines)
-    return broken(
+def _launch_failed(ended: ProcessExit, last_lines: str) -> Exception:
+    if ended.code == ACCELERATE_MISSING:
+        return machine_failure(FailureReason.BACKEND_UNAVAILABLE, last_lines)
+    return machine_failure(
         FailureReason.BACKEND_INITIALISATION,
-        f"accelerate launch {ended} before all ranks were there; its last lines:\n{last_lines}",
+        f"accelerate launch {ended} before all ranks had joined; its last lines:\n{last_lines}",
     )
 
 
-async def _start(
-    arguments: Sequence[str], *, log_file: Path, exits_file: Path, environment: Mapping[str, str]
+async def _start_launcher(
+    arguments: Sequence[str], *, log_file: Path, exits_file: Path, attempt_id: str, environment: Mapping[str, str]
 ) -> asyncio.subprocess.Process:
     with log_file.open("ab") as log:
         return await asyncio.create_subprocess_exec(
@@ -187,11 +196,5 @@ async def _start(
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env={
-                **os.environ,
-                **environment,
-                "LEM_PARENT": str(os.getpid()),
-                "PYTHONUNBUFFERED": "1",
-                "SPT_NOENV": "1",
-            },
+            env={**child_environment(attempt_id), **environment},
         )

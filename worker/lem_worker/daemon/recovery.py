@@ -1,11 +1,10 @@
-"""What a start of the worker does with what an earlier one left: kill its processes, finish what is whole.
+"""Recovery at the start of a worker: end the processes of earlier attempts and complete finished ones.
 
-The earlier boot's lease still stands until the new boot registers, so finished evidence is completed under the earlier
-boot's name, before that. What is not whole is dropped: the server gives the run to somebody as a new attempt.
+The lease of the earlier boot is valid until the new boot registers. Finished evidence is therefore completed under the
+earlier boot before that; an unfinished attempt is dropped, and the server assigns its run again.
 
-What is marked as sent is not sent again, and the server need not be asked what it holds: a chunk that it took just
-before the worker ended is sent once more, which changes nothing, and what it lacks it names when it is told the
-manifest.
+Chunks marked as sent are not sent again. The server is not asked for its chunks either: sending a chunk twice changes
+nothing, and the answer to the manifest lists the missing ones.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ logger = logging.getLogger(__name__)
 
 
 async def clean_up(leftovers: list[Path]) -> None:
-    """Kill every process that the attempts of these folders left behind."""
+    """Kill every process that the attempts of these folders left."""
     killed = await kill_leftovers([folder.name for folder in leftovers])
     if killed:
-        logger.warning("killed %d processes that earlier attempts left", killed)
+        logger.warning("killed %d processes of earlier attempts", killed)
 
 
 async def recover(leftovers: list[Path], connect: Callable[[UUID], ServerApi]) -> None:
-    """Complete whole attempts under the boot that made them; forget the others.
+    """Complete finished attempts under the boot that measured them; remove the others.
 
     Raises:
-        NotAllowed: the server does not accept this worker; everything stays in the spool.
+        NotAllowed: the server does not accept this worker; the spool is kept.
     """
     for folder in leftovers:
         spool.remove_partial_files(folder)
@@ -43,23 +42,24 @@ async def recover(leftovers: list[Path], connect: Callable[[UUID], ServerApi]) -
         if assignment is not None and spool.is_complete(folder, assignment.processes):
             await _complete(folder, assignment, connect(assignment.boot_id))
         else:
-            logger.warning("%s was not finished when the worker ended; it will be measured again", folder.name)
+            logger.warning("%s was not finished when the worker ended; its run will be measured again", folder.name)
             spool.remove_attempt(folder)
 
 
 async def _complete(folder: Path, assignment: SpooledAssignment, api: ServerApi) -> None:
     try:
+        # The earlier boot may have sent a part of the logs, and its position in them is not on disk.
         await Uploader(api, assignment.attempt_id, folder, send_logs=False).complete(assignment.processes)
     except NotAllowed:
         raise
     except LeaseLost as error:
-        logger.warning("%s was measured, but the server does not want it any more: %s", assignment.attempt_id, error)
+        logger.warning("%s was measured, but its lease is lost: %s", assignment.attempt_id, error)
         spool.remove_attempt(folder)
     except ServerRefused as error:
         kept = spool.quarantine(folder)
-        logger.error("the server refused the evidence of %s, it is kept in %s: %s", folder.name, kept, error)
+        logger.error("the server refused the evidence of %s; it is quarantined in %s: %s", folder.name, kept, error)
     else:
-        logger.info("%s was measured before the worker ended; completed it from the spool", assignment.attempt_id)
+        logger.info("%s was finished before the worker ended; completed it from the spool", assignment.attempt_id)
         spool.remove_attempt(folder)
     finally:
         await api.aclose()

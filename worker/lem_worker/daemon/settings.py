@@ -1,4 +1,4 @@
-"""The worker's settings: command line, then environment, then defaults."""
+"""The worker's settings: command line before environment before defaults."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def _token_file() -> Path:
 
 
 class WorkerSettings(BaseSettings):
-    """Each key has a test that it takes effect."""
+    """Settings of one worker; every key has a test of its effect."""
 
     model_config = SettingsConfigDict(env_prefix="LEM_WORKER_", frozen=True, extra="ignore", populate_by_name=True)
 
-    backend: BackendName = Field(description="The backend that this worker serves.")
+    backend: BackendName = Field(description="The backend of this worker.")
     server: str = Field(
         default="http://127.0.0.1:8420",
         validation_alias="LEM_SERVER",
@@ -37,17 +37,17 @@ class WorkerSettings(BaseSettings):
     token_file: Path = Field(
         default_factory=_token_file,
         validation_alias="LEM_TOKEN_FILE",
-        description="A file with a token that has the scopes read and work.",
+        description="A file that holds an access token with the scopes read and work.",
     )
-    state_dir: Path | None = Field(default=None, description="Identity and spool; kept over restarts.")
-    cache_dir: Path | None = Field(default=None, description="Converted models.")
-    name: str | None = Field(default=None, description="Shown in lists; the host's name and the backend by default.")
-    devices: int = Field(default=1, ge=1, le=64, description="Devices of a simulated worker.")
-    max_runs: int | None = Field(default=None, ge=1, description="End after so many runs.")
-    until_idle: bool = Field(default=False, description="End when there is nothing to do.")
-    kill_grace_s: float = Field(default=10.0, ge=0, description="Between SIGTERM and SIGKILL of a run's processes.")
+    state_dir: Path | None = Field(default=None, description="Folder of identity and spool, kept over restarts.")
+    cache_dir: Path | None = Field(default=None, description="Folder of built-in and converted models.")
+    name: str | None = Field(default=None, description="Name in lists; by default the host name and the backend.")
+    devices: int = Field(default=1, ge=1, le=64, description="Number of devices of a simulated worker.")
+    max_runs: int | None = Field(default=None, ge=1, description="End after this number of runs.")
+    until_idle: bool = Field(default=False, description="End when no run is waiting.")
+    kill_grace_s: float = Field(default=10.0, ge=0, description="Seconds from SIGTERM to SIGKILL of a run's processes.")
 
     @property
     def state_folder(self) -> Path:
-        """Where the worker's identity and spool lie."""
+        """Folder of the worker's identity and spool."""
         return self.state_dir or _data_dir() / "workers" / self.backend.value

@@ -1,4 +1,4 @@
-"""Follows the processes of one attempt: what they say, whether they live, and whether they keep their limits."""
+"""Supervision of an attempt's processes: their messages, their ends, and the limits of each step."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lem_domain.config.experiment import LimitsConfig
 from lem_domain.evidence.streams import SAMPLER, PhaseName
 from lem_domain.states import FailureReason
 from lem_domain.wire.runs import EffectiveConfig, Progress
-from lem_worker.daemon.ending import AttemptEnded, AttemptLost, broken, failed
-from lem_worker.daemon.sampler_state import SamplerState
+from lem_worker.daemon.attempt_end import AttemptEnded, AttemptLost, machine_failure, run_failure
+from lem_worker.daemon.process_status import RankStatus, SamplerStatus, progress_of
 from lem_worker.daemon.upload import tail
 from lem_worker.process.children import SupervisedProcess
 from lem_worker.process.protocol import (
@@ -25,11 +25,8 @@ from lem_worker.process.protocol import (
     Done,
     Failed,
     FromProcess,
-    Loaded,
-    Measured,
     PhaseEdge,
     PowerSlope,
-    Ready,
     Settle,
     TakeBaseline,
     Tick,
@@ -40,17 +37,15 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SEALING_S = 60.0
-"""A driver may hold the sampler for ever."""
+"""A driver call may block the sampler without end, and with it the end of the run."""
 
 OPENING_S = 60.0
-"""A sampler that has no sample by then is done without, where energy is not required. Waking many GPUs whose driver
-nothing keeps loaded takes tens of seconds; what takes longer is a call of the driver that does not return."""
-
-_NOT_LOADED = frozenset({None, PhaseName.LOAD, PhaseName.COMPILE})
+"""Where energy is optional, the attempt continues without a sampler that has no sample by then. To wake many GPUs whose
+driver is not loaded takes tens of seconds; a longer call is one that does not return."""
 
 
 class Supervision:
-    """The state of an attempt's processes, and waits for what must come next."""
+    """The processes of one attempt, and the waits for their next step."""
 
     def __init__(
         self,
@@ -61,7 +56,9 @@ class Supervision:
         log_dir: Path,
     ) -> None:
         self._limits = limits
-        self._ranks = ranks
+        self._ranks = {name: RankStatus() for name in ranks}
+        self._leader = self._ranks[ranks[0]]
+        self._sampler = SamplerStatus()
         self._on_progress = on_progress
         self._log_dir = log_dir
         self._children: dict[str, SupervisedProcess] = {}
@@ -69,41 +66,46 @@ class Supervision:
         self._changed = asyncio.Event()
         self._stopped: asyncio.Future[None] | None = None
         self._stop_reason: AttemptEnded | AttemptLost | None = None
-        self._loaded: dict[str, EffectiveConfig] = {}
-        self._ready: set[str] = set()
-        self._done: dict[str, Done] = {}
-        self._measured: set[str] = set()
-        self._sampler = SamplerState()
-        self._quiet: PhaseName | None = None
-        self._phase: dict[str, PhaseName | None] = {}
-        self._ticks: dict[str, Tick] = {}
-        self._last_sign: dict[str, float] = {}
+        self._idle_phase: PhaseName | None = None
         self._phase_began = 0.0
 
     @property
     def effective_config(self) -> EffectiveConfig | None:
-        """What rank 0 read back from its engine, when it has."""
-        return self._loaded.get(self._ranks[0])
+        """The configuration that rank 0 read back from its engine; None before it is loaded."""
+        return self._leader.effective_config
 
     @property
     def effective_configs(self) -> tuple[EffectiveConfig, ...]:
-        """What each rank that is loaded read back."""
-        return tuple(self._loaded[rank] for rank in self._ranks if rank in self._loaded)
+        """The configurations that the loaded ranks read back."""
+        found = (rank.effective_config for rank in self._ranks.values())
+        return tuple(config for config in found if config is not None)
 
     @property
     def device_facts(self) -> tuple[dict[str, JsonValue], ...]:
-        """What the sampler says of the leased devices, when it has."""
+        """The sampler's facts of the leased devices; empty before its first samples."""
         return self._sampler.device_facts
 
+    @property
+    def power_known(self) -> bool:
+        """Whether any source measures power."""
+        return self._sampler.power_w is not None
+
+    @property
+    def sampler_failure(self) -> str | None:
+        """Why the sampler never had a sample, if the attempt continued without it."""
+        return self._sampler.failure
+
+    # --- the end of the attempt ---------------------------------------------------------------------------------------
+
     def stop(self, why: AttemptEnded | AttemptLost) -> None:
-        """End the attempt from outside; the first reason counts."""
+        """End the attempt; the first reason counts."""
         if self._stop_reason is None:
             self._stop_reason = why
         if self._stopped is not None and not self._stopped.done():
             self._stopped.set_exception(self._stop_reason)
 
     async def guard(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do the work until it ends, somebody stops the attempt, a process fails, or its time is up.
+        """Do the work; a call of `stop`, the end of a process or `limits.run_s` cancels it.
 
         Raises:
             AttemptEnded: it failed, or was stopped.
@@ -128,12 +130,12 @@ class Supervision:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
             if self._stopped.done():
-                self._stopped.exception()
+                self._stopped.exception()  # retrieved, so that asyncio does not log it as lost
             else:
-                self._stopped.cancel()  # whoever is stopped from now on is not waited for
+                self._stopped.cancel()  # a later stop has no effect
 
     def watch(self, task: asyncio.Task[None]) -> None:
-        """End the attempt with the error of a task that runs beside it."""
+        """End the attempt with the error of a background task."""
 
         def ended(finished: asyncio.Task[None]) -> None:
             if finished.cancelled():
@@ -144,21 +146,25 @@ class Supervision:
 
         task.add_done_callback(ended)
 
-    def follow(self, child: SupervisedProcess) -> None:
-        """Read what a process says until it closes its pipe."""
-        self._children[child.name] = child
-        self._last_sign[child.name] = _now()
-        self._tasks.append(asyncio.create_task(self._read(child), name=f"lem-read-{child.name}"))
+    async def until_gone(self, grace_s: float) -> None:
+        """Wait up to `grace_s` seconds until all processes have ended; an engine may hang while it is unloaded."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await asyncio.gather(*(child.wait() for child in self._children.values()))
 
-    async def until_prepared(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do what comes before any process starts."""
-        return await self._while_loading(work, "finding the model and the prompts")
+    async def kill_all(self, grace_s: float) -> None:
+        """End every process, and every task that follows one."""
+        await asyncio.gather(*(child.kill(grace_s) for child in self._children.values()))
+        self._children.clear()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
 
-    async def until_launched(self, work: Coroutine[Any, Any, T]) -> T:
-        """Start ranks that come by themselves."""
-        return await self._while_loading(work, "starting the ranks")
+    # --- the steps of the attempt, in their order ---------------------------------------------------------------------
 
-    async def _while_loading(self, work: Coroutine[Any, Any, T], what: str) -> T:
+    async def while_loading(self, work: Coroutine[Any, Any, T], what: str) -> T:
+        """Do the work that precedes the first message of the ranks, within `limits.load_s`."""
         try:
             async with asyncio.timeout(self._limits.load_s) as limit:
                 return await work
@@ -168,7 +174,7 @@ class Supervision:
             raise
 
     async def until_sampling(self, sampler: SupervisedProcess, *, required: bool, grace_s: float) -> None:
-        """Wait for the sampler's first samples; where energy is not required, go on without one that has none.
+        """Wait for the sampler's first samples; without `required`, continue without a sampler that has none.
 
         Raises:
             AttemptEnded: it died or hangs, and energy is required.
@@ -181,111 +187,78 @@ class Supervision:
         except AttemptEnded:
             if required:
                 raise
-            self._do_without_sampler(
+            self._continue_without_sampler(
                 f"the sampler opened no energy source in {limit_s:g} s and was killed; see whether nvidia-smi answers"
             )
-            # Not waited for before the attempt's end: a driver may hold it for as long as it likes.
+            # Awaited at the end of the attempt only: a driver call may keep a killed process for any time.
             self._tasks.append(asyncio.create_task(sampler.kill(grace_s), name="lem-kill-sampler"))
             return
         if self._sampler.sampling:
             return
         ended = await sampler.wait()
         if not required:
-            self._do_without_sampler(f"the sampler {ended} before its first sample; its log says more")
+            self._continue_without_sampler(f"the sampler {ended} before its first sample; its log says more")
             return
-        raise broken(
+        raise machine_failure(
             FailureReason.BACKEND_INITIALISATION,
             f"the sampler {ended} before its first sample:\n{tail(self._log_dir / f'{SAMPLER}.log')}",
         )
 
-    def _do_without_sampler(self, why: str) -> None:
-        self._sampler.end()
-        self._sampler.failure = why
-        logger.warning("%s:\n%s", why, tail(self._log_dir / f"{SAMPLER}.log"))
-
-    @property
-    def sampler_failure(self) -> str | None:
-        """Why the sampler has no samples at all, where the attempt goes on without it."""
-        return self._sampler.failure
-
     async def until_loaded(self) -> EffectiveConfig:
-        """Wait until every rank's engine is up; what rank 0 read back."""
-        await self._until(lambda: len(self._loaded) == len(self._ranks), self._limits.load_s, "load_s")
-        return self._loaded[self._ranks[0]]
+        """Wait until every rank's engine is loaded; returns the configuration that rank 0 read back."""
+        await self._until(lambda: len(self.effective_configs) == len(self._ranks), self._limits.load_s, "load_s")
+        return self.effective_configs[0]
 
     async def until_ready(self) -> None:
-        """Wait until every rank is warm."""
-        self._last_sign = dict.fromkeys(self._last_sign, _now())
-        await self._until(lambda: len(self._ready) == len(self._ranks), self._limits.warmup_s, "warmup_s", silence=True)
-
-    @property
-    def power_known(self) -> bool:
-        """Some source tells power."""
-        return self._sampler.power_w is not None
+        """Wait until every rank has completed its warm-up."""
+        await self._until_ranks(lambda rank: rank.ready, self._limits.warmup_s, "warmup_s")
 
     async def baseline(
         self, sampler: SupervisedProcess, context: BaselineContext, *, limit_s: float
     ) -> BaselineTaken | None:
-        """Let the sampler take the power of the devices while nothing works; None when it can't."""
+        """Let the sampler measure a baseline while no requests run; None when the sampler can't."""
         sampler.send(TakeBaseline(context=context))
-        await self._until_quiet(lambda: context in self._sampler.baselines, PhaseName.BASELINE, limit_s)
+        await self._until_sampler(lambda: context in self._sampler.baselines, PhaseName.BASELINE, limit_s)
         return self._sampler.baselines.get(context)
 
     async def settle(self, sampler: SupervisedProcess, *, limit_s: float) -> None:
-        """Let the devices cool down; whether they did stands in the sampler's evidence."""
+        """Wait until the devices have settled; the sampler's evidence records whether they did."""
         sampler.send(Settle())
-        await self._until_quiet(lambda: self._sampler.settled is not None, PhaseName.SETTLE, limit_s)
+        await self._until_sampler(lambda: self._sampler.settled is not None, PhaseName.SETTLE, limit_s)
 
     async def until_measured(self) -> None:
-        """Wait until every rank has sent its last request and got its last token."""
-        self._last_sign = dict.fromkeys(self._last_sign, _now())
-        await self._until(
-            lambda: all(rank in self._measured or rank in self._done for rank in self._ranks),
-            self._limits.run_s,
-            "run_s",
-            silence=True,
-        )
+        """Wait until every rank has the last token of its last request."""
+        await self._until_ranks(lambda rank: rank.measured or rank.done is not None, self._limits.run_s, "run_s")
 
     async def until_done(self) -> dict[str, Done]:
         """Wait until every rank has sealed its evidence."""
-        self._last_sign = dict.fromkeys(self._last_sign, _now())
-        await self._until(
-            lambda: all(rank in self._done for rank in self._ranks), self._limits.run_s, "run_s", silence=True
-        )
-        return {rank: self._done[rank] for rank in self._ranks}
+        await self._until_ranks(lambda rank: rank.done is not None, self._limits.run_s, "run_s")
+        return {name: rank.done for name, rank in self._ranks.items() if rank.done is not None}
 
     async def until_sampler_done(self) -> Done | None:
-        """Wait until the sampler has sealed its evidence; None when it died, or goes on for too long."""
+        """Wait until the sampler has sealed its evidence; None when it died or takes longer than `SEALING_S`."""
         with contextlib.suppress(AttemptEnded):
             await self._until(
-                lambda: SAMPLER in self._done or self._sampler.gone, SEALING_S, "sealing the power samples"
+                lambda: self._sampler.done is not None or self._sampler.gone, SEALING_S, "sealing the power samples"
             )
-        return self._done.get(SAMPLER)
+        return self._sampler.done
 
-    async def until_gone(self, grace_s: float) -> None:
-        """Wait for the processes to end by themselves, at most so long: an engine may hang while it is unloaded."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace_s):
-                await asyncio.gather(*(child.wait() for child in self._children.values()))
-
-    async def kill_all(self, grace_s: float) -> None:
-        """End every process and every task that has to do with one."""
-        await asyncio.gather(*(child.kill(grace_s) for child in self._children.values()))
-        self._children.clear()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()
-
-    async def _until_quiet(self, met: Callable[[], bool], phase: PhaseName, limit_s: float) -> None:
-        """A sampler that is gone or hangs is not waited for: what it should have seen is missing then."""
-        self._quiet, self._phase_began = phase, _now()
+    async def _until_sampler(self, met: Callable[[], bool], phase: PhaseName, limit_s: float) -> None:
+        """Wait for an answer of the sampler; one that died or hangs costs its answer, not the attempt."""
+        self._idle_phase, self._phase_began = phase, _now()
         self._report()
         try:
             with contextlib.suppress(AttemptEnded):
                 await self._until(lambda: met() or self._sampler.gone, limit_s + SEALING_S, phase.value)
         finally:
-            self._quiet = None
+            self._idle_phase = None
+
+    async def _until_ranks(self, met: Callable[[RankStatus], bool], limit_s: float, name: str) -> None:
+        """Wait until all ranks meet the condition, and end the attempt when one is silent meanwhile."""
+        # A rank that waited for a message until now had nothing to report.
+        for rank in self._ranks.values():
+            rank.heard_at = _now()
+        await self._until(lambda: all(met(rank) for rank in self._ranks.values()), limit_s, name, silence=True)
 
     async def _until(self, met: Callable[[], bool], limit_s: float, name: str, *, silence: bool = False) -> None:
         deadline = _now() + limit_s
@@ -293,7 +266,8 @@ class Supervision:
             wake = min(deadline, self._silent_at()) if silence else deadline
             self._changed.clear()
             try:
-                # Not wait_for: before Python 3.12 it swallows a cancel that comes together with the event.
+                # Not wait_for: before Python 3.12 it swallows a cancellation that arrives together with the event
+                # (https://github.com/python/cpython/issues/86296).
                 async with asyncio.timeout(max(0.0, wake - _now())):
                     await self._changed.wait()
             except TimeoutError:
@@ -302,99 +276,105 @@ class Supervision:
                 if _now() >= deadline:
                     raise _timeout("the step", limit_s, name) from None
                 if silence and _now() >= self._silent_at():
-                    raise failed(
+                    raise run_failure(
                         FailureReason.SILENT,
                         f"no rank made progress for {self._limits.silence_s:g} s (limits.silence_s); "
                         f"the last lines:\n{self._tails()}",
                     ) from None
 
     def _silent_at(self) -> float:
-        """When the first rank that should be busy has said nothing for too long."""
-        busy = [rank for rank in self._ranks if rank not in self._done and self._is_busy(rank)]
-        return min((self._last_sign[rank] for rank in busy), default=_now()) + self._limits.silence_s
+        """The time at which a busy rank will have been silent for `limits.silence_s`."""
+        ranks = self._ranks.values()
+        all_ready = all(rank.ready for rank in ranks)
+        # A rank that is ready waits for the others until all are.
+        busy = [rank for rank in ranks if rank.done is None and (all_ready or not rank.ready)]
+        return min((rank.heard_at for rank in busy), default=_now()) + self._limits.silence_s
 
-    def _is_busy(self, rank: str) -> bool:
-        """A rank that is warm waits for the others until all are."""
-        return rank not in self._ready or len(self._ready) == len(self._ranks)
+    # --- the messages of the processes --------------------------------------------------------------------------------
+
+    def follow(self, child: SupervisedProcess) -> None:
+        """Read the messages of a process until it closes its pipe."""
+        self._children[child.name] = child
+        self._tasks.append(asyncio.create_task(self._read(child), name=f"lem-read-{child.name}"))
 
     async def _read(self, child: SupervisedProcess) -> None:
         try:
             while (message := await child.receive()) is not None:
-                self._last_sign[child.name] = _now()
-                self._take(child.name, message)
+                if child.name == SAMPLER:
+                    self._take_of_sampler(message)
+                else:
+                    self._take_of_rank(child.name, message)
                 self._changed.set()
-        except ValueError as error:  # no message, or one that is too long
+        except ValueError as error:  # not a message, or longer than LONGEST_LINE
             self.stop(
-                broken(FailureReason.BACKEND_INITIALISATION, f"{child.name} said something unintelligible: {error}")
+                machine_failure(FailureReason.BACKEND_INITIALISATION, f"{child.name} sent an invalid message: {error}")
             )
             return
-        if child.name in self._done:
-            return
-        if child.name == SAMPLER:
+        if child.name != SAMPLER:
+            await self._rank_ended(child)
+        elif self._sampler.done is None:
             self._sampler.end()
-            self._tell_trend()
+            self._send_power_slope()
             self._report()
             self._changed.set()
+
+    async def _rank_ended(self, child: SupervisedProcess) -> None:
+        rank = self._ranks[child.name]
+        if rank.done is not None:
             return
         ended = await child.wait()
-        phase = self._phase.get(child.name)
-        loading = phase in _NOT_LOADED and child.name not in self._ready
-        during = f" during {phase.value}" if phase else ""
+        during = f" during {rank.phase.value}" if rank.phase else ""
         last = tail(self._log_dir / f"{child.name}.log")
-        said = f"{child.name} {ended}{during}" + (f"; its last lines:\n{last}" if last else ", and wrote nothing")
-        # An engine that can't be loaded raises; one that takes its process down has trouble with the machine.
-        self.stop(
-            broken(FailureReason.BACKEND_INITIALISATION, said) if loading else failed(FailureReason.INFERENCE, said)
-        )
+        message = f"{child.name} {ended}{during}" + (f"; its last lines:\n{last}" if last else ", and wrote nothing")
+        # An engine that rejects a model raises an error; one that takes its process down suffers from the machine.
+        if rank.is_loading:
+            self.stop(machine_failure(FailureReason.BACKEND_INITIALISATION, message))
+        else:
+            self.stop(run_failure(FailureReason.INFERENCE, message))
 
-    def _take(self, name: str, message: FromProcess) -> None:
-        if name == SAMPLER:
-            if self._sampler.failure is not None:
-                return  # it is being killed
-            self._sampler.take(message)
+    def _take_of_sampler(self, message: FromProcess) -> None:
+        if self._sampler.failure is not None:
+            return  # it is being killed
+        self._sampler.take(message)
+        if isinstance(message, Failed):
+            self.stop(machine_failure(message.reason, message.message))
+        elif isinstance(message, Tick):
+            self._send_power_slope()
+            self._report()
+
+    def _take_of_rank(self, name: str, message: FromProcess) -> None:
+        rank = self._ranks[name]
+        rank.heard_at = _now()
+        rank.take(message)
         match message:
-            case Loaded():
-                self._loaded[name] = message.effective_config
-            case Ready():
-                self._ready.add(name)
-            case Done():
-                self._done[name] = message
-            case Measured():
-                self._measured.add(name)
+            case Failed(reason=FailureReason.BACKEND_UNAVAILABLE):
+                self.stop(machine_failure(message.reason, message.message))
             case Failed():
-                of_machine = name == SAMPLER or message.reason is FailureReason.BACKEND_UNAVAILABLE
-                self.stop((broken if of_machine else failed)(message.reason, message.message))
-            case PhaseEdge():
-                self._phase[name] = message.phase if message.edge == "begin" else None
-                if name == self._ranks[0] and message.edge == "begin":
-                    self._phase_began = _now()
-                    self._ticks.clear()
-                    self._report()
+                self.stop(run_failure(message.reason, message.message))
+            case PhaseEdge(edge="begin") if rank is self._leader:
+                self._phase_began = _now()
+                for one in self._ranks.values():
+                    one.tick = None
+                self._report()
             case Tick():
-                if name == SAMPLER:
-                    self._tell_trend()
-                else:
-                    self._ticks[name] = message
                 self._report()
 
-    def _tell_trend(self) -> None:
-        for rank in self._ranks:
-            if self._phase.get(rank) is PhaseName.WARMUP:
-                self._children[rank].send(PowerSlope(slope=self._sampler.power_slope))
+    def _continue_without_sampler(self, why: str) -> None:
+        self._sampler.end()
+        self._sampler.failure = why
+        logger.warning("%s:\n%s", why, tail(self._log_dir / f"{SAMPLER}.log"))
+
+    def _send_power_slope(self) -> None:
+        for name, rank in self._ranks.items():
+            if rank.phase is PhaseName.WARMUP:
+                self._children[name].send(PowerSlope(slope=self._sampler.power_slope))
 
     def _report(self) -> None:
-        phase = self._quiet or self._phase.get(self._ranks[0])
-        ticks = self._ticks.values()
-        rates = [tick.output_rate_tok_s for tick in ticks if tick.output_rate_tok_s is not None]
-        fractions = [tick.fraction for tick in ticks if tick.fraction is not None]
         self._on_progress(
-            Progress(
-                phase=phase.value if phase else "preparing",
-                requests_done=sum(tick.requests_done for tick in ticks),
-                generated_tokens=sum(tick.generated_tokens for tick in ticks),
-                elapsed_s=max(0.0, _now() - self._phase_began) if phase else 0.0,
-                fraction=min(fractions) if fractions else None,
-                output_rate_tok_s=sum(rates) if rates else None,
+            progress_of(
+                [*self._ranks.values()],
+                phase=self._idle_phase or self._leader.phase,
+                elapsed_s=_now() - self._phase_began,
                 power_w=self._sampler.power_w,
             )
         )
@@ -404,7 +384,7 @@ class Supervision:
 
 
 def _timeout(what: str, limit_s: float, name: str) -> AttemptEnded:
-    return failed(
+    return run_failure(
         FailureReason.TIMEOUT,
         f"{what} took longer than {limit_s:g} s ({name}); raise the limit or make the run smaller.",
     )

@@ -1,4 +1,4 @@
-"""How warm the devices are, as a claim tells it, so that the server knows when a gap by cooling is over."""
+"""Temperatures of the devices, sent with each claim so that the server can end a gap that waits for cooling."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from lem_worker.devices.nvml_session import NvmlFailed, NvmlUnavailable, open_nv
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 5.0
+"""A driver call may hang; a claim without temperatures is better than none."""
 
 
-async def temperatures_c(devices: Sequence[Device]) -> dict[str, float]:
-    """Degrees Celsius by UUID, of those GPUs that say it; a driver that does not answer in time says nothing."""
+async def read_temperatures(devices: Sequence[Device]) -> dict[str, float]:
+    """Degrees Celsius by UUID, of the GPUs that report it within `TIMEOUT_S`."""
     uuids = [device.uuid for device in devices if device.kind is DeviceKind.GPU]
     found: dict[str, float] = {}
     if uuids and not await finishes_within(TIMEOUT_S, lambda: _read(uuids, found)):
-        logger.warning("NVML has not said for %g s how warm the devices are", TIMEOUT_S)
+        logger.warning("NVML did not report the temperatures of the devices within %g s", TIMEOUT_S)
+    # A copy: a thread that hangs in NVML may add to `found` later.
     return dict(found)
 
 
@@ -31,4 +33,4 @@ def _read(uuids: Sequence[str], found: dict[str, float]) -> None:
                 if degrees is not None:
                     found[uuid] = degrees
     except (NvmlUnavailable, NvmlFailed) as error:
-        logger.warning("how warm the devices are is not known: %s", error)
+        logger.warning("the temperatures of the devices are unknown: %s", error)

@@ -1,4 +1,4 @@
-"""Sends the spool: chunks as they are sealed, and the processes' output as run log."""
+"""Upload of an attempt: sealed chunks, and the output of its processes as run log."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ logger = logging.getLogger(__name__)
 UPLOAD_EVERY_S = 1.0
 LOG_PIECE_CHARACTERS = 32_768
 LOG_LIMIT_BYTES = 4 * 2**20
-"""What a process writes beyond this is not sent; the run log says so."""
+"""Output of a process beyond this is not sent; the run log notes the cut."""
 
 
-_Place = tuple[str, str, int]
-"""Process, stream and number of a chunk."""
+_ChunkKey = tuple[str, str, int]
+"""Process, stream and sequence number of a chunk."""
 
 
 class Uploader:
@@ -35,60 +35,64 @@ class Uploader:
         self._logs: dict[str, _LogCursor] = {}
 
     async def run(self) -> None:
-        """Send what is sealed, again and again, until cancelled."""
+        """Send new chunks and output every `UPLOAD_EVERY_S` until cancelled."""
         while True:
             await self.send_pending()
             await asyncio.sleep(UPLOAD_EVERY_S)
 
     async def send_pending(self) -> None:
-        """Send every sealed chunk and all new output."""
+        """Send every sealed chunk that was not acknowledged, and all new output."""
         for chunk in spool.pending_chunks(self._dir):
             await self._api.put_chunk(self._attempt_id, chunk)
+            # Marked only after the answer: a chunk that is sent twice changes nothing, a lost one would be missing.
             spool.mark_acknowledged(chunk)
         for path in sorted(self._dir.glob("*.log")) if self._send_logs else ():
             await self._send_log(path)
 
     async def complete(self, processes: Sequence[str]) -> None:
-        """Send the rest, the completion markers, and the manifest of it all."""
+        """Send the remaining chunks, the completion markers and the manifest.
+
+        Raises:
+            ManifestIncomplete: the server lacks a chunk that the spool does not have, or that was sent again already.
+        """
         await self.send_pending()
         for process in processes:
             marker = spool.completion_marker(self._dir, process)
             if marker is not None:
                 await self._api.put_completion(self._attempt_id, process, marker)
         request = CompleteAttempt(processes=tuple(processes), manifest=spool.sealed_manifests(self._dir))
-        sent_again: set[_Place] = set()
+        resent: set[_ChunkKey] = set()
         while True:
             try:
                 await self._api.complete(self._attempt_id, request)
             except ManifestIncomplete as error:
-                # The server names only so many at a time.
-                named = {(gap.process, gap.stream, seq) for gap in error.missing for seq in gap.seqs} - sent_again
-                if not await self._send_again(named):
+                # One answer lists a limited number of missing chunks, so several rounds may be needed.
+                missing = {(gap.process, gap.stream, seq) for gap in error.missing for seq in gap.seqs} - resent
+                if not await self._resend(missing):
                     raise
-                sent_again |= named
+                resent |= missing
             else:
                 return
 
-    async def _send_again(self, wanted: set[_Place]) -> set[_Place]:
-        """Send what the server lacks, although it may have acknowledged it; says what that was."""
-        logger.warning("the server lacks %d chunks; sending them again", len(wanted))
-        sent = set()
+    async def _resend(self, missing: set[_ChunkKey]) -> bool:
+        """Send chunks that the server lacks, even acknowledged ones; returns whether the spool has any of them."""
+        logger.warning("the server lacks %d chunks; sending them again", len(missing))
+        found = False
         for chunk in spool.sealed_chunks(self._dir):
-            place = (chunk.process, chunk.stream.value, chunk.seq)
-            if place in wanted:
+            if (chunk.process, chunk.stream.value, chunk.seq) in missing:
                 await self._api.put_chunk(self._attempt_id, chunk)
-                sent.add(place)
-        return sent
+                found = True
+        return found
 
     async def _send_log(self, path: Path) -> None:
         cursor = self._logs.setdefault(path.name, _LogCursor())
         while (piece := cursor.piece(path)) is not None:
             await self._api.put_log(self._attempt_id, path.stem, cursor.seq, piece)
-            cursor.sent()
+            cursor.advance()
 
 
 class _LogCursor:
-    """How much of a log file was sent. A piece keeps its number and its text until the server has it."""
+    """Position in a log file. A piece keeps its number and text until it is sent, so that a retry sends the same."""
 
     def __init__(self) -> None:
         self.seq = 0
@@ -96,13 +100,13 @@ class _LogCursor:
         self._pieces: deque[str] = deque()
 
     def piece(self, path: Path) -> str | None:
-        """What to send next."""
+        """Return the next piece to send; None when there is no new output."""
         if not self._pieces and self._offset < LOG_LIMIT_BYTES:
             self._pieces.extend(self._read(path))
         return self._pieces[0] if self._pieces else None
 
-    def sent(self) -> None:
-        """The server has the piece."""
+    def advance(self) -> None:
+        """Move on to the next piece after the server has acknowledged this one."""
         self._pieces.popleft()
         self.seq += 1
 
@@ -115,14 +119,15 @@ class _LogCursor:
         self._offset += len(content)
         text = content.decode("utf-8", errors="replace")
         if self._offset >= LOG_LIMIT_BYTES:
-            text += f"\n[{path.stem} wrote {LOG_LIMIT_BYTES // 2**20} MiB; what follows is not kept]\n"
+            text += f"\n[{path.stem} wrote {LOG_LIMIT_BYTES // 2**20} MiB; further output is not kept]\n"
         return [text[at : at + LOG_PIECE_CHARACTERS] for at in range(0, len(text), LOG_PIECE_CHARACTERS)]
 
 
 def tail(path: Path, lines: int = 12, most: int = 2000) -> str:
-    """The last lines of a log file, for a failure's message."""
+    """Return the last lines of a log file, at most `most` characters, for the message of a failure."""
     try:
         with path.open("rb") as file:
+            # UTF-8 needs up to four bytes per character.
             file.seek(max(0, path.stat().st_size - 4 * most))
             content = file.read().decode("utf-8", errors="replace")
     except OSError:

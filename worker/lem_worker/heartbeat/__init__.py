@@ -1,1 +1,1 @@
-"""The heartbeat process: it renews the leases of the worker, whatever the engine is doing."""
+"""The heartbeat process, which renews the worker's leases however busy its other processes are."""

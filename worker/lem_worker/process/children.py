@@ -1,4 +1,4 @@
-"""Starts the processes of an attempt, each in a group of its own, and sees to it that none outlives its purpose."""
+"""Start and end of the processes of an attempt; each leads its own session, and none outlives the attempt."""
 
 from __future__ import annotations
 
@@ -27,25 +27,44 @@ from lem_worker.process.protocol import (
 logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_SURELY_DEAD_S = 10.0
+_SIGKILL_WARNING_S = 10.0
+"""SIGKILL ends a process at once, except in an uninterruptible system call of a driver."""
+
+_POLL_S = 0.02
 LONGEST_LINE = 4 * 2**20
+"""Bytes of a control message; effective configurations and summaries may exceed asyncio's default of 64 KiB."""
+
 ATTEMPT_VARIABLE = "LEM_ATTEMPT"
-"""In the environment of everything that an attempt starts, so that what is left of it can be found."""
+"""In the environment of every process of an attempt, so that the daemon finds those that left their group."""
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent ends; called by the child itself, first thing.
+    """Ask the kernel to kill this process when its parent ends; each child calls it first.
 
-    A parent that ended before the call is noticed by the changed parent id.
+    The kernel sends nothing if the parent ended before the call; a changed parent id reveals that.
     """
     parent = os.environ.get("LEM_PARENT")
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if parent is not None and os.getppid() != int(parent):
-        sys.exit("the process that started this one is gone")
+        sys.exit("the process that started this one has ended")
+
+
+def child_environment(attempt_id: str) -> dict[str, str]:
+    """The daemon's environment with the variables that every process of an attempt needs."""
+    return {
+        **os.environ,
+        ATTEMPT_VARIABLE: attempt_id,
+        "LEM_PARENT": str(os.getpid()),
+        # Without it the last lines of a process that is killed stay in its buffer.
+        "PYTHONUNBUFFERED": "1",
+        # Engines rename their processes with setproctitle. By default it overwrites the environment that
+        # /proc/PID/environ shows, and with it ATTEMPT_VARIABLE.
+        "SPT_NOENV": "1",
+    }
 
 
 class ProcessExit(NamedTuple):
-    """How a process ended."""
+    """The exit code of a process, negative for a signal, with a description for messages."""
 
     code: int
 
@@ -58,26 +77,26 @@ class ProcessExit(NamedTuple):
 
 
 class SupervisedProcess(Protocol):
-    """A process that can be heard, told something, waited for and ended."""
+    """A process of an attempt, as its supervisor uses it."""
 
     name: str
     pid: int
 
     async def receive(self) -> FromProcess | None:
-        """The next message; None when the process closed its end."""
+        """Return the next message; None when the process closed its end."""
 
     def send(self, message: ControlMessage) -> None:
         """Send a message."""
 
     async def wait(self) -> ProcessExit:
-        """Wait for its end."""
+        """Wait until the process has ended."""
 
     async def kill(self, grace_s: float) -> None:
-        """End it and what it started."""
+        """End the process and its descendants."""
 
 
 class Child:
-    """A supervised process with its two control pipes; its output goes to a file."""
+    """A child process with two control pipes; its output is appended to a log file."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, out: int) -> None:
         self.name = name
@@ -85,7 +104,7 @@ class Child:
         self._process = process
         self._reader = reader
         self._out = out
-        self._born = _birth(process.pid)
+        self._created = _creation_time(process.pid)
 
     @classmethod
     async def start(
@@ -105,25 +124,18 @@ class Child:
             with log_file.open("ab") as log:
                 process = await asyncio.create_subprocess_exec(
                     sys.executable,
-                    "-m",
-                    module,
-                    str(job_file),
+                    *("-m", module, str(job_file)),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
+                    # A group that can be killed as a whole, and that no Ctrl-C of the terminal reaches.
                     start_new_session=True,
                     pass_fds=(child_in, child_out),
                     env={
-                        **os.environ,
+                        **child_environment(attempt_id),
                         **(environment or {}),
                         CONTROL_IN: str(child_in),
                         CONTROL_OUT: str(child_out),
-                        ATTEMPT_VARIABLE: attempt_id,
-                        "LEM_PARENT": str(os.getpid()),
-                        "PYTHONUNBUFFERED": "1",
-                        # Engines name their processes through setproctitle, which writes over the environment that
-                        # the kernel shows, and with it over the attempt's variable, unless told not to.
-                        "SPT_NOENV": "1",
                     },
                 )
         except BaseException:
@@ -131,6 +143,7 @@ class Child:
             os.close(daemon_out)
             raise
         finally:
+            # The daemon must not hold the child's ends: it would never see the end of the pipe.
             os.close(child_in)
             os.close(child_out)
         reader = asyncio.StreamReader(limit=LONGEST_LINE)
@@ -140,25 +153,26 @@ class Child:
         return cls(name, process, reader, daemon_out)
 
     async def receive(self) -> FromProcess | None:
-        """The next message; None when the process closed its pipe."""
+        """Return the next message; None when the process closed its pipe."""
         line = await self._reader.readline()
+        # A line without its end is what a killed process left of a message.
         return decode_from_process(line) if line.endswith(b"\n") else None
 
     def send(self, message: ControlMessage) -> None:
-        """Send a message; a process that is gone doesn't get it."""
+        """Send a message; one to a process that has ended is dropped."""
         if self._out >= 0:
             with contextlib.suppress(BrokenPipeError):
                 os.write(self._out, encode(message))
 
     async def wait(self) -> ProcessExit:
-        """Wait for its end."""
+        """Wait until the process has ended."""
         return ProcessExit(await self._process.wait())
 
     async def kill(self, grace_s: float) -> None:
-        """End the whole group: SIGTERM, `grace_s` later SIGKILL, and return when no member lives."""
-        # A process id can't be given away while its group has members; so a leader that was born at another time leads
-        # somebody else's group, and ours is gone.
-        if self._process.returncode is None or _birth(self.pid) in (None, self._born):
+        """End the group: SIGTERM, `grace_s` seconds later SIGKILL; returns when no member is alive."""
+        # The kernel does not reuse a process id while its group has members. A process with this id that was created
+        # at another time therefore leads a foreign group, and this one has no members.
+        if self._process.returncode is None or _creation_time(self.pid) in (None, self._created):
             await kill_group(self.pid, grace_s=grace_s)
         await self._process.wait()
         self.close()
@@ -171,11 +185,11 @@ class Child:
 
 
 async def kill_group(group: int, *, grace_s: float) -> None:
-    """End every process of a group: SIGTERM, SIGKILL after the grace, until none is alive (zombies aside)."""
-    _signal_group(group, signal.SIGTERM)
-    if await _ends_within(lambda: group_members(group), grace_s):
-        return
-    await _until_dead(lambda: group_members(group))
+    """End every process of a group: SIGTERM, after the grace SIGKILL, until only zombies are left."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGTERM)
+    if not await _end_within(lambda: group_members(group), grace_s):
+        await _kill_until_dead(lambda: group_members(group))
 
 
 def group_members(group: int) -> list[psutil.Process]:
@@ -184,10 +198,10 @@ def group_members(group: int) -> list[psutil.Process]:
 
 
 async def kill_leftovers(attempts: Iterable[str], *, grace_s: float = 1.0) -> int:
-    """End whatever is left of the named attempts; says how many processes that were.
+    """End all processes of the given attempts and return how many there were.
 
-    Found by the attempt's variable in their environment: an engine's child that left its group has it too, and a
-    process id that the system gave to somebody else has not.
+    They are found by `ATTEMPT_VARIABLE` in their environment, which a child that left its group still has and a foreign
+    process with a reused id has not.
     """
     wanted = set(attempts)
     if not wanted:
@@ -200,9 +214,8 @@ async def kill_leftovers(attempts: Iterable[str], *, grace_s: float = 1.0) -> in
     for process in found:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-    if await _ends_within(left, grace_s):
-        return len(found)
-    await _until_dead(left)
+    if not await _end_within(left, grace_s):
+        await _kill_until_dead(left)
     return len(found)
 
 
@@ -224,38 +237,35 @@ def _living(wanted: Callable[[int], bool]) -> list[psutil.Process]:
     return found
 
 
-async def _ends_within(left: Callable[[], list[psutil.Process]], seconds: float) -> bool:
+async def _end_within(left: Callable[[], list[psutil.Process]], seconds: float) -> bool:
     deadline = asyncio.get_running_loop().time() + seconds
     while left():
         if asyncio.get_running_loop().time() >= deadline:
             return False
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(_POLL_S)
     return True
 
 
-async def _until_dead(left: Callable[[], list[psutil.Process]]) -> None:
+async def _kill_until_dead(left: Callable[[], list[psutil.Process]]) -> None:
+    """Send SIGKILL until no process is left, without a time limit: a live process may still hold GPU memory."""
     loop = asyncio.get_running_loop()
-    say_at = loop.time() + _SURELY_DEAD_S
+    warn_at = loop.time() + _SIGKILL_WARNING_S
     while remaining := left():
         for process in remaining:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        if loop.time() >= say_at:
-            say_at += _SURELY_DEAD_S
+        if loop.time() >= warn_at:
+            warn_at += _SIGKILL_WARNING_S
             pids = ", ".join(str(process.pid) for process in remaining)
             logger.error(
-                "SIGKILL does not end process %s, a driver holds it; nothing is claimed until it is gone", pids
+                "SIGKILL does not end process %s, which hangs in a driver; the worker claims nothing until it ends",
+                pids,
             )
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(_POLL_S)
 
 
-def _birth(pid: int) -> float | None:
+def _creation_time(pid: int) -> float | None:
     try:
         return psutil.Process(pid).create_time()
     except psutil.NoSuchProcess:
         return None
-
-
-def _signal_group(group: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, number)

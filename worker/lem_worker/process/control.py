@@ -1,4 +1,4 @@
-"""The process's end of the two pipes to the daemon, and how a failure is told."""
+"""A process's end of its two pipes to the daemon, and the report of a failure."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from lem_worker.process.spool import EvidenceWriter
 
 
 class DaemonGone(LemError):
-    """The other end of a pipe is closed; nobody wants the result any more."""
+    """The daemon closed its end of a pipe, so no result is wanted any more."""
 
 
 class ControlPipes:
-    """Sends messages to the daemon and receives its own."""
+    """Sends messages to the daemon and receives messages from it."""
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
         self._read_fd = read_fd
         self._write_fd = write_fd
         self._buffer = b""
         for descriptor in (read_fd, write_fd):
-            # An engine's children must not hold the pipes open after this process is gone.
+            # An engine's children must not inherit the pipes: the daemon would not see that this process has ended.
             os.set_inheritable(descriptor, False)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> ControlPipes:
-        """The pipes that the daemon named.
+        """Open the pipes whose numbers the daemon put into the environment.
 
         Raises:
             LemError: this process was not started by the daemon.
@@ -49,15 +49,15 @@ class ControlPipes:
             return cls(int(environment[CONTROL_IN]), int(environment[CONTROL_OUT]))
         except (KeyError, ValueError):
             raise LemError(
-                f"{CONTROL_IN} and {CONTROL_OUT} don't name two pipes; let lem-worker start this module."
+                f"{CONTROL_IN} and {CONTROL_OUT} don't hold two pipe numbers; only lem-worker starts this module."
             ) from None
 
     @classmethod
     def connect(cls, socket_path: str, joined: Joined) -> ControlPipes:
-        """Both pipes as one socket of the daemon, which is told who connects.
+        """Connect to the daemon's socket instead of two pipes, and send `joined` first.
 
         Raises:
-            DaemonGone: nobody listens any more.
+            DaemonGone: the daemon does not listen any more.
         """
         connection = socket.socket(socket.AF_UNIX)
         try:
@@ -70,16 +70,20 @@ class ControlPipes:
         return pipes
 
     def send(self, message: ControlMessage) -> None:
-        """Raises DaemonGone when nobody reads."""
+        """Send a message.
+
+        Raises:
+            DaemonGone: the pipe is closed.
+        """
         line = encode(message)
         try:
-            while line:
+            while line:  # a pipe may take a part of a long line only
                 line = line[os.write(self._write_fd, line) :]
         except BrokenPipeError:
             raise DaemonGone("the daemon closed the control pipe.") from None
 
     def receive(self, timeout_s: float | None = None) -> ToProcess | None:
-        """The next message, or None when none came in time; without a timeout it waits for ever.
+        """Return the next message; None when none arrives in time. Without a timeout it waits without limit.
 
         Raises:
             DaemonGone: the pipe is closed.
@@ -99,10 +103,10 @@ class ControlPipes:
 
 
 def send_failure(control: ControlPipes, writer: EvidenceWriter, reason: FailureReason, message: str) -> None:
-    """Seal what evidence there is and tell the daemon why the process ends."""
+    """Seal the evidence so far and report to the daemon why the process ends."""
     try:
         streams = writer.seal()
-    except LemError as error:  # the disk may be what failed
+    except LemError as error:  # a full disk may be the failure itself
         streams = ()
         message = f"{message} The evidence so far is lost: {error}"
     control.send(Failed(reason=reason, message=message, streams=streams))

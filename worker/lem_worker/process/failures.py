@@ -1,4 +1,10 @@
-"""What an exception in a rank means: the reason the attempt ends for, and one sentence."""
+"""Translation of an exception in a process into the reason and message that end the attempt.
+
+LemError
+├── BackendUnavailable   the engine is not installed
+├── OptionRefused        the engine rejects an option of the configuration
+└── EngineRefused        the engine can't start as requested; has its own reason
+"""
 
 from __future__ import annotations
 
@@ -12,11 +18,15 @@ from lem_domain.states import FailureReason
 from lem_worker.process.spool import DISK_IS_FULL, SpoolError
 
 _MAX_MESSAGE = 2000
-_SIGNS_OF_A_DRIVER = ("No CUDA GPUs are available", "CUDA driver", "NVIDIA driver", "CUDA unknown error")
-"""From what PyTorch says when CUDA can't be initialised at all; there are no exception classes for it."""
+_DRIVER_MESSAGES = ("No CUDA GPUs are available", "CUDA driver", "NVIDIA driver", "CUDA unknown error")
+"""PyTorch raises a plain RuntimeError when CUDA can't be initialised; only its message shows the cause."""
 
-_SIGNS_OF_NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "CUDA out of memory", "CUDA_ERROR_OUT_OF_MEMORY")
-"""From what engines say in a plain RuntimeError; there are no exception classes for it."""
+_OUT_OF_MEMORY_MESSAGES = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA out of memory",
+    "CUDA_ERROR_OUT_OF_MEMORY",
+)
+"""Engines raise a plain RuntimeError in some of these cases; only its message shows the cause."""
 
 
 class BackendUnavailable(LemError):
@@ -24,11 +34,11 @@ class BackendUnavailable(LemError):
 
 
 class OptionRefused(LemError):
-    """The engine does not take an option that the configuration asks for."""
+    """The engine rejects an option of the configuration."""
 
 
 class EngineRefused(LemError):
-    """The engine can't be brought up as asked, for a reason that whoever drives it has found out."""
+    """The engine can't start as requested; the backend has determined the reason."""
 
     def __init__(self, reason: FailureReason, message: str) -> None:
         super().__init__(message)
@@ -43,12 +53,12 @@ class Failure(NamedTuple):
 
 
 def failure_of(error: BaseException, phase: PhaseName) -> Failure:
-    """The reason and the sentence for an exception that was raised in `phase`."""
+    """Return reason and message for an exception that was raised in `phase`."""
     if isinstance(error, LemError):
-        sentence = str(error)
+        message = str(error)
     else:
-        sentence = "; caused by ".join(f"{type(one).__name__}: {one}" for one in _chain(error))
-    return Failure(_reason(error, phase), sentence[:_MAX_MESSAGE])
+        message = "; caused by ".join(f"{type(one).__name__}: {one}" for one in _chain(error))
+    return Failure(_reason(error, phase), message[:_MAX_MESSAGE])
 
 
 def _reason(error: BaseException, phase: PhaseName) -> FailureReason:
@@ -58,32 +68,32 @@ def _reason(error: BaseException, phase: PhaseName) -> FailureReason:
         return FailureReason.OUT_OF_MEMORY
     if isinstance(error, OptionRefused):
         return FailureReason.NOT_AS_REQUESTED
-    if isinstance(error, BackendUnavailable) or _is_of_the_machine(error):
+    if isinstance(error, BackendUnavailable) or _is_machine_fault(error):
         return FailureReason.BACKEND_UNAVAILABLE
     if phase in {PhaseName.LOAD, PhaseName.COMPILE}:
         return FailureReason.BACKEND_INITIALISATION
     return FailureReason.INFERENCE
 
 
-def _is_of_the_machine(error: BaseException) -> bool:
-    """Whether a disk or a driver is at fault, and any other run would fail here too."""
+def _is_machine_fault(error: BaseException) -> bool:
+    """Whether a disk or a driver is at fault, so that any other run would fail here too."""
     if isinstance(error, SpoolError) or (isinstance(error, OSError) and error.errno in DISK_IS_FULL):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS_OF_A_DRIVER)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _DRIVER_MESSAGES)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on the host or on a device."""
     if isinstance(error, MemoryError):
         return True
-    torch = sys.modules.get("torch")  # not imported here: most backends run without it
+    torch = sys.modules.get("torch")  # not imported here: most backends do not need it
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS_OF_NO_MEMORY)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY_MESSAGES)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it was raised from: an engine's own processes tell theirs inside another."""
+    """The error and its causes: an engine wraps the errors of its subprocesses in others."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause

@@ -1,7 +1,7 @@
-"""What the daemon and the processes of one attempt say to each other: JSON lines over a pair of pipes.
+"""Control messages between the daemon and the processes of an attempt: JSON lines over a pair of pipes.
 
-A process is started as `python -m <module> JOB_FILE` with the numbers of its two pipe ends in the environment
-(`LEM_CONTROL_IN`, `LEM_CONTROL_OUT`). Evidence never travels here: each process writes its own into the spool.
+A process is started as `python -m <module> JOB_FILE` with the numbers of its pipe ends in the environment
+(`LEM_CONTROL_IN`, `LEM_CONTROL_OUT`). Evidence is not sent over the pipes: each process writes its own to the spool.
 """
 
 from __future__ import annotations
@@ -20,38 +20,36 @@ from lem_domain.wire.workers import Device
 CONTROL_IN = "LEM_CONTROL_IN"
 CONTROL_OUT = "LEM_CONTROL_OUT"
 CONTROL_SOCKET = "LEM_CONTROL_SOCKET"
-"""In the environment of a rank that something else than the daemon starts: the socket to connect to instead."""
-NO_ACCELERATE = 3
-"""The launcher's exit code where accelerate is not installed."""
+"""Path of the socket that a rank connects to instead, when accelerate starts it and it inherits no pipes."""
+ACCELERATE_MISSING = 3
+"""Exit code of the launcher when accelerate is not installed."""
 
 
 class ControlMessage(BaseModel):
-    """Frozen and strict."""
+    """Base of all messages: frozen, and unknown fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class RankJob(ControlMessage):
-    """Everything a rank needs."""
+    """Job file of a rank."""
 
     attempt_id: str
     rank: int = Field(ge=0)
     world_size: int = Field(ge=1)
     config: ExperimentConfig
-    model_path: str = Field(description="Folder or hub id that the engine loads.")
-    model_files: dict[str, str] = Field(default_factory=dict, description="SHA-256 by file name, of a local folder.")
-    adapter_path: str | None = Field(default=None, description="The same of `model.adapter`.")
-    assistant_path: str | None = Field(default=None, description="The same of the model that drafts for this one.")
-    prompts: tuple[str, ...] = Field(description="All prompts of the experiment, ordered; rank r takes r, r+n, r+2n, …")
-    arrivals_s: tuple[float, ...] = Field(
-        default=(), description="A recorded trace of arrivals, where one is replayed."
-    )
+    model_path: str = Field(description="Folder or Hugging Face id that the engine loads.")
+    model_files: dict[str, str] = Field(default_factory=dict, description="SHA-256 by file name of a local folder.")
+    adapter_path: str | None = Field(default=None, description="Folder or id of `model.adapter`.")
+    assistant_path: str | None = Field(default=None, description="Folder or id of the assistant model.")
+    prompts: tuple[str, ...] = Field(description="All prompts of the experiment in order; rank r of n sends r, r+n, …")
+    arrivals_s: tuple[float, ...] = Field(default=(), description="Arrival times of a replayed trace, in seconds.")
     spool: str = Field(description="The attempt's folder in the spool.")
     devices: tuple[Device, ...] = Field(description="The leased devices, in order.")
 
 
 class SamplerJob(ControlMessage):
-    """Everything the sampler needs."""
+    """Job file of the sampler."""
 
     attempt_id: str
     config: ExperimentConfig
@@ -60,14 +58,14 @@ class SamplerJob(ControlMessage):
 
 
 BaselineContext = Literal["idle", "ready", "ready_after"]
-"""Before the engine is there, with it loaded and waiting, and the same after the window."""
+"""Before the engine is loaded; with it loaded and idle before the window; the same after the window."""
 
 
 # --- from a process to the daemon -------------------------------------------------------------------------------------
 
 
 class Joined(ControlMessage):
-    """The first line of a rank that connects by itself: who it is, and among how many it was started."""
+    """First line of a rank that connects to the socket: its number and the world size that it sees."""
 
     rank: int = Field(ge=0)
     world_size: int = Field(ge=1)
@@ -75,7 +73,7 @@ class Joined(ControlMessage):
 
 
 class PhaseEdge(ControlMessage):
-    """A phase began or ended in this process (the evidence holds the same mark)."""
+    """A phase began or ended in this process, as the evidence records it too; `time_ns` is CLOCK_MONOTONIC."""
 
     type: Literal["phase"] = "phase"
     phase: PhaseName
@@ -84,26 +82,26 @@ class PhaseEdge(ControlMessage):
 
 
 class Loaded(ControlMessage):
-    """The engine is up and waits for `WarmUp`; this is what it says of itself."""
+    """The engine is loaded and waits for `WarmUp`; has the configuration read back from it."""
 
     type: Literal["loaded"] = "loaded"
     effective_config: EffectiveConfig
 
 
 class Measured(ControlMessage):
-    """The last request is done; the engine is still loaded and waits for `Finish`."""
+    """The last request is complete; the engine is still loaded and waits for `Finish`."""
 
     type: Literal["measured"] = "measured"
 
 
 class Ready(ControlMessage):
-    """Warm, and waiting for `Go` before the first measured request."""
+    """The warm-up is complete; the rank waits for `Go` before the first measured request."""
 
     type: Literal["ready"] = "ready"
 
 
 class Tick(ControlMessage):
-    """A sign of life with the work done so far; at most about two a second."""
+    """Progress so far, at most about twice a second; a rank without any for `limits.silence_s` ends the attempt."""
 
     type: Literal["tick"] = "tick"
     phase: PhaseName
@@ -129,17 +127,17 @@ class SourceReport(ControlMessage):
 
 
 class SamplingStarted(ControlMessage):
-    """The sampler has its first samples; the ranks may start."""
+    """The sampler has its first samples, so the ranks may start."""
 
     type: Literal["sampling"] = "sampling"
     sources: tuple[SourceReport, ...]
     devices: tuple[dict[str, JsonValue], ...] = Field(
-        default=(), description="What the sources say of each leased device, by its `uuid`: limits, clocks, versions."
+        default=(), description="Facts of each leased device with its `uuid`: limits, clocks, versions."
     )
 
 
 class BaselineTaken(ControlMessage):
-    """The sampler's answer to `Baseline`: the phase is over."""
+    """The sampler's answer to `TakeBaseline`: the phase has ended."""
 
     type: Literal["baselined"] = "baselined"
     context: BaselineContext
@@ -149,14 +147,14 @@ class BaselineTaken(ControlMessage):
 
 
 class Settled(ControlMessage):
-    """The sampler's answer to `Settle`: the conditions hold, or the time is up."""
+    """The sampler's answer to `Settle`: the conditions hold, or the time limit is reached."""
 
     type: Literal["settled"] = "settled"
     settled: bool
 
 
 class Done(ControlMessage):
-    """The process has sealed all its evidence and ends."""
+    """The process has sealed all its evidence and ends; has its manifest and summary."""
 
     type: Literal["done"] = "done"
     streams: tuple[StreamManifest, ...]
@@ -164,7 +162,7 @@ class Done(ControlMessage):
 
 
 class Failed(ControlMessage):
-    """The process can't go on; its evidence so far is sealed."""
+    """The process ends because of an error; its evidence so far is sealed."""
 
     type: Literal["failed"] = "failed"
     reason: FailureReason
@@ -181,15 +179,17 @@ FromProcess = Annotated[
 
 
 class WarmUp(ControlMessage):
-    """To a rank: the baseline is taken; warm up. While it does, `Trend` tells it of the power."""
+    """To a rank: the baseline is taken; warm up. `PowerSlope` follows with each sample of the sampler meanwhile."""
 
     type: Literal["warm_up"] = "warm_up"
-    power_known: bool = Field(default=False, description="Some source tells power at all.")
+    power_known: bool = Field(default=False, description="Whether any source measures power.")
 
 
 class PowerSlope(ControlMessage):
-    """To a rank that warms up: change of power over the last stretch as a fraction of its mean; None before it is over,
-    and when nobody tells any more."""
+    """To a rank that warms up: change of power over the last stretch as a fraction of its mean.
+
+    None before the first stretch is over, and after the sampler has ended.
+    """
 
     type: Literal["trend"] = "trend"
     slope: float | None
@@ -202,7 +202,7 @@ class Finish(ControlMessage):
 
 
 class Go(ControlMessage):
-    """To a rank: the server knows that the window opens; send the first request."""
+    """To a rank: the server has accepted the start of the window; send the first request."""
 
     type: Literal["go"] = "go"
 
@@ -214,14 +214,14 @@ class Stop(ControlMessage):
 
 
 class TakeBaseline(ControlMessage):
-    """To the sampler: nothing works now; take the power of that until it is steady."""
+    """To the sampler: no requests run now; measure power until it is stationary."""
 
     type: Literal["baseline"] = "baseline"
     context: BaselineContext
 
 
 class ReuseBaseline(ControlMessage):
-    """To the sampler: an idle baseline of an earlier attempt stands for this one's; write it down."""
+    """To the sampler: record an idle baseline of an earlier attempt, measured `age_s` seconds ago, as this one's."""
 
     type: Literal["reuse_baseline"] = "reuse_baseline"
     parts_w: dict[str, float]
@@ -230,7 +230,7 @@ class ReuseBaseline(ControlMessage):
 
 
 class Settle(ControlMessage):
-    """To the sampler: say when the devices are as cool as `settle` asks for."""
+    """To the sampler: answer when the conditions of `settle` hold."""
 
     type: Literal["settle"] = "settle"
 
@@ -244,23 +244,23 @@ _to_process: TypeAdapter[ToProcess] = TypeAdapter(ToProcess)
 
 
 def encode(message: ControlMessage) -> bytes:
-    """One line."""
+    """Encode a message as one JSON line."""
     return message.model_dump_json().encode() + b"\n"
 
 
 def decode_from_process(line: bytes) -> FromProcess:
-    """A message of a process.
+    """Decode a message from a process.
 
     Raises:
-        pydantic.ValidationError: the line is none.
+        pydantic.ValidationError: the line is not a message.
     """
     return _from_process.validate_json(line)
 
 
 def decode_to_process(line: bytes) -> ToProcess:
-    """A message of the daemon.
+    """Decode a message from the daemon.
 
     Raises:
-        pydantic.ValidationError: the line is none.
+        pydantic.ValidationError: the line is not a message.
     """
     return _to_process.validate_json(line)

@@ -1,14 +1,16 @@
-"""The worker's fsynced spool: evidence lies here before it is sent, and until its attempt is over.
+"""The worker's spool: evidence is stored here before it is sent, and until its attempt is over.
 
     <spool>/<attempt id>/
-        assignment.json                                      what was claimed, and under which boot
+        assignment.json                                        the claimed attempt, and the boot that claimed it
         chunks/<process>/<stream>/<seq>.<rows>.<sha256>.chunk  sealed, not acknowledged
-        chunks/<process>/<stream>/<seq>.<rows>.<sha256>.sent   acknowledged; kept in case the server asks for it again
-        <process>.done.json                                  the process wrote all that it was going to write
-        <process>.job.json, <process>.log                    what it was told, and its output
+        chunks/<process>/<stream>/<seq>.<rows>.<sha256>.sent   acknowledged; kept in case the server needs it again
+        <process>.done.json                                    completion marker of the process
+        <process>.job.json, <process>.log                      its job and its output
+    <spool>/../refused/<attempt id>/                           quarantined: the server refused its evidence
 
-A file appears under its name only when its bytes are on the disk (write, fsync, rename, fsync of the folder), so that a
-power cut or a SIGKILL leaves whole files and nothing else that counts: what was being written begins with a dot.
+A file gets its name only when its bytes are on the disk (write, fsync, rename, fsync of the folder). A power cut or a
+SIGKILL therefore leaves whole files, and partial ones whose name begins with a dot. Each file has one writer: a process
+writes its own streams, and the daemon everything else.
 """
 
 from __future__ import annotations
@@ -31,22 +33,22 @@ from lem_domain.evidence.streams import STREAMS, StreamManifest, StreamName, dig
 from lem_domain.wire.workers import ProcessCompletion
 
 CHUNK_SIZE = 256 * 2**10
-"""Estimated bytes before compression at which a chunk is sealed: worth a request of its own, and even as text of four
-bytes a character far below what a server decodes."""
+"""Estimated bytes before compression at which a chunk is sealed. Large enough for one request; with four bytes per
+character of text still far below the largest chunk that a server decodes."""
 
 _SEALED, _SENT = ".chunk", ".sent"
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _WIDTHS = {"int64": 8, "int32": 4, "float64": 8, "string": 4}
-"""Bytes of a value in an Arrow buffer; of a string, its offset, and its characters are added."""
+"""Bytes per value in an Arrow buffer; for a string that of its offset, to which its characters are added."""
 
 
 class SpoolError(LemError):
-    """The spool can't be written."""
+    """The spool can't be written: the disk is full or broken."""
 
 
 class SpooledChunk(NamedTuple):
-    """A sealed chunk, known from its file's name."""
+    """A sealed chunk, as its file name describes it."""
 
     process: str
     stream: StreamName
@@ -59,7 +61,7 @@ class SpooledChunk(NamedTuple):
 
 
 class StreamWriter:
-    """Rows of one stream of one process, sealed into chunks."""
+    """Writes the rows of one stream of one process as sealed chunks."""
 
     def __init__(self, attempt_dir: Path, process: str, stream: StreamName, *, lose_first: bool = False) -> None:
         self._lose_first = lose_first
@@ -75,7 +77,7 @@ class StreamWriter:
         self._sealed: list[tuple[int, int, str]] = []
 
     def append(self, **row: object) -> None:
-        """Add one row; columns that are left out are null.
+        """Add one row; omitted columns are null.
 
         Raises:
             ChunkError: the stream has no such column.
@@ -84,7 +86,7 @@ class StreamWriter:
         self.extend(**{name: (value,) for name, value in row.items()})
 
     def extend(self, **columns: Sequence[object]) -> None:
-        """Add many rows, as columns of equal length; columns that are left out are null.
+        """Add rows, given as columns of equal length; omitted columns are null.
 
         Raises:
             ChunkError: the stream has no such column, or the lengths differ.
@@ -110,7 +112,7 @@ class StreamWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Seal what is buffered, durably.
+        """Seal all buffered rows.
 
         Raises:
             SpoolError: the disk is full or can't be written.
@@ -125,12 +127,12 @@ class StreamWriter:
         self._oldest = None
 
     def flush_older_than(self, seconds: float) -> None:
-        """Seal what is buffered when its oldest row is that old."""
+        """Seal all buffered rows if the oldest was added at least `seconds` ago."""
         if self._oldest is not None and time.monotonic() - self._oldest >= seconds:
             self.flush()
 
     def manifest(self) -> StreamManifest | None:
-        """What was sealed; None when it is nothing."""
+        """The manifest of the sealed chunks; None without any."""
         if not self._sealed:
             return None
         return StreamManifest(
@@ -161,7 +163,7 @@ class StreamWriter:
 
 
 class EvidenceWriter:
-    """All streams of one process of an attempt; the first chunk of `lost` is dropped on purpose, for fault drills."""
+    """Writes all streams of one process of an attempt; the first chunk of `lost` is dropped, for fault drills."""
 
     def __init__(self, attempt_dir: Path, process: str, *, lost: StreamName | None = None) -> None:
         self._lost = lost
@@ -176,12 +178,12 @@ class EvidenceWriter:
         return self._streams[name]
 
     def flush_older_than(self, seconds: float) -> None:
-        """Seal every stream whose oldest buffered row is that old."""
+        """Seal every stream whose oldest buffered row was added at least `seconds` ago."""
         for writer in self._streams.values():
             writer.flush_older_than(seconds)
 
     def seal(self) -> tuple[StreamManifest, ...]:
-        """Seal everything and say what there is; streams without a row are left out."""
+        """Seal all streams and return their manifests, without those of empty streams."""
         for writer in self._streams.values():
             writer.flush()
         manifests = (self._streams[name].manifest() for name in sorted(self._streams))
@@ -189,29 +191,33 @@ class EvidenceWriter:
 
 
 def write_durably(path: Path, body: bytes) -> None:
-    """Make a file that is either whole and on the disk under its name, or not there.
+    """Write a file that is whole and on the disk when it has its name; else it does not exist.
 
     Raises:
         SpoolError: the disk is full or can't be written.
     """
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     with _spool_errors(path):
         try:
             _make_folder(path.parent)
-            with fresh.open("wb") as file:
+            with partial.open("wb") as file:
                 file.write(body)
                 file.flush()
+                # Before the rename: a file system may write the rename to the disk before the bytes.
                 os.fsync(file.fileno())
-            fresh.rename(path)
+            partial.rename(path)
+            # The new name is an entry of the folder, which is on the disk only after an fsync of the folder.
             _sync_folder(path.parent)
         except OSError:
             with contextlib.suppress(OSError):
-                fresh.unlink(missing_ok=True)
+                partial.unlink(missing_ok=True)
             raise
 
 
 def require_space(spool_dir: Path) -> None:
-    """Write as much as a chunk holds, and remove it.
+    """Check that a chunk fits on the disk, by writing one and removing it.
+
+    The free space that the file system reports does not include quotas.
 
     Raises:
         SpoolError: the disk is full or can't be written.
@@ -222,12 +228,12 @@ def require_space(spool_dir: Path) -> None:
 
 
 def write_model(path: Path, model: BaseModel) -> None:
-    """Write a model as JSON, durably."""
+    """Write a model durably as JSON."""
     write_durably(path, model.model_dump_json().encode())
 
 
 def sealed_chunks(attempt_dir: Path) -> Iterator[SpooledChunk]:
-    """Every sealed chunk of an attempt, in order of process, stream and number."""
+    """Yield every sealed chunk of an attempt, in order of process, stream and sequence number."""
     for folder in sorted((attempt_dir / "chunks").glob("*/*")):
         for path in sorted(folder.iterdir()):
             if path.suffix not in (_SEALED, _SENT) or path.name.startswith("."):
@@ -246,12 +252,12 @@ def sealed_chunks(attempt_dir: Path) -> Iterator[SpooledChunk]:
 
 
 def pending_chunks(attempt_dir: Path) -> list[SpooledChunk]:
-    """Chunks that nobody acknowledged yet."""
+    """Sealed chunks that the server has not acknowledged."""
     return [chunk for chunk in sealed_chunks(attempt_dir) if not chunk.acknowledged]
 
 
 def mark_acknowledged(chunk: SpooledChunk) -> None:
-    """Note, durably, that the server has a chunk; its bytes stay.
+    """Record durably that the server has a chunk; its bytes are kept.
 
     Raises:
         SpoolError: the disk can't be written.
@@ -263,7 +269,7 @@ def mark_acknowledged(chunk: SpooledChunk) -> None:
 
 
 def sealed_manifests(attempt_dir: Path) -> tuple[StreamManifest, ...]:
-    """What an attempt's folder says that there is, acknowledged or not."""
+    """Manifests of the chunks in an attempt's folder, acknowledged or not."""
     by_stream: dict[tuple[str, StreamName], list[SpooledChunk]] = {}
     for chunk in sealed_chunks(attempt_dir):
         by_stream.setdefault((chunk.process, chunk.stream), []).append(chunk)
@@ -281,12 +287,12 @@ def sealed_manifests(attempt_dir: Path) -> tuple[StreamManifest, ...]:
 
 
 def write_completion_marker(attempt_dir: Path, process: str, marker: ProcessCompletion) -> None:
-    """A process wrote all that it was going to write."""
+    """Record that a process has written all its evidence."""
     write_model(attempt_dir / f"{process}.done.json", marker)
 
 
 def completion_marker(attempt_dir: Path, process: str) -> ProcessCompletion | None:
-    """A process's completion marker; None when there is none that can be read."""
+    """Read the completion marker of a process; None if it is missing or unreadable."""
     try:
         return ProcessCompletion.model_validate_json((attempt_dir / f"{process}.done.json").read_bytes())
     except (OSError, ValueError):
@@ -294,29 +300,29 @@ def completion_marker(attempt_dir: Path, process: str) -> ProcessCompletion | No
 
 
 def is_complete(attempt_dir: Path, processes: Sequence[str]) -> bool:
-    """Whether every process finished and all that it says it wrote is here, so that the attempt can be completed."""
-    said: list[StreamManifest] = []
+    """Whether every process has a completion marker and the folder holds exactly the chunks that the markers list."""
+    listed: list[StreamManifest] = []
     for process in processes:
         marker = completion_marker(attempt_dir, process)
         if marker is None:
             return False
-        said += marker.streams
-    return sorted(said, key=_place) == sorted(sealed_manifests(attempt_dir), key=_place)
+        listed += marker.streams
+    return sorted(listed, key=_stream_key) == sorted(sealed_manifests(attempt_dir), key=_stream_key)
 
 
 def remove_partial_files(attempt_dir: Path) -> None:
-    """Remove what was being written when its writer ended."""
+    """Remove the files that were being written when their writer ended."""
     for path in attempt_dir.rglob(".*"):
         path.unlink(missing_ok=True)
 
 
 def remove_attempt(attempt_dir: Path) -> None:
-    """Forget an attempt."""
+    """Remove an attempt from the spool."""
     shutil.rmtree(attempt_dir, ignore_errors=True)
 
 
 def quarantine(attempt_dir: Path) -> Path:
-    """Take an attempt whose evidence the server refused out of the spool, for somebody to look at; says where it is."""
+    """Move an attempt whose evidence the server refused out of the spool and return its new folder."""
     kept = attempt_dir.parent.parent / "refused" / attempt_dir.name
     with _spool_errors(kept):
         _make_folder(kept.parent)
@@ -326,7 +332,7 @@ def quarantine(attempt_dir: Path) -> Path:
     return kept
 
 
-def _place(one: StreamManifest) -> tuple[str, str]:
+def _stream_key(one: StreamManifest) -> tuple[str, str]:
     return one.process, one.stream.value
 
 
@@ -344,7 +350,7 @@ def _spool_errors(path: Path) -> Iterator[None]:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make it with its parents, each one's entry on the disk."""
+    """Create a folder and its parents; each new entry is on the disk."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from lem_worker.process import children as processes
-from lem_worker.process.protocol import NO_ACCELERATE
+from lem_worker.process.protocol import ACCELERATE_MISSING
 
 
 def main(arguments: list[str]) -> int:
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: PLC0415
     except ImportError as error:
         print(f"pytorch.num_processes needs the package {error.name}; install llm-energy-measurement[pytorch].")  # noqa: T201
-        return NO_ACCELERATE
+        return ACCELERATE_MISSING
     try:
         launch_command(launch_command_parser().parse_args(launch))
     except ChildFailedError as error:

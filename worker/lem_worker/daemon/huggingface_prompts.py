@@ -1,6 +1,6 @@
-"""Read prompts from a dataset and print them as a JSON list (`python -m lem_worker.daemon.hub_prompts SOURCE [MOST]`).
+"""Print the prompts of a Hugging Face dataset as a JSON list: `python -m … SOURCE [LIMIT]`.
 
-A process of its own: importing the library takes seconds and much memory, and a download can only be stopped by a kill.
+A subprocess, because importing the library takes seconds and much memory, and only a kill stops a download.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ import sys
 from collections.abc import Iterator
 
 from lem_domain.config.prompt_sources import HuggingFacePrompts
-from lem_worker.process import children as processes
+from lem_worker.process.children import die_with_parent
 
-NOT_FOUND, NO_LIBRARY = 2, 3
-"""Exit codes: the prompts can't be had; the library is not installed."""
+NOT_FOUND, LIBRARY_MISSING = 2, 3
+"""Exit codes: the prompts can't be read; the library is not installed."""
 
 
 class HubPromptsError(ValueError):
-    """The dataset holds no prompts where they were looked for."""
+    """The dataset has no prompts in the column or split."""
 
 
-def read(source: HuggingFacePrompts, most: int | None) -> list[str]:
-    """The texts of the column, at most so many.
+def read(source: HuggingFacePrompts, limit: int | None) -> list[str]:
+    """Read the texts of the column, at most `limit` of them.
 
     Raises:
         ImportError: the `datasets` library is not installed.
-        HubPromptsError: there is no such column, or something else than a text stands in it.
+        HubPromptsError: the column does not exist or holds something other than text.
     """
-    from datasets import load_dataset  # noqa: PLC0415 - an extra, and it takes seconds
+    from datasets import load_dataset  # noqa: PLC0415 - an optional extra whose import takes seconds
 
     rows = load_dataset(
         source.dataset,
         source.subset,
         split=source.split,
         revision=source.revision,
-        # Only what is needed is downloaded.
-        streaming=most is not None,
+        # With a limit, streaming downloads only the rows that are read.
+        streaming=limit is not None,
     )
     names = rows.column_names
     if names is not None and source.column not in names:
@@ -45,7 +45,7 @@ def read(source: HuggingFacePrompts, most: int | None) -> list[str]:
             f"the dataset {source.dataset} has no column {source.column!r} (it has {', '.join(names)}); "
             "set prompts.huggingface.column."
         )
-    texts = list(_texts(itertools.islice(rows, most), source))
+    texts = list(_texts(itertools.islice(rows, limit), source))
     if not texts:
         raise HubPromptsError(f"the split {source.split!r} of {source.dataset} is empty; choose another.")
     return texts
@@ -62,8 +62,8 @@ def _texts(rows: Iterator[dict[str, object]], source: HuggingFacePrompts) -> Ite
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code: 0, or with a sentence `NOT_FOUND` or `NO_LIBRARY`."""
-    processes.die_with_parent()
+    """Print the prompts; returns 0, or `NOT_FOUND` or `LIBRARY_MISSING` with a message on standard error."""
+    die_with_parent()
     source = HuggingFacePrompts.model_validate_json(arguments[0])
     try:
         texts = read(source, int(arguments[1]) if arguments[1] else None)
@@ -73,11 +73,11 @@ def main(arguments: list[str]) -> int:
             "llm-energy-measurement[datasets] in this worker's environment.",
             file=sys.stderr,
         )
-        return NO_LIBRARY
+        return LIBRARY_MISSING
     except Exception as error:
         first = next(iter(str(error).splitlines()), "")
-        said = first if isinstance(error, HubPromptsError) else f"{source.dataset}: {type(error).__name__}: {first}"
-        print(said, file=sys.stderr)  # noqa: T201
+        message = first if isinstance(error, HubPromptsError) else f"{source.dataset}: {type(error).__name__}: {first}"
+        print(message, file=sys.stderr)  # noqa: T201
         return NOT_FOUND
     print(json.dumps(texts))  # noqa: T201
     return 0
@@ -86,6 +86,6 @@ def main(arguments: list[str]) -> int:
 if __name__ == "__main__":
     code = main(sys.argv[1:])
     sys.stdout.flush()
-    # Not `sys.exit`: threads that the library left behind may abort an interpreter that ends ("terminate called without
-    # an active exception"), after everything was said.
+    # os._exit instead of sys.exit: threads that the library leaves running may abort the interpreter's shutdown
+    # ("terminate called without an active exception") after all output was written.
     os._exit(code)
