@@ -42,7 +42,12 @@ def wall_clock(tmp_path_factory: pytest.TempPathFactory) -> SimulatedWallClock:
 @pytest.fixture(scope="module")
 def worker(shared_house: Any, wall_clock: SimulatedWallClock) -> psutil.Process:
     """One worker for all of them."""
-    return psutil.Process(shared_house.start_worker("simulated", environment=wall_clock.environment()).pid)
+    started = shared_house.start_worker(
+        "simulated",
+        program=(sys.executable, "-m", "factories.worker_losing_chunks"),
+        environment={**wall_clock.environment(), "PYTHONPATH": str(TESTS)},
+    )
+    return psutil.Process(started.pid)
 
 
 def submitted(house: Any, path: Path) -> str:
@@ -170,10 +175,10 @@ def test_what_is_left_of_a_window_is_said_to_be_partial_and_short(shared_house: 
     path = campaign(
         tmp_path,
         "partial",
-        **QUICK,
+        **{**QUICK, "model": "loses-requests"},
         window={"min_duration_s": 2},
         traffic={"mode": "open", "rate_per_s": 2000, "arrivals": "constant"},
-        simulated={"drop_chunk": "requests", "batch_size": 4096, "decode_ms_per_token": 0, "prefill_ms_per_token": 0},
+        simulated={"batch_size": 4096, "decode_ms_per_token": 0, "prefill_ms_per_token": 0},
         record={"tokens": False},
     )
     run = only_run(shared_house, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from e2e_files import campaign
 from lem_domain.states import RunState
 
+TESTS = Path(__file__).parents[1]
 QUICK = {
     "backend": "simulated",
     "model": "m",
@@ -21,9 +23,12 @@ QUICK = {
 
 
 @pytest.mark.proves("carbon.gco2e_per_kwh", "cost.price_per_kwh", "cost.currency", "prefill_probe", on="simulated")
-@pytest.mark.proves("simulated.drop_chunk", on="server")
 def test_a_study_with_probe_carbon_and_cost_and_one_with_a_lost_chunk(house, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    house.start_worker("simulated")
+    house.start_worker(
+        "simulated",
+        program=(sys.executable, "-m", "factories.worker_losing_chunks"),
+        environment={"PYTHONPATH": str(TESTS)},
+    )
     truth = {"power_w": 100, "prefill_ms_per_token": 2, "decode_ms_per_token": 50}
     path = campaign(
         tmp_path,
@@ -32,7 +37,8 @@ def test_a_study_with_probe_carbon_and_cost_and_one_with_a_lost_chunk(house, tmp
         prefill_probe=True,
         carbon={"gco2e_per_kwh": 360, "pue": 1.5},
         cost={"price_per_kwh": 0.36, "currency": "EUR"},
-        sweep={"simulated": [truth, {**truth, "drop_chunk": "requests"}]},
+        simulated=truth,
+        sweep={"model": ["m", "loses-requests"]},
     )
     assert house.lemctl("run", path).returncode == 1
     with house.client() as client:

@@ -92,9 +92,6 @@ class SimulatedConfig(ConfigModel):
         default=False,
         description="Every repetition of the prompts gets other answers, as from kernels that are not deterministic.",
     )
-    drop_chunk: Literal["requests", "tokens", "phases", "events"] | None = Field(
-        default=None, description="The first chunk of this stream of rank 0 is lost before it reaches the disk."
-    )
     misreport: tuple[Literal["batch_size", "num_processes"], ...] = Field(
         default=(),
         description="Parameters that the backend reads back with a wrong value, as an engine that lies would.",

@@ -303,10 +303,9 @@ async def test_a_failure_happens_where_and_how_it_is_asked_for(
     assert says in server.ended[attempt].message
 
 
-@pytest.mark.proves("simulated.drop_chunk", on="simulated")
 async def test_a_dropped_chunk_is_in_the_marker_and_nowhere_else(server: FakeServer, work: Work) -> None:
-    attempt = server.enqueue(**QUICK, simulated={"drop_chunk": "tokens"})
-    await work(modules=REAL)
+    attempt = server.enqueue(**QUICK, model="loses-tokens")
+    await work(modules=REAL._replace(rank="factories.rank_losing_chunk"))
     marker = server.markers[attempt, RANK]
     assert "tokens" in [one.stream.value for one in marker.streams]
     assert server.rows(attempt, RANK, StreamName.TOKENS) == []

@@ -63,8 +63,7 @@ class SpooledChunk(NamedTuple):
 class StreamWriter:
     """Writes the rows of one stream of one process as sealed chunks."""
 
-    def __init__(self, attempt_dir: Path, process: str, stream: StreamName, *, lose_first: bool = False) -> None:
-        self._lose_first = lose_first
+    def __init__(self, attempt_dir: Path, process: str, stream: StreamName) -> None:
         self._folder = attempt_dir / "chunks" / process / stream.value
         self._process = process
         self._stream = stream
@@ -157,16 +156,14 @@ class StreamWriter:
     def _seal(self, columns: dict[str, list[object]], rows: int) -> None:
         body = encode_chunk(self._stream, columns)
         digest = hashlib.sha256(body).hexdigest()
-        if self._sealed or not self._lose_first:
-            write_durably(self._folder / f"{len(self._sealed):08d}.{rows}.{digest}{_SEALED}", body)
+        write_durably(self._folder / f"{len(self._sealed):08d}.{rows}.{digest}{_SEALED}", body)
         self._sealed.append((rows, len(body), digest))
 
 
 class EvidenceWriter:
-    """Writes all streams of one process of an attempt; the first chunk of `lost` is dropped, for fault drills."""
+    """Writes all streams of one process of an attempt."""
 
-    def __init__(self, attempt_dir: Path, process: str, *, lost: StreamName | None = None) -> None:
-        self._lost = lost
+    def __init__(self, attempt_dir: Path, process: str) -> None:
         self._attempt_dir = attempt_dir
         self._process = process
         self._streams: dict[StreamName, StreamWriter] = {}
@@ -174,7 +171,7 @@ class EvidenceWriter:
     def stream(self, name: StreamName) -> StreamWriter:
         """The writer of a stream."""
         if name not in self._streams:
-            self._streams[name] = StreamWriter(self._attempt_dir, self._process, name, lose_first=name is self._lost)
+            self._streams[name] = StreamWriter(self._attempt_dir, self._process, name)
         return self._streams[name]
 
     def flush_older_than(self, seconds: float) -> None:

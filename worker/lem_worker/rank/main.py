@@ -15,7 +15,6 @@ from typing import TypeVar
 
 from pydantic.types import JsonValue
 
-from lem_domain.backends.simulated import SimulatedConfig
 from lem_domain.evidence.codec import be_ready
 from lem_domain.evidence.streams import PhaseName, StreamName, rank_name
 from lem_domain.wire.runs import EffectiveConfig
@@ -66,8 +65,7 @@ class Rank:
         self._config = job.config
         self._control = control
         self._clock = time.monotonic_ns
-        lost = job.config.section(SimulatedConfig).drop_chunk if job.rank == 0 else None
-        self._writer = EvidenceWriter(Path(job.spool), rank_name(job.rank), lost=StreamName(lost) if lost else None)
+        self._writer = EvidenceWriter(Path(job.spool), rank_name(job.rank))
         self._events = self._writer.stream(StreamName.EVENTS)
         self._phases = Phases(self._writer.stream(StreamName.PHASES), control.send, self._clock)
 
