@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import grimp
@@ -79,3 +81,12 @@ def test_no_engines_backend_reaches_that_of_another(graph: grimp.ImportGraph) ->
 
 def test_shared_folders_reach_no_process(graph: grimp.ImportGraph) -> None:
     assert not reached(graph, *SHARED) & modules(graph, *DAEMON, "rank", "sampler", "backends")
+
+
+def test_the_running_daemon_has_no_module_of_a_rank_or_engine() -> None:
+    # Unlike the graph, this sees the packages' __init__ that an import runs on its way.
+    code = "import sys, lem_worker.main, lem_worker.heartbeat.sender; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
+    foreign = {"rank", "sampler", "pytorch", "vllm", "tensorrt", "simulated"}
+    assert "lem_worker.daemon.daemon" in loaded
+    assert not [name for name in loaded if name.startswith("lem_worker.") and foreign & set(name.split("."))]
