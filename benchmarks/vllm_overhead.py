@@ -40,7 +40,7 @@ from lem_worker.rank.prompts import PreparedPrompt, Request, requests_of
 from lem_worker.rank.recorder import Recorder, Sinks
 from lem_worker.rank.request_feed import RequestFeed
 from lem_worker.rank.token_digests import OutputLedger
-from lem_worker.rank.traffic import OnceFeed
+from lem_worker.rank.traffic import OnceArrivals
 
 KV_CACHE_BYTES = 256 * 2**20
 INPUT_TOKENS = 32
@@ -181,7 +181,7 @@ def compare(model: str, folder: Path, *, batch_size: int, pairs: int, iterations
         nonlocal repetition
         requests = requests_of(prompts, repetition=repetition, first_id=repetition * batch_size, seed=0)
         repetition += 1
-        backend.serve(RequestFeed(OnceFeed(requests), recorder, lambda: writer.flush_older_than(5.0)), recorder)
+        backend.serve(RequestFeed(OnceArrivals(requests), recorder, lambda: writer.flush_older_than(5.0)), recorder)
         recorder.drain()
 
     sample = requests_of(prompts, repetition=0, first_id=0, seed=0)

@@ -18,7 +18,7 @@ from lem_worker.process.protocol import RankJob
 from lem_worker.rank.measured_window import measure, send_once
 from lem_worker.rank.prompts import warmup_requests
 from lem_worker.rank.recorder import Recorder
-from lem_worker.rank.window_length import Goal
+from lem_worker.rank.window_length import WindowLength
 
 EAGER: dict[str, JsonValue] = {"enforce_eager": True, "kv_cache_memory_bytes": 64 * 2**20}
 """Quick to start, and small."""
@@ -68,7 +68,7 @@ class Run:
             self.backend,
             self.prompts,
             self.recorder,
-            goal=Goal(0, requests),
+            length=WindowLength(0, requests),
             seed=self.config.decoding.seed,
             between_batches=lambda: None,
             traffic=self.config.traffic,

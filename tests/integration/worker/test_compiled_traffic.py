@@ -16,7 +16,7 @@ from lem_worker.backends.pytorch.backend import PyTorchBackend
 from lem_worker.rank.measured_window import measure, most_waiting
 from lem_worker.rank.prompts import Request, warmup_requests
 from lem_worker.rank.recorder import Recorder
-from lem_worker.rank.window_length import Goal
+from lem_worker.rank.window_length import WindowLength
 
 TEXTS = ("one", "two words", "three words here", "four", "five words")
 ROWS = 6
@@ -62,7 +62,7 @@ def served(
         backend,
         prompts,
         Window().recorder,
-        goal=Goal(0, REQUESTS),
+        length=WindowLength(0, REQUESTS),
         seed=0,
         between_batches=lambda: None,
         traffic=TrafficConfig.model_validate(traffic),

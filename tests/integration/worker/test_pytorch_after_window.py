@@ -20,7 +20,7 @@ from lem_worker.daemon.process_start import ProcessModules
 from lem_worker.models import resolve_model
 from lem_worker.process.protocol import RankJob
 from lem_worker.rank.after_window import probe_prefill
-from lem_worker.rank.measured_window import Share, Ticker
+from lem_worker.rank.measured_window import RankIndex, Ticker
 
 Work = Callable[..., Coroutine[Any, Any, None]]
 
@@ -127,7 +127,7 @@ def test_the_probe_gets_one_token_where_tokens_are_guessed_too(model_cache: Path
         made,
         prompts,
         job.config,
-        share=Share(),
+        rank=RankIndex(),
         progress=Ticker(PhaseName.LOAD, lambda _: None, 0),
         clock=time.monotonic_ns,
     )

@@ -282,13 +282,6 @@ def test_text_has_no_special_tokens(greedy: Run) -> None:
     assert greedy.backend.text(ids) == TEXTS[0]
 
 
-def test_unloading_lets_go_of_the_model(model_folder: Path) -> None:
-    run = Run(model_folder, TEXTS[:1])
-    run.backend.unload()
-    with pytest.raises(Exception, match="not loaded"):
-        run.backend.text([1])
-
-
 def test_a_lack_of_memory_is_told_apart_from_other_failures() -> None:
     with pytest.raises(RuntimeError) as allocation:
         torch.empty(2**46, dtype=torch.uint8)

@@ -18,7 +18,7 @@ from lem_worker.rank.measured_window import measure, send_once
 from lem_worker.rank.prompts import PreparedPrompt, Request
 from lem_worker.rank.recorder import Recorder, Sinks
 from lem_worker.rank.request_feed import RequestFeed
-from lem_worker.rank.window_length import Goal
+from lem_worker.rank.window_length import WindowLength
 
 MS = 1_000_000
 PROMPTS = tuple(PreparedPrompt(index, (1, 2)) for index in range(5))
@@ -98,7 +98,7 @@ class StepEngine(Unused):
 
 
 def measured(
-    engine: StepEngine, monkeypatch: pytest.MonkeyPatch, *, goal: Goal, **traffic: object
+    engine: StepEngine, monkeypatch: pytest.MonkeyPatch, *, length: WindowLength, **traffic: object
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
     monkeypatch.setattr(intake_module.time, "sleep", engine.sleep)
     requests, tokens = Rows(), Rows()
@@ -107,7 +107,7 @@ def measured(
         engine,  # type: ignore[arg-type]
         PROMPTS,
         Recorder(PhaseName.MEASURE, Sinks(requests, tokens, requests), clock=engine.clock),
-        goal=goal,
+        length=length,
         seed=0,
         between_batches=lambda: flushes.append(1),
         traffic=TrafficConfig.model_validate(traffic),
@@ -117,7 +117,7 @@ def measured(
 
 
 def test_offline_everything_arrives_at_once_and_queues_in_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, _, repetitions = measured(StepEngine(), monkeypatch, goal=Goal(0, 1))
+    rows, _, repetitions = measured(StepEngine(), monkeypatch, length=WindowLength(0, 1))
     assert repetitions == 1
     assert {row["arrival_ns"] for row in rows} == {1_000}
     queued = [(row["scheduled_ns"] - row["arrival_ns"]) / MS for row in rows]
@@ -127,7 +127,7 @@ def test_offline_everything_arrives_at_once_and_queues_in_the_engine(monkeypatch
 
 def test_offline_the_next_repetition_arrives_when_the_last_request_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = StepEngine()
-    rows, _, repetitions = measured(engine, monkeypatch, goal=Goal(250 * MS, 1))
+    rows, _, repetitions = measured(engine, monkeypatch, length=WindowLength(250 * MS, 1))
     assert repetitions == 3
     assert sorted({(row["arrival_ns"] - 1_000) / MS for row in rows}) == [0, 120, 240]
     assert max(row["last_token_ns"] for row in rows) - 1_000 >= 250 * MS, "the window lasts as long as it has to"
@@ -135,14 +135,18 @@ def test_offline_the_next_repetition_arrives_when_the_last_request_is_done(monke
 
 
 def test_closed_traffic_replaces_what_is_done_in_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, _, repetitions = measured(StepEngine(slots=8), monkeypatch, goal=Goal(0, 10), mode="closed", concurrency=3)
+    rows, _, repetitions = measured(
+        StepEngine(slots=8), monkeypatch, length=WindowLength(0, 10), mode="closed", concurrency=3
+    )
     assert repetitions == 2
     assert [(row["arrival_ns"] - 1_000) / MS for row in rows] == [0, 0, 0, 40, 40, 40, 80, 80, 80, 120]
 
 
 def test_an_open_arrival_during_a_step_keeps_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = StepEngine(slots=8, step_ms=100)
-    rows, _, _ = measured(engine, monkeypatch, goal=Goal(0, 1), mode="open", rate_per_s=40, arrivals="constant")
+    rows, _, _ = measured(
+        engine, monkeypatch, length=WindowLength(0, 1), mode="open", rate_per_s=40, arrivals="constant"
+    )
     assert [(row["arrival_ns"] - 1_000) / MS for row in rows] == [0, 25, 50, 75, 100]
     assert [(row["scheduled_ns"] - 1_000) / MS for row in rows] == [0, 100, 100, 100, 100]
     assert {row["released_ns"] for row in rows} == {None}, "the engine could not have looked sooner"
@@ -152,13 +156,15 @@ def test_an_idle_engine_that_is_woken_late_says_so(monkeypatch: pytest.MonkeyPat
     engine = StepEngine(slots=8, step_ms=1)
     sleep = engine.sleep
     monkeypatch.setattr(engine, "sleep", lambda seconds: sleep(seconds + 0.003))
-    rows, _, _ = measured(engine, monkeypatch, goal=Goal(0, 1), mode="open", rate_per_s=40, arrivals="constant")
+    rows, _, _ = measured(
+        engine, monkeypatch, length=WindowLength(0, 1), mode="open", rate_per_s=40, arrivals="constant"
+    )
     late = [None if row["released_ns"] is None else (row["released_ns"] - row["arrival_ns"]) / MS for row in rows]
     assert late == [None, 3, 3, 3, 3]
 
 
 def test_tokens_of_one_step_share_their_time_and_are_all_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, tokens, _ = measured(StepEngine(slots=8, per_step=2), monkeypatch, goal=Goal(0, 1))
+    rows, tokens, _ = measured(StepEngine(slots=8, per_step=2), monkeypatch, length=WindowLength(0, 1))
     assert {row["generated_tokens"] for row in rows} == {TOKENS}
     one = [row for row in tokens if row["request_id"] == 3]
     assert [row["index"] for row in one] == [0, 1, 2, 3]
@@ -170,7 +176,7 @@ def test_long_windows_are_drained_on_the_way(monkeypatch: pytest.MonkeyPatch) ->
     drained: list[int] = []
     drain = Recorder.drain
     monkeypatch.setattr(Recorder, "drain", lambda recorder: (drained.append(recorder.undrained), drain(recorder)))
-    rows, tokens, _ = measured(StepEngine(), monkeypatch, goal=Goal(0, 1))
+    rows, tokens, _ = measured(StepEngine(), monkeypatch, length=WindowLength(0, 1))
     assert len(drained) > 3
     assert max(drained) <= 3 * 2
     assert len(tokens) == len(rows) * TOKENS
@@ -222,7 +228,7 @@ def test_asynchronous_streams_fit_as_well(traffic: dict[str, object]) -> None:
         StreamEngine(),  # type: ignore[arg-type]
         PROMPTS,
         Recorder(PhaseName.MEASURE, Sinks(requests, tokens, requests)),
-        goal=Goal(0, 12),
+        length=WindowLength(0, 12),
         seed=0,
         between_batches=lambda: None,
         traffic=TrafficConfig.model_validate(traffic),

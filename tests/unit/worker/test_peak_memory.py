@@ -24,9 +24,7 @@ def test_what_was_freed_before_does_not_show_and_what_came_since_does() -> None:
 def test_without_the_kernel_s_help_there_is_a_reason_and_no_figure(tmp_path: Path) -> None:
     peak = PeakMemory(tmp_path / "no such process")
     assert peak.read() is None
-    assert peak.reason == (
-        "the system does not let a process begin its peak of memory anew (No such file or directory)"
-    )
+    assert peak.reason == ("the kernel refuses to reset the peak of resident memory (No such file or directory)")
     (tmp_path / "status").write_text("Name:\trank\n")
     silent = PeakMemory(tmp_path)
-    assert (silent.read(), silent.reason) == (None, "the system does not tell a process's peak of memory")
+    assert (silent.read(), silent.reason) == (None, "/proc/self/status has no peak of resident memory (VmHWM)")

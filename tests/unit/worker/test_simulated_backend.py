@@ -16,7 +16,7 @@ from lem_worker.rank.measured_window import measure
 from lem_worker.rank.prompts import PreparedPrompt, PromptRefused, share_of
 from lem_worker.rank.recorder import Recorder, Sinks
 from lem_worker.rank.token_digests import OutputLedger
-from lem_worker.rank.window_length import Goal
+from lem_worker.rank.window_length import WindowLength
 
 TEXTS = ("one two three", "four five", "six", "seven eight nine ten")
 
@@ -66,7 +66,7 @@ def measured(task: RankJob, *, requests: int = 1, phase: PhaseName = PhaseName.M
         backend,
         prompts,
         Recorder(phase, Sinks(rows, tokens, outputs)),
-        goal=Goal(0, requests),
+        length=WindowLength(0, requests),
         seed=0,
         between_batches=lambda: None,
     )
@@ -152,14 +152,14 @@ def test_whole_repetitions_until_the_minimum_holds() -> None:
 @pytest.mark.proves("window.min_duration_s", "window.min_requests", on="worker")
 def test_a_ranks_goal_is_its_share_of_the_requests_and_the_whole_duration() -> None:
     window = ExperimentConfig.model_validate({"model": "m", "window": {"min_duration_s": 2, "min_requests": 10}}).window
-    goal = Goal.of(window, world_size=3)
-    assert goal == Goal(2_000_000_000, 4)
-    assert not goal.is_met(1_999_999_999, 4)
-    assert not goal.is_met(2_000_000_000, 3)
-    assert goal.is_met(2_000_000_000, 4)
-    assert goal.fraction(1_000_000_000, 6, share=3) == 0.5
-    assert goal.fraction(9_000_000_000, 3, share=3) == 0.5
-    assert Goal(0, 1).fraction(5, 3, share=4) == 0.75
+    length = WindowLength.of(window, world_size=3)
+    assert length == WindowLength(2_000_000_000, 4)
+    assert not length.is_met(1_999_999_999, 4)
+    assert not length.is_met(2_000_000_000, 3)
+    assert length.is_met(2_000_000_000, 4)
+    assert length.fraction(1_000_000_000, 6, share=3) == 0.5
+    assert length.fraction(9_000_000_000, 3, share=3) == 0.5
+    assert WindowLength(0, 1).fraction(5, 3, share=4) == 0.75
 
 
 @pytest.mark.proves("input.max_tokens", "input.truncate", on="simulated")
@@ -207,7 +207,7 @@ def test_answers_change_from_repetition_to_repetition_where_that_is_asked() -> N
         backend, prompts = loaded(job({"decode_ms_per_token": 0, **simulated}))
         rows, ledger = Kept(), OutputLedger(keep_ids=False)
         recorder = Recorder(PhaseName.MEASURE, Sinks(rows, None, ledger))
-        measure(backend, prompts, recorder, goal=Goal(0, 8), seed=0, between_batches=lambda: None)
+        measure(backend, prompts, recorder, length=WindowLength(0, 8), seed=0, between_batches=lambda: None)
         return ledger.repeats
 
     assert repeats()

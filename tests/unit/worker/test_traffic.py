@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from lem_domain.config.measurement import TrafficConfig, WindowConfig
 from lem_domain.evidence.streams import PhaseName
 from lem_worker.rank import measured_window as measuring
-from lem_worker.rank.measured_window import Share, measure
+from lem_worker.rank.measured_window import RankIndex, measure
 from lem_worker.rank.prompts import PreparedPrompt, Request, batches
 from lem_worker.rank.recorder import Recorder, Sinks
-from lem_worker.rank.traffic import OfflineFeed, TrafficRefused, arrival_gaps, make_feed
-from lem_worker.rank.window_length import Goal
+from lem_worker.rank.traffic import OfflineArrivals, TrafficRefused, arrival_gaps, make_arrivals
+from lem_worker.rank.window_length import WindowLength
 
 MS = 1_000_000
 PROMPTS = tuple(PreparedPrompt(index, (1, 2)) for index in range(3))
@@ -68,7 +68,12 @@ class Rows:
 
 
 def measured(
-    world: World, monkeypatch: pytest.MonkeyPatch, *, goal: Goal, share: Share | None = None, **traffic: object
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    length: WindowLength,
+    rank: RankIndex | None = None,
+    **traffic: object,
 ) -> tuple[list[dict[str, int]], int]:
     monkeypatch.setattr(measuring.time, "sleep", world.sleep)
     rows = Rows()
@@ -77,11 +82,11 @@ def measured(
         world,  # type: ignore[arg-type]
         PROMPTS,
         recorder,
-        goal=goal,
+        length=length,
         seed=0,
         between_batches=lambda: None,
         traffic=TrafficConfig.model_validate(traffic),
-        share=share,
+        rank=rank,
     )
     return rows.rows, repetitions
 
@@ -94,10 +99,10 @@ def test_lateness_of_open_arrivals_is_recorded_where_it_is_not_the_engine_s(monk
             super().sleep(seconds + 0.007)
 
     traffic = {"mode": "open", "rate_per_s": 20, "arrivals": "constant"}
-    goal = Goal.of(WindowConfig(min_duration_s=0, min_requests=6), world_size=1)
-    late, _ = measured(Sleepy(batch_ms=1), monkeypatch, goal=goal, **traffic)
+    length = WindowLength.of(WindowConfig(min_duration_s=0, min_requests=6), world_size=1)
+    late, _ = measured(Sleepy(batch_ms=1), monkeypatch, length=length, **traffic)
     assert [row["released_ns"] - row["arrival_ns"] for row in late[1:]] == [7 * MS] * (len(late) - 1)
-    busy, _ = measured(World(batch_ms=200), monkeypatch, goal=goal, **traffic)
+    busy, _ = measured(World(batch_ms=200), monkeypatch, length=length, **traffic)
     assert {row["released_ns"] for row in busy[1:]} == {None}
 
 
@@ -115,14 +120,14 @@ def test_a_window_lasts_from_its_first_arrival(monkeypatch: pytest.MonkeyPatch, 
             return self.now_ns
 
     for least_ms in range(90, 120):
-        goal = Goal.of(WindowConfig(min_duration_s=least_ms / 1e3), world_size=1)
-        rows, _ = measured(Slow(batch_ms=1), monkeypatch, goal=goal, **traffic)
+        length = WindowLength.of(WindowConfig(min_duration_s=least_ms / 1e3), world_size=1)
+        rows, _ = measured(Slow(batch_ms=1), monkeypatch, length=length, **traffic)
         assert max(row["last_token_ns"] for row in rows) - min(row["arrival_ns"] for row in rows) >= least_ms * MS
 
 
 def test_a_continuous_engine_s_window_lasts_from_its_first_arrival() -> None:
     worked_until_ns = 0
-    feed = OfflineFeed(PROMPTS, goal=Goal(100 * MS, 1), seed=0, worked_until_ns=lambda: worked_until_ns)
+    feed = OfflineArrivals(PROMPTS, length=WindowLength(100 * MS, 1), seed=0, worked_until_ns=lambda: worked_until_ns)
     assert len(feed.take(7 * MS)) == 3
     feed.finished(3)
     worked_until_ns = 106 * MS
@@ -136,7 +141,9 @@ def test_a_continuous_engine_s_window_lasts_from_its_first_arrival() -> None:
 @pytest.mark.proves("traffic.mode", "traffic.rate_per_s", on="worker")
 def test_open_arrivals_do_not_wait_for_a_slow_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(batch_ms=100, batch_size=1)
-    rows, repetitions = measured(world, monkeypatch, goal=Goal(0, 6), mode="open", rate_per_s=100, arrivals="constant")
+    rows, repetitions = measured(
+        world, monkeypatch, length=WindowLength(0, 6), mode="open", rate_per_s=100, arrivals="constant"
+    )
     assert repetitions == 2
     assert [row["arrival_ns"] - 1_000 for row in rows] == [place * 10 * MS for place in range(6)]
     waits = [(row["last_token_ns"] - row["arrival_ns"]) / MS for row in rows]
@@ -145,7 +152,9 @@ def test_open_arrivals_do_not_wait_for_a_slow_engine(monkeypatch: pytest.MonkeyP
 
 def test_an_engine_with_nothing_to_do_waits_for_the_next_arrival(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(batch_ms=1)
-    rows, _ = measured(world, monkeypatch, goal=Goal(50 * MS, 1), mode="open", rate_per_s=50, arrivals="constant")
+    rows, _ = measured(
+        world, monkeypatch, length=WindowLength(50 * MS, 1), mode="open", rate_per_s=50, arrivals="constant"
+    )
     assert [round((row["last_token_ns"] - row["arrival_ns"]) / MS) for row in rows] == [1] * 6
     assert world.sizes == [1] * 6
 
@@ -157,7 +166,7 @@ def test_an_open_window_is_as_long_as_asked_from_its_first_arrival_on(
 ) -> None:
     traffic: dict[str, object] = {"mode": "open", "rate_per_s": rate_per_s, "arrivals": arrivals, "seed": seed}
     with pytest.MonkeyPatch.context() as monkeypatch:
-        rows, _ = measured(World(batch_ms=0.01), monkeypatch, goal=Goal(least_ms * MS, 1), **traffic)
+        rows, _ = measured(World(batch_ms=0.01), monkeypatch, length=WindowLength(least_ms * MS, 1), **traffic)
     sent = sorted(row["arrival_ns"] for row in rows)
     assert sent[-1] - sent[0] >= least_ms * MS
     assert len(rows) == 3 or sent[-4] - sent[0] < least_ms * MS, "no repetition more than that needs"
@@ -175,7 +184,7 @@ def test_a_window_ends_though_its_engine_fails_every_request(
             for request in requests:
                 recorder.failed(request.request_id, "no")
 
-    rows, _ = measured(Failing(), monkeypatch, goal=Goal(100 * MS, 5), **traffic)
+    rows, _ = measured(Failing(), monkeypatch, length=WindowLength(100 * MS, 5), **traffic)
     assert len(rows) >= 6
     assert {(row["error"], row["generated_tokens"], row["first_token_ns"]) for row in rows} == {("no", 0, None)}
 
@@ -187,7 +196,9 @@ def test_closed_traffic_keeps_its_concurrency_and_whole_repetitions(
 ) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         world = World(batch_size=batch_size)
-        rows, repetitions = measured(world, monkeypatch, goal=Goal(0, least), mode="closed", concurrency=concurrency)
+        rows, repetitions = measured(
+            world, monkeypatch, length=WindowLength(0, least), mode="closed", concurrency=concurrency
+        )
     assert len(rows) == repetitions * len(PROMPTS) >= least
     assert sorted(row["request_id"] for row in rows) == list(range(len(rows)))
     edges = sorted(
@@ -233,10 +244,10 @@ def test_the_concurrency_is_divided_without_loss_and_never_to_nothing() -> None:
     traffic = TrafficConfig(mode="closed", concurrency=5)
 
     def first(rank: int, world_size: int) -> int:
-        feed = make_feed(
+        feed = make_arrivals(
             traffic,
             PROMPTS * 4,
-            goal=Goal.of(WindowConfig(), world_size=world_size),
+            length=WindowLength.of(WindowConfig(), world_size=world_size),
             seed=0,
             rank=rank,
             world_size=world_size,
@@ -246,7 +257,7 @@ def test_the_concurrency_is_divided_without_loss_and_never_to_nothing() -> None:
         return len(feed.take(0))
 
     assert [first(rank, 3) for rank in range(3)] == [2, 2, 1]
-    with pytest.raises(TrafficRefused, match=r"traffic.concurrency 5 leaves nothing for rank 5 of 6"):
+    with pytest.raises(TrafficRefused, match=r"traffic.concurrency 5 leaves no requests for rank 5 of 6"):
         first(5, 6)
 
 
@@ -274,8 +285,8 @@ def test_a_trace_begins_again_one_mean_distance_after_its_end() -> None:
 
 
 def test_a_trace_is_replayed_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    goal = Goal.of(WindowConfig(min_duration_s=0), world_size=2, least_requests=7)
-    assert goal.requests == 4
+    length = WindowLength.of(WindowConfig(min_duration_s=0), world_size=2, least_requests=7)
+    assert length.requests == 4
 
 
 @pytest.mark.parametrize(
@@ -283,7 +294,7 @@ def test_a_trace_is_replayed_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_no_request_begins_when_the_time_is_up(monkeypatch: pytest.MonkeyPatch, traffic: dict[str, object]) -> None:
     world = World(batch_ms=10, batch_size=1)
-    rows, _ = measured(world, monkeypatch, goal=Goal(0, 1000, 35 * MS), **traffic)
+    rows, _ = measured(world, monkeypatch, length=WindowLength(0, 1000, 35 * MS), **traffic)
     assert 3 <= len(rows) <= 5
     assert max(row["arrival_ns"] for row in rows) < 1_000 + 40 * MS
-    assert Goal(0, 1000, 35 * MS).cut(len(rows), share=len(PROMPTS))
+    assert WindowLength(0, 1000, 35 * MS).cut(len(rows), share=len(PROMPTS))

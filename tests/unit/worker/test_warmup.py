@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lem_domain.config.experiment import WarmupConfig
-from lem_worker.rank.prompts import PreparedPrompt, batches, fullest, largest, warmup_requests
-from lem_worker.rank.warmup import POWER_CAP_STRETCHES, PowerTrend, assess, coefficient_of_variation, warm_up
+from lem_worker.rank.prompts import PreparedPrompt, batches, fullest_batch, largest_batch, warmup_requests
+from lem_worker.rank.warmup import POWER_CAP_TRENDS, PowerTrend, assess, coefficient_of_variation, warm_up
 
 CONFIG = WarmupConfig(min_requests=5, max_requests=12, cv_threshold=0.05, window_size=5)
 
@@ -84,11 +84,11 @@ def test_power_must_have_settled_too_where_somebody_tells_it(trend: PowerTrend, 
     assert assess(STEADY, unconcerned, trend).converged
 
 
-@pytest.mark.parametrize("stretch_s", [5.0, 50.0])
-def test_the_cap_gives_power_the_time_that_a_trend_needs(stretch_s: float) -> None:
-    rising = PowerTrend(known=True, slope=0.3, stretch_s=stretch_s)
+@pytest.mark.parametrize("trend_s", [5.0, 50.0])
+def test_the_cap_gives_power_the_time_that_a_trend_needs(trend_s: float) -> None:
+    rising = PowerTrend(known=True, slope=0.3, trend_s=trend_s)
     many = [1.0] * 500
-    cap_s = POWER_CAP_STRETCHES * stretch_s
+    cap_s = POWER_CAP_TRENDS * trend_s
     assert not assess(many, CONFIG, rising, cap_s - 1).finished
     assessment = assess(many, CONFIG, rising, cap_s)
     assert (assessment.finished, assessment.converged) == (True, False)
@@ -122,12 +122,12 @@ def test_the_largest_batch_is_sent_with_its_tokens_reversed() -> None:
         PreparedPrompt(3, (7,)),
     ]
     requests = warmup_requests(prompts, seed=0)
-    assert [request.token_ids for request in largest(list(batches(requests, 2)))] == [(6, 5, 4), (7,)]
+    assert [request.token_ids for request in largest_batch(list(batches(requests, 2)))] == [(6, 5, 4), (7,)]
 
 
 def test_the_largest_batch_has_the_most_places_and_the_fullest_the_most_rows() -> None:
     short = [PreparedPrompt(index, (1, 2)) for index in range(4)]
     divided = list(batches(warmup_requests([*short, PreparedPrompt(4, (3,) * 9)], seed=0), 4))
     assert [len(batch) for batch in divided] == [4, 1]
-    assert largest(divided) is divided[1]
-    assert fullest(divided) is divided[0]
+    assert largest_batch(divided) is divided[1]
+    assert fullest_batch(divided) is divided[0]

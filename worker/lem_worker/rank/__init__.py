@@ -1,1 +1,1 @@
-"""A rank process: it loads the model, warms up and measures one share of the requests."""
+"""The rank process: loads the model, warms up and measures its share of the requests."""

@@ -1,4 +1,4 @@
-"""What a rank measures after its window: prefill alone, and the quality of the model as it was run."""
+"""Measurements of a rank after its window: prefill alone, and the quality of the model as configured."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lem_domain.evidence.streams import PhaseName
 from lem_domain.held_text import HELD_TEXT, held_text
 from lem_worker.backends.protocol import InferenceBackend, ScoringBackend
 from lem_worker.process.evidence_rows import Clock
-from lem_worker.rank.measured_window import Share, measure
+from lem_worker.rank.measured_window import RankIndex, measure
 from lem_worker.rank.prompts import PreparedPrompt
 from lem_worker.rank.recorder import ProgressSink, Recorder
-from lem_worker.rank.window_length import Goal
+from lem_worker.rank.window_length import WindowLength
 
 
 class NotMeasurable(LemError):
-    """A backend that can't do what is asked after the window."""
+    """The backend does not support a measurement after the window."""
 
 
 def probe_prefill(
@@ -29,15 +29,16 @@ def probe_prefill(
     prompts: Sequence[PreparedPrompt],
     config: ExperimentConfig,
     *,
-    share: Share,
+    rank: RankIndex,
     progress: ProgressSink,
     clock: Clock,
 ) -> dict[str, JsonValue]:
-    """Send the prompts for one token each, in whole repetitions for as long as a window lasts at least; all at once,
-    however they arrived before. The answer is the probe's window and what was done in it.
+    """Send the prompts for one token each, in whole repetitions for the minimum length of a window.
+
+    They arrive all at once, whatever the traffic of the window was. Returns the probe's window and its counts.
 
     Raises:
-        NotMeasurable: the backend generated more.
+        NotMeasurable: the backend generated more than one token.
     """
     recorder = Recorder(PhaseName.PREFILL_PROBE, progress=progress, clock=clock)
     begin_ns = clock()
@@ -45,10 +46,10 @@ def probe_prefill(
         backend,
         [replace(prompt, max_tokens=1) for prompt in prompts],
         recorder,
-        goal=Goal.of(config.window, world_size=share.world_size),
+        length=WindowLength.of(config.window, world_size=rank.world_size),
         seed=config.decoding.seed,
         between_batches=lambda: None,
-        share=share,
+        rank=rank,
     )
     if recorder.generated_tokens != recorder.requests_done:
         raise NotMeasurable(
@@ -63,13 +64,13 @@ def probe_prefill(
 
 
 def score_quality(backend: InferenceBackend) -> dict[str, JsonValue]:
-    """Negative log-likelihood of the held text, in nats, and over how many tokens.
+    """Measure the negative log-likelihood of the reference text, in nats, and its number of tokens.
 
     Raises:
-        NotMeasurable: the backend tells no likelihoods.
+        NotMeasurable: the backend computes no likelihoods.
     """
     if not isinstance(backend, ScoringBackend):
-        raise NotMeasurable("this backend tells no likelihoods; set quality to false.")
+        raise NotMeasurable("this backend computes no likelihoods; set quality to false.")
     text = held_text()
     nats, tokens = backend.score(text)
     digest = hashlib.sha256(text.encode()).hexdigest()

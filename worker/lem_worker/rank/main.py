@@ -1,4 +1,4 @@
-"""The rank process (`python -m lem_worker.rank.main JOB_FILE`): load, warm up, wait for `Go`, measure, seal, unload."""
+"""The rank process (`python -m lem_worker.rank.main JOB_FILE`): loads, warms up, measures, seals and unloads."""
 
 from __future__ import annotations
 
@@ -40,21 +40,28 @@ from lem_worker.process.protocol import (
 )
 from lem_worker.process.spool import EvidenceWriter
 from lem_worker.rank.after_window import probe_prefill, score_quality
-from lem_worker.rank.measured_window import Share, Ticker, measure, most_waiting, other_sizes, send_once
+from lem_worker.rank.measured_window import RankIndex, Ticker, measure, most_waiting, other_sizes, send_once
 from lem_worker.rank.peak_memory import PeakMemory
 from lem_worker.rank.phases import Phases
 from lem_worker.rank.prompt_share import prepare_share
-from lem_worker.rank.prompts import PreparedPrompt, Request, fullest, largest, shortened, warmup_requests
+from lem_worker.rank.prompts import (
+    PreparedPrompt,
+    Request,
+    fullest_batch,
+    largest_batch,
+    warmup_requests,
+    with_few_tokens,
+)
 from lem_worker.rank.prompts import batches as in_order
 from lem_worker.rank.recorder import Recorder, Sinks
 from lem_worker.rank.token_digests import OutputLedger, digest_of_set, digest_of_tokens
-from lem_worker.rank.warmup import Assessment, PowerTrend, warm_up
-from lem_worker.rank.window_length import Goal
+from lem_worker.rank.warmup import PowerTrend, WarmupAssessment, warm_up
+from lem_worker.rank.window_length import WindowLength
 
 M = TypeVar("M", bound=ControlMessage)
 
 _FLUSH_S = 5.0
-"""Rows older than this go to the spool, so that they can be uploaded while the window is open."""
+"""Rows older than this go to the spool, so that the daemon can upload them while the window is open."""
 
 
 class Rank:
@@ -70,29 +77,29 @@ class Rank:
         self._phases = Phases(self._writer.stream(StreamName.PHASES), control.send, self._clock)
 
     def run(self) -> int:
-        """The answer is the exit code."""
+        """Run the job and return the exit code."""
         try:
-            backend, summary = self._live()
+            backend, summary = self._measured()
             done = Done(streams=self._writer.seal(), summary=summary)
         except DaemonGone:
             raise
         except Exception as error:
-            with contextlib.suppress(OSError):  # the log may lie on the disk that is full
+            with contextlib.suppress(OSError):  # the log may be on the disk that is full
                 traceback.print_exc()
             failure = failure_of(error, self._phases.current)
             send_failure(self._control, self._writer, failure.reason, failure.message)
             return 1
         self._control.send(done)
-        # Only now: an engine that can't be unloaded must not cost a run that is measured.
+        # Last, because an engine that fails to unload must not cost a run that is measured.
         backend.unload()
         return 0
 
-    def _live(self) -> tuple[InferenceBackend, dict[str, JsonValue]]:
+    def _measured(self) -> tuple[InferenceBackend, dict[str, JsonValue]]:
         backend, prompts, batches, effective = self._load()
         self._control.send(Loaded(effective_config=effective))
-        told = self._wait_for(WarmUp)
-        warmup = self._warm_up(backend, batches, power_known=told.power_known)
-        # What loading left behind is not looked at again by a collection inside the window.
+        order = self._wait_for(WarmUp)
+        warmup = self._warm_up(backend, batches, power_known=order.power_known)
+        # Objects from loading are frozen, so that no collection inside the window scans them.
         gc.collect()
         gc.freeze()
         self._control.send(Ready())
@@ -113,9 +120,9 @@ class Rank:
         }
 
     def _load(self) -> tuple[InferenceBackend, Sequence[PreparedPrompt], list[Sequence[Request]], EffectiveConfig]:
-        """The loaded backend, the prompts, batches for what comes before the window, and what is in force.
+        """Return the loaded backend, the prompts, batches for warm-up, and the effective configuration.
 
-        A backend that compiles does so in a phase of its own, and is asked what is in force afterwards.
+        A compiling backend compiles in a separate phase and is read back afterwards.
         """
         with self._phases.phase(PhaseName.LOAD):
             backend = create_backend(self._config.backend)
@@ -128,10 +135,10 @@ class Rank:
                 else backend.batches(requests)
             )
             if not (isinstance(backend, CompilingBackend) and backend.compiles()):
-                return backend, prompts, batches, backend.effective_config(fullest(batches))
+                return backend, prompts, batches, backend.effective_config(fullest_batch(batches))
         with self._phases.phase(PhaseName.COMPILE):
             backend.compile(requests, self._waiting)
-            return backend, prompts, batches, backend.effective_config(fullest(batches))
+            return backend, prompts, batches, backend.effective_config(fullest_batch(batches))
 
     @property
     def _waiting(self) -> int | None:
@@ -139,8 +146,8 @@ class Rank:
 
     def _warm_up(
         self, backend: InferenceBackend, batches: Sequence[Sequence[Request]], *, power_known: bool
-    ) -> Assessment | None:
-        """One short batch of every other number of rows, then the largest one until it takes the same time again."""
+    ) -> WarmupAssessment | None:
+        """Send a short batch of every other number of rows, then the largest batch until its time is steady."""
         if not self._config.warmup.enabled:
             return None
         with self._phases.phase(PhaseName.WARMUP):
@@ -150,9 +157,9 @@ class Rank:
                 clock=self._clock,
             )
 
-            requests = largest(batches)
+            requests = largest_batch(batches)
             for batch in other_sizes(backend, batches, requests, self._waiting):
-                send_once(backend, shortened(batch, self._config.output.max_tokens), recorder)
+                send_once(backend, with_few_tokens(batch, self._config.output.max_tokens), recorder)
 
             def send() -> float:
                 return float(send_once(backend, requests, recorder))
@@ -185,7 +192,9 @@ class Rank:
 
     def _measure(self, backend: InferenceBackend, prompts: Sequence[PreparedPrompt]) -> dict[str, JsonValue]:
         config = self._config
-        goal = Goal.of(config.window, world_size=self._job.world_size, least_requests=len(self._job.arrivals_s))
+        length = WindowLength.of(
+            config.window, world_size=self._job.world_size, least_requests=len(self._job.arrivals_s)
+        )
         ledger = OutputLedger(keep_ids=config.record.outputs)
         tokens = self._writer.stream(StreamName.TOKENS) if config.record.tokens else None
         sinks = Sinks(self._writer.stream(StreamName.REQUESTS), tokens, ledger)
@@ -195,7 +204,7 @@ class Rank:
                 PhaseName.MEASURE,
                 self._control.send,
                 self._clock(),
-                lambda duration_ns, requests: goal.fraction(duration_ns, requests, share=len(prompts)),
+                lambda duration_ns, requests: length.fraction(duration_ns, requests, share=len(prompts)),
             )
             recorder = Recorder(PhaseName.MEASURE, sinks, ticker, self._clock)
             try:
@@ -203,17 +212,17 @@ class Rank:
                     backend,
                     prompts,
                     recorder,
-                    goal=goal,
+                    length=length,
                     seed=config.decoding.seed,
                     between_batches=lambda: self._writer.flush_older_than(_FLUSH_S),
                     traffic=config.traffic,
-                    share=Share(self._job.rank, self._job.world_size),
+                    rank=RankIndex(self._job.rank, self._job.world_size),
                     arrivals_s=self._job.arrivals_s,
                 )
             except Exception as error:
                 recorder.abandon(failure_of(error, PhaseName.MEASURE).message)
                 raise
-        # Before anything else is done: what comes after the window is not to be in its peaks.
+        # First, because the peaks of the window must not include later work.
         facts, rss = backend.facts(), memory.read()
         unknown = {**_reasons(facts), **({} if memory.reason is None else {"peak_rss_bytes": memory.reason})}
         for index, token_ids in ledger.kept():
@@ -226,7 +235,7 @@ class Rank:
             "repetitions": repetitions,
             "requests": recorder.requests_done,
             "failed_requests": recorder.requests_failed,
-            "window_cut": goal.cut(recorder.requests_ended, share=len(prompts)),
+            "window_cut": length.cut(recorder.requests_ended, share=len(prompts)),
             "prompt_tokens": recorder.prompt_tokens,
             "generated_tokens": recorder.generated_tokens,
             "prompts_sha256": digest_of_set((prompt.index, digest_of_tokens(prompt.token_ids)) for prompt in prompts),
@@ -240,7 +249,7 @@ class Rank:
                 backend,
                 prompts,
                 self._config,
-                share=Share(self._job.rank, self._job.world_size),
+                rank=RankIndex(self._job.rank, self._job.world_size),
                 progress=Ticker(PhaseName.PREFILL_PROBE, self._control.send, self._clock()),
                 clock=self._clock,
             )
@@ -250,13 +259,13 @@ class Rank:
 
 
 def _reasons(facts: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """Why a backend has no value for some of its facts, by their names."""
-    told = facts.get("unknown")
-    return told if isinstance(told, dict) else {}
+    """The reasons of a backend for the facts that it does not know, by name."""
+    reasons = facts.get("unknown")
+    return reasons if isinstance(reasons, dict) else {}
 
 
 def main(arguments: list[str]) -> int:
-    """Run the job whose file is named."""
+    """Run the job in the file `arguments[0]`."""
     processes.die_with_parent()
     be_ready()
     job_file = Path(arguments[0])
@@ -267,7 +276,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _launched(first_job_file: Path) -> int:
-    """Run as one of several ranks that accelerate started; it says which in the environment, or nothing for one."""
+    """Run as a rank that accelerate started; the environment holds its number, or none for a single rank."""
     number, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     name = rank_name(number)
     with first_job_file.with_name(f"{name}.log").open("ab") as log:

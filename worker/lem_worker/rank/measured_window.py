@@ -1,11 +1,10 @@
-"""The measured window of one rank: whole repetitions of its prompts until the asked length is reached.
+"""The measured window of one rank: whole repetitions of its prompts until the requested length is reached.
 
-Under `offline` traffic a backend that works in lockstep gets a batch when the one before it is done, as many requests
-at a time as it takes. A request's arrival is therefore the moment its batch is handed to the backend, and queueing
-behind earlier batches is no part of its latency. A backend that batches continuously gets all prompts at once, and the
-next repetition when the last of them is done; it queues them itself, and says for how long. Under `open` and `closed`
-traffic requests arrive by themselves (see `lem_worker.rank.traffic`), and their wait for a place in a batch is part of
-their latency.
+Under `offline` traffic a lockstep backend gets one batch after the other. The arrival of a request is therefore the
+moment when its batch goes to the backend, and its latency excludes the wait behind earlier batches. A continuous
+backend gets all prompts at once, and the next repetition when all are done; it queues them and reports for how long.
+Under `open` and `closed` traffic requests arrive one by one (`lem_worker.rank.traffic`), and their latency includes
+the wait for a batch.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ from lem_worker.process.protocol import ControlMessage, Tick
 from lem_worker.rank.prompts import PreparedPrompt, Request, repeated, requests_of
 from lem_worker.rank.recorder import Recorder
 from lem_worker.rank.request_feed import RequestFeed
-from lem_worker.rank.traffic import Arrival, Feed, OfflineFeed, OnceFeed, make_feed
-from lem_worker.rank.window_length import Goal
+from lem_worker.rank.traffic import Arrival, Arrivals, OfflineArrivals, OnceArrivals, make_arrivals
+from lem_worker.rank.window_length import WindowLength
 
 _ENDLESS = 2**31
-"""More requests than any batch has rows."""
+"""Above the rows of any batch."""
 _TICK_NS = 500_000_000
-"""The protocol allows about two ticks a second."""
+"""The protocol between rank and daemon allows about two ticks a second."""
 
 
 class Ticker:
-    """Turns progress into ticks, at most two a second."""
+    """Sends progress to the daemon as ticks, at most two a second."""
 
     def __init__(
         self,
@@ -48,11 +47,11 @@ class Ticker:
         self._last_tokens = 0
 
     def due_ns(self) -> int:
-        """When to be told next."""
+        """The time of the next tick."""
         return self._last_ns + _TICK_NS
 
     def report(self, now_ns: int, *, requests_done: int, generated_tokens: int) -> None:
-        """Send a tick with the rate since the last one."""
+        """Send a tick with the token rate since the last one."""
         rate = (generated_tokens - self._last_tokens) / ((now_ns - self._last_ns) / 1e9)
         fraction = self._fraction(now_ns - self._begin_ns, requests_done) if self._fraction is not None else None
         self._last_ns, self._last_tokens = now_ns, generated_tokens
@@ -67,8 +66,8 @@ class Ticker:
         )
 
 
-class Share(NamedTuple):
-    """Which of the ranks this is."""
+class RankIndex(NamedTuple):
+    """The number of this rank among all."""
 
     rank: int = 0
     world_size: int = 1
@@ -79,52 +78,52 @@ def measure(
     prompts: Sequence[PreparedPrompt],
     recorder: Recorder,
     *,
-    goal: Goal,
+    length: WindowLength,
     seed: int,
     between_batches: Callable[[], None],
     traffic: TrafficConfig | None = None,
-    share: Share | None = None,
+    rank: RankIndex | None = None,
     arrivals_s: Sequence[float] = (),
 ) -> int:
-    """Run the window; the answer is the number of repetitions."""
-    traffic, share = traffic or TrafficConfig(), share or Share()
+    """Run a window and return the number of whole repetitions."""
+    traffic, rank = traffic or TrafficConfig(), rank or RankIndex()
     if traffic.mode == "offline" and not isinstance(backend, ContinuousBackend):
         return _in_batches(
             backend,
             prompts,
             recorder,
-            goal=goal,
+            length=length,
             seed=seed,
             between_batches=between_batches,
         )
-    feed: Feed
+    arrivals: Arrivals
     if traffic.mode == "offline":
-        feed = OfflineFeed(prompts, goal=goal, seed=seed, worked_until_ns=lambda: recorder.worked_until_ns)
+        arrivals = OfflineArrivals(prompts, length=length, seed=seed, worked_until_ns=lambda: recorder.worked_until_ns)
     else:
-        feed = make_feed(
+        arrivals = make_arrivals(
             traffic,
             prompts,
-            goal=goal,
+            length=length,
             seed=seed,
             begin_ns=recorder.clock(),
             worked_until_ns=lambda: recorder.worked_until_ns,
             arrivals_s=arrivals_s,
-            **share._asdict(),
+            **rank._asdict(),
         )
     if isinstance(backend, ContinuousBackend):
-        backend.serve(RequestFeed(feed, recorder, between_batches), recorder)
+        backend.serve(RequestFeed(arrivals, recorder, between_batches), recorder)
         recorder.drain()
         between_batches()
     else:
-        _serve(backend, feed, recorder, between_batches=between_batches)
+        _serve(backend, arrivals, recorder, between_batches=between_batches)
     return recorder.requests_ended // len(prompts)
 
 
 def send_once(backend: InferenceBackend, requests: Sequence[Request], recorder: Recorder) -> int:
-    """Send the requests together, through the path that measured ones take; ns until the last token."""
+    """Send requests together, on the path of measured ones; returns the ns to the last token."""
     begin_ns = recorder.clock()
     if isinstance(backend, ContinuousBackend):
-        backend.serve(RequestFeed(OnceFeed(requests), recorder), recorder)
+        backend.serve(RequestFeed(OnceArrivals(requests), recorder), recorder)
     else:
         recorder.release(requests, begin_ns)
         backend.run(requests, recorder)
@@ -133,7 +132,7 @@ def send_once(backend: InferenceBackend, requests: Sequence[Request], recorder: 
 
 
 def most_waiting(traffic: TrafficConfig, world_size: int) -> int | None:
-    """How many requests may wait at once where they arrive by themselves; None where all are there at once."""
+    """The most requests that may wait at once under open or closed traffic; None under offline traffic."""
     match traffic.mode:
         case "offline":
             return None
@@ -146,8 +145,10 @@ def most_waiting(traffic: TrafficConfig, world_size: int) -> int | None:
 def other_sizes(
     backend: InferenceBackend, batches: Sequence[Sequence[Request]], known: Sequence[Request], waiting: int | None
 ) -> list[Sequence[Request]]:
-    """A batch of each number of rows that the window has beside that of `known`; where requests arrive by themselves,
-    which makes batches of any size, those of one row, of two, of four, and so on to the most rows."""
+    """One batch of each number of rows that the window may have, except that of `known`.
+
+    Under open and closed traffic batches have any size; these are of one row, two, four, and so on to the most rows.
+    """
     if isinstance(backend, ContinuousBackend):
         return []
     found = (
@@ -171,32 +172,32 @@ def _in_batches(
     prompts: Sequence[PreparedPrompt],
     recorder: Recorder,
     *,
-    goal: Goal,
+    length: WindowLength,
     seed: int,
     between_batches: Callable[[], None],
 ) -> int:
-    """One full batch after the other; the answer is the number of repetitions."""
+    """Run one full batch after the other and return the number of repetitions."""
     repetition = 0
     begin_ns: int | None = None
     while True:
         requests = requests_of(prompts, repetition=repetition, first_id=repetition * len(prompts), seed=seed)
         for batch in backend.batches(requests):
             released_ns = recorder.clock()
-            # The window begins with its first request, and has to last from there.
+            # The window begins with its first request, not with the preparation of it.
             begin_ns = released_ns if begin_ns is None else begin_ns
             recorder.release(batch, released_ns)
             backend.run(batch, recorder)
             recorder.drain()
             between_batches()
-            if goal.is_over(recorder.worked_until_ns - begin_ns):
+            if length.is_over(recorder.worked_until_ns - begin_ns):
                 return recorder.requests_ended // len(prompts)
         repetition += 1
-        if begin_ns is not None and goal.is_met(recorder.worked_until_ns - begin_ns, recorder.requests_ended):
+        if begin_ns is not None and length.is_met(recorder.worked_until_ns - begin_ns, recorder.requests_ended):
             return repetition
 
 
 class _Waiting(NamedTuple):
-    """An arrival, and when it was taken where that was late."""
+    """An arrival, and the time of its release where that was late."""
 
     arrival: Arrival
     released_ns: int | None
@@ -204,25 +205,25 @@ class _Waiting(NamedTuple):
 
 def _serve(
     backend: LockstepBackend,
-    feed: Feed,
+    arrivals: Arrivals,
     recorder: Recorder,
     *,
     between_batches: Callable[[], None],
 ) -> None:
-    """Batches of what waits, as large as the backend takes, as soon as it is free.
+    """Send batches of the waiting requests, as large as the backend takes, whenever it is idle.
 
-    A backend at work could not have looked at an arrival sooner. One that waited could, so what it takes then is late
-    where it is not taken on its time, and the time of the hand-over is recorded.
+    A busy backend takes a request late by nature. An idle one should take it on time, so a late release after a wait is
+    recorded separately.
     """
     waiting: list[_Waiting] = []
     waited = False
     while True:
         now_ns = recorder.clock()
-        taken = feed.take(now_ns)
+        taken = arrivals.take(now_ns)
         waiting += [_Waiting(one, now_ns if waited and now_ns > one.arrival_ns else None) for one in taken]
         waited = waited and not taken
         if not waiting:
-            next_ns = feed.next_ns()
+            next_ns = arrivals.next_ns()
             if next_ns is None:
                 return
             time.sleep(max(0, next_ns - recorder.clock()) / 1e9)
@@ -235,6 +236,6 @@ def _serve(
                 recorder.release([one.arrival.request], one.arrival.arrival_ns, released_ns=one.released_ns)
         waiting = [one for one in waiting if one.arrival.request.request_id not in chosen]
         backend.run(batch, recorder)
-        feed.finished(len(batch))
+        arrivals.finished(len(batch))
         recorder.drain()
         between_batches()

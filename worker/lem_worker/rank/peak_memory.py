@@ -1,4 +1,4 @@
-"""The most memory that this process had resident since a moment, by the kernel's own high-water mark."""
+"""Peak resident memory of this process, by the kernel's high-water mark."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from pathlib import Path
 
 _PROCESS = Path("/proc/self")
 _FORGET_PEAK = "5"
-"""proc(5): resets the peak of the resident set to what is resident now; a process may do so to itself (Linux 4.0)."""
+"""proc(5), clear_refs: resets the peak of the resident set to the current size (since Linux 4.0)."""
 
 
 class PeakMemory:
-    """Counts from the moment in which it is made."""
+    """The peak since this object was created."""
 
     def __init__(self, process: Path = _PROCESS) -> None:
         self._process = process
         self.reason: str | None = None
-        """Why there is no figure."""
+        """Why the peak is unknown; None where it is known."""
         try:
             (process / "clear_refs").write_text(_FORGET_PEAK)
         except OSError as error:
-            self.reason = f"the system does not let a process begin its peak of memory anew ({error.strerror})"
+            self.reason = f"the kernel refuses to reset the peak of resident memory ({error.strerror})"
 
     def read(self) -> int | None:
-        """Bytes; None where there is a reason."""
+        """The peak in bytes; None where `reason` is set."""
         if self.reason is not None:
             return None
         for line in (self._process / "status").read_text().splitlines():
             name, _, value = line.partition(":")
             if name == "VmHWM":
                 return int(value.split()[0]) * 1024
-        self.reason = "the system does not tell a process's peak of memory"
+        self.reason = "/proc/self/status has no peak of resident memory (VmHWM)"
         return None

@@ -1,4 +1,4 @@
-"""Marks the phases of a rank, in its evidence and to the daemon."""
+"""Marks the phases of a rank in its evidence and reports them to the daemon."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lem_worker.process.protocol import ControlMessage, PhaseEdge
 
 
 class Phases:
-    """`current` is the phase that was begun last; a failed phase is ended too."""
+    """Phases of one rank; `current` is the one that began last."""
 
     def __init__(self, rows: EvidenceRows, send: Callable[[ControlMessage], None], clock: Clock) -> None:
         self.current = PhaseName.LOAD
@@ -22,7 +22,7 @@ class Phases:
 
     @contextmanager
     def phase(self, name: PhaseName) -> Iterator[None]:
-        """The body is the phase."""
+        """Mark the body as a phase, which ends also when the body raises."""
         self.current = name
         self._mark(name, "begin")
         try:

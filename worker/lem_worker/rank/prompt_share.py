@@ -1,4 +1,4 @@
-"""A rank's share of the prompts, made or tokenised by its backend."""
+"""A rank's share of the prompts, tokenised or synthesised by its backend."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from lem_worker.rank.synthetic_prompts import synthetic_lengths
 
 
 def prepare_share(backend: InferenceBackend, job: RankJob) -> list[PreparedPrompt]:
-    """The rank's prompts as token ids.
+    """Return the rank's prompts as token ids.
 
     Raises:
-        PromptRefused: nothing is left for this rank, or a prompt is too long.
-        BackendUnavailable: the backend can't make prompts.
+        PromptRefused: there are fewer prompts than ranks, or a prompt is too long.
+        BackendUnavailable: the backend can't synthesise prompts.
     """
     wanted = job.config.prompts.synthetic
     if wanted is None:

@@ -15,42 +15,42 @@ _SEED_STRIDE = 1_000_003
 
 
 class PromptRefused(LemError):
-    """A prompt that can't be sent as it is."""
+    """A prompt can't be sent as it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedPrompt:
-    """A prompt after tokenisation and truncation; `index` is its place in the experiment's list."""
+    """A prompt after tokenisation and truncation; `index` is its position in the experiment's list."""
 
     index: int
     token_ids: tuple[int, ...]
     max_tokens: int | None = None
-    """Generate exactly so many tokens, whatever the configuration says (a probe)."""
+    """Exact number of tokens to generate, instead of the configuration's (a probe)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One sending of a prompt to the engine."""
+    """A prompt that is sent to the engine once."""
 
     request_id: int
     prompt_index: int
     token_ids: tuple[int, ...]
     seed: int
-    """Of this request's sampling; the same in every run of the experiment."""
+    """Seed of this request's sampling; the same in every run of the experiment."""
     repetition: int = 0
-    """Which sending of the whole set of prompts this belongs to; a prefix cache is not to serve one from another."""
+    """Number of the repetition of all prompts; a prefix cache must not serve one repetition from another."""
     max_tokens: int | None = None
-    """Generate exactly so many tokens, whatever the configuration says (a probe)."""
+    """Exact number of tokens to generate, instead of the configuration's (a probe)."""
 
 
 P = TypeVar("P")
 
 
 def share_of(prompts: Sequence[P], rank: int, world_size: int) -> tuple[tuple[int, P], ...]:
-    """The rank's prompts with their indices: every `world_size`-th, beginning with its own number.
+    """Return the rank's prompts with their indices: every `world_size`-th from its own number.
 
     Raises:
-        PromptRefused: nothing is left for this rank.
+        PromptRefused: there are fewer prompts than ranks.
     """
     share = tuple(enumerate(prompts))[rank::world_size]
     if not share:
@@ -62,10 +62,10 @@ def share_of(prompts: Sequence[P], rank: int, world_size: int) -> tuple[tuple[in
 
 
 def fit(index: int, token_ids: Sequence[int], limits: InputConfig) -> PreparedPrompt:
-    """The prompt within `input.max_tokens`.
+    """Truncate a prompt to `input.max_tokens`.
 
     Raises:
-        PromptRefused: it is too long and `input.truncate` is `error`, or it has no tokens at all.
+        PromptRefused: it is too long and `input.truncate` is `error`, or it has no tokens.
     """
     if not token_ids:
         raise PromptRefused(f"prompt {index} has no tokens; remove it or give it a text.")
@@ -85,56 +85,58 @@ def fit(index: int, token_ids: Sequence[int], limits: InputConfig) -> PreparedPr
 
 
 def requests_of(prompts: Sequence[PreparedPrompt], *, repetition: int, first_id: int, seed: int) -> tuple[Request, ...]:
-    """One request for each prompt, numbered on from `first_id`."""
+    """One request per prompt, numbered from `first_id`."""
     return tuple(
         Request(
-            request_id=first_id + place,
+            request_id=first_id + position,
             prompt_index=prompt.index,
             token_ids=prompt.token_ids,
             seed=(seed + repetition * _SEED_STRIDE + prompt.index) % 2**63,
-            # Those of a probe are not those of the window.
+            # Negative for a probe, so that a prefix cache can't serve it from the window.
             repetition=repetition if prompt.max_tokens is None else -1 - repetition,
             max_tokens=prompt.max_tokens,
         )
-        for place, prompt in enumerate(prompts)
+        for position, prompt in enumerate(prompts)
     )
 
 
 def batches(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
-    """The requests in order, `size` at a time; the last batch may be smaller."""
+    """Yield the requests in order, `size` at a time; the last batch may be smaller."""
     for begin in range(0, len(requests), size):
         yield requests[begin : begin + size]
 
 
 def warmup_requests(prompts: Sequence[PreparedPrompt], *, seed: int) -> tuple[Request, ...]:
-    """What warm-up takes its batch from: each prompt with its tokens in reverse order, which has the same length as in
-    the window, but no prefix in common with a measured prompt that a cache could keep."""
+    """The requests of warm-up: each prompt with its tokens reversed.
+
+    They have the lengths of the window, but share no prefix with a measured prompt that a cache could keep.
+    """
     whole = requests_of(prompts, repetition=0, first_id=0, seed=seed)
     return tuple(replace(request, token_ids=request.token_ids[::-1]) for request in whole)
 
 
 def repeated(requests: Sequence[Request], count: int) -> list[Request]:
-    """So many of the requests, from the first again after the last, each with a number of its own."""
+    """`count` requests, repeated from the first after the last, renumbered."""
     endless = itertools.islice(itertools.cycle(requests), count)
-    return [replace(request, request_id=place) for place, request in enumerate(endless)]
+    return [replace(request, request_id=number) for number, request in enumerate(endless)]
 
 
 _FEW_TOKENS = 3
-"""A prefill, a step on its cache, and one more on a cache that has grown: after those, steps are alike."""
+"""A prefill, a step on its cache, and a step on a cache that has grown; later steps are like the third."""
 
 
-def shortened(batch: Sequence[Request], max_tokens: int) -> list[Request]:
-    """The batch with so few tokens to generate that every kind of step is there, and no more."""
+def with_few_tokens(batch: Sequence[Request], max_tokens: int) -> list[Request]:
+    """The batch with just enough tokens to generate for one step of every kind."""
     return [replace(request, max_tokens=min(_FEW_TOKENS, max_tokens)) for request in batch]
 
 
-def largest(batches_of_all: Sequence[Sequence[Request]]) -> Sequence[Request]:
-    """The batch with the most places, padding included, so that a lack of memory shows before the window."""
+def largest_batch(batches_of_all: Sequence[Sequence[Request]]) -> Sequence[Request]:
+    """The batch with the most tokens, padding included, so that a lack of memory shows before the window."""
     return max(batches_of_all, key=lambda batch: len(batch) * _longest(batch))
 
 
-def fullest(batches_of_all: Sequence[Sequence[Request]]) -> Sequence[Request]:
-    """The batch with the most rows, of those the longest: it shows how many rows the engine takes."""
+def fullest_batch(batches_of_all: Sequence[Sequence[Request]]) -> Sequence[Request]:
+    """The batch with the most rows, the longest of those: it shows how many rows the engine takes."""
     return max(batches_of_all, key=lambda batch: (len(batch), _longest(batch)))
 
 

@@ -1,10 +1,9 @@
-"""Records when tokens came: what a step gave and one integer for its time while the engine runs, evidence rows in
-between.
+"""Records request and token times: two list entries per step while the engine runs, evidence rows between steps.
 
-A backend reports `scheduled`, `tokens` and `finished` or `failed`; whoever sends the requests reports `release` and
-calls `drain` outside the engine's work. Several tokens of one request in one step, requests that enter and leave at
-any time, and a drain in the middle of a request are all allowed, so that lockstep, continuous and streaming engines
-record alike.
+A backend calls `scheduled`, `tokens`, and `finished` or `failed`. The code that sends requests calls `release`, and
+`drain` while the engine is idle. A request may get several tokens in one step, requests may enter and leave at any
+time, and a drain may fall in the middle of a request, so that lockstep, continuous and streaming engines use the same
+recorder.
 """
 
 from __future__ import annotations
@@ -29,33 +28,33 @@ _NEVER = 2**63 - 1
 
 
 class RecordingError(LemError):
-    """A backend reported tokens that don't add up."""
+    """The token times of a request don't match its tokens."""
 
 
 class RequestFailed(LemError):
-    """The engine gave a request up in a phase whose requests are not kept."""
+    """The engine failed a request in a phase that keeps no requests."""
 
 
 class OutputSink(Protocol):
-    """Who wants to know the generated tokens."""
+    """Takes the generated tokens."""
 
     def add(self, prompt_index: int, token_ids: Sequence[int]) -> None:
-        """One request's generated token ids."""
+        """Take one request's generated token ids."""
 
 
 class ProgressSink(Protocol):
-    """Who wants to know now and then how far the work is."""
+    """Takes progress updates."""
 
     def due_ns(self) -> int:
-        """When to be told next."""
+        """The time of the next update, in ns."""
 
     def report(self, now_ns: int, *, requests_done: int, generated_tokens: int) -> None:
-        """The work done so far."""
+        """Take the counts so far."""
 
 
 @dataclass(frozen=True)
 class Sinks:
-    """Where the evidence of a recorder goes; `tokens` is None where the user wants no token times."""
+    """The evidence streams of a recorder; `tokens` is None where token times are not recorded."""
 
     requests: EvidenceRows
     tokens: EvidenceRows | None
@@ -79,7 +78,7 @@ class _InFlight:
 
 
 class Recorder:
-    """Request and token times of one phase; without sinks it only counts (warm-up)."""
+    """Request and token times of one phase; without sinks it only counts, as in warm-up."""
 
     def __init__(
         self,
@@ -96,11 +95,11 @@ class Recorder:
         self.generated_tokens = 0
         self.last_token_ns = 0
         self.worked_until_ns = 0
-        """When the last token came, or the last request failed."""
+        """Time of the last token or the last failed request."""
         self._sinks = sinks
         self._progress = progress
         self._progress_due = progress.due_ns() if progress is not None else _NEVER
-        # One entry of each for a step: whose tokens it gave, and when. Nothing is copied or computed until a drain.
+        # One entry of each per step. Copies and arithmetic wait for a drain, because they would slow the engine's loop.
         self._steps: list[Sequence[int] | IntArray] = []
         self._times: list[int] = []
         self._undrained = 0
@@ -110,20 +109,23 @@ class Recorder:
     # --- while the engine runs ----------------------------------------------------------------------------------------
 
     def release(self, requests: Sequence[Request], time_ns: int, *, released_ns: int | None = None) -> None:
-        """The requests go to the backend; `time_ns` is their arrival, `released_ns` the hand-over where it was late."""
+        """Record that requests go to the backend; `time_ns` is their arrival, `released_ns` a late release."""
         for request in requests:
             self._in_flight[request.request_id] = _InFlight(request, time_ns, released_ns)
 
     def scheduled(self, request_ids: Sequence[int] | IntArray, time_ns: int, batch_id: int | None = None) -> None:
-        """The engine begins to work on the requests; those decoded in lockstep share a `batch_id`."""
+        """Record that the engine starts work on the requests; those of a lockstep batch share a `batch_id`."""
         for request_id in request_ids:
             state = self._in_flight[int(request_id)]
             state.scheduled_ns = time_ns
             state.batch_id = batch_id
 
     def tokens(self, request_ids: Sequence[int] | IntArray, time_ns: int) -> None:
-        """One more token of each listed request was there at `time_ns`; a request that got several in one step
-        (speculation) is listed so often, and its tokens share the time. The list is kept and must not be changed."""
+        """Record one more token at `time_ns` for each listed request.
+
+        A request that got several tokens in one step (speculation) is listed several times, and they share the time.
+        The recorder keeps the list, so it must not change afterwards.
+        """
         count = len(request_ids)
         self._steps.append(request_ids)
         self._times.append(time_ns)
@@ -141,7 +143,7 @@ class Recorder:
         *,
         cached_prompt_tokens: int | None = None,
     ) -> None:
-        """The request is done; `token_ids` are its generated tokens, up to and with the end of sequence."""
+        """Record that a request is done; `token_ids` are its generated tokens, the end of sequence included."""
         state = self._in_flight[request_id]
         state.finish_reason = reason
         state.token_ids = token_ids
@@ -151,10 +153,10 @@ class Recorder:
         self.prompt_tokens += len(state.request.token_ids)
 
     def failed(self, request_id: int, error: str) -> None:
-        """The engine gave the request up, and goes on with the others; `error` is a sentence that says why.
+        """Record that the engine failed one request, for the reason in the sentence `error`, and serves the others.
 
         Raises:
-            RequestFailed: requests of this phase are not kept, so that nobody would hear of it.
+            RequestFailed: this phase keeps no requests, so the failure would be lost.
         """
         if self._sinks is None:
             raise RequestFailed(error)
@@ -167,7 +169,7 @@ class Recorder:
 
     @property
     def requests_ended(self) -> int:
-        """Those that are done and those that failed."""
+        """Requests that are done or failed."""
         return self.requests_done + self.requests_failed
 
     @property
@@ -176,10 +178,10 @@ class Recorder:
         return self._undrained
 
     def drain(self) -> None:
-        """Turn what was recorded into evidence rows.
+        """Turn recorded steps and ended requests into evidence rows.
 
         Raises:
-            RecordingError: a finished request has another number of token times than of tokens.
+            RecordingError: a finished request has more or fewer token times than tokens.
         """
         self._drain_tokens()
         ended = [self._in_flight.pop(request_id) for request_id in self._ended]
@@ -189,7 +191,7 @@ class Recorder:
             if state.generated != len(state.token_ids):
                 raise RecordingError(
                     f"request {state.request.request_id} has {state.generated} token times but "
-                    f"{len(state.token_ids)} tokens; this is a fault of the backend's adapter, please report it."
+                    f"{len(state.token_ids)} tokens; this is a bug of the backend's adapter, please report it."
                 )
         if self._sinks is None or not ended:
             return
@@ -198,7 +200,7 @@ class Recorder:
             self._sinks.outputs.add(state.request.prompt_index, state.token_ids)
 
     def abandon(self, error: str) -> None:
-        """After a failure: what is finished is kept, what is in flight is written as failed."""
+        """Drain after a failure; requests in flight are written as failed."""
         self.drain()
         unfinished = list(self._in_flight.values())
         self._in_flight.clear()
@@ -214,22 +216,22 @@ class Recorder:
             return
         ids = np.concatenate([np.asarray(step, dtype=np.int64) for step in steps])
         times = np.repeat(np.array(step_times, dtype=np.int64), [len(step) for step in steps])
-        # A stable sort keeps the order of a request's own tokens.
+        # Stable, so that the tokens of a request keep their order.
         order = np.argsort(ids, kind="stable")
         ids, times = ids[order], times[order]
         starts = np.flatnonzero(np.diff(ids, prepend=-1))
         counts = np.diff(starts, append=len(ids))
         already = np.empty(len(starts), dtype=np.int64)
-        for place, (start, count) in enumerate(zip(starts.tolist(), counts.tolist(), strict=True)):
+        for index, (start, count) in enumerate(zip(starts.tolist(), counts.tolist(), strict=True)):
             state = self._in_flight[int(ids[start])]
-            already[place] = state.generated
+            already[index] = state.generated
             if state.first_token_ns is None:
                 state.first_token_ns = int(times[start])
             state.last_token_ns = int(times[start + count - 1])
             state.generated += count
         if self._sinks is not None and self._sinks.tokens is not None:
-            index = np.arange(len(ids)) - np.repeat(starts - already, counts)
-            self._sinks.tokens.extend(request_id=ids.tolist(), index=index.tolist(), time_ns=times.tolist())
+            positions = np.arange(len(ids)) - np.repeat(starts - already, counts)
+            self._sinks.tokens.extend(request_id=ids.tolist(), index=positions.tolist(), time_ns=times.tolist())
 
     def _write_requests(self, states: Sequence[_InFlight]) -> None:
         assert self._sinks is not None  # noqa: S101 - both callers have checked

@@ -1,7 +1,7 @@
-"""What an engine that batches continuously gets its requests from, and where its loop has a moment for the evidence.
+"""The interface between a continuously batching engine's loop and the requests that arrive.
 
-Such an engine owns its loop: it takes what has arrived whenever it can, and tells the recorder itself when a request
-was scheduled, when tokens came, and how it ended. A loop of steps and one of asynchronous streams use this alike:
+Such an engine owns its loop: it takes arrived requests when it can, and records when each was scheduled, got tokens and
+ended. A loop of steps and a loop of asynchronous streams use the feed in the same way:
 
     while True:
         for request in feed.take(): …                     # hand it to the engine
@@ -9,7 +9,7 @@ was scheduled, when tokens came, and how it ended. A loop of steps and one of as
             if feed.over: return
             feed.wait()                                   # or: await asyncio.wait(streams, timeout=feed.wait_s())
             continue
-        …                                                   # one step, or whatever stream says something first
+        …                                                   # one step, or the first stream with news
         feed.between_steps()
 """
 
@@ -20,63 +20,63 @@ from collections.abc import Callable, Sequence
 
 from lem_worker.rank.prompts import Request
 from lem_worker.rank.recorder import Recorder
-from lem_worker.rank.traffic import Feed
+from lem_worker.rank.traffic import Arrivals
 
 _DRAIN_NS = 500_000_000
 _DRAIN_TOKENS = 32_768
-"""A drain of so many takes a few milliseconds."""
+"""A drain of so many tokens takes a few milliseconds."""
 
 
 class RequestFeed:
-    """The arrivals of one phase, told to the recorder as they are taken."""
+    """The requests of one phase; records each release as the engine takes it."""
 
-    def __init__(self, feed: Feed, recorder: Recorder, between: Callable[[], None] = lambda: None) -> None:
-        self._feed = feed
+    def __init__(self, arrivals: Arrivals, recorder: Recorder, between: Callable[[], None] = lambda: None) -> None:
+        self._arrivals = arrivals
         self._recorder = recorder
         self._between = between
-        self._told_ended = recorder.requests_ended
+        self._ended_before = recorder.requests_ended
         self._drain_due_ns = recorder.clock() + _DRAIN_NS
         self._waited = False
 
     def take(self) -> Sequence[Request]:
-        """What has arrived by now and was not taken yet.
+        """The requests that have arrived since the last call.
 
-        An engine that was at work when a request arrived could not have looked at it sooner; one that waited could, so
-        after `wait` or `wait_s` the time of the hand-over is recorded where it is later than the arrival.
+        A busy engine takes a request late by nature. An engine that waited should take it on time, so after `wait` or
+        `wait_s` the release is recorded separately where it is later than the arrival.
         """
         ended = self._recorder.requests_ended
-        if ended != self._told_ended:
-            self._feed.finished(ended - self._told_ended)
-            self._told_ended = ended
+        if ended != self._ended_before:
+            self._arrivals.finished(ended - self._ended_before)
+            self._ended_before = ended
         now_ns = self._recorder.clock()
-        arrivals = self._feed.take(now_ns)
-        for request, arrival_ns in arrivals:
+        taken = self._arrivals.take(now_ns)
+        for request, arrival_ns in taken:
             late = self._waited and now_ns > arrival_ns
             self._recorder.release([request], arrival_ns, released_ns=now_ns if late else None)
-        if arrivals:
+        if taken:
             self._waited = False
-        return [arrival.request for arrival in arrivals]
+        return [arrival.request for arrival in taken]
 
     @property
     def over(self) -> bool:
-        """Nothing more comes; known for sure only after `take`."""
-        return self._feed.over
+        """Whether no more requests arrive; exact only after `take`."""
+        return self._arrivals.over
 
     def wait_s(self) -> float | None:
-        """Seconds until the next arrival; None when that depends on others being done, or nothing more comes."""
+        """Seconds until the next arrival; None where it depends on requests in flight, or none follows."""
         self._waited = True
-        next_ns = self._feed.next_ns()
+        next_ns = self._arrivals.next_ns()
         return None if next_ns is None else max(0, next_ns - self._recorder.clock()) / 1e9
 
     def wait(self) -> None:
-        """Sleep until the next arrival, with nothing in flight."""
+        """Sleep until the next arrival; for an engine with nothing in flight."""
         seconds = self.wait_s()
         if seconds:
             self._keep_evidence()
             time.sleep(seconds)
 
     def between_steps(self) -> None:
-        """Now and then turn what was recorded into evidence; cheap when it isn't due."""
+        """Drain the recorder where that is due; costs little where it is not."""
         if self._recorder.undrained >= _DRAIN_TOKENS or self._recorder.clock() >= self._drain_due_ns:
             self._keep_evidence()
 

@@ -1,4 +1,4 @@
-"""Prompts made to a length: which lengths a rank gets, and the tokens in them. Pure."""
+"""Prompts of a given length: the lengths, and the random tokens that fill them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lem_worker.rank.prompts import PreparedPrompt, fit
 
 
 def synthetic_lengths(wanted: SyntheticPrompts, prompts: PromptsConfig) -> tuple[int, ...]:
-    """Length in tokens of every prompt of the experiment, in the order they are sent in."""
+    """Length in tokens of every prompt of the experiment, in the order of sending."""
     draw = random.Random(wanted.seed)
     lengths = [wanted.prompt_tokens + draw.randint(-wanted.spread, wanted.spread) for _ in range(wanted.count)]
     if prompts.order == "shuffled":
@@ -24,17 +24,19 @@ def synthetic_lengths(wanted: SyntheticPrompts, prompts: PromptsConfig) -> tuple
     return tuple(lengths[: prompts.sample_size])
 
 
-def ordinary_ids(tokenizer: Any, places: int) -> list[int]:
-    """Every token of a transformers tokenizer that stands for text, in order: none of the special or added ones, and
-    none that the model has no place for."""
+def ordinary_ids(tokenizer: Any, vocabulary: int) -> list[int]:
+    """The ids of a transformers tokenizer that are text, in order.
+
+    Special and added tokens are left out, and so are ids beyond the model's `vocabulary` size.
+    """
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    return [token for token in sorted(tokenizer.get_vocab().values()) if token < places and token not in special]
+    return [token for token in sorted(tokenizer.get_vocab().values()) if token < vocabulary and token not in special]
 
 
 def synthetic_prompts(
     lengths: Sequence[tuple[int, int]], vocabulary: Sequence[int], *, seed: int, limits: InputConfig
 ) -> list[PreparedPrompt]:
-    """A prompt for each (index, length), of ids drawn evenly out of `vocabulary`; they depend on nothing else."""
+    """One prompt per (index, length): ids drawn uniformly from `vocabulary`, a function of seed and index alone."""
     ids = np.asarray(vocabulary, dtype=np.int64)
     return [
         fit(index, ids[np.random.default_rng([seed, index]).integers(len(ids), size=length)].tolist(), limits)

@@ -1,4 +1,4 @@
-"""Digests of token ids, so that runs can be compared without keeping their texts."""
+"""Digests of token ids, which compare runs without their texts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def digest_of_tokens(token_ids: Sequence[int]) -> bytes:
 
 
 def digest_of_set(digests: Iterable[tuple[int, bytes]]) -> str:
-    """SHA-256 over (prompt index, digest of tokens), in the order of the indices, whatever order they came in."""
+    """SHA-256 over (prompt index, digest of tokens) pairs, sorted by index."""
     whole = hashlib.sha256()
     for index, digest in sorted(digests):
         whole.update(index.to_bytes(8, "little"))
@@ -23,16 +23,16 @@ def digest_of_set(digests: Iterable[tuple[int, bytes]]) -> str:
 
 
 class OutputLedger:
-    """Keeps the digest of what was generated for each prompt, and of the first repetition also the ids if asked to."""
+    """Keeps a digest of each prompt's output, and the ids of the first repetition if `keep_ids`."""
 
     def __init__(self, *, keep_ids: bool) -> None:
         self._digests: dict[int, bytes] = {}
         self._kept: dict[int, Sequence[int]] | None = {} if keep_ids else None
         self.repeats = True
-        """Whether every later repetition gave the same tokens as the first."""
+        """Whether every later repetition generated the same tokens as the first."""
 
     def add(self, prompt_index: int, token_ids: Sequence[int]) -> None:
-        """One request's generated token ids."""
+        """Add one request's generated token ids."""
         digest = digest_of_tokens(token_ids)
         first = self._digests.setdefault(prompt_index, digest)
         if first != digest:
@@ -41,9 +41,9 @@ class OutputLedger:
             self._kept.setdefault(prompt_index, token_ids)
 
     def digest(self) -> str:
-        """Of the first repetition, so that it doesn't depend on how many there were."""
+        """Digest of the first repetition, so that it is independent of the number of repetitions."""
         return digest_of_set(self._digests.items())
 
     def kept(self) -> Sequence[tuple[int, Sequence[int]]]:
-        """The ids of the first repetition by prompt index; empty unless they were to be kept."""
+        """(Prompt index, token ids) of the first repetition; empty unless `keep_ids`."""
         return sorted(self._kept.items()) if self._kept else ()

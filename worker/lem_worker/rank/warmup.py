@@ -1,7 +1,7 @@
-"""Warm-up: requests through the same path as the measured ones, until latency and power are steady or a cap is reached.
+"""Warm-up: sends requests on the path of measured ones until latency and power are steady, or to a cap.
 
-The cap on requests alone would end the warm-up of a quick model long before anything can be said of its power, so where
-power is looked at the cap holds only once that had `POWER_CAP_STRETCHES`.
+The cap on requests alone would end the warm-up of a fast model before its power has a trend. Where power counts, the
+cap therefore applies only after the time of `POWER_CAP_TRENDS` trends.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from typing import NamedTuple
 
 from lem_domain.config.measurement import WarmupConfig
 
-POWER_CAP_STRETCHES = 3
-"""So many times the stretch that a trend is taken over: the first is over before there is one."""
+POWER_CAP_TRENDS = 3
+"""In multiples of the time that a trend is taken over; the first of them passes before there is a trend."""
 
 
 class PowerTrend(NamedTuple):
-    """What the sampler says of the leased devices' power, or the host's."""
+    """The trend of the leased devices' power, or the host's, as the sampler reports it."""
 
     known: bool = False
-    """Some source tells power at all."""
+    """Whether any source measures power."""
     slope: float | None = None
-    """Change over the last stretch as a fraction of the mean; None before it is over, and once nobody tells it."""
-    stretch_s: float = 5.0
+    """Change over the last `trend_s` as a fraction of the mean; None before the first, and where it is unknown."""
+    trend_s: float = 5.0
 
 
-NOBODY_TELLS = PowerTrend()
+NO_TREND = PowerTrend()
 
 
 @dataclass(frozen=True, slots=True)
-class Assessment:
-    """What was seen so far; `cv` is null before there are enough latencies, `power_slope` before there is a trend."""
+class WarmupAssessment:
+    """The state of a warm-up; `cv` is None before there are enough latencies, `power_slope` before there is a trend."""
 
     finished: bool
     converged: bool
@@ -49,25 +49,28 @@ def coefficient_of_variation(values: Sequence[float]) -> float:
 
 
 def assess(
-    latencies: Sequence[float], config: WarmupConfig, power: PowerTrend = NOBODY_TELLS, seconds: float = 0.0
-) -> Assessment:
-    """Converged when the last `window_size` latencies vary less than the threshold and power has no trend; finished
-    then, or at the cap."""
+    latencies: Sequence[float], config: WarmupConfig, power: PowerTrend = NO_TREND, seconds: float = 0.0
+) -> WarmupAssessment:
+    """Judge a warm-up after `seconds`.
+
+    It has converged when the last `window_size` latencies vary less than the threshold and power has no trend. It is
+    finished when it has converged or has reached the cap.
+    """
     count = len(latencies)
     cv = coefficient_of_variation(latencies[-config.window_size :]) if count >= config.window_size else None
     steady = count >= config.min_requests and cv is not None and cv < config.cv_threshold
     settled = _settled(power, config)
-    capped = count >= config.max_requests and (settled or seconds >= POWER_CAP_STRETCHES * power.stretch_s)
-    return Assessment((steady and settled) or capped, steady and settled, count, cv, power.slope)
+    capped = count >= config.max_requests and (settled or seconds >= POWER_CAP_TRENDS * power.trend_s)
+    return WarmupAssessment((steady and settled) or capped, steady and settled, count, cv, power.slope)
 
 
 def warm_up(
     send: Callable[[], float],
     config: WarmupConfig,
-    power: Callable[[], PowerTrend] = lambda: NOBODY_TELLS,
+    power: Callable[[], PowerTrend] = lambda: NO_TREND,
     clock: Callable[[], float] = time.monotonic,
-) -> Assessment:
-    """Call `send`, which answers with the latency of one batch, until `assess` says that it is enough."""
+) -> WarmupAssessment:
+    """Call `send`, which returns the latency of one batch, until `assess` reports the end."""
     latencies: list[float] = []
     began = clock()
     while True:

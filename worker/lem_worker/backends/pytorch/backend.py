@@ -21,7 +21,7 @@ from lem_worker.backends.protocol import NotLoaded, loaded
 from lem_worker.backends.pytorch import batching as pytorch_batching
 from lem_worker.backends.pytorch import log_filters
 from lem_worker.process.protocol import RankJob
-from lem_worker.rank.prompts import PreparedPrompt, Request, fit, shortened
+from lem_worker.rank.prompts import PreparedPrompt, Request, fit, with_few_tokens
 from lem_worker.rank.recorder import Recorder
 from lem_worker.rank.synthetic_prompts import synthetic_prompts
 
@@ -107,7 +107,7 @@ class PyTorchBackend:
         found = pytorch_batching.shapes(requests, self._settings(), max_new_tokens=most, waiting=waiting)
         for place, batch in enumerate(found):
             in_short = waiting is not None and place > 1 and compiled.dynamic
-            sent = shortened(batch, most) if in_short else batch
+            sent = with_few_tokens(batch, most) if in_short else batch
             recorder = Recorder(PhaseName.COMPILE)
             recorder.release(sent, recorder.clock())
             self.run(sent, recorder)

@@ -153,7 +153,7 @@ class TensorrtBackend:
         """Shut the engine down, its processes with it."""
         if self._live is not None:
             self._live.llm.shutdown()
-        self._live = None
+        self._live = self._tokens = None
         self._runner.close()
 
     def _sampling(self, request: Request) -> Any:
