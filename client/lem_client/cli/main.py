@@ -1,4 +1,4 @@
-"""`lemctl`: assembles the commands, takes global options anywhere, and turns errors into one line and an exit code."""
+"""Entry point of `lemctl`: assembles the commands, and turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from lem_client.cli import bundles, campaigns, catalogue, configuration, control, doctor, results, running, up
-from lem_client.cli.exits import Exit, exit_code_of, sentences_of
-from lem_client.cli.session import Session
+from lem_client.cli.commands import GROUPS, load_commands
+from lem_client.cli.exits import ExitCode, exit_code_of, sentences_of
+from lem_client.cli.session import Session, print_error
 from lem_domain.errors import LemError
 
 _HELP = """Measure what a language model costs in energy and time.
@@ -24,16 +24,12 @@ The first steps:
 \b
     lemctl up                              start everything on this machine
     lemctl run examples/quickstart.yaml    measure, watch, show the result
-    lemctl list                            what was measured so far
+    lemctl list                            campaigns so far
     lemctl results ID                      the table again
     lemctl show RUN                        one run, every figure explained
 
-The options below may also stand after the command. Exit codes: 0 done, 1 failed, 2 wrong usage or a wrong file,
+The options below may also follow the command. Exit codes: 0 done, 1 failed, 2 wrong usage or a wrong file,
 130 interrupted."""
-
-app = typer.Typer(
-    help=_HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=True
-)
 
 GLOBAL_FLAGS = frozenset({"--json", "--quiet", "-q", "--debug"})
 GLOBAL_VALUES = frozenset({"--server", "--token-file"})
@@ -45,7 +41,6 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _global_options(
     context: typer.Context,
     *,
@@ -54,11 +49,13 @@ def _global_options(
     ] = None,
     token_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="File with the token [LEM_TOKEN, LEM_TOKEN_FILE, else the owner's here]."),
+        typer.Option(
+            metavar="FILE", help="File with the token [LEM_TOKEN, LEM_TOKEN_FILE, else owner.token in the data folder]."
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Answers as JSON, one document or JSON lines.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only what was asked for.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one document, or JSON lines.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
@@ -66,8 +63,21 @@ def _global_options(
     context.obj = Session(server=server, token_file=token_file, as_json=as_json, quiet=quiet, debug=debug)
 
 
-for _group in (up, running, campaigns, control, results, bundles, catalogue, configuration, doctor):
-    _group.add_to(app)
+def build_app() -> typer.Typer:
+    """Assemble the application from the registered commands."""
+    app = typer.Typer(
+        help=_HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=True
+    )
+    app.callback()(_global_options)
+    groups = {
+        name: typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None) for name, text in GROUPS.items()
+    }
+    for command in load_commands():
+        group, _, name = command.name.rpartition(" ")
+        groups.get(group, app).command(name)(command.function)
+    for name, group_app in groups.items():
+        app.add_typer(group_app, name=name)
+    return app
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -77,36 +87,34 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(arguments: list[str], *, debug: bool) -> int:
-    # The base of every complaint about usage; typer has a click of its own from 0.26 on, and the real one before.
-    usage_error = typer.BadParameter.__mro__[1]
     try:
-        code = app(arguments, prog_name="lemctl", standalone_mode=False)
+        code = build_app()(arguments, prog_name="lemctl", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        return Exit.INTERRUPTED
+        return ExitCode.INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the output has gone; what is left to write must not complain either.
+        # `lemctl … | head` closed the pipe; the interpreter flushes standard output at exit and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.FAILED
+        return ExitCode.FAILED
     except LemError as error:
         if debug:
             traceback.print_exc()
-        _complain(sentences_of(error))
+        for sentence in sentences_of(error):
+            print_error(sentence)
         return exit_code_of(error)
     except Exception as error:
-        if isinstance(error, usage_error):
-            _complain((" ".join(error.format_message().split()),))  # type: ignore[attr-defined]
-            return Exit.USAGE
+        # The base of click's usage errors. typer bundles its own click from 0.26 on, so it can't be imported by name.
+        if isinstance(error, typer.BadParameter.__mro__[1]):
+            print_error(error.format_message())  # type: ignore[attr-defined]
+            return ExitCode.USAGE
         if debug:
             traceback.print_exc()
-        _complain(
-            (f"lemctl itself failed ({type(error).__name__}: {error}); run it again with --debug and report it.",)
-        )
-        return Exit.FAILED
-    return code if isinstance(code, int) else Exit.DONE
+        print_error(f"lemctl failed ({type(error).__name__}: {error}); run it again with --debug and report it.")
+        return ExitCode.FAILED
+    return code if isinstance(code, int) else ExitCode.DONE
 
 
 def hoisted(arguments: Sequence[str]) -> list[str]:
-    """The arguments with the global options before the command, wherever they stood."""
+    """Move the global options to the front: click accepts them only before the command."""
     front: list[str] = []
     rest: list[str] = []
     pending = iter(arguments)
@@ -122,12 +130,6 @@ def hoisted(arguments: Sequence[str]) -> list[str]:
         else:
             rest.append(argument)
     return front + rest
-
-
-def _complain(sentences: Sequence[str]) -> None:
-    for sentence in sentences:
-        line = " ".join(sentence.split())
-        print(f"error: {line}", file=sys.stderr)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which campaign or worker a person means: by id, or by name."""
+"""Resolves what a person types, an id or a name, to an id."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ID = re.compile(r"^([a-z]{3})_[0-9a-f]{32}$")
 
 
 def kind_of(text: str) -> IdKind | None:
-    """What an identifier stands for; None where the text is none."""
+    """Return the kind of an id; None if the text is not an id."""
     found = _ID.match(text)
     try:
         return IdKind(found[1]) if found else None
@@ -21,7 +21,7 @@ def kind_of(text: str) -> IdKind | None:
 
 
 def campaign_id_of(client: Client, text: str) -> str:
-    """The campaign with this id, that this run belongs to, or the newest one of this name.
+    """Return the id of a campaign: as given, of the given run's campaign, or of the newest one with this name.
 
     Raises:
         LemError: there is none.
@@ -32,15 +32,15 @@ def campaign_id_of(client: Client, text: str) -> str:
     if kind is IdKind.RUN:
         return client.run(text).campaign_id
     if kind is not None:
-        raise LemError(f"{text} is no campaign; give the id or name of one (`lemctl list` shows them).")
+        raise LemError(f"{text} is not a campaign; give the id or name of one (`lemctl list` shows them).")
     newest = next(client.campaigns(name=text), None)
     if newest is None:
-        raise LemError(f"there is no campaign named {text!r}; `lemctl list` shows those that there are.")
+        raise LemError(f"there is no campaign named {text!r}; `lemctl list` shows the campaigns.")
     return newest.id
 
 
 def worker_id_of(client: Client, text: str) -> str:
-    """The worker with this id or name.
+    """Return the id of the worker with this id or name.
 
     Raises:
         LemError: there is none, or several have the name.
@@ -51,5 +51,5 @@ def worker_id_of(client: Client, text: str) -> str:
     if len(named) > 1:
         raise LemError(f"{len(named)} workers are named {text!r}; give the id of one (`lemctl workers` shows them).")
     if not named:
-        raise LemError(f"there is no worker named {text!r}; `lemctl workers` shows those that there are.")
+        raise LemError(f"there is no worker named {text!r}; `lemctl workers` shows the workers.")
     return named[0]

@@ -1,4 +1,4 @@
-"""Starts server and workers as processes of their own, each with its log, and stops them in order."""
+"""Subprocesses of `lemctl up`: started with a log file, waited for, and stopped in order."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ LAST_LINES = 15
 
 
 class ProcessEnded(LemError):
-    """A process that should run has ended."""
+    """A subprocess ended while it should run."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Subprocess) -> None:
         super().__init__(
             f"{process.name} ended with code {process.code}; its last lines are above, the rest is in {process.log}."
         )
         self.process = process
 
 
-class TooSlow(LemError):
-    """A process isn't ready in time."""
+class NotReadyInTime(LemError):
+    """A subprocess is not ready within its limit."""
 
 
-class Process:
+class Subprocess:
     """One started process."""
 
     def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
@@ -40,7 +40,7 @@ class Process:
         self.log = log
         with log.open("ab") as output:
             self._log_begin = output.tell()
-            # A session of its own: Ctrl-C reaches lemctl alone, which then stops everything in order.
+            # A new session: the terminal sends Ctrl-C to lemctl only, which then stops all in order.
             self._child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
@@ -51,17 +51,17 @@ class Process:
         return self._child.poll()
 
     def output(self) -> str:
-        """What it wrote since it was started."""
+        """Its output since its start; earlier starts wrote to the same log."""
         with self.log.open("rb") as file:
             file.seek(self._log_begin)
             return file.read().decode("utf-8", errors="replace")
 
     def last_lines(self) -> list[str]:
-        """The end of what it wrote."""
+        """The end of its output."""
         return self.output().splitlines()[-LAST_LINES:]
 
     def stop(self, patience_s: float, *, by: signal.Signals = signal.SIGTERM) -> None:
-        """Ask it to end, and end its whole session when it does not."""
+        """Send a signal, and kill the whole session if the process still runs after `patience_s`."""
         if self.code is None:
             self._child.send_signal(by)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -73,10 +73,10 @@ class Process:
 
 
 class StopSignal:
-    """Remembers that Ctrl-C, SIGTERM or a hang-up came, so that stopping is done in one place."""
+    """Records SIGINT, SIGTERM and SIGHUP, so that the main loop stops all in one place."""
 
     def __init__(self) -> None:
-        self.came = False
+        self.is_received = False
 
     def __enter__(self) -> StopSignal:
         self._before = {
@@ -89,40 +89,40 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _note(self, *_: object) -> None:
-        self.came = True
+        self.is_received = True
 
 
 def wait_until(
-    is_so: Callable[[], bool], *, processes: Sequence[Process], stop: StopSignal, limit_s: float, what: str
+    condition: Callable[[], bool], *, processes: Sequence[Subprocess], stop: StopSignal, limit_s: float, what: str
 ) -> bool:
-    """Wait until something is so; False when a stop was asked for.
+    """Wait until a condition holds; return False if a stop signal arrived first.
 
     Raises:
-        ProcessEnded: one of the processes ended instead.
-        TooSlow: it is not so within the limit.
+        ProcessEnded: one of the processes ended.
+        NotReadyInTime: the condition does not hold within the limit.
     """
     deadline = time.monotonic() + limit_s
-    while not stop.came:
-        # Asked before the processes are looked at: one that did its work and ended is no failure of this step.
-        if is_so():
+    while not stop.is_received:
+        # Before the processes: one that did its work and then ended is not a failure of this step.
+        if condition():
             return True
         for process in processes:
             if process.code is not None:
                 raise ProcessEnded(process)
         if time.monotonic() > deadline:
-            raise TooSlow(f"{what} is not ready after {limit_s:g} s; look into {processes[-1].log}.")
+            raise NotReadyInTime(f"{what} is not ready after {limit_s:g} s; look into {processes[-1].log}.")
         time.sleep(POLL_S)
     return False
 
 
 def script(name: str) -> str:
-    """The console script of this installation.
+    """Return the path of a console script of this installation.
 
     Raises:
-        LemError: there is none.
+        LemError: it is not installed.
     """
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
+    own = Path(sys.executable).parent / name
+    found = str(own) if own.exists() else shutil.which(name)
     if found is None:
         raise LemError(f"the command {name} is not installed; reinstall with `pip install llm-energy-measurement`.")
     return found

@@ -1,7 +1,6 @@
-"""An experiment that was run, as a campaign file that submits it again: equal hash, whatever the defaults are by then.
+"""Writes an experiment as a campaign file that submits it again with the same hash.
 
-Every value is written out, defaults too, because a later version's defaults may be others; what is unset stays unset,
-because then the engine decides.
+Defaults are written too, because a later version may have others. Unset values remain unset: the engine decides them.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ Values = dict[str, JsonValue]
 
 
 def document(experiment: ExperimentView, campaign: CampaignView, run: RunView | None) -> Values:
-    """The campaign file's values: one run of the experiment, or as many cycles as its campaign gave it.
+    """Return the campaign file's values: one cycle for a run, else the campaign's number of cycles.
 
     Raises:
-        LemError: this version of the client reads the configuration as another experiment.
+        LemError: this client's version gives the configuration another hash.
     """
     values = _set_values(experiment.config)
     try:
@@ -34,17 +33,17 @@ def document(experiment: ExperimentView, campaign: CampaignView, run: RunView | 
         same = False
     if not same:
         raise LemError(
-            f"this version of lemctl reads {experiment.id} as another configuration than the server does; "
-            "use the version that the server has."
+            f"this version of lemctl gives {experiment.id} another configuration hash than the server; "
+            "use the server's version."
         )
     execution: Values = {} if run is not None else campaign.execution.model_dump(mode="json", exclude_defaults=True)
     return {"name": campaign.name, **({"execution": execution} if execution else {}), **values}
 
 
-def origin(
+def origin_lines(
     server: str, experiment: ExperimentView, campaign: CampaignView, run: RunView | None, attempt: AttemptView | None
 ) -> list[str]:
-    """Where the file came from, a line each."""
+    """Return the comment lines at the top: origin, engine and devices."""
     what = f"run {run.id} (cycle {run.cycle})" if run is not None else f"experiment {experiment.id}"
     lines = [
         f"The configuration of {what}, to be submitted again with `lemctl run`.",
@@ -55,17 +54,17 @@ def origin(
     ]
     lines += [f"varied      {path} = {value}" for path, value in experiment.varied.items()]
     if attempt is not None:
-        lines += _measured_with(attempt)
+        lines += _apparatus(attempt)
     if experiment.config.prompts.dataset is not None:
         lines.append(
-            "prompts     prompts.dataset names prompts that this server holds; elsewhere upload them first "
-            "(`lemctl export … --bundle` takes them along)"
+            "prompts     prompts.dataset names prompts on this server; upload them to another server first "
+            "(`lemctl export … --bundle` includes them)"
         )
     return lines
 
 
 def yaml_text(values: Values, experiment: ExperimentView, comments: list[str]) -> str:
-    """The file, with a comment at every value that is the default."""
+    """Return the file's text, with a comment at every default."""
     head = [f"# {line}" for line in comments]
     own = {key: value for key, value in values.items() if key not in ExperimentConfig.model_fields}
     rest = {key: value for key, value in values.items() if key in ExperimentConfig.model_fields}
@@ -73,7 +72,7 @@ def yaml_text(values: Values, experiment: ExperimentView, comments: list[str]) -
     return "\n".join([*head, "", *body]) + "\n"
 
 
-def _measured_with(attempt: AttemptView) -> Iterator[str]:
+def _apparatus(attempt: AttemptView) -> Iterator[str]:
     if attempt.effective_config is not None:
         yield f"engine      {attempt.effective_config.engine}"
     yield f"devices     {', '.join(attempt.devices)} of worker {attempt.worker_name}"
@@ -83,7 +82,7 @@ def _measured_with(attempt: AttemptView) -> Iterator[str]:
 
 
 def _set_values(model: BaseModel) -> Values:
-    """Every value but what is unset; a null that takes the place of a default is kept."""
+    """Return every value that is set; a null counts as set where the default is not null."""
     found: Values = {}
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
@@ -99,7 +98,7 @@ def _set_values(model: BaseModel) -> Values:
 
 
 def _defaults(model: BaseModel) -> Values:
-    """The same shape with what each value would be, were it left out; a value that must be given has none here."""
+    """Return the default of each value in the model's shape; required values have none."""
     found: Values = {}
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)

@@ -1,4 +1,4 @@
-"""Campaigns, runs and figures in words: what a number is, how it was got, and how far it can be believed."""
+"""Text for `lemctl show`: resources line by line, and every figure of a result with its method and bound."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from datetime import datetime
 
 from pydantic.types import JsonValue
 
-from lem_client.render import energy_provenance as measured
+from lem_client.render import energy_report
 from lem_client.render.numbers import MISSING, duration
-from lem_client.render.schedule import execution_words
+from lem_client.render.schedule import execution_summary
 from lem_domain.config.provenance import Source
 from lem_domain.results.run import RunResult, Severity
 from lem_domain.states import RunState
@@ -28,39 +28,39 @@ from lem_domain.wire.workers import WorkerView
 _SEVERITIES = {Severity.INFO: "note", Severity.WARNING: "warning", Severity.ERROR: "error"}
 
 
-def moment(at: datetime) -> str:
-    """A time in the reader's zone, to the second."""
+def local_time(at: datetime) -> str:
+    """Format a time in the local zone, to the second."""
     return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def counts(campaign: CampaignView) -> str:
+def run_counts(campaign: CampaignView) -> str:
     """`4 aggregated, 1 failed`."""
     present = [f"{count} {state.value}" for state in RunState if (count := getattr(campaign.runs, state.value))]
     return ", ".join(present) or "none"
 
 
 def campaign(one: CampaignView) -> list[str]:
-    """A campaign's own facts."""
+    """Return a campaign's lines."""
     execution = one.execution
     lines = [
         f"campaign    {one.name}",
         f"id          {one.id}",
         f"state       {one.state.value}",
-        f"runs        {counts(one)}",
+        f"runs        {run_counts(one)}",
         f"experiments {one.experiments}, {execution.cycles} cycles",
-        f"order       {execution_words(execution)}",
-        f"submitted   {moment(one.created_at)} by {one.submitted_by}",
+        f"order       {execution_summary(execution)}",
+        f"submitted   {local_time(one.created_at)} by {one.submitted_by}",
     ]
     if one.imported is not None:
         lines.append(
-            f"imported    {moment(one.imported.imported_at)} by {one.imported.imported_by}: a record of what was "
-            f"measured elsewhere (bundle sha256 {one.imported.bundle_sha256})"
+            f"imported    {local_time(one.imported.imported_at)} by {one.imported.imported_by}: a record of "
+            f"measurements on another server (bundle sha256 {one.imported.bundle_sha256})"
         )
     if one.placement != execution.placement:
         lines.append(f"placement   {one.placement}, instead of the submitted {execution.placement}")
     for place in one.places:
-        left = "" if place.ended_at is None else f", until {moment(place.ended_at)} ({place.ended_by} moved it)"
-        lines.append(f"placed on   {place.name} ({', '.join(place.devices)}) since {moment(place.placed_at)}{left}")
+        left = "" if place.ended_at is None else f", until {local_time(place.ended_at)} ({place.ended_by} moved it)"
+        lines.append(f"placed on   {place.name} ({', '.join(place.devices)}) since {local_time(place.placed_at)}{left}")
     if one.waiting is not None:
         lines.append(f"waiting     {one.waiting.message}")
     if one.labels:
@@ -71,7 +71,7 @@ def campaign(one: CampaignView) -> list[str]:
 
 
 def experiment(one: ExperimentView) -> list[str]:
-    """An experiment with its whole configuration."""
+    """Return an experiment's lines with its whole configuration."""
     config = one.config.model_dump(mode="json", exclude_none=True)
     return [
         f"experiment  {one.display_name}",
@@ -82,42 +82,42 @@ def experiment(one: ExperimentView) -> list[str]:
         "Configuration",
         *values(config),
         "",
-        "Set by (what is not listed is the default)",
+        "Set by (values that are not listed are defaults)",
         *provenance(one),
     ]
 
 
 def provenance(one: ExperimentView) -> list[str]:
-    """Every value that is not a default, with where it came from."""
-    told = [value for value in one.provenance or () if value.source is not Source.DEFAULT]
+    """Return a line for every value that is not a default, with its origin."""
+    set_values = [value for value in one.provenance or () if value.source is not Source.DEFAULT]
     return [
         f"  {value.path:<34} {_value(value.value):<20} {value.source.value.replace('_', ' ')} {value.detail}".rstrip()
-        for value in told
+        for value in set_values
     ]
 
 
 def worker(one: WorkerView) -> list[str]:
-    """A worker's own facts."""
+    """Return a worker's lines."""
     lines = [
         f"worker      {one.name}",
         f"id          {one.id}",
-        f"state       {one.state.value}, last heard of {moment(one.last_seen_at)}",
+        f"state       {one.state.value}, last seen {local_time(one.last_seen_at)}",
         f"host        {one.host}",
         f"backend     {one.backend}",
         f"devices     {', '.join(f'{device.name} ({device.kind.value}, {device.uuid})' for device in one.devices)}",
-        f"busy with   {', '.join(one.current_runs) or 'nothing'}",
+        f"runs        {', '.join(one.current_runs) or 'none'}",
     ]
     lines += [f"{name:<11} {version}" for name, version in sorted(one.versions.items())]
     return lines
 
 
 def run(one: RunView) -> list[str]:
-    """A run's own facts."""
+    """Return a run's lines."""
     lines = [
         f"run         {one.display_name}, cycle {one.cycle}",
         f"id          {one.id}",
         f"campaign    {one.campaign_id}",
-        f"state       {one.state.value}{' (cancel asked for)' if one.cancel_requested else ''}",
+        f"state       {one.state.value}{' (cancel requested)' if one.cancel_requested else ''}",
         f"backend     {one.backend}",
     ]
     if one.reason or one.message:
@@ -133,7 +133,7 @@ def history(
     lease_events: Sequence[LeaseEventView] = (),
     attempts: Sequence[AttemptView] = (),
 ) -> list[str]:
-    """One line per change of state, with how long the state before lasted, and what happened to leases in between."""
+    """Return a line per transition, with the duration of the state before it, and a line per lease event."""
     numbers = {one.id: one.number for one in attempts}
     lines: list[tuple[datetime, str]] = []
     before: datetime | None = None
@@ -143,28 +143,28 @@ def history(
         number = numbers.get(one.attempt_id or "")
         begins = f" (attempt {number})" if number is not None and one.attempt_id != attempt_before else ""
         why = " – ".join(part for part in (one.reason, one.message) if part)
-        line = f"  {moment(one.at)}  {one.target.value:<12} {lasted:<18} {one.actor.value} {one.actor_name}{begins}"
+        line = f"  {local_time(one.at)}  {one.target.value:<12} {lasted:<18} {one.actor.value} {one.actor_name}{begins}"
         lines.append((one.at, line.rstrip() + (f": {why}" if why else "")))
         before, attempt_before = one.at, one.attempt_id
-    lines += [(one.at, f"  {moment(one.at)}    {_lease_event(one)}") for one in lease_events]
+    lines += [(one.at, f"  {local_time(one.at)}    {_lease_event(one)}") for one in lease_events]
     return [line for _, line in sorted(lines, key=lambda pair: pair[0])]
 
 
 def _lease_event(one: LeaseEventView) -> str:
     silent = duration(one.silent_s)
     if one.kind is LeaseEventKind.SUSPECT:
-        return f"lease suspect: nothing was heard of its worker for {silent}"
-    return f"lease recovered: its worker was heard of again after {silent}"
+        return f"lease suspect: no heartbeat for {silent}"
+    return f"lease recovered: a heartbeat after {silent}"
 
 
 def attempt(one: AttemptView) -> list[str]:
-    """One try at a run."""
+    """Return an attempt's lines."""
     lines = [
         f"Attempt {one.number}: {one.id}",
         f"  worker      {one.worker_name} ({one.worker_id}), devices {', '.join(one.devices)}",
-        f"  claimed     {moment(one.claimed_at)}",
-        f"  window open {MISSING if one.started_at is None else moment(one.started_at)}",
-        f"  ended       {MISSING if one.ended_at is None else moment(one.ended_at)} {one.outcome or ''}".rstrip(),
+        f"  claimed     {local_time(one.claimed_at)}",
+        f"  window open {MISSING if one.started_at is None else local_time(one.started_at)}",
+        f"  ended       {MISSING if one.ended_at is None else local_time(one.ended_at)} {one.outcome or ''}".rstrip(),
     ]
     if one.reason or one.message:
         lines.append(f"  why         {' – '.join(part for part in (one.reason, one.message) if part)}")
@@ -172,7 +172,7 @@ def attempt(one: AttemptView) -> list[str]:
 
 
 def configuration(effective: EffectiveConfig) -> list[str]:
-    """What was asked for against what the live engine says is in force."""
+    """Return a line per parameter: the engine's readback and the requested value."""
     lines = [f"  as {effective.engine} reports it:"]
     for one in effective.parameters:
         asked = "not requested" if one.requested is None else f"requested {_value(one.requested)}"
@@ -182,84 +182,84 @@ def configuration(effective: EffectiveConfig) -> list[str]:
 
 
 def no_result(one: RunView) -> list[str]:
-    """Why there is none, and what can be done."""
+    """Return the reason for a missing result."""
     if one.state is RunState.COMPLETED:
-        return [f"  not aggregated yet; `lemctl results {one.campaign_id}` does it"]
+        return [f"  not aggregated yet; run `lemctl results {one.campaign_id}`"]
     return [f"  none: the run is {one.state.value}"]
 
 
 def result(one: RunResult) -> list[str]:
-    """Every figure with its method, bound and samples."""
+    """Return the lines of every figure with its method, bound and number of samples."""
     window, work = one.window, one.work
     lines = [
         f"  verdict     {one.verdict} (method {one.method})",
-        *(f"  {'' if at else 'checks':11} {told}" for at, told in enumerate(measured.checks(one.checks))),
+        *(f"  {'' if at else 'checks':11} {line}" for at, line in enumerate(energy_report.checks(one.checks))),
         f"  window      {duration(window.duration_s)}, {window.processes} process(es), {work.requests} requests "
         f"({work.failed_requests} failed), {work.prompt_tokens} prompt and {work.generated_tokens} generated tokens",
-        f"  output rate {measured.figure(one.speed.output_rate_tok_s)}, "
-        f"with prompt tokens {measured.figure(one.speed.total_rate_tok_s)}",
-        f"  requests    {measured.figure(one.speed.request_rate_per_s)}",
-        f"  TTFT        {measured.distribution(one.speed.ttft_ms)}",
-        f"  ITL         {measured.distribution(one.speed.itl_ms)}",
-        f"  TPOT        {measured.distribution(one.speed.tpot_ms)}",
-        f"  E2E         {measured.distribution(one.speed.e2e_ms)}",
-        f"  queue       {measured.distribution(one.speed.queue_ms)}",
+        f"  output rate {energy_report.figure(one.speed.output_rate_tok_s)}, "
+        f"with prompt tokens {energy_report.figure(one.speed.total_rate_tok_s)}",
+        f"  requests    {energy_report.figure(one.speed.request_rate_per_s)}",
+        f"  TTFT        {energy_report.distribution(one.speed.ttft_ms)}",
+        f"  ITL         {energy_report.distribution(one.speed.itl_ms)}",
+        f"  TPOT        {energy_report.distribution(one.speed.tpot_ms)}",
+        f"  E2E         {energy_report.distribution(one.speed.e2e_ms)}",
+        f"  queue       {energy_report.distribution(one.speed.queue_ms)}",
     ]
     if one.speed.goodput_per_s.value is not None:
-        lines.append(f"  goodput     {measured.figure(one.speed.goodput_per_s)}")
+        lines.append(f"  goodput     {energy_report.figure(one.speed.goodput_per_s)}")
     if work.cached_prompt_tokens:
         lines.append(f"  cached      {work.cached_prompt_tokens} of the prompt tokens came from a prefix cache")
     if one.speculation is not None:
         guessed = one.speculation
         lines.append(
-            f"  speculation {guessed.accepted_tokens} of {guessed.drafted_tokens} tokens guessed ahead were accepted"
+            f"  speculation {guessed.accepted_tokens} of {guessed.drafted_tokens} drafted tokens were accepted"
         )
-    came_about = measured.came_about(one.energy)
+    explanation = energy_report.explanation(one.energy)
     lines += [
         "",
         "Energy",
-        f"  per output token   {measured.ratio(one.efficiency.energy_per_output_token_j, one.energy.total)}",
-        f"    net              {measured.ratio(one.efficiency.net_energy_per_output_token_j, one.energy.net)}",
-        f"  per prompt token   {measured.figure(one.efficiency.energy_per_prompt_token_j)}",
-        f"  per request        {measured.ratio(one.efficiency.energy_per_request_j, one.energy.total)}",
-        f"  tokens per joule   {measured.figure(one.efficiency.output_tokens_per_j)}",
-        f"  energy × delay     {measured.figure(one.efficiency.energy_delay_product_js)}",
-        f"  mean power         {measured.figure(one.energy.mean_power_w)}",
-        f"  peak power         {measured.figure(one.energy.peak_power_w)}",
-        f"  whole window       {measured.energy(one.energy.total)}",
-        f"  how it came about  {came_about[0]}",
-        *(f"                     {sentence}" for sentence in came_about[1:]),
-        f"  included           {', '.join(measured.part_name(name) for name in one.energy.includes) or 'nothing'}",
-        *measured.parts(one.energy),
-        *measured.sums(one.energy),
-        *measured.net_of_baseline(one.energy),
-        *measured.phases(one.energy.phases),
-        *measured.probe(one.energy.probe),
+        f"  per output token   {energy_report.ratio(one.efficiency.energy_per_output_token_j, one.energy.total)}",
+        f"    net              {energy_report.ratio(one.efficiency.net_energy_per_output_token_j, one.energy.net)}",
+        f"  per prompt token   {energy_report.figure(one.efficiency.energy_per_prompt_token_j)}",
+        f"  per request        {energy_report.ratio(one.efficiency.energy_per_request_j, one.energy.total)}",
+        f"  tokens per joule   {energy_report.figure(one.efficiency.output_tokens_per_j)}",
+        f"  energy × delay     {energy_report.figure(one.efficiency.energy_delay_product_js)}",
+        f"  mean power         {energy_report.figure(one.energy.mean_power_w)}",
+        f"  peak power         {energy_report.figure(one.energy.peak_power_w)}",
+        f"  whole window       {energy_report.energy(one.energy.total)}",
+        f"  method             {explanation[0]}",
+        *(f"                     {sentence}" for sentence in explanation[1:]),
+        f"  included           {', '.join(energy_report.part_name(name) for name in one.energy.includes) or 'nothing'}",
+        *energy_report.parts(one.energy),
+        *energy_report.sums(one.energy),
+        *energy_report.net_of_baseline(one.energy),
+        *energy_report.phases(one.energy.phases),
+        *energy_report.probe(one.energy.probe),
     ]
     if one.footprint is not None:
-        lines += ["", "Carbon and cost", *measured.footprint(one.footprint)]
+        lines += ["", "Carbon and cost", *energy_report.footprint(one.footprint)]
     if one.quality is not None:
-        lines += ["", "Quality", *measured.quality(one.quality)]
+        lines += ["", "Quality", *energy_report.quality(one.quality)]
     if one.compute is not None:
-        lines += ["", "Compute", *measured.compute(one.compute)]
-    if told := measured.telemetry(one.telemetry):
-        lines += ["", "Devices and apparatus", *told]
+        lines += ["", "Compute", *energy_report.compute(one.compute)]
+    if lines_of_devices := energy_report.telemetry(one.telemetry):
+        lines += ["", "Devices and apparatus", *lines_of_devices]
     lines += ["", "Findings"]
     lines += [f"  {_SEVERITIES[found.severity]}: {found.message}" for found in one.findings] or ["  none"]
     return lines
 
 
 def evidence(server: str, one: AttemptView) -> list[str]:
-    """Where the raw streams are, and how much of them there is."""
+    """Return the address of the raw streams and the number of rows in each."""
     lines = [f"  {server}/api/v1/attempts/{one.id}/streams"]
     if one.manifest is None:
-        return [*lines, "  the attempt left no manifest; what it sent until it ended is kept"]
+        return [*lines, "  the attempt has no manifest; the chunks that it sent are stored"]
     lines += [f"  {part.process}/{part.stream}: {part.rows} rows in {part.chunks} chunks" for part in one.manifest]
     return lines
 
 
 def values(tree: Mapping[str, JsonValue], prefix: str = "") -> list[str]:
-    """A tree as dotted paths with their values."""
+    """Return a line per leaf of a tree: its dotted path and its value."""
     lines = []
     for key, value in tree.items():
         if isinstance(value, dict) and value:

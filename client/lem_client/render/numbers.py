@@ -1,4 +1,4 @@
-"""Numbers for people: scaled units, as many digits as the spread allows, and a dash for what is missing."""
+"""Numbers for people: scaled units, as many digits as the spread allows, and a dash for a missing value."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _PREFIXES: Final = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), 
 _SCALED: Final = frozenset({"J", "W", "Wh"})
 
 _NO_SPREAD: Final = 1e-4
-"""A relative spread below this is nothing that a fourth digit could show."""
+"""A fourth digit can't show a relative spread below this."""
 
 
 class Scale(NamedTuple):
-    """A unit in which the numbers of a column are near 1."""
+    """A prefixed unit and its factor."""
 
     factor: float
     unit: str
 
 
 def scale_for(values: Sequence[float], unit: str) -> Scale:
-    """The unit for a whole column, so that its rows can be compared: chosen by the largest value."""
+    """Choose one unit for a whole column by its largest value, so that rows compare."""
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
     if unit not in _SCALED or largest == 0:
         return Scale(1.0, unit)
@@ -35,7 +35,7 @@ def scale_for(values: Sequence[float], unit: str) -> Scale:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """So many significant digits without an exponent where that reads well; a dash for None."""
+    """Format with significant digits, without an exponent in a readable range; a dash for None."""
     if value is None:
         return MISSING
     if value == 0:
@@ -47,7 +47,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def mean_and_spread(mean: float | None, sd: float | None, scale: Scale) -> str:
-    """`12.3 ± 0.4` in the column's unit: three digits of the mean, or four where the spread's first digit is there."""
+    """`12.3 ± 0.4` in the column's unit: three digits of the mean, or four to show the spread's first digit."""
     if mean is None:
         return MISSING
     mean = mean / scale.factor

@@ -1,4 +1,4 @@
-"""A campaign as its events tell it: a picture for the live view, and plain lines for where nothing may move."""
+"""A campaign's events as a live view for terminals, and as lines for logs."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 PROGRESS_LINE_S = 10.0
-"""A log is read afterwards: one line per run and this many seconds is enough."""
+"""Least time between two progress lines of one run, so that a log stays readable."""
 
 
-class Picture:
-    """How things stand after the events so far."""
+class CampaignPicture:
+    """State of a campaign after the events so far."""
 
     def __init__(self) -> None:
         self.campaign: CampaignView | None = None
-        self.busy: dict[str, BusyRun] = {}
+        self.live_runs: dict[str, LiveRun] = {}
 
-    def take(self, event: Event) -> None:
-        """Note an event."""
+    def apply(self, event: Event) -> None:
+        """Update the state by an event."""
         if isinstance(event, CampaignEvent):
             self.campaign = event.campaign
         elif isinstance(event, RunTransitionEvent):
             if event.target in LIVE_STATES:
-                self.busy.setdefault(event.run_id, BusyRun(event.display_name, event.cycle)).state = event.target
+                self.live_runs.setdefault(event.run_id, LiveRun(event.display_name, event.cycle)).state = event.target
             else:
-                self.busy.pop(event.run_id, None)
-        elif event.run_id in self.busy:
-            self.busy[event.run_id].progress = event.progress
+                self.live_runs.pop(event.run_id, None)
+        elif event.run_id in self.live_runs:
+            self.live_runs[event.run_id].progress = event.progress
 
     @property
     def done(self) -> int:
-        """Runs that nothing more happens to."""
+        """Number of runs that have ended."""
         return 0 if self.campaign is None else self.campaign.runs.in_states(*ENDED_STATES)
 
     def summary(self) -> str:
@@ -66,8 +66,8 @@ _ORDER: Sequence[RunState] = (
 )
 
 
-class BusyRun:
-    """A run that a worker holds."""
+class LiveRun:
+    """A run that a worker executes."""
 
     def __init__(self, display_name: str, cycle: int) -> None:
         self.display_name = display_name
@@ -76,7 +76,7 @@ class BusyRun:
         self.progress: Progress | None = None
 
     def cells(self) -> tuple[str, ...]:
-        """Name, cycle, phase, how far, requests, tokens, rate and power."""
+        """Cells: name, cycle, phase, share done, requests, tokens, rate and power."""
         now = self.progress
         if now is None:
             return (self.display_name, str(self.cycle), self.state.value, *[MISSING] * 5)
@@ -92,21 +92,21 @@ class BusyRun:
         )
 
 
-class Lines:
-    """One line per transition, and progress now and then."""
+class EventLines:
+    """One line per transition, and a progress line per run at most every `PROGRESS_LINE_S`."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._told: dict[str, float] = {}
+        self._progress_at: dict[str, float] = {}
         self._paused = False
         self._waiting: tuple[WaitReason, datetime | None] | None = None
 
     def of(self, event: Event) -> Iterator[str]:
-        """The lines of an event."""
+        """Yield the lines of an event."""
         if isinstance(event, CampaignEvent):
             paused = event.campaign.state is CampaignState.PAUSED
             if paused != self._paused:
-                yield how_to_go_on(event.campaign) if paused else "the campaign goes on"
+                yield resume_hint(event.campaign) if paused else "the campaign is resumed"
             self._paused = paused
             waiting = event.campaign.waiting
             why = None if waiting is None else (waiting.reason, waiting.until)
@@ -117,14 +117,14 @@ class Lines:
             yield transition_line(event)
         elif isinstance(event, RunProgressEvent):
             now = self._clock()
-            if now - self._told.get(event.run_id, float("-inf")) >= PROGRESS_LINE_S:
-                self._told[event.run_id] = now
+            if now - self._progress_at.get(event.run_id, float("-inf")) >= PROGRESS_LINE_S:
+                self._progress_at[event.run_id] = now
                 yield progress_line(event)
 
 
-def how_to_go_on(campaign: CampaignView) -> str:
-    """What somebody who watches a paused campaign needs to know."""
-    return f"the campaign is paused, nothing more is begun; go on with: lemctl resume {campaign.id}"
+def resume_hint(campaign: CampaignView) -> str:
+    """State that a campaign is paused, and how to resume it."""
+    return f"the campaign is paused, no run starts; resume it: lemctl resume {campaign.id}"
 
 
 def transition_line(event: RunTransitionEvent) -> str:
@@ -147,31 +147,31 @@ def progress_line(event: RunProgressEvent) -> str:
     return f"          {event.display_name}, cycle {event.cycle}: {', '.join(parts)}"
 
 
-def live_view(picture: Picture, elapsed_s: float) -> RenderableType:
-    """The bar over all runs, and what each busy one is doing."""
-    from rich import box  # noqa: PLC0415 - only where somebody looks
+def live_view(picture: CampaignPicture, elapsed_s: float) -> RenderableType:
+    """Lay out the bar over all runs and a table of the live ones."""
+    from rich import box  # noqa: PLC0415 - for terminals only
     from rich.console import Group  # noqa: PLC0415
     from rich.progress_bar import ProgressBar  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     total = picture.campaign.runs.total if picture.campaign else 1
-    partial = sum((busy.progress.fraction or 0.0) for busy in picture.busy.values() if busy.progress)
+    partial = sum((run.progress.fraction or 0.0) for run in picture.live_runs.values() if run.progress)
     parts: list[RenderableType] = [
         Text(f"{picture.summary()}, {duration(elapsed_s)}"),
         ProgressBar(total=max(total, 1), completed=min(picture.done + partial, total), width=60),
     ]
-    if picture.busy:
+    if picture.live_runs:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         headings = ("experiment", "cycle", "phase", "done", "requests", "tokens", "tok/s", "W")
         for heading in headings:
             table.add_column(heading, justify="left" if heading in ("experiment", "phase") else "right")
-        for busy in list(picture.busy.values()):
-            table.add_row(*(Text(cell) for cell in busy.cells()))
+        for run in list(picture.live_runs.values()):
+            table.add_row(*(Text(cell) for cell in run.cells()))
         parts.append(table)
     elif picture.campaign is not None and picture.done < total:
         paused = picture.campaign.state is CampaignState.PAUSED
         waiting = picture.campaign.waiting
         why = "waiting for a worker" if waiting is None else f"waiting: {waiting.message}"
-        parts.append(Text(how_to_go_on(picture.campaign) if paused else why))
+        parts.append(Text(resume_hint(picture.campaign) if paused else why))
     return Group(*parts)

@@ -1,4 +1,4 @@
-"""How a campaign's runs are ordered, spaced and placed, in words."""
+"""Text for a campaign's order, gaps, placement and least duration."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from lem_client.render.numbers import duration
 from lem_domain.config.execution import ExecutionConfig
 from lem_domain.wire.campaigns import CampaignPlan
 
-_PLACES = {
+_PLACEMENTS = {
     "same_device": "all on the device of the first run",
     "same_model": "on devices of the same model as the first run's",
     "any": "on any device",
 }
 
 
-def execution_words(execution: ExecutionConfig) -> str:
+def execution_summary(execution: ExecutionConfig) -> str:
     """`shuffled (seed 7); gaps: 60 s between experiments; all on the device of the first run`."""
     return "; ".join(_parts(execution))
 
 
-def least_words(plan: CampaignPlan) -> str:
-    """`12 min`, and how much of it is gaps."""
+def least_duration_text(plan: CampaignPlan) -> str:
+    """`12 min 00 s of measuring, 2 min 00 s of it gaps`."""
     gaps = f", {duration(plan.minimum_gap_s)} of it gaps" if plan.minimum_gap_s else ""
-    shared = "" if plan.execution.placement == "same_device" else " (on one device; several share it)"
+    shared = "" if plan.execution.placement == "same_device" else " (on one device; several divide it)"
     return f"{duration(plan.minimum_duration_s)} of measuring{gaps}{shared}"
 
 
@@ -37,6 +37,6 @@ def _parts(execution: ExecutionConfig) -> Iterator[str]:
     ]
     if gaps:
         yield f"gaps: {', '.join(gaps)}"
-    yield _PLACES[execution.placement]
+    yield _PLACEMENTS[execution.placement]
     if execution.fail_fast:
         yield "ends with the first run that fails"

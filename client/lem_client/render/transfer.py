@@ -1,4 +1,4 @@
-"""How far a long transfer is, on standard error: a line that moves for whoever looks, else one every ten seconds."""
+"""Progress of a long transfer on standard error: one moving line on a terminal, else a line every ten seconds."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def in_bytes(count: int) -> str:
     return f"{size:.1f} GB"
 
 
-class Transfer:
-    """Counts bytes and says so; a short transfer says nothing where nobody looks."""
+class TransferProgress:
+    """Counts bytes and prints them; a transfer shorter than ten seconds prints nothing into a log."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Transfer:
         self._stream = stream or sys.stderr
         self._clock = clock
         self._moves = self._stream.isatty()
-        self._begun = self._said = clock()
+        self._began_at = self._printed_at = clock()
         self._bytes = 0
 
     def __enter__(self) -> Self:
@@ -51,12 +51,12 @@ class Transfer:
             self._stream.flush()
 
     def add(self, count: int) -> None:
-        """So many more bytes."""
+        """Count more bytes, and print the progress when it is due."""
         self._bytes += count
         now = self._clock()
-        if self._quiet or now - self._said < _EVERY_S[self._moves]:
+        if self._quiet or now - self._printed_at < _EVERY_S[self._moves]:
             return
-        self._said = now
-        line = f"{in_bytes(self._bytes)} {self._verb}, {in_bytes(round(self._bytes / (now - self._begun)))}/s"
+        self._printed_at = now
+        line = f"{in_bytes(self._bytes)} {self._verb}, {in_bytes(round(self._bytes / (now - self._began_at)))}/s"
         self._stream.write(f"\r\x1b[K{line}" if self._moves else f"{line}\n")
         self._stream.flush()

@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL
 from factories.runs import complete, move
 from factories.served import Lem, by_sql, submitted
 from lem_client import AsyncClient, Client
-from lem_client.render.transfer import Transfer, in_bytes
+from lem_client.render.transfer import TransferProgress, in_bytes
 from lem_domain.bundle import verify
 from lem_domain.errors import LemError
 from lem_domain.states import ActorKind
@@ -64,14 +64,15 @@ def test_what_cannot_be_exported_leaves_no_file(lem: Lem, tmp_path: Path) -> Non
     assert answer.code == 2
     assert "no file can be made in" in answer.err
     answer = lem("export", queued)
-    assert (answer.code, answer.err) == (2, "error: say where to: `lemctl export ID --bundle FILE`.\n")
+    assert answer.code == 2
+    assert "--bundle FILE" in answer.err
 
 
 def test_ctrl_c_leaves_no_file(lem: Lem, campaign: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(_self: Transfer, _count: int) -> None:
+    def interrupted(_self: TransferProgress, _count: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Transfer, "add", interrupted)
+    monkeypatch.setattr(TransferProgress, "add", interrupted)
     answer = lem("export", campaign, "--bundle", str(tmp_path / "x.tar"))
     assert (answer.code, left(tmp_path)) == (130, [])
 
@@ -136,7 +137,7 @@ async def test_the_asynchronous_client_does_the_same(lem: Lem, campaign: str, tm
 def test_progress_is_a_line_every_ten_seconds_where_nobody_looks() -> None:
     times = iter([0.0, 5.0, 10.0, 11.0, 20.0])
     said = io.StringIO()
-    with Transfer("sent", quiet=False, stream=said, clock=lambda: next(times)) as transfer:
+    with TransferProgress("sent", quiet=False, stream=said, clock=lambda: next(times)) as transfer:
         for _ in range(4):
             transfer.add(10**6)
     assert said.getvalue() == "2.0 MB sent, 200.0 kB/s\n4.0 MB sent, 200.0 kB/s\n"

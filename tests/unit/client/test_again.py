@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lem_client.files.campaign_file import load_campaign_file
-from lem_client.render import as_config as again
+from lem_client.render import as_config
 from lem_domain.config.execution import ExecutionConfig
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.hashing import config_hash
@@ -69,9 +69,11 @@ RUN = RunView(
 
 def written(config: ExperimentConfig, tmp_path: Path, *, run: RunView | None = RUN, **execution: Any) -> Path:
     campaign, experiment = campaign_view(**execution), experiment_view(config)
-    values = again.document(experiment, campaign, run)
-    text = again.yaml_text(values, experiment, again.origin("http://lem", experiment, campaign, run, None))
-    path = tmp_path / "again.yaml"
+    values = as_config.document(experiment, campaign, run)
+    text = as_config.yaml_text(
+        values, experiment, as_config.origin_lines("http://lem", experiment, campaign, run, None)
+    )
+    path = tmp_path / "as_config.yaml"
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -147,5 +149,5 @@ def test_comments_say_where_it_came_from(tmp_path: Path) -> None:
 
 def test_a_client_that_reads_another_configuration_refuses() -> None:
     config = ExperimentConfig.model_validate(SIMULATED)
-    with pytest.raises(LemError, match=r"reads exp_0+ as another configuration than the server does"):
-        again.document(experiment_view(config, config_hash="0" * 64), campaign_view(), RUN)
+    with pytest.raises(LemError, match=f"exp_{DIGITS}"):
+        as_config.document(experiment_view(config, config_hash="0" * 64), campaign_view(), RUN)

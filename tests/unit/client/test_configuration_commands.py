@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lem_client.cli.configuration import provenance_line
+from lem_client.cli.commands.config import provenance_line
 from lem_client.cli.main import main
 from lem_domain.config.presets import builtin_presets
 from lem_domain.config.provenance import ResolvedValue, Source

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lem_client.cli.engines import installed, named_workers, worker_of
-from lem_client.cli.exits import UsageProblem
+from lem_client.cli.exits import UsageError
 from lem_client.cli.processes import script
-from lem_domain.backends.registry import BackendName
+from lem_client.cli.worker_programs import installed_backends, named_programs, program_of
+from lem_domain.config.experiment import BackendName
 
 
 def program(path: Path) -> Path:
@@ -22,19 +22,19 @@ def program(path: Path) -> Path:
 
 def test_an_environment_beside_lemctls_serves_its_backend(tmp_path: Path) -> None:
     own = tmp_path / ".venv"
-    assert BackendName.VLLM not in installed({}, environment=own)
+    assert BackendName.VLLM not in installed_backends({}, environment=own)
     worker = program(tmp_path / ".venv-vllm" / "bin" / "lem-worker")
-    assert BackendName.VLLM in installed({}, environment=own)
-    assert worker_of(BackendName.VLLM, {}, environment=own) == str(worker)
-    assert worker_of(BackendName.PYTORCH, {}, environment=own) == script("lem-worker")
+    assert BackendName.VLLM in installed_backends({}, environment=own)
+    assert program_of(BackendName.VLLM, {}, environment=own) == str(worker)
+    assert program_of(BackendName.PYTORCH, {}, environment=own) == script("lem-worker")
 
 
 def test_a_named_worker_goes_before_one_that_is_found(tmp_path: Path) -> None:
     program(tmp_path / ".venv-vllm" / "bin" / "lem-worker")
     other = program(tmp_path / "elsewhere" / "lem-worker")
-    named = named_workers([f"vllm={other}"])
-    assert worker_of(BackendName.VLLM, named, environment=tmp_path / ".venv") == str(other)
-    assert BackendName.VLLM in installed(named, environment=tmp_path / "nowhere" / ".venv")
+    named = named_programs([f"vllm={other}"])
+    assert program_of(BackendName.VLLM, named, environment=tmp_path / ".venv") == str(other)
+    assert BackendName.VLLM in installed_backends(named, environment=tmp_path / "nowhere" / ".venv")
 
 
 @pytest.mark.parametrize(
@@ -42,10 +42,10 @@ def test_a_named_worker_goes_before_one_that_is_found(tmp_path: Path) -> None:
     [
         ("vllm", "is not BACKEND=PROGRAM with a backend of pytorch"),
         (f"vlm={sys.executable}", "is not BACKEND=PROGRAM"),
-        ("vllm=/nowhere/lem-worker", "can't be run; name the lem-worker of that environment"),
-        ("vllm=/tmp", "can't be run"),
+        ("vllm=/nowhere/lem-worker", "/nowhere/lem-worker"),
+        ("vllm=/tmp", "/tmp"),
     ],
 )
 def test_a_worker_that_is_named_wrongly_is_refused(given: str, message: str) -> None:
-    with pytest.raises(UsageProblem, match=message):
-        named_workers([given])
+    with pytest.raises(UsageError, match=message):
+        named_programs([given])

@@ -9,25 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from lem_client.cli.processes import Process, ProcessEnded, StopSignal, TooSlow, wait_until
+from lem_client.cli.processes import NotReadyInTime, ProcessEnded, StopSignal, Subprocess, wait_until
 
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
 )
 
 
-def start(folder: Path, code: str) -> Process:
-    return Process("the child", [sys.executable, "-c", code], folder / "child.log")
+def start(folder: Path, code: str) -> Subprocess:
+    return Subprocess("the child", [sys.executable, "-c", code], folder / "child.log")
 
 
-def wait_for(process: Process, text: str) -> None:
+def wait_for(process: Subprocess, text: str) -> None:
     with StopSignal() as stop:
         wait_until(lambda: text in process.output(), processes=[process], stop=stop, limit_s=60, what="it")
 
 
 def test_a_process_that_ends_early_is_an_error_with_its_last_lines(tmp_path: Path) -> None:
     child = start(tmp_path, "import sys; print(*range(40), sep='\\n'); sys.exit(3)")
-    with StopSignal() as stop, pytest.raises(ProcessEnded, match="the child ended with code 3"):
+    with StopSignal() as stop, pytest.raises(ProcessEnded, match=r"the child .* 3"):
         wait_until(lambda: False, processes=[child], stop=stop, limit_s=60, what="it")
     assert child.last_lines() == [str(number) for number in range(25, 40)]
 
@@ -50,7 +50,7 @@ def test_a_process_that_will_not_end_is_killed(tmp_path: Path) -> None:
 def test_waiting_has_a_limit(tmp_path: Path) -> None:
     child = start(tmp_path, STUBBORN)
     try:
-        with StopSignal() as stop, pytest.raises(TooSlow, match="the child is not ready after 0 s"):
+        with StopSignal() as stop, pytest.raises(NotReadyInTime, match="the child"):
             wait_until(lambda: False, processes=[child], stop=stop, limit_s=0, what="the child")
     finally:
         child.stop(patience_s=0)

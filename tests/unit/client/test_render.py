@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import math
+from csv import DictReader
 from datetime import UTC, datetime
 
 import pytest
@@ -12,16 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factories.evidence import Evidence, cpu, gpu
-from lem_client.cli.session import clean
-from lem_client.render import energy_provenance as measured
+from factories.results import campaign_results
+from lem_client.render import energy_report
+from lem_client.render.formats import csv, markdown
 from lem_client.render.numbers import Scale, duration, mean_and_spread, number, quantity, scale_for
-from lem_client.render.progress import Lines, Picture, transition_line
-from lem_client.render.results import csv_text, markdown, result_table
-from lem_client.render.schedule import execution_words
+from lem_client.render.progress import CampaignPicture, EventLines, transition_line
+from lem_client.render.result_table import result_table
+from lem_client.render.schedule import execution_summary
+from lem_client.render.terminal import clean
 from lem_domain.config.execution import ExecutionConfig
-from lem_domain.results.run import CycleSummary, EnergyFigure, EnergyMethod, EnergyResult, Figure
-from lem_domain.states import CampaignState, RunState
-from lem_domain.wire.campaigns import CampaignResults, ExperimentResults, RunCounts, RunOutcome
+from lem_domain.results.run import EnergyFigure, EnergyMethod, EnergyResult, Figure
+from lem_domain.states import RunState
 from lem_domain.wire.events import RunProgressEvent, RunTransitionEvent
 from lem_domain.wire.runs import Progress
 from lem_domain.wire.workers import Device
@@ -83,45 +84,8 @@ def test_durations_are_read_at_a_glance(seconds: float, shown: str) -> None:
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
-def summary(metric: str, unit: str, *values: float, reason: str | None = None) -> CycleSummary:
-    mean = sum(values) / len(values) if values else None
-    return CycleSummary(
-        metric=metric, unit=unit, values=values, mean=mean, sd=0.0 if len(values) > 1 else None, cv=None, reason=reason
-    )
-
-
-def results(**changes: object) -> CampaignResults:
-    one = ExperimentResults(
-        experiment_id=f"exp_{'1' * 32}",
-        display_name="batch_size=1",
-        varied={},
-        outcomes=(
-            RunOutcome(run_id=f"run_{'1' * 32}", cycle=1, state=RunState.AGGREGATED, verdict="questionable"),
-            RunOutcome(run_id=f"run_{'2' * 32}", cycle=2, state=RunState.FAILED, reason="out_of_memory"),
-            RunOutcome(run_id=f"run_{'3' * 32}", cycle=3, state=RunState.QUEUED, reason="queued"),
-            RunOutcome(run_id=f"run_{'4' * 32}", cycle=4, state=RunState.QUEUED, reason="queued"),
-        ),
-        verdict="questionable",
-        energy_method="modelled",
-        energy_includes=("package", "dram"),
-        findings=("the energy is modelled", "few samples"),
-        metrics=(
-            summary("efficiency.energy_per_output_token_j", "J", 0.0123),
-            summary("speed.output_rate_tok_s", "tok/s", 20.0),
-            summary("speed.ttft_ms.mean", "ms", reason="no request has a first token"),
-        ),
-    ).model_copy(update=changes)
-    return CampaignResults(
-        campaign_id=f"cmp_{'1' * 32}",
-        name="a|b",
-        state=CampaignState.COMPLETED,
-        runs=RunCounts(aggregated=1, failed=1, queued=2),
-        experiments=(one,),
-    )
-
-
 def test_the_table_says_method_spread_and_what_is_missing_and_why() -> None:
-    table = result_table(results())
+    table = result_table(campaign_results())
     row = dict(zip(table.headings, table.rows[0], strict=True))
     assert row["mJ per output token"] == "12.3"
     assert row["method"] == "modelled: package+dram"
@@ -136,7 +100,7 @@ def test_the_table_says_method_spread_and_what_is_missing_and_why() -> None:
 
 
 def test_a_finding_that_not_all_have_is_told_of_those_that_have_it() -> None:
-    whole = results()
+    whole = campaign_results()
     (one,) = whole.experiments
     others = [
         one.model_copy(update={"display_name": "batch_size=8", "findings": ("few samples", "the energy is modelled")}),
@@ -148,12 +112,12 @@ def test_a_finding_that_not_all_have_is_told_of_those_that_have_it() -> None:
 
 
 def test_a_campaign_without_results_has_no_figures_at_all() -> None:
-    table = result_table(results(verdict=None, energy_method=None, metrics=(), findings=()))
+    table = result_table(campaign_results(verdict=None, energy_method=None, metrics=(), findings=()))
     assert set(table.rows[0][2:]) == {"–"}
 
 
 def test_markdown_cannot_be_broken_by_a_name() -> None:
-    text = markdown(results(display_name="x|y<script>"))
+    text = markdown.render(campaign_results(display_name="x|y<script>"))
     assert text.startswith("### a\\|b\n")
     assert "| x\\|y&lt;script> |" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
@@ -161,7 +125,7 @@ def test_markdown_cannot_be_broken_by_a_name() -> None:
 
 
 def test_csv_keeps_full_precision_and_reasons_and_runs_nothing() -> None:
-    rows = list(csv.DictReader(io.StringIO(csv_text(results(display_name="=1+1")))))
+    rows = list(DictReader(io.StringIO(csv.render(campaign_results(display_name="=1+1")))))
     assert [(row["metric"], row["mean"], row["n"], row["reason"]) for row in rows] == [
         ("efficiency.energy_per_output_token_j", "0.0123", "1", ""),
         ("speed.output_rate_tok_s", "20.0", "1", ""),
@@ -200,7 +164,7 @@ def test_a_transition_is_a_line_with_its_reason() -> None:
 
 def test_progress_is_a_line_every_ten_seconds_at_most() -> None:
     now = 0.0
-    lines = Lines(lambda: now)
+    lines = EventLines(lambda: now)
     assert [line.strip() for line in lines.of(progress(1))] == [
         "batch_size=8, cycle 1: measure 40%, 2 requests, 1 tokens, 61.2 tok/s"
     ]
@@ -211,13 +175,13 @@ def test_progress_is_a_line_every_ten_seconds_at_most() -> None:
 
 
 def test_the_picture_holds_the_runs_that_are_busy() -> None:
-    picture = Picture()
-    picture.take(transition(RunState.INITIALISED))
-    picture.take(progress(64))
-    (busy,) = picture.busy.values()
-    assert busy.cells() == ("batch_size=8", "1", "measure", "40%", "2", "64", "61.2", "–")
-    picture.take(transition(RunState.COMPLETED))
-    assert not picture.busy
+    picture = CampaignPicture()
+    picture.apply(transition(RunState.INITIALISED))
+    picture.apply(progress(64))
+    (live,) = picture.live_runs.values()
+    assert live.cells() == ("batch_size=8", "1", "measure", "40%", "2", "64", "61.2", "–")
+    picture.apply(transition(RunState.COMPLETED))
+    assert not picture.live_runs
 
 
 # --- explanations -----------------------------------------------------------------------------------------------------
@@ -242,57 +206,47 @@ def test_an_energy_is_explained_in_words() -> None:
     integrated = EnergyFigure(
         joules=12.34, method=EnergyMethod.INTEGRATED, source="nvml", bound_j=0.4, sensor_bound_j=0.3
     )
-    assert measured.energy(integrated, samples=41) == (
-        "12.3 J, integrated from power samples, source nvml (41 samples in the window), "
-        "true within ± 400 mJ (3.2 %) if the sensor is as good as stated"
-    )
+    shown = energy_report.energy(integrated, samples=41)
+    assert shown.startswith("12.3 J, integrated from power samples, source nvml (41 samples in the window), ")
+    assert "± 400 mJ (3.2 %)" in shown and shown.endswith("if the sensor meets its specification")
     counted = EnergyFigure(joules=12.34, method=EnergyMethod.COUNTER, source="rapl", bound_j=0.4)
-    assert measured.energy(counted).endswith(
-        "read from its own energy counter, source rapl, true within ± 400 mJ (3.2 %) as far as sampling goes"
-    )
+    assert "source rapl" in energy_report.energy(counted) and "sensor" not in energy_report.energy(counted)
     modelled = EnergyFigure(joules=3.0, method=EnergyMethod.MODELLED, source="codecarbon")
-    assert measured.energy(modelled).endswith("not measured, source codecarbon, with no stated bound")
+    assert "not measured, source codecarbon" in energy_report.energy(modelled)
+    assert "±" not in energy_report.energy(modelled)
     net = EnergyFigure(joules=-2.0, method=EnergyMethod.COUNTER, source="nvml", bound_j=1.0)
-    assert "within ± 1.00 J (50 %)" in measured.energy(net)
-    assert measured.energy(EnergyFigure(joules=None, reason="no source")) == "– (no source)"
+    assert "within ± 1.00 J (50 %)" in energy_report.energy(net)
+    assert energy_report.energy(EnergyFigure(joules=None, reason="no source")) == "– (no source)"
 
 
 def test_how_a_counted_energy_came_about_tells_the_sensor_from_the_readings() -> None:
     evidence = measured_run(gpu(0))
     evidence.power(SAMPLES, joules=lambda t: 100 * t)
-    assert measured.came_about(energy_of(evidence)) == [
-        "the hardware counted it itself, from the beginning of the measured window to its end",
-        "it is at most 60.0 J (6.0 %) off either way: 50.0 J if the sensor is as good as its maker states, the rest "
-        "what the readings leave open",
-    ]
+    method, bound = energy_report.explanation(energy_of(evidence))
+    assert "counter" in method
+    assert "± 60.0 J (6.0 %)" in bound and "50.0 J by the sensor" in bound
 
 
 def test_a_sum_of_two_kinds_of_figures_says_which_part_is_which() -> None:
     evidence = measured_run(gpu(0), gpu(1))
     evidence.power(SAMPLES, joules=lambda t: 100 * t, device=0)
     evidence.power(SAMPLES, watts=lambda _: 100, device=1)
-    counted, added, trust = measured.came_about(energy_of(evidence))
-    assert counted.startswith("GPU-0: the hardware counted it itself")
-    assert added == (
-        "GPU-1: its power was read every 50.0 ms, and added up over the measured window; bursts shorter than that, in "
-        "step with the readings, would not be seen"
-    )
-    assert "50.0 J" not in trust and "100 J if the sensor" in trust
+    counted, integrated, bound = energy_report.explanation(energy_of(evidence))
+    assert counted.startswith("GPU-0: ") and "counter" in counted
+    assert integrated.startswith("GPU-1: ") and "every 50.0 ms" in integrated
+    assert "50.0 J" not in bound and "100 J by the sensor" in bound
 
 
 def test_a_meter_of_unknown_quality_a_model_and_nothing_at_all_say_so() -> None:
     evidence = measured_run(cpu())
     evidence.host_power("package-0", SAMPLES, joules=lambda t: 30 * t, method="counter")
-    assert measured.came_about(energy_of(evidence))[-1].endswith("how good the meter itself is, nobody states")
+    assert energy_report.explanation(energy_of(evidence))[-1].endswith("not stated")
     evidence = measured_run(cpu())
     evidence.host_power("package", SAMPLES, joules=lambda t: 30 * t, method="modelled")
-    assert measured.came_about(energy_of(evidence)) == [
-        "nobody measured it; a model estimated it from load and rated power",
-        "how far off it is nobody can say",
-    ]
-    assert measured.came_about(energy_of(measured_run(gpu(0)))) == [
-        "there is no figure, because GPU-0: no power was sampled for this device"
-    ]
+    method, bound = energy_report.explanation(energy_of(evidence))
+    assert "model" in method and "unknown" in bound
+    nothing = energy_of(measured_run(gpu(0)))
+    assert energy_report.explanation(nothing) == [f"no figure: {nothing.total.reason}"]
 
 
 def test_checks_that_passed_are_counted_and_the_others_told() -> None:
@@ -300,33 +254,36 @@ def test_checks_that_passed_are_counted_and_the_others_told() -> None:
     evidence.power(SAMPLES, joules=lambda t: 100 * t)
     stored = evidence.stored()
     found = aggregate(stored.inputs, stored.source).checks
-    assert measured.checks(found) == [
+    (undecided,) = (one for one in found if one.passed is None)
+    assert energy_report.checks(found) == [
         "6 of 7 checks of the evidence passed",
-        "one engine version: could not be made, rank-0 did not tell the engine's version",
+        f"one engine version: not possible, {undecided.detail}",
     ]
     wrong = [one.model_copy(update={"passed": False, "detail": "in pieces"}) for one in found[:1]]
-    assert measured.checks(wrong)[1] == "processes present: FAILED, in pieces"
-    assert measured.checks(()) == []
+    assert energy_report.checks(wrong)[1] == "processes present: FAILED, in pieces"
+    assert energy_report.checks(()) == []
 
 
 def test_what_the_host_took_beside_the_devices_is_told() -> None:
     evidence = measured_run(gpu(0))
     evidence.power(SAMPLES, joules=lambda t: 100 * t)
-    assert measured.sums(energy_of(evidence)) == []
+    assert energy_report.sums(energy_of(evidence)) == []
     evidence.host_power("package-0", SAMPLES, joules=lambda t: 30 * t, method="counter")
     evidence.host_power("dram-0", SAMPLES, joules=lambda t: 5 * t, method="counter")
-    lines = measured.sums(energy_of(evidence))
+    lines = energy_report.sums(energy_of(evidence))
     assert [line.split("  ")[1] for line in lines] == ["CPU in all", "memory in all", "with the host"]
     assert lines[-1].split()[3:5] == ["1.35", "kJ,"]
-    assert any(line.startswith("  the CPU package (package-0): 300 J") for line in measured.parts(energy_of(evidence)))
+    assert any(
+        line.startswith("  the CPU package (package-0): 300 J") for line in energy_report.parts(energy_of(evidence))
+    )
 
 
 def test_energy_per_token_is_as_uncertain_as_the_energy() -> None:
     total = EnergyFigure(joules=100.0, method=EnergyMethod.COUNTER, source="nvml", bound_j=5.0)
     each = Figure(value=2.0, unit="J")
-    assert measured.ratio(each, total) == "2.00 J ± 100 mJ"
-    assert measured.ratio(each, total.model_copy(update={"bound_j": None})) == "2.00 J"
-    assert measured.ratio(Figure(value=None, unit="J", reason="no token"), total) == "– (no token)"
+    assert energy_report.ratio(each, total) == "2.00 J ± 100 mJ"
+    assert energy_report.ratio(each, total.model_copy(update={"bound_j": None})) == "2.00 J"
+    assert energy_report.ratio(Figure(value=None, unit="J", reason="no token"), total) == "– (no token)"
 
 
 def test_text_from_elsewhere_cannot_drive_the_terminal() -> None:
@@ -349,4 +306,4 @@ def test_text_from_elsewhere_cannot_drive_the_terminal() -> None:
     ],
 )
 def test_an_order_is_told_with_its_seed_gaps_and_place(execution: dict[str, object], words: str) -> None:
-    assert execution_words(ExecutionConfig.model_validate(execution)) == words
+    assert execution_summary(ExecutionConfig.model_validate(execution)) == words

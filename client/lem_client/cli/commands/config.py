@@ -1,4 +1,4 @@
-"""`lemctl config`: what a file means, where each value comes from, whether it is right; and the schema for editors."""
+"""`lemctl config`: checks a campaign file, shows every value and its origin, and prints the schema for editors."""
 
 from __future__ import annotations
 
@@ -10,22 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from pydantic.types import JsonValue
 
-from lem_client.cli.exits import Exit, sentences_of
-from lem_client.cli.session import Session, clean, session_of
-from lem_client.cli.watching import tell
+from lem_client.cli.campaign_options import CampaignPath, Overrides
+from lem_client.cli.commands import Section, command
+from lem_client.cli.exits import ExitCode, sentences_of
+from lem_client.cli.session import Session, print_error, session_of
 from lem_client.errors import FileError
 from lem_client.files.campaign_file import CampaignFile, load_campaign_file
+from lem_client.render.terminal import clean
 from lem_domain.config.expansion import PlannedExperiment
 from lem_domain.config.provenance import ResolvedValue, Source, resolved_values
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-CampaignPath = Annotated[Path, typer.Argument(metavar="FILE", help="A campaign file, YAML, JSON or TOML.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Set a value, before the file's own; may be given several times."),
-]
 _COLOURS: Final[Mapping[Source, str]] = {
     Source.COMMAND_LINE: "magenta",
     Source.SWEEP: "cyan",
@@ -36,21 +33,13 @@ _COLOURS: Final[Mapping[Source, str]] = {
 }
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the group."""
-    group = typer.Typer(help="Look at configurations.", no_args_is_help=True, rich_markup_mode=None)
-    group.command("show")(show)
-    group.command("validate")(validate)
-    group.command("schema")(schema)
-    app.add_typer(group, name="config")
-
-
+@command("config show", Section.CONFIGURE)
 def show(
     context: typer.Context,
     file: CampaignPath,
     set_: Overrides = None,
     provenance: Annotated[
-        bool, typer.Option("--provenance", help="Say of every value where it comes from, in a colour per source.")
+        bool, typer.Option("--provenance", help="Show where each value comes from, in a colour per source.")
     ] = False,
 ) -> None:
     """Check a file and show every experiment in full, defaults included. Needs no server.
@@ -81,40 +70,42 @@ def show(
         session.print("")
 
 
+@command("config validate", Section.CONFIGURE)
 def validate(
     context: typer.Context,
     files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Campaign files.")],
     set_: Overrides = None,
 ) -> None:
-    """Check files without a server; every problem of each is told with its file and line. Exits with 2 if one has any.
+    """Check files without a server and report every problem with its file and line. Exits with 2 if there is any.
 
     \b
     lemctl config validate examples/*.yaml
     """
     session = session_of(context)
-    code = Exit.DONE
+    code = ExitCode.DONE
     answers: list[JsonValue] = []
     for file in files:
         try:
             loaded = load_campaign_file(file, overrides=set_ or ())
         except FileError as error:
-            code = Exit.USAGE
+            code = ExitCode.USAGE
             answers.append({"file": str(file), "problems": list(error.problems)})
             if not session.as_json:
                 for sentence in sentences_of(error):
-                    tell(f"error: {sentence}")
+                    print_error(sentence)
             continue
         experiments, runs = len(loaded.plan.experiments), len(loaded.plan.runs)
         answers.append({"file": str(file), "problems": [], "experiments": experiments, "runs": runs})
         if not session.as_json:
-            session.say(clean(f"{file}: {experiments} experiments, {runs} runs"))
+            session.note(clean(f"{file}: {experiments} experiments, {runs} runs"))
     if session.as_json:
         session.print_json(answers)
     raise typer.Exit(code)
 
 
+@command("config schema", Section.CONFIGURE)
 def schema(context: typer.Context) -> None:
-    """Print the JSON Schema of a campaign file, with which an editor completes and checks as you type.
+    """Print the JSON Schema of a campaign file, which lets an editor complete and check it.
 
     \b
     lemctl config schema > campaign.schema.json
@@ -131,12 +122,12 @@ def schema(context: typer.Context) -> None:
 
 
 def values_of(one: PlannedExperiment, loaded: CampaignFile) -> Iterator[ResolvedValue]:
-    """Every value of an experiment with its origin."""
+    """Yield every value of an experiment with its origin."""
     return resolved_values(one.config, varied=one.varied, origins=loaded.spec.provenance)
 
 
 def provenance_line(value: ResolvedValue) -> Text:
-    """One value and its origin, in the colour of its source."""
+    """Lay out one value and its origin, in the colour of its source."""
     from rich.text import Text  # noqa: PLC0415
 
     shown = "" if value.value is None else json.dumps(value.value, ensure_ascii=False)

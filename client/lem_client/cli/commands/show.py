@@ -1,75 +1,29 @@
-"""`lemctl list` and `show`: campaigns, runs, attempts and workers by id or name."""
+"""`lemctl show`: one campaign, experiment, run, attempt or worker in full."""
 
 from __future__ import annotations
 
 import sys
-from itertools import islice
 from typing import Annotated
 
 import typer
 from pydantic import BaseModel
 from pydantic.types import JsonValue
 
-from lem_client.cli.exits import UsageProblem
+from lem_client.cli.commands import Section, command
+from lem_client.cli.exits import UsageError
 from lem_client.cli.naming import campaign_id_of, kind_of
-from lem_client.cli.session import Session, clean, session_of, table
+from lem_client.cli.session import Session, session_of
 from lem_client.errors import NotFound
-from lem_client.render import as_config as again
-from lem_client.render import explain
+from lem_client.render import as_config, explain
+from lem_client.render.terminal import clean, table
 from lem_domain.errors import LemError
 from lem_domain.ids import IdKind
 from lem_domain.results.run import RunResult
-from lem_domain.states import CampaignState, RunState
+from lem_domain.states import RunState
 from lem_domain.wire.runs import AttemptView, RunView
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the commands."""
-    app.command("list")(list_campaigns)
-    app.command("show")(show)
-
-
-def list_campaigns(
-    context: typer.Context,
-    state: Annotated[CampaignState | None, typer.Option(help="Only campaigns in this state.")] = None,
-    name: Annotated[str | None, typer.Option(help="Only campaigns of exactly this name.")] = None,
-    label: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Only campaigns with this label; may be given several times."),
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest first.")] = 20,
-) -> None:
-    """List campaigns, the newest first.
-
-    \b
-    lemctl list
-    lemctl list --state active --limit 100
-    lemctl list --label team=nlp --label machine=a100
-    """
-    session = session_of(context)
-    labels = dict(map(_label, label or ()))
-    found = tuple(islice(session.client.campaigns(state=state, name=name, labels=labels), limit))
-    if session.as_json:
-        session.print_json_list(found)
-    elif not found and (state is not None or name is not None or labels):
-        session.say("No campaign is like that; `lemctl list` shows those that there are.")
-    elif not found:
-        session.say("There are no campaigns; `lemctl run FILE` makes one.")
-    else:
-        rows = [
-            (one.id, one.name, one.state.value, explain.counts(one), explain.moment(one.created_at), one.submitted_by)
-            for one in found
-        ]
-        session.print(table(("id", "name", "state", "runs", "submitted", "by"), rows))
-
-
-def _label(given: str) -> tuple[str, str]:
-    key, separator, value = given.partition("=")
-    if not key or not separator:
-        raise UsageProblem(f"--label {given}: write it as KEY=VALUE, for example team=nlp.")
-    return key, value
-
-
+@command("show", Section.INSPECT)
 def show(
     context: typer.Context,
     what: Annotated[
@@ -78,21 +32,21 @@ def show(
             metavar="ID", help="Id of a campaign, experiment, run, attempt or worker; or a campaign's name."
         ),
     ],
-    as_config: Annotated[
+    as_config_: Annotated[
         bool,
-        typer.Option("--as-config", help="Of a run or experiment: a campaign file that submits the same one again."),
+        typer.Option("--as-config", help="Print a campaign file that submits the same run or experiment again."),
     ] = False,
 ) -> None:
-    """Show one thing in full. Of a run: its history, its configuration, and every figure explained in words.
+    """Show one resource in full. Of a run: its history, its configuration, and every figure with its explanation.
 
     \b
     lemctl show quickstart      a campaign and its runs
-    lemctl show run_0199…       a run: states, configuration, energy in words, findings
-    lemctl show att_0199…       one try at a run, with its environment and raw evidence
+    lemctl show run_0199…       a run: states, configuration, energy, findings
+    lemctl show att_0199…       an attempt: environment and raw evidence
     lemctl show run_0199… --as-config > again.yaml
     """
     session = session_of(context)
-    if as_config:
+    if as_config_:
         _show_as_config(session, what)
         return
     match kind_of(what):
@@ -102,22 +56,14 @@ def show(
             _show_attempt(session, what)
         case IdKind.WORKER:
             worker = session.client.worker(what)
-            give(session, worker, explain.worker(worker))
+            session.show(worker, explain.worker(worker))
         case IdKind.EXPERIMENT:
             experiment = session.client.experiment(what)
-            give(session, experiment, explain.experiment(experiment))
+            session.show(experiment, explain.experiment(experiment))
         case IdKind.TOKEN:
-            raise LemError("tokens can't be shown here; GET /api/v1/tokens lists them.")
+            raise LemError("lemctl does not show tokens; GET /api/v1/tokens lists them.")
         case _:
             _show_campaign(session, campaign_id_of(session.client, what))
-
-
-def give(session: Session, value: BaseModel, lines: list[str]) -> None:
-    """Print a thing as JSON or in words."""
-    if session.as_json:
-        session.print_json(value)
-    else:
-        session.print(clean("\n".join(lines)))
 
 
 def _show_campaign(session: Session, campaign_id: str) -> None:
@@ -147,7 +93,7 @@ def _show_run(session: Session, run_id: str) -> None:
     transitions = tuple(client.transitions(run_id))
     lease_events = tuple(client.lease_events(run_id))
     attempts = tuple(client.attempts(run_id))
-    result = _result(session, run)
+    result = _stored_result(session, run)
     experiment = client.experiment(run.experiment_id)
     if session.as_json:
         session.print_json(
@@ -168,7 +114,7 @@ def _show_run(session: Session, run_id: str) -> None:
     last = attempts[-1] if attempts else None
     if last is not None and last.effective_config is not None:
         lines += ["", "Configuration", *explain.configuration(last.effective_config)]
-    lines += ["", "Set by (what is not listed is the default)", *explain.provenance(experiment)]
+    lines += ["", "Set by (values that are not listed are defaults)", *explain.provenance(experiment)]
     lines += ["", "Result", *(explain.no_result(run) if result is None else explain.result(result))]
     if last is not None:
         lines += ["", "Raw evidence", *explain.evidence(client.server, last)]
@@ -183,10 +129,10 @@ def _show_attempt(session: Session, attempt_id: str) -> None:
     if attempt.environment is not None:
         lines += ["", "Environment", *explain.values(attempt.environment)]
     lines += ["", "Raw evidence", *explain.evidence(session.client.server, attempt)]
-    give(session, attempt, lines)
+    session.show(attempt, lines)
 
 
-def _result(session: Session, run: RunView) -> RunResult | None:
+def _stored_result(session: Session, run: RunView) -> RunResult | None:
     if run.state is not RunState.AGGREGATED:
         return None
     try:
@@ -196,7 +142,6 @@ def _result(session: Session, run: RunView) -> RunResult | None:
 
 
 def _show_as_config(session: Session, what: str) -> None:
-    """The file goes to standard output alone, so that `> again.yaml` makes it."""
     client = session.client
     kind = kind_of(what)
     if kind is IdKind.RUN:
@@ -207,17 +152,17 @@ def _show_as_config(session: Session, what: str) -> None:
         run, attempt = None, None
         experiment = client.experiment(what)
     else:
-        raise UsageProblem(
+        raise UsageError(
             "--as-config needs the id of a run or an experiment; `lemctl show CAMPAIGN` lists a campaign's."
         )
     campaign = client.campaign(experiment.campaign_id)
-    document = again.document(experiment, campaign, run)
+    document = as_config.document(experiment, campaign, run)
     if session.as_json:
         session.print_json(document)
         return
-    lines = again.origin(client.server, experiment, campaign, run, attempt)
+    lines = as_config.origin_lines(client.server, experiment, campaign, run, attempt)
     comments = [clean(line.replace("\n", " ")) for line in lines]
-    sys.stdout.write(again.yaml_text(document, experiment, comments))
+    sys.stdout.write(as_config.yaml_text(document, experiment, comments))
 
 
 def _json(value: BaseModel) -> dict[str, JsonValue]:

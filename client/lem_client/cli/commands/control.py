@@ -1,4 +1,4 @@
-"""`lemctl pause`, `resume`, `place`, `retry`, `cancel` and `drain`: what people ask of campaigns, runs and workers."""
+"""`lemctl pause`, `resume`, `place`, `retry`, `cancel` and `drain`: change campaigns, runs and workers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from lem_client.cli.campaigns import give
+from lem_client.cli.commands import Section, command
 from lem_client.cli.naming import campaign_id_of, kind_of, worker_id_of
-from lem_client.cli.session import clean, session_of
+from lem_client.cli.session import session_of
 from lem_client.render import explain
 from lem_domain.config.execution import Placement
 from lem_domain.ids import IdKind
@@ -19,44 +19,34 @@ _CAMPAIGN = typer.Argument(metavar="ID", help="Id or name of a campaign.")
 _CAMPAIGN_OR_RUN = typer.Argument(metavar="ID", help="Id or name of a campaign, or id of a run.")
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the commands."""
-    app.command("pause")(pause)
-    app.command("resume")(resume)
-    app.command("place")(place)
-    app.command("retry")(retry)
-    app.command("cancel")(cancel)
-    app.command("drain")(drain)
-
-
+@command("pause", Section.CONTROL)
 def pause(
     context: typer.Context,
     what: Annotated[str, _CAMPAIGN],
     stop: Annotated[
-        bool,
-        typer.Option("--stop", help="Stop what is being measured too; it is queued again and costs no retry."),
+        bool, typer.Option("--stop", help="Stop live runs too; they are queued again, which costs no retry.")
     ] = False,
 ) -> None:
-    """Pause a campaign: nothing more of it is claimed until `lemctl resume`. What is being measured finishes.
+    """Pause a campaign: its runs are not claimed until `lemctl resume`. Live runs finish.
 
     \b
     lemctl pause nightly
     lemctl pause nightly --stop     free the devices within seconds
     """
     session = session_of(context)
-    campaign = session.client.pause_campaign(
-        campaign_id_of(session.client, what), live_runs="stop" if stop else "finish"
-    )
+    campaign_id = campaign_id_of(session.client, what)
+    campaign = session.client.pause_campaign(campaign_id, live_runs="stop" if stop else "finish")
     live = campaign.runs.in_states(RunState.INITIALISED, RunState.RUNNING)
-    being = f"; {live} being measured {'are stopped' if stop else 'finish'}" if live else ""
-    give(session, campaign, [_line(campaign) + being])
+    ending = f"; {live} being measured {'are stopped' if stop else 'finish'}" if live else ""
+    session.show(campaign, [_line(campaign) + ending])
 
 
+@command("resume", Section.CONTROL)
 def resume(context: typer.Context, what: Annotated[str, _CAMPAIGN]) -> None:
-    """Go on with a campaign: what waits is claimed again, and what failed or was interrupted is queued again.
+    """Continue a campaign: queued runs are claimed again, failed and interrupted ones are queued again.
 
-    Each such run gets a new attempt with its own evidence; what is already measured stays as it is. A campaign whose
-    configuration is to change is another campaign: submit it.
+    Each such run gets a new attempt with its own evidence; existing results do not change. To change the configuration,
+    submit another campaign.
 
     \b
     lemctl resume nightly
@@ -66,18 +56,19 @@ def resume(context: typer.Context, what: Annotated[str, _CAMPAIGN]) -> None:
     session.client.resume_campaign(campaign_id)
     retried = session.client.retry_failed(campaign_id)
     campaign = session.client.campaign(campaign_id)
-    give(session, campaign, [_line(campaign), _queued_again(len(retried))])
+    session.show(campaign, [_line(campaign), _queued_again(len(retried))])
 
 
+@command("place", Section.CONTROL)
 def place(
     context: typer.Context,
     what: Annotated[str, _CAMPAIGN],
-    placement: Annotated[Placement | None, typer.Option(help="The rule from now on; without it, it stays.")] = None,
+    placement: Annotated[Placement | None, typer.Option(help="Rule from now on. Default: the present one.")] = None,
 ) -> None:
-    """Let what a campaign has left run elsewhere: its next run chooses its devices anew, the others follow it.
+    """Move a campaign's remaining runs to other devices: the next run chooses them, the others follow it.
 
-    For a device that is gone for good. Results from several devices are not compared as if they were from one; where
-    each run was measured stays on record.
+    For a device that is gone for good. Results from several devices are not compared as if they came from one; the
+    record of each run keeps its devices.
 
     \b
     lemctl place nightly
@@ -85,11 +76,12 @@ def place(
     """
     session = session_of(context)
     campaign = session.client.place_campaign(campaign_id_of(session.client, what), placement=placement)
-    give(session, campaign, [_line(campaign), f"placement: {campaign.placement}, from the next run on"])
+    session.show(campaign, [_line(campaign), f"placement: {campaign.placement}, from the next run on"])
 
 
+@command("retry", Section.CONTROL)
 def retry(context: typer.Context, what: Annotated[str, _CAMPAIGN_OR_RUN]) -> None:
-    """Queue a failed run again, or every failed run of a campaign. A paused campaign stays paused.
+    """Queue a failed run again, or every failed run of a campaign. A paused campaign remains paused.
 
     \b
     lemctl retry run_0199…
@@ -98,7 +90,7 @@ def retry(context: typer.Context, what: Annotated[str, _CAMPAIGN_OR_RUN]) -> Non
     session = session_of(context)
     if kind_of(what) is IdKind.RUN:
         run = session.client.retry_run(what)
-        give(session, run, [f"{run.id} is {run.state.value}"])
+        session.show(run, [f"{run.id} is {run.state.value}"])
         return
     campaign_id = campaign_id_of(session.client, what)
     retried = session.client.retry_failed(campaign_id)
@@ -106,11 +98,12 @@ def retry(context: typer.Context, what: Annotated[str, _CAMPAIGN_OR_RUN]) -> Non
     lines = [_line(campaign), _queued_again(len(retried))]
     if retried and campaign.state is CampaignState.PAUSED:
         lines.append("the campaign is paused; `lemctl resume` lets workers claim them")
-    give(session, campaign, lines)
+    session.show(campaign, lines)
 
 
+@command("cancel", Section.CONTROL)
 def cancel(context: typer.Context, what: Annotated[str, _CAMPAIGN_OR_RUN]) -> None:
-    """Cancel a campaign or one run. What is queued ends at once; what is live is stopped by its worker within seconds.
+    """Cancel a campaign or one run. Queued runs end at once; workers stop live runs within seconds.
 
     \b
     lemctl cancel quickstart
@@ -119,32 +112,30 @@ def cancel(context: typer.Context, what: Annotated[str, _CAMPAIGN_OR_RUN]) -> No
     session = session_of(context)
     if kind_of(what) is IdKind.RUN:
         run = session.client.cancel_run(what)
-        asked = (
-            "; its worker was asked to stop it" if run.state is not RunState.CANCELLED and run.cancel_requested else ""
-        )
-        give(session, run, [f"{run.id} is {run.state.value}{asked}"])
+        is_stopping = run.cancel_requested and run.state is not RunState.CANCELLED
+        session.show(run, [f"{run.id} is {run.state.value}{'; its worker stops it' if is_stopping else ''}"])
         return
     campaign = session.client.cancel_campaign(campaign_id_of(session.client, what))
-    give(session, campaign, [_line(campaign)])
+    session.show(campaign, [_line(campaign)])
 
 
+@command("drain", Section.CONTROL)
 def drain(
-    context: typer.Context,
-    what: Annotated[str, typer.Argument(metavar="WORKER", help="Id or name of a worker.")],
+    context: typer.Context, what: Annotated[str, typer.Argument(metavar="WORKER", help="Id or name of a worker.")]
 ) -> None:
-    """Let a worker finish what it holds and end. Started anew it claims again.
+    """Let a worker finish its runs and end. After a restart it claims again.
 
     \b
     lemctl drain bench-1
     """
     session = session_of(context)
     worker = session.client.drain_worker(worker_id_of(session.client, what))
-    busy = f"; it finishes {', '.join(worker.current_runs)} first" if worker.current_runs else ""
-    give(session, worker, [f"{clean(worker.name)} ({worker.id}) is {worker.state.value}{busy}"])
+    remaining = f"; it finishes {', '.join(worker.current_runs)} first" if worker.current_runs else ""
+    session.show(worker, [f"{worker.name} ({worker.id}) is {worker.state.value}{remaining}"])
 
 
 def _line(campaign: CampaignView) -> str:
-    return f"{clean(campaign.name)} ({campaign.id}) is {campaign.state.value}: {explain.counts(campaign)}"
+    return f"{campaign.name} ({campaign.id}) is {campaign.state.value}: {explain.run_counts(campaign)}"
 
 
 def _queued_again(count: int) -> str:

@@ -1,4 +1,4 @@
-"""What stands behind a run's energy, in words: baselines, phases, devices, and what the apparatus itself took."""
+"""Text for a run's energy: figures with bounds, method, baselines, phases, devices and the sampler's own load."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _METHODS = {
     EnergyMethod.INTEGRATED: "integrated from power samples",
     EnergyMethod.MODELLED: "estimated by a model from load and rated power, not measured",
 }
-_CAME_ABOUT = {
-    EnergyMethod.COUNTER: "the hardware counted it itself, from the beginning of the measured window to its end",
-    EnergyMethod.INTEGRATED: "its power was read{often}, and added up over the measured window; bursts shorter than "
-    "that, in step with the readings, would not be seen",
-    EnergyMethod.MODELLED: "nobody measured it; a model estimated it from load and rated power",
+_EXPLANATIONS = {
+    EnergyMethod.COUNTER: "a hardware counter, read at the start and the end of the measured window",
+    EnergyMethod.INTEGRATED: "power samples{often}, integrated over the measured window; bursts shorter than "
+    "the period and in step with it are not seen",
+    EnergyMethod.MODELLED: "not measured; a model estimated it from load and rated power",
 }
 _DOMAINS = {"package": "the CPU package", "dram": "the memory"}
 """RAPL numbers them: package-0."""
 _CONTEXTS = {
-    "idle": "before the engine was there",
+    "idle": "before the engine started",
     "ready": "engine loaded, no request",
     "ready_after": "the same after the window",
 }
@@ -52,46 +52,46 @@ def energy(figure: EnergyFigure, *, samples: int | None = None) -> str:
     source = f", source {figure.source}" if figure.source else ""
     if figure.bound_j is not None:
         bound = f", true within ± {quantity(figure.bound_j, 'J')}{_share(figure)}"
-        bound += " as far as sampling goes" if figure.sensor_bound_j is None else " if the sensor is as good as stated"
+        bound += " by the sampling alone" if figure.sensor_bound_j is None else " if the sensor meets its specification"
     else:
         bound = ", with no stated bound"
     return f"{quantity(figure.joules, 'J')}, {_METHODS[figure.method]}{source}{counted}{bound}"
 
 
-def came_about(result: EnergyResult) -> list[str]:
-    """How the job's energy came about, and how far it can be trusted, in sentences."""
+def explanation(result: EnergyResult) -> list[str]:
+    """Return sentences: the method of each part of the job's energy, then the bound of the total."""
     total = result.total
     if total.joules is None or total.method is None:
-        return [f"there is no figure, because {total.reason or 'nobody said why'}"]
+        return [f"no figure: {total.reason or 'no reason is recorded'}"]
     every: dict[str, DeviceEnergy | HostEnergy] = {one.uuid: one for one in result.devices}
     every |= {one.domain: one for one in result.host}
     by_method: dict[EnergyMethod, list[str]] = {}
     for name in result.includes:
         if name in every and (method := every[name].energy.method) is not None:
             by_method.setdefault(method, []).append(name)
-    told = []
+    sentences = []
     for method, names in by_method.items():
         periods = [one.value for name in names if (one := every[name].sampling_period_ms).value is not None]
         often = f" every {number(max(periods))} ms" if periods else ""
         of = "" if len(by_method) == 1 else f"{', '.join(part_name(name) for name in names)}: "
-        told.append(of + _CAME_ABOUT[method].format(often=often))
-    return [*told, _trust(total)]
+        sentences.append(of + _EXPLANATIONS[method].format(often=often))
+    return [*sentences, _bound(total)]
 
 
-def _trust(total: EnergyFigure) -> str:
+def _bound(total: EnergyFigure) -> str:
     if total.bound_j is None:
-        return "how far off it is nobody can say"
+        return "the error is unknown"
     away = f"{quantity(total.bound_j, 'J')}{_share(total)}"
     if total.sensor_bound_j is None:
-        return f"what the readings leave open is at most {away} either way; how good the meter itself is, nobody states"
+        return f"the error from sampling is at most ± {away}; the error of the sensor is not stated"
     return (
-        f"it is at most {away} off either way: {quantity(total.sensor_bound_j, 'J')} if the sensor is as good as its "
-        f"maker states, the rest what the readings leave open"
+        f"the error is at most ± {away}: {quantity(total.sensor_bound_j, 'J')} by the sensor's specification, the rest "
+        f"from sampling"
     )
 
 
 def sums(result: EnergyResult) -> list[str]:
-    """What was measured beside the job's own parts: kinds of the host's, and everything together."""
+    """Return lines for the host's CPU and memory, and for the total with the host."""
     if result.gpu.joules is None:
         return []
     lines = [
@@ -105,26 +105,26 @@ def sums(result: EnergyResult) -> list[str]:
 
 
 def checks(made: Sequence[Check]) -> list[str]:
-    """How many checks of the evidence passed, and each of the others with what was seen."""
+    """Return the number of passed checks, and a line for each other check."""
     if not made:
         return []
     others = [one for one in made if not one.passed]
     lines = [f"{len(made) - len(others)} of {len(made)} checks of the evidence passed"]
     for one in others:
-        came_out = "could not be made" if one.passed is None else "FAILED"
-        lines.append(f"{one.name.value.replace('_', ' ')}: {came_out}, {one.detail}")
+        outcome = "not possible" if one.passed is None else "FAILED"
+        lines.append(f"{one.name.value.replace('_', ' ')}: {outcome}, {one.detail}")
     return lines
 
 
 def ratio(one: Figure, of: EnergyFigure) -> str:
-    """`6.03 J ± 51 mJ`: energy for each of something that was counted, and so as uncertain as the energy itself."""
+    """`6.03 J ± 51 mJ`: energy per unit of work. Counts are exact, so its relative bound is that of the energy."""
     if one.value is None or of.bound_j is None or not of.joules:
         return figure(one)
     return f"{figure(one)} ± {quantity(abs(one.value * of.bound_j / of.joules), one.unit, 2)}"
 
 
 def parts(result: EnergyResult) -> list[str]:
-    """One line per device and part of the host, with the other reading where there are two."""
+    """Return lines per device and RAPL domain; a device with a counter also has the integral of its power."""
     lines = []
     for device in result.devices:
         lines.append(f"  device {device.uuid}: {energy(device.energy, samples=device.samples)}")
@@ -132,19 +132,19 @@ def parts(result: EnergyResult) -> list[str]:
             lines.append(f"    its counter is updated every {figure(device.counter_period_ms)}")
         if device.integrated is not None and device.integrated.joules is not None:
             apart = f" ({device.integrated.joules / device.energy.joules - 1:+.1%})" if device.energy.joules else ""
-            lines.append(f"    the integral of its power beside it: {quantity(device.integrated.joules, 'J')}{apart}")
+            lines.append(f"    integral of its power, for comparison: {quantity(device.integrated.joules, 'J')}{apart}")
     lines += [f"  {part_name(part.domain)}: {energy(part.energy, samples=part.samples)}" for part in result.host]
     return lines
 
 
 def net_of_baseline(result: EnergyResult) -> list[str]:
-    """What the work took beyond an engine that waits, and the baselines that this rests on."""
+    """Return the energy above the ready baseline, and the baselines."""
     lines = [f"  net of the ready baseline  {energy(result.net)}"]
     return lines + [f"  {_baseline(one)}" for one in result.baselines]
 
 
 def phases(split: PhaseSplit) -> list[str]:
-    """Prefill and decode inside the window."""
+    """Return lines for prefill and decode in the window."""
     how = ", from the probe" if split.method == "probe" else ""
     return [
         f"  {name}  {energy(phase.energy)}"
@@ -155,7 +155,7 @@ def phases(split: PhaseSplit) -> list[str]:
 
 
 def probe(one: PrefillProbe | None) -> list[str]:
-    """The window of the prefill probe."""
+    """Return lines for the window of the prefill probe."""
     if one is None:
         return []
     tokens = f"{one.requests} requests and {one.prompt_tokens} prompt tokens in {duration(one.duration_s)}"
@@ -167,7 +167,7 @@ def probe(one: PrefillProbe | None) -> list[str]:
 
 
 def footprint(one: FootprintResult) -> list[str]:
-    """Carbon and cost with what they came from."""
+    """Return lines for carbon and cost with their sources."""
     lines = []
     for name, whole, each, origin in (
         ("carbon", one.carbon, one.carbon_per_output_token, one.carbon_from),
@@ -182,20 +182,20 @@ def footprint(one: FootprintResult) -> list[str]:
 
 
 def quality(one: QualityResult) -> list[str]:
-    """Perplexity on the held text."""
-    on = "" if one.text is None else f" over {one.tokens} tokens of the held text {one.text}"
+    """Return the line for perplexity on the held-out text."""
+    on = "" if one.text is None else f" over {one.tokens} tokens of the text {one.text}"
     return [f"  perplexity  {figure(one.perplexity)}{on}"]
 
 
 def compute(one: ComputeResult) -> list[str]:
-    """Estimated operations, and how much of the peak that is."""
+    """Return lines for the estimated operations and their share of the device's peak."""
     peak = "" if one.peak_source is None else f" (peak: {one.peak_source})"
     share = f"{MISSING} ({one.mfu.reason})" if one.mfu.value is None else f"{one.mfu.value:.1%}{peak}"
     return [f"  operations  {figure(one.flops)}, estimated from the model's shape", f"  MFU         {share}"]
 
 
 def telemetry(one: TelemetryResult) -> list[str]:
-    """Devices, memory, and the sampler's own share."""
+    """Return lines for devices, memory and the sampler's own load."""
     lines = [line for device in one.devices for line in _device(device)]
     lines += [
         f"  {process.process}: at most {figure(process.rss_peak_mb)} of memory, "
@@ -213,7 +213,7 @@ def telemetry(one: TelemetryResult) -> list[str]:
 
 
 def figure(one: Figure) -> str:
-    """A value with its unit, or why there is none."""
+    """Format a value with its unit, or the reason for a missing one."""
     return f"{MISSING} ({one.reason})" if one.value is None else quantity(one.value, one.unit)
 
 
@@ -228,29 +228,29 @@ def distribution(one: Distribution) -> str:
 
 
 def part_name(name: str) -> str:
-    """What a domain is called in words; a device by its UUID."""
+    """Name a RAPL domain in plain text, a device by its UUID."""
     kind = _DOMAINS.get(name.partition("-")[0])
     return name if kind is None else f"{kind} ({name})"
 
 
 def _share(figure: EnergyFigure) -> str:
-    """The bound in percent of the figure."""
+    """Format the bound in percent of the figure."""
     if not figure.joules or figure.bound_j is None:
         return ""
     return f" ({number(100 * figure.bound_j / abs(figure.joules), 2)} %)"
 
 
 def _baseline(one: Baseline) -> str:
-    words = f"{one.context.replace('_', ' ')} baseline ({_CONTEXTS[one.context]}): {figure(one.mean_power_w)}"
+    text = f"{one.context.replace('_', ' ')} baseline ({_CONTEXTS[one.context]}): {figure(one.mean_power_w)}"
     if one.mean_power_w.value is None:
-        return words
+        return text
     if one.bound_w is not None:
-        words += f" ± {quantity(one.bound_w, 'W')}"
+        text += f" ± {quantity(one.bound_w, 'W')}"
     if one.age_s is not None:
-        return f"{words}, measured {duration(one.age_s)} before by attempt {one.taken_by}"
+        return f"{text}, measured {duration(one.age_s)} before by attempt {one.taken_by}"
     if one.duration_s is not None:
-        words += f" over {duration(one.duration_s)}"
-    return words + ("" if one.stationary is None else ", steady" if one.stationary else ", not steady")
+        text += f" over {duration(one.duration_s)}"
+    return text + ("" if one.stationary is None else ", steady" if one.stationary else ", not steady")
 
 
 def _device(one: DeviceTelemetry) -> list[str]:
@@ -264,5 +264,5 @@ def _device(one: DeviceTelemetry) -> list[str]:
         f"  device {one.uuid}: {figure(one.temperature_mean_c)}, at most {figure(one.temperature_max_c)}; "
         f"SM clock {figure(one.sm_clock_mean_mhz)}, memory clock {figure(one.memory_clock_mean_mhz)}; {slowed}",
         f"    utilisation {figure(one.gpu_utilisation_mean_percent)}, at most {figure(one.memory_peak_mb)} of memory "
-        "in use by everybody",
+        "in use by all processes",
     ]

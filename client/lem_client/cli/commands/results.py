@@ -1,0 +1,56 @@
+"""`lemctl results`: a campaign's results in one of several formats."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from lem_client.cli.commands import Section, command
+from lem_client.cli.exits import ExitCode
+from lem_client.cli.following import aggregate_completed, show_table
+from lem_client.cli.naming import campaign_id_of
+from lem_client.cli.session import print_error, session_of
+from lem_client.render.formats import format_names, renderer
+
+_FORMATS = "|".join(format_names())
+
+
+def _known_format(name: str) -> str:
+    if name not in format_names():
+        raise typer.BadParameter(f"{name!r} is not one of {_FORMATS}.")
+    return name
+
+
+@command("results", Section.INSPECT)
+def results(
+    context: typer.Context,
+    campaign: Annotated[str, typer.Argument(metavar="ID", help="Id or name of a campaign.")],
+    format_: Annotated[
+        str, typer.Option("--format", metavar=_FORMATS, callback=_known_format, help="Format of the output.")
+    ] = "table",
+) -> None:
+    """Show a campaign's results: mean ± standard deviation over cycles, the verdict and every finding.
+
+    Aggregates completed runs first. Exits with 1 if any of them can't be aggregated.
+
+    \b
+    lemctl results quickstart
+    lemctl results cmp_0199… --format csv > results.csv
+    lemctl results cmp_0199… --format markdown >> REPORT.md
+    """
+    session = session_of(context)
+    chosen = "json" if session.as_json else format_
+    campaign_id = campaign_id_of(session.client, campaign)
+    # In every other format a note would be part of the document.
+    problems = aggregate_completed(session if chosen == "table" else session.silent(), campaign_id)
+    found = session.client.results(campaign_id)
+    shown = renderer(chosen)(found)
+    if isinstance(shown, str):
+        sys.stdout.write(shown)
+    else:
+        show_table(session, found)
+    for problem in problems:
+        print_error(problem)
+    raise typer.Exit(ExitCode.FAILED if problems else ExitCode.DONE)

@@ -1,0 +1,95 @@
+"""Follows a campaign to its end, aggregates its runs and shows the results: the common part of `run` and `watch`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from lem_client.cli.exits import ExitCode
+from lem_client.cli.session import Session, print_error, print_hint
+from lem_client.errors import AnswerError
+from lem_client.render.formats import table
+from lem_client.render.progress import CampaignPicture, EventLines, live_view
+from lem_client.render.terminal import clean
+from lem_domain.states import RunState
+from lem_domain.wire.campaigns import CampaignResults
+from lem_domain.wire.events import CampaignEvent
+
+
+def follow_to_the_end(session: Session, campaign_id: str) -> ExitCode:
+    """Show a campaign's events until it settles, then its results. `FAILED` unless every run has a result."""
+    with hint_on_interrupt(campaign_id):
+        _follow(session, campaign_id)
+        problems = aggregate_completed(session, campaign_id)
+        results = session.client.results(campaign_id)
+    if session.as_json:
+        session.print_json({"type": "results", **results.model_dump(mode="json")})
+    else:
+        show_table(session, results)
+    for problem in problems:
+        print_error(problem)
+    return ExitCode.DONE if results.runs.aggregated == results.runs.total else ExitCode.FAILED
+
+
+@contextmanager
+def hint_on_interrupt(campaign_id: str) -> Iterator[None]:
+    """On Ctrl-C leave the campaign running and print how to return to it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print_hint(f"The campaign continues on the server. Watch it again: lemctl watch {campaign_id}")
+        print_hint(f"Or cancel it: lemctl cancel {campaign_id}")
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+def aggregate_completed(session: Session, campaign_id: str) -> tuple[str, ...]:
+    """Aggregate the campaign's completed runs; return a sentence for each run that can't be aggregated."""
+    problems = []
+    for run in tuple(session.client.runs(campaign_id=campaign_id, state=RunState.COMPLETED)):
+        session.note(f"aggregating {clean(run.display_name)}, cycle {run.cycle} …")
+        try:
+            session.client.aggregate(run.id)
+        except AnswerError as error:
+            problems.append(f"{run.id}: {error}")
+    return tuple(problems)
+
+
+def show_table(session: Session, results: CampaignResults) -> None:
+    """Print the result table and where to find more."""
+    session.print(table.render(results))
+    session.note(f"More: lemctl results {results.campaign_id}, lemctl show {results.campaign_id}")
+
+
+def _follow(session: Session, campaign_id: str) -> None:
+    if session.as_json:
+        for event in session.client.follow_campaign(campaign_id):
+            session.print_json(event)
+    elif session.is_live:
+        _follow_live(session, campaign_id)
+    else:
+        lines = EventLines(time.monotonic)
+        is_first = True
+        for event in session.client.follow_campaign(campaign_id):
+            if isinstance(event, CampaignEvent) and is_first:
+                is_first = False
+                session.note(f"{clean(event.campaign.name)}: {event.campaign.id}, {event.campaign.runs.total} runs")
+            for line in lines.of(event):
+                session.note(clean(line))
+
+
+def _follow_live(session: Session, campaign_id: str) -> None:
+    from rich.live import Live  # noqa: PLC0415 - for terminals only
+
+    picture = CampaignPicture()
+    begin = time.monotonic()
+
+    def view() -> object:
+        return live_view(picture, time.monotonic() - begin)
+
+    with Live(get_renderable=view, console=session.console, refresh_per_second=4, transient=True):  # type: ignore[arg-type]
+        for event in session.client.follow_campaign(campaign_id):
+            picture.apply(event)
+    session.note(picture.summary())

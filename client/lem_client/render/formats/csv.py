@@ -1,0 +1,44 @@
+"""Results as CSV for programs: one line per experiment and metric, unscaled."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from lem_client.render.terminal import clean
+from lem_domain.wire.campaigns import CampaignResults
+
+_HEADINGS = (
+    "experiment_id",
+    "experiment",
+    "verdict",
+    "energy_method",
+    "energy_includes",
+    "metric",
+    "unit",
+    "n",
+    "mean",
+    "sd",
+    "cv",
+    "reason",
+)
+
+
+def render(results: CampaignResults) -> str:
+    """Return the lines. A missing figure is an empty field with its reason in the last column."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(_HEADINGS)
+    for one in results.experiments:
+        head = (one.experiment_id, one.display_name, one.verdict or "", one.energy_method or "")
+        includes = "+".join(one.energy_includes)
+        for metric in one.metrics:
+            figures = ("" if figure is None else repr(figure) for figure in (metric.mean, metric.sd, metric.cv))
+            row = (*head, includes, metric.metric, metric.unit, len(metric.values), *figures, metric.reason or "")
+            writer.writerow(_as_text(cell) for cell in row)
+    return clean(out.getvalue())
+
+
+def _as_text(cell: object) -> object:
+    """Prefix a text that a spreadsheet would execute as a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "@", "\t", "\r")) else cell

@@ -1,0 +1,139 @@
+"""The result table of a campaign, as text in cells: what the formats for people share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from lem_client.render.numbers import MISSING, Scale, mean_and_spread, scale_for
+from lem_domain.results.run import CycleSummary
+from lem_domain.states import RunState
+from lem_domain.wire.campaigns import CampaignResults, ExperimentResults
+
+ENERGY: Final = "efficiency.energy_per_output_token_j"
+_LONGEST_MESSAGE: Final = 400
+
+
+class MetricColumn(NamedTuple):
+    """A column with a metric."""
+
+    heading: str
+    metric: str
+    unit: str
+
+
+COLUMNS: Final = (
+    MetricColumn("energy per output token", ENERGY, "J"),
+    MetricColumn("output tok/s", "speed.output_rate_tok_s", "tok/s"),
+    MetricColumn("TTFT ms", "speed.ttft_ms.mean", "ms"),
+    MetricColumn("ITL ms", "speed.itl_ms.mean", "ms"),
+    MetricColumn("mean W", "energy.mean_power_w", "W"),
+)
+
+
+class ResultTable(NamedTuple):
+    """Headings, rows, and notes for below the table."""
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+
+
+def result_table(results: CampaignResults) -> ResultTable:
+    """Build the table: mean ± sd over cycles per experiment. Notes give reasons and findings, each once."""
+    scales = {column.metric: _scale(results.experiments, column) for column in COLUMNS}
+    headings = ("experiment", "n", "verdict", *(_heading(column, scales[column.metric]) for column in COLUMNS))
+    rows = tuple(_row(one, scales) for one in results.experiments)
+    return ResultTable((*headings[:4], "method", *headings[4:]), rows, _notes(results))
+
+
+def _scale(experiments: Sequence[ExperimentResults], column: MetricColumn) -> Scale:
+    if column.unit != "J":
+        return Scale(1.0, column.unit)
+    means = [metric.mean for one in experiments if (metric := _metric(one, column.metric)) and metric.mean is not None]
+    return scale_for(means, column.unit)
+
+
+def _heading(column: MetricColumn, scale: Scale) -> str:
+    return f"{scale.unit} per output token" if column.metric == ENERGY else column.heading
+
+
+def _row(one: ExperimentResults, scales: dict[str, Scale]) -> tuple[str, ...]:
+    cells = []
+    for column in COLUMNS:
+        metric = _metric(one, column.metric)
+        scale = scales[column.metric]
+        cells.append(MISSING if metric is None else mean_and_spread(metric.mean, metric.sd, scale))
+    aggregated = sum(outcome.state is RunState.AGGREGATED for outcome in one.outcomes)
+    n = str(aggregated) if aggregated == len(one.outcomes) else f"{aggregated} of {len(one.outcomes)}"
+    return (one.display_name, n, one.verdict or MISSING, cells[0], _energy_method(one), *cells[1:])
+
+
+def _energy_method(one: ExperimentResults) -> str:
+    """Method of the energy figures and the devices that they include: `modelled: package+dram`."""
+    if one.energy_method is None:
+        return MISSING
+    included = "+".join(_device(part) for part in one.energy_includes)
+    return f"{one.energy_method}: {included}" if included else one.energy_method
+
+
+def _device(part: str) -> str:
+    """Shorten a UUID: whole ones are wider than the table, and the beginning is distinct enough."""
+    return part if len(part) <= 16 else part[:12] + "…"
+
+
+def _notes(results: CampaignResults) -> tuple[str, ...]:
+    notes: dict[str, None] = {}
+    for one in results.experiments:
+        for column in COLUMNS:
+            metric = _metric(one, column.metric)
+            if metric is not None and metric.mean is None and one.verdict is not None:
+                notes[f"{MISSING} {one.display_name}: {column.heading}: {metric.reason}"] = None
+        missing: dict[str, list[int]] = {}
+        for outcome in one.outcomes:
+            if outcome.state is not RunState.AGGREGATED:
+                state = outcome.state.value + (
+                    f" ({outcome.reason})" if outcome.reason and outcome.reason != outcome.state.value else ""
+                )
+                if outcome.message:
+                    state += f": {_one_line(outcome.message)}"
+                missing.setdefault(state, []).append(outcome.cycle)
+        for state, cycles in missing.items():
+            plural = "cycle" if len(cycles) == 1 else "cycles"
+            notes[f"{MISSING} {one.display_name}: {plural} {_ranges(cycles)}: no result, {state}"] = None
+    return (*notes, *_findings(results))
+
+
+def _findings(results: CampaignResults) -> list[str]:
+    """Return each finding once, with the experiments' names unless every measured experiment has it."""
+    measured_experiments = sum(one.verdict is not None for one in results.experiments)
+    names_by_finding: dict[str, list[str]] = {}
+    for one in results.experiments:
+        for finding in dict.fromkeys(one.findings):
+            names_by_finding.setdefault(finding, []).append(one.display_name)
+    return [
+        finding if len(names) >= measured_experiments else f"{', '.join(names)}: {finding}"
+        for finding, names in names_by_finding.items()
+    ]
+
+
+def _one_line(message: str) -> str:
+    """Shorten an engine's message of many lines to its first; `lemctl show` has the rest."""
+    first = message.partition("\n")[0]
+    return first if len(first) <= _LONGEST_MESSAGE else first[: _LONGEST_MESSAGE - 1] + "…"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`1–3, 5`."""
+    ordered = sorted(numbers)
+    spans: list[list[int]] = []
+    for value in ordered:
+        if spans and value == spans[-1][1] + 1:
+            spans[-1][1] = value
+        else:
+            spans.append([value, value])
+    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in spans)
+
+
+def _metric(one: ExperimentResults, name: str) -> CycleSummary | None:
+    return next((metric for metric in one.metrics if metric.metric == name), None)
