@@ -57,13 +57,13 @@ def socket_folder(folder: Path, user: str | None) -> Path:
         return folder
     short = Path(tempfile.gettempdir()) / f"lem-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}"
     short.mkdir(mode=0o700, exist_ok=True)
+    # Access to the socket is access to the database, and every user may create folders and links in /tmp.
+    found = short.lstat()
+    uid = os.geteuid() if user is None else pwd.getpwnam(user).pw_uid
+    if short.is_symlink() or found.st_mode & 0o077 or found.st_uid not in (os.geteuid(), uid):
+        raise DatabaseError(f"{short} is accessible to other users; remove it, or set LEM_DATA_DIR to a shorter path.")
     if user is not None:
         shutil.chown(short, user)
-    # Access to the socket is access to the database, and everybody may create folders in /tmp.
-    owner = os.geteuid() if user is None else pwd.getpwnam(user).pw_uid
-    found = short.lstat()
-    if found.st_uid != owner or found.st_mode & 0o077 or short.is_symlink():
-        raise DatabaseError(f"{short} is accessible to other users; remove it, or set LEM_DATA_DIR to a shorter path.")
     return short
 
 

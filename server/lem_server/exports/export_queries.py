@@ -1,7 +1,7 @@
-"""SQL that reads a campaign as rows of named fields, page by page; no statement holds a snapshot over another.
+"""SQL that reads a campaign page by page, each page in a transaction of its own.
 
-Rows come as the JSON text that PostgreSQL makes of them, so that a column which is added later is in them by itself.
-What belongs to this database alone (numbers of log entries, what it says of imports) is left out.
+PostgreSQL writes each row as JSON text, so that a column which is added later is exported without a change here. The
+columns that a bundle omits are those of `bundle_rows`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,24 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import bindparam
 
-EXPERIMENTS_AT_ONCE = 32
-RUNS_AT_ONCE = 100
-LOGS_AT_ONCE = 16
-"""A piece of log is up to 65,536 characters."""
-EVENTS_AT_ONCE = 500
+from lem_server.exports.bundle_rows import (
+    BundledAggregate,
+    BundledCampaign,
+    BundledLeaseEvent,
+    BundledRow,
+    BundledRun,
+    BundledTransition,
+)
+
+EXPERIMENTS_PER_PAGE = 32
+RUNS_PER_PAGE = 100
+LOGS_PER_PAGE = 16
+"""A piece of log has up to 65,536 characters."""
+EVENTS_PER_PAGE = 500
 
 
-class Extent(NamedTuple):
-    """How much of a campaign there is, and whether it is at rest."""
+class CampaignSize(NamedTuple):
+    """The size of a campaign, and how many of its runs are queued or live."""
 
     name: str
     open_runs: int
@@ -34,43 +43,49 @@ class Extent(NamedTuple):
     evidence_bytes: int
 
 
-class Keyed(NamedTuple):
-    """A row's text and what the next page begins after."""
+class ExportedRow(NamedTuple):
+    """A row as JSON, and the cursor of the rows after it."""
 
-    place: int
-    row: str
+    cursor: int
+    json: str
 
 
-class RunRow(NamedTuple):
-    """A run's place, id and text."""
+class ExportedRun(NamedTuple):
+    """A run as JSON, its id, and the cursor of the runs after it."""
 
-    place: int
+    cursor: int
     id: UUID
-    row: str
+    json: str
 
 
-class AttemptRow(NamedTuple):
-    """An attempt's place (its run's position, its number), ids and text."""
+class ExportedAttempt(NamedTuple):
+    """An attempt as JSON and its ids; its run's position and its number are the cursor of the attempts after it."""
 
     position: int
     number: int
     id: UUID
     run_id: UUID
-    row: str
+    json: str
 
 
-class AggregateRow(NamedTuple):
-    """An aggregate's key, its row without the result, and the result byte for byte."""
+class ExportedAggregate(NamedTuple):
+    """An aggregate as JSON without its result, and the result byte for byte; its key is the cursor."""
 
     key: str
-    row: str
+    json: str
     result: str
 
 
-# Index ix_runs_campaign_id_state, the attempts' run and number, the chunks' primary key; bodies are out of line.
-_EXTENT = text("""
+def _json(alias: str, model: type[BundledRow]) -> str:
+    """SQL of a row as JSON text, without the columns that a bundle omits."""
+    return f"CAST(to_jsonb({alias}) {''.join(f'- {name!r} ' for name in sorted(model.omitted))}AS text)"
+
+
+# Indexes ix_runs_campaign_id_state and uq_attempts_run_id_number, and the chunks' primary key. Bodies of chunks are
+# stored out of line, so that summing up their sizes does not read them.
+_SIZE = text("""
     SELECT c.name, work.open, (SELECT count(*) FROM experiments e WHERE e.campaign_id = c.id), work.runs,
-           tries.attempts, coalesce(held.chunks, 0), coalesce(held.bytes, 0)
+           tries.attempts, coalesce(evidence.chunks, 0), coalesce(evidence.bytes, 0)
       FROM campaigns c
      CROSS JOIN LATERAL (
            SELECT count(*) AS runs, count(*) FILTER (WHERE r.state IN ('queued', 'initialised', 'running')) AS open
@@ -80,62 +95,61 @@ _EXTENT = text("""
      CROSS JOIN LATERAL (
            SELECT count(*) AS chunks, sum(k.bytes) AS bytes
              FROM chunks k JOIN attempts a ON a.id = k.attempt_id JOIN runs r ON r.id = a.run_id
-            WHERE r.campaign_id = c.id) held
+            WHERE r.campaign_id = c.id) evidence
      WHERE c.id = :id
 """)
 
 
-async def extent(connection: AsyncConnection, campaign_id: UUID) -> Extent | None:
-    """How much there is; None when there is no such campaign."""
-    row = (await connection.execute(_EXTENT, {"id": campaign_id})).one_or_none()
-    return None if row is None else Extent(row[0], *map(int, row[1:]))
+async def campaign_size(connection: AsyncConnection, campaign_id: UUID) -> CampaignSize | None:
+    """Count what belongs to the campaign; None when there is no such campaign."""
+    row = (await connection.execute(_SIZE, {"id": campaign_id})).one_or_none()
+    return None if row is None else CampaignSize(row[0], *map(int, row[1:]))
 
 
 # Every change of a run's state adds an entry to the log. Index ix_run_transitions_campaign_id.
-_STANDING = text("""
+_FINGERPRINT = text("""
     SELECT c.state, (SELECT count(*) FROM run_transitions t WHERE t.campaign_id = c.id),
            (SELECT count(*) FROM aggregates g JOIN runs r ON r.id = g.run_id WHERE r.campaign_id = c.id)
       FROM campaigns c WHERE c.id = :id
 """)
 
 
-async def standing(connection: AsyncConnection, campaign_id: UUID) -> tuple[str, int, int] | None:
-    """What is another as soon as anything happened to the campaign; None when there is none."""
-    row = (await connection.execute(_STANDING, {"id": campaign_id})).one_or_none()
+async def fingerprint(connection: AsyncConnection, campaign_id: UUID) -> tuple[str, int, int] | None:
+    """Return values of which at least one changes with the campaign; None when there is no such campaign."""
+    row = (await connection.execute(_FINGERPRINT, {"id": campaign_id})).one_or_none()
     return None if row is None else (row[0], row[1], row[2])
 
 
+_CAMPAIGN = text(f"SELECT {_json('c', BundledCampaign)} FROM campaigns c WHERE id = :id")  # noqa: S608 - constants
+
+
 async def campaign_row(connection: AsyncConnection, campaign_id: UUID) -> str:
-    """The campaign itself."""
-    found: str = (
-        await connection.execute(
-            text("SELECT CAST(to_jsonb(c) - 'imported' AS text) FROM campaigns c WHERE id = :id"), {"id": campaign_id}
-        )
-    ).scalar_one()
+    """Return the campaign as JSON."""
+    found: str = (await connection.execute(_CAMPAIGN, {"id": campaign_id})).scalar_one()
     return found
 
 
-class Needed(NamedTuple):
-    """What some experiment names of what the server holds: an uploaded set or a built-in one, a trace of arrivals."""
+class NamedInputs(NamedTuple):
+    """The inputs that an experiment names: an uploaded or built-in set of prompts, and a trace of arrivals."""
 
     dataset: str | None
     builtin: str | None
     trace: str | None
 
 
-_NEEDED = text("""
+_INPUTS = text("""
     SELECT DISTINCT config -> 'prompts' ->> 'dataset', config -> 'prompts' ->> 'builtin',
            config -> 'traffic' ->> 'trace'
       FROM experiments WHERE campaign_id = :id ORDER BY 1, 2, 3
 """)
 
 
-async def needed(connection: AsyncConnection, campaign_id: UUID) -> list[Needed]:
-    """The sets of prompts and the traces that the campaign's experiments name."""
-    return [Needed(*row) for row in await connection.execute(_NEEDED, {"id": campaign_id})]
+async def named_inputs(connection: AsyncConnection, campaign_id: UUID) -> list[NamedInputs]:
+    """Return the distinct inputs of the campaign's experiments."""
+    return [NamedInputs(*row) for row in await connection.execute(_INPUTS, {"id": campaign_id})]
 
 
-# Host and boot of a worker are nobody's business elsewhere.
+# Host and boot of a worker are private to its server.
 _WORKERS = text("""
     SELECT CAST(jsonb_build_object('id', w.id, 'name', w.name, 'backend', w.backend, 'devices', w.devices,
                                    'versions', w.versions, 'labels', w.labels) AS text)
@@ -146,7 +160,7 @@ _WORKERS = text("""
 
 
 async def worker_rows(connection: AsyncConnection, campaign_id: UUID) -> list[str]:
-    """The workers that tried any of its runs."""
+    """Return the workers of the campaign's attempts as JSON."""
     return list((await connection.execute(_WORKERS, {"id": campaign_id})).scalars())
 
 
@@ -157,34 +171,33 @@ _EXPERIMENTS = text("""
 """)
 
 
-async def experiment_rows(connection: AsyncConnection, campaign_id: UUID, *, after: int) -> list[Keyed]:
-    """One page of experiments."""
-    place = {"id": campaign_id, "after": after, "limit": EXPERIMENTS_AT_ONCE}
-    return [Keyed(*row) for row in await connection.execute(_EXPERIMENTS, place)]
+async def experiment_rows(connection: AsyncConnection, campaign_id: UUID, *, after: int) -> list[ExportedRow]:
+    """Return one page of experiments."""
+    page = {"id": campaign_id, "after": after, "limit": EXPERIMENTS_PER_PAGE}
+    return [ExportedRow(*row) for row in await connection.execute(_EXPERIMENTS, page)]
 
 
 # Index uq_runs_campaign_id_position.
-_RUNS = text("""
-    SELECT position, id, CAST(to_jsonb(r) - 'imported' AS text) FROM runs r
+_RUNS = text(f"""
+    SELECT position, id, {_json("r", BundledRun)} FROM runs r
      WHERE campaign_id = :id AND position > :after ORDER BY position LIMIT :limit
-""")
+""")  # noqa: S608 - constants
 
 
-async def run_rows(connection: AsyncConnection, campaign_id: UUID, *, after: int) -> list[RunRow]:
-    """One page of runs."""
-    place = {"id": campaign_id, "after": after, "limit": RUNS_AT_ONCE}
-    return [RunRow(*row) for row in await connection.execute(_RUNS, place)]
+async def run_rows(connection: AsyncConnection, campaign_id: UUID, *, after: int) -> list[ExportedRun]:
+    """Return one page of runs."""
+    page = {"id": campaign_id, "after": after, "limit": RUNS_PER_PAGE}
+    return [ExportedRun(*row) for row in await connection.execute(_RUNS, page)]
 
 
 # Index ix_run_transitions_run_id.
-_TRANSITIONS = text("""
-    SELECT CAST(to_jsonb(t) - 'id' - 'xact' - 'imported' AS text)
-      FROM run_transitions t WHERE run_id = ANY(:ids) ORDER BY run_id, id
-""").bindparams(bindparam("ids", type_=ARRAY(Uuid)))
+_TRANSITIONS = text(f"""
+    SELECT {_json("t", BundledTransition)} FROM run_transitions t WHERE run_id = ANY(:ids) ORDER BY run_id, id
+""").bindparams(bindparam("ids", type_=ARRAY(Uuid)))  # noqa: S608 - constants
 
 
 async def transition_rows(connection: AsyncConnection, run_ids: Sequence[UUID]) -> list[str]:
-    """The whole log of some runs, run by run."""
+    """Return the whole log of some runs as JSON, run by run."""
     return list((await connection.execute(_TRANSITIONS, {"ids": list(run_ids)})).scalars())
 
 
@@ -199,11 +212,11 @@ _ATTEMPT = text("""
 
 async def next_attempt(
     connection: AsyncConnection, campaign_id: UUID, *, position: int, number: int
-) -> AttemptRow | None:
-    """The attempt that comes after another in the order of the campaign."""
-    place = {"id": campaign_id, "position": position, "number": number}
-    row = (await connection.execute(_ATTEMPT, place)).one_or_none()
-    return None if row is None else AttemptRow(*row)
+) -> ExportedAttempt | None:
+    """Return the attempt after another one, ordered by position of the run and number; None at the end."""
+    cursor = {"id": campaign_id, "position": position, "number": number}
+    row = (await connection.execute(_ATTEMPT, cursor)).one_or_none()
+    return None if row is None else ExportedAttempt(*row)
 
 
 _PROCESS = text("""
@@ -213,30 +226,32 @@ _PROCESS = text("""
 
 
 async def next_process(connection: AsyncConnection, attempt_id: UUID, *, after: str) -> tuple[str, str] | None:
-    """The completion marker of the process that comes after another."""
+    """Return the name and completion marker of the process after another one; None at the end."""
     row = (await connection.execute(_PROCESS, {"id": attempt_id, "after": after})).one_or_none()
     return None if row is None else (row[0], row[1])
 
 
 # Index ix_lease_events_run_id.
-_LEASE_EVENTS = text("""
-    SELECT id, CAST(to_jsonb(l) - 'id' AS text) FROM lease_events l
+_LEASE_EVENTS = text(f"""
+    SELECT id, {_json("l", BundledLeaseEvent)} FROM lease_events l
      WHERE run_id = :run_id AND id > :after AND attempt_id = :id ORDER BY id LIMIT :limit
-""")
+""")  # noqa: S608 - constants
 
 
-async def lease_event_rows(connection: AsyncConnection, run_id: UUID, attempt_id: UUID, *, after: int) -> list[Keyed]:
-    """One page of what happened to an attempt's lease."""
-    place = {"run_id": run_id, "id": attempt_id, "after": after, "limit": EVENTS_AT_ONCE}
-    return [Keyed(*row) for row in await connection.execute(_LEASE_EVENTS, place)]
+async def lease_event_rows(
+    connection: AsyncConnection, run_id: UUID, attempt_id: UUID, *, after: int
+) -> list[ExportedRow]:
+    """Return one page of the events of an attempt's lease."""
+    page = {"run_id": run_id, "id": attempt_id, "after": after, "limit": EVENTS_PER_PAGE}
+    return [ExportedRow(*row) for row in await connection.execute(_LEASE_EVENTS, page)]
 
 
-class LogRow(NamedTuple):
-    """A piece of log."""
+class ExportedLog(NamedTuple):
+    """A piece of log as JSON; its process and number are the cursor of the pieces after it."""
 
     process: str
     seq: int
-    row: str
+    json: str
 
 
 _LOGS = text("""
@@ -245,19 +260,19 @@ _LOGS = text("""
 """)
 
 
-async def log_rows(connection: AsyncConnection, attempt_id: UUID, *, process: str, seq: int) -> list[LogRow]:
-    """One page of what an attempt's processes wrote."""
-    place = {"id": attempt_id, "process": process, "seq": seq, "limit": LOGS_AT_ONCE}
-    return [LogRow(*row) for row in await connection.execute(_LOGS, place)]
+async def log_rows(connection: AsyncConnection, attempt_id: UUID, *, process: str, seq: int) -> list[ExportedLog]:
+    """Return one page of the logs of an attempt's processes."""
+    page = {"id": attempt_id, "process": process, "seq": seq, "limit": LOGS_PER_PAGE}
+    return [ExportedLog(*row) for row in await connection.execute(_LOGS, page)]
 
 
-_AGGREGATE = text("""
-    SELECT encode(key, 'hex'), CAST(to_jsonb(g) - 'result' AS text), CAST(result AS text)
+_AGGREGATE = text(f"""
+    SELECT encode(key, 'hex'), {_json("g", BundledAggregate)}, CAST(result AS text)
       FROM aggregates g WHERE attempt_id = :id AND key > :after ORDER BY key LIMIT 1
-""")
+""")  # noqa: S608 - constants
 
 
-async def next_aggregate(connection: AsyncConnection, attempt_id: UUID, *, after: bytes) -> AggregateRow | None:
-    """The aggregate of an attempt whose key comes after another."""
+async def next_aggregate(connection: AsyncConnection, attempt_id: UUID, *, after: bytes) -> ExportedAggregate | None:
+    """Return the attempt's aggregate with the next key; None at the end."""
     row = (await connection.execute(_AGGREGATE, {"id": attempt_id, "after": after})).one_or_none()
-    return None if row is None else AggregateRow(*row)
+    return None if row is None else ExportedAggregate(*row)

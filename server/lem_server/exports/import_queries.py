@@ -1,22 +1,22 @@
-"""SQL that stores the rows of a bundle, as they are, in the columns that they name.
+"""SQL that stores the rows of a bundle in the columns that they name.
 
-The names of columns come from the tables' definitions; a row's values are read by PostgreSQL from its text, so that no
-number or time passes through another form.
+PostgreSQL itself reads the values from the JSON text, so that no number or time is converted twice.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Table, Uuid, text
+from sqlalchemy import Uuid, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import bindparam
 
-from lem_server.exports.rows import Given
+from lem_server.exports.bundle_rows import CheckedRows
 
 
 async def bundle_of(connection: AsyncConnection, campaign_id: UUID) -> str | None:
-    """Digest of the bundle that a campaign came from: empty where it was submitted here, None where there is none."""
+    """Return the digest of a campaign's bundle: empty if it was submitted here, None if there is no such campaign."""
     row = (
         await connection.execute(
             text("SELECT coalesce(imported ->> 'bundle_sha256', '') FROM campaigns WHERE id = :id"),
@@ -33,13 +33,13 @@ _INSERT_CAMPAIGN = """
 """
 
 
-async def insert_campaign(connection: AsyncConnection, row: Given, *, imported: str) -> bool:
-    """Store the campaign with where it came from; False when one of its id is there."""
+async def insert_campaign(connection: AsyncConnection, row: CheckedRows, *, imported: str) -> bool:
+    """Store the campaign with its origin; return False when its id exists."""
     statement = text(_INSERT_CAMPAIGN.format(names=_names(row)))
     return (await connection.execute(statement, {"rows": row.array, "imported": imported})).rowcount == 1
 
 
-# One that registered here too keeps what it said of itself; any other has left, so that nobody counts on it.
+# A worker that registered on this server keeps its own row. Others are signed off, so that claims never wait for them.
 _INSERT_WORKERS = """
     INSERT INTO workers ({names}, boot_id, host, signed_off_at)
     SELECT {names}, gen_random_uuid(), 'imported', now()
@@ -48,13 +48,13 @@ _INSERT_WORKERS = """
 """
 
 
-async def insert_workers(connection: AsyncConnection, rows: Given) -> None:
-    """Store workers that are not known here."""
+async def insert_workers(connection: AsyncConnection, rows: CheckedRows) -> None:
+    """Store the workers that this server does not know."""
     await connection.execute(text(_INSERT_WORKERS.format(names=_names(rows))), {"rows": rows.array})
 
 
-async def insert_runs(connection: AsyncConnection, campaign_id: UUID, runs: Given, log: Given) -> None:
-    """Store runs with their whole histories, which the database checks."""
+async def insert_runs(connection: AsyncConnection, campaign_id: UUID, runs: CheckedRows, log: CheckedRows) -> None:
+    """Store runs with their histories, which the database checks."""
     await connection.execute(
         text("SELECT lem_import_runs(:id, CAST(:runs AS jsonb), CAST(:log AS jsonb))").bindparams(
             bindparam("id", type_=Uuid)
@@ -63,7 +63,7 @@ async def insert_runs(connection: AsyncConnection, campaign_id: UUID, runs: Give
     )
 
 
-# The runs' primary key: a row can't hang on a run of another campaign.
+# The join on the runs' primary key refuses a row that belongs to a run of another campaign.
 _INSERT_ATTEMPT = """
     INSERT INTO attempts ({names})
     SELECT {new_names}
@@ -82,26 +82,36 @@ _INSERT_ROWS = """
 """
 
 
-async def insert_attempt(connection: AsyncConnection, campaign_id: UUID, row: Given) -> bool:
-    """Store an attempt; False when its run is not of this campaign."""
+async def insert_attempt(connection: AsyncConnection, campaign_id: UUID, row: CheckedRows) -> bool:
+    """Store an attempt; return False when its run belongs to another campaign."""
     statement = _INSERT_ATTEMPT.format(names=_names(row), new_names=_names(row, of="new"))
     return (await connection.execute(text(statement), {"rows": row.array, "id": campaign_id})).rowcount == 1
 
 
-async def insert_aggregate(connection: AsyncConnection, campaign_id: UUID, row: Given, *, result: str) -> bool:
-    """Store an aggregate with its result byte for byte; False when its run is not of this campaign."""
+async def insert_aggregate(connection: AsyncConnection, campaign_id: UUID, row: CheckedRows, *, result: str) -> bool:
+    """Store an aggregate with its result byte for byte; return False when its run belongs to another campaign."""
     statement = text(_INSERT_AGGREGATE.format(names=_names(row), new_names=_names(row, of="new")))
     done = await connection.execute(statement, {"rows": row.array, "result": result, "id": campaign_id})
     return done.rowcount == 1
 
 
-async def insert_rows(connection: AsyncConnection, table: Table, rows: Given) -> None:
-    """Store rows whose belonging is checked by the caller."""
-    statement = _INSERT_ROWS.format(table=table.name, names=_names(rows))
+async def insert_rows(connection: AsyncConnection, rows: CheckedRows) -> None:
+    """Store rows; the caller has checked that they belong to the campaign."""
+    statement = _INSERT_ROWS.format(table=rows.table, names=_names(rows))
     await connection.execute(text(statement), {"rows": rows.array})
 
 
-_STORED = text("""
+class Counts(NamedTuple):
+    """The size of an imported campaign."""
+
+    experiments: int
+    runs: int
+    attempts: int
+    dangling: int
+    """Runs that refer to an experiment or attempt that is missing."""
+
+
+_COUNTS = text("""
     SELECT (SELECT count(*) FROM experiments e WHERE e.campaign_id = :id),
            (SELECT count(*) FROM runs r WHERE r.campaign_id = :id),
            (SELECT count(*) FROM attempts a JOIN runs r ON r.id = a.run_id WHERE r.campaign_id = :id),
@@ -114,11 +124,11 @@ _STORED = text("""
 """)
 
 
-async def stored(connection: AsyncConnection, campaign_id: UUID) -> tuple[int, int, int, int]:
-    """How many experiments, runs and attempts there are, and how many runs hang on something that is not there."""
-    row = (await connection.execute(_STORED, {"id": campaign_id})).one()
-    return row[0], row[1], row[2], row[3]
+async def counts(connection: AsyncConnection, campaign_id: UUID) -> Counts:
+    """Count the experiments, runs and attempts that are stored."""
+    return Counts(*(await connection.execute(_COUNTS, {"id": campaign_id})).one())
 
 
-def _names(rows: Given, *, of: str | None = None) -> str:
+def _names(rows: CheckedRows, *, of: str | None = None) -> str:
+    # Checked against the columns of the table, so quoting is enough.
     return ", ".join(f'"{name}"' if of is None else f'{of}."{name}"' for name in rows.columns)

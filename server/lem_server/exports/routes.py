@@ -1,4 +1,4 @@
-"""HTTP of bundles: both ways streamed, so that no request needs memory that grows with its campaign."""
+"""Routes of bundles. Both directions are streamed, so that memory does not grow with the campaign."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lem_domain.wire.access import Scope
 from lem_domain.wire.campaigns import ImportedBundle
 from lem_server.access.guard import CurrentPrincipal, requires
 from lem_server.context import Context
-from lem_server.exports import reading, writing
+from lem_server.exports import bundle_export, bundle_import
 from lem_server.http.path_ids import CampaignPath
 from lem_server.http.problems import ProblemError, problem_responses
 
@@ -36,11 +36,11 @@ EVIDENCE_BYTES_HEADER = "Lem-Evidence-Bytes"
     response_class=StreamingResponse,
     responses={
         status.HTTP_200_OK: {
-            "description": "A tar; one that ends before its SHA256SUMS is not whole.",
+            "description": "A tar; one that ends before its SHA256SUMS is incomplete.",
             "content": _TAR,
             "headers": {
                 EVIDENCE_BYTES_HEADER: {
-                    "description": "How much raw evidence is in it; the rest is small.",
+                    "description": "Bytes of raw evidence in it; the rest is small.",
                     "schema": {"type": "integer"},
                 }
             },
@@ -50,12 +50,12 @@ EVIDENCE_BYTES_HEADER = "Lem-Evidence-Bytes"
     openapi_extra=requires(Scope.READ),
 )
 async def export_bundle(context: Context, campaign_id: CampaignPath) -> StreamingResponse:
-    """Everything that there is of a campaign at rest, as one archive that another server can import."""
-    begun = await writing.begin(context.engine, campaign_id)
-    header = begun.header
+    """Export a campaign without queued or live runs as one archive that another server can import."""
+    prepared = await bundle_export.prepare(context.engine, campaign_id)
+    header = prepared.header
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", header.campaign_name).strip("-.") or header.campaign_id
     return StreamingResponse(
-        writing.blocks(context.engine, begun),
+        bundle_export.blocks(context.engine, prepared),
         media_type=MEDIA_TYPE,
         headers={
             EVIDENCE_BYTES_HEADER: str(header.evidence_bytes),
@@ -77,29 +77,29 @@ async def export_bundle(context: Context, campaign_id: CampaignPath) -> Streamin
 async def import_bundle(
     context: Context, principal: CurrentPrincipal, request: Request, response: Response
 ) -> ImportedBundle:
-    """Take in the campaign of a bundle under its own ids, all of it or nothing. It is a record and is never claimed."""
+    """Import the campaign of a bundle under its own ids, completely or not at all. Its runs are never claimed."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != MEDIA_TYPE:
-        raise ProblemError(_C.UNSUPPORTED_MEDIA_TYPE, f"a bundle is sent as {MEDIA_TYPE}.")
+        raise ProblemError(_C.UNSUPPORTED_MEDIA_TYPE, f"send the bundle as {MEDIA_TYPE}.")
     folder = context.settings.data_dir
     _require_room(int(request.headers.get("content-length", "0")), shutil.disk_usage(folder).free)
-    # A file without a name: it is gone with the request, however that ends.
+    # A file without a name disappears with its last descriptor, also when the server is killed.
     with tempfile.TemporaryFile(dir=folder) as file:
-        await _keep(request.stream(), file)
-        imported = await reading.import_bundle(context.engine, file, imported_by=principal.name)
+        await _store(request.stream(), file)
+        imported = await bundle_import.import_bundle(context.engine, file, imported_by=principal.name)
     if not imported.new:
         response.status_code = status.HTTP_200_OK
     return imported
 
 
-async def _keep(pieces: AsyncIterator[bytes], file: IO[bytes]) -> None:
-    waiting = bytearray()
+async def _store(pieces: AsyncIterator[bytes], file: IO[bytes]) -> None:
+    pending = bytearray()
     try:
         async for piece in pieces:
-            waiting += piece
-            if len(waiting) >= _PIECE:
-                await asyncio.to_thread(file.write, bytes(waiting))
-                waiting.clear()
-        file.write(waiting)
+            pending += piece
+            if len(pending) >= _PIECE:
+                await asyncio.to_thread(file.write, bytes(pending))
+                pending.clear()
+        file.write(pending)
         file.seek(0)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -108,12 +108,12 @@ async def _keep(pieces: AsyncIterator[bytes], file: IO[bytes]) -> None:
 
 
 def _require_room(needed: int, free: int) -> None:
-    """For the file, and for what the database makes of it."""
+    """Refuse a bundle that does not fit on the disk as a file and once more in the database."""
     if needed > MAX_BUNDLE_BYTES or 2 * needed > free:
         raise _no_room()
 
 
 def _no_room() -> ProblemError:
     return ProblemError(
-        _C.PAYLOAD_TOO_LARGE, "the server has no room for the bundle; free space where its data folder is."
+        _C.PAYLOAD_TOO_LARGE, "the server has no space for the bundle; free space on the disk of its data folder."
     )

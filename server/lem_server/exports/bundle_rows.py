@@ -1,11 +1,15 @@
-"""What a row of a bundle must be, so that nothing is stored that the API could not show; its other fields go along."""
+"""The rows of a bundle: checked, so that nothing is stored that the API could not show.
+
+Columns and their types are those of the tables. A model below names only the columns that an import uses or that have
+a stricter rule; the other fields of a row pass through.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -21,23 +25,40 @@ from lem_domain.ids import Sha256
 from lem_domain.states import ENDED_STATES, ActorKind, FailureReason, RunState
 from lem_domain.wire.runs import EffectiveConfig, LeaseEventKind
 from lem_domain.wire.workers import Device
+from lem_server.aggregation.models import aggregates
+from lem_server.attempts.models import attempts
+from lem_server.campaigns.models import campaigns, experiments
+from lem_server.evidence.models import logs, process_results
+from lem_server.leases.models import lease_events
+from lem_server.runs.models import run_transitions, runs
+from lem_server.workers.models import workers
 
 _Int4 = Annotated[int, Field(ge=0, le=2**31 - 1)]
 _Bytea = Annotated[str, StringConstraints(pattern=r"^\\x[0-9a-f]{64}$")]
 _Object = dict[str, JsonValue]
 
 MAX_ROWS = 1000
-"""Of one member; an export writes fewer."""
-MAX_HISTORY = 20_000
-"""Entries of the log beside one page of runs: 2 MiB of them at most, none shorter than 200 bytes."""
+"""In one member; an export writes fewer."""
+MAX_TRANSITIONS = 20_000
+"""In one member: an export writes at most 2 MiB of them, and none is shorter than 200 bytes."""
 
 
-class _Row(BaseModel):
+class BundledRow(BaseModel):
+    """A row of a table."""
+
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
+    table: ClassVar[Table]
+    omitted: ClassVar[frozenset[str]] = frozenset()
+    """Columns whose values belong to one database; a bundle does not hold them."""
+    most: ClassVar[int] = MAX_ROWS
 
-class CampaignRow(_Row):
-    """`campaigns`."""
+
+class BundledCampaign(BundledRow):
+    """The campaign."""
+
+    table = campaigns
+    omitted = frozenset({"imported"})
 
     id: UUID
     name: str = Field(min_length=1, max_length=200)
@@ -49,8 +70,11 @@ class CampaignRow(_Row):
     created_at: datetime
 
 
-class WorkerRow(_Row):
-    """`workers`, without host and boot."""
+class BundledWorker(BundledRow):
+    """A worker that tried a run of the campaign."""
+
+    table = workers
+    omitted = frozenset({"boot_id", "host", "signed_off_at"})
 
     id: UUID
     name: str = Field(min_length=1, max_length=200)
@@ -60,8 +84,10 @@ class WorkerRow(_Row):
     labels: dict[str, str]
 
 
-class ExperimentRow(_Row):
-    """`experiments`."""
+class BundledExperiment(BundledRow):
+    """An experiment of the campaign."""
+
+    table = experiments
 
     id: UUID
     campaign_id: UUID
@@ -78,8 +104,11 @@ class ExperimentRow(_Row):
         return self
 
 
-class RunRow(_Row):
-    """`runs`, ended."""
+class BundledRun(BundledRow):
+    """A run that ended."""
+
+    table = runs
+    omitted = frozenset({"imported"})
 
     id: UUID
     campaign_id: UUID
@@ -96,14 +125,18 @@ class RunRow(_Row):
     updated_at: datetime
 
     @model_validator(mode="after")
-    def _is_over(self) -> Self:
+    def _has_ended(self) -> Self:
         if self.state not in ENDED_STATES:
-            raise ValueError(f"it is {self.state.value}, and a bundle holds runs that have ended")
+            raise ValueError(f"the run is {self.state.value}, and a bundle holds runs that have ended")
         return self
 
 
-class TransitionRow(_Row):
-    """`run_transitions`, without the numbers of the database that they were written in."""
+class BundledTransition(BundledRow):
+    """An entry of the log of a run's transitions."""
+
+    table = run_transitions
+    omitted = frozenset({"id", "xact", "imported"})
+    most = MAX_TRANSITIONS
 
     run_id: UUID
     campaign_id: UUID
@@ -117,8 +150,10 @@ class TransitionRow(_Row):
     attempt_id: UUID | None
 
 
-class AttemptRow(_Row):
-    """`attempts`, ended."""
+class BundledAttempt(BundledRow):
+    """An attempt that ended."""
+
+    table = attempts
 
     id: UUID
     run_id: UUID
@@ -137,8 +172,10 @@ class AttemptRow(_Row):
     manifest: tuple[StreamManifest, ...] | None
 
 
-class ProcessRow(_Row):
-    """`process_results`."""
+class BundledProcessResult(BundledRow):
+    """The completion marker of a process."""
+
+    table = process_results
 
     attempt_id: UUID
     process: ProcessName
@@ -146,8 +183,11 @@ class ProcessRow(_Row):
     summary: _Object
 
 
-class LeaseEventRow(_Row):
-    """`lease_events`, without the numbers of the database that they were written in."""
+class BundledLeaseEvent(BundledRow):
+    """A lease that became suspect or recovered."""
+
+    table = lease_events
+    omitted = frozenset({"id"})
 
     attempt_id: UUID
     run_id: UUID
@@ -156,8 +196,10 @@ class LeaseEventRow(_Row):
     silent_s: float
 
 
-class LogRow(_Row):
-    """`logs`."""
+class BundledLog(BundledRow):
+    """A piece of a process's output."""
+
+    table = logs
 
     attempt_id: UUID
     process: ProcessName
@@ -165,8 +207,11 @@ class LogRow(_Row):
     text: str
 
 
-class AggregateRow(_Row):
-    """`aggregates`, without the result, which is a member of its own."""
+class BundledAggregate(BundledRow):
+    """An aggregate; its result is the next member of the bundle."""
+
+    table = aggregates
+    omitted = frozenset({"result"})
 
     key: _Bytea
     run_id: UUID
@@ -176,40 +221,33 @@ class AggregateRow(_Row):
     evidence_sha256: _Bytea
 
 
-R = TypeVar("R", bound=_Row)
+R = TypeVar("R", bound=BundledRow)
 
 
-class Given(NamedTuple):
-    """Checked rows of one table, and their texts as they came, to be stored in these columns."""
+class CheckedRows(NamedTuple):
+    """Checked rows of one table as JSON texts, which PostgreSQL stores in the named columns."""
 
+    table: str
     columns: tuple[str, ...]
     texts: tuple[str, ...]
 
     @property
     def array(self) -> str:
-        """All of them as one JSON array."""
+        """All rows as one JSON array."""
         return f"[{','.join(self.texts)}]"
 
 
-def read_rows(
-    member: str,
-    content: bytes,
-    model: type[R],
-    table: Table,
-    *,
-    without: frozenset[str] = frozenset(),
-    most: int = MAX_ROWS,
-) -> tuple[list[R], Given]:
-    """The rows of a member, one a line, all with the same fields, each of which is a column of the table.
+def read_rows(member: str, content: bytes, model: type[R]) -> tuple[list[R], CheckedRows]:
+    """Read a member with one row per line, all with the same fields, each of which is a column of the table.
 
     Raises:
-        BundleError: a row is none, or has a field that this version doesn't know.
+        BundleError: a row is invalid, or has a field that this version doesn't know.
     """
-    known = frozenset(table.columns.keys()) - without
+    known = frozenset(model.table.columns.keys()) - model.omitted
     rows: list[R] = []
     texts = []
     columns: tuple[str, ...] = ()
-    for text, value in _objects(member, content, most):
+    for text, value in _objects(member, content, model.most):
         fields = tuple(sorted(value))
         columns = columns or fields
         unknown = sorted(set(fields) - known)
@@ -222,42 +260,34 @@ def read_rows(
         except ValidationError as error:
             raise BundleError(f"{member}: {_first(error)}; import the file as it was exported.") from None
         texts.append(text)
-    return rows, Given(columns, tuple(texts))
+    return rows, CheckedRows(model.table.name, columns, tuple(texts))
 
 
-def read_history(
-    member: str, content: bytes, table: Table, *, without: frozenset[str]
-) -> tuple[list[TransitionRow], Given]:
-    """The entries of the log beside a page of runs: however many there are, the page's size bounds them."""
-    return read_rows(member, content, TransitionRow, table, without=without, most=MAX_HISTORY)
-
-
-def read_row(
-    member: str, content: bytes, model: type[R], table: Table, *, without: frozenset[str] = frozenset()
-) -> tuple[R, Given]:
-    """The same of a member that is one row."""
-    rows, given = read_rows(member, content, model, table, without=without)
+def read_row(member: str, content: bytes, model: type[R]) -> tuple[R, CheckedRows]:
+    """Read a member that must hold one row."""
+    rows, checked = read_rows(member, content, model)
     if len(rows) != 1:
-        raise BundleError(f"{member} holds {len(rows)} rows where it should hold one; import the file as exported.")
-    return rows[0], given
+        raise BundleError(f"{member} holds {len(rows)} rows instead of one; import the file as it was exported.")
+    return rows[0], checked
 
 
 def _objects(member: str, content: bytes, most: int) -> Iterator[tuple[str, dict[str, Any]]]:
     lines = content.decode("utf-8", errors="replace").removesuffix("\n").split("\n")
     if len(lines) > most:
-        raise BundleError(f"{member} holds {len(lines)} rows where {most} is the most; export the campaign again.")
+        raise BundleError(f"{member} holds {len(lines)} rows, above the limit of {most}; export the campaign again.")
     for line in lines:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):
-            raise BundleError(f"{member} holds a line that is no JSON; import the file as it was exported.") from None
+            raise BundleError(f"{member} holds a line that is not JSON; import the file as it was exported.") from None
+        # PostgreSQL's jsonb can't store U+0000.
         if not isinstance(value, dict) or "\\u0000" in line:
-            raise BundleError(f"{member} holds a line that is no row; import the file as it was exported.")
+            raise BundleError(f"{member} holds a line that is not a row; import the file as it was exported.")
         yield line, value
 
 
 def _first(error: ValidationError) -> str:
-    one = error.errors()[0]
-    place = ".".join(map(str, one["loc"]))
-    message = one["msg"].removeprefix("Value error, ")
-    return f"{place}: {message}" if place else message
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"]))
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{field}: {message}" if field else message

@@ -1,4 +1,4 @@
-"""Writes a campaign as a bundle, member after member: what is read is sent on, so memory does not grow with it."""
+"""Writes a campaign as a bundle, page by page, in memory that does not grow with the campaign."""
 
 from __future__ import annotations
 
@@ -34,40 +34,40 @@ from lem_server.exports import export_queries as queries
 from lem_server.http.problems import ProblemError, not_there
 
 _BLOCK = 2**18
-"""Small members are sent together, so that a campaign of many short runs isn't sent packet by packet."""
+"""Bytes that are sent together: the members of short runs are small, and one packet each would be slow."""
 _SUMS_IN_MEMORY = 2**20
 _PAGE_BYTES = 2**21
-_EVERYTHING = 2**31
+_NO_LIMIT = 2**31
 
 
-class ChangedMeanwhile(LemError):
-    """Something happened to the campaign while it was written; what was sent is not to be used."""
+class CampaignChanged(LemError):
+    """The campaign changed while it was exported; the archive is incomplete on purpose."""
 
 
-class Beginning(NamedTuple):
-    """What a bundle will say of itself, and how the campaign stood then."""
+class PreparedExport(NamedTuple):
+    """The header of a bundle, and the fingerprint of the campaign when it was counted."""
 
     campaign_id: UUID
     header: BundleHeader
-    standing: tuple[str, int, int]
+    fingerprint: tuple[str, int, int]
 
 
-async def begin(engine: AsyncEngine, campaign_id: UUID) -> Beginning:
-    """What a bundle of the campaign would say of itself, checked before anything is sent.
+async def prepare(engine: AsyncEngine, campaign_id: UUID) -> PreparedExport:
+    """Count what the bundle will hold, before anything is sent.
 
     Raises:
         ProblemError: `not_found`, or `conflict` while runs are queued or live.
     """
     async with engine.connect() as connection:
-        standing = await queries.standing(connection, campaign_id)
-        found = await queries.extent(connection, campaign_id)
-    if found is None or standing is None:
+        fingerprint = await queries.fingerprint(connection, campaign_id)
+        size = await queries.campaign_size(connection, campaign_id)
+    if size is None or fingerprint is None:
         raise not_there(IdKind.CAMPAIGN, campaign_id)
-    if found.open_runs:
+    if size.open_runs:
         raise ProblemError(
             ProblemCode.CONFLICT,
-            f"{found.open_runs} runs of the campaign are still queued or live, and a bundle is of one that is at rest; "
-            "wait for them, or cancel them.",
+            f"{size.open_runs} runs of the campaign are still queued or live; wait for them or cancel them, "
+            "then export the campaign.",
         )
     header = BundleHeader(
         format=FORMAT,
@@ -75,36 +75,36 @@ async def begin(engine: AsyncEngine, campaign_id: UUID) -> Beginning:
         lem_version=version("llm-energy-measurement"),
         method=METHOD_VERSION,
         campaign_id=format_id(IdKind.CAMPAIGN, campaign_id),
-        campaign_name=found.name,
-        experiments=found.experiments,
-        runs=found.runs,
-        attempts=found.attempts,
-        chunks=found.chunks,
-        evidence_bytes=found.evidence_bytes,
+        campaign_name=size.name,
+        experiments=size.experiments,
+        runs=size.runs,
+        attempts=size.attempts,
+        chunks=size.chunks,
+        evidence_bytes=size.evidence_bytes,
     )
-    return Beginning(campaign_id, header, standing)
+    return PreparedExport(campaign_id, header, fingerprint)
 
 
-async def blocks(engine: AsyncEngine, begun: Beginning) -> AsyncIterator[bytes]:
-    """The bytes of the bundle. Of one campaign they are always the same as long as nothing happens to it.
+async def blocks(engine: AsyncEngine, prepared: PreparedExport) -> AsyncIterator[bytes]:
+    """Yield the bytes of the bundle, which are the same as long as the campaign does not change.
 
     Raises:
-        ChangedMeanwhile: before the end, so that what was sent is not whole.
+        CampaignChanged: before the list of digests, so that readers refuse the archive.
     """
-    waiting = bytearray()
+    pending = bytearray()
     with tempfile.SpooledTemporaryFile(_SUMS_IN_MEMORY) as sums:
-        async for name, content in _members(engine, begun.campaign_id, begun.header):
+        async for name, content in _members(engine, prepared.campaign_id, prepared.header):
             sums.write(sums_line(name, hashlib.sha256(content).hexdigest()))
-            waiting += member_head(name, len(content)) + content + member_tail(len(content))
-            if len(waiting) >= _BLOCK:
-                yield bytes(waiting)
-                waiting.clear()
+            pending += member_head(name, len(content)) + content + member_tail(len(content))
+            if len(pending) >= _BLOCK:
+                yield bytes(pending)
+                pending.clear()
         async with engine.connect() as connection:
-            if await queries.standing(connection, begun.campaign_id) != begun.standing:
-                raise ChangedMeanwhile("something happened to the campaign while it was exported; export it again.")
+            if await queries.fingerprint(connection, prepared.campaign_id) != prepared.fingerprint:
+                raise CampaignChanged("the campaign changed while it was exported; export it again.")
         size = sums.tell()
         sums.seek(0)
-        yield bytes(waiting) + member_head(SUMS, size)
+        yield bytes(pending) + member_head(SUMS, size)
         while piece := sums.read(_BLOCK):
             yield piece
     yield member_tail(size) + ARCHIVE_END
@@ -114,10 +114,10 @@ async def _members(engine: AsyncEngine, campaign_id: UUID, header: BundleHeader)
     yield HEADER, _line(header.model_dump_json())
     async with engine.connect() as connection:
         row = await queries.campaign_row(connection, campaign_id)
-        named = await queries.needed(connection, campaign_id)
+        inputs = await queries.named_inputs(connection, campaign_id)
         workers = await queries.worker_rows(connection, campaign_id)
     yield CAMPAIGN, _line(row)
-    for sha256 in _datasets(named):
+    for sha256 in _datasets(inputs):
         yield f"datasets/{sha256}.json", _line((await datasets.get_dataset(engine, sha256)).model_dump_json())
     for number, worker in enumerate(workers):
         yield f"workers/{number:06d}.jsonl", _line(worker)
@@ -136,11 +136,11 @@ async def _members(engine: AsyncEngine, campaign_id: UUID, header: BundleHeader)
             yield member
 
 
-def _datasets(named: list[queries.Needed]) -> list[str]:
-    """Digests of what experiments name; the built-in sets too, so that the bundle says what they hold."""
+def _datasets(inputs: list[queries.NamedInputs]) -> list[str]:
+    """Return the digests of sets of prompts and traces; also built-in sets, whose texts may differ between versions."""
     builtin = {one.name: one.sha256 for one in datasets.builtin_sets()}
-    prompts = [one.dataset or builtin.get(one.builtin or DEFAULT_PROMPT_SET) for one in named]
-    return sorted({sha256 for sha256 in (*prompts, *(one.trace for one in named)) if sha256 is not None})
+    prompts = [one.dataset or builtin.get(one.builtin or DEFAULT_PROMPT_SET) for one in inputs]
+    return sorted({sha256 for sha256 in (*prompts, *(one.trace for one in inputs)) if sha256 is not None})
 
 
 async def _experiments(engine: AsyncEngine, campaign_id: UUID) -> AsyncIterator[tuple[str, bytes]]:
@@ -150,9 +150,9 @@ async def _experiments(engine: AsyncEngine, campaign_id: UUID) -> AsyncIterator[
             rows = await queries.experiment_rows(connection, campaign_id, after=after)
         if not rows:
             return
-        rows = rows[: _that_fit(one.row for one in rows)]
-        yield f"experiments/{page:06d}.jsonl", _lines([one.row for one in rows])
-        after, page = rows[-1].place, page + 1
+        rows = rows[: _rows_that_fit(one.json for one in rows)]
+        yield f"experiments/{page:06d}.jsonl", _lines([one.json for one in rows])
+        after, page = rows[-1].cursor, page + 1
 
 
 async def _runs(engine: AsyncEngine, campaign_id: UUID) -> AsyncIterator[tuple[str, bytes]]:
@@ -161,19 +161,21 @@ async def _runs(engine: AsyncEngine, campaign_id: UUID) -> AsyncIterator[tuple[s
         async with engine.connect() as connection:
             rows = await queries.run_rows(connection, campaign_id, after=after)
             log = await queries.transition_rows(connection, [one.id for one in rows])
-            while len(rows) > 1 and _that_fit(log) < len(log):  # a page of runs has their whole histories beside it
+            while len(rows) > 1 and _rows_that_fit(log) < len(
+                log
+            ):  # the whole histories of a page of runs are one member
                 rows = rows[: len(rows) // 2]
                 log = await queries.transition_rows(connection, [one.id for one in rows])
         if not rows:
             return
-        yield f"runs/{page:06d}.jsonl", _lines([one.row for one in rows])
+        yield f"runs/{page:06d}.jsonl", _lines([one.json for one in rows])
         yield f"transitions/{page:06d}.jsonl", _lines(log)
-        after, page = rows[-1].place, page + 1
+        after, page = rows[-1].cursor, page + 1
 
 
-async def _attempt(engine: AsyncEngine, attempt: queries.AttemptRow) -> AsyncIterator[tuple[str, bytes]]:
+async def _attempt(engine: AsyncEngine, attempt: queries.ExportedAttempt) -> AsyncIterator[tuple[str, bytes]]:
     folder = f"attempts/{format_id(IdKind.ATTEMPT, attempt.id)}"
-    yield f"{folder}/attempt.json", _line(attempt.row)
+    yield f"{folder}/attempt.json", _line(attempt.json)
     process = ""
     while True:
         async with engine.connect() as connection:
@@ -199,12 +201,12 @@ async def _attempt(engine: AsyncEngine, attempt: queries.AttemptRow) -> AsyncIte
         if aggregate is None:
             return
         key = bytes.fromhex(aggregate.key)
-        yield f"{folder}/aggregates/{aggregate.key}.json", _line(aggregate.row)
+        yield f"{folder}/aggregates/{aggregate.key}.json", _line(aggregate.json)
         yield f"{folder}/aggregates/{aggregate.key}.result.json", aggregate.result.encode()
 
 
 async def _lease_events(
-    engine: AsyncEngine, attempt: queries.AttemptRow, folder: str
+    engine: AsyncEngine, attempt: queries.ExportedAttempt, folder: str
 ) -> AsyncIterator[tuple[str, bytes]]:
     after, page = 0, 0
     while True:
@@ -212,8 +214,8 @@ async def _lease_events(
             rows = await queries.lease_event_rows(connection, attempt.run_id, attempt.id, after=after)
         if not rows:
             return
-        yield f"{folder}/lease_events/{page:06d}.jsonl", _lines([one.row for one in rows])
-        after, page = rows[-1].place, page + 1
+        yield f"{folder}/lease_events/{page:06d}.jsonl", _lines([one.json for one in rows])
+        after, page = rows[-1].cursor, page + 1
 
 
 async def _logs(engine: AsyncEngine, attempt_id: UUID, folder: str) -> AsyncIterator[tuple[str, bytes]]:
@@ -223,18 +225,18 @@ async def _logs(engine: AsyncEngine, attempt_id: UUID, folder: str) -> AsyncIter
             rows = await queries.log_rows(connection, attempt_id, process=process, seq=seq)
         if not rows:
             return
-        yield f"{folder}/logs/{page:06d}.jsonl", _lines([one.row for one in rows])
+        yield f"{folder}/logs/{page:06d}.jsonl", _lines([one.json for one in rows])
         process, seq, page = rows[-1].process, rows[-1].seq, page + 1
 
 
-def _that_fit(rows: Iterable[str]) -> int:
-    """How many rows make a page of a size that a reader takes; at least one."""
+def _rows_that_fit(rows: Iterable[str]) -> int:
+    """Count the rows whose texts fit into a member of `_PAGE_BYTES`; at least one."""
     size = 0
     for number, row in enumerate(rows):
         size += len(row)
         if number and size > _PAGE_BYTES:
             return number
-    return _EVERYTHING
+    return _NO_LIMIT
 
 
 def _line(text: str) -> bytes:
