@@ -22,7 +22,7 @@ import torch
 from transformers import DynamicCache
 
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.evidence.codec import be_ready
+from lem_domain.evidence.codec import preload
 from lem_domain.evidence.streams import PhaseName, StreamName, rank_name
 from lem_domain.wire.workers import Device
 from lem_worker.backends.pytorch.backend import PyTorchBackend
@@ -120,7 +120,7 @@ def compare(
         writer.flush_older_than(5.0)
 
     sample = requests_of(prompts, repetition=0, first_id=0, seed=0)
-    be_ready()
+    preload()
     recorded()  # warms the model up, and gives the tokens to compare
     same = bare_loop(backend, sample, max_tokens) == [list(token_ids) for _, token_ids in ledger.kept()]
     gc.collect()

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.evidence.codec import be_ready
+from lem_domain.evidence.codec import preload
 from lem_domain.evidence.streams import PhaseName, StreamName, rank_name
 from lem_worker.backends.vllm.backend import VllmBackend
 from lem_worker.models import default_cache_dir, resolve_model
@@ -185,7 +185,7 @@ def compare(model: str, folder: Path, *, batch_size: int, pairs: int, iterations
         recorder.drain()
 
     sample = requests_of(prompts, repetition=0, first_id=0, seed=0)
-    be_ready()
+    preload()
     recorded()
     if own_loop(backend, sample, max_tokens) != {index: list(token_ids) for index, token_ids in ledger.kept()}:
         raise SystemExit("the two loops give different tokens, so their times can't be compared.")

@@ -1,4 +1,4 @@
-"""The application: settings in, FastAPI out."""
+"""Builds the FastAPI application from the settings."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ ROUTERS = (
     schema_router,
     workers_router,
 )
-"""Every router of the API; `create_app` puts the scope check before each of their routes."""
+"""All routers of the API; `create_app` adds the scope check to each of their routes."""
 
 _DESCRIPTION = """
-Measures what a language model costs in energy and time, and says how far the figure can be believed.
+Measures the energy and time of large language models, with an error bound for each figure.
 
 Send `Authorization: Bearer <token>`; the owner's token is in the server's data folder (`owner.token`). Errors are
-`application/problem+json` (RFC 9457). Lists give `next`, the cursor of their next page.
+`application/problem+json` (RFC 9457). Lists return `next`, the cursor of their next page.
 """
 
 
@@ -66,7 +66,7 @@ class _Application(FastAPI):
 
 
 def create_app(settings: Settings, url: URL) -> FastAPI:
-    """The application over the database at `url`, whose schema must be at head when it starts."""
+    """Build the application for the database at `url`, whose schema must be at head when it starts."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -102,6 +102,7 @@ def create_app(settings: Settings, url: URL) -> FastAPI:
         redoc_url=None,
         generate_unique_id_function=_operation_id,
     )
+    # The last one added runs first: requests get an id, then host, token and size are checked.
     app.add_middleware(middleware.BodyLimit)
     app.add_middleware(Authentication)
     app.add_middleware(middleware.TrustedHosts, hosts=settings.trusted_hosts)

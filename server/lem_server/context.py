@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class AppContext:
-    """The application's state between its start and its stop."""
+    """The application's state between its start and its shutdown."""
 
     settings: Settings
     engine: AsyncEngine

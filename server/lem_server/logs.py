@@ -1,4 +1,4 @@
-"""Logging of the server: text for people, JSON lines for machines. Headers and bodies are never logged."""
+"""Logging of the server as text or JSON lines. Headers and bodies of requests are never logged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _JsonLines(logging.Formatter):
 
 
 def configure(level: str, form: Literal["text", "json"]) -> None:
-    """Send everything to standard error in the chosen form."""
+    """Send all logs to standard error in the chosen format."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         _JsonLines() if form == "json" else logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
@@ -31,6 +31,6 @@ def configure(level: str, form: Literal["text", "json"]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # One line per request at INFO drowns what matters; uvicorn's errors stay.
+    # A line per request would hide other messages; uvicorn.error keeps its level.
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)

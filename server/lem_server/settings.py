@@ -25,7 +25,7 @@ def default_data_dir() -> Path:
 
 
 class Settings(BaseSettings):
-    """Each key has a test that it takes effect."""
+    """The settings. `tests/unit/server/test_settings.py` requires a test of each key's effect."""
 
     model_config = SettingsConfigDict(env_prefix="LEM_", frozen=True, extra="ignore")
 
@@ -33,21 +33,21 @@ class Settings(BaseSettings):
     database_url: str | None = Field(
         default=None, description="postgresql://user@host/database; unset starts PostgreSQL in data_dir."
     )
-    database_password_file: Path | None = Field(default=None, description="A file that holds the URL's password.")
+    database_password_file: Path | None = Field(default=None, description="A file with the URL's password.")
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8420, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     trusted_hosts: tuple[str, ...] = Field(
-        default=("localhost", "127.0.0.1", "[::1]"), description="Host headers that are answered."
+        default=("localhost", "127.0.0.1", "[::1]"), description="Accepted Host headers."
     )
-    lease_ttl_s: float = Field(default=60, gt=0, description="A lease lasts so long without a beat.")
+    lease_ttl_s: float = Field(default=60, gt=0, description="Duration of a lease without a heartbeat.")
     lease_grace_s: float = Field(
-        default=300, ge=0, description="So long after that its run is given to another worker."
+        default=300, ge=0, description="Time after a lease's end until its run is given to another worker."
     )
-    beat_interval_s: float = Field(default=15, gt=0, description="How often workers beat.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="What is logged.")
-    log_format: Literal["text", "json"] = Field(default="text", description="How it is logged.")
+    beat_interval_s: float = Field(default=15, gt=0, description="Interval between heartbeats.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Level of the log.")
+    log_format: Literal["text", "json"] = Field(default="text", description="Format of the log.")
 
     @property
     def lease_terms(self) -> LeaseTerms:
-        """The terms of every lease."""
+        """Return the terms of leases."""
         return LeaseTerms(self.lease_ttl_s, self.lease_grace_s, self.beat_interval_s)

@@ -1,6 +1,6 @@
-"""How much memory an Arrow IPC stream asks for, read from its headers before anything is decompressed.
+"""The memory that decoding an Arrow IPC stream would need, read from its headers without decompressing it.
 
-pyarrow allocates what each compressed buffer claims as its length, so a small body can ask for gigabytes. The layout
+pyarrow allocates the length that each compressed buffer declares, so a small body can demand gigabytes. The layout
 is the Arrow columnar format's "Encapsulated message format" and Message.fbs (format version 1.0 and later): every
 message is 0xFFFFFFFF, the length of its metadata, a flatbuffer `Message`, and a body; a compressed buffer begins with
 its decompressed length as a little-endian 64-bit integer, -1 meaning that it is not compressed.
@@ -23,14 +23,14 @@ _BATCH_COMPRESSION: Final = 3
 
 
 class MalformedStream(ValueError):
-    """The bytes are no Arrow IPC stream."""
+    """The bytes are not an Arrow IPC stream."""
 
 
 def declared_bytes(body: bytes) -> int:
-    """Bytes that decoding would allocate for the buffers of all record batches.
+    """Return the bytes that decoding would allocate for the buffers of all record batches.
 
     Raises:
-        MalformedStream: the framing can't be followed.
+        MalformedStream: the framing is invalid.
     """
     try:
         return sum(_batch_bytes(metadata, content) for metadata, content in _messages(memoryview(body)))
@@ -43,23 +43,23 @@ def _messages(body: memoryview) -> Iterator[tuple[memoryview, memoryview]]:
     while at + 8 <= len(body):
         marker, length = struct.unpack_from("<Ii", body, at)
         if marker != _CONTINUATION or length < 0:
-            raise MalformedStream("a message does not begin as one")
+            raise MalformedStream("a message has no valid prefix")
         at += 8
         if length == 0:
             if at != len(body):
-                raise MalformedStream("something follows the end of the stream")
+                raise MalformedStream("there are bytes after the end of the stream")
             return
         metadata = body[at : at + length]
         if len(metadata) < length:
-            raise MalformedStream("a message is cut off")
+            raise MalformedStream("a message is truncated")
         at += length
         size = _int64(metadata, _field(metadata, _root(metadata), _MESSAGE_BODY_LENGTH))
         content = body[at : at + size]
         if size < 0 or len(content) < size:
-            raise MalformedStream("a message's body is cut off")
+            raise MalformedStream("the body of a message is truncated")
         at += size
         yield metadata, content
-    raise MalformedStream("the stream is cut off before its end marker")
+    raise MalformedStream("the stream has no end marker")
 
 
 def _batch_bytes(metadata: memoryview, content: memoryview) -> int:
@@ -91,7 +91,7 @@ def _root(table: memoryview) -> int:
 
 
 def _field(table: memoryview, at: int, number: int) -> int | None:
-    """Where a field of the flatbuffer table at `at` lies; None when it has its default."""
+    """Return the offset of a field of the flatbuffer table at `at`; None for a default value, which is not stored."""
     vtable = at - int(struct.unpack_from("<i", table, at)[0])
     (vtable_size,) = struct.unpack_from("<H", table, vtable)
     slot = 4 + 2 * number

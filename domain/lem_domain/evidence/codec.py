@@ -1,4 +1,4 @@
-"""Evidence chunks to and from Arrow IPC. Only processes that write or read evidence import this (it needs pyarrow)."""
+"""Encodes and decodes evidence chunks as Arrow IPC. Needs pyarrow, which the client does not install."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _TYPES: dict[str, pa.DataType] = {
 
 
 class ChunkError(LemError):
-    """A body that is no valid chunk of its stream."""
+    """A body is not a valid chunk of its stream."""
 
 
 class ChunkTooLarge(ChunkError):
-    """A chunk that decodes to more than is allowed."""
+    """A chunk decodes to more bytes than allowed."""
 
 
 @cache
 def arrow_schema(stream: StreamName) -> pa.Schema:
-    """The Arrow schema of a stream, its version in the metadata."""
+    """Return the Arrow schema of a stream, with its version in the metadata."""
     return pa.schema(
         [pa.field(column.name, _TYPES[column.type], nullable=column.nullable) for column in STREAMS[stream]],
         metadata={"lem.stream": stream.value, "lem.version": str(STREAM_VERSION)},
@@ -43,10 +43,10 @@ def arrow_schema(stream: StreamName) -> pa.Schema:
 
 
 def encode_chunk(stream: StreamName, columns: Mapping[str, Sequence[object]]) -> bytes:
-    """One chunk from equally long columns (lists, tuples or NumPy arrays).
+    """Encode columns of equal length (lists, tuples or NumPy arrays) as one chunk.
 
     Raises:
-        ChunkError: a column is missing, unknown, or holds values of a wrong type.
+        ChunkError: a column is missing, unknown, or has values of a wrong type.
     """
     schema = arrow_schema(stream)
     if set(columns) != set(schema.names):
@@ -67,20 +67,20 @@ def encode_chunk(stream: StreamName, columns: Mapping[str, Sequence[object]]) ->
     return bytes(sink.getvalue())
 
 
-def be_ready() -> None:
-    """Do now what Arrow does at its first chunk: it looks for pandas, whose import alone takes a quarter of a second.
+def preload() -> None:
+    """Encode a chunk once, so that Arrow's first-use imports don't fall into a measurement.
 
-    Whoever writes evidence while it measures calls this before.
+    Arrow looks for pandas at its first chunk, whose import takes 0.25 s.
     """
     encode_chunk(StreamName.EVENTS, {"time_ns": [0], "kind": ["ready"], "detail": [None]})
 
 
 def decode_chunk(stream: StreamName, body: bytes) -> pa.Table:
-    """The rows of a chunk, with everything about it checked.
+    """Decode a chunk and check its size, schema, version and nulls.
 
     Raises:
         ChunkTooLarge: it decodes to more than 32 MiB or to more than 1,000 times its size.
-        ChunkError: it is no Arrow stream, has another schema, or a null where none may be.
+        ChunkError: it is not an Arrow stream, has another schema, or a null in a column without nulls.
     """
     limit = min(MAX_CHUNK_DECODED_BYTES, MAX_CHUNK_RATIO * max(len(body), 1024))
     expected = arrow_schema(stream)
@@ -96,12 +96,12 @@ def decode_chunk(stream: StreamName, body: bytes) -> pa.Table:
                 )
             version = (reader.schema.metadata or {}).get(b"lem.version", b"").decode(errors="replace")
             if version != str(STREAM_VERSION):
-                raise ChunkError(f"the chunk says version {version!r}; this server reads version {STREAM_VERSION}.")
+                raise ChunkError(f"the chunk has version {version!r}, but this server reads version {STREAM_VERSION}.")
             for batch in reader:
                 batch.validate(full=True)
                 batches.append(batch)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OSError, MalformedStream) as error:
-        raise ChunkError(f"the body is no readable Arrow IPC stream: {error}.") from error
+        raise ChunkError(f"the body is not a readable Arrow IPC stream: {error}.") from error
     table = pa.Table.from_batches(batches, schema=expected)
     for field in expected:
         if not field.nullable and table.column(field.name).null_count:

@@ -1,4 +1,4 @@
-"""The raw evidence: which streams there are, their columns with types and units, and how a stream is told whole.
+"""The streams of raw evidence: their columns with types and units, and the manifest that proves them complete.
 
 All times are integer nanoseconds of CLOCK_MONOTONIC on the worker's host. A chunk is one Apache Arrow IPC stream with
 zstd-compressed buffers (see `lem_domain.evidence.codec`).
@@ -20,7 +20,7 @@ CHUNK_MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 MAX_CHUNK_BYTES = 4 * 2**20
 MAX_CHUNK_DECODED_BYTES = 32 * 2**20
 MAX_CHUNK_RATIO = 1000
-"""Decoded over encoded size; real evidence stays far below, a compression bomb does not."""
+"""Limit of decoded over encoded size, far above real evidence, against compression bombs."""
 
 SAMPLER = "sampler"
 """The process name of the power sampler; ranks are `rank-0`, `rank-1`, and so on."""
@@ -31,7 +31,7 @@ ColumnType = Literal["int64", "int32", "float64", "string"]
 
 
 def rank_name(rank: int) -> str:
-    """The process name of a rank."""
+    """Return the process name of a rank."""
     return f"rank-{rank}"
 
 
@@ -46,7 +46,7 @@ class StreamName(StrEnum):
     EVENTS = "events"
 
 
-class Column(NamedTuple):
+class StreamColumn(NamedTuple):
     """One column of a stream."""
 
     name: str
@@ -57,7 +57,7 @@ class Column(NamedTuple):
 
 
 class PhaseName(StrEnum):
-    """What a process was doing."""
+    """Phases of a process."""
 
     LOAD = "load"
     COMPILE = "compile"
@@ -71,64 +71,66 @@ class PhaseName(StrEnum):
     QUALITY = "quality"
 
 
-STREAMS: dict[StreamName, tuple[Column, ...]] = {
+STREAMS: dict[StreamName, tuple[StreamColumn, ...]] = {
     StreamName.REQUESTS: (
-        Column("request_id", "int64", None, False, "Number of the request within its process."),
-        Column("prompt_index", "int32", None, False, "Index into the experiment's list of prompts."),
-        Column("arrival_ns", "int64", "ns", False, "When the request was released to the backend."),
-        Column("scheduled_ns", "int64", "ns", True, "When the engine began to work on it, where it tells."),
-        Column("first_token_ns", "int64", "ns", True, "When its first token was there."),
-        Column("last_token_ns", "int64", "ns", True, "When its last token was there."),
-        Column("prompt_tokens", "int32", "tokens", False, "Without padding."),
-        Column("cached_prompt_tokens", "int32", "tokens", True, "Prompt tokens served from a prefix cache."),
-        Column("generated_tokens", "int32", "tokens", False, "Without padding and what follows the end of sequence."),
-        Column("finish_reason", "string", None, True, "length or stop."),
-        Column("batch_id", "int64", None, True, "Requests that were decoded in lockstep share it."),
-        Column("error", "string", None, True, "Why the request failed."),
-        Column("released_ns", "int64", "ns", True, "When it was handed to the engine, where that is not its arrival."),
+        StreamColumn("request_id", "int64", None, False, "Number of the request within its process."),
+        StreamColumn("prompt_index", "int32", None, False, "Index into the experiment's list of prompts."),
+        StreamColumn("arrival_ns", "int64", "ns", False, "When the request was released to the backend."),
+        StreamColumn("scheduled_ns", "int64", "ns", True, "When the engine began to work on it, if it reports that."),
+        StreamColumn("first_token_ns", "int64", "ns", True, "When its first token was available."),
+        StreamColumn("last_token_ns", "int64", "ns", True, "When its last token was available."),
+        StreamColumn("prompt_tokens", "int32", "tokens", False, "Without padding."),
+        StreamColumn("cached_prompt_tokens", "int32", "tokens", True, "Prompt tokens served from a prefix cache."),
+        StreamColumn(
+            "generated_tokens", "int32", "tokens", False, "Without padding and tokens after the end of sequence."
+        ),
+        StreamColumn("finish_reason", "string", None, True, "length or stop."),
+        StreamColumn("batch_id", "int64", None, True, "Requests that were decoded in lockstep share it."),
+        StreamColumn("error", "string", None, True, "Why the request failed."),
+        StreamColumn("released_ns", "int64", "ns", True, "When the engine received it, if that is not its arrival."),
     ),
     StreamName.TOKENS: (
-        Column("request_id", "int64", None, False, "Number of the request within its process."),
-        Column("index", "int32", None, False, "Number of the token within its request, from 0."),
-        Column("time_ns", "int64", "ns", False, "When the token was there."),
+        StreamColumn("request_id", "int64", None, False, "Number of the request within its process."),
+        StreamColumn("index", "int32", None, False, "Number of the token within its request, from 0."),
+        StreamColumn("time_ns", "int64", "ns", False, "When the token was available."),
     ),
     StreamName.POWER: (
-        Column("device_index", "int32", None, False, "Index into the devices of the attempt."),
-        Column("time_ns", "int64", "ns", False, "When the sample was taken."),
-        Column("power_mw", "int64", "mW", True, "Instant power."),
-        Column("energy_mj", "int64", "mJ", True, "Cumulative energy counter."),
-        Column("memory_used_bytes", "int64", "B", True, "Memory in use on the device, by everybody."),
-        Column("gpu_percent", "int32", "%", True, "Utilisation of the compute units."),
-        Column("memory_percent", "int32", "%", True, "Utilisation of the memory interface."),
-        Column("temperature_c", "int32", "°C", True, "Temperature of the chip."),
-        Column("sm_clock_mhz", "int32", "MHz", True, "Compute clock."),
-        Column("memory_clock_mhz", "int32", "MHz", True, "Memory clock."),
-        Column("throttle_reasons", "int64", None, True, "Bit mask as the driver gives it."),
+        StreamColumn("device_index", "int32", None, False, "Index into the devices of the attempt."),
+        StreamColumn("time_ns", "int64", "ns", False, "When the sample was taken."),
+        StreamColumn("power_mw", "int64", "mW", True, "Instant power."),
+        StreamColumn("energy_mj", "int64", "mJ", True, "Cumulative energy counter."),
+        StreamColumn("memory_used_bytes", "int64", "B", True, "Memory in use on the device, by all processes."),
+        StreamColumn("gpu_percent", "int32", "%", True, "Utilisation of the compute units."),
+        StreamColumn("memory_percent", "int32", "%", True, "Utilisation of the memory interface."),
+        StreamColumn("temperature_c", "int32", "°C", True, "Temperature of the chip."),
+        StreamColumn("sm_clock_mhz", "int32", "MHz", True, "Compute clock."),
+        StreamColumn("memory_clock_mhz", "int32", "MHz", True, "Memory clock."),
+        StreamColumn("throttle_reasons", "int64", None, True, "Bit mask as the driver gives it."),
     ),
     StreamName.HOST_POWER: (
-        Column("domain", "string", None, False, "package, dram, or another part of the host."),
-        Column("time_ns", "int64", "ns", False, "When the sample was taken."),
-        Column("energy_uj", "int64", "µJ", True, "Cumulative energy counter."),
-        Column("power_mw", "int64", "mW", True, "Mean power since the last sample, or instant power."),
-        Column("method", "string", None, False, "counter, integrated or modelled."),
+        StreamColumn("domain", "string", None, False, "package, dram, or another part of the host."),
+        StreamColumn("time_ns", "int64", "ns", False, "When the sample was taken."),
+        StreamColumn("energy_uj", "int64", "µJ", True, "Cumulative energy counter."),
+        StreamColumn("power_mw", "int64", "mW", True, "Mean power since the last sample, or instant power."),
+        StreamColumn("method", "string", None, False, "counter, integrated or modelled."),
     ),
     StreamName.PHASES: (
-        Column("phase", "string", None, False, "Name of the phase."),
-        Column("edge", "string", None, False, "begin or end."),
-        Column("time_ns", "int64", "ns", False, "When."),
-        Column("detail", "string", None, True, "JSON, or null."),
+        StreamColumn("phase", "string", None, False, "Name of the phase."),
+        StreamColumn("edge", "string", None, False, "begin or end."),
+        StreamColumn("time_ns", "int64", "ns", False, "When."),
+        StreamColumn("detail", "string", None, True, "JSON, or null."),
     ),
     StreamName.EVENTS: (
-        Column("time_ns", "int64", "ns", False, "When."),
-        Column("kind", "string", None, False, "What happened."),
-        Column("detail", "string", None, True, "JSON, or null."),
+        StreamColumn("time_ns", "int64", "ns", False, "When."),
+        StreamColumn("kind", "string", None, False, "What happened."),
+        StreamColumn("detail", "string", None, True, "JSON, or null."),
     ),
 }
 """Every stream's columns, in order. The time column of a stream is the first one named `time_ns` or `arrival_ns`."""
 
 
 class StreamManifest(BaseModel):
-    """What one stream of one process consists of; `complete` is refused unless the server holds exactly this."""
+    """The chunks of one stream of one process. `complete` is refused unless the server has exactly these."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -136,12 +138,12 @@ class StreamManifest(BaseModel):
     stream: StreamName
     chunks: int = Field(ge=1, description="Chunks, numbered from 0 without a gap.")
     rows: int = Field(ge=0)
-    bytes: int = Field(ge=0, description="Bytes on the wire, all chunks together.")
+    bytes: int = Field(ge=0, description="Bytes of all chunks on the wire.")
     sha256: Sha256 = Field(description="Digest over the ordered chunk digests (see digest_of_digests).")
 
 
 def digest_of_digests(chunk_digests: Iterable[str]) -> str:
-    """SHA-256 over the concatenated binary digests of a stream's chunks in the order of their numbers."""
+    """Return the SHA-256 over the concatenated binary digests of a stream's chunks, in order of their numbers."""
     whole = hashlib.sha256()
     for digest in chunk_digests:
         whole.update(bytes.fromhex(digest))

@@ -1,4 +1,4 @@
-"""Access tokens: their kinds and scopes, and how they are made and shown."""
+"""Access tokens, their kinds and scopes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lem_domain.wire.base import AnswerModel, RequestModel
 
 
 class Scope(StrEnum):
-    """What a token allows."""
+    """Permissions of a token."""
 
     READ = "read"
     SUBMIT = "submit"
@@ -22,7 +22,7 @@ class Scope(StrEnum):
 
 
 class TokenKind(StrEnum):
-    """Whom a token is for; decides its scopes unless others are named."""
+    """Kinds of tokens; a kind decides the default scopes."""
 
     OWNER = "owner"
     USER = "user"
@@ -39,7 +39,7 @@ DEFAULT_SCOPES: dict[TokenKind, tuple[Scope, ...]] = {
 
 
 class TokenCreate(RequestModel):
-    """A token to be made."""
+    """A request for a new token."""
 
     name: str = Field(min_length=1, max_length=100)
     kind: TokenKind = TokenKind.USER
@@ -61,6 +61,6 @@ class TokenView(AnswerModel):
 
 
 class TokenCreated(TokenView):
-    """A new token; its secret is shown this once."""
+    """A new token with its secret, which is shown only once."""
 
     token: str

@@ -1,4 +1,4 @@
-"""The bases of wire models, pages and protocol constants."""
+"""Base classes of wire models, pages, and constants of the protocol."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 PROTOCOL_VERSION = 1
-"""What worker and server must agree on; a worker of another version is refused with 426."""
+"""Version of the protocol between worker and server; a worker of another version is refused with 426."""
 
 PROTOCOL_HEADER = "Lem-Protocol"
 WORKER_HEADER = "Lem-Worker"
@@ -17,13 +17,13 @@ T = TypeVar("T")
 
 
 class RequestModel(BaseModel):
-    """A body that a client sends: unknown keys are refused."""
+    """A body that a client sends; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class AnswerModel(BaseModel):
-    """A body that the server sends: a client ignores keys it doesn't know, so that a server may be newer."""
+    """A body that the server sends; clients ignore unknown keys, so that a server may be newer."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 

@@ -1,4 +1,4 @@
-"""Sets of prompts: the built-in ones and those a user uploaded, addressed by digest."""
+"""Sets of prompts, built in or uploaded, addressed by digest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_DATASET_BYTES = 4 * 2**20
 
 
 class DatasetUpload(RequestModel):
-    """Prompts under the digest that `lem_domain.prompt_sets.prompts_digest` gives them."""
+    """Prompts; their address is their digest by `lem_domain.prompt_sets.prompts_digest`."""
 
     name: str = Field(min_length=1, max_length=200)
     prompts: tuple[str, ...] = Field(min_length=1, max_length=100_000)

@@ -1,4 +1,4 @@
-"""Events of a campaign or run as Server-Sent Events, resumable with `Last-Event-ID`."""
+"""Events of a campaign or run as Server-Sent Events, which `Last-Event-ID` resumes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RunTransitionEvent(AnswerModel):
 
 
 class RunProgressEvent(AnswerModel):
-    """`event: progress`; momentary, without an event id."""
+    """`event: progress`; not stored, so it has no event id."""
 
     type: Literal["progress"] = "progress"
     run_id: RunId
@@ -56,4 +56,4 @@ class CampaignEvent(AnswerModel):
 
     type: Literal["campaign"] = "campaign"
     campaign: CampaignView
-    settled: bool = Field(description="Nothing more will happen without somebody asking for it.")
+    settled: bool = Field(description="No run is queued or live.")

@@ -1,4 +1,4 @@
-"""What can be configured, as a server's version knows it."""
+"""The configuration keys, presets and backends of a server's version."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from lem_domain.wire.base import AnswerModel
 class KeyView(AnswerModel):
     """One key of a campaign file."""
 
-    path: str = Field(description="Dotted; `[]` stands for any place in a list.")
+    path: str = Field(description="Dotted; `[]` is any index of a list.")
     type: str
     required: bool
-    default: JsonValue = Field(description="Null where there is none: the engine's own applies, or nothing happens.")
+    default: JsonValue = Field(description="Null without one: the engine's default applies, or the feature is off.")
     unit: str | None = Field(description="`1` is a plain number.")
     constraint: str | None
     description: str
-    engine_parameter: str | None = Field(description="The engine's own name for it.")
-    group: bool = Field(description="Whether it holds keys of its own.")
+    engine_parameter: str | None = Field(description="The engine's name of the parameter.")
+    group: bool = Field(description="Whether it contains keys.")
 
 
 class PresetView(AnswerModel):
@@ -31,7 +31,7 @@ class PresetView(AnswerModel):
 
 
 class SchemaView(AnswerModel):
-    """Every key, and the presets."""
+    """All keys, and the presets."""
 
     campaign: tuple[KeyView, ...]
     experiment: tuple[KeyView, ...]

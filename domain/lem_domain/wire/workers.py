@@ -1,4 +1,4 @@
-"""Workers: registration, claims under a lease, heartbeats, and how an attempt starts and ends."""
+"""Workers: registration, claims, heartbeats, and the start and end of attempts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lem_domain.wire.runs import EffectiveConfig, Progress
 
 
 class DeviceKind(StrEnum):
-    """What a leased device is."""
+    """Kinds of devices."""
 
     GPU = "gpu"
     CPU = "cpu"
@@ -30,7 +30,7 @@ DeviceUuid = Annotated[str, StringConstraints(min_length=1, max_length=100, patt
 
 
 class Device(RequestModel):
-    """A device of a worker, addressed by UUID everywhere."""
+    """A device of a worker, identified by its UUID."""
 
     uuid: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9._:-]+$")
     kind: DeviceKind
@@ -38,7 +38,7 @@ class Device(RequestModel):
 
 
 class WorkerState(StrEnum):
-    """`offline` is said when nothing was heard of the worker for longer than a lease lasts."""
+    """States of a worker. `offline`: it signed off, or sent nothing for longer than a lease lasts."""
 
     ONLINE = "online"
     DRAINING = "draining"
@@ -46,7 +46,7 @@ class WorkerState(StrEnum):
 
 
 class RegisterWorker(RequestModel):
-    """A worker announces itself. `id` is its own and persists; `boot_id` is new at every start."""
+    """Registration of a worker. Its `id` persists; `boot_id` is new at every start."""
 
     id: WorkerId
     boot_id: UUID
@@ -59,7 +59,7 @@ class RegisterWorker(RequestModel):
 
 
 class Registered(AnswerModel):
-    """What the server wants of the worker."""
+    """The server's terms for a worker."""
 
     id: WorkerId
     beat_interval_s: float
@@ -84,19 +84,19 @@ class WorkerView(AnswerModel):
 
 
 class ClaimRequest(RequestModel):
-    """A request for work. Sent again with the same `claim_id` it returns the same attempt."""
+    """A request for a run. Repeated with the same `claim_id`, it returns the same attempt."""
 
     claim_id: UUID
     boot_id: UUID
     devices: tuple[str, ...] = Field(min_length=1, max_length=64, description="UUIDs of idle devices.")
     temperatures_c: dict[DeviceUuid, Annotated[float, Field(ge=-100, le=200)]] = Field(
-        default_factory=dict, max_length=64, description="Of the devices that say how warm they are, by UUID."
+        default_factory=dict, max_length=64, description="Temperatures of the devices that report one, by UUID."
     )
     wait_s: float = Field(default=0, ge=0, le=30, description="How long the server may hold the request open.")
 
 
 class Assignment(AnswerModel):
-    """A run that was claimed: everything its worker needs."""
+    """A claimed run, with everything that its worker needs."""
 
     attempt_id: AttemptId
     run_id: RunId
@@ -107,31 +107,31 @@ class Assignment(AnswerModel):
     config: ExperimentConfig
     config_hash: Sha256
     devices: tuple[str, ...] = Field(description="UUIDs of the leased devices, in order.")
-    lease_s: float = Field(description="The lease lasts so long from now unless beats renew it.")
+    lease_s: float = Field(description="Duration of the lease from now; heartbeats renew it.")
     beat_interval_s: float
 
 
 class AttemptBeat(RequestModel):
-    """One held attempt in a heartbeat."""
+    """An attempt in a heartbeat."""
 
     attempt_id: AttemptId
     progress: Progress | None = None
 
 
 class Heartbeat(RequestModel):
-    """One call for all attempts that a worker holds."""
+    """A heartbeat for all attempts of a worker."""
 
     boot_id: UUID
     attempts: tuple[AttemptBeat, ...] = Field(default=(), max_length=64)
 
 
 class BeatVerdict(StrEnum):
-    """What a worker must do with an attempt."""
+    """The action that a worker must take for an attempt."""
 
     OK = "ok"
     CANCEL = "cancel"
     PAUSE = "pause"
-    """Stop it and hand it back; it is queued again and waits until its campaign is resumed."""
+    """Stop the attempt and return its run, which is queued until its campaign is resumed."""
     LOST = "lost"
 
 
@@ -140,7 +140,7 @@ class AttemptVerdict(AnswerModel):
 
     attempt_id: AttemptId
     verdict: BeatVerdict
-    lease_s: float | None = Field(description="The renewed lease lasts so long from now; null when there is none.")
+    lease_s: float | None = Field(description="Duration of the renewed lease from now; null without a lease.")
 
 
 class BeatAnswer(AnswerModel):
@@ -148,32 +148,32 @@ class BeatAnswer(AnswerModel):
 
     attempts: tuple[AttemptVerdict, ...]
     next_beat_s: float
-    drain: bool = Field(description="Finish what is held and claim nothing more.")
+    drain: bool = Field(description="Finish the current attempts and claim nothing more.")
 
 
 class StartAttempt(RequestModel):
-    """Sent when the backend is loaded and warm and the measured window may open."""
+    """Sent when the backend is loaded and warmed up, before the measured window opens."""
 
     environment: dict[str, JsonValue] = Field(description="The environment snapshot.")
     effective_config: EffectiveConfig
 
 
 class ProcessCompletion(RequestModel):
-    """A process's completion marker: it wrote everything that it was going to write."""
+    """The completion marker of a process: all of its evidence is sent."""
 
     streams: tuple[StreamManifest, ...]
-    summary: dict[str, JsonValue] = Field(default_factory=dict, description="What the process says of itself.")
+    summary: dict[str, JsonValue] = Field(default_factory=dict, description="Summary that the process reports.")
 
 
 class CompleteAttempt(RequestModel):
-    """The manifest of the whole attempt; the server compares it with what it holds."""
+    """The manifest of the whole attempt, which the server compares with the stored chunks."""
 
     processes: tuple[ProcessName, ...] = Field(min_length=1, max_length=1025)
     manifest: tuple[StreamManifest, ...] = Field(min_length=1)
 
 
 class MissingChunks(AnswerModel):
-    """A member of `manifest_incomplete`: what to send again."""
+    """A member of `manifest_incomplete`: chunks to send again."""
 
     process: ProcessName
     stream: str

@@ -1,6 +1,6 @@
-"""Default-deny: every request outside a short public list must carry a valid token, and every API route names a scope.
+"""Authentication and scopes: all requests but those of a short public list need a token, all API routes a scope.
 
-The middleware stands before routing, so a path that nobody thought of is closed too.
+The middleware runs before routing, so that a path without a route is closed too.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ SCOPE_KEY = "x-lem-scope"
 
 
 def requires(scope: Scope) -> dict[str, Any]:
-    """`openapi_extra` of a route: the scope that it needs, shown in the document and enforced by `check_scope`."""
+    """Return the `openapi_extra` that declares the scope of a route; `check_scope` enforces it."""
     return {SCOPE_KEY: scope.value}
 
 
 class Authentication:
-    """Lets only public paths and valid tokens through."""
+    """Middleware that refuses requests without a valid token, except to public paths."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -56,7 +56,7 @@ _scheme = HTTPBearer(auto_error=False, description="A token of this server, for 
 async def check_scope(
     request: Request, _credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_scheme)]
 ) -> None:
-    """The dependency that every API route has: its declared scope, and nothing without one."""
+    """Dependency of every API route: refuse a token without its scope. A route that declares none is refused too."""
     route = request.scope.get("route")
     declared = (getattr(route, "openapi_extra", None) or {}).get(SCOPE_KEY)
     principal = current_principal(request)
@@ -68,10 +68,10 @@ async def check_scope(
 
 
 def current_principal(request: Request) -> Principal:
-    """Who makes the request.
+    """Return the owner of the request's token.
 
     Raises:
-        ProblemError: `unauthenticated` (a route that the middleware let through as public has nobody).
+        ProblemError: `unauthenticated` (on a public path, which the middleware does not authenticate).
     """
     principal = request.scope.get("lem.principal")
     if not isinstance(principal, Principal):

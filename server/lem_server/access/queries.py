@@ -33,7 +33,7 @@ _COLUMNS = (
 
 
 async def by_digest(connection: AsyncConnection, digest: bytes) -> TokenRow | None:
-    """The token with this digest; index uq_api_tokens_sha256."""
+    """Return the token with this digest. Index uq_api_tokens_sha256."""
     row = (
         await connection.execute(text(f"SELECT {_COLUMNS} FROM api_tokens WHERE sha256 = :d"), {"d": digest})  # noqa: S608
     ).one_or_none()
@@ -41,7 +41,7 @@ async def by_digest(connection: AsyncConnection, digest: bytes) -> TokenRow | No
 
 
 async def touch(connection: AsyncConnection, token_id: UUID) -> None:
-    """Note the use, at most once a minute, so that requests don't all write."""
+    """Record the use of a token, at most once a minute, so that most requests only read."""
     await connection.execute(
         text("""
             UPDATE api_tokens SET last_used_at = now()
@@ -84,7 +84,7 @@ async def insert(
 
 
 async def replace_digest(connection: AsyncConnection, token_id: UUID, digest: bytes) -> TokenRow | None:
-    """Put another secret's digest in place of a token's; None when it was revoked. Primary key of api_tokens."""
+    """Give a token another secret; None when it was revoked or does not exist."""
     row = (
         await connection.execute(
             text(
@@ -98,7 +98,7 @@ async def replace_digest(connection: AsyncConnection, token_id: UUID, digest: by
 
 
 async def list_tokens(connection: AsyncConnection, *, after: UUID | None, limit: int) -> list[TokenRow]:
-    """Tokens in order of their making."""
+    """Return one page of tokens, oldest first."""
     rows = await connection.execute(
         text(
             f"SELECT {_COLUMNS} FROM api_tokens WHERE CAST(:after AS uuid) IS NULL OR id > :after "  # noqa: S608
@@ -110,7 +110,7 @@ async def list_tokens(connection: AsyncConnection, *, after: UUID | None, limit:
 
 
 async def revoke(connection: AsyncConnection, token_id: UUID) -> bool:
-    """Revoke a token; False when there is none."""
+    """Revoke a token; return False when it does not exist."""
     done = await connection.execute(
         text("UPDATE api_tokens SET revoked_at = coalesce(revoked_at, now()) WHERE id = :id"), {"id": token_id}
     )
@@ -118,7 +118,7 @@ async def revoke(connection: AsyncConnection, token_id: UUID) -> bool:
 
 
 async def others_than_owner(connection: AsyncConnection) -> bool:
-    """Whether any usable token stands besides minted owner tokens."""
+    """Return whether there is a valid token of another kind than `owner`."""
     row = await connection.execute(
         text("""
             SELECT 1 FROM api_tokens

@@ -1,4 +1,4 @@
-"""HTTP of tokens."""
+"""Routes of access tokens."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from lem_server.http.problems import problem_responses
 
 router = APIRouter(prefix="/api/v1/tokens", tags=["tokens"])
 
-_PLACE: TypeAdapter[tuple[UUID]] = TypeAdapter(tuple[UUID])
+_CURSOR: TypeAdapter[tuple[UUID]] = TypeAdapter(tuple[UUID])
 
 _CREATED: dict[int | str, dict[str, Any]] = {
-    201: {"description": "The token. Under an Idempotency-Key sent again: the same token with a new secret."},
+    201: {"description": "The token. For a repeated Idempotency-Key: the same token with a new secret."},
     **problem_responses(ProblemCode.CONFLICT, ProblemCode.IDEMPOTENCY_MISMATCH),
 }
 
@@ -37,17 +37,17 @@ async def create_token(
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> TokenCreated:
-    """Make a token. Its secret is in this answer and nowhere else, the server keeps a digest of it alone.
+    """Create a token. Only this answer holds its secret; the server stores a digest.
 
-    Where the answer got lost, send the request again under the same Idempotency-Key: the same token gets a new secret,
-    and the one that was on its way stops working at once. This is the one answer that is not the first one again.
+    If the answer got lost, send the request again with the same Idempotency-Key: the token gets a new secret, and the
+    lost one stops working at once. No other repeated request is answered differently from the first.
     """
     async with context.engine.begin() as connection:
-        made: list[TokenCreated] = []
+        created: list[TokenCreated] = []
 
         async def produce() -> tuple[int, TokenView]:
-            made.append(await service.create_in(connection, request))
-            return status.HTTP_201_CREATED, service.without_secret(made[0])
+            created.append(await service.create_in(connection, request))
+            return status.HTTP_201_CREATED, service.without_secret(created[0])
 
         answer = await run_once(
             connection,
@@ -59,16 +59,16 @@ async def create_token(
         )
         if answer.replayed:
             first = TokenView.model_validate_json(answer.body)
-            made.append(await service.renew_secret(connection, parse_id(IdKind.TOKEN, first.id), first.kind))
+            created.append(await service.renew_secret(connection, parse_id(IdKind.TOKEN, first.id), first.kind))
     response.headers["Cache-Control"] = "no-store"
-    return made[0]
+    return created[0]
 
 
 @router.get("", responses=problem_responses(ProblemCode.BAD_REQUEST), openapi_extra=requires(Scope.ADMIN))
 async def list_tokens(context: Context, limit: Limit = 50, cursor: Cursor = None) -> Page[TokenView]:
-    """Tokens in order of their making, without their secrets."""
-    place = decode_cursor("tokens", cursor, _PLACE)
-    items, after = await service.list_tokens(context.engine, after=place[0] if place else None, limit=limit)
+    """List tokens without their secrets, oldest first."""
+    position = decode_cursor("tokens", cursor, _CURSOR)
+    items, after = await service.list_tokens(context.engine, after=position[0] if position else None, limit=limit)
     return Page(items=tuple(items), next=encode_cursor("tokens", (after,)) if after else None)
 
 
@@ -79,5 +79,5 @@ async def list_tokens(context: Context, limit: Limit = 50, cursor: Cursor = None
     openapi_extra=requires(Scope.ADMIN),
 )
 async def revoke_token(context: Context, token_id: Annotated[TokenId, Path(description="The token's id.")]) -> None:
-    """Revoke a token, at once and for good."""
+    """Revoke a token at once and permanently."""
     await service.revoke(context.engine, parse_id(IdKind.TOKEN, token_id))

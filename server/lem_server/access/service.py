@@ -1,4 +1,4 @@
-"""Makes, checks and revokes tokens, and mints the owner's on the first start."""
+"""Creates, checks and revokes tokens, and creates the owner's token on the first start."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OWNER_TOKEN_FILE = "owner.token"  # noqa: S105 - a file name
 
 
 class Principal(NamedTuple):
-    """Who makes a request."""
+    """The owner of a token that authenticated a request."""
 
     token_id: UUID
     name: str
@@ -40,17 +40,17 @@ class Principal(NamedTuple):
 
 
 async def authenticate(engine: AsyncEngine, token: str) -> Principal:
-    """Who a token belongs to.
+    """Look a token up and record its use.
 
     Raises:
-        ProblemError: `unauthenticated`, saying whether it is mistyped, unknown, revoked or expired.
+        ProblemError: `unauthenticated`; its message distinguishes mistyped, unknown, revoked and expired tokens.
     """
     if not tokens.is_well_formed(token):
-        raise _unauthenticated("the token is mistyped or cut off (its checksum is wrong); copy it again.")
+        raise _unauthenticated("the token is mistyped or truncated (its checksum is wrong); copy it again.")
     async with engine.begin() as connection:
         row = await queries.by_digest(connection, tokens.digest(token))
         if row is None:
-            raise _unauthenticated("this server does not know the token; use one that it made (see owner.token).")
+            raise _unauthenticated("this server does not know the token; use one that it created (see owner.token).")
         if row.revoked_at is not None:
             raise _unauthenticated("the token was revoked; ask for a new one.")
         if row.expired:
@@ -60,13 +60,13 @@ async def authenticate(engine: AsyncEngine, token: str) -> Principal:
 
 
 async def create(engine: AsyncEngine, request: TokenCreate) -> TokenCreated:
-    """Make a token; its secret is in the answer and nowhere else."""
+    """Create a token; only the answer holds its secret."""
     async with engine.begin() as connection:
         return await create_in(connection, request)
 
 
 async def create_in(connection: AsyncConnection, request: TokenCreate) -> TokenCreated:
-    """The same inside a transaction of the caller's."""
+    """Create a token within the caller's transaction."""
     token = tokens.mint(request.kind)
     scopes = request.scopes or DEFAULT_SCOPES[request.kind]
     row = await queries.insert(
@@ -82,35 +82,35 @@ async def create_in(connection: AsyncConnection, request: TokenCreate) -> TokenC
 
 
 async def renew_secret(connection: AsyncConnection, token_id: UUID, kind: TokenKind) -> TokenCreated:
-    """Give a token a new secret in place of one whose answer may be lost; the old one stops working.
+    """Replace a secret whose answer may be lost; the old one stops working.
 
     Raises:
-        ProblemError: `conflict` when the token was revoked meanwhile.
+        ProblemError: `conflict` when the token was revoked.
     """
     token = tokens.mint(kind)
     row = await queries.replace_digest(connection, token_id, tokens.digest(token))
     if row is None:
         raise ProblemError(
             ProblemCode.CONFLICT,
-            f"{format_id(IdKind.TOKEN, token_id)}, made under this Idempotency-Key, was revoked; send a new key.",
+            f"{format_id(IdKind.TOKEN, token_id)}, created with this Idempotency-Key, was revoked; send a new key.",
         )
     return TokenCreated(token=token, **_view(row).model_dump())
 
 
 def without_secret(created: TokenCreated) -> TokenView:
-    """What may be kept of the answer that brings a new token."""
+    """Return the part of the answer that may be stored."""
     return TokenView.model_validate(created.model_dump(exclude={"token"}))
 
 
 async def list_tokens(engine: AsyncEngine, *, after: UUID | None, limit: int) -> tuple[list[TokenView], UUID | None]:
-    """One page of tokens, and the id that the next one begins after."""
+    """Return one page of tokens, and the cursor of the next; None at the end."""
     async with engine.connect() as connection:
         rows = await queries.list_tokens(connection, after=after, limit=limit + 1)
     return [_view(row) for row in rows[:limit]], rows[limit - 1].id if len(rows) > limit else None
 
 
 async def revoke(engine: AsyncEngine, token_id: UUID) -> None:
-    """Revoke a token, at once and for good.
+    """Revoke a token at once and permanently.
 
     Raises:
         ProblemError: `not_found`.
@@ -121,16 +121,16 @@ async def revoke(engine: AsyncEngine, token_id: UUID) -> None:
 
 
 async def ensure_owner_token(engine: AsyncEngine, data_dir: Path) -> Path:
-    """The file with the owner's token, which local clients and workers find; made where this database lacks it.
+    """Return the file of the owner's token, which is created unless this database knows the token in it.
 
-    Each data folder of each machine has one token, so that several servers on one database don't take each other's
-    away. A folder that lost its file gets a new secret for that token, and the lost one stops working.
+    Each data folder of each machine has one token, so that replicas don't replace each other's. When the file is lost,
+    the token gets a new secret, and the lost one stops working.
     """
     path = data_dir / OWNER_TOKEN_FILE
     await to_thread.run_sync(partial(data_dir.mkdir, parents=True, exist_ok=True))
     folder = os.open(data_dir, os.O_RDONLY)
     try:
-        await to_thread.run_sync(fcntl.flock, folder, fcntl.LOCK_EX)  # servers that share the folder take turns
+        await to_thread.run_sync(fcntl.flock, folder, fcntl.LOCK_EX)  # replicas may share the folder
         if path.exists():
             async with engine.connect() as connection:
                 row = await queries.by_digest(connection, tokens.digest(path.read_text().strip()))
@@ -138,19 +138,21 @@ async def ensure_owner_token(engine: AsyncEngine, data_dir: Path) -> Path:
                 return path
         token = tokens.mint(TokenKind.OWNER)
         async with engine.begin() as connection:
-            renewed = await _give_owner_token(connection, data_dir, tokens.digest(token))
+            renewed = await _store_owner_token(connection, data_dir, tokens.digest(token))
             await to_thread.run_sync(_write_secret, path, token)
     finally:
         os.close(folder)
     if renewed:
-        logger.warning("%s was missing or unknown to the database; made anew, and the former one works no more", path)
+        logger.warning(
+            "%s was missing or unknown to the database; it is recreated, and the old token stops working", path
+        )
     else:
-        logger.info("made the owner's token of this data folder, %s", path)
+        logger.info("created the owner's token of this data folder, %s", path)
     return path
 
 
-async def _give_owner_token(connection: AsyncConnection, data_dir: Path, digest: bytes) -> bool:
-    """Store the secret of the folder's token; True where it takes the place of another. A revoked one stays revoked."""
+async def _store_owner_token(connection: AsyncConnection, data_dir: Path, digest: bytes) -> bool:
+    """Store the secret of the folder's token; return True if it replaces another. A revoked token stays revoked."""
     for generation in itertools.count():
         token_id = _owner_token_id(data_dir, generation)
         if await queries.replace_digest(connection, token_id, digest) is not None:
@@ -171,13 +173,13 @@ async def _give_owner_token(connection: AsyncConnection, data_dir: Path, digest:
 
 
 def _owner_token_id(data_dir: Path, generation: int) -> UUID:
-    """Found again after the folder's files are lost; zeros first, so that owners' tokens lead the list."""
-    whose = f"{socket.gethostname()}\0{data_dir.resolve()}\0{generation}"
-    return UUID(bytes=bytes(6) + sha256(whose.encode()).digest()[:10])
+    """Derive the id from machine and folder, so that it survives a lost file; owners' tokens sort first."""
+    identity = f"{socket.gethostname()}\0{data_dir.resolve()}\0{generation}"
+    return UUID(bytes=bytes(6) + sha256(identity.encode()).digest()[:10])
 
 
 async def has_tokens_besides_owner(engine: AsyncEngine) -> bool:
-    """Whether somebody set up access on purpose, so that the server may be reached from elsewhere."""
+    """Return whether access was set up, so that the server may listen on a public address."""
     async with engine.connect() as connection:
         return await queries.others_than_owner(connection)
 
@@ -200,11 +202,11 @@ def _unauthenticated(detail: str) -> ProblemError:
 
 
 def _write_secret(path: Path, token: str) -> None:
-    """Readable by its owner alone from the first moment, and never half written."""
+    """Write a file that only its owner can read, from the first moment on, and replace the old one atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.unlink(missing_ok=True)
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(token + "\n")
-    fresh.replace(path)
+    temporary.replace(path)

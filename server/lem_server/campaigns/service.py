@@ -319,7 +319,7 @@ async def _get(connection: AsyncConnection, campaign_id: UUID) -> CampaignView:
 
 
 async def _refuse_missing_prompts(connection: AsyncConnection, planned: Plan) -> None:
-    held = await datasets.held(connection, planning.datasets_of(planned))
+    held = await datasets.existing(connection, planning.datasets_of(planned))
     planning.refuse_missing_prompts(planned, held=held)
 
 

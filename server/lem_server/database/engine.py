@@ -1,4 +1,4 @@
-"""The connection pool: asyncpg under SQLAlchemy, with time limits, and under a role that can't rewrite history."""
+"""The connection pool: asyncpg under SQLAlchemy, with time limits, and with a role that can't rewrite the log."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ APPLICATION_ROLE = "lem_app"
 STATEMENT_TIMEOUT_MS = 15_000
 LOCK_TIMEOUT_MS = 5_000
 ANSWER_TIMEOUT_S = 20.0
-"""Above the server's own limit: a connection that says nothing for so long is dead, although nothing has closed it (a
-firewall that forgot it, a host that went away)."""
+"""Above PostgreSQL's own limit, so it ends only connections that are dead without being closed (by a firewall that
+dropped them, or a host that disappeared)."""
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
-"""A held snapshot slows every claim down many times, so nobody may hold one for long."""
+"""An open snapshot keeps old row versions of leases alive, which slows every claim down many times."""
 
 
 class DatabaseError(LemError):
-    """The database can't be used as it is."""
+    """The database can't be used."""
 
 
 def database_url(text_url: str) -> URL:
-    """The URL in the form that the engine takes.
+    """Check a URL and select the asyncpg driver.
 
     Raises:
-        DatabaseError: it is no PostgreSQL URL.
+        DatabaseError: it is not a PostgreSQL URL.
     """
     try:
         url = make_url(text_url)
     except ArgumentError:
-        raise DatabaseError("LEM_DATABASE_URL is no URL; write postgresql://user@host/database.") from None
+        raise DatabaseError("LEM_DATABASE_URL is not a URL; write postgresql://user@host/database.") from None
     if url.drivername not in ("postgresql", "postgres", "postgresql+asyncpg"):
         raise DatabaseError(
-            f"LEM_DATABASE_URL names {url.drivername!r}, but PostgreSQL is the only store; "
+            f"LEM_DATABASE_URL names {url.drivername!r}, but LEM needs PostgreSQL; "
             "write postgresql://user@host/database."
         )
     return url.set(drivername="postgresql+asyncpg")
 
 
 def make_engine(url: URL, *, pool_size: int = 10) -> AsyncEngine:
-    """An engine whose connections act under the application's role where there is one."""
+    """Create an engine whose connections take the application's role if they may."""
     engine = create_async_engine(
         url,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=10,
         pool_pre_ping=True,
-        hide_parameters=True,  # an error's text gets into the log, and what users send does not belong there
+        hide_parameters=True,  # errors are logged, and users' data must not be
         connect_args={
             "server_settings": {
                 "application_name": "lem-server",
@@ -69,7 +69,7 @@ def make_engine(url: URL, *, pool_size: int = 10) -> AsyncEngine:
     return engine
 
 
-# Since PostgreSQL 16 a member may lack the right to SET ROLE: whoever makes a role is only its administrator.
+# Since PostgreSQL 16 a member may lack the SET option: the creator of a role has only ADMIN.
 _MAY_TAKE_ROLE = """
     SELECT 1 FROM pg_roles
      WHERE rolname = 'lem_app' AND pg_has_role(
@@ -88,10 +88,10 @@ def _take_application_role(connection: Any, _record: Any) -> None:
 
 
 async def require_supported_version(engine: AsyncEngine) -> None:
-    """Refuse a server that is too old.
+    """Refuse a PostgreSQL that is too old.
 
     Raises:
-        DatabaseError: naming its version.
+        DatabaseError: its message names the version.
     """
     async with engine.connect() as connection:
         number = int((await connection.execute(text("SHOW server_version_num"))).scalar_one())

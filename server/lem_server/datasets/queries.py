@@ -28,24 +28,24 @@ _INSERT = text("""
 
 
 async def insert(connection: AsyncConnection, *, sha256: bytes, name: str, texts: Sequence[str]) -> bool:
-    """Store a set; False when it was there, which leaves it as it was."""
-    made = await connection.execute(
+    """Store a set; return False when it exists, which leaves it unchanged."""
+    inserted = await connection.execute(
         _INSERT, {"sha256": sha256, "name": name, "prompts": len(texts), "texts": list(texts)}
     )
-    return made.one_or_none() is not None
+    return inserted.one_or_none() is not None
 
 
-# The datasets' primary key, here and below.
+# Every statement uses the primary key.
 _LIST = text("SELECT sha256, name, prompts FROM datasets WHERE sha256 > :after ORDER BY sha256 LIMIT :limit")
 
 
 async def list_datasets(connection: AsyncConnection, *, after: bytes, limit: int) -> list[DatasetRow]:
-    """Uploaded sets in the order of their digests; the texts stay where they are."""
+    """Return one page of uploaded sets, ordered by digest, without their texts."""
     return [DatasetRow(*row) for row in await connection.execute(_LIST, {"after": after, "limit": limit})]
 
 
 async def get_dataset(connection: AsyncConnection, sha256: bytes) -> tuple[DatasetRow, list[str]] | None:
-    """One set with its texts."""
+    """Return a set and its texts."""
     row = (
         await connection.execute(
             text("SELECT sha256, name, prompts, texts FROM datasets WHERE sha256 = :sha256"), {"sha256": sha256}
@@ -54,11 +54,11 @@ async def get_dataset(connection: AsyncConnection, sha256: bytes) -> tuple[Datas
     return None if row is None else (DatasetRow(*row[:3]), list(row[3]))
 
 
-_HELD = text("SELECT sha256 FROM datasets WHERE sha256 = ANY(:wanted)").bindparams(
+_EXISTING = text("SELECT sha256 FROM datasets WHERE sha256 = ANY(:wanted)").bindparams(
     bindparam("wanted", type_=ARRAY(LargeBinary))
 )
 
 
-async def held(connection: AsyncConnection, wanted: Collection[bytes]) -> set[bytes]:
-    """Which of the wanted sets are there."""
-    return set((await connection.execute(_HELD, {"wanted": list(wanted)})).scalars())
+async def existing(connection: AsyncConnection, wanted: Collection[bytes]) -> set[bytes]:
+    """Return the digests that are stored."""
+    return set((await connection.execute(_EXISTING, {"wanted": list(wanted)})).scalars())

@@ -1,4 +1,4 @@
-"""HTTP of sets of prompts."""
+"""Routes of sets of prompts."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from lem_server.http.problems import problem_responses
 
 router = APIRouter(prefix="/api/v1", tags=["datasets"])
 
-_PLACE: TypeAdapter[tuple[Sha256]] = TypeAdapter(tuple[Sha256])
+_CURSOR: TypeAdapter[tuple[Sha256]] = TypeAdapter(tuple[Sha256])
 
 DigestPath = Annotated[Sha256, Path(description="SHA-256 over the prompts, 64 hexadecimal digits.")]
 
 
 @router.get("/datasets", responses=problem_responses(ProblemCode.BAD_REQUEST), openapi_extra=requires(Scope.READ))
 async def list_datasets(context: Context, limit: Limit = 100, cursor: Cursor = None) -> Page[DatasetView]:
-    """Sets of prompts: the built-in ones, all on the first page, then those that were uploaded."""
-    (after,) = decode_cursor("datasets", cursor, _PLACE) or (None,)
-    items, following = await service.list_datasets(context.engine, after=after, limit=limit)
-    return Page(items=items, next=None if following is None else encode_cursor("datasets", (following,)))
+    """List sets of prompts: the built-in ones, all on the first page, then the uploaded ones."""
+    (after,) = decode_cursor("datasets", cursor, _CURSOR) or (None,)
+    items, next_digest = await service.list_datasets(context.engine, after=after, limit=limit)
+    return Page(items=items, next=None if next_digest is None else encode_cursor("datasets", (next_digest,)))
 
 
 @router.get(
     "/datasets/{sha256}", responses=problem_responses(ProblemCode.NOT_FOUND), openapi_extra=requires(Scope.READ)
 )
 async def get_dataset(context: Context, sha256: DigestPath) -> DatasetContent:
-    """A set of prompts with its texts."""
+    """Return a set of prompts with its texts."""
     return await service.get_dataset(context.engine, sha256)
 
 
@@ -45,14 +45,14 @@ async def get_dataset(context: Context, sha256: DigestPath) -> DatasetContent:
     "/datasets/{sha256}",
     status_code=status.HTTP_201_CREATED,
     responses={
-        200: {"model": DatasetView, "description": "The set was there already; it stays as it is."},
+        200: {"model": DatasetView, "description": "The set exists; it is unchanged."},
         **problem_responses(ProblemCode.BAD_REQUEST, ProblemCode.DIGEST_MISMATCH, ProblemCode.PAYLOAD_TOO_LARGE),
     },
     openapi_extra=requires(Scope.SUBMIT),
 )
 async def put_dataset(context: Context, sha256: DigestPath, upload: DatasetUpload, response: Response) -> DatasetView:
     """Upload prompts under the digest that `lem_domain.prompt_sets.prompts_digest` gives them (at most 4 MiB)."""
-    view, made = await service.put_dataset(context.engine, sha256, upload)
-    if not made:
+    view, created = await service.put_dataset(context.engine, sha256, upload)
+    if not created:
         response.status_code = status.HTTP_200_OK
     return view

@@ -1,4 +1,4 @@
-"""Sets of prompts: which there are, what is in one, and taking one that a user uploads."""
+"""Lists, returns and stores sets of prompts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lem_server.http.problems import ProblemError
 async def list_datasets(
     engine: AsyncEngine, *, after: str | None, limit: int
 ) -> tuple[tuple[DatasetView, ...], str | None]:
-    """One page of sets, the built-in ones before the uploaded, and the digest that the next one begins after."""
+    """Return one page of sets, the built-in ones before the uploaded, and the cursor of the next; None at the end."""
     builtin = [] if after is not None else [_without_texts(one) for one in _builtin().values()]
     async with engine.connect() as connection:
         rows = await queries.list_datasets(connection, after=bytes.fromhex(after or ""), limit=limit + 1)
@@ -27,7 +27,7 @@ async def list_datasets(
 
 
 async def get_dataset(engine: AsyncEngine, sha256: str) -> DatasetContent:
-    """A set with its texts.
+    """Return a set with its texts.
 
     Raises:
         ProblemError: `not_found`.
@@ -48,17 +48,17 @@ async def get_dataset(engine: AsyncEngine, sha256: str) -> DatasetContent:
 
 
 async def put_dataset(engine: AsyncEngine, sha256: str, upload: DatasetUpload) -> tuple[DatasetView, bool]:
-    """Keep a set under its digest; also says whether it is new. One that is there stays as it is, name included.
+    """Store a set, and return whether it is new. An existing one stays unchanged, its name included.
 
     Raises:
-        ProblemError: `digest_mismatch`, or `validation` when a prompt holds what PostgreSQL can't store.
+        ProblemError: `digest_mismatch`, or `validation` when a prompt holds U+0000, which PostgreSQL can't store.
     """
     async with engine.begin() as connection:
         return await store(connection, sha256, upload)
 
 
 async def store(connection: AsyncConnection, sha256: str, upload: DatasetUpload) -> tuple[DatasetView, bool]:
-    """The same within the caller's transaction.
+    """Store a set within the caller's transaction.
 
     Raises:
         ProblemError: as `put_dataset`.
@@ -74,32 +74,32 @@ async def store(connection: AsyncConnection, sha256: str, upload: DatasetUpload)
         return _without_texts(builtin), False
     if any("\x00" in text for text in (upload.name, *upload.prompts)):
         raise ProblemError(
-            ProblemCode.VALIDATION, "the name or a prompt holds the character U+0000, which can't be kept; remove it."
+            ProblemCode.VALIDATION, "the name or a prompt holds the character U+0000, which can't be stored; remove it."
         )
     key = bytes.fromhex(sha256)
-    made = await queries.insert(connection, sha256=key, name=upload.name, texts=upload.prompts)
+    created = await queries.insert(connection, sha256=key, name=upload.name, texts=upload.prompts)
     found = await queries.get_dataset(connection, key)
     if found is None:
         raise RuntimeError(f"dataset {sha256} vanished while it was stored")
-    return _view(found[0]), made
+    return _view(found[0]), created
 
 
-async def held(connection: AsyncConnection, wanted: Collection[str]) -> frozenset[str]:
-    """Which of the wanted sets the server holds, built in or uploaded."""
+async def existing(connection: AsyncConnection, wanted: Collection[str]) -> frozenset[str]:
+    """Return the digests of sets that the server has, built in or uploaded."""
     if not wanted:
         return frozenset()
-    uploaded = await queries.held(connection, [bytes.fromhex(sha256) for sha256 in wanted])
+    uploaded = await queries.existing(connection, [bytes.fromhex(sha256) for sha256 in wanted])
     return frozenset(sha256 for sha256 in wanted if sha256 in _builtin() or bytes.fromhex(sha256) in uploaded)
 
 
 def builtin_sets() -> tuple[DatasetView, ...]:
-    """The built-in sets."""
+    """Return the built-in sets without their texts."""
     return tuple(_without_texts(one) for one in _builtin().values())
 
 
 @cache
 def _builtin() -> dict[str, DatasetContent]:
-    """The built-in sets by digest."""
+    """Return the built-in sets by digest."""
     found = {}
     for name in builtin_prompt_sets():
         texts = tuple(prompt.text for prompt in load_builtin_prompts(name))

@@ -1,4 +1,4 @@
-"""SQL of event streams: the log from a place on, and what busy runs last said."""
+"""SQL of event streams: the log after a cursor, and the latest progress of live runs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 
-class LogPlace(NamedTuple):
-    """A place in the log: transactions in the order of their numbers, entries of one in the order of their ids."""
+class EventCursor(NamedTuple):
+    """A position in the log, which is ordered by transaction and then by entry."""
 
     xact: int
     id: int
 
 
 class EventRow(NamedTuple):
-    """One transition. `stable`: no entry can appear before it any more, because no older transaction is open."""
+    """One transition. `stable`: no entry can appear before it, because no older transaction is open."""
 
     xact: int
     id: int
@@ -35,7 +35,7 @@ class EventRow(NamedTuple):
 
 
 class ProgressRow(NamedTuple):
-    """A busy run and what its worker last said of it."""
+    """A live run and its latest progress."""
 
     run_id: UUID
     attempt_id: UUID
@@ -50,20 +50,20 @@ _TRANSITIONS = """
       FROM run_transitions t
       JOIN runs r ON r.id = t.run_id
       JOIN experiments e ON e.id = r.experiment_id
-     WHERE {whose} AND (t.xact, t.id) > (CAST(CAST(:xact AS text) AS xid8), :id)
+     WHERE {condition} AND (t.xact, t.id) > (CAST(CAST(:xact AS text) AS xid8), :id)
      ORDER BY t.xact, t.id
      LIMIT :limit
 """
 # Index ix_run_transitions_campaign_id.
-_OF_CAMPAIGN = text(_TRANSITIONS.format(whose="t.campaign_id = :campaign_id"))
+_OF_CAMPAIGN = text(_TRANSITIONS.format(condition="t.campaign_id = :campaign_id"))
 # Index ix_run_transitions_run_id; one run has few entries.
-_OF_RUN = text(_TRANSITIONS.format(whose="t.run_id = :run_id"))
+_OF_RUN = text(_TRANSITIONS.format(condition="t.run_id = :run_id"))
 
 
 async def transitions(
-    connection: AsyncConnection, *, campaign_id: UUID, run_id: UUID | None, after: LogPlace, limit: int
+    connection: AsyncConnection, *, campaign_id: UUID, run_id: UUID | None, after: EventCursor, limit: int
 ) -> list[EventRow]:
-    """The log of a campaign, or of one of its runs, after a place."""
+    """Return the log of a campaign, or of one of its runs, after a cursor."""
     where = {"campaign_id": campaign_id} if run_id is None else {"run_id": run_id}
     rows = await connection.execute(
         _OF_CAMPAIGN if run_id is None else _OF_RUN,
@@ -77,17 +77,17 @@ _PROGRESS = """
       FROM runs r
       JOIN leases l ON l.run_id = r.id
       JOIN experiments e ON e.id = r.experiment_id
-     WHERE {whose} AND r.state IN ('initialised', 'running') AND l.progress IS NOT NULL
+     WHERE {condition} AND r.state IN ('initialised', 'running') AND l.progress IS NOT NULL
      ORDER BY r.position
 """
 # Index ix_runs_campaign_id_state.
-_PROGRESS_OF_CAMPAIGN = text(_PROGRESS.format(whose="r.campaign_id = :campaign_id"))
+_PROGRESS_OF_CAMPAIGN = text(_PROGRESS.format(condition="r.campaign_id = :campaign_id"))
 # The runs' primary key.
-_PROGRESS_OF_RUN = text(_PROGRESS.format(whose="r.id = :run_id"))
+_PROGRESS_OF_RUN = text(_PROGRESS.format(condition="r.id = :run_id"))
 
 
 async def progress(connection: AsyncConnection, *, campaign_id: UUID, run_id: UUID | None) -> Sequence[ProgressRow]:
-    """What the workers of busy runs last said."""
+    """Return the latest progress of live runs."""
     if run_id is None:
         rows = await connection.execute(_PROGRESS_OF_CAMPAIGN, {"campaign_id": campaign_id})
     else:

@@ -1,4 +1,4 @@
-"""HTTP of event streams (text/event-stream)."""
+"""Routes of event streams (text/event-stream)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from lem_domain.wire.events import AggregationEvent, CampaignEvent, RunProgressE
 from lem_server.access.guard import requires
 from lem_server.campaigns import service as campaigns
 from lem_server.context import Context
-from lem_server.events.queries import LogPlace
-from lem_server.events.stream import Followed, follow, place_of
+from lem_server.events.queries import EventCursor
+from lem_server.events.stream import Followed, follow, parse_cursor
 from lem_server.http.path_ids import CampaignPath, RunPath
 from lem_server.http.problems import problem_responses
 from lem_server.runs import service as runs
@@ -37,12 +37,12 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _place(
+def _cursor(
     last_event_id: Annotated[
-        str | None, Header(description="Id of the last event received; the stream goes on after it.")
+        str | None, Header(description="Id of the last event received; the stream continues after it.")
     ] = None,
-) -> LogPlace:
-    return place_of(last_event_id)
+) -> EventCursor:
+    return parse_cursor(last_event_id)
 
 
 async def _followed_campaign(context: Context, campaign_id: CampaignPath) -> Followed:
@@ -55,21 +55,21 @@ async def _followed_run(context: Context, run_id: RunPath) -> Followed:
     return Followed(parse_id(IdKind.CAMPAIGN, run.campaign_id), run_id)
 
 
-# What can be refused is refused in the dependencies: once the first event is sent there is no status any more.
-Place = Annotated[LogPlace, Depends(_place)]
+# Dependencies refuse wrong requests: once the first event is sent, the status can't change.
+Cursor = Annotated[EventCursor, Depends(_cursor)]
 FollowedCampaign = Annotated[Followed, Depends(_followed_campaign)]
 FollowedRun = Annotated[Followed, Depends(_followed_run)]
 
 
-async def _until_the_database_is_away(events: AsyncIterator[ServerSentEvent]) -> AsyncIterator[ServerSentEvent]:
+async def _until_database_error(events: AsyncIterator[ServerSentEvent]) -> AsyncIterator[ServerSentEvent]:
     try:
         async for event in events:
             yield event
-    except (SQLAlchemyError, OSError) as error:  # there is no status any more; whoever follows comes back
-        logger.warning("a stream of events ends, because the database is away (%s)", type(error).__name__)
+    except (SQLAlchemyError, OSError) as error:  # the status is sent; clients reconnect
+        logger.warning("an event stream ends, because the database is unavailable (%s)", type(error).__name__)
 
 
-def _follow(context: Context, followed: Followed, after: LogPlace) -> AsyncIterator[ServerSentEvent]:
+def _follow(context: Context, followed: Followed, after: EventCursor) -> AsyncIterator[ServerSentEvent]:
     terms, aggregating = context.settings.lease_terms, context.aggregations.progress
     return follow(context.engine, context.hub, terms, followed, after, aggregating)
 
@@ -80,9 +80,11 @@ def _follow(context: Context, followed: Followed, after: LogPlace) -> AsyncItera
     responses=_RESPONSES,
     openapi_extra=requires(Scope.READ),
 )
-async def campaign_events(context: Context, followed: FollowedCampaign, after: Place) -> AsyncIterator[ServerSentEvent]:
-    """Everything that happened to the campaign's runs and everything that happens, until none is queued or live."""
-    async for event in _until_the_database_is_away(_follow(context, followed, after)):
+async def campaign_events(
+    context: Context, followed: FollowedCampaign, after: Cursor
+) -> AsyncIterator[ServerSentEvent]:
+    """Stream all events of the campaign's runs, past and future, until none is queued or live."""
+    async for event in _until_database_error(_follow(context, followed, after)):
         yield event
 
 
@@ -92,7 +94,7 @@ async def campaign_events(context: Context, followed: FollowedCampaign, after: P
     responses=_RESPONSES,
     openapi_extra=requires(Scope.READ),
 )
-async def run_events(context: Context, followed: FollowedRun, after: Place) -> AsyncIterator[ServerSentEvent]:
-    """Everything that happened to the run and everything that happens, until it is neither queued nor live."""
-    async for event in _until_the_database_is_away(_follow(context, followed, after)):
+async def run_events(context: Context, followed: FollowedRun, after: Cursor) -> AsyncIterator[ServerSentEvent]:
+    """Stream all events of the run, past and future, until it is neither queued nor live."""
+    async for event in _until_database_error(_follow(context, followed, after)):
         yield event

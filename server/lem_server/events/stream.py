@@ -1,4 +1,4 @@
-"""The events of a campaign or run: a picture first, then everything that happens, until nothing more will."""
+"""The events of a campaign or run: its present state first, then every change until it is settled."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from lem_domain.wire.runs import Progress
 from lem_server.campaigns import service as campaigns
 from lem_server.database.listener import Hub
 from lem_server.events import queries
-from lem_server.events.queries import EventRow, LogPlace, ProgressRow
+from lem_server.events.queries import EventCursor, EventRow, ProgressRow
 from lem_server.http.problems import ProblemError
 from lem_server.runs import service as runs
 from lem_server.settings import LeaseTerms
 
 POLL_S = 2.0
-"""The longest time without looking again, should a notification get lost; progress is only ever seen by looking."""
+"""The interval of reading without a notification: one may get lost, and progress causes none."""
 UNSTABLE_POLL_S = 0.25
-"""The same while an entry is there that an older open transaction could still precede."""
+"""The interval while an older transaction is open whose entries belong before one that was read."""
 SHORTEST_PAUSE_S = 0.1
-"""Many transitions within this time are looked at together."""
+"""Transitions within this time are read together."""
 PROGRESS_INTERVAL_S = 1.0
 PAGE = 500
-BEGINNING = LogPlace(0, 0)
+BEGINNING = EventCursor(0, 0)
 
 _EVENT_ID = re.compile(r"^([0-9]{1,19})-([0-9]{1,18})$")
 
 
 class Followed(NamedTuple):
-    """What a stream is about: a whole campaign, or one run of it."""
+    """The subject of a stream: a campaign, or one run of it."""
 
     campaign_id: UUID
     run_id: UUID | None = None
 
 
-def place_of(last_event_id: str | None) -> LogPlace:
-    """Where a stream goes on that was broken off after this event; the beginning where there is none.
+def parse_cursor(last_event_id: str | None) -> EventCursor:
+    """Return the cursor after an event, or the beginning of the log without one.
 
     Raises:
         ProblemError: `bad_request`.
@@ -56,10 +56,10 @@ def place_of(last_event_id: str | None) -> LogPlace:
     if found is None or int(found[1]) >= 2**63:
         raise ProblemError(
             ProblemCode.BAD_REQUEST,
-            f"Last-Event-ID {last_event_id[:60]!r} is not the id of an event of this stream; "
-            "send the id of the last transition event, or leave the header out to begin at the start.",
+            f"Last-Event-ID {last_event_id[:60]!r} is not an event id; "
+            "send the id of the last transition event, or omit the header to start at the beginning.",
         )
-    return LogPlace(int(found[1]), int(found[2]))
+    return EventCursor(int(found[1]), int(found[2]))
 
 
 async def follow(
@@ -67,26 +67,25 @@ async def follow(
     hub: Hub,
     terms: LeaseTerms,
     followed: Followed,
-    after: LogPlace,
+    after: EventCursor,
     aggregating: Callable[[UUID], AggregationEvent | None] = lambda _: None,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Everything that happened after a place in the log, then everything that happens.
+    """Yield all events after a cursor, past and future.
 
-    Ends when nothing more will happen without somebody asking for it, and when the server is shutting down. While
-    `aggregating` returns the progress of an aggregation of the campaign, the stream stays open and sends it. No
-    database connection is held between looks.
+    Ends when nothing is queued or live, and when the server shuts down. While `aggregating` returns the progress of an
+    aggregation of the campaign, the stream stays open and sends it. Holds no database connection while it waits.
     """
     progress = LatestProgress(hub.clock)
     aggregated: AggregationEvent | None = None
     with hub.campaign(followed.campaign_id) as signal:
-        shown, _ = await _picture(engine, terms, followed)
+        shown, _ = await _state(engine, terms, followed)
         yield _event(shown)
         while not hub.stopping:
             ticket = signal.ticket()
-            # Before the picture: an aggregation that ends in between is then followed by one more look.
+            # Read before the state, so that the end of an aggregation is followed by one more turn of the loop.
             aggregation = aggregating(followed.campaign_id) if followed.run_id is None else None
-            # Before the transitions: those that led to the picture are then among them.
-            picture, over = await _picture(engine, terms, followed)
+            # Read before the transitions, so that they include those that led to this state.
+            state, over = await _state(engine, terms, followed)
             stable = True
             full = True
             while stable and full:
@@ -95,16 +94,16 @@ async def follow(
                 for row in page:
                     stable = stable and row.stable
                     if stable:
-                        after = LogPlace(row.xact, row.id)
+                        after = EventCursor(row.xact, row.id)
                         yield _transition(row)
-            for busy in progress.news(await _progress(engine, followed)):
+            for busy in progress.changes(await _progress(engine, followed)):
                 yield _event(busy)
             if aggregation is not None and aggregation != aggregated:
                 aggregated = aggregation
                 yield _event(aggregation)
             over = over and aggregation is None
-            if stable and (over or picture != shown):
-                shown = picture
+            if stable and (over or state != shown):
+                shown = state
                 yield _event(shown)
             if stable and over:
                 return
@@ -113,14 +112,14 @@ async def follow(
 
 
 class LatestProgress:
-    """Lets through what changed, each run at most once a second."""
+    """Passes on changed progress, at most once a second for each run."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._sent: dict[UUID, tuple[ProgressRow, float]] = {}
 
-    def news(self, busy: Sequence[ProgressRow]) -> Iterator[RunProgressEvent]:
-        """What to tell now; what is held back comes with a later look."""
+    def changes(self, busy: Sequence[ProgressRow]) -> Iterator[RunProgressEvent]:
+        """Yield the events to send now; a suppressed change is sent by a later call."""
         now = self._clock()
         self._sent = {row.run_id: self._sent[row.run_id] for row in busy if row.run_id in self._sent}
         for row in busy:
@@ -137,8 +136,8 @@ class LatestProgress:
             )
 
 
-async def _picture(engine: AsyncEngine, terms: LeaseTerms, followed: Followed) -> tuple[CampaignEvent, bool]:
-    """How things stand, and whether nothing more will happen to what is followed."""
+async def _state(engine: AsyncEngine, terms: LeaseTerms, followed: Followed) -> tuple[CampaignEvent, bool]:
+    """Return the campaign, and whether nothing of the subject is queued or live."""
     view = await campaigns.watch_campaign(engine, terms, followed.campaign_id)
     settled = view.runs.in_states(RunState.QUEUED, *LIVE_STATES) == 0
     over = settled
@@ -148,7 +147,7 @@ async def _picture(engine: AsyncEngine, terms: LeaseTerms, followed: Followed) -
     return CampaignEvent(campaign=view, settled=settled), over
 
 
-async def _transitions(engine: AsyncEngine, followed: Followed, after: LogPlace) -> list[EventRow]:
+async def _transitions(engine: AsyncEngine, followed: Followed, after: EventCursor) -> list[EventRow]:
     async with engine.connect() as connection:
         return await queries.transitions(
             connection, campaign_id=followed.campaign_id, run_id=followed.run_id, after=after, limit=PAGE

@@ -1,4 +1,4 @@
-"""HTTP of what can be configured: the JSON Schema of a campaign file, every key, every backend, every preset."""
+"""Routes of the configuration: the JSON Schema of a campaign file, its keys, the backends and the presets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ router = APIRouter(prefix="/api/v1", tags=["configuration"])
 
 @router.get("/schema", responses=problem_responses(), openapi_extra=requires(Scope.READ))
 async def get_schema() -> SchemaView:
-    """Every key of a campaign and of both tiers of an experiment, and the presets."""
+    """Return every key of a campaign and of an experiment, and the presets."""
     presets = tuple(
         PresetView(name=one.name, description=one.description, values=dict(one.values))
         for one in builtin_presets().values()
@@ -34,13 +34,13 @@ async def get_schema() -> SchemaView:
 
 @router.get("/schema/campaign", responses=problem_responses(), openapi_extra=requires(Scope.READ))
 async def get_campaign_schema() -> dict[str, Any]:
-    """The JSON Schema (2020-12) of a campaign file."""
+    """Return the JSON Schema (2020-12) of a campaign file."""
     return campaign_file_schema()
 
 
 @router.get("/backends", responses=problem_responses(), openapi_extra=requires(Scope.READ))
 async def list_backends(context: Context) -> tuple[BackendView, ...]:
-    """Every backend with the keys of its section, and how many of its workers are online."""
+    """List the backends with the keys of their sections and the number of their workers online."""
     online = await workers.online_by_backend(context.engine, context.settings.lease_terms)
     return tuple(_backend(name, online.get(name.value, 0)) for name in BackendName)
 

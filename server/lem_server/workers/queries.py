@@ -1,4 +1,4 @@
-"""SQL of workers; there are few of them, so lists scan the primary key."""
+"""SQL of workers. There are few of them, so lists scan the primary key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sqlalchemy.sql import bindparam
 
 
 class WorkerRow(NamedTuple):
-    """A worker and what it is busy with."""
+    """A worker with its current attempts and runs."""
 
     id: UUID
     name: str
@@ -44,19 +44,19 @@ _REGISTER = text("""
 """).bindparams(*(bindparam(name, type_=JSONB) for name in ("devices", "versions", "labels")))
 
 
-_REMEMBER_BOOT = text("""
+_INSERT_BOOT = text("""
     INSERT INTO worker_boots (worker_id, boot_id) VALUES (:id, :boot_id) ON CONFLICT (worker_id, boot_id) DO NOTHING
 """)
 
 
 async def register(connection: AsyncConnection, **values: object) -> bool:
-    """Write a worker's announcement; a new boot is not draining any more.
+    """Store a registration; a new boot ends draining.
 
-    False when this boot was superseded by another: an announcement that comes late must not undo the newer one.
+    Returns False when another boot superseded this one: a late request must not undo a newer registration.
     """
     if (await connection.execute(_REGISTER, values)).one_or_none() is None:
         return False
-    await connection.execute(_REMEMBER_BOOT, {"id": values["id"], "boot_id": values["boot_id"]})
+    await connection.execute(_INSERT_BOOT, {"id": values["id"], "boot_id": values["boot_id"]})
     return True
 
 
@@ -73,7 +73,7 @@ _SELECT = """
 async def list_workers(
     connection: AsyncConnection, *, ttl: timedelta, after: UUID | None, limit: int
 ) -> list[WorkerRow]:
-    """Workers in order of their ids."""
+    """Return one page of workers, ordered by id."""
     rows = await connection.execute(
         text(_SELECT + " WHERE CAST(:after AS uuid) IS NULL OR w.id > :after GROUP BY w.id ORDER BY w.id LIMIT :limit"),
         {"ttl": ttl, "after": after, "limit": limit},
@@ -82,7 +82,7 @@ async def list_workers(
 
 
 async def get_worker(connection: AsyncConnection, worker_id: UUID, *, ttl: timedelta) -> WorkerRow | None:
-    """One worker."""
+    """Return a worker; None when there is none."""
     row = (
         await connection.execute(text(_SELECT + " WHERE w.id = :id GROUP BY w.id"), {"ttl": ttl, "id": worker_id})
     ).one_or_none()
@@ -90,13 +90,13 @@ async def get_worker(connection: AsyncConnection, worker_id: UUID, *, ttl: timed
 
 
 async def set_draining(connection: AsyncConnection, worker_id: UUID) -> bool:
-    """Tell a worker to claim nothing more; False when there is none."""
+    """Mark a worker as draining; return False when there is none."""
     done = await connection.execute(text("UPDATE workers SET draining = true WHERE id = :id"), {"id": worker_id})
     return done.rowcount == 1
 
 
 async def sign_off(connection: AsyncConnection, worker_id: UUID, boot_id: UUID) -> bool:
-    """Note that a boot of a worker left; False when it isn't the current one."""
+    """Mark a worker as offline; return False when this is not its current boot."""
     done = await connection.execute(
         text("UPDATE workers SET signed_off_at = coalesce(signed_off_at, now()) WHERE id = :id AND boot_id = :boot_id"),
         {"id": worker_id, "boot_id": boot_id},

@@ -1,4 +1,4 @@
-"""HTTP of workers."""
+"""Routes of workers."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from lem_server.workers import service
 
 router = APIRouter(prefix="/api/v1/workers", tags=["workers"])
 
-_PLACE: TypeAdapter[tuple[UUID]] = TypeAdapter(tuple[UUID])
+_CURSOR: TypeAdapter[tuple[UUID]] = TypeAdapter(tuple[UUID])
 
 
 class SignOff(RequestModel):
-    """A worker leaves."""
+    """Sent by a worker that shuts down."""
 
-    boot_id: UUID = Field(description="The boot that leaves.")
+    boot_id: UUID = Field(description="The boot that shuts down.")
 
 
 @router.post(
@@ -37,23 +37,23 @@ class SignOff(RequestModel):
     dependencies=[Depends(require_protocol)],
 )
 async def register_worker(context: Context, request: RegisterWorker) -> Registered:
-    """A worker announces itself. A new boot ends at once what older boots of it still lease."""
+    """Register a worker. A new boot ends the leases of its older boots at once."""
     return await service.register(context.engine, context.settings.lease_terms, request)
 
 
 @router.get("", responses=problem_responses(ProblemCode.BAD_REQUEST), openapi_extra=requires(Scope.READ))
 async def list_workers(context: Context, limit: Limit = 100, cursor: Cursor = None) -> Page[WorkerView]:
-    """Workers that ever registered, with what they are busy with."""
-    place = decode_cursor("workers", cursor, _PLACE)
+    """List all workers that ever registered, with their current attempts and runs."""
+    position = decode_cursor("workers", cursor, _CURSOR)
     items, after = await service.list_workers(
-        context.engine, context.settings.lease_terms, after=place[0] if place else None, limit=limit
+        context.engine, context.settings.lease_terms, after=position[0] if position else None, limit=limit
     )
     return Page(items=items, next=encode_cursor("workers", (after,)) if after else None)
 
 
 @router.get("/{worker_id}", responses=problem_responses(ProblemCode.NOT_FOUND), openapi_extra=requires(Scope.READ))
 async def get_worker(context: Context, worker_id: WorkerPath) -> WorkerView:
-    """One worker."""
+    """Return a worker."""
     return await service.get_worker(context.engine, context.settings.lease_terms, worker_id)
 
 
@@ -61,7 +61,7 @@ async def get_worker(context: Context, worker_id: WorkerPath) -> WorkerView:
     "/{worker_id}:drain", responses=problem_responses(ProblemCode.NOT_FOUND), openapi_extra=requires(Scope.SUBMIT)
 )
 async def drain_worker(context: Context, worker_id: WorkerPath) -> WorkerView:
-    """The worker finishes what it holds and claims nothing more until it is started anew."""
+    """Drain a worker: it finishes its attempts and claims nothing more until it is restarted."""
     return await service.drain(context.engine, context.settings.lease_terms, worker_id)
 
 
@@ -73,5 +73,5 @@ async def drain_worker(context: Context, worker_id: WorkerPath) -> WorkerView:
     dependencies=[Depends(require_protocol)],
 )
 async def sign_off_worker(context: Context, worker_id: WorkerPath, request: SignOff) -> None:
-    """The worker leaves: it is shown offline at once, and the runs that it still holds are interrupted."""
+    """Sign a worker off: it is offline at once, and its current runs are interrupted."""
     await service.sign_off(context.engine, worker_id, request.boot_id)

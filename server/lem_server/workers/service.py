@@ -1,4 +1,4 @@
-"""What happens when a worker announces itself, drains or leaves, and how it is shown."""
+"""Registers, lists, drains and signs off workers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lem_server.http.problems import ProblemError, not_there
 from lem_server.settings import LeaseTerms
 from lem_server.workers import queries
 
-_WORKERS_AT_ONCE = 500
+_WORKERS_PER_PAGE = 500
 
 
 async def register(engine: AsyncEngine, terms: LeaseTerms, request: RegisterWorker) -> Registered:
-    """Write the worker down and end at once what its older boots still lease.
+    """Register a worker and end the leases of its older boots.
 
     Raises:
-        ProblemError: `boot_superseded` when a newer boot took this one's place.
+        ProblemError: `boot_superseded` when a newer boot registered before.
     """
     worker_id = parse_id(IdKind.WORKER, request.id)
     async with engine.begin() as connection:
@@ -37,7 +37,7 @@ async def register(engine: AsyncEngine, terms: LeaseTerms, request: RegisterWork
         if not registered:
             raise ProblemError(
                 ProblemCode.BOOT_SUPERSEDED,
-                "a newer boot of this worker is registered; start the worker again for a new one.",
+                "a newer boot of this worker is registered; restart the worker for a new boot.",
             )
         await attempts.end_older_boots(connection, worker_id=worker_id, boot_id=request.boot_id)
     return Registered(id=request.id, beat_interval_s=terms.beat_interval_s, lease_ttl_s=terms.ttl_s)
@@ -46,7 +46,7 @@ async def register(engine: AsyncEngine, terms: LeaseTerms, request: RegisterWork
 async def list_workers(
     engine: AsyncEngine, terms: LeaseTerms, *, after: UUID | None, limit: int
 ) -> tuple[tuple[WorkerView, ...], UUID | None]:
-    """One page of workers, and the id that the next one begins after."""
+    """Return one page of workers, and the cursor of the next; None at the end."""
     async with engine.connect() as connection:
         rows = await queries.list_workers(connection, ttl=timedelta(seconds=terms.ttl_s), after=after, limit=limit + 1)
     shown = rows[:limit]
@@ -54,11 +54,11 @@ async def list_workers(
 
 
 async def online_by_backend(engine: AsyncEngine, terms: LeaseTerms) -> dict[str, int]:
-    """How many workers of each backend are heard of."""
+    """Count the workers of each backend that are not offline."""
     counted: dict[str, int] = {}
     after: UUID | None = None
     while True:
-        found, after = await list_workers(engine, terms, after=after, limit=_WORKERS_AT_ONCE)
+        found, after = await list_workers(engine, terms, after=after, limit=_WORKERS_PER_PAGE)
         for worker in found:
             if worker.state is not WorkerState.OFFLINE:
                 counted[worker.backend] = counted.get(worker.backend, 0) + 1
@@ -67,7 +67,7 @@ async def online_by_backend(engine: AsyncEngine, terms: LeaseTerms) -> dict[str,
 
 
 async def get_worker(engine: AsyncEngine, terms: LeaseTerms, worker_id: UUID) -> WorkerView:
-    """One worker.
+    """Return a worker.
 
     Raises:
         ProblemError: `not_found`.
@@ -80,7 +80,7 @@ async def get_worker(engine: AsyncEngine, terms: LeaseTerms, worker_id: UUID) ->
 
 
 async def drain(engine: AsyncEngine, terms: LeaseTerms, worker_id: UUID) -> WorkerView:
-    """The worker finishes what it holds and claims nothing more until it is started anew.
+    """Mark a worker as draining: it finishes its attempts and claims nothing more until it is restarted.
 
     Raises:
         ProblemError: `not_found`.
@@ -92,7 +92,7 @@ async def drain(engine: AsyncEngine, terms: LeaseTerms, worker_id: UUID) -> Work
 
 
 async def sign_off(engine: AsyncEngine, worker_id: UUID, boot_id: UUID) -> None:
-    """The worker leaves: it is shown offline at once, and what it still leases is interrupted.
+    """Mark a worker as offline and interrupt its current runs.
 
     Raises:
         ProblemError: `boot_superseded`.
@@ -100,7 +100,8 @@ async def sign_off(engine: AsyncEngine, worker_id: UUID, boot_id: UUID) -> None:
     async with engine.begin() as connection:
         if not await queries.sign_off(connection, worker_id, boot_id):
             raise ProblemError(
-                ProblemCode.BOOT_SUPERSEDED, "this boot of the worker is not registered, or a newer one is."
+                ProblemCode.BOOT_SUPERSEDED,
+                "this boot of the worker is not registered, or a newer boot is; restart the worker.",
             )
         await attempts.end_leaving_boot(connection, worker_id=worker_id, boot_id=boot_id)
 

@@ -291,4 +291,4 @@ async def test_open_streams_do_not_hold_up_the_shutdown_and_a_client_may_leave(
             async with asyncio.timeout(LONG_S):
                 rest = [line async for line in lines]
     assert any("queued" in line for line in rest)
-    assert context.hub.campaigns_followed == 0
+    assert context.hub.followed == {}

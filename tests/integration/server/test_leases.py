@@ -182,7 +182,7 @@ async def test_a_claim_that_waits_is_woken_by_a_submission(
     # Nobody looks again by himself within this test.
     monkeypatch.setattr(listener, "QUEUE_POLL_S", 3600.0)
     hub = app.state.context.hub
-    await hub.wait_until_listening()
+    await hub.listener.connected.wait()
     waiting, wait = asyncio.Event(), hub.wait_for_queue
 
     async def noted(*arguments: Any) -> Any:

@@ -23,7 +23,7 @@ async def hub(engine: AsyncEngine) -> AsyncIterator[Hub]:
     hub = Hub(engine)
     await hub.start()
     async with asyncio.timeout(LONG_S):
-        await hub.wait_until_listening()
+        await hub.listener.connected.wait()
     yield hub
     await hub.stop()
 
@@ -94,7 +94,7 @@ async def test_a_lost_connection_is_replaced_and_everybody_looks_again(engine: A
     async with asyncio.timeout(LONG_S):
         while hub.queue_ticket() == ticket:
             await hub.wait_for_queue(ticket, LONG_S)
-        await hub.wait_until_listening()
+        await hub.listener.connected.wait()
     ticket = hub.queue_ticket()
     waiting = asyncio.create_task(hub.wait_for_queue(ticket, LONG_S))
     await notify(engine, "lem_queue", "simulated")

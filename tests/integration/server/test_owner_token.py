@@ -54,7 +54,7 @@ async def test_a_folder_that_is_lost_again_and_again_never_has_more_than_one_tok
     assert await usable(engine) == 1
     assert [await holder(engine, token) for token in lost] == [None] * 3
     assert await holder(engine, last) is not None
-    assert [record.getMessage().count("works no more") for record in caplog.records] == [1] * 3
+    assert [record.getMessage().count("owner.token") for record in caplog.records] == [1] * 3
 
 
 async def test_servers_with_folders_of_their_own_keep_their_tokens(

@@ -65,7 +65,7 @@ async def test_nothing_of_a_paused_campaign_is_claimed_until_it_is_resumed(api: 
 async def test_a_claim_that_waits_is_woken_by_a_resume(api: httpx.AsyncClient, app: FastAPI) -> None:
     campaign = await submit(api)
     await act(api, campaign, "pause")
-    await app.state.context.hub.wait_until_listening()
+    await app.state.context.hub.listener.connected.wait()
     worker = await FakeWorker(api).ready()
     waiting = asyncio.create_task(worker.claim(wait_s=30))
     await asyncio.sleep(0)

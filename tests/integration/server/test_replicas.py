@@ -118,7 +118,7 @@ async def running(
     app = create_app(settings, database_url)
     before = await listeners(engine)
     async with app.router.lifespan_context(app):
-        await app.state.context.hub.wait_until_listening()
+        await app.state.context.hub.listener.connected.wait()
         [pid] = await listeners(engine) - before
         token = token or (folder / OWNER_TOKEN_FILE).read_text().strip()
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
@@ -379,7 +379,7 @@ async def test_a_stream_of_one_sees_what_happens_at_the_other(
 async def test_while_the_listener_of_one_is_lost_its_long_polls_look_every_few_seconds_and_then_it_comes_back(
     one: Replica, other: Replica, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hears = other.hub._listener
+    hears = other.hub.listener
     away = True
     listen = hears._listen
 
@@ -417,7 +417,7 @@ async def test_while_the_listener_of_one_is_lost_its_long_polls_look_every_few_s
 
     away = False
     async with asyncio.timeout(LONG_S):
-        await other.hub.wait_until_listening()
+        await other.hub.listener.connected.wait()
     assert len(await listeners(engine)) == 2
     monkeypatch.setattr(listener, "QUEUE_POLL_S", NEVER_S)
     waits.begun.clear()

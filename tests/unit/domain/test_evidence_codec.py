@@ -114,8 +114,8 @@ def test_whoever_is_ready_imports_nothing_at_the_first_chunk() -> None:
     script = """
 import sys
 from lem_domain.evidence.streams import StreamName
-from lem_domain.evidence.codec import be_ready, encode_chunk
-be_ready()
+from lem_domain.evidence.codec import preload, encode_chunk
+preload()
 before = set(sys.modules)
 encode_chunk(StreamName.TOKENS, {"request_id": [1], "index": [0], "time_ns": [5]})
 print(sorted(set(sys.modules) - before))

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from pydantic.types import JsonValue
 
-from lem_domain.evidence.codec import be_ready
+from lem_domain.evidence.codec import preload
 from lem_domain.evidence.streams import PhaseName, StreamName, rank_name
 from lem_domain.wire.runs import EffectiveConfig
 from lem_worker.backends.create import create_backend
@@ -267,7 +267,7 @@ def _reasons(facts: dict[str, JsonValue]) -> dict[str, JsonValue]:
 def main(arguments: list[str]) -> int:
     """Run the job in the file `arguments[0]`."""
     processes.die_with_parent()
-    be_ready()
+    preload()
     job_file = Path(arguments[0])
     if CONTROL_SOCKET in os.environ:
         return _launched(job_file)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic.types import JsonValue
 
-from lem_domain.evidence.codec import be_ready
+from lem_domain.evidence.codec import preload
 from lem_domain.evidence.streams import SAMPLER, PhaseName, StreamName
 from lem_worker.process import children as processes
 from lem_worker.process.control import ControlPipes, DaemonGone, send_failure
@@ -79,7 +79,7 @@ class SamplerProcess:
         return 0
 
     def _sample(self) -> dict[str, JsonValue]:
-        be_ready()
+        preload()
         reports = self._sampler.open(self._job.devices)
         self._control.send(SamplingStarted(sources=reports, devices=tuple(self._sampler.facts())))
         cpu_before, began_ns = time.process_time(), time.monotonic_ns()
