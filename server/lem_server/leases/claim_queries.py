@@ -1,4 +1,4 @@
-"""SQL of claims: the next run that fits, with an attempt, a lease and device leases made for it in one transaction."""
+"""SQL of claims: lock the next run that fits, then create its attempt, lease and device leases in one transaction."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from sqlalchemy.types import Text
 
 from lem_domain.backends.registry import backend_spec
 from lem_domain.config.gaps import Turn
-from lem_server.leases.queue_queries import FITTING, FREE, of_free
-from lem_server.leases.scheduling import FreeDevice, Head, Waiting
+from lem_server.leases.queue_queries import FITTING, FREE, free_parameters
+from lem_server.leases.scheduling import FreeDevice, NextRun, QueuedCampaign
 
 
-class ClaimRow(NamedTuple):
-    """An attempt with what its worker needs."""
+class ClaimedAttempt(NamedTuple):
+    """An attempt with everything that its worker needs."""
 
     attempt_id: UUID
     run_id: UUID
@@ -35,23 +35,23 @@ class ClaimRow(NamedTuple):
     leased: bool
 
 
-class Candidate(NamedTuple):
-    """A queued run that was chosen and locked."""
+class LockedRun(NamedTuple):
+    """A queued run that this transaction has chosen and locked."""
 
     run_id: UUID
     attempts: int
-    head: Head
+    next: NextRun
 
 
 class WorkerBoot(NamedTuple):
-    """What a claim checks of its worker."""
+    """The state of a worker that a claim or a heartbeat checks."""
 
     boot_id: UUID
     backend: str
     draining: bool
 
 
-# The primary key of attempts' claim_id constraint.
+# Index uq_attempts_claim_id.
 _BY_CLAIM = text("""
     SELECT a.id, a.run_id, r.campaign_id, e.display_name, r.cycle, a.number, e.config, e.config_hash, a.devices,
            a.worker_id, l.attempt_id IS NOT NULL
@@ -63,15 +63,16 @@ _BY_CLAIM = text("""
 """)
 
 
-async def claim_row(connection: AsyncConnection, claim_id: UUID) -> ClaimRow | None:
-    """The attempt that a claim made, if it was made."""
+async def claimed_attempt(connection: AsyncConnection, claim_id: UUID) -> ClaimedAttempt | None:
+    """Return the attempt that a claim created, or None."""
     row = (await connection.execute(_BY_CLAIM, {"claim_id": claim_id})).one_or_none()
-    return None if row is None else ClaimRow(*row)
+    return None if row is None else ClaimedAttempt(*row)
 
 
-# Index ix_runs_claim; the campaigns' primary key. The campaign is locked too, so that nothing of it is claimed after
-# its pause was answered; one that is just being paused is passed over. Where the order is strict only the run at
-# `position` will do, otherwise the first that fits and that nobody else is just claiming.
+# Index ix_runs_claim; the campaigns' primary key. FOR SHARE OF c: a pause that was answered holds for every later
+# claim. SKIP LOCKED: a claim never waits for another claim or for a pause, it takes the next run instead; and because
+# it does not wait, locking the run before its campaign cannot deadlock. Under a strict order only the run at
+# `position` will do, otherwise the first that fits and that no other transaction is claiming.
 _NEXT_RUN = text(
     """
     SELECT r.id, r.attempts, r.position, r.experiment_id, r.cycle, r.device_count, fitting.uuids, r.device_uuids
@@ -91,25 +92,28 @@ _NEXT_RUN = text(
 ).bindparams(*FREE)
 
 
-async def next_run(connection: AsyncConnection, waiting: Waiting, *, free: Sequence[FreeDevice]) -> Candidate | None:
-    """Lock the first queued run of a campaign that fits."""
+async def lock_next_run(
+    connection: AsyncConnection, campaign: QueuedCampaign, *, free: Sequence[FreeDevice]
+) -> LockedRun | None:
+    """Lock the first queued run of a campaign that fits the free devices."""
     parameters = {
-        **of_free(free),
-        "campaign_id": waiting.campaign_id,
-        "backend": waiting.backend,
-        "position": waiting.head.position if waiting.strict else None,
+        **free_parameters(free),
+        "campaign_id": campaign.campaign_id,
+        "backend": campaign.backend,
+        "position": campaign.run.position if campaign.strict else None,
     }
     row = (await connection.execute(_NEXT_RUN, parameters)).one_or_none()
     if row is None:
         return None
-    return Candidate(row[0], row[1], Head(row[2], Turn(row[3], row[4]), row[5], tuple(row[6]), tuple(row[7] or ())))
+    run = NextRun(row[2], Turn(row[3], row[4]), row[5], tuple(row[6]), tuple(row[7] or ()))
+    return LockedRun(row[0], row[1], run)
 
 
 _INSERT_ATTEMPT = text("""
     INSERT INTO attempts (id, run_id, number, worker_id, boot_id, claim_id, devices, device_details)
     SELECT :attempt_id, :run_id, :number, :worker_id, :boot_id, :claim_id, :devices,
-           (SELECT jsonb_agg(known.device ORDER BY leased.place)
-              FROM unnest(:devices) WITH ORDINALITY AS leased (uuid, place)
+           (SELECT jsonb_agg(known.device ORDER BY leased.ordinal)
+              FROM unnest(:devices) WITH ORDINALITY AS leased (uuid, ordinal)
               JOIN jsonb_array_elements(w.devices) AS known (device) ON known.device ->> 'uuid' = leased.uuid)
       FROM workers w WHERE w.id = :worker_id
 """).bindparams(bindparam("devices", type_=ARRAY(Text)))
@@ -119,21 +123,22 @@ _INSERT_LEASE = text("""
     VALUES (:attempt_id, :run_id, :worker_id, :boot_id, now() + :ttl)
 """)
 
-# Sorted, so that two workers that take the same devices can't wait for each other.
+# Sorted, so that two workers that lease the same devices cannot deadlock. ON CONFLICT waits for the other transaction;
+# a device that it leased is then missing from the row count.
 _INSERT_DEVICE_LEASES = text("""
     INSERT INTO device_leases (device_uuid, attempt_id)
     SELECT device, :attempt_id FROM unnest(:devices) AS device ORDER BY device
     ON CONFLICT (device_uuid) DO NOTHING
 """).bindparams(bindparam("devices", type_=ARRAY(Text)))
 
-# One campaign is placed once at a time: whoever comes second waits here for the first, and looks again.
-_PLACE = text("""
+# Index uq_campaign_places_current: of two claims that place a campaign, the second waits here and then fails.
+_INSERT_PLACE = text("""
     INSERT INTO campaign_places (campaign_id, simulated, devices, kind, name)
     VALUES (:campaign_id, :simulated, :devices, :kind, :name)
     ON CONFLICT (campaign_id, simulated) WHERE ended_at IS NULL DO NOTHING
 """).bindparams(bindparam("devices", type_=ARRAY(Text)))
 
-# A run with more devices than any before it; the devices that they share are leased by it, so nobody else is here.
+# For a run with more devices than any earlier one. Such claims share the devices of the place, so only one succeeds.
 _EXTEND_PLACE = text("""
     UPDATE campaign_places SET devices = :devices
      WHERE campaign_id = :campaign_id AND simulated = :simulated AND ended_at IS NULL
@@ -141,30 +146,30 @@ _EXTEND_PLACE = text("""
 """).bindparams(bindparam("devices", type_=ARRAY(Text)))
 
 
-async def place(connection: AsyncConnection, waiting: Waiting, devices: Sequence[FreeDevice]) -> bool:
-    """Note where a campaign's runs are from now on; False when somebody else has just done so (roll back then)."""
-    if waiting.placement == "any" or waiting.head.named:
+async def record_place(connection: AsyncConnection, campaign: QueuedCampaign, devices: Sequence[FreeDevice]) -> bool:
+    """Record where a campaign's runs are placed; return False if another claim just did (the caller rolls back)."""
+    if campaign.placement == "any" or campaign.run.named:
         return True
     values = {
-        "campaign_id": waiting.campaign_id,
-        "simulated": backend_spec(waiting.backend).is_simulated,
+        "campaign_id": campaign.campaign_id,
+        "simulated": backend_spec(campaign.backend).is_simulated,
         "devices": [device.uuid for device in devices],
     }
-    if waiting.place is None:
+    if campaign.place is None:
         model = {"kind": devices[0].kind, "name": devices[0].name}
-        return (await connection.execute(_PLACE, {**values, **model})).rowcount == 1
-    if waiting.strict and len(devices) > len(waiting.place.devices):
+        return (await connection.execute(_INSERT_PLACE, {**values, **model})).rowcount == 1
+    if campaign.strict and len(devices) > len(campaign.place.devices):
         await connection.execute(_EXTEND_PLACE, values)
     return True
 
 
-# The devices are leased by this transaction, so nobody else writes these rows. Their primary keys.
-_NOTE_USE = text("""
+# This transaction leases the devices, so no other one writes these rows. Their primary keys.
+_RECORD_USE = text("""
     INSERT INTO device_uses (device_uuid, attempt_id)
     SELECT device, :attempt_id FROM unnest(:devices) AS device
     ON CONFLICT (device_uuid) DO UPDATE SET attempt_id = excluded.attempt_id
 """).bindparams(bindparam("devices", type_=ARRAY(Text)))
-_NOTE_TURN = text("""
+_RECORD_TURN = text("""
     INSERT INTO campaign_devices (campaign_id, device_uuid, run_id)
     SELECT :campaign_id, device, :run_id FROM unnest(:devices) AS device
     ON CONFLICT (campaign_id, device_uuid) DO UPDATE SET run_id = excluded.run_id, claimed_at = excluded.claimed_at
@@ -183,58 +188,54 @@ async def insert_attempt(
     *,
     attempt_id: UUID,
     campaign_id: UUID,
-    candidate: Candidate,
+    run: LockedRun,
     worker_id: UUID,
     boot_id: UUID,
     claim_id: UUID,
     devices: Sequence[str],
     ttl: timedelta,
 ) -> bool:
-    """Make the attempt, its lease and its device leases; False when a device was leased meanwhile (roll back then)."""
-    ids = {"attempt_id": attempt_id, "run_id": candidate.run_id, "worker_id": worker_id, "boot_id": boot_id}
+    """Create an attempt with its leases; return False if a device was leased meanwhile (the caller rolls back)."""
+    ids = {"attempt_id": attempt_id, "run_id": run.run_id, "worker_id": worker_id, "boot_id": boot_id}
     await connection.execute(
-        _INSERT_ATTEMPT, {**ids, "number": candidate.attempts + 1, "claim_id": claim_id, "devices": list(devices)}
+        _INSERT_ATTEMPT, {**ids, "number": run.attempts + 1, "claim_id": claim_id, "devices": list(devices)}
     )
     await connection.execute(_INSERT_LEASE, {**ids, "ttl": ttl})
     leased = await connection.execute(_INSERT_DEVICE_LEASES, {"attempt_id": attempt_id, "devices": list(devices)})
     if leased.rowcount != len(devices):
         return False
-    used = {"campaign_id": campaign_id, "run_id": candidate.run_id, "devices": list(devices)}
-    await connection.execute(_NOTE_USE, {"attempt_id": attempt_id, "devices": list(devices)})
-    await connection.execute(_NOTE_TURN, used)
-    await connection.execute(_INITIALISE, {"attempt_id": attempt_id, "run_id": candidate.run_id})
+    turn = {"campaign_id": campaign_id, "run_id": run.run_id, "devices": list(devices)}
+    await connection.execute(_RECORD_USE, {"attempt_id": attempt_id, "devices": list(devices)})
+    await connection.execute(_RECORD_TURN, turn)
+    await connection.execute(_INITIALISE, {"attempt_id": attempt_id, "run_id": run.run_id})
     return True
 
 
-async def touch_worker(connection: AsyncConnection, worker_id: UUID, boot_id: UUID) -> WorkerBoot | None:
-    """Note that a worker was heard of and lock its row; None when this is not its current boot, or it has signed off.
+# A claim may arrive after its worker signed off, so only a registration revives a boot that has signed off.
+_CONTACT = text("""
+    UPDATE workers SET last_seen_at = now()
+     WHERE id = :id AND boot_id = :boot_id AND signed_off_at IS NULL
+    RETURNING boot_id, backend, draining
+""")
 
-    A claim may outlive its worker's connection, so only a registration brings a boot that has left back.
-    """
-    row = (
-        await connection.execute(
-            text("""
-                UPDATE workers SET last_seen_at = now()
-                 WHERE id = :id AND boot_id = :boot_id AND signed_off_at IS NULL
-                RETURNING boot_id, backend, draining
-            """),
-            {"id": worker_id, "boot_id": boot_id},
-        )
-    ).one_or_none()
+
+async def record_contact(connection: AsyncConnection, worker_id: UUID, boot_id: UUID) -> WorkerBoot | None:
+    """Record a sign of life and lock the worker's row; return None if this boot is not current or has signed off."""
+    row = (await connection.execute(_CONTACT, {"id": worker_id, "boot_id": boot_id})).one_or_none()
     return None if row is None else WorkerBoot(*row)
 
 
-_ASK = text("""
+_CLAIM_REQUEST = text("""
     UPDATE workers SET last_seen_at = now(), asked_at = now(), temperatures_c = :temperatures_c
      WHERE id = :id AND boot_id = :boot_id AND signed_off_at IS NULL
     RETURNING boot_id, backend, draining
 """).bindparams(bindparam("temperatures_c", type_=JSONB))
 
 
-async def note_question(
+async def record_claim_request(
     connection: AsyncConnection, worker_id: UUID, boot_id: UUID, temperatures_c: Mapping[str, float]
 ) -> WorkerBoot | None:
-    """As `touch_worker`, and that it asks for work, with how warm its devices are."""
+    """As `record_contact`, and record that the worker asks for work and the temperatures of its devices (°C)."""
     values = {"id": worker_id, "boot_id": boot_id, "temperatures_c": dict(temperatures_c)}
-    row = (await connection.execute(_ASK, values)).one_or_none()
+    row = (await connection.execute(_CLAIM_REQUEST, values)).one_or_none()
     return None if row is None else WorkerBoot(*row)

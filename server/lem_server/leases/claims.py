@@ -1,4 +1,4 @@
-"""Claims: one queued run for a worker that has idle devices, under a lease, exactly once per claim id."""
+"""Claims: one queued run for a worker with idle devices, under a lease, exactly once per claim id."""
 
 from __future__ import annotations
 
@@ -21,60 +21,64 @@ from lem_server.database.listener import QUEUE_POLL_S, Hub
 from lem_server.http.problems import ProblemError
 from lem_server.leases import claim_queries as queries
 from lem_server.leases import queue_queries
-from lem_server.leases.scheduling import NOTHING_WAITS, FreeDevice, Held, Outlook, Round, Waiting
+from lem_server.leases.scheduling import NOTHING_WAITS, Deferred, FreeDevice, Outlook, QueuedCampaign, SchedulingPass
 from lem_server.runs.transitions import set_actor
 from lem_server.settings import LeaseTerms
 
-COOLING_LOOK_S = 5.0
-"""A worker whose device is to cool is let go after so long, so that it comes back with a new temperature."""
-LEAST_WAIT_S = 0.05
+COOLING_RECHECK_S = 5.0
+"""Longest wait of a claim while a device cools: only the worker's next claim brings a new temperature."""
+MIN_WAIT_S = 0.05
+"""A gap that ends within this time would otherwise make the loop query without a pause."""
 
 
-class Claimed(NamedTuple):
-    """What a claim is answered."""
+class ClaimAnswer(NamedTuple):
+    """The answer to a claim."""
 
     assignment: Assignment | None
-    again_in_s: float | None = None
-    """Without a run: one waits for this worker, at most so long or until somebody else is done; else None."""
+    retry_after_s: float | None = None
+    """Set if a run for this worker has to wait: seconds until the next claim is useful, or until another run ends."""
 
 
-async def claim(engine: AsyncEngine, hub: Hub, terms: LeaseTerms, *, worker_id: UUID, request: ClaimRequest) -> Claimed:
-    """A run for this worker, waiting up to `request.wait_s` for one.
+async def claim(
+    engine: AsyncEngine, hub: Hub, terms: LeaseTerms, *, worker_id: UUID, request: ClaimRequest
+) -> ClaimAnswer:
+    """Claim a run for this worker, waiting up to `request.wait_s` for one.
 
-    No database connection is held while waiting. A repeated `claim_id` gets the attempt that it made before.
+    No database connection is held during the wait. A repeated `claim_id` returns the attempt that it created.
 
     Raises:
-        ProblemError: the worker is unknown, this boot is not its current one, or the claim's lease has ended since.
+        ProblemError: `boot_superseded` if the worker is unknown or this boot is not its current one, `lease_lost` if
+            the lease of a repeated claim has ended.
     """
     clock = hub.clock
     deadline = clock() + request.wait_s
     while True:
+        # The ticket comes before the look, so that a notification between the look and the wait is not lost.
         ticket = hub.queue_ticket()
         found = await _claim_now(engine, terms, worker_id, request)
         if isinstance(found, Assignment):
-            return Claimed(found)
+            return ClaimAnswer(found)
         if found.cooling:
-            deadline = min(deadline, clock() + COOLING_LOOK_S)
+            deadline = min(deadline, clock() + COOLING_RECHECK_S)
         remaining = deadline - clock()
         if remaining <= 0 or hub.stopping:
-            return Claimed(None, _again_in_s(found))
-        if found.again_in_s is not None:
-            remaining = min(remaining, max(LEAST_WAIT_S, found.again_in_s))
+            return ClaimAnswer(None, _retry_after_s(found))
+        if found.retry_after_s is not None:
+            remaining = min(remaining, max(MIN_WAIT_S, found.retry_after_s))
         await hub.wait_for_queue(ticket, remaining)
 
 
-def _again_in_s(outlook: Outlook) -> float | None:
-    if not outlook.something_waits:
+def _retry_after_s(outlook: Outlook) -> float | None:
+    if not outlook.run_waits:
         return None
-    soon = QUEUE_POLL_S if outlook.again_in_s is None else outlook.again_in_s
-    return min(soon, COOLING_LOOK_S) if outlook.cooling else soon
+    soon = QUEUE_POLL_S if outlook.retry_after_s is None else outlook.retry_after_s
+    return min(soon, COOLING_RECHECK_S) if outlook.cooling else soon
 
 
 async def _claim_now(
     engine: AsyncEngine, terms: LeaseTerms, worker_id: UUID, request: ClaimRequest
 ) -> Assignment | Outlook:
-    # A device that another worker took between the look and the insert is not offered at the next look, and a campaign
-    # is placed once.
+    # Each lost race removes one device from the next look, and a campaign is placed once, so this many tries suffice.
     for _ in range(len(request.devices) + 1):
         with contextlib.suppress(_Overtaken):
             return await _claim_once(engine, terms, worker_id, request)
@@ -86,41 +90,42 @@ async def _claim_once(
 ) -> Assignment | Outlook:
     try:
         async with engine.begin() as connection:
-            known = await queries.claim_row(connection, request.claim_id)
+            known = await queries.claimed_attempt(connection, request.claim_id)
             if known is None:
-                taken = await _take(connection, terms, worker_id, request)
-                return taken if isinstance(taken, Outlook) else _assignment(taken, terms)
+                claimed = await _claim_run(connection, terms, worker_id, request)
+                return claimed if isinstance(claimed, Outlook) else _assignment(claimed, terms)
             if known.worker_id != worker_id or not known.leased:
                 raise ProblemError(
-                    ProblemCode.LEASE_LOST, "the lease that this claim made has ended; claim again with a new claim_id."
+                    ProblemCode.LEASE_LOST, "the lease of this claim has ended; claim again with a new claim_id."
                 )
             return _assignment(known, terms)
     except IntegrityError as error:
-        # The same claim, sent twice at once: the other one made the attempt; answer with it.
+        # The same claim arrived twice at once and the other request created the attempt.
         if "uq_attempts_claim_id" not in str(error.orig):
             raise
         async with engine.connect() as connection:
-            made = await queries.claim_row(connection, request.claim_id)
-        return NOTHING_WAITS if made is None else _assignment(made, terms)
+            created = await queries.claimed_attempt(connection, request.claim_id)
+        return NOTHING_WAITS if created is None else _assignment(created, terms)
 
 
 class _Overtaken(Exception):
-    """Between the look and the insert another worker leased a device, or placed the campaign; all is rolled back."""
+    """Another worker leased a device or placed the campaign between the look and the insert; roll back and retry."""
 
 
-async def _take(
+async def _claim_run(
     connection: AsyncConnection, terms: LeaseTerms, worker_id: UUID, request: ClaimRequest
-) -> queries.ClaimRow | Outlook:
-    worker = await queries.note_question(connection, worker_id, request.boot_id, request.temperatures_c)
+) -> queries.ClaimedAttempt | Outlook:
+    worker = await queries.record_claim_request(connection, worker_id, request.boot_id, request.temperatures_c)
     if worker is None:
         raise ProblemError(
             ProblemCode.BOOT_SUPERSEDED,
             "this boot of the worker is not registered, has signed off, or a newer one is; register again.",
         )
-    # The worker's row is locked now: the same claim, sent twice at once, has made its attempt by here or never will.
-    made_before = await queries.claim_row(connection, request.claim_id)
-    if made_before is not None:
-        return made_before
+    # The worker's row is locked now, so a concurrent request with the same claim id has created its attempt by this
+    # point or never will.
+    created_before = await queries.claimed_attempt(connection, request.claim_id)
+    if created_before is not None:
+        return created_before
     if worker.draining:
         return NOTHING_WAITS
     free = await queue_queries.free_devices(connection, worker_id, request.devices, request.temperatures_c)
@@ -129,55 +134,57 @@ async def _take(
     queue = await queue_queries.queue(connection, free)
     if not queue:
         return NOTHING_WAITS
-    neighbours = await queue_queries.neighbours(connection, ttl=timedelta(seconds=terms.ttl_s))
-    look = Round(worker.backend, free, neighbours)
-    for choice in look.choices(queue):
-        candidate = await queries.next_run(connection, choice.waiting, free=free)
-        if candidate is None:
-            continue  # whoever is claiming it just now, or pausing its campaign, was first
-        devices = look.devices_for(choice.waiting, candidate.head)
-        if isinstance(devices, Held):
-            continue  # not the run that was looked at, and this one has to wait
+    workers = await queue_queries.online_workers(connection, ttl=timedelta(seconds=terms.ttl_s))
+    scheduling = SchedulingPass(worker.backend, free, workers)
+    for choice in scheduling.choices(queue):
+        run = await queries.lock_next_run(connection, choice.campaign, free=free)
+        if run is None:
+            continue  # another transaction is claiming the run, or pausing its campaign
+        devices = scheduling.devices_for(choice.campaign, run.next)
+        if isinstance(devices, Deferred):
+            continue  # the locked run is a later one than the scheduling saw, and has to wait
         by_uuid = {device.uuid: device for device in free}
-        await _make(connection, terms, worker_id, request, choice.waiting, candidate, [by_uuid[one] for one in devices])
-        made = await queries.claim_row(connection, request.claim_id)
-        return NOTHING_WAITS if made is None else made
-    return look.outlook
+        await _create_attempt(
+            connection, terms, worker_id, request, choice.campaign, run, [by_uuid[uuid] for uuid in devices]
+        )
+        created = await queries.claimed_attempt(connection, request.claim_id)
+        return NOTHING_WAITS if created is None else created
+    return scheduling.outlook
 
 
-async def _make(
+async def _create_attempt(
     connection: AsyncConnection,
     terms: LeaseTerms,
     worker_id: UUID,
     request: ClaimRequest,
-    waiting: Waiting,
-    candidate: queries.Candidate,
+    campaign: QueuedCampaign,
+    run: queries.LockedRun,
     devices: Sequence[FreeDevice],
 ) -> None:
-    """Make the attempt.
+    """Create the attempt, its lease and its device leases.
 
     Raises:
-        _Overtaken: somebody else was faster.
+        _Overtaken: another worker was faster.
     """
     await set_actor(connection, ActorKind.WORKER, format_id(IdKind.WORKER, worker_id))
-    if not await queries.place(connection, waiting, devices):
+    if not await queries.record_place(connection, campaign, devices):
         raise _Overtaken
-    made = await queries.insert_attempt(
+    created = await queries.insert_attempt(
         connection,
         attempt_id=uuid7(),
-        campaign_id=waiting.campaign_id,
-        candidate=candidate,
+        campaign_id=campaign.campaign_id,
+        run=run,
         worker_id=worker_id,
         boot_id=request.boot_id,
         claim_id=request.claim_id,
         devices=[device.uuid for device in devices],
         ttl=timedelta(seconds=terms.ttl_s),
     )
-    if not made:
+    if not created:
         raise _Overtaken
 
 
-def _assignment(row: queries.ClaimRow, terms: LeaseTerms) -> Assignment:
+def _assignment(row: queries.ClaimedAttempt, terms: LeaseTerms) -> Assignment:
     return Assignment(
         attempt_id=format_id(IdKind.ATTEMPT, row.attempt_id),
         run_id=format_id(IdKind.RUN, row.run_id),

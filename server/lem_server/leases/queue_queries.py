@@ -1,4 +1,4 @@
-"""SQL of the queue as one worker sees it: free devices, who else could take runs, and what campaigns have queued."""
+"""SQL of the queue as one worker sees it: its free devices, the other workers, and the queued runs of campaigns."""
 
 from __future__ import annotations
 
@@ -17,46 +17,47 @@ from lem_domain.backends.registry import BackendName
 from lem_domain.config.devices import DevicesConfig
 from lem_domain.config.execution import Placement
 from lem_domain.config.gaps import GapConfig, Gaps, Turn
-from lem_server.leases.scheduling import FreeDevice, Head, Neighbour, Place, Waiting
+from lem_server.leases.scheduling import CampaignPlace, FreeDevice, NextRun, OnlineWorker, QueuedCampaign
 
 ASKING_S = 30.0
-"""A worker that waits for work asks at least every few seconds (see `claims.claim`)."""
+"""A worker that claimed within this time counts as waiting for work: it claims again every few seconds."""
 
 # The primary keys of device_leases, device_uses and attempts.
 _FREE_DEVICES = text("""
     SELECT offered.device, known.device ->> 'kind', known.device ->> 'name',
            extract(epoch FROM now() - a.ended_at)::float8
-      FROM unnest(:devices) WITH ORDINALITY AS offered (device, place)
+      FROM unnest(:devices) WITH ORDINALITY AS offered (device, ordinal)
       JOIN workers w ON w.id = :worker_id
       JOIN jsonb_array_elements(w.devices) AS known (device) ON known.device ->> 'uuid' = offered.device
       LEFT JOIN device_uses u ON u.device_uuid = offered.device
       LEFT JOIN attempts a ON a.id = u.attempt_id
      WHERE NOT EXISTS (SELECT 1 FROM device_leases d WHERE d.device_uuid = offered.device)
-     ORDER BY offered.place
+     ORDER BY offered.ordinal
 """).bindparams(bindparam("devices", type_=ARRAY(Text)))
 
 
 async def free_devices(
     connection: AsyncConnection, worker_id: UUID, devices: Sequence[str], temperatures_c: Mapping[str, float]
 ) -> list[FreeDevice]:
-    """Those of the offered devices that are the worker's and that nobody leases, in the offered order."""
+    """Return the offered devices that belong to the worker and have no lease, in the offered order."""
     rows = await connection.execute(_FREE_DEVICES, {"worker_id": worker_id, "devices": list(devices)})
     return [FreeDevice(uuid, kind, name, idle_s, temperatures_c.get(uuid)) for uuid, kind, name, idle_s in rows]
 
 
 FITTING = """
-    SELECT coalesce(array_agg(free.uuid ORDER BY array_position(r.device_uuids, free.uuid), free.place), '{}') AS uuids
-      FROM unnest(:uuids, :names, :kinds) WITH ORDINALITY AS free (uuid, name, kind, place)
+    SELECT coalesce(array_agg(free.uuid ORDER BY array_position(r.device_uuids, free.uuid), free.ordinal), '{}')
+           AS uuids
+      FROM unnest(:uuids, :names, :kinds) WITH ORDINALITY AS free (uuid, name, kind, ordinal)
      WHERE (r.device_uuids IS NULL OR free.uuid = ANY (r.device_uuids))
        AND (r.device_like IS NULL OR free.name ILIKE r.device_like OR free.kind ILIKE r.device_like)
 """
-"""The free devices that a run `r` may have: those it names in its own order, those of the kind it asks for, or any."""
+"""The free devices that a run `r` may use: those it names, in its order; those of the kind it requires; or all."""
 
 FREE = tuple(bindparam(name, type_=ARRAY(Text)) for name in ("uuids", "names", "kinds"))
-"""Its parameters; `of_free` gives their values."""
+"""The parameters of `FITTING`; `free_parameters` returns their values."""
 
-# There are few workers: a scan.
-_NEIGHBOURS = text("""
+# A scan: there are few workers.
+_ONLINE_WORKERS = text("""
     SELECT w.backend, ARRAY(SELECT device ->> 'uuid' FROM jsonb_array_elements(w.devices) AS known (device)),
            coalesce(w.asked_at + :asking > now(), false)
       FROM workers w
@@ -64,15 +65,16 @@ _NEIGHBOURS = text("""
 """)
 
 
-async def neighbours(connection: AsyncConnection, *, ttl: timedelta) -> list[Neighbour]:
-    """The workers that are online and take work."""
-    rows = await connection.execute(_NEIGHBOURS, {"ttl": ttl, "asking": timedelta(seconds=ASKING_S)})
-    return [Neighbour(backend, frozenset(devices), asking) for backend, devices, asking in rows]
+async def online_workers(connection: AsyncConnection, *, ttl: timedelta) -> list[OnlineWorker]:
+    """Return the workers that are online and not draining."""
+    rows = await connection.execute(_ONLINE_WORKERS, {"ttl": ttl, "asking": timedelta(seconds=ASKING_S)})
+    return [OnlineWorker(backend, frozenset(devices), asking) for backend, devices, asking in rows]
 
 
-# Index ix_runs_claim: the pairs of campaign and backend that have something queued are found one after another, each by
-# one step down the index, however many runs they have; then the first run of each that fits. Strict campaigns show
-# their first run whether it fits or not. The other parts go by primary keys, of as many rows as there are devices.
+# Index ix_runs_claim. The recursive part finds each pair of campaign and backend with queued runs by one step down the
+# index, however many runs the pair has; DISTINCT would read them all. `head` is the first run of each pair that fits;
+# a strict campaign shows its first run even if it does not fit, because no later run may overtake it. The other parts
+# use primary keys, for as many rows as there are free devices.
 _QUEUE = text(
     """
     WITH RECURSIVE queued AS (
@@ -121,17 +123,17 @@ _QUEUE = text(
 ).bindparams(*FREE)
 
 
-async def queue(connection: AsyncConnection, free: Sequence[FreeDevice]) -> list[Waiting]:
-    """What every active campaign has queued for each backend, in order of priority and turn."""
-    rows = await connection.execute(_QUEUE, of_free(free))
+async def queue(connection: AsyncConnection, free: Sequence[FreeDevice]) -> list[QueuedCampaign]:
+    """Return the next run of every active campaign for each backend, in the order of priority and turn."""
+    rows = await connection.execute(_QUEUE, free_parameters(free))
     return [
-        Waiting(
+        QueuedCampaign(
             campaign_id=row[0],
             backend=row[1],
             placement=row[2],
             gaps=Gaps(_gap(row[3]), _gap(row[4])),
-            head=Head(row[5], Turn(row[6], row[7]), row[8], tuple(row[9]), tuple(row[10] or ())),
-            place=None if row[11] is None else Place(tuple(row[11]), row[12], row[13]),
+            run=NextRun(row[5], Turn(row[6], row[7]), row[8], tuple(row[9]), tuple(row[10] or ())),
+            place=None if row[11] is None else CampaignPlace(tuple(row[11]), row[12], row[13]),
             previous={device: Turn(UUID(experiment), cycle) for device, experiment, cycle in row[14] or ()},
         )
         for row in rows
@@ -139,22 +141,22 @@ async def queue(connection: AsyncConnection, free: Sequence[FreeDevice]) -> list
 
 
 class KnownWorker(NamedTuple):
-    """A worker that ever registered."""
+    """A registered worker, online or not."""
 
     name: str
     backend: str
     devices: dict[str, tuple[str, str]]
-    """Kind and name by UUID."""
+    """Kind and name, by UUID."""
     online: bool
-    """Heard of lately, not draining and not signed off."""
+    """Its last contact is recent, and it is neither draining nor signed off."""
     asking: bool
     last_seen_at: datetime
     temperatures_c: dict[str, float]
 
     @property
-    def as_neighbour(self) -> Neighbour:
-        """What counts of it for scheduling."""
-        return Neighbour(self.backend, frozenset(self.devices), self.asking)
+    def for_scheduling(self) -> OnlineWorker:
+        """The part that scheduling uses."""
+        return OnlineWorker(self.backend, frozenset(self.devices), self.asking)
 
 
 _WORKERS = text("""
@@ -167,7 +169,7 @@ _WORKERS = text("""
 
 
 async def workers(connection: AsyncConnection, *, ttl: timedelta) -> list[KnownWorker]:
-    """All workers, the one heard of last first (there are few: a scan)."""
+    """Return all workers, the one with the latest contact first (a scan: there are few)."""
     rows = await connection.execute(_WORKERS, {"ttl": ttl, "asking": timedelta(seconds=ASKING_S)})
     return [
         KnownWorker(row[0], row[1], {one["uuid"]: (one["kind"], one["name"]) for one in row[2]}, *row[3:])
@@ -175,20 +177,20 @@ async def workers(connection: AsyncConnection, *, ttl: timedelta) -> list[KnownW
     ]
 
 
-class Busy(NamedTuple):
-    """Who leases a device."""
+class LeasingRun(NamedTuple):
+    """The run that leases a device."""
 
     run_id: UUID
     campaign_name: str
 
 
 class KnownDevice(NamedTuple):
-    """What a device does, or since when it does nothing."""
+    """The run that leases a device, or since when the device is idle."""
 
     ended_at: datetime | None
-    """Of the last run on it."""
+    """End of the last run on it."""
     idle_s: float | None
-    busy: Busy | None
+    leased_by: LeasingRun | None
 
 
 _DEVICES = text("""
@@ -204,23 +206,23 @@ _DEVICES = text("""
 
 
 async def devices(connection: AsyncConnection, uuids: Collection[str]) -> dict[str, KnownDevice]:
-    """What is known of devices, by primary keys."""
+    """Return the state of devices by UUID, through primary keys."""
     rows = await connection.execute(_DEVICES, {"devices": list(uuids)})
-    return {row[0]: KnownDevice(row[1], row[2], None if row[3] is None else Busy(row[3], row[4])) for row in rows}
+    return {row[0]: KnownDevice(row[1], row[2], None if row[3] is None else LeasingRun(row[3], row[4])) for row in rows}
 
 
 class FirstRun(NamedTuple):
-    """The run of a campaign that comes next in its order."""
+    """The first queued run of a campaign."""
 
     backend: str
     devices: DevicesConfig
     placement: Placement
-    place: Place | None
+    place: CampaignPlace | None
     failed_fast: bool
 
 
-# Index ix_runs_claim, one step for each backend that there is.
-_FIRST_OF = text("""
+# Index ix_runs_claim, one step down the index per known backend.
+_FIRST_RUN = text("""
     SELECT r.backend, e.config -> 'devices', c.placement, p.devices, p.kind, p.name,
            c.fail_fast AND EXISTS (SELECT 1 FROM runs f WHERE f.campaign_id = c.id AND f.state = 'failed')
       FROM campaigns c
@@ -237,17 +239,17 @@ _FIRST_OF = text("""
 """).bindparams(bindparam("backends", type_=ARRAY(Text)))
 
 
-async def first_of(connection: AsyncConnection, campaign_id: UUID) -> FirstRun | None:
-    """What a campaign has queued first, whoever could take it."""
-    row = (await connection.execute(_FIRST_OF, {"id": campaign_id, "backends": list(BackendName)})).one_or_none()
+async def first_run(connection: AsyncConnection, campaign_id: UUID) -> FirstRun | None:
+    """Return the first queued run of a campaign, whether or not a worker could take it."""
+    row = (await connection.execute(_FIRST_RUN, {"id": campaign_id, "backends": list(BackendName)})).one_or_none()
     if row is None:
         return None
-    place = None if row[3] is None else Place(tuple(row[3]), row[4], row[5])
+    place = None if row[3] is None else CampaignPlace(tuple(row[3]), row[4], row[5])
     return FirstRun(row[0], DevicesConfig.model_validate(row[1] or {}), row[2], place, row[6])
 
 
-def of_free(free: Sequence[FreeDevice]) -> dict[str, list[str]]:
-    """Free devices as parameters of a statement."""
+def free_parameters(free: Sequence[FreeDevice]) -> dict[str, list[str]]:
+    """Return the parameters of `FITTING`."""
     return {
         "uuids": [device.uuid for device in free],
         "names": [device.name for device in free],

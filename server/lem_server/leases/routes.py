@@ -46,7 +46,7 @@ async def claim_run(context: Context, worker_id: WorkerPath, request: ClaimReque
     )
     if found.assignment is not None:
         return found.assignment
-    headers = {} if found.again_in_s is None else {"Retry-After": str(math.ceil(found.again_in_s))}
+    headers = {} if found.retry_after_s is None else {"Retry-After": str(math.ceil(found.retry_after_s))}
     return Response(status_code=status.HTTP_204_NO_CONTENT, headers=headers)
 
 

@@ -33,7 +33,7 @@ async def heartbeat(engine: AsyncEngine, terms: LeaseTerms, *, worker_id: UUID, 
     ]
     renewed: dict[UUID, queries.RenewedLease] = {}
     async with engine.begin() as connection:
-        worker = await claim_queries.touch_worker(connection, worker_id, request.boot_id)
+        worker = await claim_queries.record_contact(connection, worker_id, request.boot_id)
         if worker is None:
             raise ProblemError(
                 ProblemCode.BOOT_SUPERSEDED,

@@ -136,6 +136,6 @@ async def test_a_cancel_finds_a_campaigns_open_runs_by_index(connection: AsyncCo
 
 
 async def test_what_a_campaign_waits_for_is_found_by_index(connection: AsyncConnection) -> None:
-    plan = await plan_of(connection, queue_queries._FIRST_OF, id=await campaign(connection), backends=["simulated"])
+    plan = await plan_of(connection, queue_queries._FIRST_RUN, id=await campaign(connection), backends=["simulated"])
     assert "runs" not in scanned(plan)
     assert "runs" not in scanned(await plan_of(connection, claim_queries._BY_CLAIM, claim_id=uuid4()))

@@ -12,7 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lem_domain.config.gaps import GapConfig, Gaps, Turn
-from lem_server.leases.scheduling import FreeDevice, Head, Held, Hold, Neighbour, Place, Round, Waiting, rest_of
+from lem_server.leases.scheduling import (
+    CampaignPlace,
+    DeferReason,
+    Deferred,
+    FreeDevice,
+    NextRun,
+    OnlineWorker,
+    QueuedCampaign,
+    SchedulingPass,
+    remaining_gap,
+)
 
 A100, CPU = ("gpu", "A100"), ("cpu", "Xeon")
 NO_GAPS = Gaps(None, None)
@@ -24,21 +34,23 @@ def device(uuid: str, model: tuple[str, str] = A100, **facts: float) -> FreeDevi
     return FreeDevice(uuid, *model, facts.get("idle_s"), facts.get("temperature_c"))
 
 
-def waiting(number: int = 1, count: int = 1, fitting: tuple[str, ...] = ("g0", "g1"), **facts: object) -> Waiting:
-    head = Head(0, Turn("A", 1), count, fitting)
-    known: dict[str, object] = {"backend": "pytorch", "placement": "any", "gaps": NO_GAPS, "head": head, **facts}
-    return Waiting(campaign_id=UUID(int=number), **known)  # type: ignore[arg-type]
+def waiting(
+    number: int = 1, count: int = 1, fitting: tuple[str, ...] = ("g0", "g1"), **facts: object
+) -> QueuedCampaign:
+    run = NextRun(0, Turn("A", 1), count, fitting)
+    known: dict[str, object] = {"backend": "pytorch", "placement": "any", "gaps": NO_GAPS, "run": run, **facts}
+    return QueuedCampaign(campaign_id=UUID(int=number), **known)  # type: ignore[arg-type]
 
 
-def first(look: Round, *queue: Waiting) -> tuple[UUID, tuple[str, ...]] | None:
-    return next(((choice.waiting.campaign_id, choice.devices) for choice in look.choices(queue)), None)
+def first(look: SchedulingPass, *queue: QueuedCampaign) -> tuple[UUID, tuple[str, ...]] | None:
+    return next(((choice.campaign.campaign_id, choice.devices) for choice in look.choices(queue)), None)
 
 
-ME = Neighbour("pytorch", frozenset({"g0", "g1"}), asking=True)
+ME = OnlineWorker("pytorch", frozenset({"g0", "g1"}), asking=True)
 
 
-def look_of(*free: FreeDevice, others: tuple[Neighbour, ...] = ()) -> Round:
-    return Round("pytorch", free, (ME, *others))
+def look_of(*free: FreeDevice, others: tuple[OnlineWorker, ...] = ()) -> SchedulingPass:
+    return SchedulingPass("pytorch", free, (ME, *others))
 
 
 # --- turns ------------------------------------------------------------------------------------------------------------
@@ -55,7 +67,7 @@ class Simulated:
     ran: bool = False
     services: list[int] = field(default_factory=list)
 
-    def waits(self) -> Waiting:
+    def waits(self) -> QueuedCampaign:
         gap = GapConfig(seconds=self.gap_s) if self.gap_s else None
         previous = {"g0": Turn("A", 1)} if self.ran else {}
         return waiting(self.number, fitting=("g0",), gaps=Gaps(gap, gap), previous=previous)
@@ -69,7 +81,7 @@ def served(campaigns: list[Simulated], rounds: int) -> list[int]:
         look = look_of(FreeDevice("g0", *A100, None if ended is None else now - ended))
         found = first(look, *(one.waits() for one in queue))
         if found is None:
-            again = look.outlook.again_in_s
+            again = look.outlook.retry_after_s
             assert again is not None, "nobody gets the device and nobody knows when"
             now += max(again, 0.001)
             continue
@@ -104,21 +116,21 @@ def test_who_waits_for_a_gap_keeps_its_device_and_no_other() -> None:
     look = look_of(device("g0", idle_s=10), device("g1", idle_s=10))
     assert first(look, first_in_turn, second) == (UUID(int=2), ("g1",))
     look = look_of(device("g0", idle_s=10))
-    assert first(look, first_in_turn, replace(second, head=Head(0, Turn("A", 1), 1, ("g0",)))) is None
+    assert first(look, first_in_turn, replace(second, run=NextRun(0, Turn("A", 1), 1, ("g0",)))) is None
     assert look.outlook == (True, 50.0, False)
 
 
 def test_a_device_is_kept_for_a_worker_beside_it_that_asks_and_not_for_one_that_does_other_things() -> None:
     theirs, mine = waiting(1, backend="vllm"), waiting(2)
     for asking, expected in ((True, (UUID(int=2), ("g1",))), (False, (UUID(int=2), ("g0",)))):
-        beside = Neighbour("vllm", frozenset({"g0"}), asking)
+        beside = OnlineWorker("vllm", frozenset({"g0"}), asking)
         assert first(look_of(device("g0"), device("g1"), others=(beside,)), theirs, mine) == expected
 
 
 def test_a_choice_that_somebody_else_takes_first_keeps_nothing() -> None:
     look = look_of(device("g0"))
     choices = look.choices([waiting(1), waiting(2)])
-    assert [choice.waiting.campaign_id.int for choice in choices] == [1, 2]
+    assert [choice.campaign.campaign_id.int for choice in choices] == [1, 2]
 
 
 # --- order ------------------------------------------------------------------------------------------------------------
@@ -127,25 +139,25 @@ def test_a_choice_that_somebody_else_takes_first_keeps_nothing() -> None:
 @pytest.mark.parametrize(
     ("placement", "others", "expected"),
     [
-        ("same_device", (Neighbour("vllm", frozenset({"g0"}), asking=False),), None),
+        ("same_device", (OnlineWorker("vllm", frozenset({"g0"}), asking=False),), None),
         ("same_device", (), UUID(int=1)),
-        ("any", (Neighbour("vllm", frozenset({"g9"}), asking=False),), UUID(int=1)),
+        ("any", (OnlineWorker("vllm", frozenset({"g9"}), asking=False),), UUID(int=1)),
     ],
 )
 def test_under_same_device_a_run_waits_for_those_before_it_that_some_worker_can_take(
-    placement: str, others: tuple[Neighbour, ...], expected: UUID | None
+    placement: str, others: tuple[OnlineWorker, ...], expected: UUID | None
 ) -> None:
     earlier = waiting(1, backend="vllm", placement=placement)
-    later = waiting(1, placement=placement, head=Head(1, Turn("B", 1), 1, ("g0",)))
+    later = waiting(1, placement=placement, run=NextRun(1, Turn("B", 1), 1, ("g0",)))
     found = first(look_of(device("g0"), others=others), earlier, later)
     assert (found and found[0]) == expected
 
 
 def test_a_run_before_it_that_is_placed_where_no_worker_of_its_backend_is_holds_nobody_up() -> None:
-    place = Place(("g0",), *A100)
+    place = CampaignPlace(("g0",), *A100)
     earlier = waiting(1, backend="vllm", placement="same_device", place=place)
-    later = waiting(1, placement="same_device", place=place, head=Head(1, Turn("B", 1), 1, ("g0",)))
-    elsewhere = Neighbour("vllm", frozenset({"g7"}), asking=True)
+    later = waiting(1, placement="same_device", place=place, run=NextRun(1, Turn("B", 1), 1, ("g0",)))
+    elsewhere = OnlineWorker("vllm", frozenset({"g7"}), asking=True)
     assert first(look_of(device("g0"), others=(elsewhere,)), earlier, later) == (UUID(int=1), ("g0",))
 
 
@@ -169,28 +181,30 @@ def test_a_run_before_it_that_is_placed_where_no_worker_of_its_backend_is_holds_
 def test_devices_are_those_of_the_place(
     placement: str, place: tuple[str, ...] | None, count: int, expected: tuple[str, ...] | None
 ) -> None:
-    known = None if place is None else Place(place, *A100)
+    known = None if place is None else CampaignPlace(place, *A100)
     one = waiting(count=count, placement=placement, place=known)
     free = device("g0"), device("g1", CPU if placement == "same_model" else A100)
-    assert look_of(*free).devices_for(one, one.head) == (expected or Held(Hold.PLACE))
+    assert look_of(*free).devices_for(one, one.run) == (expected or Deferred(DeferReason.PLACE))
 
 
 def test_a_run_that_names_its_devices_gets_those_wherever_its_campaign_is() -> None:
-    one = waiting(placement="same_device", place=Place(("g1",), *A100), head=Head(0, Turn("A", 1), 1, ("g0",), ("g0",)))
-    assert look_of(device("g0"), device("g1")).devices_for(one, one.head) == ("g0",)
+    one = waiting(
+        placement="same_device", place=CampaignPlace(("g1",), *A100), run=NextRun(0, Turn("A", 1), 1, ("g0",), ("g0",))
+    )
+    assert look_of(device("g0"), device("g1")).devices_for(one, one.run) == ("g0",)
 
 
 def test_of_several_devices_those_are_taken_that_have_rested() -> None:
     one = waiting(gaps=MINUTE, previous={"g0": Turn("A", 1)})
-    assert look_of(device("g0", idle_s=10), device("g1", idle_s=10)).devices_for(one, one.head) == ("g1",)
+    assert look_of(device("g0", idle_s=10), device("g1", idle_s=10)).devices_for(one, one.run) == ("g1",)
     both = waiting(count=2, gaps=MINUTE, previous={"g0": Turn("A", 1), "g1": Turn("B", 2)})
-    held = look_of(device("g0", idle_s=10), device("g1", idle_s=40)).devices_for(both, both.head)
-    assert held == Held(Hold.GAP, ("g1", "g0"), 50.0)
+    held = look_of(device("g0", idle_s=10), device("g1", idle_s=40)).devices_for(both, both.run)
+    assert held == Deferred(DeferReason.GAP, ("g1", "g0"), 50.0)
 
 
 def test_cooling_is_told_from_resting() -> None:
     cooling = GapConfig(temperature_c=45, max_seconds=300)
-    assert rest_of([cooling], idle_s=10, temperature_c=50) == (290, True)
-    assert rest_of([cooling], idle_s=10, temperature_c=45) == (0, False)
-    assert rest_of([cooling, GapConfig(seconds=60)], idle_s=10, temperature_c=45) == (50, False)
-    assert rest_of([cooling], idle_s=None, temperature_c=90) == (0, False)
+    assert remaining_gap([cooling], idle_s=10, temperature_c=50) == (290, True)
+    assert remaining_gap([cooling], idle_s=10, temperature_c=45) == (0, False)
+    assert remaining_gap([cooling, GapConfig(seconds=60)], idle_s=10, temperature_c=45) == (50, False)
+    assert remaining_gap([cooling], idle_s=None, temperature_c=90) == (0, False)
