@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from e2e_files import campaign
 from lem_domain.states import RunState
 
 TESTS = Path(__file__).parents[1]
-QUICK = {
+QUICK: dict[str, Any] = {
     "backend": "simulated",
     "model": "m",
     "prompts": {"synthetic": {"prompt_tokens": 50, "count": 4}},

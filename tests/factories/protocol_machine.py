@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
@@ -169,7 +169,7 @@ class Protocol(RuleBasedStateMachine):
     @rule(
         which=ANY, whose=ANY, live=LIVE, what=st.sampled_from(("complete", "all", "failed", "interrupted", "cancelled"))
     )
-    def finish(self, which: int, whose: int, live: bool, what: str) -> None:
+    def finish(self, which: int, whose: int, live: bool, what: Any) -> None:
         """An attempt ends, with a result or without one."""
         attempt, machine = self._attempt(which, whose, live=live)
         if what == "all":
@@ -235,7 +235,7 @@ class Protocol(RuleBasedStateMachine):
         elif what == "retry_failed":
             self._same(server.retry_failed(campaign), model.retry_failed(campaign))
         elif what != "cancel":
-            live_runs = "stop" if what == "stop" else "finish"
+            live_runs: Any = "stop" if what == "stop" else "finish"
             self._same(server.pause(campaign, live_runs), model.pause(campaign, live_runs))
         elif which % 5 == 0:
             self._same(server.cancel(campaign), model.cancel(campaign))
@@ -393,7 +393,7 @@ def expected(model: Model) -> dict[str, Any]:
 def explore(url: URL, *, examples: int, steps: int) -> None:
     """So many stories of so many steps; one that goes wrong is told as it was found."""
     with bench(url) as found:
-        make: Callable[[], Protocol] = lambda: Protocol(found)  # noqa: E731 - a factory that is told its type
+        make: Any = lambda: Protocol(found)  # noqa: E731 - a factory that is told its type
         run_state_machine_as_test(
             make,
             settings=settings(

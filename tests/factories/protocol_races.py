@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from uuid import UUID, uuid4
 
 from factories import protocol_promises as promises
@@ -169,7 +169,7 @@ def retry_failed(campaign: UUID) -> Part:
 _PAUSED, _SHUTDOWN = FailureReason.USER_PAUSED, FailureReason.WORKER_SHUTDOWN
 
 
-def _whole(**more: object) -> Seed:
+def _whole(**more: Any) -> Seed:
     return replace(Seed("running", chunks=3, marker=True), **more)
 
 
@@ -190,12 +190,12 @@ class _Cast(NamedTuple):
         return self.world.campaign
 
 
-def _cast(seed: Seed, *others: Machine, **world: str) -> _Cast:
+def _cast(seed: Seed, *others: Machine, **world: Any) -> _Cast:
     machine = Machine()
     return _Cast(World([seed], [machine, *others], **world), seed, machine, replace(machine, boot=uuid4()))
 
 
-def _one(seed: Callable[[], Seed], parts: Callable[[_Cast], Sequence[Part]], **world: str) -> Callable[[], Story]:
+def _one(seed: Callable[[], Seed], parts: Callable[[_Cast], Sequence[Part]], **world: Any) -> Callable[[], Story]:
     def tell() -> Story:
         cast = _cast(seed(), **world)
         return Story(cast.world, parts(cast))

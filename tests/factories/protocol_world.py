@@ -402,24 +402,29 @@ def _device_details(devices: Sequence[str]) -> str:
 
 def _facts_of(found: dict[str, Any]) -> Facts:
     attempts = [
-        AttemptFacts(
-            *map(UUID, row[:2]), row[2], *map(UUID, row[3:6]), tuple(row[6]), *row[7:11], tuple(row[11]), tuple(row[12])
+        AttemptFacts(  # type: ignore[call-arg]  # lengths of unpacked lists are unknown
+            *_uuids(row[:2]), row[2], *_uuids(row[3:6]), tuple(row[6]), *row[7:11], tuple(row[11]), tuple(row[12])
         )
         for row in found["attempts"] or ()
     ]
-    leases = [LeaseFacts(*map(UUID, row[:4]), *row[4:8], tuple(row[8])) for row in found["leases"] or ()]
+    leases = [LeaseFacts(*_uuids(row[:4]), *row[4:8], tuple(row[8])) for row in found["leases"] or ()]  # type: ignore[call-arg]
     return Facts(
         campaigns={UUID(row[0]): row[1] for row in found["campaigns"] or ()},
-        runs=tuple(RunFacts(*map(UUID, row[:2]), *row[2:8], _uuid(row[8]), *row[9:]) for row in found["runs"] or ()),
+        runs=tuple(RunFacts(*_uuids(row[:2]), *row[2:8], _uuid(row[8]), *row[9:]) for row in found["runs"] or ()),  # type: ignore[call-arg]
         attempts={one.id: one for one in attempts},
         leases={one.attempt_id: one for one in leases},
         loose_devices=found["loose_devices"],
-        log=tuple(LogFacts(UUID(row[0]), *row[1:5], _uuid(row[5])) for row in found["log"] or ()),
+        log=tuple(LogFacts(UUID(row[0]), *row[1:5], _uuid(row[5])) for row in found["log"] or ()),  # type: ignore[call-arg]
         lease_events=tuple((UUID(row[0]), row[1]) for row in found["lease_events"] or ()),
-        workers={UUID(row[0]): WorkerFacts(*map(UUID, row[:2]), *row[2:]) for row in found["workers"] or ()},
+        workers={UUID(row[0]): WorkerFacts(*_uuids(row[:2]), *row[2:]) for row in found["workers"] or ()},
         places={UUID(row[0]): tuple(row[1]) for row in found["places"] or ()},
         audit=tuple(found["audit"] or ()),
     )
+
+
+def _uuids(values: list[str]) -> Any:
+    """UUIDs to unpack as arguments; Any, because a list has no length for the type checker."""
+    return [UUID(value) for value in values]
 
 
 def _uuid(value: str | None) -> UUID | None:

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic.types import JsonValue
-
 from factories.one_rank import TEXTS, TOKENS, Window, effective_values, job, unconfirmed_names
 from lem_domain.evidence.streams import PhaseName
 from lem_worker.backends.create import create_backend
@@ -29,7 +27,7 @@ class Run:
         *,
         assistant: Path | None = None,
         adapter: Path | None = None,
-        **config: JsonValue,
+        **config: Any,
     ) -> None:
         task = job(folder, texts, assistant=assistant, adapter=adapter, **config)
         self.config = task.config

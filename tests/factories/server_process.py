@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from signal import Signals
 
 import httpx
 import psutil
@@ -103,11 +104,11 @@ class Server:
         assert self._process is not None
         return self._process.pid
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
 
-    def catches(self, number: signal.Signals) -> bool:
+    def catches(self, number: Signals) -> bool:
         """Whether the process has a handler of its own for the signal."""
         assert self._process is not None
         status = Path(f"/proc/{self._process.pid}/status").read_text()

@@ -50,7 +50,7 @@ class Run:
         assert isinstance(backend, ContinuousBackend)
         self.backend: Any = backend
         backend.load(task)
-        self.live: Any = self.backend._engine
+        self.live: Any = backend._engine  # type: ignore[attr-defined]
         self.prompts = backend.prepare(list(enumerate(texts)))
         sample = warmup_requests(self.prompts, seed=self.config.decoding.seed)[: backend.in_flight()]
         found = backend.effective_config(sample)

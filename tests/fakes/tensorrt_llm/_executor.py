@@ -116,7 +116,7 @@ class Executor:
         timing = work.metrics.timing_metrics
         if timing.first_token_time == timedelta(0):
             timing.first_token_time = _now()
-        reason = "timeout" if work.output.request_id in orders().get("time_out", ()) else _ends(work, [])
+        reason: Any = "timeout" if work.output.request_id in orders().get("time_out", ()) else _ends(work, [])
         if reason is None and not work.aborted:
             work.output.put(Chunk(tuple(tokens)))
             return True

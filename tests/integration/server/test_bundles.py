@@ -215,7 +215,7 @@ async def test_any_tool_can_read_it_and_check_its_digests(bundle: bytes) -> None
     assert names[:2] == ["bundle.json", "campaign.json"]
     assert {f"datasets/{prompts_digest(one)}.json" for one in (PROMPTS, TRACE)} <= set(names)
     assert sums.name == "SHA256SUMS"
-    said = dict(reversed(line.split("  ")) for line in sums.content.decode().splitlines())
+    said: dict[str, str] = dict(line.split("  ")[::-1] for line in sums.content.decode().splitlines())
     assert said == {one.name: hashlib.sha256(one.content).hexdigest() for one in files}
     assert verify(io.BytesIO(pack(files))).sha256 == verify(io.BytesIO(bundle)).sha256
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -176,7 +177,7 @@ async def test_the_stream_of_events_shows_the_progress_and_ends_with_it(
     monkeypatch.setattr(AggregationPool, "aggregate", waits)
     request = asyncio.create_task(aggregate(api, campaign))
     await started.wait()
-    seen = []
+    seen: list[tuple[str, dict[str, Any]]] = []
     async with asyncio.timeout(60):
         async for kind, data in events(context, campaign):
             seen.append((kind, data))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,10 +24,10 @@ def test_the_committed_document_is_the_applications() -> None:
 
 @pytest.mark.parametrize(("method", "path", "operation"), operations(), ids=lambda value: str(value)[:60])
 def test_every_api_operation_names_its_scope_and_its_refusals(
-    method: str, path: str, operation: dict[str, object]
+    method: str, path: str, operation: dict[str, Any]
 ) -> None:
     if not path.startswith("/api/"):
         return
     assert operation["x-lem-scope"] in ("read", "submit", "ingest", "work", "admin"), (method, path)
-    assert {"401", "403"} <= set(operation["responses"])  # type: ignore[arg-type]
+    assert {"401", "403"} <= set(operation["responses"])
     assert operation["summary"] or operation["description"]

@@ -48,7 +48,7 @@ async def test_a_run_is_measured_sent_and_completed(server: FakeServer, work: Wo
     assert server.markers[attempt, "rank-1"].summary == {"requests": 4}
     assert server.log_of(attempt, "rank-1").splitlines() == ["rank-1 loads m"]
     assert server.started[attempt].effective_config.engine == "fake 1"
-    environment = server.started[attempt].environment
+    environment: dict[str, Any] = server.started[attempt].environment
     assert "packages" in environment
     assert environment["prompts"]["sent"] == 4
     assert environment["seeds"]["decoding.seed"] == 0

@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,8 +36,8 @@ def greedy(model_folder: Path) -> Run:
 def test_greedy_tokens_are_those_of_generate(model_folder: Path, batch_size: int, attention: str) -> None:
     run = Run(model_folder, pytorch={"batch_size": batch_size, "attn_implementation": attention})
     for batch in batches(range(len(TEXTS)), batch_size):  # type: ignore[arg-type]
-        expected = run.generated([TEXTS[index] for index in batch])  # type: ignore[index]
-        assert [run.outputs[index] for index in batch] == expected  # type: ignore[index]
+        expected = run.generated([TEXTS[index] for index in batch])  # type: ignore[call-overload]
+        assert [run.outputs[index] for index in batch] == expected  # type: ignore[call-overload]
 
 
 def test_padding_does_not_change_the_tokens(model_folder: Path, greedy: Run) -> None:
@@ -63,7 +64,7 @@ def test_padding_does_not_change_the_tokens(model_folder: Path, greedy: Run) -> 
     ],
 )
 def test_sampled_tokens_are_those_of_generate(
-    model_folder: Path, decoding: dict[str, JsonValue], options: dict[str, float]
+    model_folder: Path, decoding: dict[str, JsonValue], options: dict[str, Any]
 ) -> None:
     run = Run(model_folder, pytorch={"batch_size": 8}, decoding={**decoding, "seed": 11})
     torch.manual_seed(11)  # of the first request of the batch: experiment's seed, repetition 0, prompt 0

@@ -151,7 +151,7 @@ def measured(tmp_path: Path, tiny_llama: str, monkeypatch: pytest.MonkeyPatch) -
             rank_module, "create_backend", lambda name: Watched(create_backend(BackendName(name)), calls, fail_in)
         )
         control = Control()
-        code = Rank(job, control).run()  # type: ignore[arg-type] - speaks as the pipes do
+        code = Rank(job, control).run()  # type: ignore[arg-type]  # has the methods of the pipes
         return Measured(code, calls, control, job)
 
     return run

@@ -169,7 +169,7 @@ async def test_power_is_recorded_or_not(server: FakeServer, work: Work) -> None:
         assert attempt in server.completed
         assert server.rows(attempt, SAMPLER, StreamName.POWER) == []
     assert server.markers[off, SAMPLER].summary["sources"] == []
-    [source] = server.markers[named, SAMPLER].summary["sources"]  # type: ignore[misc,union-attr]
+    [source] = server.markers[named, SAMPLER].summary["sources"]  # type: ignore[misc,str-unpack]
     assert source["name"] == "rapl"  # type: ignore[index,call-overload]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -261,7 +262,7 @@ def test_what_is_varied_was_set_where_its_axis_stands() -> None:
     assert told["output.max_tokens"] == ("sweep", "c.yaml:4")
 
 
-def varied(file: CampaignFile) -> list[dict[str, object]]:
+def varied(file: CampaignFile) -> list[dict[str, Any]]:
     return [one.varied for one in file.plan.experiments]
 
 

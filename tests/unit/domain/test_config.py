@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -20,7 +20,7 @@ from lem_domain.errors import ConfigurationError
 TINY = {"model": "builtin:tiny-llama"}
 
 
-def problems(document: dict[str, object]) -> dict[str, str]:
+def problems(document: dict[str, Any]) -> dict[str, str]:
     with pytest.raises(ConfigurationError) as caught:
         expand(campaign_from_document(document, default_name="x"))
     return {found.pointer: found.message for found in caught.value.findings}

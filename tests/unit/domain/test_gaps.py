@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -71,7 +72,7 @@ def test_a_gap_never_lasts_longer_the_later_it_is(gap: GapConfig, elapsed: float
     ],
 )
 def test_a_gap_that_says_too_little_or_too_much_is_refused(gap: dict[str, float], words: str) -> None:
-    document = {"model": "m", "backend": "simulated", "execution": {"cycle_gap": gap}}
+    document: dict[str, Any] = {"model": "m", "backend": "simulated", "execution": {"cycle_gap": gap}}
     with pytest.raises(ConfigurationError, match=words):
         campaign_from_document(document, default_name="c")
 

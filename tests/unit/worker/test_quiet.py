@@ -20,8 +20,9 @@ class Rows:
     def __init__(self) -> None:
         self.rows: list[tuple[object, object, int, Any]] = []
 
-    def append(self, *, phase: str, edge: str, time_ns: int, detail: str | None) -> None:
-        self.rows.append((phase, edge, time_ns, json.loads(detail) if detail else None))
+    def append(self, **row: Any) -> None:
+        detail = json.loads(row["detail"]) if row["detail"] else None
+        self.rows.append((row["phase"], row["edge"], row["time_ns"], detail))
 
     def extend(self, **columns: object) -> None:
         raise NotImplementedError

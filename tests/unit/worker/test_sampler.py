@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 from pydantic.types import JsonValue
@@ -10,6 +11,7 @@ from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence.streams import STREAMS, StreamName
 from lem_domain.results.run import EnergyMethod
 from lem_domain.wire.workers import Device, DeviceKind
+from lem_worker.process.evidence_rows import Clock
 from lem_worker.sampler.cadence import DeadlineGrid
 from lem_worker.sampler.energy_source import (
     Coverage,
@@ -114,6 +116,10 @@ class Table:
             raise NotImplementedError
 
 
+def _created(source: Source, config: ExperimentConfig, clock: Clock) -> Source:
+    return source
+
+
 def sampling(
     *sources: Source, required: bool = False, instead_of: dict[str, str] | None = None
 ) -> tuple[EnergySampler, Table]:
@@ -123,7 +129,7 @@ def sampling(
             source.name,
             Coverage.HOST,
             EnergyMethod.COUNTER,
-            lambda config, clock, source=source: source,
+            partial(_created, source),
             min_interval_s=source.min_interval_s,
             instead_of=(instead_of or {}).get(source.name),
         )
@@ -357,4 +363,4 @@ def test_facts_that_were_not_known_at_the_beginning_are_those_of_the_end() -> No
 
 def test_a_source_keeps_to_the_protocol() -> None:
     source: EnergySource = Source("typed")
-    assert source.name == "typed"
+    assert source.open(DEVICES) == ("package",)

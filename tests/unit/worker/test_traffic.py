@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def test_lateness_of_open_arrivals_is_recorded_where_it_is_not_the_engine_s(monk
         def sleep(self, seconds: float) -> None:
             super().sleep(seconds + 0.007)
 
-    traffic = {"mode": "open", "rate_per_s": 20, "arrivals": "constant"}
+    traffic: dict[str, Any] = {"mode": "open", "rate_per_s": 20, "arrivals": "constant"}
     length = WindowLength.of(WindowConfig(min_duration_s=0, min_requests=6), world_size=1)
     late, _ = measured(Sleepy(batch_ms=1), monkeypatch, length=length, **traffic)
     assert [row["released_ns"] - row["arrival_ns"] for row in late[1:]] == [7 * MS] * (len(late) - 1)
@@ -111,7 +112,7 @@ def test_lateness_of_open_arrivals_is_recorded_where_it_is_not_the_engine_s(monk
     [{}, {"mode": "closed", "concurrency": 2}, {"mode": "open", "rate_per_s": 100, "arrivals": "constant"}],
     ids=["offline", "closed", "open"],
 )
-def test_a_window_lasts_from_its_first_arrival(monkeypatch: pytest.MonkeyPatch, traffic: dict[str, object]) -> None:
+def test_a_window_lasts_from_its_first_arrival(monkeypatch: pytest.MonkeyPatch, traffic: dict[str, Any]) -> None:
     """However long it takes from the look at the clock to the first request, that is no part of the window."""
 
     class Slow(World):
@@ -164,7 +165,7 @@ def test_an_engine_with_nothing_to_do_waits_for_the_next_arrival(monkeypatch: py
 def test_an_open_window_is_as_long_as_asked_from_its_first_arrival_on(
     arrivals: str, rate_per_s: float, seed: int, least_ms: int
 ) -> None:
-    traffic: dict[str, object] = {"mode": "open", "rate_per_s": rate_per_s, "arrivals": arrivals, "seed": seed}
+    traffic: dict[str, Any] = {"mode": "open", "rate_per_s": rate_per_s, "arrivals": arrivals, "seed": seed}
     with pytest.MonkeyPatch.context() as monkeypatch:
         rows, _ = measured(World(batch_ms=0.01), monkeypatch, length=WindowLength(least_ms * MS, 1), **traffic)
     sent = sorted(row["arrival_ns"] for row in rows)
@@ -176,7 +177,7 @@ def test_an_open_window_is_as_long_as_asked_from_its_first_arrival_on(
     "traffic", [{}, {"mode": "closed", "concurrency": 2}, {"mode": "open", "rate_per_s": 100, "arrivals": "constant"}]
 )
 def test_a_window_ends_though_its_engine_fails_every_request(
-    monkeypatch: pytest.MonkeyPatch, traffic: dict[str, object]
+    monkeypatch: pytest.MonkeyPatch, traffic: dict[str, Any]
 ) -> None:
     class Failing(World):
         def run(self, requests: Sequence[Request], recorder: Recorder) -> None:
@@ -292,7 +293,7 @@ def test_a_trace_is_replayed_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     "traffic", [{}, {"mode": "closed", "concurrency": 2}, {"mode": "open", "rate_per_s": 100, "arrivals": "constant"}]
 )
-def test_no_request_begins_when_the_time_is_up(monkeypatch: pytest.MonkeyPatch, traffic: dict[str, object]) -> None:
+def test_no_request_begins_when_the_time_is_up(monkeypatch: pytest.MonkeyPatch, traffic: dict[str, Any]) -> None:
     world = World(batch_ms=10, batch_size=1)
     rows, _ = measured(world, monkeypatch, length=WindowLength(0, 1000, 35 * MS), **traffic)
     assert 3 <= len(rows) <= 5
