@@ -214,7 +214,7 @@ def observed_run(client: Client, spec: CampaignSpec, uuid: str, folder: Path) ->
     """One run that nvidia-smi and an NVML poll observe: their readings within its window, on its clock."""
     polled = watch.NvmlPoll()
     field = watch.power_field() if shutil.which("nvidia-smi") else None
-    by_smi: list[watch.Reading] = []
+    by_smi: list[watch.EnergyEstimate] = []
     with polled.of(uuid):
         if field is None:
             [run] = run_campaign(client, spec, folder)

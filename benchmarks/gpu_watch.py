@@ -22,7 +22,7 @@ SMI_FIELDS = ("power.draw.instant", "power.draw")
 POLL_S = 0.001
 
 
-class Reading(NamedTuple):
+class EnergyEstimate(NamedTuple):
     """One reading: seconds on the reader's clock, and W or J."""
 
     at: float
@@ -43,7 +43,7 @@ def power_field() -> str | None:
 
 
 @contextmanager
-def poll_with_smi(uuid: str, field: str, file: Path) -> Iterator[Callable[[], list[Reading]]]:
+def poll_with_smi(uuid: str, field: str, file: Path) -> Iterator[Callable[[], list[EnergyEstimate]]]:
     """Take five readings a second; yield a function that returns those so far, in UTC seconds and W.
 
     The output goes to a file, because an unread pipe would block nvidia-smi after some minutes.
@@ -58,14 +58,14 @@ def poll_with_smi(uuid: str, field: str, file: Path) -> Iterator[Callable[[], li
         process.wait()
 
 
-def smi_readings(text: str) -> list[Reading]:
+def smi_readings(text: str) -> list[EnergyEstimate]:
     """Parse lines such as `2026/11/24 18:21:35.123, 250.14`; skip incomplete ones and those without a number."""
     found = []
     for row in csv.reader(text.splitlines(), skipinitialspace=True):
         try:
             stamp, watts = row
             at = datetime.strptime(stamp, "%Y/%m/%d %H:%M:%S.%f").replace(tzinfo=UTC)
-            found.append(Reading(at.timestamp(), float(watts)))
+            found.append(EnergyEstimate(at.timestamp(), float(watts)))
         except ValueError:
             continue
     return found
@@ -75,8 +75,8 @@ class NvmlPoll:
     """The energy counter and instant power of one GPU, read as often as NVML answers, on CLOCK_MONOTONIC."""
 
     def __init__(self) -> None:
-        self.energy_j: list[Reading] = []
-        self.power_w: list[Reading] = []
+        self.energy_j: list[EnergyEstimate] = []
+        self.power_w: list[EnergyEstimate] = []
         self.error: str | None = None
         """Why polling could not start, or ended early."""
 
@@ -108,17 +108,17 @@ class NvmlPoll:
         energy_mj = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
         now = time.monotonic()
         [field] = pynvml.nvmlDeviceGetFieldValues(handle, [pynvml.NVML_FI_DEV_POWER_INSTANT])
-        self.energy_j.append(Reading(now, energy_mj / 1e3))
+        self.energy_j.append(EnergyEstimate(now, energy_mj / 1e3))
         if field.nvmlReturn == pynvml.NVML_SUCCESS:
-            self.power_w.append(Reading(now, field.value.uiVal / 1e3))
+            self.power_w.append(EnergyEstimate(now, field.value.uiVal / 1e3))
 
 
-def within(readings: Sequence[Reading], begin: float, end: float) -> list[Reading]:
+def within(readings: Sequence[EnergyEstimate], begin: float, end: float) -> list[EnergyEstimate]:
     """Return the readings between two instants of their clock."""
     return [one for one in readings if begin <= one.at <= end]
 
 
-def update_period_ms(readings: Sequence[Reading]) -> float | None:
+def update_period_ms(readings: Sequence[EnergyEstimate]) -> float | None:
     """Median time between two changes of the value; None with fewer than ten.
 
     An update that does not change the value is invisible, so this is an upper bound where power is nearly constant.
@@ -129,6 +129,6 @@ def update_period_ms(readings: Sequence[Reading]) -> float | None:
     return statistics.median(after - before for before, after in pairwise(changes)) * 1e3
 
 
-def mean(readings: Sequence[Reading]) -> float | None:
+def mean(readings: Sequence[EnergyEstimate]) -> float | None:
     """Mean of the values; None without readings."""
     return statistics.fmean(one.value for one in readings) if readings else None

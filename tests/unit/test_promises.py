@@ -46,7 +46,7 @@ def test_every_known_way_to_measure_wrongly_has_its_row() -> None:
 
 
 def test_the_method_tells_every_finding_s_criterion() -> None:
-    text = (ROOT / "docs" / "measurement.md").read_text()
+    text = (ROOT / "docs" / "reference" / "findings.md").read_text()
     told = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
     assert sorted(told) == sorted(code.value for code in FindingCode)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from lem_domain.config.schema import campaign_file_schema
 from lem_server.openapi import document
 from tools.reference.page import page
+from tools.reference.results import findings_page, metrics_page
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
 
@@ -15,7 +16,13 @@ FOLDER = Path(__file__).parents[2] / "docs" / "reference"
 def reference_files() -> dict[str, str]:
     """The content of every file in docs/reference/, by file name."""
     schema = json.dumps(campaign_file_schema(), indent=1, ensure_ascii=False) + "\n"
-    return {"configuration.md": page(), "campaign.schema.json": schema, "openapi.json": document()}
+    return {
+        "configuration.md": page(),
+        "metrics.md": metrics_page(),
+        "findings.md": findings_page(),
+        "campaign.schema.json": schema,
+        "openapi.json": document(),
+    }
 
 
 if __name__ == "__main__":

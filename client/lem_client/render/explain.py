@@ -9,10 +9,11 @@ from datetime import datetime
 from pydantic.types import JsonValue
 
 from lem_client.render import energy_report
-from lem_client.render.numbers import MISSING, duration
+from lem_client.render.numbers import MISSING, duration, quantity
 from lem_client.render.schedule import execution_summary
 from lem_domain.config.provenance import Source
-from lem_domain.results.run import RunResult, Severity
+from lem_domain.results.metrics import METRICS, field_of
+from lem_domain.results.run import Distribution, EnergyFigure, Figure, RunResult, Severity
 from lem_domain.states import RunState
 from lem_domain.wire.campaigns import CampaignView, ExperimentView
 from lem_domain.wire.runs import (
@@ -196,17 +197,8 @@ def result(one: RunResult) -> list[str]:
         *(f"  {'' if at else 'checks':11} {line}" for at, line in enumerate(energy_report.checks(one.checks))),
         f"  window      {duration(window.duration_s)}, {window.processes} process(es), {work.requests} requests "
         f"({work.failed_requests} failed), {work.prompt_tokens} prompt and {work.generated_tokens} generated tokens",
-        f"  output rate {energy_report.figure(one.speed.output_rate_tok_s)}, "
-        f"with prompt tokens {energy_report.figure(one.speed.total_rate_tok_s)}",
-        f"  requests    {energy_report.figure(one.speed.request_rate_per_s)}",
-        f"  TTFT        {energy_report.distribution(one.speed.ttft_ms)}",
-        f"  ITL         {energy_report.distribution(one.speed.itl_ms)}",
-        f"  TPOT        {energy_report.distribution(one.speed.tpot_ms)}",
-        f"  E2E         {energy_report.distribution(one.speed.e2e_ms)}",
-        f"  queue       {energy_report.distribution(one.speed.queue_ms)}",
+        *_metric_lines(one, "speed"),
     ]
-    if one.speed.goodput_per_s.value is not None:
-        lines.append(f"  goodput     {energy_report.figure(one.speed.goodput_per_s)}")
     if work.cached_prompt_tokens:
         lines.append(f"  cached      {work.cached_prompt_tokens} of the prompt tokens came from a prefix cache")
     if one.speculation is not None:
@@ -218,13 +210,8 @@ def result(one: RunResult) -> list[str]:
     lines += [
         "",
         "Energy",
-        f"  per output token   {energy_report.ratio(one.efficiency.energy_per_output_token_j, one.energy.total)}",
-        f"    net              {energy_report.ratio(one.efficiency.net_energy_per_output_token_j, one.energy.net)}",
-        f"  per prompt token   {energy_report.figure(one.efficiency.energy_per_prompt_token_j)}",
-        f"  per request        {energy_report.ratio(one.efficiency.energy_per_request_j, one.energy.total)}",
-        f"  tokens per joule   {energy_report.figure(one.efficiency.output_tokens_per_j)}",
-        f"  energy × delay     {energy_report.figure(one.efficiency.energy_delay_product_js)}",
-        f"  mean power         {energy_report.figure(one.energy.mean_power_w)}",
+        *_metric_lines(one, "efficiency"),
+        *_metric_lines(one, "energy"),
         f"  peak power         {energy_report.figure(one.energy.peak_power_w)}",
         f"  whole window       {energy_report.energy(one.energy.total)}",
         f"  method             {explanation[0]}",
@@ -240,12 +227,32 @@ def result(one: RunResult) -> list[str]:
         lines += ["", "Carbon and cost", *energy_report.footprint(one.footprint)]
     if one.quality is not None:
         lines += ["", "Quality", *energy_report.quality(one.quality)]
-    if one.compute is not None:
-        lines += ["", "Compute", *energy_report.compute(one.compute)]
+    lines += ["", "Compute", *energy_report.compute(one.compute)]
     if lines_of_devices := energy_report.telemetry(one.telemetry):
         lines += ["", "Devices and apparatus", *lines_of_devices]
     lines += ["", "Findings"]
     lines += [f"  {_SEVERITIES[found.severity]}: {found.message}" for found in one.findings] or ["  none"]
+    return lines
+
+
+def _metric_lines(one: RunResult, section: str) -> list[str]:
+    """Return a line per labelled metric of a section of the result."""
+    lines = []
+    for metric in METRICS:
+        if metric.label is None or metric.name.partition(".")[0] != section:
+            continue
+        found = field_of(one, metric.distribution or metric.name)
+        if isinstance(found, Distribution):
+            text = energy_report.distribution(found)
+        elif isinstance(found, Figure):
+            energy = field_of(one, metric.per_energy) if metric.per_energy else None
+            if isinstance(energy, EnergyFigure):
+                text = energy_report.ratio(found, energy)
+            else:
+                text = energy_report.figure(found)
+        else:
+            text = quantity(metric.read(one).value, metric.unit)
+        lines.append(f"  {metric.label:<18} {text}")
     return lines
 
 

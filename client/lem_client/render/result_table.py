@@ -6,29 +6,16 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from lem_client.render.numbers import MISSING, Scale, mean_and_spread, scale_for
+from lem_domain.results.metrics import METRICS, PRIMARY, Metric
 from lem_domain.results.run import CycleSummary
 from lem_domain.states import RunState
 from lem_domain.wire.campaigns import CampaignResults, ExperimentResults
 
-ENERGY: Final = "efficiency.energy_per_output_token_j"
 _LONGEST_MESSAGE: Final = 400
 
 
-class MetricColumn(NamedTuple):
-    """A column with a metric."""
-
-    heading: str
-    metric: str
-    unit: str
-
-
-COLUMNS: Final = (
-    MetricColumn("energy per output token", ENERGY, "J"),
-    MetricColumn("output tok/s", "speed.output_rate_tok_s", "tok/s"),
-    MetricColumn("TTFT ms", "speed.ttft_ms.mean", "ms"),
-    MetricColumn("ITL ms", "speed.itl_ms.mean", "ms"),
-    MetricColumn("mean W", "energy.mean_power_w", "W"),
-)
+COLUMNS: Final = tuple(metric for metric in METRICS if metric.heading is not None)
+"""Metrics that the table shows."""
 
 
 class ResultTable(NamedTuple):
@@ -41,28 +28,28 @@ class ResultTable(NamedTuple):
 
 def result_table(results: CampaignResults) -> ResultTable:
     """Build the table: mean ± sd over cycles per experiment. Notes give reasons and findings, each once."""
-    scales = {column.metric: _scale(results.experiments, column) for column in COLUMNS}
-    headings = ("experiment", "n", "verdict", *(_heading(column, scales[column.metric]) for column in COLUMNS))
+    scales = {column.name: _scale(results.experiments, column) for column in COLUMNS}
+    headings = ("experiment", "n", "verdict", *(_heading(column, scales[column.name]) for column in COLUMNS))
     rows = tuple(_row(one, scales) for one in results.experiments)
     return ResultTable((*headings[:4], "method", *headings[4:]), rows, _notes(results))
 
 
-def _scale(experiments: Sequence[ExperimentResults], column: MetricColumn) -> Scale:
+def _scale(experiments: Sequence[ExperimentResults], column: Metric) -> Scale:
     if column.unit != "J":
         return Scale(1.0, column.unit)
-    means = [metric.mean for one in experiments if (metric := _metric(one, column.metric)) and metric.mean is not None]
+    means = [metric.mean for one in experiments if (metric := _metric(one, column.name)) and metric.mean is not None]
     return scale_for(means, column.unit)
 
 
-def _heading(column: MetricColumn, scale: Scale) -> str:
-    return f"{scale.unit} per output token" if column.metric == ENERGY else column.heading
+def _heading(column: Metric, scale: Scale) -> str:
+    return f"{scale.unit} per output token" if column == PRIMARY else str(column.heading)
 
 
 def _row(one: ExperimentResults, scales: dict[str, Scale]) -> tuple[str, ...]:
     cells = []
     for column in COLUMNS:
-        metric = _metric(one, column.metric)
-        scale = scales[column.metric]
+        metric = _metric(one, column.name)
+        scale = scales[column.name]
         cells.append(MISSING if metric is None else mean_and_spread(metric.mean, metric.sd, scale))
     aggregated = sum(outcome.state is RunState.AGGREGATED for outcome in one.outcomes)
     n = str(aggregated) if aggregated == len(one.outcomes) else f"{aggregated} of {len(one.outcomes)}"
@@ -86,7 +73,7 @@ def _notes(results: CampaignResults) -> tuple[str, ...]:
     notes: dict[str, None] = {}
     for one in results.experiments:
         for column in COLUMNS:
-            metric = _metric(one, column.metric)
+            metric = _metric(one, column.name)
             if metric is not None and metric.mean is None and one.verdict is not None:
                 notes[f"{MISSING} {one.display_name}: {column.heading}: {metric.reason}"] = None
         missing: dict[str, list[int]] = {}

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Literal
 
 from pydantic import Field
 
-from lem_domain.results.figures import EnergyFigure, Figure, ResultModel, older_energy, older_figure
-
-_older_ms = partial(older_figure, "ms")
-_older_s = partial(older_figure, "s")
+from lem_domain.results.figures import EnergyFigure, Figure, ResultModel
 
 BaselineContext = Literal["idle", "ready", "ready_after"]
 """Before the engine is there; with it loaded and waiting, before the window; and the same after the window."""
@@ -27,10 +23,8 @@ class DeviceEnergy(ResultModel):
     mean_power_w: Figure
     peak_power_w: Figure
     samples: int = Field(ge=0, description="Power samples inside the window.")
-    counter_period_ms: Figure = Field(
-        default_factory=_older_ms, description="Mean time between two updates of the counter, as observed."
-    )
-    sampling_period_ms: Figure = Field(default_factory=_older_ms, description="Median time between two samples.")
+    counter_period_ms: Figure = Field(description="Mean time between two updates of the counter, as observed.")
+    sampling_period_ms: Figure = Field(description="Median time between two samples.")
 
 
 class HostEnergy(ResultModel):
@@ -40,10 +34,8 @@ class HostEnergy(ResultModel):
     energy: EnergyFigure
     mean_power_w: Figure
     samples: int = Field(ge=0, description="Samples inside the window.")
-    counter_period_ms: Figure = Field(
-        default_factory=_older_ms, description="Mean time between two updates of the counter, as observed."
-    )
-    sampling_period_ms: Figure = Field(default_factory=_older_ms, description="Median time between two samples.")
+    counter_period_ms: Figure = Field(description="Mean time between two updates of the counter, as observed.")
+    sampling_period_ms: Figure = Field(description="Median time between two samples.")
 
 
 class PartPower(ResultModel):
@@ -79,7 +71,7 @@ class PhaseEnergy(ResultModel):
     """Prefill or decode inside the window, summed over the batches."""
 
     energy: EnergyFigure
-    time_s: Figure = Field(default_factory=_older_s)
+    time_s: Figure
 
 
 class PhaseSplit(ResultModel):
@@ -89,11 +81,6 @@ class PhaseSplit(ResultModel):
     batches: int = Field(ge=0)
     prefill: PhaseEnergy = Field(description="From a batch's release to its first token.")
     decode: PhaseEnergy = Field(description="From a batch's first token to its last.")
-
-
-def _older_split() -> PhaseSplit:
-    phase = PhaseEnergy(energy=older_energy())
-    return PhaseSplit(batches=0, prefill=phase, decode=phase)
 
 
 class PrefillProbe(ResultModel):
@@ -118,21 +105,18 @@ class EnergyResult(ResultModel):
     )
     mean_power_w: Figure
     peak_power_w: Figure = Field(
-        default_factory=partial(older_figure, "W"),
         description="The highest power of all parts of `includes` together, each interpolated between its samples.",
     )
     measured_total: EnergyFigure = Field(
-        default_factory=older_energy,
         description="Accelerators and host together, of what was measured: a model's figures are not in it.",
     )
     measured_includes: tuple[str, ...] = Field(default=(), description="What is in `measured_total`.")
-    gpu: EnergyFigure = Field(default_factory=older_energy, description="Sum over the leased accelerators.")
-    cpu: EnergyFigure = Field(default_factory=older_energy, description="Sum over the host's CPU packages.")
-    dram: EnergyFigure = Field(default_factory=older_energy, description="Sum over the host's memory.")
+    gpu: EnergyFigure = Field(description="Sum over the leased accelerators.")
+    cpu: EnergyFigure = Field(description="Sum over the host's CPU packages.")
+    dram: EnergyFigure = Field(description="Sum over the host's memory.")
     net: EnergyFigure = Field(
-        default_factory=older_energy,
         description="`total` minus the power of the `ready` baseline over the window; negative where that is more.",
     )
     baselines: tuple[Baseline, ...] = ()
-    phases: PhaseSplit = Field(default_factory=_older_split)
+    phases: PhaseSplit
     probe: PrefillProbe | None = Field(default=None, description="Null unless prefill_probe is on.")

@@ -80,16 +80,3 @@ class Distribution(ResultModel):
     p99: float | None
     max: float | None
     reason: str | None = Field(default=None, description="Why there are no values.")
-
-
-_OLDER = "this result was computed before this figure existed; aggregate the run again"
-
-
-def older_figure(unit: str) -> Figure:
-    """What stands in a stored result that is older than the figure."""
-    return Figure(value=None, unit=unit, reason=_OLDER)
-
-
-def older_energy() -> EnergyFigure:
-    """The same for an energy."""
-    return EnergyFigure(joules=None, reason=_OLDER)

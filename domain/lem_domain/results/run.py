@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from functools import partial
 
 from pydantic import Field
 from pydantic.types import JsonValue
@@ -26,7 +25,6 @@ from lem_domain.results.figures import (
     EnergyMethod,
     Figure,
     ResultModel,
-    older_figure,
 )
 from lem_domain.results.findings import Finding, FindingCode, Severity, Verdict, verdict_of
 from lem_domain.results.footprint import FootprintResult, QualityResult
@@ -116,7 +114,6 @@ class SpeedResult(ResultModel):
     total_rate_tok_s: Figure = Field(description="Prompt and generated tokens per second of window.")
     request_rate_per_s: Figure
     goodput_per_s: Figure = Field(
-        default_factory=partial(older_figure, "1/s"),
         description="Finished requests within traffic.slo per second of window.",
     )
     ttft_ms: Distribution = Field(description="First token minus arrival.")
@@ -133,12 +130,8 @@ class EfficiencyResult(ResultModel):
     energy_per_request_j: Figure
     output_tokens_per_j: Figure
     energy_delay_product_js: Figure = Field(description="Energy per request × mean E2E latency, in J·s.")
-    energy_per_prompt_token_j: Figure = Field(
-        default_factory=partial(older_figure, "J"), description="Prefill energy / prompt tokens."
-    )
-    net_energy_per_output_token_j: Figure = Field(
-        default_factory=partial(older_figure, "J"), description="Net energy / generated tokens."
-    )
+    energy_per_prompt_token_j: Figure = Field(description="Prefill energy / prompt tokens.")
+    net_energy_per_output_token_j: Figure = Field(description="Net energy / generated tokens.")
 
 
 class ComputeResult(ResultModel):
@@ -175,7 +168,6 @@ class ProcessMemory(ResultModel):
     device_peak_mb: Figure = Field(description="Of its tensors on its device, 10^6 bytes.")
     rss_peak_mb: Figure = Field(description="Of its own process on the host, resident, 10^6 bytes.")
     kv_cache_peak: Figure = Field(
-        default_factory=partial(older_figure, "1"),
         description="Share of the engine's room for keys and values that was in use at once, at most.",
     )
 
@@ -225,30 +217,26 @@ class RunResult(ResultModel):
     method: str = Field(description="Version of the formulas.")
     evidence_sha256: Sha256 = Field(description="Digest over the digests of all chunks that went in.")
     parameters: dict[str, JsonValue] = Field(description="What the user asked of the aggregation.")
-    inputs_sha256: Sha256 | None = Field(
-        default=None,
-        description="Digest over what went in beside chunks and parameters: configuration, devices, manifest, what the "
-        "processes said when they ended, and the configuration in force. Null in a result that is older than this.",
+    inputs_sha256: Sha256 = Field(
+        description="Digest over the other inputs: configuration, devices, manifest, completion markers, and the "
+        "configuration in force."
     )
-    computed_by: str | None = Field(
-        default=None,
-        description="LEM's version and a digest of the form of its results; the same gives the same bytes again, "
-        "another gives a result of its own. Null in a result that is older than this.",
+    computed_by: str = Field(
+        description="LEM's version and a digest of the form of its results; the same value gives the same bytes, "
+        "another value is stored as another result."
     )
     verdict: Verdict
     findings: tuple[Finding, ...]
-    checks: tuple[Check, ...] = Field(
-        default=(), description="Every check of the evidence, passed or not; none in a result that is older than them."
-    )
+    checks: tuple[Check, ...] = Field(description="Every check of the evidence, passed or not.")
     window: WindowResult
     work: WorkResult
-    outputs: OutputsResult | None = None
+    outputs: OutputsResult
     speculation: SpeculationResult | None = Field(default=None, description="Null where nothing was guessed ahead.")
     speed: SpeedResult
     energy: EnergyResult
     efficiency: EfficiencyResult
-    compute: ComputeResult | None = None
-    telemetry: TelemetryResult = Field(default_factory=TelemetryResult)
+    compute: ComputeResult
+    telemetry: TelemetryResult
     footprint: FootprintResult | None = Field(default=None, description="Null where neither carbon nor cost is asked.")
     quality: QualityResult | None = Field(default=None, description="Null unless quality is on.")
 

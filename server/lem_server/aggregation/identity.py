@@ -60,16 +60,15 @@ def computed_by() -> str:
 def aggregate_key(result: RunResult) -> str:
     """SHA-256 (64 hex digits) that names an aggregate by all that it was computed from, and by what.
 
-    Who computes the same again by the same version must get the same bytes. A result that is older than
-    `inputs_sha256` and `computed_by` was named by the rest.
+    The same version must compute the same bytes from the same inputs.
     """
     named: dict[str, JsonValue] = {
         "evidence_sha256": result.evidence_sha256,
         "method": result.method,
         "parameters": result.parameters,
+        "inputs_sha256": result.inputs_sha256,
+        "computed_by": result.computed_by,
     }
-    if result.inputs_sha256 is not None:
-        named |= {"inputs_sha256": result.inputs_sha256, "computed_by": result.computed_by}
     return hashlib.sha256(canonical_json(named)).hexdigest()
 
 

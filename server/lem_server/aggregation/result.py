@@ -1,8 +1,8 @@
-"""Aggregation itself: from the facts and chunks of one attempt to its result."""
+"""Computes the result of one attempt from its facts and chunks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,53 +13,48 @@ from lem_domain.results.run import (
     METHOD_VERSION,
     Distribution,
     Figure,
-    Finding,
     RunResult,
     SpeedResult,
-    TelemetryResult,
     WindowResult,
     WorkResult,
     verdict_of,
 )
 from lem_server.aggregation.checks.completeness import missing_parts
-from lem_server.aggregation.checks.reported import checks_of, repeated_devices, told_engines
-from lem_server.aggregation.energy.arithmetic import compute_of
-from lem_server.aggregation.energy.device_telemetry import telemetry_of
-from lem_server.aggregation.energy.efficiency import efficiency_of
-from lem_server.aggregation.energy.footprint import footprint_of
-from lem_server.aggregation.energy.power_traces import DeviceSamples, read_devices, read_host_traces
+from lem_server.aggregation.checks.reported import evidence_checks
+from lem_server.aggregation.energy.efficiency import efficiency_result
+from lem_server.aggregation.energy.footprint import footprint_result
+from lem_server.aggregation.energy.power_traces import read_devices, read_host_traces
 from lem_server.aggregation.energy.prefill_probe import read_probe
-from lem_server.aggregation.energy.sampler_record import SamplerRecord, read_sampler
+from lem_server.aggregation.energy.sampler_record import read_sampler
 from lem_server.aggregation.energy.sources import read_sources
-from lem_server.aggregation.energy.totals import EnergyAccount, energy_account
+from lem_server.aggregation.energy.telemetry import telemetry_result
+from lem_server.aggregation.energy.totals import energy_account
 from lem_server.aggregation.errors import EvidenceMissing
 from lem_server.aggregation.evidence_reader import EvidenceReader
-from lem_server.aggregation.findings import devices as device_findings
-from lem_server.aggregation.findings import energy as energy_findings
-from lem_server.aggregation.findings import work as findings
-from lem_server.aggregation.findings.trends import latency_trend, power_trend, temperature_change_c
+from lem_server.aggregation.findings import RULES, RunFacts
 from lem_server.aggregation.identity import computed_by, inputs_digest
 from lem_server.aggregation.inputs import AggregationInput, ChunkSource
 from lem_server.aggregation.latency import distributions as latency
-from lem_server.aggregation.latency.generated_tokens import outputs_of
-from lem_server.aggregation.latency.perplexity import quality_of
-from lem_server.aggregation.latency.requests import RankRequests, read_requests, work_of
-from lem_server.aggregation.latency.speculation import speculation_of
-from lem_server.aggregation.latency.tokens import read_intervals
-from lem_server.aggregation.latency.warmups import read_warmup
-from lem_server.aggregation.latency.windows import process_window, union_window
+from lem_server.aggregation.latency.inter_token import read_intervals
+from lem_server.aggregation.work.flops import compute_result
+from lem_server.aggregation.work.outputs import outputs_result
+from lem_server.aggregation.work.perplexity import quality_result
+from lem_server.aggregation.work.requests import RankRequests, read_requests, work_result
+from lem_server.aggregation.work.speculation import speculation_result
+from lem_server.aggregation.work.warmups import read_warmup
+from lem_server.aggregation.work.windows import process_window, union_window
 
 
 def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:
-    """The result of one attempt by method `m1` (docs/measurement.md).
+    """Compute the result of one attempt by method `m1` (docs/measurement.md).
 
     A pure function: the same inputs and bytes give the same result to the last bit, in whatever order the chunks come.
-    One stream is held at a time, beside one int64 per token for the inter-token latencies. Every chunk's digest is
-    verified, also of streams that no figure needs. Means of rates over processes and averages of percentiles are never
-    taken: sums, unions and concatenations first, ratios last.
+    It holds one stream at a time, and one int64 per token for the inter-token latencies. It verifies every chunk's
+    digest, also of streams that no figure needs. Rates and percentiles are never averaged over processes: sums, unions
+    and concatenations come first, ratios last.
 
     Raises:
-        EvidenceMissing: something is not there (with `allow_partial` a finding says so instead).
+        EvidenceMissing: evidence is missing (with `allow_partial` this is a finding instead).
         EvidenceCorrupt: a chunk's bytes are not those that were recorded; never allowed.
         EvidenceInvalid: the evidence contradicts itself or holds no window.
     """
@@ -71,8 +66,8 @@ def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:
 
     ranks = [read_requests(reader, process) for process in inputs.ranks]
     window = union_window([found for rank in ranks if (found := process_window(rank)) is not None])
-    work = work_of(ranks)
-    itl_ms, token_findings = _inter_token(reader, ranks)
+    work = work_result(ranks)
+    itl_ms, miscounted, stray = _inter_token(reader, ranks)
     speed = _speed(ranks, work, window, itl_ms, inputs.config.traffic.slo)
     samples = read_devices(reader, inputs.devices)
     record = read_sampler(reader, inputs.summaries)
@@ -89,107 +84,72 @@ def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:
     )
     warmups = {process: read_warmup(reader, process, inputs.summaries) for process in inputs.ranks}
     reader.verify_rest()
-    telemetry = telemetry_of(inputs.devices, samples, inputs.ranks, inputs.summaries, record, window)
-    outputs = outputs_of(inputs.ranks, inputs.summaries, inputs.config)
-
-    noticed = (
-        *findings.missing_evidence((*missing, *reader.missing)),
-        *token_findings,
-        *_about_energy(inputs, window, account, ranks, record),
-        *_about_devices(inputs, window, samples, telemetry, record),
-        *findings.warmup_not_converged(warmups, inputs.config),
-        *findings.compiled_in_window(inputs.summaries),
-        *findings.not_as_requested(inputs.effective_config, inputs.config.allow),
-        *findings.engines_differ(told_engines(inputs.ranks, inputs.summaries)),
-        *findings.device_repeated(repeated_devices(inputs)),
-        *findings.window_cut(inputs.summaries, inputs.config),
-        *findings.low_overlap(window),
-        *findings.late_arrivals(ranks, inputs.config),
-        *findings.output_mismatch(outputs),
-        *findings.failed_requests(work, next((rank.first_error for rank in ranks if rank.first_error), None)),
+    facts = RunFacts(
+        inputs=inputs,
+        missing=(*missing, *reader.missing),
+        ranks=ranks,
+        window=window,
+        work=work,
+        outputs=outputs_result(inputs.ranks, inputs.summaries, inputs.config),
+        account=account,
+        record=record,
+        samples=samples,
+        telemetry=telemetry_result(inputs.devices, samples, inputs.ranks, inputs.summaries, record, window),
+        warmups=warmups,
+        miscounted_requests=miscounted,
+        stray_tokens=stray,
     )
+    return _result(facts, speed, reader.evidence_sha256())
+
+
+def _result(facts: RunFacts, speed: SpeedResult, evidence_sha256: str) -> RunResult:
+    inputs, window, work, energy = facts.inputs, facts.window, facts.work, facts.account.result
+    findings = tuple(finding for rule in RULES.values() for finding in rule.findings(facts))
     return RunResult(
         run_id=inputs.run_id,
         attempt_id=inputs.attempt_id,
         config_hash=config_hash(inputs.config),
         method=METHOD_VERSION,
-        evidence_sha256=reader.evidence_sha256(),
+        evidence_sha256=evidence_sha256,
         parameters=inputs.parameters.model_dump(mode="json"),
         inputs_sha256=inputs_digest(inputs),
         computed_by=computed_by(),
-        verdict=verdict_of(noticed),
-        findings=noticed,
-        checks=checks_of(inputs, (*missing, *reader.missing), window),
+        verdict=verdict_of(findings),
+        findings=findings,
+        checks=evidence_checks(inputs, facts.missing, window),
         window=window,
         work=work,
-        outputs=outputs,
-        speculation=speculation_of(inputs.ranks, inputs.summaries),
+        outputs=facts.outputs,
+        speculation=speculation_result(inputs.ranks, inputs.summaries),
         speed=speed,
-        energy=account.result,
-        efficiency=efficiency_of(account.result, work, speed.e2e_ms),
-        compute=compute_of(ranks, inputs.summaries, inputs.devices, window),
-        telemetry=telemetry,
-        footprint=footprint_of(inputs.config, account.result.total, work, inputs.summaries),
-        quality=quality_of(inputs.summaries, asked=inputs.config.quality),
+        energy=energy,
+        efficiency=efficiency_result(energy, work, speed.e2e_ms),
+        compute=compute_result(facts.ranks, inputs.summaries, inputs.devices, window),
+        telemetry=facts.telemetry,
+        footprint=footprint_result(inputs.config, energy.total, work, inputs.summaries),
+        quality=quality_result(inputs.summaries, asked=inputs.config.quality),
     )
 
 
-def _about_energy(
-    inputs: AggregationInput,
-    window: WindowResult,
-    account: EnergyAccount,
-    ranks: Sequence[RankRequests],
-    record: SamplerRecord,
-) -> tuple[Finding, ...]:
-    energy, config = account.result, inputs.config
-    meters = [account.meters[part] for part in account.parts if part in account.meters]
-    return (
-        *energy_findings.energy_unavailable(energy, config),
-        *energy_findings.energy_modelled(energy),
-        *energy_findings.short_window(window, energy, config),
-        *energy_findings.few_samples(energy),
-        *energy_findings.sampling_gaps(account.gaps, energy),
-        *energy_findings.sampler_overload(record, energy),
-        *energy_findings.sensor_disagreement(energy),
-        *energy_findings.baseline_drift(energy),
-        *energy_findings.negative_net_energy(energy),
-        *energy_findings.not_stationary(power_trend(meters, window), latency_trend(ranks, window)),
-    )
+def _inter_token(reader: EvidenceReader, ranks: Sequence[RankRequests]) -> tuple[Distribution, int, int]:
+    """Return the ITL over all ranks, requests with another number of token times than of tokens, and stray token times.
 
-
-def _about_devices(
-    inputs: AggregationInput,
-    window: WindowResult,
-    samples: Mapping[str, DeviceSamples],
-    telemetry: TelemetryResult,
-    record: SamplerRecord,
-) -> tuple[Finding, ...]:
-    changes = {uuid: temperature_change_c(found.held.get("temperature_c"), window) for uuid, found in samples.items()}
-    return (
-        *device_findings.throttled(telemetry.devices),
-        *device_findings.temperature_drift(changes),
-        *device_findings.foreign_process(record, inputs.devices, window),
-        *device_findings.mig_parent_power(record, [device.uuid for device in inputs.devices]),
-        *device_findings.clock_jump(record.clocks, window),
-    )
-
-
-def _inter_token(reader: EvidenceReader, ranks: Sequence[RankRequests]) -> tuple[Distribution, tuple[Finding, ...]]:
-    """ITL over all ranks; null as soon as one rank that finished requests recorded no token times."""
+    The distribution is null as soon as one rank that finished requests recorded no token times.
+    """
     recorded = set(reader.processes_with(StreamName.TOKENS))
     silent = [rank.process for rank in ranks if rank.process not in recorded and bool(rank.finished.any())]
     if silent:
-        return latency.distribution_ms(_empty(), f"no token times were recorded by {', '.join(silent)}"), ()
+        return latency.distribution_ms(_empty(), f"no token times were recorded by {', '.join(silent)}"), 0, 0
     values = np.empty(sum(reader.rows(rank.process, StreamName.TOKENS) for rank in ranks), dtype=np.int64)
-    used = miscounted = strangers = 0
+    used = miscounted = stray = 0
     for rank in ranks:
         found = read_intervals(reader, rank)
         values[used : used + len(found.itl_ns)] = found.itl_ns
         used += len(found.itl_ns)
         miscounted += found.miscounted
-        strangers += found.strangers
+        stray += found.stray
     distribution = latency.distribution_ms(values[:used], "no finished request has two tokens with times")
-    return distribution, findings.token_mismatch(miscounted, strangers)
+    return distribution, miscounted, stray
 
 
 def _speed(

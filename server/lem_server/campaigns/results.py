@@ -14,7 +14,7 @@ from lem_domain.results.findings import Finding
 from lem_domain.results.run import RunResult
 from lem_domain.states import RunState
 from lem_domain.wire.campaigns import CampaignResults, ExperimentResults, RunOutcome
-from lem_server.aggregation.summaries import Tally
+from lem_server.aggregation.summaries import CycleTally
 from lem_server.campaigns import result_queries, service
 from lem_server.campaigns.result_queries import OutcomePlace, OutcomeRow
 
@@ -101,7 +101,7 @@ class _Experiment:
     def __init__(self, row: OutcomeRow) -> None:
         self.row = row
         self._outcomes: list[RunOutcome] = []
-        self._tally = Tally()
+        self._tally = CycleTally()
 
     def add(self, row: OutcomeRow, result: RunResult | None) -> None:
         """The next cycle."""

@@ -1,4 +1,4 @@
-"""The checks that a result reports, passed or not: what was looked at, and what came out."""
+"""The checks that a result reports, passed or not."""
 
 from __future__ import annotations
 
@@ -7,35 +7,36 @@ from collections.abc import Collection, Mapping, Sequence
 
 from lem_domain.results.run import Check, CheckName, WindowResult
 from lem_server.aggregation.errors import MissingPart
-from lem_server.aggregation.findings.work import LOW_OVERLAP
 from lem_server.aggregation.inputs import AggregationInput, Summaries
 
+LOW_OVERLAP = 0.5
 
-def checks_of(inputs: AggregationInput, missing: Sequence[MissingPart], window: WindowResult) -> tuple[Check, ...]:
-    """All of them, in one order; something is missing only where partial evidence is allowed.
 
-    A chunk of another digest, or another chunk than the manifest's, is refused before there is a result.
+def evidence_checks(
+    inputs: AggregationInput, missing: Sequence[MissingPart], window: WindowResult
+) -> tuple[Check, ...]:
+    """Return all checks in one order; `missing` is empty unless partial evidence is allowed.
+
+    Corrupt chunks, and chunks that are not in the manifest, are refused before a result exists.
     """
+    manifest = (
+        f", and {len(inputs.manifest)} streams match the manifest" if inputs.manifest else "; there is no manifest"
+    )
     return (
         _processes(inputs, missing),
-        _nothing_missing(CheckName.CHUNKS_CONTIGUOUS, missing, "chunks", "no number is missing in any stream"),
+        _nothing_missing(CheckName.CHUNKS_CONTIGUOUS, missing, "chunks", "no chunk is missing in any stream"),
         _nothing_missing(
             CheckName.COMPLETION_MARKERS, missing, "completion_marker", f"all of {', '.join(inputs.processes)}"
         ),
         Check(
             name=CheckName.DIGESTS_WHOLE,
             passed=True,
-            detail="what was read has the SHA-256 that was recorded when it came"
-            + (
-                f", and {len(inputs.manifest)} streams that of the manifest"
-                if inputs.manifest
-                else "; no manifest came"
-            ),
+            detail=f"all chunks have the SHA-256 that was recorded at their arrival{manifest}",
         ),
         Check(
             name=CheckName.WINDOWS_OVERLAP,
             passed=window.overlap >= LOW_OVERLAP,
-            detail=f"{window.processes} processes were at work together for {window.overlap:.1%} of the window",
+            detail=f"{window.processes} processes worked together for {window.overlap:.1%} of the window",
         ),
         _devices(inputs),
         _engine(inputs),
@@ -43,14 +44,14 @@ def checks_of(inputs: AggregationInput, missing: Sequence[MissingPart], window: 
 
 
 def repeated_devices(inputs: AggregationInput) -> tuple[str, ...]:
-    """UUIDs that were leased more than once."""
+    """Return the UUIDs that were leased more than once."""
     return tuple(uuid for uuid, times in Counter(device.uuid for device in inputs.devices).items() if times > 1)
 
 
-def told_engines(ranks: Collection[str], summaries: Summaries) -> Mapping[str, str]:
-    """The engine with its version, by rank, of those that told it."""
-    told = {rank: summaries.get(rank, {}).get("engine") for rank in ranks}
-    return {rank: engine for rank, engine in told.items() if isinstance(engine, str)}
+def engine_versions(ranks: Collection[str], summaries: Summaries) -> Mapping[str, str]:
+    """Return the engine with its version by rank, for the ranks that reported it."""
+    reported = {rank: summaries.get(rank, {}).get("engine") for rank in ranks}
+    return {rank: engine for rank, engine in reported.items() if isinstance(engine, str)}
 
 
 def _processes(inputs: AggregationInput, missing: Sequence[MissingPart]) -> Check:
@@ -63,9 +64,9 @@ def _processes(inputs: AggregationInput, missing: Sequence[MissingPart]) -> Chec
     return Check(name=CheckName.PROCESSES_PRESENT, passed=not absent, detail=detail)
 
 
-def _nothing_missing(name: CheckName, missing: Sequence[MissingPart], what: str, whole: str) -> Check:
+def _nothing_missing(name: CheckName, missing: Sequence[MissingPart], what: str, complete: str) -> Check:
     parts = [part for part in missing if part.what == what]
-    return Check(name=name, passed=not parts, detail=f"without {'; '.join(map(str, parts))}" if parts else whole)
+    return Check(name=name, passed=not parts, detail=f"without {'; '.join(map(str, parts))}" if parts else complete)
 
 
 def _devices(inputs: AggregationInput) -> Check:
@@ -77,13 +78,13 @@ def _devices(inputs: AggregationInput) -> Check:
 
 
 def _engine(inputs: AggregationInput) -> Check:
-    told = told_engines(inputs.ranks, inputs.summaries)
-    engines = sorted(set(told.values()))
-    silent = [rank for rank in inputs.ranks if rank not in told]
+    versions = engine_versions(inputs.ranks, inputs.summaries)
+    engines = sorted(set(versions.values()))
+    unreported = [rank for rank in inputs.ranks if rank not in versions]
     if len(engines) > 1:
-        passed, detail = False, "; ".join(f"{rank} ran {engine}" for rank, engine in told.items())
-    elif silent:
-        passed, detail = None, f"{', '.join(silent)} did not tell the engine's version"
+        passed, detail = False, "; ".join(f"{rank} ran {engine}" for rank, engine in versions.items())
+    elif unreported:
+        passed, detail = None, f"{', '.join(unreported)} did not report the engine's version"
     else:
-        passed, detail = True, f"{len(told)} ran {engines[0]}"
+        passed, detail = True, f"{len(versions)} ran {engines[0]}"
     return Check(name=CheckName.ONE_ENGINE_VERSION, passed=passed, detail=detail)

@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lem_domain.results.run import Baseline, BaselineContext, EnergyFigure, Figure, PartPower
-from lem_server.aggregation.energy.meters import Meter, sum_of
+from lem_server.aggregation.energy.meters import Meter, sum_or_none
 from lem_server.aggregation.energy.sampler_record import BaselineSpan, ReusedBaseline, SamplerRecord
 from lem_server.aggregation.energy.traces import FloatArray, Interval, Span
 from lem_server.aggregation.evidence_reader import NULL
-from lem_server.aggregation.statistics import standard_error, student_t
+from lem_server.aggregation.linear_trend import standard_error, student_t
 
 _SECOND_NS = 1_000_000_000
 _FEWEST_SECONDS = 3
 
 
-def baselines_of(record: SamplerRecord, meters: Mapping[str, Meter], parts: Sequence[str]) -> tuple[Baseline, ...]:
+def baseline_results(record: SamplerRecord, meters: Mapping[str, Meter], parts: Sequence[str]) -> tuple[Baseline, ...]:
     """Every baseline that was recorded; `parts` are those that the job's energy is the sum of."""
     contexts: tuple[BaselineContext, ...] = ("idle", "ready", "ready_after")
     found: list[Baseline] = []
@@ -92,8 +92,8 @@ def _measured(
         duration_s=measured.span.duration_s,
         parts=tuple(powers.values()),
         mean_power_w=_sum_w(powers, parts, lacking),
-        bound_w=sum_of([powers[part].bound_w for part in parts]) if whole else None,
-        sensor_bound_w=sum_of([sensors_w[part] for part in parts]) if whole else None,
+        bound_w=sum_or_none([powers[part].bound_w for part in parts]) if whole else None,
+        sensor_bound_w=sum_or_none([sensors_w[part] for part in parts]) if whole else None,
         standard_error_w=_spread_w(measured.span, [meters[part] for part in parts if part in meters]),
         stationary=measured.stationary,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lem_domain.results.run import Distribution, EfficiencyResult, EnergyFigure, EnergyResult, Figure, WorkResult
 
 
-def efficiency_of(energy: EnergyResult, work: WorkResult, e2e_ms: Distribution) -> EfficiencyResult:
+def efficiency_result(energy: EnergyResult, work: WorkResult, e2e_ms: Distribution) -> EfficiencyResult:
     """The ratios of measurement.md §3; null with the reason of what they lack."""
     total, finished = energy.total, work.requests - work.failed_requests
     per_request = _ratio(total, finished, "no request finished")

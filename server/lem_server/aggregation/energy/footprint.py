@@ -10,13 +10,13 @@ from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.footprint import CarbonConfig
 from lem_domain.evidence.streams import SAMPLER
 from lem_domain.results.run import EnergyFigure, Figure, FootprintResult, WorkResult
-from lem_server.aggregation.energy.sampler_record import number_of
 from lem_server.aggregation.inputs import Summaries
+from lem_server.aggregation.json_values import finite_number
 
 _J_PER_KWH = 3.6e6
 
 
-def footprint_of(
+def footprint_result(
     config: ExperimentConfig, total: EnergyFigure, work: WorkResult, summaries: Summaries
 ) -> FootprintResult | None:
     """Energy / 3.6e6 J per kWh × PUE × factor, and that per generated token; None where nothing was asked for."""
@@ -48,7 +48,7 @@ def _intensity(carbon: CarbonConfig, sampler: Mapping[str, JsonValue]) -> tuple[
     told = sampler.get("carbon_intensity")
     if not isinstance(told, Mapping) or told.get("country") != carbon.country:
         return None, f"the worker told no carbon intensity of {carbon.country}"
-    value, source = number_of(told.get("gco2e_per_kwh")), told.get("source")
+    value, source = finite_number(told.get("gco2e_per_kwh")), told.get("source")
     if value is None or not isinstance(source, str):
         reason = told.get("reason")
         return None, reason if isinstance(reason, str) else f"the worker told no carbon intensity of {carbon.country}"

@@ -10,9 +10,9 @@ import numpy as np
 
 from lem_domain.results.run import EnergyFigure, EnergyMethod, Figure
 from lem_server.aggregation.energy.traces import (
+    EnergyEstimate,
     FloatArray,
     Interval,
-    Reading,
     Trace,
     counter_energy,
     integrated_energy,
@@ -51,11 +51,11 @@ class Meter:
         integrated = self.integrated(interval)
         return self._figure(integrated, EnergyMethod.INTEGRATED) if integrated.joules is not None else None
 
-    def counted(self, interval: Interval) -> Reading:
+    def counted(self, interval: Interval) -> EnergyEstimate:
         """By the counter."""
         return counter_energy(self.trace, self.joules_per_count, interval, self.sensor_w)
 
-    def integrated(self, interval: Interval) -> Reading:
+    def integrated(self, interval: Interval) -> EnergyEstimate:
         """By power."""
         return integrated_energy(self.trace, self.sensor_w, interval, self.averaged_s)
 
@@ -80,7 +80,7 @@ class Meter:
         joules: FloatArray = relative * self.joules_per_count
         return joules
 
-    def _figure(self, reading: Reading, method: EnergyMethod) -> EnergyFigure:
+    def _figure(self, reading: EnergyEstimate, method: EnergyMethod) -> EnergyFigure:
         if strength(self.best) < strength(method):
             # A cumulative figure that its source modelled or integrated is no counter, and has no stated bound.
             return EnergyFigure(joules=reading.joules, method=self.best, source=self.source)
@@ -98,7 +98,7 @@ def strength(method: EnergyMethod | None) -> int:
     return STRENGTH.index(method) if method is not None else -1
 
 
-def total_of(parts: Mapping[str, EnergyFigure], none: str) -> EnergyFigure:
+def total_energy(parts: Mapping[str, EnergyFigure], none: str) -> EnergyFigure:
     """The sum; null as soon as one part is, `none` being the reason where there are no parts.
 
     Its method is the weakest of its parts'.
@@ -114,8 +114,8 @@ def total_of(parts: Mapping[str, EnergyFigure], none: str) -> EnergyFigure:
         joules=math.fsum(figure.joules for figure in figures if figure.joules is not None),
         method=min(methods, key=strength),
         source=_sources_text(figures, methods),
-        bound_j=sum_of([figure.bound_j for figure in figures]),
-        sensor_bound_j=sum_of([figure.sensor_bound_j for figure in figures]),
+        bound_j=sum_or_none([figure.bound_j for figure in figures]),
+        sensor_bound_j=sum_or_none([figure.sensor_bound_j for figure in figures]),
     )
 
 
@@ -124,7 +124,7 @@ def not_sampled() -> EnergyFigure:
     return EnergyFigure(joules=None, reason="no power was sampled for it")
 
 
-def sum_of(numbers: Sequence[float | None]) -> float | None:
+def sum_or_none(numbers: Sequence[float | None]) -> float | None:
     """The sum; None as soon as one is."""
     known = [number for number in numbers if number is not None]
     return math.fsum(known) if len(known) == len(numbers) else None

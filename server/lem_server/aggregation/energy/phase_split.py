@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from lem_domain.results.run import EnergyFigure, EnergyMethod, Figure, PhaseEnergy, PhaseSplit
-from lem_server.aggregation.energy.meters import Meter, not_sampled, total_of
+from lem_server.aggregation.energy.meters import Meter, not_sampled, total_energy
 from lem_server.aggregation.energy.traces import FloatArray, Interval, Trace
 from lem_server.aggregation.evidence_reader import NULL, IntArray
-from lem_server.aggregation.latency.requests import RankRequests
+from lem_server.aggregation.work.requests import RankRequests
 
 MOST_UNCERTAIN = 0.5
 """A phase's energy whose bound is a larger part of it than this is no figure."""
@@ -90,7 +90,7 @@ def _phase(
         part: not_sampled() if meter is None else _part_energy(meter, begin_ns, end_ns, window)
         for part, meter in meters.items()
     }
-    total = total_of(parts, "nothing measured energy during the window")
+    total = total_energy(parts, "nothing measured energy during the window")
     if total.joules is None or total.bound_j is None or total.bound_j <= MOST_UNCERTAIN * total.joules:
         return PhaseEnergy(energy=total, time_s=time_s)
     periods_s = [meter.trace.counter_period_s(window) or window.duration_s for meter in meters.values() if meter]

@@ -37,7 +37,7 @@ class HostKey(NamedTuple):
     method: EnergyMethod
 
 
-class Held(NamedTuple):
+class SparseReadings(NamedTuple):
     """A reading that holds until the next: its times in order, in ns, and its values."""
 
     times_ns: IntArray
@@ -48,7 +48,7 @@ class DeviceSamples(NamedTuple):
     """What was sampled of one device: power and energy, and of `SLOW_READINGS` those that it gives."""
 
     trace: Trace
-    held: dict[str, Held]
+    readings: dict[str, SparseReadings]
 
 
 def read_devices(reader: EvidenceReader, devices: Sequence[Device]) -> dict[str, DeviceSamples]:
@@ -59,7 +59,7 @@ def read_devices(reader: EvidenceReader, devices: Sequence[Device]) -> dict[str,
         EvidenceCorrupt, EvidenceMissing: see `EvidenceReader.read`.
     """
     traces: dict[str, list[_Columns]] = {}
-    slow: dict[str, dict[str, list[Held]]] = {}
+    slow: dict[str, dict[str, list[SparseReadings]]] = {}
     for process in reader.processes_with(StreamName.POWER):
         table = reader.read(
             process, StreamName.POWER, ("device_index", "time_ns", "energy_mj", "power_mw", *SLOW_READINGS)
@@ -101,18 +101,18 @@ def read_host_traces(reader: EvidenceReader) -> dict[HostKey, Trace]:
     return {key: _joined(parts) for key, parts in found.items()}
 
 
-def _held(table: pa.Table, name: str, times: IntArray, use: BoolArray) -> Held:
+def _held(table: pa.Table, name: str, times: IntArray, use: BoolArray) -> SparseReadings:
     if not use.any():
-        return Held(times[:0], times[:0])
-    return Held(times[use], integers(table, name)[use])
+        return SparseReadings(times[:0], times[:0])
+    return SparseReadings(times[use], integers(table, name)[use])
 
 
-def _in_order(columns: dict[str, list[Held]]) -> dict[str, Held]:
-    found: dict[str, Held] = {}
+def _in_order(columns: dict[str, list[SparseReadings]]) -> dict[str, SparseReadings]:
+    found: dict[str, SparseReadings] = {}
     for name, parts in columns.items():
         times, first = np.unique(np.concatenate([part.times_ns for part in parts]), return_index=True)
         if len(times):
-            found[name] = Held(times, np.concatenate([part.values for part in parts])[first])
+            found[name] = SparseReadings(times, np.concatenate([part.values for part in parts])[first])
     return found
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from pydantic.types import JsonValue
 
 from lem_domain.results.run import EnergyFigure, Figure, PhaseEnergy, PhaseSplit, PrefillProbe, WorkResult
-from lem_server.aggregation.energy.meters import Meter, not_sampled, sum_of, total_of
+from lem_server.aggregation.energy.meters import Meter, not_sampled, sum_or_none, total_energy
 from lem_server.aggregation.inputs import Summaries
 
 
@@ -40,7 +40,7 @@ def read_probe(ranks: Sequence[str], summaries: Summaries) -> ProbeWindow | None
     )
 
 
-def probe_of(
+def probe_result(
     window: ProbeWindow | None,
     total: EnergyFigure,
     work: WorkResult,
@@ -55,7 +55,7 @@ def probe_of(
     if window is None:
         return None
     energies = {part: meters[part].energy(window) if part in meters else not_sampled() for part in parts}
-    energy = total_of(energies, "nothing measured energy during the probe")
+    energy = total_energy(energies, "nothing measured energy during the probe")
     prefill = _scaled(energy, work.prompt_tokens / window.prompt_tokens)
     return PrefillProbe(
         duration_s=window.duration_s,
@@ -105,8 +105,8 @@ def _difference(total: EnergyFigure, prefill: EnergyFigure) -> EnergyFigure:
         joules=left,
         method=total.method,
         source=total.source,
-        bound_j=sum_of([total.bound_j, prefill.bound_j]),
-        sensor_bound_j=sum_of([total.sensor_bound_j, prefill.sensor_bound_j]),
+        bound_j=sum_or_none([total.bound_j, prefill.bound_j]),
+        sensor_bound_j=sum_or_none([total.sensor_bound_j, prefill.sensor_bound_j]),
     )
 
 

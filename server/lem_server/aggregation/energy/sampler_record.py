@@ -1,13 +1,10 @@
-"""What the sampler recorded beside power: baselines, clock readings, strangers on devices, and how it fared itself.
+"""Reads what the sampler recorded next to power: baselines, clocks, foreign processes, devices and its own load.
 
-Everything here is the worker's own free account: an entry of another shape is left out, so that it can never be an
-error, only a figure that is null.
+The worker writes these records freely. An entry of another shape is ignored: it makes a figure null, never an error.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, get_args
@@ -19,10 +16,11 @@ from lem_domain.results.run import BaselineContext
 from lem_server.aggregation.energy.traces import Span
 from lem_server.aggregation.evidence_reader import EvidenceReader
 from lem_server.aggregation.inputs import Summaries
+from lem_server.aggregation.json_values import finite_number, integer, json_object, string
 
 
 class BaselineSpan(NamedTuple):
-    """When a baseline was measured, and whether the sampler found power steady."""
+    """The time of a baseline, and whether the sampler found power steady."""
 
     span: Span
     stationary: bool | None
@@ -37,15 +35,15 @@ class ReusedBaseline(NamedTuple):
 
 
 class ClockReading(NamedTuple):
-    """Both clocks at one instant; the wall clock's is off by at most `uncertainty_ns`."""
+    """Both clocks at one instant; the error of the wall clock is at most `uncertainty_ns`."""
 
     monotonic_ns: int
     utc_ns: int
     uncertainty_ns: int
 
 
-class Stranger(NamedTuple):
-    """A process that is not the attempt's, on a leased device; `gone_ns` is None where it was never seen to go."""
+class ForeignProcess(NamedTuple):
+    """A process on a leased device that the attempt did not start; `gone_ns` is None if it was not seen to end."""
 
     device_index: int
     pid: int
@@ -55,7 +53,7 @@ class Stranger(NamedTuple):
 
 
 class DeviceFacts(NamedTuple):
-    """What the sampler knows of a device."""
+    """Facts about a device that the sampler reported."""
 
     power_reading: str | None
     mig_parent_uuid: str | None
@@ -63,22 +61,22 @@ class DeviceFacts(NamedTuple):
 
 @dataclass(frozen=True)
 class SamplerRecord:
-    """All of it; `facts` by device UUID, `summary` as the sampler's completion marker has it."""
+    """The sampler's records; `facts` by device UUID, `summary` as in the sampler's completion marker."""
 
     baselines: dict[BaselineContext, BaselineSpan] = field(default_factory=dict)
     reused: ReusedBaseline | None = None
     clocks: tuple[ClockReading, ...] = ()
-    strangers: tuple[Stranger, ...] = ()
+    foreign_processes: tuple[ForeignProcess, ...] = ()
     facts: dict[str, DeviceFacts] = field(default_factory=dict)
     summary: Mapping[str, JsonValue] = field(default_factory=dict)
 
     def number(self, name: str) -> float | None:
-        """A number of the summary."""
-        return number_of(self.summary.get(name))
+        """Return a number of the summary."""
+        return finite_number(self.summary.get(name))
 
 
 def read_sampler(reader: EvidenceReader, summaries: Summaries) -> SamplerRecord:
-    """From the streams `phases` and `events` of the sampler and its completion marker.
+    """Read the streams `phases` and `events` of the sampler and its completion marker.
 
     Raises:
         EvidenceCorrupt, EvidenceMissing: see `EvidenceReader.read`.
@@ -87,83 +85,70 @@ def read_sampler(reader: EvidenceReader, summaries: Summaries) -> SamplerRecord:
     events = reader.read(SAMPLER, StreamName.EVENTS, ("time_ns", "kind", "detail")).to_pylist()
     details: dict[str, list[tuple[int, Mapping[str, JsonValue]]]] = {}
     for event in sorted(events, key=lambda row: (row["time_ns"], row["kind"], row["detail"] or "")):
-        details.setdefault(event["kind"], []).append((event["time_ns"], parsed(event["detail"])))
+        details.setdefault(event["kind"], []).append((event["time_ns"], json_object(event["detail"])))
     summary = summaries.get(SAMPLER, {})
     reused = [kept for _, detail in details.get("baseline_reused", ()) if (kept := _reused(detail)) is not None]
     return SamplerRecord(
         baselines=_baselines(phases),
         reused=reused[-1] if reused else None,
         clocks=tuple(found for _, detail in details.get("clock", ()) if (found := _clock(detail)) is not None),
-        strangers=_strangers(details.get("foreign_process", []), details.get("foreign_process_gone", [])),
+        foreign_processes=_foreign_processes(
+            details.get("foreign_process", []), details.get("foreign_process_gone", [])
+        ),
         facts=_facts(summary.get("devices")),
         summary=summary,
     )
 
 
-def parsed(detail: str | None) -> Mapping[str, JsonValue]:
-    """A detail's JSON object; empty where it is none."""
-    try:
-        value: JsonValue = json.loads(detail or "null")
-    except ValueError:
-        return {}
-    return value if isinstance(value, Mapping) else {}
-
-
-def number_of(value: JsonValue) -> float | None:
-    """A finite number, or None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
 def _baselines(rows: list[dict[str, JsonValue]]) -> dict[BaselineContext, BaselineSpan]:
-    """The last of each context."""
+    """Return the last baseline of each context."""
     found: dict[BaselineContext, BaselineSpan] = {}
     begun: int | None = None
-    for row in sorted(rows, key=lambda row: (_whole(row["time_ns"]) or 0, row["edge"] == "begin")):
-        time_ns = _whole(row["time_ns"])
+    for row in sorted(rows, key=lambda row: (integer(row["time_ns"]) or 0, row["edge"] == "begin")):
+        time_ns = integer(row["time_ns"])
         if row["phase"] != PhaseName.BASELINE or time_ns is None:
             continue
         if row["edge"] == "begin":
             begun = time_ns
             continue
-        detail = parsed(_text(row["detail"]))
+        detail = json_object(string(row["detail"]))
         stationary = detail.get("stationary")
         for context in get_args(BaselineContext):
             if begun is not None and begun < time_ns and detail.get("context") == context:
-                told = stationary if isinstance(stationary, bool) else None
-                found[context] = BaselineSpan(Span(begun, time_ns), told)
+                found[context] = BaselineSpan(
+                    Span(begun, time_ns), stationary if isinstance(stationary, bool) else None
+                )
         begun = None
     return found
 
 
 def _reused(detail: Mapping[str, JsonValue]) -> ReusedBaseline | None:
-    parts, age_s = detail.get("parts"), number_of(detail.get("age_s"))
+    parts, age_s = detail.get("parts"), finite_number(detail.get("age_s"))
     if not isinstance(parts, Mapping) or age_s is None:
         return None
-    watts = {part: power for part, value in parts.items() if (power := number_of(value)) is not None}
-    return ReusedBaseline(watts, age_s, _text(detail.get("taken_by")))
+    watts = {part: power for part, value in parts.items() if (power := finite_number(value)) is not None}
+    return ReusedBaseline(watts, age_s, string(detail.get("taken_by")))
 
 
 def _clock(detail: Mapping[str, JsonValue]) -> ClockReading | None:
-    values = [_whole(detail.get(name)) for name in ("monotonic_ns", "utc_ns", "uncertainty_ns")]
+    values = [integer(detail.get(name)) for name in ("monotonic_ns", "utc_ns", "uncertainty_ns")]
     monotonic_ns, utc_ns, uncertainty_ns = values
     if monotonic_ns is None or utc_ns is None:
         return None
     return ClockReading(monotonic_ns, utc_ns, uncertainty_ns or 0)
 
 
-def _strangers(
+def _foreign_processes(
     seen: list[tuple[int, Mapping[str, JsonValue]]], gone: list[tuple[int, Mapping[str, JsonValue]]]
-) -> tuple[Stranger, ...]:
-    ends = [(time_ns, _whole(detail.get("device_index")), _whole(detail.get("pid"))) for time_ns, detail in gone]
-    found: list[Stranger] = []
+) -> tuple[ForeignProcess, ...]:
+    ends = [(time_ns, integer(detail.get("device_index")), integer(detail.get("pid"))) for time_ns, detail in gone]
+    found: list[ForeignProcess] = []
     for time_ns, detail in seen:
-        device, pid = _whole(detail.get("device_index")), _whole(detail.get("pid"))
+        device, pid = integer(detail.get("device_index")), integer(detail.get("pid"))
         if device is None or pid is None:
             continue
-        end = min((end_ns for end_ns, *who in ends if who == [device, pid] and end_ns >= time_ns), default=None)
-        found.append(Stranger(device, pid, time_ns, end, _whole(detail.get("memory_bytes"))))
+        end = min((end_ns for end_ns, *process in ends if process == [device, pid] and end_ns >= time_ns), default=None)
+        found.append(ForeignProcess(device, pid, time_ns, end, integer(detail.get("memory_bytes"))))
     return tuple(found)
 
 
@@ -172,13 +157,5 @@ def _facts(listed: JsonValue) -> dict[str, DeviceFacts]:
     for entry in listed if isinstance(listed, list) else []:
         uuid = entry.get("uuid") if isinstance(entry, Mapping) else None
         if isinstance(entry, Mapping) and isinstance(uuid, str):
-            found[uuid] = DeviceFacts(_text(entry.get("power_reading")), _text(entry.get("mig_parent_uuid")))
+            found[uuid] = DeviceFacts(string(entry.get("power_reading")), string(entry.get("mig_parent_uuid")))
     return found
-
-
-def _whole(value: JsonValue) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _text(value: JsonValue) -> str | None:
-    return value if isinstance(value, str) else None

@@ -18,15 +18,15 @@ from lem_domain.results.run import (
     WindowResult,
 )
 from lem_domain.wire.workers import Device, DeviceKind
-from lem_server.aggregation.energy.baselines import baselines_of, net_energy
-from lem_server.aggregation.energy.meters import Meter, mean_power, strength, total_of
+from lem_server.aggregation.energy.baselines import baseline_results, net_energy
+from lem_server.aggregation.energy.meters import Meter, mean_power, strength, total_energy
 from lem_server.aggregation.energy.phase_split import phase_split
 from lem_server.aggregation.energy.power_traces import HostKey
-from lem_server.aggregation.energy.prefill_probe import ProbeWindow, probe_of, with_probe
+from lem_server.aggregation.energy.prefill_probe import ProbeWindow, probe_result, with_probe
 from lem_server.aggregation.energy.sampler_record import DeviceFacts, SamplerRecord
-from lem_server.aggregation.energy.sources import Sources
-from lem_server.aggregation.energy.traces import Gaps, Trace
-from lem_server.aggregation.latency.requests import RankRequests, work_of
+from lem_server.aggregation.energy.sources import ReportedSources
+from lem_server.aggregation.energy.traces import SampleGaps, Trace
+from lem_server.aggregation.work.requests import RankRequests, work_result
 
 SENSOR_W: Mapping[DeviceKind, float] = {
     # The manual of nvidia-smi on power.draw: "accurate to within +/- 5 watts".
@@ -53,7 +53,7 @@ class EnergyAccount(NamedTuple):
     """
 
     result: EnergyResult
-    gaps: dict[str, Gaps]
+    gaps: dict[str, SampleGaps]
     meters: dict[str, Meter]
     parts: tuple[str, ...]
 
@@ -63,7 +63,7 @@ def energy_account(
     devices: Sequence[Device],
     device_traces: Mapping[str, Trace],
     host_traces: Mapping[HostKey, Trace],
-    sources: Sources,
+    sources: ReportedSources,
     record: SamplerRecord,
     ranks: Sequence[RankRequests],
     window: WindowResult,
@@ -90,10 +90,10 @@ def energy_account(
         host_results[domain], meters[domain] = _host_energy(domain, readings, sources, window)
 
     accelerators = _accelerators(devices, record)
-    host = _measured_first({name: part.energy for name, part in host_results.items()})
+    host = _domains_to_sum({name: part.energy for name, part in host_results.items()})
     on_gpu = {uuid: device_results[uuid].energy for uuid in accelerators}
     parts = on_gpu or host
-    total = total_of(parts, _because("nothing measured energy during the window", sources))
+    total = total_energy(parts, _because("nothing measured energy during the window", sources))
     if total.joules is None and not config.record.power:
         total = EnergyFigure(joules=None, reason="record.power is off")
     measured = {
@@ -101,8 +101,8 @@ def energy_account(
         for name, energy in {**on_gpu, **host}.items()
         if energy.joules is not None and energy.method is not EnergyMethod.MODELLED
     }
-    baselines = baselines_of(record, meters, tuple(parts))
-    probe = probe_of(probe_window, total, work_of(ranks), meters, tuple(parts))
+    baselines = baseline_results(record, meters, tuple(parts))
+    probe = probe_result(probe_window, total, work_result(ranks), meters, tuple(parts))
     result = EnergyResult(
         devices=tuple(device_results.values()),
         host=tuple(host_results.values()),
@@ -110,9 +110,9 @@ def energy_account(
         includes=tuple(parts) if total.joules is not None else (),
         mean_power_w=mean_power(total, window),
         peak_power_w=_peak_power({part: meters[part] for part in parts if part in meters}, total, window),
-        measured_total=total_of(measured, _because("nothing measured energy during the window", sources)),
+        measured_total=total_energy(measured, _because("nothing measured energy during the window", sources)),
         measured_includes=tuple(measured),
-        gpu=total_of(on_gpu, "no accelerator was leased"),
+        gpu=total_energy(on_gpu, "no accelerator was leased"),
         cpu=_host_sum(host, "package", "no CPU package was measured", sources),
         dram=_host_sum(host, "dram", "no memory was measured", sources),
         net=net_energy(total, baselines, record, window, enabled=config.baseline.enabled),
@@ -124,9 +124,12 @@ def energy_account(
     return EnergyAccount(result, gaps, meters, tuple(parts))
 
 
-def _measured_first(host: Mapping[str, EnergyFigure]) -> dict[str, EnergyFigure]:
-    """The domains to add up. Sources call the same part by other names (RAPL package-0, CodeCarbon package), so of the
-    domains of one kind only the measured ones count where one of them has a figure, else those of the model."""
+def _domains_to_sum(host: Mapping[str, EnergyFigure]) -> dict[str, EnergyFigure]:
+    """Choose the host domains to add up.
+
+    Sources name the same part differently (RAPL package-0, CodeCarbon package). Of the domains of one kind only the
+    measured ones count if one of them has a figure, else the modelled ones.
+    """
     kinds: dict[str, dict[str, EnergyFigure]] = {}
     for name, energy in host.items():
         if not name.startswith(NOT_ADDED):
@@ -166,7 +169,9 @@ def _accelerators(devices: Sequence[Device], record: SamplerRecord) -> tuple[str
     return tuple(first.values())
 
 
-def _device_meter(device: Device, trace: Trace | None, sources: Sources, facts: DeviceFacts | None) -> Meter | None:
+def _device_meter(
+    device: Device, trace: Trace | None, sources: ReportedSources, facts: DeviceFacts | None
+) -> Meter | None:
     if trace is None:
         return None
     return Meter(
@@ -179,7 +184,7 @@ def _device_meter(device: Device, trace: Trace | None, sources: Sources, facts: 
     )
 
 
-def _device_energy(device: Device, meter: Meter | None, sources: Sources, window: WindowResult) -> DeviceEnergy:
+def _device_energy(device: Device, meter: Meter | None, sources: ReportedSources, window: WindowResult) -> DeviceEnergy:
     integrated = peak = None
     if meter is None:
         reason = (
@@ -207,7 +212,7 @@ def _device_energy(device: Device, meter: Meter | None, sources: Sources, window
 
 
 def _host_energy(
-    domain: str, readings: Mapping[EnergyMethod, Trace], sources: Sources, window: WindowResult
+    domain: str, readings: Mapping[EnergyMethod, Trace], sources: ReportedSources, window: WindowResult
 ) -> tuple[HostEnergy, Meter]:
     """A domain's figure by the strongest method that gives one: modelled never stands where measured does."""
     source = sources.of(domain)
@@ -230,9 +235,9 @@ def _host_energy(
     return host, meter
 
 
-def _host_sum(host: Mapping[str, EnergyFigure], kind: str, none: str, sources: Sources) -> EnergyFigure:
+def _host_sum(host: Mapping[str, EnergyFigure], kind: str, none: str, sources: ReportedSources) -> EnergyFigure:
     parts = {name: energy for name, energy in host.items() if name.startswith(kind)}
-    return total_of(parts, _because(none, sources))
+    return total_energy(parts, _because(none, sources))
 
 
 def _counter_period(meter: Meter | None, window: WindowResult) -> Figure:
@@ -256,6 +261,6 @@ def _with_reason(energy: EnergyFigure, why: str | None) -> EnergyFigure:
     return energy.model_copy(update={"reason": f"{energy.reason} ({why})"})
 
 
-def _because(what: str, sources: Sources) -> str:
+def _because(what: str, sources: ReportedSources) -> str:
     why = sources.why_none()
     return f"{what} ({why})" if why else what

@@ -46,7 +46,7 @@ class Span(NamedTuple):
         return (self.end_ns - self.begin_ns) / 1e9
 
 
-class Reading(NamedTuple):
+class EnergyEstimate(NamedTuple):
     """An energy in J with its bound (truth within ± bound_j, None where none can be stated), or a reason for none.
 
     `sensor_j` is what of the bound the sensor's own accuracy is, None where that is not known.
@@ -58,7 +58,7 @@ class Reading(NamedTuple):
     sensor_j: float | None = None
 
 
-class Gaps(NamedTuple):
+class SampleGaps(NamedTuple):
     """Intervals between samples around the window that are longer than `GAP_FACTOR` median ones."""
 
     number: int
@@ -117,7 +117,7 @@ class Trace:
         part = slice(span[0], span[1] + 1)
         return _mean_update_s(self.times_ns[use][part], self.counts[use][part])
 
-    def gaps(self, window: Interval) -> Gaps | None:
+    def gaps(self, window: Interval) -> SampleGaps | None:
         """Gaps among the samples that bracket the window; None without any."""
         span = _bracket(self.times_ns, window)
         if isinstance(span, str):
@@ -125,7 +125,7 @@ class Trace:
         intervals = np.diff(self.times_ns[span[0] : span[1] + 1])
         median = float(np.median(intervals))
         count = int((intervals > GAP_FACTOR * median).sum())
-        return Gaps(count, int(intervals.max()) / 1e9, median / 1e9) if count else None
+        return SampleGaps(count, int(intervals.max()) / 1e9, median / 1e9) if count else None
 
 
 def make_trace(times_ns: IntArray, counts: IntArray, power_mw: IntArray) -> Trace:
@@ -134,7 +134,9 @@ def make_trace(times_ns: IntArray, counts: IntArray, power_mw: IntArray) -> Trac
     return Trace(times, counts[first], power_mw[first])
 
 
-def counter_energy(trace: Trace, joules_per_count: float, window: Interval, sensor_w: float | None = None) -> Reading:
+def counter_energy(
+    trace: Trace, joules_per_count: float, window: Interval, sensor_w: float | None = None
+) -> EnergyEstimate:
     """C(end) - C(begin) in J, the counter interpolated linearly between the samples around each end.
 
     Bound (measurement.md §2): mean power x observed update period for each end, and never less than what the samples
@@ -150,14 +152,14 @@ def counter_energy(trace: Trace, joules_per_count: float, window: Interval, sens
     times, counts = trace.times_ns[use], trace.counts[use]
     span = _bracket(times, window)
     if isinstance(span, str):
-        return Reading(None, reason=f"the energy counter has {span}")
+        return EnergyEstimate(None, reason=f"the energy counter has {span}")
     first, last = span
     falls = np.flatnonzero(np.diff(counts[first:]) < 0)
     whole = first + int(falls[0]) + 1 if len(falls) else len(counts)  # samples before the first reset
     if whole <= last:
-        return Reading(None, reason="the energy counter was reset inside the window")
+        return EnergyEstimate(None, reason="the energy counter was reset inside the window")
     if counts[last] == counts[first]:
-        return Reading(None, reason="the energy counter did not move during the window")
+        return EnergyEstimate(None, reason="the energy counter did not move during the window")
     # Relative to the first sample: the numbers stay small and exact in a float.
     times = times[first:whole] - window.begin_ns
     counts = counts[first:whole] - counts[first]
@@ -171,10 +173,12 @@ def counter_energy(trace: Trace, joules_per_count: float, window: Interval, sens
     too_high = (end.value - end.below) + (begin_above - begin.value)
     bound = max(2 * per_period, too_low + 1, too_high + 1)
     sensor_j = None if sensor_w is None else sensor_w * window.duration_s
-    return Reading(energy * joules_per_count, bound * joules_per_count + (sensor_j or 0.0), sensor_j=sensor_j)
+    return EnergyEstimate(energy * joules_per_count, bound * joules_per_count + (sensor_j or 0.0), sensor_j=sensor_j)
 
 
-def integrated_energy(trace: Trace, sensor_w: float | None, window: Interval, averaged_s: float = 0.0) -> Reading:
+def integrated_energy(
+    trace: Trace, sensor_w: float | None, window: Interval, averaged_s: float = 0.0
+) -> EnergyEstimate:
     """The integral of power over the window in J, by trapezoids, power interpolated linearly at both ends.
 
     Bound (measurement.md §2), None where the sensor's accuracy `sensor_w` is not known: that accuracy x duration; plus
@@ -190,7 +194,7 @@ def integrated_energy(trace: Trace, sensor_w: float | None, window: Interval, av
     times, power = trace.times_ns[use], trace.power_mw[use]
     span = _bracket(times, window)
     if isinstance(span, str):
-        return Reading(None, reason=f"the power reading has {span}")
+        return EnergyEstimate(None, reason=f"the power reading has {span}")
     first, last = span
     seconds = (times[first : last + 1] - window.begin_ns) / 1e9
     watts = power[first : last + 1] / 1e3
@@ -201,7 +205,7 @@ def integrated_energy(trace: Trace, sensor_w: float | None, window: Interval, av
     widths = np.diff(t)
     joules = math.fsum((widths * (p[1:] + p[:-1]) / 2).tolist())
     if sensor_w is None:
-        return Reading(joules)
+        return EnergyEstimate(joules)
     steps, distances = np.abs(np.diff(watts)), np.diff(seconds)
     period = _reading_period_s(seconds, watts)
     hidden = math.fsum((steps / 2 * np.maximum(distances, period)).tolist())
@@ -210,7 +214,7 @@ def integrated_energy(trace: Trace, sensor_w: float | None, window: Interval, av
     )
     mixed = averaged_s * _range_between(times, power, window, averaged_s) if averaged_s else 0.0
     sensor_j = sensor_w * window.duration_s
-    return Reading(joules, sensor_j + hidden + late + mixed, sensor_j=sensor_j)
+    return EnergyEstimate(joules, sensor_j + hidden + late + mixed, sensor_j=sensor_j)
 
 
 class _EndOfWindow(NamedTuple):

@@ -1,217 +1,210 @@
-"""Findings about energy: what it rests on, what contradicts it, and whether power stayed level."""
+"""Findings about energy: how it was obtained, contradictions between readings, and whether power was steady."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 
-from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.results.run import (
-    DeviceEnergy,
-    EnergyMethod,
-    EnergyResult,
-    Finding,
-    FindingCode,
-    HostEnergy,
-    Severity,
-    WindowResult,
-)
-from lem_server.aggregation.energy.device_telemetry import late_share
-from lem_server.aggregation.energy.sampler_record import SamplerRecord
-from lem_server.aggregation.energy.traces import GAP_FACTOR, Gaps
-from lem_server.aggregation.statistics import Trend
+from lem_domain.results.run import DeviceEnergy, EnergyMethod, EnergyResult, FindingCode, HostEnergy, Severity
+from lem_server.aggregation.energy.telemetry import late_share
+from lem_server.aggregation.energy.traces import GAP_FACTOR
+from lem_server.aggregation.findings.rule import Occurrence, RunFacts, rule
+from lem_server.aggregation.findings.trends import latency_trend, power_trend
 
 FEW_SAMPLES = 10
-"""Fewer power samples in the window than this describe no mean."""
+"""Fewer power samples than this do not determine a mean."""
 DISAGREEMENT = 0.05
 DRIFT = 0.05
 TREND = 0.05
 LATE_TICKS = 0.05
 
 _SHORT_TOLERANCE = 0.99
-"""The worker ends its window by a clock reading of its own around the requests, so the two may differ slightly."""
+"""The worker ends its window by a clock reading around the requests, so its length may differ slightly from theirs."""
+_COUNTED = "note if a counter kept counting"
 
 
-def energy_unavailable(energy: EnergyResult, config: ExperimentConfig) -> tuple[Finding, ...]:
-    """The job's energy is null; an error where the user required it."""
-    if energy.total.joules is not None or not config.record.power:
-        return ()
-    return (
-        Finding(
-            code=FindingCode.ENERGY_UNAVAILABLE,
-            severity=Severity.ERROR if config.energy.required else Severity.WARNING,
-            message=f"There is no energy figure: {energy.total.reason}; `lemctl doctor` on the worker's machine says "
-            "what can be read there.",
-        ),
-    )
+@rule(
+    FindingCode.ENERGY_UNAVAILABLE,
+    when="the job's energy is null and `record.power` is on",
+    otherwise="error with `energy.required`",
+    remedy="run `lemctl doctor` on the worker's machine to list what can be read there",
+)
+def energy_unavailable(facts: RunFacts) -> Iterator[Occurrence]:
+    """The job's energy is null."""
+    config, total = facts.inputs.config, facts.account.result.total
+    if total.joules is None and config.record.power:
+        severity = Severity.ERROR if config.energy.required else Severity.WARNING
+        yield Occurrence(f"There is no energy figure: {total.reason}", severity=severity)
 
 
-def energy_modelled(energy: EnergyResult) -> tuple[Finding, ...]:
-    """A part of the job's energy comes from a model, not from a meter."""
+@rule(
+    FindingCode.ENERGY_MODELLED,
+    when="a part of the job's energy is modelled",
+    remedy="compare it only with results from the same machine",
+)
+def energy_modelled(facts: RunFacts) -> Iterator[Occurrence]:
+    """A part of the job's energy comes from a model and not from a meter."""
+    energy = facts.account.result
     if energy.total.method is not EnergyMethod.MODELLED:
-        return ()
+        return
     parts = _parts(energy)
     modelled = [name for name in energy.includes if parts[name].energy.method is EnergyMethod.MODELLED]
-    return (
-        Finding(
-            code=FindingCode.ENERGY_MODELLED,
-            severity=Severity.WARNING,
-            message=f"The energy of {', '.join(modelled)} is modelled, not measured, and has no error bound; use it to "
-            "compare on one machine at most.",
-            numbers={name: joules for name in modelled if (joules := parts[name].energy.joules) is not None},
-        ),
+    yield Occurrence(
+        f"The energy of {', '.join(modelled)} is modelled, not measured, and has no error bound",
+        {name: joules for name in modelled if (joules := parts[name].energy.joules) is not None},
     )
 
 
-def short_window(window: WindowResult, energy: EnergyResult, config: ExperimentConfig) -> tuple[Finding, ...]:
-    """The window is shorter than `window.min_duration_s`; the energy's bound says what that costs."""
-    wanted = config.window.min_duration_s
-    if window.duration_s >= wanted * _SHORT_TOLERANCE:
-        return ()
-    numbers = {"duration_s": window.duration_s, "min_duration_s": wanted}
-    bound = energy.total.bound_j
+@rule(
+    FindingCode.SHORT_WINDOW,
+    when="the window is shorter than `window.min_duration_s`",
+    remedy="send more or longer requests",
+)
+def short_window(facts: RunFacts) -> Iterator[Occurrence]:
+    """The window is shorter than requested; the energy's bound is what that costs."""
+    duration_s, wanted_s = facts.window.duration_s, facts.inputs.config.window.min_duration_s
+    if duration_s >= wanted_s * _SHORT_TOLERANCE:
+        return
+    numbers = {"duration_s": duration_s, "min_duration_s": wanted_s}
+    uncertain, bound = "", facts.account.result.total.bound_j
     if bound is not None:
         numbers["bound_j"] = bound
-    uncertain = f", which leaves the energy uncertain by {bound:.3g} J" if bound is not None else ""
-    return (
-        Finding(
-            code=FindingCode.SHORT_WINDOW,
-            severity=Severity.WARNING,
-            message=f"The window lasted {window.duration_s:.2f} s where {wanted:g} s were asked for{uncertain}; "
-            "send more or longer requests.",
-            numbers=numbers,
-        ),
-    )
+        uncertain = f", which leaves an uncertainty of {bound:.3g} J in the energy"
+    yield Occurrence(f"The window lasted {duration_s:.2f} s, and {wanted_s:g} s were requested{uncertain}", numbers)
 
 
-def few_samples(energy: EnergyResult) -> tuple[Finding, ...]:
-    """A part of the job's energy rests on fewer than 10 samples in the window."""
+@rule(
+    FindingCode.FEW_SAMPLES,
+    when=f"a part of the job's energy has fewer than {FEW_SAMPLES} power samples in the window",
+    remedy="measure longer or lower `energy.interval_ms`",
+)
+def few_samples(facts: RunFacts) -> Iterator[Occurrence]:
+    """A part of the job's energy has few samples in the window."""
+    energy = facts.account.result
     parts = _parts(energy)
     few = {name: parts[name].samples for name in energy.includes if parts[name].samples < FEW_SAMPLES}
-    if not few:
-        return ()
-    listed = ", ".join(f"{name} on {count}" for name, count in few.items())
-    return (
-        Finding(
-            code=FindingCode.FEW_SAMPLES,
-            severity=Severity.WARNING,
-            message=f"The energy rests on few samples in the window ({listed}; at least {FEW_SAMPLES} are needed); "
-            "measure longer or lower energy.interval_ms.",
-            numbers={name: float(count) for name, count in few.items()},
-        ),
-    )
+    if few:
+        listed = ", ".join(f"{name}: {count}" for name, count in few.items())
+        yield Occurrence(
+            f"The energy is based on few samples in the window ({listed}; at least {FEW_SAMPLES} are needed)",
+            {name: float(count) for name, count in few.items()},
+        )
 
 
-def sampling_gaps(gaps: Mapping[str, Gaps], energy: EnergyResult) -> tuple[Finding, ...]:
-    """No sample came for more than 5 usual intervals; harmless for a counter, not for an integral."""
-    found = {name: gaps[name] for name in energy.includes if name in gaps}
+@rule(
+    FindingCode.SAMPLING_GAPS,
+    when=f"no sample for more than {GAP_FACTOR} median intervals",
+    otherwise=_COUNTED,
+    remedy="keep other work off the machine",
+)
+def sampling_gaps(facts: RunFacts) -> Iterator[Occurrence]:
+    """Samples have gaps; a counter is not affected, an integral is."""
+    energy = facts.account.result
+    found = {name: facts.account.gaps[name] for name in energy.includes if name in facts.account.gaps}
     if not found:
-        return ()
+        return
     parts = _parts(energy)
     counted = all(parts[name].energy.method is EnergyMethod.COUNTER for name in found)
     listed = ", ".join(f"{name}: {gap.number}, longest {gap.longest_s:.3g} s" for name, gap in found.items())
-    consequence = "the counters kept counting" if counted else "what happened meanwhile is interpolated"
-    return (
-        Finding(
-            code=FindingCode.SAMPLING_GAPS,
-            severity=Severity.INFO if counted else Severity.WARNING,
-            message=f"Power samples have gaps of more than {GAP_FACTOR} usual intervals ({listed}); {consequence}; "
-            "keep other work off the machine.",
-            numbers={f"{name}.longest_s": gap.longest_s for name, gap in found.items()},
-        ),
+    consequence = "the counters kept counting" if counted else "power in the gaps is interpolated"
+    yield Occurrence(
+        f"Power samples have gaps of more than {GAP_FACTOR} median intervals ({listed}); {consequence}",
+        {f"{name}.longest_s": gap.longest_s for name, gap in found.items()},
+        Severity.INFO if counted else None,
     )
 
 
-def sampler_overload(record: SamplerRecord, energy: EnergyResult) -> tuple[Finding, ...]:
-    """More than 5 % of the sampler's ticks were late or did not come."""
-    share = late_share(record)
-    if share is None or share <= LATE_TICKS:
-        return ()
-    counted = energy.total.method is EnergyMethod.COUNTER
-    return (
-        Finding(
-            code=FindingCode.SAMPLER_OVERLOAD,
-            severity=Severity.INFO if counted else Severity.WARNING,
-            message=f"{share:.0%} of the sampler's ticks were late or missed"
-            f"{'; the counters kept counting' if counted else ''}; raise energy.interval_ms or leave the machine more "
-            "processor time.",
-            numbers={"late_or_missed": share},
-        ),
-    )
+@rule(
+    FindingCode.SAMPLER_OVERLOAD,
+    when=f"more than {LATE_TICKS:.0%} of the sampler's ticks were late or missed",
+    otherwise=_COUNTED,
+    remedy="raise `energy.interval_ms` or leave the machine more processor time",
+)
+def sampler_overload(facts: RunFacts) -> Iterator[Occurrence]:
+    """The sampler missed its deadlines."""
+    share = late_share(facts.record)
+    if share is not None and share > LATE_TICKS:
+        counted = facts.account.result.total.method is EnergyMethod.COUNTER
+        consequence = "; the counters kept counting" if counted else ""
+        yield Occurrence(
+            f"{share:.0%} of the sampler's ticks were late or missed{consequence}",
+            {"late_or_missed": share},
+            Severity.INFO if counted else None,
+        )
 
 
-def sensor_disagreement(energy: EnergyResult) -> tuple[Finding, ...]:
-    """A device's counter and the integral of its power differ by more than 5 %."""
-    found: list[Finding] = []
-    for device in energy.devices:
+@rule(
+    FindingCode.SENSOR_DISAGREEMENT,
+    when=f"a device's counter and the integral of its power differ by more than {DISAGREEMENT:.0%}",
+    remedy="measure longer; a sensor that samples the chip only part of the time misses bursts",
+)
+def sensor_disagreement(facts: RunFacts) -> Iterator[Occurrence]:
+    """A device's counter and the integral of its power differ."""
+    for device in facts.account.result.devices:
         counted, integrated = device.energy.joules, device.integrated.joules if device.integrated else None
         if not counted or integrated is None or abs(integrated - counted) <= DISAGREEMENT * abs(counted):
             continue
-        found.append(
-            Finding(
-                code=FindingCode.SENSOR_DISAGREEMENT,
-                severity=Severity.WARNING,
-                message=f"The energy counter of {device.uuid} says {counted:.6g} J and the integral of its power "
-                f"{integrated:.6g} J, {abs(integrated / counted - 1):.1%} apart; the counter is the figure. Measure "
-                "longer; a sensor that looks at the chip only part of the time misses bursts.",
-                numbers={f"{device.uuid}.counter_j": counted, f"{device.uuid}.integrated_j": integrated},
-            )
+        yield Occurrence(
+            f"The energy counter of {device.uuid} reports {counted:.6g} J and the integral of its power is "
+            f"{integrated:.6g} J, a difference of {abs(integrated / counted - 1):.1%}; the counter is the figure",
+            {f"{device.uuid}.counter_j": counted, f"{device.uuid}.integrated_j": integrated},
         )
-    return tuple(found)
 
 
-def baseline_drift(energy: EnergyResult) -> tuple[Finding, ...]:
-    """The power of the loaded engine at rest was another after the window than before, by more than 5 %."""
-    watts = {baseline.context: baseline.mean_power_w.value for baseline in energy.baselines}
+@rule(
+    FindingCode.BASELINE_DRIFT,
+    when=f"the ready baselines before and after the window differ by more than {DRIFT:.0%}",
+    remedy="wait for a steady temperature (`settle`) or keep other work off the device",
+)
+def baseline_drift(facts: RunFacts) -> Iterator[Occurrence]:
+    """The loaded engine without requests drew another power after the window than before."""
+    watts = {baseline.context: baseline.mean_power_w.value for baseline in facts.account.result.baselines}
     before, after = watts.get("ready"), watts.get("ready_after")
-    if not before or after is None or abs(after - before) <= DRIFT * abs(before):
-        return ()
-    return (
-        Finding(
-            code=FindingCode.BASELINE_DRIFT,
-            severity=Severity.WARNING,
-            message=f"At rest {before:.4g} W were drawn before the window and {after:.4g} W after it, "
-            f"{abs(after / before - 1):.1%} apart, so the net energy is uncertain by as much; wait for a steady "
-            "temperature (settle) or keep other work off the device.",
-            numbers={"ready_w": before, "ready_after_w": after},
-        ),
-    )
+    if before and after is not None and abs(after - before) > DRIFT * abs(before):
+        yield Occurrence(
+            f"The ready baseline was {before:.4g} W before the window and {after:.4g} W after it, a difference of "
+            f"{abs(after / before - 1):.1%}, so the net energy is uncertain by as much",
+            {"ready_w": before, "ready_after_w": after},
+        )
 
 
-def negative_net_energy(energy: EnergyResult) -> tuple[Finding, ...]:
-    """Less was drawn with work than without."""
+@rule(
+    FindingCode.NEGATIVE_NET_ENERGY,
+    when="the net energy is below zero",
+    remedy="end other processes that used the device during the baseline, and measure again",
+)
+def negative_net_energy(facts: RunFacts) -> Iterator[Occurrence]:
+    """The window drew less power than the baseline."""
+    energy = facts.account.result
     net = energy.net.joules
-    if net is None or net >= 0:
-        return ()
-    return (
-        Finding(
-            code=FindingCode.NEGATIVE_NET_ENERGY,
-            severity=Severity.WARNING,
-            message=f"The net energy is {net:.4g} J: less power was drawn in the window than by the waiting engine "
-            "before it, which can't be the work's; something else used the device during the baseline.",
-            numbers={"net_j": net, "gross_j": energy.total.joules or 0.0},
-        ),
-    )
+    if net is not None and net < 0:
+        yield Occurrence(
+            f"The net energy is {net:.4g} J: the window drew less power than the engine without requests before it",
+            {"net_j": net, "gross_j": energy.total.joules or 0.0},
+        )
 
 
-def not_stationary(power: Trend | None, latency: Trend | None) -> tuple[Finding, ...]:
-    """Power or latency changed by more than 5 % over the window, and more than chance explains."""
-    beyond = {name: found for name, found in (("power", power), ("latency", latency)) if found and found.beyond(TREND)}
-    if not beyond:
-        return ()
-    listed = " and ".join(
-        f"{name} changed by {found.change:+.1%} (± {found.uncertainty:.1%})" for name, found in beyond.items()
-    )
-    return (
-        Finding(
-            code=FindingCode.NOT_STATIONARY,
-            severity=Severity.WARNING,
-            message=f"{listed} over the window, so its mean depends on its length; warm up longer, or let the device "
-            "settle.",
-            numbers={f"{name}_change": found.change for name, found in beyond.items()},
-        ),
-    )
+@rule(
+    FindingCode.NOT_STATIONARY,
+    when=f"power, or latency over the repetitions, changes by more than {TREND:.0%} over the window and by more than "
+    "its 95 % interval",
+    remedy="warm up longer, or let the device settle (`settle`)",
+)
+def not_stationary(facts: RunFacts) -> Iterator[Occurrence]:
+    """Power or latency has a trend."""
+    account, window = facts.account, facts.window
+    meters = [account.meters[part] for part in account.parts if part in account.meters]
+    trends = (("power", power_trend(meters, window)), ("latency", latency_trend(facts.ranks, window)))
+    beyond = {name: found for name, found in trends if found and found.beyond(TREND)}
+    if beyond:
+        listed = " and ".join(
+            f"{name} changed by {found.change:+.1%} (± {found.uncertainty:.1%})" for name, found in beyond.items()
+        )
+        yield Occurrence(
+            f"{listed} over the window, so its mean depends on its length",
+            {f"{name}_change": found.change for name, found in beyond.items()},
+        )
 
 
 def _parts(energy: EnergyResult) -> dict[str, DeviceEnergy | HostEnergy]:
-    """By the names that `includes` uses."""
+    """Index devices and host domains by the names that `includes` uses."""
     return {**{part.uuid: part for part in energy.devices}, **{part.domain: part for part in energy.host}}

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from lem_server.aggregation.energy.meters import Meter
-from lem_server.aggregation.energy.power_traces import Held
+from lem_server.aggregation.energy.power_traces import SparseReadings
 from lem_server.aggregation.energy.traces import FloatArray, Interval
 from lem_server.aggregation.evidence_reader import NULL, IntArray
-from lem_server.aggregation.latency.requests import RankRequests
-from lem_server.aggregation.statistics import Trend, trend
+from lem_server.aggregation.linear_trend import LinearTrend, fit_trend
+from lem_server.aggregation.work.requests import RankRequests
 
 _BLOCKS = 20
 _PERIODS_PER_BLOCK = 5
 """A counter's own steps must not look like changes of power."""
 
 
-def power_trend(meters: Sequence[Meter], window: Interval) -> Trend | None:
+def power_trend(meters: Sequence[Meter], window: Interval) -> LinearTrend | None:
     """Of the job's power, through the means of equal parts of the window; None where these can't be told."""
     periods = [meter.trace.counter_period_s(window) or meter.trace.sampling_period_s(window) for meter in meters]
     known = [period for period in periods if period is not None]
@@ -34,10 +34,10 @@ def power_trend(meters: Sequence[Meter], window: Interval) -> Trend | None:
         if powers is None:
             return None
         watts = watts + powers
-    return trend((np.arange(blocks) + 0.5) / blocks, watts)
+    return fit_trend((np.arange(blocks) + 0.5) / blocks, watts)
 
 
-def latency_trend(ranks: Sequence[RankRequests], window: Interval) -> Trend | None:
+def latency_trend(ranks: Sequence[RankRequests], window: Interval) -> LinearTrend | None:
     """Of E2E latency over the repetitions of the set of prompts; None below five of them.
 
     Each latency is taken relative to the mean of the same prompt in the same process, so that long prompts and short
@@ -65,16 +65,16 @@ def latency_trend(ranks: Sequence[RankRequests], window: Interval) -> Trend | No
     number = np.concatenate(numbers)
     counts = np.bincount(number)
     at = np.bincount(number, np.concatenate(places)) / np.maximum(counts, 1)
-    return trend(at[counts > 0], (np.bincount(number, np.concatenate(values)) / np.maximum(counts, 1))[counts > 0])
+    return fit_trend(at[counts > 0], (np.bincount(number, np.concatenate(values)) / np.maximum(counts, 1))[counts > 0])
 
 
-def temperature_change_c(held: Held | None, window: Interval) -> float | None:
+def temperature_change_c(readings: SparseReadings | None, window: Interval) -> float | None:
     """How much a straight line through the temperatures rises over the window; None below five of them in it."""
-    if held is None:
+    if readings is None:
         return None
-    use = (held.times_ns >= window.begin_ns) & (held.times_ns <= window.end_ns)
-    at = (held.times_ns[use] - window.begin_ns) / (window.end_ns - window.begin_ns)
+    use = (readings.times_ns >= window.begin_ns) & (readings.times_ns <= window.end_ns)
+    at = (readings.times_ns[use] - window.begin_ns) / (window.end_ns - window.begin_ns)
     if len(at) < 5 or not np.ptp(at):
         return None
     spread = at - at.mean()
-    return float(spread @ held.values[use] / (spread @ spread))
+    return float(spread @ readings.values[use] / (spread @ spread))

@@ -1,259 +1,218 @@
-"""Findings about evidence and work: each with its numbers, its severity and what to do."""
+"""Findings about the work: warm-up, the engine's configuration, traffic, outputs and failed requests."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from pydantic.types import JsonValue
 
-from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.hashing import canonical_json
-from lem_domain.results.run import (
-    Finding,
-    FindingCode,
-    OutputsResult,
-    Severity,
-    WindowResult,
-    WorkResult,
-)
+from lem_domain.results.run import FindingCode, Severity
 from lem_domain.wire.runs import EffectiveConfig
-from lem_server.aggregation.energy.sampler_record import number_of
-from lem_server.aggregation.errors import MissingPart
-from lem_server.aggregation.inputs import Summaries
-from lem_server.aggregation.latency.requests import RankRequests
-from lem_server.aggregation.latency.warmups import Warmup
-
-LOW_OVERLAP = 0.5
+from lem_server.aggregation.checks.reported import LOW_OVERLAP, engine_versions, repeated_devices
+from lem_server.aggregation.findings.rule import Occurrence, RunFacts, rule
+from lem_server.aggregation.json_values import finite_number
+from lem_server.aggregation.work.requests import RankRequests
+from lem_server.aggregation.work.warmups import Warmup
 
 LATE_SHARE = 0.05
-"""So many requests may be late before the arrivals are not the ones asked for."""
 _LATE_NS = 1_000_000
 _LATE_GAP = 0.1
-"""A request is late that was handed over more than 1 ms and more than a tenth of the mean distance too late."""
+"""A request is late if it was released more than 1 ms and more than a tenth of the mean distance after its arrival."""
 
 
-def missing_evidence(parts: Sequence[MissingPart]) -> tuple[Finding, ...]:
-    """Evidence that is not there (only under allow_partial; strict aggregation refuses)."""
-    if not parts:
-        return ()
-    return (
-        Finding(
-            code=FindingCode.MISSING_EVIDENCE,
-            severity=Severity.ERROR,
-            message=f"Computed without {'; '.join(map(str, parts))}; don't compare with it, run the experiment again.",
-            numbers={"parts": len(parts), "chunks": sum(len(part.seqs) for part in parts)},
-        ),
-    )
-
-
-def token_mismatch(miscounted: int, strangers: int) -> tuple[Finding, ...]:
-    """Token times that don't fit the requests: some of them were lost or belong to nobody."""
-    if not miscounted and not strangers:
-        return ()
-    return (
-        Finding(
-            code=FindingCode.MISSING_EVIDENCE,
-            severity=Severity.WARNING,
-            message=f"{miscounted} requests have another number of token times than of generated tokens, and "
-            f"{strangers} token times belong to no request; distrust the inter-token latencies and report the backend.",
-            numbers={"miscounted_requests": miscounted, "stray_tokens": strangers},
-        ),
-    )
-
-
-def warmup_not_converged(warmups: Mapping[str, Warmup | None], config: ExperimentConfig) -> tuple[Finding, ...]:
-    """Warm-up was off, hit its cap, or left no word of how it ended."""
-    if not config.warmup.enabled:
-        message = (
-            "Warm-up was switched off, so the window holds what the first requests cost extra; set warmup.enabled."
+@rule(
+    FindingCode.WARMUP_NOT_CONVERGED,
+    when="warm-up reached its cap, or its outcome was not recorded",
+    otherwise="note if it was switched off",
+    remedy="raise `warmup.max_requests` or keep other work off the machine",
+)
+def warmup_not_converged(facts: RunFacts) -> Iterator[Occurrence]:
+    """Latency or power was not steady when the window opened."""
+    settings = facts.inputs.config.warmup
+    if not settings.enabled:
+        yield Occurrence(
+            "Warm-up was switched off, so the window includes the extra cost of the first requests",
+            severity=Severity.INFO,
+            remedy="set `warmup.enabled`",
         )
-        return (Finding(code=FindingCode.WARMUP_NOT_CONVERGED, severity=Severity.INFO, message=message),)
-    cold = {process: warmup for process, warmup in warmups.items() if warmup is None or not warmup.converged}
-    if not cold:
-        return ()
-    listed = ", ".join(f"{process} {_warmup_text(warmup)}" for process, warmup in cold.items())
-    numbers = {f"{process}.cv": warmup.cv for process, warmup in cold.items() if warmup and warmup.cv is not None}
-    return (
-        Finding(
-            code=FindingCode.WARMUP_NOT_CONVERGED,
-            severity=Severity.WARNING,
-            message=f"Latency or power was not steady when the window opened ({listed}; wanted is a coefficient of "
-            f"variation below {config.warmup.cv_threshold:g}); raise warmup.max_requests or keep other work off the "
-            "machine.",
-            numbers={**numbers, "cv_threshold": config.warmup.cv_threshold},
-        ),
-    )
+        return
+    cold = {process: warmup for process, warmup in facts.warmups.items() if warmup is None or not warmup.converged}
+    if cold:
+        listed = ", ".join(f"{process} {_warmup_text(warmup)}" for process, warmup in cold.items())
+        numbers = {f"{process}.cv": warmup.cv for process, warmup in cold.items() if warmup and warmup.cv is not None}
+        yield Occurrence(
+            f"Latency or power was not steady when the window opened ({listed}; the coefficient of variation must be "
+            f"below {settings.cv_threshold:g})",
+            {**numbers, "cv_threshold": settings.cv_threshold},
+        )
 
 
-def compiled_in_window(summaries: Summaries) -> tuple[Finding, ...]:
-    """The engine met shapes in the window that it had not compiled for before."""
-    told = {process: summary.get("compilation") for process, summary in summaries.items()}
+@rule(
+    FindingCode.COMPILED_IN_WINDOW,
+    when="an engine compiled a graph inside the window, for a shape that it had not met before",
+    remedy="use prompts of fewer lengths, a smaller `batch_size`, or leave `torch_compile.dynamic` out",
+)
+def compiled_in_window(facts: RunFacts) -> Iterator[Occurrence]:
+    """The engine met shapes in the window that it had not compiled before."""
+    reported = {process: summary.get("compilation") for process, summary in facts.inputs.summaries.items()}
     counts = {
         process: count
-        for process, compilation in told.items()
-        if isinstance(compilation, Mapping) and (count := number_of(compilation.get("compiled_graphs_in_window")))
+        for process, compilation in reported.items()
+        if isinstance(compilation, Mapping) and (count := finite_number(compilation.get("compiled_graphs_in_window")))
     }
-    if not counts:
-        return ()
-    listed = ", ".join(f"{process} {count:g}" for process, count in sorted(counts.items()))
-    return (
-        Finding(
-            code=FindingCode.COMPILED_IN_WINDOW,
-            severity=Severity.WARNING,
-            message=f"Graphs were compiled inside the window ({listed}), and their time and energy are in its figures; "
-            "use prompts of fewer lengths, a smaller batch_size, or leave torch_compile.dynamic out.",
-            numbers={f"{process}.graphs": count for process, count in counts.items()},
-        ),
-    )
-
-
-def not_as_requested(effective: EffectiveConfig | None, allowed: Sequence[str] = ()) -> tuple[Finding, ...]:
-    """The engine says that a requested value is not in force, or nothing was read back from it.
-
-    A warning where the user allowed every difference.
-    """
-    if effective is None:
-        message = (
-            "Nothing was read back from the engine, so nobody knows whether the requested configuration took effect."
+    if counts:
+        listed = ", ".join(f"{process} {count:g}" for process, count in sorted(counts.items()))
+        yield Occurrence(
+            f"Graphs were compiled inside the window ({listed}), and its figures include their time and energy",
+            {f"{process}.graphs": count for process, count in counts.items()},
         )
-        return (Finding(code=FindingCode.NOT_AS_REQUESTED, severity=Severity.WARNING, message=message),)
-    different = [parameter for parameter in effective.parameters if not parameter.confirmed]
-    if not different:
-        return ()
-    listed = "; ".join(
-        f"{item.name} is {_text(item.effective)} where {_text(item.requested)} was requested" for item in different
-    )
-    if all(item.name in allowed for item in different):
-        severity, remedy = Severity.WARNING, "the configuration allows it, so compare with the value in force"
-    else:
-        severity, remedy = Severity.ERROR, "request a value that it supports"
-    return (
-        Finding(
-            code=FindingCode.NOT_AS_REQUESTED,
-            severity=severity,
-            message=f"The engine did not run as requested: {listed}; {remedy}.",
-            numbers={"parameters": len(different)},
-        ),
-    )
 
 
-def engines_differ(told: Mapping[str, str]) -> tuple[Finding, ...]:
-    """Ranks of one run ran different versions of the engine, so the result is of none of them."""
-    engines = sorted(set(told.values()))
-    if len(engines) < 2:
-        return ()
-    listed = "; ".join(f"{rank} ran {engine}" for rank, engine in told.items())
-    return (
-        Finding(
-            code=FindingCode.NOT_AS_REQUESTED,
-            severity=Severity.ERROR,
-            message=f"The ranks did not run one version of the engine: {listed}; start the worker again and repeat the "
-            "run, so that all of them load what is installed now.",
-            numbers={"engines": len(engines)},
-        ),
-    )
+@rule(
+    FindingCode.NOT_AS_REQUESTED,
+    Severity.ERROR,
+    when="a requested value is not in force, ranks ran different versions of the engine, or a device was leased twice",
+    otherwise="warning if nothing was read back, or if `allow` names every difference",
+    remedy="request a value that the engine supports",
+)
+def not_as_requested(facts: RunFacts) -> Iterator[Occurrence]:
+    """The run did not have the requested configuration, engine or devices."""
+    yield from _differences(facts.inputs.effective_config, facts.inputs.config.allow)
+    versions = engine_versions(facts.inputs.ranks, facts.inputs.summaries)
+    if len(set(versions.values())) > 1:
+        listed = "; ".join(f"{rank} ran {engine}" for rank, engine in versions.items())
+        yield Occurrence(
+            f"The ranks ran different versions of the engine: {listed}",
+            {"engines": len(set(versions.values()))},
+            remedy="restart the worker and repeat the run, so that all ranks load what is installed now",
+        )
+    repeated = repeated_devices(facts.inputs)
+    if repeated:
+        yield Occurrence(
+            f"The run's lease lists {', '.join(repeated)} more than once, so it had fewer devices than requested (the "
+            "energy of each is counted once)",
+            {"devices": len(repeated)},
+            remedy="run it again, and report the worker's list of devices",
+        )
 
 
-def device_repeated(repeated: Sequence[str]) -> tuple[Finding, ...]:
-    """A device was leased more than once, so there were fewer than the ranks were given."""
-    if not repeated:
-        return ()
-    return (
-        Finding(
-            code=FindingCode.NOT_AS_REQUESTED,
-            severity=Severity.ERROR,
-            message=f"The run's lease holds {', '.join(repeated)} more than once, so it had fewer devices than asked "
-            "for (its energy is counted once); run it again, and report the worker's list of devices.",
-            numbers={"devices": len(repeated)},
-        ),
-    )
+@rule(
+    FindingCode.WINDOW_CUT,
+    when="a rank's window ended at `window.max_duration_s` before it held the minimum of requests in whole repetitions",
+    remedy="raise the limit, or compare with fewer prompts",
+)
+def window_cut(facts: RunFacts) -> Iterator[Occurrence]:
+    """A rank's window was cut at its time limit."""
+    limit_s = facts.inputs.config.window.max_duration_s
+    cut = [process for process, summary in facts.inputs.summaries.items() if summary.get("window_cut") is True]
+    if cut and limit_s is not None:
+        yield Occurrence(
+            f"The window of {', '.join(sorted(cut))} ended at window.max_duration_s ({limit_s:g} s) before it held the "
+            "minimum of requests in whole repetitions of the prompts, so other runs may have sent other prompts",
+            {"max_duration_s": limit_s},
+        )
 
 
-def window_cut(summaries: Summaries, config: ExperimentConfig) -> tuple[Finding, ...]:
-    """A rank's window ended at `window.max_duration_s` before it held what it should."""
-    cut = [process for process, summary in summaries.items() if summary.get("window_cut") is True]
-    if not cut or config.window.max_duration_s is None:
-        return ()
-    return (
-        Finding(
-            code=FindingCode.WINDOW_CUT,
-            severity=Severity.WARNING,
-            message=f"The window of {', '.join(sorted(cut))} ended at window.max_duration_s before it held the fewest "
-            "requests in whole repetitions of the prompt set, so other runs may have sent other prompts; raise the "
-            "limit, or use fewer prompts to compare.",
-            numbers={"max_duration_s": config.window.max_duration_s},
-        ),
-    )
+@rule(
+    FindingCode.LOW_OVERLAP,
+    when=f"the processes worked together for less than {LOW_OVERLAP:.0%} of the window",
+    remedy="give the processes equal work and a longer window",
+)
+def low_overlap(facts: RunFacts) -> Iterator[Occurrence]:
+    """The processes worked together for only a part of the window."""
+    window = facts.window
+    if window.overlap < LOW_OVERLAP:
+        yield Occurrence(
+            f"The {window.processes} processes worked together for only {window.overlap:.0%} of the window, so rates "
+            "and energy mix full and partial load",
+            {"overlap": window.overlap, "processes": window.processes},
+        )
 
 
-def low_overlap(window: WindowResult) -> tuple[Finding, ...]:
-    """The processes were at work together for less than half of the window."""
-    if window.overlap >= LOW_OVERLAP:
-        return ()
-    return (
-        Finding(
-            code=FindingCode.LOW_OVERLAP,
-            severity=Severity.WARNING,
-            message=f"The {window.processes} processes were at work together for only {window.overlap:.0%} of the "
-            "window, so rates and energy mix full and partial load; give them equal work and a longer window.",
-            numbers={"overlap": window.overlap, "processes": window.processes},
-        ),
-    )
-
-
-def failed_requests(work: WorkResult, first_error: str | None) -> tuple[Finding, ...]:
-    """Requests ended in an error: their energy is in the total, their tokens and latencies are not."""
-    if not work.failed_requests:
-        return ()
-    return (
-        Finding(
-            code=FindingCode.FAILED_REQUESTS,
-            severity=Severity.ERROR if work.failed_requests == work.requests else Severity.WARNING,
-            message=f"{work.failed_requests} of {work.requests} requests failed (the first: {first_error}); their "
-            "energy is counted, their tokens and latencies are not; find the cause in the run's log.",
-            numbers={"failed_requests": work.failed_requests, "requests": work.requests},
-        ),
-    )
-
-
-def output_mismatch(outputs: OutputsResult) -> tuple[Finding, ...]:
-    """Greedy decoding gave other tokens for the same prompt later in the run."""
-    if not outputs.greedy or outputs.repeat is not False:
-        return ()
-    return (
-        Finding(
-            code=FindingCode.OUTPUT_MISMATCH,
-            severity=Severity.WARNING,
-            message="The same prompts gave other tokens in a later repetition although decoding is greedy, so the work "
-            "was not the same each time; look for batches of changing size or kernels that are not deterministic.",
-        ),
-    )
-
-
-def late_arrivals(ranks: Sequence[RankRequests], config: ExperimentConfig) -> tuple[Finding, ...]:
-    """Under open traffic, requests were handed over later than their planned arrival."""
-    if config.traffic.mode != "open" or not any(len(rank) for rank in ranks):
-        return ()
+@rule(
+    FindingCode.LATE_ARRIVALS,
+    when=f"more than {LATE_SHARE:.0%} of the arrivals under open traffic were released more than 1 ms and a tenth of "
+    "the mean distance late",
+    remedy="lower `traffic.rate_per_s` or keep other work off the machine",
+)
+def late_arrivals(facts: RunFacts) -> Iterator[Occurrence]:
+    """Under open traffic, requests were released later than planned."""
+    ranks, traffic = facts.ranks, facts.inputs.config.traffic
+    if traffic.mode != "open" or not any(len(rank) for rank in ranks):
+        return
     late_ns = np.concatenate([rank.released_ns - rank.arrival_ns for rank in ranks])
-    rate_per_s = config.traffic.rate_per_s
-    share = float((late_ns > max(_LATE_NS, _LATE_GAP * _mean_distance_ns(ranks, rate_per_s))).mean())
-    if share <= LATE_SHARE:
-        return ()
-    slower = "use a trace of fewer arrivals a second" if rate_per_s is None else "lower traffic.rate_per_s"
-    return (
-        Finding(
-            code=FindingCode.LATE_ARRIVALS,
+    share = float((late_ns > max(_LATE_NS, _LATE_GAP * _mean_distance_ns(ranks, traffic.rate_per_s))).mean())
+    if share > LATE_SHARE:
+        latest_ms = float(late_ns.max()) / 1e6
+        trace = traffic.rate_per_s is None
+        yield Occurrence(
+            f"{share:.0%} of the requests were released late, the latest by {latest_ms:.3g} ms, so the traffic was not "
+            "as requested",
+            {"late_share": share, "latest_ms": latest_ms},
+            remedy="use a trace of fewer arrivals per second or keep other work off the machine" if trace else None,
+        )
+
+
+@rule(
+    FindingCode.OUTPUT_MISMATCH,
+    when="greedy decoding generated different tokens in a later repetition, another cycle, or an experiment that must "
+    "generate the same",
+    remedy="look for batches of changing size or kernels that are not deterministic",
+)
+def output_mismatch(facts: RunFacts) -> Iterator[Occurrence]:
+    """Greedy decoding generated different tokens for the same prompt."""
+    if facts.outputs.greedy and facts.outputs.repeat is False:
+        yield Occurrence(
+            "The same prompts generated different tokens in a later repetition although decoding is greedy, so the "
+            "repetitions did not do the same work"
+        )
+
+
+@rule(
+    FindingCode.FAILED_REQUESTS,
+    when="requests failed",
+    otherwise="error if all did",
+    remedy="find the cause in the run's log",
+)
+def failed_requests(facts: RunFacts) -> Iterator[Occurrence]:
+    """Requests ended in an error."""
+    failed, requests = facts.work.failed_requests, facts.work.requests
+    if failed:
+        first = next((rank.first_error for rank in facts.ranks if rank.first_error), None)
+        yield Occurrence(
+            f"{failed} of {requests} requests failed (the first: {first}); their energy is included, their tokens and "
+            "latencies are not",
+            {"failed_requests": failed, "requests": requests},
+            Severity.ERROR if failed == requests else None,
+        )
+
+
+def _differences(effective: EffectiveConfig | None, allowed: Sequence[str]) -> Iterator[Occurrence]:
+    if effective is None:
+        yield Occurrence(
+            "Nothing was read back from the engine, so it is unknown whether the requested configuration was in force",
             severity=Severity.WARNING,
-            message=f"{share:.0%} of the requests were handed over late, at worst by {late_ns.max() / 1e6:.3g} ms, so "
-            f"the traffic was not the one asked for; {slower} or keep other work off the machine.",
-            numbers={"late_share": share, "latest_ms": float(late_ns.max()) / 1e6},
-        ),
-    )
+            remedy="check the engine's log",
+        )
+        return
+    different = [parameter for parameter in effective.parameters if not parameter.confirmed]
+    if different:
+        listed = "; ".join(
+            f"{item.name} is {_json(item.effective)} where {_json(item.requested)} was requested" for item in different
+        )
+        all_allowed = all(item.name in allowed for item in different)
+        yield Occurrence(
+            f"The engine did not run as requested: {listed}",
+            {"parameters": len(different)},
+            Severity.WARNING if all_allowed else None,
+            "the configuration allows it, so compare with the value in force" if all_allowed else None,
+        )
 
 
 def _mean_distance_ns(ranks: Sequence[RankRequests], rate_per_s: float | None) -> float:
-    """Between successive arrivals, of all ranks together; a trace has no rate, so that of its arrivals stands."""
+    """Return the mean time between arrivals of all ranks; a trace has no rate, so it is taken from its arrivals."""
     if rate_per_s is not None:
         return 1e9 / rate_per_s
     arrival_ns = np.concatenate([rank.arrival_ns for rank in ranks])
@@ -262,12 +221,12 @@ def _mean_distance_ns(ranks: Sequence[RankRequests], rate_per_s: float | None) -
 
 def _warmup_text(warmup: Warmup | None) -> str:
     if warmup is None:
-        return "recorded nothing of its warm-up"
+        return "recorded no outcome of its warm-up"
     after = f" after {warmup.requests} requests" if warmup.requests is not None else ""
     if warmup.power_slope is not None:
         after += f", power changing by {warmup.power_slope:.1%} over its last 5 s"
-    return f"reached {warmup.cv:.3g}{after}" if warmup.cv is not None else f"had too few latencies to tell{after}"
+    return f"reached {warmup.cv:.3g}{after}" if warmup.cv is not None else f"had too few latencies{after}"
 
 
-def _text(value: JsonValue) -> str:
+def _json(value: JsonValue) -> str:
     return canonical_json(value).decode()

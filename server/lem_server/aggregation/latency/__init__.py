@@ -1,1 +1,1 @@
-"""Requests, tokens, windows and latency distributions of a run."""
+"""Latency distributions and inter-token intervals."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from lem_domain.config.measurement import SloConfig
 from lem_domain.results.run import Distribution, Figure, WindowResult
 from lem_server.aggregation.evidence_reader import NULL, IntArray
-from lem_server.aggregation.latency.requests import RankRequests
+from lem_server.aggregation.work.requests import RankRequests
 
 NS_PER_MS = 1e6
 _BLOCK = 1 << 18

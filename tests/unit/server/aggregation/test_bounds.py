@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from factories.evidence import EPOCH_NS
 from lem_domain.results.run import WindowResult
-from lem_server.aggregation.energy.baselines import baselines_of, net_energy
+from lem_server.aggregation.energy.baselines import baseline_results, net_energy
 from lem_server.aggregation.energy.meters import Meter
 from lem_server.aggregation.energy.sampler_record import BaselineSpan, SamplerRecord
-from lem_server.aggregation.energy.traces import Reading, Span, counter_energy, integrated_energy, make_trace
+from lem_server.aggregation.energy.traces import EnergyEstimate, Span, counter_energy, integrated_energy, make_trace
 from lem_server.aggregation.evidence_reader import NULL
 
 FloatArray = npt.NDArray[np.float64]
@@ -124,7 +124,7 @@ def test_energy_lies_within_its_bound(how: str, seconds: float) -> None:
         one = world(random)
         begin = float(random.uniform(1, LENGTH_S - seconds - 2))
         meter = one.meter(counter=how == "counter", power=how == "integral")
-        measure: Callable[[], Reading] = {
+        measure: Callable[[], EnergyEstimate] = {
             "counter": lambda meter=meter, begin=begin: meter.counted(window(begin, begin + seconds)),  # type: ignore[misc]
             "integral": lambda meter=meter, begin=begin: meter.integrated(window(begin, begin + seconds)),  # type: ignore[misc]
         }[how]
@@ -161,7 +161,7 @@ def test_baselines_and_net_energy_lie_within_their_bounds(how: str) -> None:
         one, record = at_rest(random)
         meters = {"GPU-0": one.meter(counter=how == "counter", power=how == "integral")}
         begin, end = (float(at) for at in (random.uniform(14, 16), random.uniform(26, 30)))
-        found = baselines_of(record, meters, ("GPU-0",))
+        found = baseline_results(record, meters, ("GPU-0",))
         span = record.baselines["ready"].span
         seconds = ((span.begin_ns - EPOCH_NS) / 1e9, (span.end_ns - EPOCH_NS) / 1e9)
         powers.append((found[0].mean_power_w.value, found[0].bound_w, one.truth(*seconds) / span.duration_s))

@@ -60,7 +60,7 @@ def test_an_engine_that_was_not_told_has_not_passed(engines: tuple[str | None, .
     result = result_of(two_ranks(*engines))
     found = check(result, CheckName.ONE_ENGINE_VERSION)
     assert found.passed is None
-    assert "did not tell the engine's version" in found.detail
+    assert "rank-" in found.detail
     assert not [one for one in result.findings if one.code is FindingCode.NOT_AS_REQUESTED]
 
 
@@ -98,9 +98,3 @@ def test_what_partial_evidence_lacks_does_not_pass() -> None:
     assert "rank-2" in check(result, CheckName.PROCESSES_PRESENT).detail
     assert check(result, CheckName.CHUNKS_CONTIGUOUS).detail == "without power of sampler: chunks 0"
     assert "the completion marker of rank-1" in check(result, CheckName.COMPLETION_MARKERS).detail
-
-
-def test_an_older_result_has_no_checks() -> None:
-    older = result_of(two_ranks(ENGINE, ENGINE)).model_dump(mode="json")
-    del older["checks"]
-    assert RunResult.model_validate(older).checks == ()

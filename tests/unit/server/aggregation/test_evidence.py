@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import random
 from dataclasses import fields, replace
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 
 from factories.evidence import Evidence, MadeChunk, Stored, gpu
-from lem_domain.config.hashing import canonical_json
 from lem_domain.evidence.streams import StreamName
 from lem_server.aggregation.errors import EvidenceCorrupt, EvidenceInvalid, EvidenceMissing, MissingPart, ranges_text
 from lem_server.aggregation.identity import (
@@ -103,12 +101,6 @@ def test_the_key_depends_on_all_that_a_result_is_computed_from_and_by_what(store
     assert len(keys) == 6
     assert Aggregate.of(aggregate(stored.inputs, stored.source)).key.hex() == aggregate_key(result)
     assert aggregate_key(result) == aggregate_key(result.model_copy(update={"findings": ()}))
-
-
-def test_a_result_that_does_not_say_its_inputs_keeps_its_older_key(stored: Stored) -> None:
-    older = aggregate(stored.inputs, stored.source).model_copy(update={"inputs_sha256": None, "computed_by": None})
-    named: Any = {"evidence_sha256": older.evidence_sha256, "method": "m1", "parameters": {"allow_partial": False}}
-    assert aggregate_key(older) == hashlib.sha256(canonical_json(named)).hexdigest()
 
 
 def test_every_input_that_is_no_chunk_is_in_the_key(stored: Stored) -> None:

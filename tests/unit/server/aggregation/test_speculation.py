@@ -6,7 +6,7 @@ import pytest
 from pydantic.types import JsonValue
 
 from lem_domain.results.run import SpeculationResult
-from lem_server.aggregation.latency.speculation import speculation_of
+from lem_server.aggregation.work.speculation import speculation_result
 
 
 def test_the_counts_of_all_ranks_are_summed() -> None:
@@ -15,7 +15,9 @@ def test_the_counts_of_all_ranks_are_summed() -> None:
         "rank-1": {"speculation": {"drafted_tokens": 3, "accepted_tokens": 0}},
         "sampler": {},
     }
-    assert speculation_of(["rank-0", "rank-1"], summaries) == SpeculationResult(drafted_tokens=15, accepted_tokens=5)
+    assert speculation_result(["rank-0", "rank-1"], summaries) == SpeculationResult(
+        drafted_tokens=15, accepted_tokens=5
+    )
 
 
 @pytest.mark.parametrize(
@@ -29,4 +31,4 @@ def test_the_counts_of_all_ranks_are_summed() -> None:
     ],
 )
 def test_where_nothing_sensible_was_counted_nothing_is_said(told: dict[str, JsonValue]) -> None:
-    assert speculation_of(["rank-0"], {"rank-0": told}) is None
+    assert speculation_result(["rank-0"], {"rank-0": told}) is None

@@ -8,9 +8,10 @@ import pytest
 
 from factories.evidence import Evidence, cpu, gpu
 from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.results.metrics import METRICS
 from lem_domain.results.run import ComputeResult, EfficiencyResult, RunResult, SpeedResult
 from lem_server.aggregation.result import aggregate
-from lem_server.aggregation.summaries import METRICS, output_mismatch, summarise_cycles, summarise_experiment
+from lem_server.aggregation.summaries import CycleTally
 
 
 def cycle(
@@ -32,9 +33,16 @@ def cycle(
     return aggregate(stored.inputs, stored.source)
 
 
+def tally(results: list[RunResult]) -> CycleTally:
+    found = CycleTally()
+    for result in results:
+        found.add(result)
+    return found
+
+
 def test_mean_spread_and_order_of_cycles() -> None:
-    metrics = {summary.metric: summary for summary in summarise_cycles([cycle(100), cycle(130), cycle(110)])}
-    assert tuple(metrics) == METRICS
+    metrics = {summary.metric: summary for summary in tally([cycle(100), cycle(130), cycle(110)]).metrics()}
+    assert tuple(metrics) == tuple(metric.name for metric in METRICS)
     power = metrics["energy.mean_power_w"]
     assert power.values == pytest.approx((100, 130, 110), abs=0.01)
     assert power.mean == pytest.approx(statistics.fmean(power.values))
@@ -47,48 +55,48 @@ def test_mean_spread_and_order_of_cycles() -> None:
 
 
 def test_one_cycle_has_no_spread() -> None:
-    summary = summarise_cycles([cycle(100)])[0]
+    summary = tally([cycle(100)]).metrics()[0]
     assert (summary.sd, summary.cv) == (None, None)
     assert summary.mean is not None
 
 
 def test_a_figure_that_no_cycle_has_is_null_with_the_reason() -> None:
-    metrics = {summary.metric: summary for summary in summarise_cycles([cycle(None), cycle(None)])}
+    metrics = {summary.metric: summary for summary in tally([cycle(None), cycle(None)]).metrics()}
     assert metrics["energy.total"].values == ()
     assert metrics["energy.total"].reason == "GPU-0: no power was sampled for this device"
     assert metrics["speed.output_rate_tok_s"].mean == pytest.approx(0.25)
 
 
 def test_a_cycle_without_the_figure_is_left_out() -> None:
-    metrics = {summary.metric: summary for summary in summarise_cycles([cycle(None), cycle(100)])}
+    metrics = {summary.metric: summary for summary in tally([cycle(None), cycle(100)]).metrics()}
     assert len(metrics["energy.total"].values) == 1
     assert len(metrics["window.duration_s"].values) == 2
 
 
 def test_nothing_aggregated_yet() -> None:
-    summary = summarise_experiment([])
+    summary = tally([]).summary()
     assert (summary.verdict, summary.energy_method, summary.findings) == (None, None, ())
     assert {metric.reason for metric in summary.metrics} == {"no cycle has been aggregated"}
 
 
 def test_the_worst_verdict_and_each_finding_once() -> None:
-    summary = summarise_experiment([cycle(100), cycle(None), cycle(None)])
+    summary = tally([cycle(100), cycle(None), cycle(None)]).summary()
     assert summary.verdict == "questionable"
     assert len(summary.findings) == 1
     assert (summary.energy_method, summary.energy_includes) == ("counter", ("GPU-0",))
 
 
 def test_cycles_with_different_methods_are_mixed() -> None:
-    summary = summarise_experiment([cycle(100), cycle(50, modelled=True)])
+    summary = tally([cycle(100), cycle(50, modelled=True)]).summary()
     assert summary.energy_method == "mixed"
     assert summary.energy_includes == ("GPU-0", "package")
 
 
 def test_greedy_cycles_with_other_outputs_are_questionable() -> None:
     results = [cycle(100, output="a"), cycle(100, output="b"), cycle(100, output="a"), cycle(100)]
-    (finding,) = output_mismatch(results)
+    (finding,) = tally(results).between_cycles()
     assert finding.numbers == {"cycles": 3, "outputs": 2}
-    summary = summarise_experiment(results)
+    summary = tally(results).summary()
     assert summary.verdict == "questionable"
     assert summary.findings == (finding.message,)
 
@@ -104,25 +112,7 @@ def test_greedy_cycles_with_other_outputs_are_questionable() -> None:
     ids=["same", "one untold", "sampled", "none"],
 )
 def test_cycles_that_need_not_or_do_agree(results: list[RunResult]) -> None:
-    assert output_mismatch(results) == ()
-
-
-def test_a_result_of_before_the_newer_figures_is_still_summarised() -> None:
-    older = cycle(100).model_dump(mode="json")
-    for part, names in {
-        "speed": ("goodput_per_s",),
-        "energy": ("gpu", "cpu", "dram", "net", "baselines", "phases"),
-        "efficiency": ("energy_per_prompt_token_j", "net_energy_per_output_token_j"),
-    }.items():
-        for name in names:
-            del older[part][name]
-    for name in ("outputs", "compute", "telemetry"):
-        del older[name]
-    for name in ("integrated", "counter_period_ms", "sampling_period_ms"):
-        del older["energy"]["devices"][0][name]
-    metrics = {summary.metric: summary for summary in summarise_cycles([RunResult.model_validate(older)])}
-    assert metrics["energy.total"].mean == pytest.approx(1200, abs=0.01)
-    assert "aggregate the run again" in str(metrics["energy.net"].reason)
+    assert tally(results).between_cycles() == ()
 
 
 def test_every_figure_of_the_method_is_summarised() -> None:
@@ -133,8 +123,8 @@ def test_every_figure_of_the_method_is_summarised() -> None:
         for name in (EfficiencyResult if part == "efficiency" else ComputeResult).model_fields
     } - {"compute.peak_flops_per_s", "compute.peak_source"}
     speed = {f"speed.{name}.mean" if name.endswith("_ms") else f"speed.{name}" for name in SpeedResult.model_fields}
-    assert figures | speed <= set(METRICS)
-    metrics = {summary.metric: summary for summary in summarise_cycles([cycle(100)])}
+    assert figures | speed <= {metric.name for metric in METRICS}
+    metrics = {summary.metric: summary for summary in tally([cycle(100)]).metrics()}
     assert metrics["efficiency.output_tokens_per_j"].mean == pytest.approx(3 / 1200, rel=1e-4)
     assert metrics["efficiency.energy_delay_product_js"].mean == pytest.approx(1200 * 12, rel=1e-4)
     assert metrics["compute.mfu"].reason

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from factories.evidence import ns
 from lem_domain.results.run import WindowResult
-from lem_server.aggregation.energy.traces import Reading, Trace, counter_energy, integrated_energy, make_trace
+from lem_server.aggregation.energy.traces import EnergyEstimate, Trace, counter_energy, integrated_energy, make_trace
 from lem_server.aggregation.evidence_reader import NULL
 
 Curve = Callable[[float], float]
@@ -36,13 +36,13 @@ def every(step: float, until: float) -> list[float]:
     return [number * step for number in range(round(until / step) + 1)]
 
 
-def joules_of(reading: Reading) -> tuple[float, float]:
+def joules_of(reading: EnergyEstimate) -> tuple[float, float]:
     assert reading.joules is not None, reading.reason
     assert reading.bound_j is not None
     return reading.joules, reading.bound_j
 
 
-def counter(trace: Trace, begin: float, end: float) -> Reading:
+def counter(trace: Trace, begin: float, end: float) -> EnergyEstimate:
     return counter_energy(trace, 1e-3, window(begin, end))
 
 
@@ -115,7 +115,7 @@ class TestCounter:
 
     def test_a_reset_inside_gives_no_figure_but_a_reason(self) -> None:
         reset = trace(every(0.1, 12), joules=lambda t: 100 * t if t < 6 else 100 * (t - 6))
-        assert counter(reset, 1, 11) == Reading(None, None, "the energy counter was reset inside the window")
+        assert counter(reset, 1, 11) == EnergyEstimate(None, None, "the energy counter was reset inside the window")
 
     @pytest.mark.parametrize("at", [0.45, 11.55])
     def test_a_reset_outside_the_window_does_no_harm(self, at: float) -> None:
@@ -166,7 +166,7 @@ class TestCounter:
         assert parts[0] + parts[1] == pytest.approx(parts[2], rel=1e-9)
 
 
-def integral(trace: Trace, begin: float, end: float, sensor_w: float | None = 5.0) -> Reading:
+def integral(trace: Trace, begin: float, end: float, sensor_w: float | None = 5.0) -> EnergyEstimate:
     return integrated_energy(trace, sensor_w, window(begin, end))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from lem_domain.evidence.streams import StreamName
 from lem_server.aggregation.errors import EvidenceInvalid
 from lem_server.aggregation.evidence_reader import EvidenceReader, IntArray, integers
-from lem_server.aggregation.latency.requests import RankRequests
+from lem_server.aggregation.work.requests import RankRequests
 
 
 class TokenIntervals(NamedTuple):
@@ -18,7 +18,7 @@ class TokenIntervals(NamedTuple):
     itl_ns: IntArray
     miscounted: int
     """Finished requests whose token times are not as many as their generated tokens."""
-    strangers: int
+    stray: int
     """Token times that belong to no known request."""
 
 

@@ -9,11 +9,12 @@ from pydantic.types import JsonValue
 
 from lem_domain.results.run import DeviceTelemetry, Figure, ProcessMemory, SamplerTelemetry, TelemetryResult
 from lem_domain.wire.workers import Device
-from lem_server.aggregation.energy.power_traces import DeviceSamples, Held
-from lem_server.aggregation.energy.sampler_record import SamplerRecord, number_of
+from lem_server.aggregation.energy.power_traces import DeviceSamples, SparseReadings
+from lem_server.aggregation.energy.sampler_record import SamplerRecord
 from lem_server.aggregation.energy.traces import FloatArray, Interval
 from lem_server.aggregation.evidence_reader import IntArray
 from lem_server.aggregation.inputs import Summaries
+from lem_server.aggregation.json_values import finite_number
 
 THROTTLE_REASONS: Mapping[int, str] = {
     # nvmlClocksEventReasons of the NVML API reference.
@@ -31,7 +32,7 @@ THROTTLE_REASONS: Mapping[int, str] = {
 _B_PER_MB = 1e6
 
 
-def telemetry_of(
+def telemetry_result(
     devices: Sequence[Device],
     samples: Mapping[str, DeviceSamples],
     ranks: Sequence[str],
@@ -42,28 +43,28 @@ def telemetry_of(
     """Everything of it; devices that nobody sampled are left out."""
     uuids = [uuid for uuid in dict.fromkeys(device.uuid for device in devices) if uuid in samples]
     return TelemetryResult(
-        devices=tuple(_device(uuid, samples[uuid].held, window) for uuid in uuids),
+        devices=tuple(_device(uuid, samples[uuid].readings, window) for uuid in uuids),
         processes=tuple(_memory(process, summaries.get(process, {})) for process in ranks),
         sampler=_sampler(record),
     )
 
 
-def during(held: Held | None, window: Interval) -> tuple[IntArray, FloatArray] | None:
+def during(readings: SparseReadings | None, window: Interval) -> tuple[IntArray, FloatArray] | None:
     """The readings that hold during the window and for how long each does in s; None without one inside the window."""
-    if held is None:
+    if readings is None:
         return None
-    first = int(np.searchsorted(held.times_ns, window.begin_ns, side="left"))
-    last = int(np.searchsorted(held.times_ns, window.end_ns, side="right"))
+    first = int(np.searchsorted(readings.times_ns, window.begin_ns, side="left"))
+    last = int(np.searchsorted(readings.times_ns, window.end_ns, side="right"))
     if first == last:
         return None
     first = max(0, first - 1)
-    edges = np.clip(np.append(held.times_ns[first:last], window.end_ns), window.begin_ns, window.end_ns)
-    return held.values[first:last], np.diff(edges) / 1e9
+    edges = np.clip(np.append(readings.times_ns[first:last], window.end_ns), window.begin_ns, window.end_ns)
+    return readings.values[first:last], np.diff(edges) / 1e9
 
 
-def throttled_shares(held: Held | None, window: Interval) -> dict[str, float] | None:
+def throttled_shares(readings: SparseReadings | None, window: Interval) -> dict[str, float] | None:
     """Share of the window under each reason, those at 0 left out; None where the device doesn't tell."""
-    found = during(held, window)
+    found = during(readings, window)
     if found is None or found[1].sum() <= 0:
         return None
     masks, seconds = found
@@ -75,16 +76,16 @@ def throttled_shares(held: Held | None, window: Interval) -> dict[str, float] | 
     return shares
 
 
-def _device(uuid: str, held: Mapping[str, Held], window: Interval) -> DeviceTelemetry:
+def _device(uuid: str, readings: Mapping[str, SparseReadings], window: Interval) -> DeviceTelemetry:
     def mean(name: str, unit: str) -> Figure:
-        found = during(held.get(name), window)
+        found = during(readings.get(name), window)
         if found is None or found[1].sum() <= 0:
             return _no_reading(unit)
         values, seconds = found
         return Figure(value=float(values @ seconds / seconds.sum()), unit=unit)
 
     def highest(name: str, unit: str, scale: float = 1.0) -> Figure:
-        found = during(held.get(name), window)
+        found = during(readings.get(name), window)
         return _no_reading(unit) if found is None else Figure(value=int(found[0].max()) / scale, unit=unit)
 
     return DeviceTelemetry(
@@ -96,7 +97,7 @@ def _device(uuid: str, held: Mapping[str, Held], window: Interval) -> DeviceTele
         gpu_utilisation_mean_percent=mean("gpu_percent", "%"),
         memory_utilisation_mean_percent=mean("memory_percent", "%"),
         memory_peak_mb=highest("memory_used_bytes", "MB", _B_PER_MB),
-        throttled=throttled_shares(held.get("throttle_reasons"), window),
+        throttled=throttled_shares(readings.get("throttle_reasons"), window),
     )
 
 
@@ -105,7 +106,7 @@ def _memory(process: str, summary: Mapping[str, JsonValue]) -> ProcessMemory:
 
     def told(name: str, unit: str, scale: float = 1.0) -> Figure:
         reason = unknown.get(name) if isinstance(unknown, Mapping) else None
-        value = number_of(summary.get(name))
+        value = finite_number(summary.get(name))
         if value is None and isinstance(reason, str):
             return Figure(value=None, unit=unit, reason=reason)
         return _figure(value, unit, scale)

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pydantic.types import JsonValue
 
 from lem_domain.results.run import SpeculationResult
-from lem_server.aggregation.energy.sampler_record import number_of
 from lem_server.aggregation.inputs import Summaries
+from lem_server.aggregation.json_values import finite_number
 
 
-def speculation_of(ranks: Sequence[str], summaries: Summaries) -> SpeculationResult | None:
+def speculation_result(ranks: Sequence[str], summaries: Summaries) -> SpeculationResult | None:
     """From `speculation` in the ranks' completion markers, summed; None where no rank guessed tokens at all."""
     told = [found for rank in ranks if (found := _counts(summaries.get(rank, {}))) is not None]
     if not told:
@@ -26,7 +26,7 @@ def _counts(summary: Mapping[str, JsonValue]) -> tuple[int, int] | None:
     counted = summary.get("speculation")
     if not isinstance(counted, Mapping):
         return None
-    drafted, accepted = number_of(counted.get("drafted_tokens")), number_of(counted.get("accepted_tokens"))
+    drafted, accepted = finite_number(counted.get("drafted_tokens")), finite_number(counted.get("accepted_tokens"))
     if drafted is None or accepted is None or not 0 <= accepted <= drafted:
         return None
     return int(drafted), int(accepted)

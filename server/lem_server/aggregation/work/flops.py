@@ -20,10 +20,10 @@ from pydantic.types import JsonValue
 from lem_domain.gpu_peaks import GpuPeak, is_part, peak_of
 from lem_domain.results.run import ComputeResult, Figure, WindowResult
 from lem_domain.wire.workers import Device, DeviceKind
-from lem_server.aggregation.energy.sampler_record import number_of
 from lem_server.aggregation.evidence_reader import NULL
 from lem_server.aggregation.inputs import Summaries
-from lem_server.aggregation.latency.requests import RankRequests
+from lem_server.aggregation.json_values import finite_number
+from lem_server.aggregation.work.requests import RankRequests
 
 
 class ModelShape(NamedTuple):
@@ -36,7 +36,7 @@ class ModelShape(NamedTuple):
     dtype: str | None
 
 
-def compute_of(
+def compute_result(
     ranks: Sequence[RankRequests], summaries: Summaries, devices: Sequence[Device], window: WindowResult
 ) -> ComputeResult:
     """FLOPs of the finished requests of all ranks, and MFU = FLOPs / (window × peak of the leased devices)."""
@@ -68,7 +68,7 @@ def model_shape(summary: Mapping[str, JsonValue]) -> ModelShape | None:
     model = summary.get("model")
     if not isinstance(model, Mapping):
         return None
-    numbers = [number_of(model.get(name)) for name in ("matmul_parameters", "layers", "attention_width")]
+    numbers = [finite_number(model.get(name)) for name in ("matmul_parameters", "layers", "attention_width")]
     parameters, layers, width = numbers
     if parameters is None or layers is None or width is None:
         return None

@@ -79,7 +79,7 @@ def read_requests(reader: EvidenceReader, process: str) -> RankRequests:
     return requests
 
 
-def work_of(ranks: Sequence[RankRequests]) -> WorkResult:
+def work_result(ranks: Sequence[RankRequests]) -> WorkResult:
     """Sums over all ranks.
 
     `requests` counts all that were released and `failed_requests` those of them with an error; tokens are those of

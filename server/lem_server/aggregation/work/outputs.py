@@ -15,7 +15,7 @@ from lem_server.aggregation.inputs import Summaries
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def outputs_of(ranks: Sequence[str], summaries: Summaries, config: ExperimentConfig) -> OutputsResult:
+def outputs_result(ranks: Sequence[str], summaries: Summaries, config: ExperimentConfig) -> OutputsResult:
     """From `outputs_sha256` and `outputs_repeat` in the ranks' completion markers; the digests are joined by rank."""
     told = [summaries.get(rank, {}) for rank in ranks]
     digests = [_digest(summary) for summary in told]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lem_domain.results.run import WindowResult
 from lem_server.aggregation.errors import EvidenceInvalid
 from lem_server.aggregation.evidence_reader import NULL
-from lem_server.aggregation.latency.requests import RankRequests
+from lem_server.aggregation.work.requests import RankRequests
 
 
 def process_window(requests: RankRequests) -> tuple[int, int] | None:

@@ -1,8 +1,7 @@
-"""What the ranks recorded about their warm-up: converged or not is read from the evidence, never assumed."""
+"""Reads the outcome of each rank's warm-up from the evidence; it is never assumed."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -10,9 +9,9 @@ import pyarrow.compute as pc
 from pydantic.types import JsonValue
 
 from lem_domain.evidence.streams import StreamName
-from lem_server.aggregation.energy.sampler_record import number_of
 from lem_server.aggregation.evidence_reader import EvidenceReader
 from lem_server.aggregation.inputs import Summaries
+from lem_server.aggregation.json_values import finite_number, json_object
 
 EVENT_KIND = "warmup"
 """Kind of the event whose detail holds `converged` (bool), `requests` (int), `cv` and `power_slope` (float or null)."""
@@ -28,9 +27,9 @@ class Warmup(NamedTuple):
 
 
 def read_warmup(reader: EvidenceReader, process: str, summaries: Summaries) -> Warmup | None:
-    """From the rank's last `warmup` event, else from `warmup_converged` and `warmup_requests` in its completion marker.
+    """Read the rank's last `warmup` event, else `warmup_converged` and `warmup_requests` in its completion marker.
 
-    None where neither tells.
+    None if neither is recorded.
 
     Raises:
         EvidenceCorrupt, EvidenceMissing: see `EvidenceReader.read`.
@@ -38,28 +37,20 @@ def read_warmup(reader: EvidenceReader, process: str, summaries: Summaries) -> W
     table = reader.read(process, StreamName.EVENTS, ("kind", "detail"))
     details = table.filter(pc.field("kind") == EVENT_KIND).column("detail").to_pylist()
     for detail in reversed(details):
-        warmup = _warmup(_parsed(detail))
+        warmup = _warmup(json_object(detail))
         if warmup is not None:
             return warmup
     summary = summaries.get(process, {})
     return _warmup({"converged": summary.get("warmup_converged"), "requests": summary.get("warmup_requests")})
 
 
-def _parsed(detail: str | None) -> JsonValue:
-    try:
-        parsed: JsonValue = json.loads(detail or "null")
-    except ValueError:
+def _warmup(entry: Mapping[str, JsonValue]) -> Warmup | None:
+    if not isinstance(entry.get("converged"), bool):
         return None
-    return parsed
-
-
-def _warmup(entry: JsonValue) -> Warmup | None:
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("converged"), bool):
-        return None
-    requests = number_of(entry.get("requests"))
+    requests = finite_number(entry.get("requests"))
     return Warmup(
         entry["converged"] is True,
         int(requests) if requests is not None else None,
-        number_of(entry.get("cv")),
-        number_of(entry.get("power_slope")),
+        finite_number(entry.get("cv")),
+        finite_number(entry.get("power_slope")),
     )

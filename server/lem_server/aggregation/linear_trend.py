@@ -25,7 +25,7 @@ def standard_error(values: FloatArray) -> float:
     return float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
-class Trend(NamedTuple):
+class LinearTrend(NamedTuple):
     """A straight line through values: its change over the whole, relative to their mean, and the half-width of the
     95 % interval of that change."""
 
@@ -37,7 +37,7 @@ class Trend(NamedTuple):
         return abs(self.change) > limit and abs(self.change) > self.uncertainty
 
 
-def trend(at: FloatArray, values: FloatArray) -> Trend | None:
+def fit_trend(at: FloatArray, values: FloatArray) -> LinearTrend | None:
     """Least squares of values at places from 0 to 1; None below five of them, or where they have no mean or spread."""
     mean = float(values.mean()) if len(values) else 0.0
     spread = at - at.mean() if len(at) else at
@@ -48,4 +48,4 @@ def trend(at: FloatArray, values: FloatArray) -> Trend | None:
     rest = values - mean - slope * spread
     degrees = len(values) - 2
     error = math.sqrt(float(rest @ rest) / degrees / squares)
-    return Trend(slope / mean, student_t(degrees) * error / mean)
+    return LinearTrend(slope / mean, student_t(degrees) * error / mean)

@@ -1,0 +1,1 @@
+"""Requests, outputs, windows, warm-up and arithmetic: the work that a run did."""
