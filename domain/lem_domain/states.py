@@ -106,8 +106,3 @@ ENDED_STATES: frozenset[RunState] = frozenset(
     {RunState.COMPLETED, RunState.AGGREGATED, RunState.FAILED, RunState.INTERRUPTED, RunState.CANCELLED}
 )
 """Nothing happens to the run any more unless somebody asks for it."""
-
-
-def is_allowed(source: RunState, target: RunState, actor: ActorKind) -> bool:
-    """Whether this actor may move a run from `source` to `target`."""
-    return Edge(source, target, actor) in EDGES

@@ -94,16 +94,6 @@ async def chunk_body(
     return None if row is None else (row.body, row.sha256)
 
 
-async def last_log_seq(connection: AsyncConnection, attempt_id: UUID, process: str) -> int | None:
-    """The highest number of a process's log pieces."""
-    seq: int | None = (
-        await connection.execute(
-            text("SELECT max(seq) FROM logs WHERE attempt_id = :a AND process = :p"), {"a": attempt_id, "p": process}
-        )
-    ).scalar_one()
-    return seq
-
-
 async def insert_log(connection: AsyncConnection, *, attempt_id: UUID, process: str, seq: int, content: str) -> bool:
     """Store a piece of log; False when there is one with its number."""
     done = await connection.execute(

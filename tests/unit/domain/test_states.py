@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lem_domain.states import EDGES, ENDED_STATES, LIVE_STATES, ActorKind, RunState, is_allowed
+from lem_domain.states import EDGES, ENDED_STATES, LIVE_STATES, ActorKind, Edge, RunState
 
 
 def test_every_live_state_can_be_interrupted_and_cancelled() -> None:
@@ -24,8 +24,8 @@ def test_every_state_is_reachable_from_queued() -> None:
 
 
 def test_only_a_worker_completes_and_only_the_server_aggregates() -> None:
-    assert is_allowed(RunState.RUNNING, RunState.COMPLETED, ActorKind.WORKER)
-    assert not is_allowed(RunState.RUNNING, RunState.COMPLETED, ActorKind.USER)
+    assert Edge(RunState.RUNNING, RunState.COMPLETED, ActorKind.WORKER) in EDGES
+    assert Edge(RunState.RUNNING, RunState.COMPLETED, ActorKind.USER) not in EDGES
     assert {edge.actor for edge in EDGES if edge.target is RunState.AGGREGATED} == {ActorKind.SERVER}
 
 

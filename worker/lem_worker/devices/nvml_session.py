@@ -29,7 +29,6 @@ class MigInstance(NamedTuple):
 
     uuid: str
     name: str
-    memory_total_bytes: int | None
     gpu_instance: int
     compute_instance: int
 
@@ -39,8 +38,6 @@ class Gpu(NamedTuple):
 
     uuid: str
     name: str
-    memory_total_bytes: int | None
-    """None where NVML has no such figure, as on chips that share the host's memory."""
     mig: tuple[MigInstance, ...] | None
     """Its instances; None where it is not in MIG mode."""
 
@@ -168,7 +165,6 @@ class Nvml:
         return Gpu(
             uuid=uuid,
             name=str(self._nvml.nvmlDeviceGetName(handle)),
-            memory_total_bytes=self._memory_total(handle),
             mig=self._instances(uuid, handle, unreadable) if is_split else None,
         )
 
@@ -191,16 +187,11 @@ class Nvml:
                 MigInstance(
                     uuid=uuid,
                     name=str(self._nvml.nvmlDeviceGetName(instance)),
-                    memory_total_bytes=self._memory_total(instance),
                     gpu_instance=self._nvml.nvmlDeviceGetGpuInstanceId(instance),
                     compute_instance=self._nvml.nvmlDeviceGetComputeInstanceId(instance),
                 )
             )
         return tuple(found)
-
-    def _memory_total(self, handle: Any) -> int | None:
-        memory = self._optional(lambda: self._nvml.nvmlDeviceGetMemoryInfo(handle))
-        return None if memory is None else int(memory.total)
 
     def _pci(self, handle: Any) -> tuple[int, int, int] | None:
         info = self._optional(lambda: self._nvml.nvmlDeviceGetPciInfo_v3(handle))

@@ -1,0 +1,77 @@
+"""Names that the product defines and never reads itself, each with its reader. Vulture counts them as used.
+
+Add a name only if something outside of the product reads it. Delete what only tests read.
+"""
+
+# ruff: noqa: B018, F821
+# mypy: ignore-errors
+
+# The public client library: for users' own programs.
+follow_run
+
+# Loaded by name: a backend's class from its spec, `SPEC` of an energy source from its module.
+PyTorchBackend
+SimulatedBackend
+TensorrtBackend
+VllmBackend
+
+# Keys of an engine's section: passed on as one mapping with model_dump().
+attention_backend
+enable_padding
+enable_prefix_caching
+free_gpu_memory_fraction
+host_cache_size
+kv_cache_dtype
+max_beam_width
+max_num_tokens
+num_speculative_tokens
+
+# Facts of a backend that the tests compare with files of the repository.
+image  # its Dockerfile
+
+# Columns of evidence rows: written with _asdict().
+gpu_percent
+memory_clock_mhz
+memory_percent
+memory_used_bytes
+sm_clock_mhz
+throttle_reasons
+
+# Fields of results and of the API that its clients read.
+completed
+current_attempts
+initialised
+interrupted
+memory_utilisation_mean_percent
+peak_flops_per_s
+queued
+text_sha256
+workers_online
+
+# Values of the wire format that no part of the product compares with.
+DECODE
+PREFILL
+RECOVERED
+
+# Tables and columns: read by SQLAlchemy's metadata, and by SQL as text.
+api_tokens
+campaign_devices
+device_details
+device_leases
+device_uses
+idempotency_keys
+run_edges
+worker_boots
+
+# Fields of tuples that are compared as a whole.
+dangling
+padded
+
+# Hooks and attributes that a library reads.
+assistant_confidence_threshold  # transformers' generation config
+cache_ok  # SQLAlchemy's custom types
+get_col_spec  # SQLAlchemy's custom types
+model_max_length  # transformers' tokenizers
+post_processor  # tokenizers
+pre_tokenizer  # tokenizers
+recompile_limit  # torch._dynamo.config
