@@ -1,4 +1,35 @@
-"""One root for every error of the project, and the stable codes that a REST answer carries."""
+"""The root of all errors, the codes of REST problems, and the body that carries them.
+
+Every process raises its own errors below one root. Each surface (HTTP answer, exit status, end of an attempt)
+translates them in one place:
+
+    LemError
+      + ConfigurationError            invalid campaign or experiment
+      + BundleError                   unusable bundle of results
+      + ChunkError                    unusable chunk of evidence
+      |   + ChunkTooLarge
+      |
+      |   lem_server
+      + ProblemError                  answered as application/problem+json
+      + AggregationError
+      |   + EvidenceMissing, EvidenceCorrupt, EvidenceInvalid
+      + DatabaseError
+      |   + SchemaNotAtHead
+      + StartError
+      |
+      |   lem_worker: the end of an attempt, or of the worker itself
+      + AttemptEnded, AttemptLost
+      + BackendUnavailable, OptionRefused, EngineRefused, NotLoaded, ModelNotFound
+      + PromptRefused, TrafficRefused, RequestFailed, NotMeasurable
+      + SourceUnavailable, EnergyRequired
+      + ServerRefused, SpoolError, RecordingError
+      |
+      |   lem_client: each with an exit status
+      + ServerUnreachable, NoAnswerInTime, TransferInterrupted
+      + CredentialsError, FileError, UsageError
+      + AnswerError                   a problem that the server answered with
+          + Unauthenticated, Forbidden, NotFound, InvalidRequest, Conflict, ServerFailed
+"""
 
 from __future__ import annotations
 
@@ -30,23 +61,20 @@ class ProblemCode(StrEnum):
     AGGREGATE_NOT_REPRODUCIBLE = "aggregate_not_reproducible"
     BUNDLE_INVALID = "bundle_invalid"
     IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
-    DEVICE_BUSY = "device_busy"
-    WORKER_DRAINING = "worker_draining"
     PAYLOAD_TOO_LARGE = "payload_too_large"
     DECOMPRESSION_LIMIT = "decompression_limit"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     CLIENT_TOO_OLD = "client_too_old"
-    RATE_LIMITED = "rate_limited"
     NOT_READY = "not_ready"
     INTERNAL = "internal"
 
 
 class LemError(Exception):
-    """Root of the project's errors; its text is one sentence that tells the user what to change."""
+    """Root of the project's errors. The message says in one sentence what happened and what to change."""
 
 
 class ConfigurationError(LemError):
-    """A configuration that can't be accepted; `findings` lists every problem at once."""
+    """An invalid configuration; `findings` lists all of its problems."""
 
     def __init__(self, message: str, findings: tuple[FieldProblem, ...] = ()) -> None:
         super().__init__(message)
@@ -54,7 +82,7 @@ class ConfigurationError(LemError):
 
 
 class FieldProblem(BaseModel):
-    """One problem of one field, addressed by an RFC 6901 JSON pointer."""
+    """A problem of one value of the input."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,7 +91,7 @@ class FieldProblem(BaseModel):
 
 
 class Problem(BaseModel):
-    """The body of every answer that is not a success (RFC 9457, `application/problem+json`)."""
+    """The body of every answer without a success status (RFC 9457, `application/problem+json`)."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -72,5 +100,5 @@ class Problem(BaseModel):
     status: int = Field(description="HTTP status code.")
     code: ProblemCode = Field(description="Stable code to branch on.")
     detail: str = Field(description="One sentence: what happened and what to change.")
-    errors: tuple[FieldProblem, ...] = Field(default=(), description="Every problem of the input, where it applies.")
+    errors: tuple[FieldProblem, ...] = Field(default=(), description="All problems of an invalid input.")
     request_id: str | None = Field(default=None, description="Identifies the request in the server's log.")

@@ -1,4 +1,4 @@
-"""Public identifiers: a kind's prefix over the 32 hexadecimal digits of a UUID."""
+"""Public identifiers: the prefix of a kind, an underscore and the 32 hexadecimal digits of a UUID."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import StringConstraints
 
 
 class IdKind(StrEnum):
-    """What an identifier stands for; the value is its prefix."""
+    """The kind of an identified object; the value is the prefix."""
 
     CAMPAIGN = "cmp"
     EXPERIMENT = "exp"
@@ -31,12 +31,12 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 def format_id(kind: IdKind, value: UUID) -> str:
-    """The public form of an identifier, for example `run_0199…`."""
+    """Return the public form of an identifier, for example `run_0199…`."""
     return f"{kind.value}_{value.hex}"
 
 
 def parse_id(kind: IdKind, text: str) -> UUID:
-    """The UUID behind a public identifier.
+    """Return the UUID of a public identifier.
 
     Raises:
         ValueError: the text is not an identifier of this kind.

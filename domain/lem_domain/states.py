@@ -1,6 +1,6 @@
-"""The states of a run, who may move it along which edge, and the reasons a run ends for.
+"""The states of a run, its legal transitions with their actors, and the reasons for which a run ends.
 
-The edges below are the only list of them: a migration seeds them into the table that a database trigger checks.
+`EDGES` is the only list of transitions: a migration copies it into the table that a database trigger checks.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class RunState(StrEnum):
-    """Where a run stands."""
+    """The state of a run."""
 
     QUEUED = "queued"
     INITIALISED = "initialised"
@@ -23,7 +23,7 @@ class RunState(StrEnum):
 
 
 class ActorKind(StrEnum):
-    """Who moves a run."""
+    """The kind of actor that changes the state of a run."""
 
     USER = "user"
     WORKER = "worker"
@@ -31,7 +31,7 @@ class ActorKind(StrEnum):
 
 
 class Edge(NamedTuple):
-    """One allowed transition and who may make it."""
+    """One legal transition and its actor."""
 
     source: RunState
     target: RunState
@@ -39,7 +39,7 @@ class Edge(NamedTuple):
 
 
 class FailureReason(StrEnum):
-    """Why an attempt ended without a result, or why a finished run can't be used."""
+    """Why an attempt ended without a result, or why a completed run is unusable."""
 
     OUT_OF_MEMORY = "out_of_memory"
     BACKEND_UNAVAILABLE = "backend_unavailable"
@@ -54,11 +54,11 @@ class FailureReason(StrEnum):
     USER_CANCELLED = "user_cancelled"
     USER_PAUSED = "user_paused"
     FAIL_FAST = "fail_fast"
-    """Not run, because another run of the campaign failed."""
+    """It was cancelled because another run of the campaign failed (`fail_fast`)."""
 
 
 class CampaignState(StrEnum):
-    """Active, paused and cancelled by its user's word; completed follows from its runs."""
+    """The state of a campaign. Users set active, paused and cancelled; completed follows from its runs."""
 
     ACTIVE = "active"
     PAUSED = "paused"
@@ -95,14 +95,14 @@ EDGES: frozenset[Edge] = frozenset(
         Edge(_S.INTERRUPTED, _S.CANCELLED, _A.USER),
     }
 )
-"""`interrupted` to `failed` is the quarantine: the budget for lost workers is used up. A cancel of a live run is
-carried out by its worker, or by the server when the worker's lease ends first. The server cancels what is queued where
-another run failed and its campaign has `fail_fast`."""
+"""`interrupted` to `failed` is the quarantine: the budget of lost workers is used up. A live run is cancelled by its
+worker, or by the server if the worker's lease ends first. The server cancels queued runs of a campaign with `fail_fast`
+after another of its runs failed."""
 
 LIVE_STATES: frozenset[RunState] = frozenset({RunState.INITIALISED, RunState.RUNNING})
-"""A worker holds a lease on the run."""
+"""States in which a worker holds a lease on the run."""
 
 ENDED_STATES: frozenset[RunState] = frozenset(
     {RunState.COMPLETED, RunState.AGGREGATED, RunState.FAILED, RunState.INTERRUPTED, RunState.CANCELLED}
 )
-"""Nothing happens to the run any more unless somebody asks for it."""
+"""States that only a user's request or an aggregation changes."""

@@ -23,7 +23,7 @@ from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, format_id
 from lem_domain.wire.access import DEFAULT_SCOPES, Scope, TokenCreate, TokenCreated, TokenKind, TokenView
 from lem_server.access import queries, tokens
-from lem_server.http.problems import ProblemError, not_there
+from lem_server.http.problems import ProblemError, not_found
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ async def revoke(engine: AsyncEngine, token_id: UUID) -> None:
     """
     async with engine.begin() as connection:
         if not await queries.revoke(connection, token_id):
-            raise not_there(IdKind.TOKEN, token_id)
+            raise not_found(IdKind.TOKEN, token_id)
 
 
 async def ensure_owner_token(engine: AsyncEngine, data_dir: Path) -> Path:

@@ -17,7 +17,7 @@ from lem_server.aggregation import queries, service
 from lem_server.aggregation.inputs import AggregationParameters
 from lem_server.aggregation.process_pool import AggregationPool
 from lem_server.database.listener import Hub
-from lem_server.http.problems import ProblemError, not_there, problem_of
+from lem_server.http.problems import ProblemError, not_found, problem_of
 
 LISTED_PROBLEMS = 1000
 """Problems in one answer, which must stay bounded for campaigns of 10,000 runs."""
@@ -63,7 +63,7 @@ class CampaignAggregations:
         async with self._engine.connect() as connection:
             total = await queries.count_pending(connection, campaign_id, allow_partial=parameters.allow_partial)
         if total is None:
-            raise not_there(IdKind.CAMPAIGN, campaign_id)
+            raise not_found(IdKind.CAMPAIGN, campaign_id)
         done = failed = 0
         problems: list[AggregationProblem] = []
         self._progress[campaign_id] = AggregationEvent(total=total, done=0, failed=0)

@@ -15,7 +15,7 @@ from lem_server.aggregation.errors import AggregationError, EvidenceCorrupt, Evi
 from lem_server.aggregation.inputs import AggregationParameters
 from lem_server.aggregation.process_pool import Aggregate, AggregationPool, AggregationTask
 from lem_server.evidence import reading
-from lem_server.http.problems import ProblemError, not_there
+from lem_server.http.problems import ProblemError, not_found
 from lem_server.runs.transitions import set_actor
 
 LARGE_ROWS = 200_000
@@ -81,7 +81,7 @@ async def stored_aggregate(engine: AsyncEngine, run_id: UUID) -> bytes:
     async with engine.connect() as connection:
         row = await queries.run_row(connection, run_id)
         if row is None:
-            raise not_there(IdKind.RUN, run_id)
+            raise not_found(IdKind.RUN, run_id)
         found = None
         if row.attempt_id is not None:
             found = await queries.latest_text(connection, run_id, row.attempt_id)
@@ -128,7 +128,7 @@ def _finished(
     row: queries.RunToAggregate | None, run_id: UUID, parameters: AggregationParameters
 ) -> queries.RunToAggregate:
     if row is None:
-        raise not_there(IdKind.RUN, run_id)
+        raise not_found(IdKind.RUN, run_id)
     if row.state in (RunState.COMPLETED, RunState.AGGREGATED):
         return row
     run = format_id(IdKind.RUN, run_id)
@@ -148,5 +148,5 @@ def _finished(
 
 def _attempt(row: queries.RunToAggregate) -> UUID:
     if row.attempt_id is None:
-        raise not_there(IdKind.RUN, row.run_id)
+        raise not_found(IdKind.RUN, row.run_id)
     return row.attempt_id

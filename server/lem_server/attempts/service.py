@@ -19,7 +19,7 @@ from lem_server.attempts.endings import end_without_result
 from lem_server.evidence import reading
 from lem_server.evidence import service as evidence
 from lem_server.evidence.texts import storable, storable_text
-from lem_server.http.problems import ProblemError, not_there
+from lem_server.http.problems import ProblemError, not_found
 from lem_server.leases import service as leases
 from lem_server.leases.fence import FencedAttempt, end_lease, lease_lost, lock_lease
 from lem_server.runs import service as runs
@@ -55,7 +55,7 @@ async def get_attempt(engine: AsyncEngine, attempt_id: UUID) -> AttemptView:
     async with engine.connect() as connection:
         row = await queries.get_attempt(connection, attempt_id)
     if row is None:
-        raise not_there(IdKind.ATTEMPT, attempt_id)
+        raise not_found(IdKind.ATTEMPT, attempt_id)
     return _view(row)
 
 
@@ -67,7 +67,7 @@ async def list_streams(engine: AsyncEngine, attempt_id: UUID) -> tuple[StreamVie
     """
     async with engine.connect() as connection:
         if not await queries.exists(connection, attempt_id):
-            raise not_there(IdKind.ATTEMPT, attempt_id)
+            raise not_found(IdKind.ATTEMPT, attempt_id)
     return await reading.streams_of(engine, attempt_id)
 
 
@@ -205,7 +205,7 @@ async def _end_lost(connection: AsyncConnection, row: queries.LockedAttempt, mes
 async def _lock(connection: AsyncConnection, attempt: FencedAttempt) -> queries.LockedAttempt:
     row = await queries.lock_attempt(connection, attempt.attempt_id)
     if row is None:
-        raise not_there(IdKind.ATTEMPT, attempt.attempt_id)
+        raise not_found(IdKind.ATTEMPT, attempt.attempt_id)
     return row
 
 

@@ -32,7 +32,7 @@ from lem_domain.wire.campaigns import (
 from lem_domain.wire.runs import RunView
 from lem_server.campaigns import planning, queries
 from lem_server.datasets import service as datasets
-from lem_server.http.problems import ProblemError, not_there
+from lem_server.http.problems import ProblemError, not_found
 from lem_server.leases.waiting import why_nothing_runs
 from lem_server.runs import service as runs
 from lem_server.runs.new_run import NewRun
@@ -166,7 +166,7 @@ async def list_experiments(
     """
     async with engine.connect() as connection:
         if not await queries.exists(connection, campaign_id):
-            raise not_there(IdKind.CAMPAIGN, campaign_id)
+            raise not_found(IdKind.CAMPAIGN, campaign_id)
         rows = await queries.list_experiments(connection, campaign_id, after=after, limit=limit + 1)
     shown = rows[:limit]
     views = tuple(_experiment(campaign_id, row) for row in shown)
@@ -182,7 +182,7 @@ async def get_experiment(engine: AsyncEngine, experiment_id: UUID) -> Experiment
     async with engine.connect() as connection:
         found = await queries.get_experiment(connection, experiment_id)
     if found is None:
-        raise not_there(IdKind.EXPERIMENT, experiment_id)
+        raise not_found(IdKind.EXPERIMENT, experiment_id)
     view = _experiment(found.campaign_id, found.experiment)
     origins = {path: Origin.model_validate(origin) for path, origin in found.provenance.items()}
     values = resolved_values(view.config, varied=view.varied, origins=origins)
@@ -197,7 +197,7 @@ async def cancel(engine: AsyncEngine, campaign_id: UUID, *, cancelled_by: str) -
     """
     async with engine.begin() as connection:
         if not await queries.cancel(connection, campaign_id):
-            raise not_there(IdKind.CAMPAIGN, campaign_id)
+            raise not_found(IdKind.CAMPAIGN, campaign_id)
         await runs.cancel_runs_of_campaign(connection, campaign_id, cancelled_by=cancelled_by)
         await queries.tell(connection, campaign_id)
         return await _get(connection, campaign_id)
@@ -297,7 +297,7 @@ async def _refuse_imported(connection: AsyncConnection, campaign_id: UUID) -> No
 
 def _require_standing(campaign_id: UUID, state: str | None) -> None:
     if state is None:
-        raise not_there(IdKind.CAMPAIGN, campaign_id)
+        raise not_found(IdKind.CAMPAIGN, campaign_id)
     if state == CampaignState.CANCELLED:
         raise ProblemError(ProblemCode.CONFLICT, "the campaign was cancelled, which is for good; submit it again.")
 
@@ -314,7 +314,7 @@ async def get_within(connection: AsyncConnection, campaign_id: UUID) -> Campaign
 async def _get(connection: AsyncConnection, campaign_id: UUID) -> CampaignView:
     row = await queries.get_campaign(connection, campaign_id)
     if row is None:
-        raise not_there(IdKind.CAMPAIGN, campaign_id)
+        raise not_found(IdKind.CAMPAIGN, campaign_id)
     return _view(row)
 
 

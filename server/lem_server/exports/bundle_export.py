@@ -31,7 +31,7 @@ from lem_server.datasets import service as datasets
 from lem_server.evidence import reading
 from lem_server.evidence import service as evidence
 from lem_server.exports import export_queries as queries
-from lem_server.http.problems import ProblemError, not_there
+from lem_server.http.problems import ProblemError, not_found
 
 _BLOCK = 2**18
 """Bytes that are sent together: the members of short runs are small, and one packet each would be slow."""
@@ -62,7 +62,7 @@ async def prepare(engine: AsyncEngine, campaign_id: UUID) -> PreparedExport:
         fingerprint = await queries.fingerprint(connection, campaign_id)
         size = await queries.campaign_size(connection, campaign_id)
     if size is None or fingerprint is None:
-        raise not_there(IdKind.CAMPAIGN, campaign_id)
+        raise not_found(IdKind.CAMPAIGN, campaign_id)
     if size.open_runs:
         raise ProblemError(
             ProblemCode.CONFLICT,

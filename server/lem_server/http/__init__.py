@@ -1,1 +1,1 @@
-"""HTTP for all capabilities: middleware, problem documents, paging, idempotency, OpenAPI."""
+"""HTTP for all capabilities: middleware, problems, paging, idempotency, health and documentation."""

@@ -1,4 +1,4 @@
-"""Swagger UI at `/docs`, every asset of it served by the application itself: it works with no internet."""
+"""Swagger UI at `/docs`. The application serves all assets, so that it works without internet access."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PAGE = """<!doctype html>
 
 
 def install(app: FastAPI) -> None:
-    """Add the page and its assets."""
+    """Add the page and its assets to the application."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/docs", response_class=HTMLResponse)

@@ -1,4 +1,4 @@
-"""Whether the process lives, whether it can serve, and which version it is. Open to everybody."""
+"""Liveness, readiness and version. These routes need no token."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _expected_revision = functools.cache(head_revision)
 
 
 class Health(AnswerModel):
-    """It lives, or it can serve."""
+    """The process is alive, or ready."""
 
     status: str = "ok"
 
 
 class Version(AnswerModel):
-    """What this server is."""
+    """Versions of the server, its protocol and its method."""
 
     version: str
     protocol: int = Field(description="Workers and clients of another protocol are refused.")
@@ -42,18 +42,18 @@ class Version(AnswerModel):
 
 @router.get("/livez")
 async def livez() -> Health:
-    """The process answers; says nothing of the database."""
+    """Answer without a look at the database."""
     return Health()
 
 
 @router.get("/readyz", responses={_NOT_READY: problem_responses()[_NOT_READY]})
 async def readyz(context: Context) -> Health:
-    """The database answers within a second, and its schema is the one that this server needs."""
+    """Check that the database answers within a second and that its schema is at this server's revision."""
     try:
         async with asyncio.timeout(DATABASE_ANSWERS_WITHIN_S):
             found = await current_revision(context.engine)
     except (TimeoutError, OSError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise _not_ready("the database does not answer; try again.") from error
+        raise _not_ready("the database does not answer; send the request again.") from error
     if found != _expected_revision():
         raise _not_ready(
             f"the database's schema is at revision {found or 'none'} and this server needs {_expected_revision()}; "
@@ -68,5 +68,5 @@ def _not_ready(detail: str) -> ProblemError:
 
 @router.get("/version")
 async def get_version() -> Version:
-    """Versions of the server, its protocol and its method."""
+    """Return the versions of the server, its protocol and its method."""
     return Version(version=version("llm-energy-measurement"), protocol=PROTOCOL_VERSION, method=METHOD_VERSION)

@@ -1,7 +1,7 @@
-"""`Idempotency-Key`: a creating request may be sent any number of times and creates once.
+"""`Idempotency-Key`: a creating request can be repeated and creates once.
 
-The key is written in the transaction of the creation itself, so that both stand or neither does; a duplicate that comes
-at the same time waits for the first one's commit and gets its answer.
+The key is stored in the transaction of the creation, so that both are committed or neither is. A concurrent duplicate
+waits for the commit of the first request and returns its answer.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ IdempotencyKey = Annotated[
         alias="Idempotency-Key",
         min_length=1,
         max_length=200,
-        description="Any text of your own, for example a UUID: sent again with the same body within 7 days, nothing is "
-        "done twice and the first answer is given again.",
+        description="Any text, for example a UUID. A repetition with the same body within 7 days changes nothing and "
+        "returns the first answer.",
     ),
 ]
 
 
 class Answer(NamedTuple):
-    """What is answered, now or again."""
+    """A new answer, or the stored one of an earlier request."""
 
     status: int
     body: bytes
     replayed: bool
 
 
+# ON CONFLICT waits for a concurrent transaction that inserted the same key; after its commit no row is inserted.
 _INSERT = text("""
     INSERT INTO idempotency_keys (principal, route, key, fingerprint) VALUES (:principal, :route, :key, :fingerprint)
     ON CONFLICT (principal, route, key) DO NOTHING
@@ -54,7 +55,7 @@ _STORE = text("""
 
 
 def fingerprint(*models: BaseModel) -> bytes:
-    """What tells whether a repeated key carries the same request."""
+    """Return a digest of a request, to detect a key that is reused for another request."""
     whole = hashlib.sha256()
     for model in models:
         whole.update(model.model_dump_json().encode() + b"\n")
@@ -62,9 +63,9 @@ def fingerprint(*models: BaseModel) -> bytes:
 
 
 KEPT_DAYS = 7
-"""A key sent again later than this is a new request."""
-_AT_ONCE = 1000
-# Index ix_idempotency_keys_created_at. Replicas that do this at the same time take different keys.
+"""After this time a key is forgotten and a repetition is a new request."""
+_BATCH = 1000
+# Index ix_idempotency_keys_created_at. SKIP LOCKED: replicas that run this at the same time delete different keys.
 _FORGET = text("""
     DELETE FROM idempotency_keys
      WHERE (principal, route, key) IN (
@@ -76,13 +77,13 @@ _FORGET = text("""
 
 
 async def forget_old_keys(engine: AsyncEngine) -> int:
-    """Remove the keys that are older than they are kept, in short transactions; says how many."""
+    """Delete keys older than `KEPT_DAYS` in short transactions; return their number."""
     forgotten = 0
     while True:
         async with engine.begin() as connection:
-            removed = (await connection.execute(_FORGET, {"days": KEPT_DAYS, "most": _AT_ONCE})).rowcount
+            removed = (await connection.execute(_FORGET, {"days": KEPT_DAYS, "most": _BATCH})).rowcount
         forgotten += removed
-        if removed < _AT_ONCE:
+        if removed < _BATCH:
             return forgotten
 
 
@@ -95,27 +96,27 @@ async def run_once(
     request: bytes,
     produce: Callable[[], Awaitable[tuple[int, BaseModel]]],
 ) -> Answer:
-    """Produce an answer inside the caller's transaction, or give the stored one of the same key again.
+    """Produce an answer in the caller's transaction, or return the stored answer of the same key.
 
-    `request` is the request's fingerprint. Without a key it is simply produced.
+    `request` is the request's fingerprint. Without a key the answer is always produced.
 
     Raises:
-        ProblemError: `idempotency_mismatch` when the key was used with another request.
+        ProblemError: `idempotency_mismatch` if the key was used for another request.
     """
     if key is None:
         status, model = await produce()
         return Answer(status, model.model_dump_json().encode(), replayed=False)
-    place = {"principal": principal, "route": route, "key": key}
-    inserted = await connection.execute(_INSERT, {**place, "fingerprint": request})
+    primary_key = {"principal": principal, "route": route, "key": key}
+    inserted = await connection.execute(_INSERT, {**primary_key, "fingerprint": request})
     if inserted.rowcount == 0:
-        stored = (await connection.execute(_SELECT, place)).one()
+        stored = (await connection.execute(_SELECT, primary_key)).one()
         if stored.fingerprint != request:
             raise ProblemError(
                 ProblemCode.IDEMPOTENCY_MISMATCH,
-                "this Idempotency-Key was used with another body; send a new key for a new request.",
+                "this Idempotency-Key was used for another request; send a new key.",
             )
         return Answer(stored.status, stored.body, replayed=True)
     status, model = await produce()
     body = model.model_dump_json().encode()
-    await connection.execute(_STORE, {**place, "status": status, "body": body})
+    await connection.execute(_STORE, {**primary_key, "status": status, "body": body})
     return Answer(status, body, replayed=False)

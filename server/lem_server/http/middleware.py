@@ -1,4 +1,4 @@
-"""What stands around every request: an id, security headers, and a limit to its body (pure ASGI)."""
+"""ASGI middleware: request ids, security headers, trusted hosts and limits of the body."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LARGER = (
 )
 
 SECURITY_HEADERS = {
-    # Swagger UI sets styles and data: icons from its script; nothing is loaded from elsewhere.
+    # Swagger UI sets styles and data: icons from its script; nothing is loaded from other origins.
     "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "object-src 'none'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -33,7 +33,7 @@ SECURITY_HEADERS = {
 
 
 class Envelope:
-    """Gives every request an id (`Lem-Request-Id`) and every answer the security headers, the one to a failure too."""
+    """Adds an id (`Lem-Request-Id`) to every request and the security headers to every answer, also after a failure."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -67,7 +67,7 @@ class Envelope:
 
 
 class TrustedHosts:
-    """Answers only requests for the hosts that the server is known by, so that no page elsewhere can rebind a name."""
+    """Refuses requests for unknown hosts: a web page could rebind its own name to this server (DNS rebinding)."""
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
         self._app = app
@@ -75,27 +75,28 @@ class TrustedHosts:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection (ASGI)."""
-        if scope["type"] == "http" and not self._knows(host_of(Headers(scope=scope).get("host", ""))):
+        if scope["type"] == "http" and not self._trusts(host_of(Headers(scope=scope).get("host", ""))):
             error = ProblemError(
-                ProblemCode.BAD_REQUEST, "this server is not known by that Host; add it to LEM_TRUSTED_HOSTS."
+                ProblemCode.BAD_REQUEST,
+                "the Host header is not a trusted host; add it to LEM_TRUSTED_HOSTS.",
             )
             await problem_response(error, scope.get("lem.request_id"))(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
-    def _knows(self, host: str) -> bool:
+    def _trusts(self, host: str) -> bool:
         return any(
             known in ("*", host) or (known.startswith("*.") and host.endswith(known[1:])) for known in self._hosts
         )
 
 
 def host_of(header: str) -> str:
-    """A Host header without its port; an IPv6 address keeps its brackets."""
+    """Return a Host header without its port; an IPv6 address keeps its brackets."""
     return re.sub(r":[0-9]*$", "", header).lower()
 
 
 class BodyLimit:
-    """Refuses a body above its route's limit: by its declared length at once, else as soon as it is passed."""
+    """Refuses a body above the limit of its path: at once by its declared length, otherwise while it is received."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -109,7 +110,8 @@ class BodyLimit:
         declared = Headers(scope=scope).get("content-length", "0")
         if not (declared.isascii() and declared.isdigit()) or int(declared) > limit:
             error = ProblemError(
-                ProblemCode.PAYLOAD_TOO_LARGE, f"the body is larger than the {limit} bytes that this address takes."
+                ProblemCode.PAYLOAD_TOO_LARGE,
+                f"the body is larger than the {limit} bytes that this path accepts.",
             )
             await problem_response(error, scope.get("lem.request_id"))(scope, receive, send)
             return
@@ -127,5 +129,5 @@ class BodyLimit:
 
 
 def body_limit(path: str) -> int:
-    """The largest body that a path takes, in bytes."""
+    """Return the largest body that a path accepts, in bytes."""
     return next((limit for pattern, limit in _LARGER if pattern.match(path)), JSON_LIMIT_BYTES)

@@ -1,4 +1,4 @@
-"""Identifiers in paths, as the UUIDs behind them."""
+"""Path parameters with public identifiers, parsed to UUIDs."""
 
 from __future__ import annotations
 

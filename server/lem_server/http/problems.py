@@ -1,4 +1,4 @@
-"""Every answer that is not a success is `application/problem+json` (RFC 9457), made here and nowhere else."""
+"""Builds every answer without a success status: `application/problem+json` (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -51,13 +51,10 @@ STATUS: dict[ProblemCode, int] = {
     _C.AGGREGATE_NOT_REPRODUCIBLE: 409,
     _C.BUNDLE_INVALID: 422,
     _C.IDEMPOTENCY_MISMATCH: 422,
-    _C.DEVICE_BUSY: 409,
-    _C.WORKER_DRAINING: 409,
     _C.PAYLOAD_TOO_LARGE: 413,
     _C.DECOMPRESSION_LIMIT: 413,
     _C.UNSUPPORTED_MEDIA_TYPE: 415,
     _C.CLIENT_TOO_OLD: 426,
-    _C.RATE_LIMITED: 429,
     _C.NOT_READY: 503,
     _C.INTERNAL: 500,
 }
@@ -71,20 +68,19 @@ _CODE_OF_STATUS: dict[int, ProblemCode] = {
     413: _C.PAYLOAD_TOO_LARGE,
     415: _C.UNSUPPORTED_MEDIA_TYPE,
     422: _C.VALIDATION,
-    429: _C.RATE_LIMITED,
     503: _C.NOT_READY,
 }
 
 _FRAMEWORK_DETAIL = {
-    400: "the body can't be read; send JSON in UTF-8.",
-    404: "there is nothing at this address; /docs lists what there is.",
-    405: "this address does not take that method; /docs lists what it takes.",
-    413: "the body is larger than this address takes; send less.",
+    400: "the body is unreadable; send JSON in UTF-8.",
+    404: "this path does not exist; /docs lists all paths.",
+    405: "this path does not support the method; /docs lists the methods of each path.",
+    413: "the body is larger than this path accepts; send less.",
 }
 
 
 class ProblemError(LemError):
-    """What a request can't have, with its stable code; becomes the answer's body."""
+    """A refused request with its stable code; the error handler turns it into the answer."""
 
     def __init__(
         self,
@@ -112,13 +108,13 @@ _LISTED_AT: dict[IdKind, str] = {
 }
 
 
-def not_there(kind: IdKind, value: UUID) -> ProblemError:
-    """`not_found`: nothing has the id; says where those are that there are."""
+def not_found(kind: IdKind, value: UUID) -> ProblemError:
+    """Build `not_found` for an id, with the request that lists the existing ones."""
     return ProblemError(_C.NOT_FOUND, f"there is no {kind.name.lower()} {format_id(kind, value)}; {_LISTED_AT[kind]}.")
 
 
 def problem_response(error: ProblemError, request_id: str | None = None) -> Response:
-    """The answer that an error becomes."""
+    """Build the answer for an error."""
     status = STATUS[error.code]
     problem = Problem(
         type=f"/problems/{error.code.value}",
@@ -137,7 +133,7 @@ def problem_response(error: ProblemError, request_id: str | None = None) -> Resp
 
 
 def problem_responses(*codes: ProblemCode) -> dict[int | str, dict[str, Any]]:
-    """The `responses=` of a route: the problems it can answer with, besides those that every route can."""
+    """Build the `responses=` of a route: its own problems and those of every route."""
     every = (_C.UNAUTHENTICATED, _C.FORBIDDEN, _C.VALIDATION, _C.NOT_READY, *codes)
     described: dict[int | str, dict[str, Any]] = {}
     for status in sorted({STATUS[code] for code in every}):
@@ -150,7 +146,7 @@ def problem_responses(*codes: ProblemCode) -> dict[int | str, dict[str, Any]]:
 
 
 def describe(document: dict[str, Any]) -> None:
-    """Add the schema that `problem_responses` refers to; FastAPI knows only models of `application/json`."""
+    """Add the schema that `problem_responses` refers to; FastAPI adds only models of `application/json`."""
     schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     document.setdefault("components", {}).setdefault("schemas", {}).update(
         {**schema.pop("$defs", {}), Problem.__name__: schema}
@@ -158,7 +154,7 @@ def describe(document: dict[str, Any]) -> None:
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of the application a problem."""
+    """Install the handlers that turn every error of the application into a problem."""
 
     @app.exception_handler(ProblemError)
     async def _problem(request: Request, error: ProblemError) -> Response:
@@ -190,27 +186,27 @@ def install(app: FastAPI) -> None:
 
 
 def problem_of(error: Exception, request_id: str | None) -> ProblemError:
-    """What is answered where something failed that no route meant to refuse; logged here under the request's id."""
+    """Return the problem for an unexpected error, and log the error under the request's id."""
     if isinstance(error, ProblemError):
         return error
     if isinstance(error, ClientDisconnect):
-        logger.info("request %s was broken off by its client", request_id)
-        return _internal()  # nobody reads it
+        logger.info("request %s: the client closed the connection", request_id)
+        return _internal()  # never sent, the connection is closed
     if isinstance(error, DBAPIError):
         found = _from_database(error)
     elif isinstance(error, (PoolTimeout, asyncpg.PostgresError, OSError)):
-        found = _away()  # nothing but the database's connections is opened while a request is answered
+        found = _database_unavailable()  # the handlers open no other connections than those to the database
     else:
         found = _internal()
     if found.code is ProblemCode.INTERNAL:
         logger.error("request %s failed", request_id, exc_info=error)
     elif found.code is ProblemCode.NOT_READY:
-        logger.warning("request %s: the database is busy or away: %s", request_id, type(error).__name__)
+        logger.warning("request %s: the database is busy or unavailable: %s", request_id, type(error).__name__)
     return found
 
 
 def _body_model(request: Request) -> type[BaseModel] | None:
-    """What the body should have been, where that is one model."""
+    """Return the model of the route's body, if it is a single model."""
     field = getattr(request.scope.get("route"), "body_field", None)
     found = field.field_info.annotation if field is not None else None
     return found if isinstance(found, type) and issubclass(found, BaseModel) else None
@@ -219,16 +215,17 @@ def _body_model(request: Request) -> type[BaseModel] | None:
 def _from_validation(error: RequestValidationError, model: type[BaseModel] | None) -> ProblemError:
     found = []
     for one in error.errors()[:MOST_PROBLEMS]:
-        kind, place = one["type"], [part for part in one["loc"] if part != "body"]
+        kind, location = one["type"], [part for part in one["loc"] if part != "body"]
         if kind == "json_invalid":
-            return ProblemError(ProblemCode.BAD_REQUEST, f"the body is no JSON: {one['ctx']['error']}.")
+            return ProblemError(ProblemCode.BAD_REQUEST, f"the body is not JSON: {one['ctx']['error']}.")
         message = one["msg"].removeprefix("Value error, ")
         if kind == "extra_forbidden":
-            known = keys_at(model, place[:-1]) if model is not None else ()
-            message = unknown_key_message(str(place[-1]), known) if known else f"unknown key {place[-1]!r}; remove it"
+            known = keys_at(model, location[:-1]) if model is not None else ()
+            key = str(location[-1])
+            message = unknown_key_message(key, known) if known else f"unknown key {key!r}; remove it"
         elif kind == "missing":
-            message = f"{place[-1]!r} is required; add it" if place else "a JSON body is required; send one"
-        found.append(FieldProblem(pointer=pointer(place), message=message))
+            message = f"{location[-1]!r} is required; add it" if location else "a JSON body is required; send one"
+        found.append(FieldProblem(pointer=pointer(location), message=message))
     first = found[0]
     where = first.pointer.lstrip("/").replace("/", ".")
     return ProblemError(
@@ -238,23 +235,28 @@ def _from_validation(error: RequestValidationError, model: type[BaseModel] | Non
 
 def _from_database(error: DBAPIError) -> ProblemError:
     state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+    # The SQLSTATE that the trigger of run transitions raises; its message has the run and both states.
     if state == "LE001":
         message = str(error.orig).split(": ", 1)[-1]
-        return ProblemError(ProblemCode.ILLEGAL_TRANSITION, f"{message}; look at its present state.")
+        return ProblemError(ProblemCode.ILLEGAL_TRANSITION, f"{message}; read its current state.")
+    # Connection failure, insufficient resources, operator intervention (shutdown), rollback (deadlock, serialization),
+    # object not in the required state (lock not available): a repeated request can succeed.
     if error.connection_invalidated or state is None or state[:2] in ("08", "53", "57", "40", "55"):
-        return _away()
+        return _database_unavailable()
     return _internal()
 
 
-def _away() -> ProblemError:
+def _database_unavailable() -> ProblemError:
     return ProblemError(
-        ProblemCode.NOT_READY, "the database is busy or away; send the request again.", headers={"Retry-After": "1"}
+        ProblemCode.NOT_READY,
+        "the database is busy or unavailable; send the request again.",
+        headers={"Retry-After": "1"},
     )
 
 
 def _internal() -> ProblemError:
     return ProblemError(
-        ProblemCode.INTERNAL, "the server failed to answer this; its log has the details under the request id."
+        ProblemCode.INTERNAL, "the server failed to answer; its log has the details under the request id."
     )
 
 

@@ -19,7 +19,7 @@ from lem_domain.wire.runs import (
     RunView,
     TransitionView,
 )
-from lem_server.http.problems import ProblemError, not_there
+from lem_server.http.problems import ProblemError, not_found
 from lem_server.runs import change_queries, queries
 from lem_server.runs.new_run import LOSSES_PER_RUN, NewRun
 from lem_server.runs.queries import LogPlace, Place
@@ -80,7 +80,7 @@ async def get_run(engine: AsyncEngine, run_id: UUID) -> RunView:
     async with engine.connect() as connection:
         row = await queries.get_run(connection, run_id)
     if row is None:
-        raise not_there(IdKind.RUN, run_id)
+        raise not_found(IdKind.RUN, run_id)
     return _run(row)
 
 
@@ -91,7 +91,7 @@ async def require_run(connection: AsyncConnection, run_id: UUID) -> None:
         ProblemError: `not_found`.
     """
     if await queries.get_run(connection, run_id) is None:
-        raise not_there(IdKind.RUN, run_id)
+        raise not_found(IdKind.RUN, run_id)
 
 
 async def cancel_run(engine: AsyncEngine, run_id: UUID, *, cancelled_by: str) -> RunView:
@@ -102,7 +102,7 @@ async def cancel_run(engine: AsyncEngine, run_id: UUID, *, cancelled_by: str) ->
     """
     async with engine.begin() as connection:
         if await change_queries.lock_run(connection, run_id) is None:
-            raise not_there(IdKind.RUN, run_id)
+            raise not_found(IdKind.RUN, run_id)
         await _cancel(connection, [run_id], cancelled_by)
     return await get_run(engine, run_id)
 
@@ -139,7 +139,7 @@ async def retry_run(connection: AsyncConnection, run_id: UUID, *, retried_by: st
     """
     state = await change_queries.lock_run(connection, run_id)
     if state is None:
-        raise not_there(IdKind.RUN, run_id)
+        raise not_found(IdKind.RUN, run_id)
     if state in (RunState.COMPLETED, RunState.AGGREGATED, RunState.CANCELLED):
         raise ProblemError(
             ProblemCode.CONFLICT,
@@ -149,7 +149,7 @@ async def retry_run(connection: AsyncConnection, run_id: UUID, *, retried_by: st
     await change_queries.retry(connection, run_id, losses=LOSSES_PER_RUN, message=f"queued again by {retried_by}")
     row = await queries.get_run(connection, run_id)
     if row is None:
-        raise not_there(IdKind.RUN, run_id)
+        raise not_found(IdKind.RUN, run_id)
     return _run(row)
 
 
@@ -173,7 +173,7 @@ async def campaign_of(connection: AsyncConnection, run_id: UUID) -> UUID:
     """
     campaign_id = await change_queries.campaign_of(connection, run_id)
     if campaign_id is None:
-        raise not_there(IdKind.RUN, run_id)
+        raise not_found(IdKind.RUN, run_id)
     return campaign_id
 
 

@@ -11,7 +11,7 @@ from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, format_id, parse_id
 from lem_domain.wire.workers import Device, Registered, RegisterWorker, WorkerState, WorkerView
 from lem_server.attempts import service as attempts
-from lem_server.http.problems import ProblemError, not_there
+from lem_server.http.problems import ProblemError, not_found
 from lem_server.settings import LeaseTerms
 from lem_server.workers import queries
 
@@ -75,7 +75,7 @@ async def get_worker(engine: AsyncEngine, terms: LeaseTerms, worker_id: UUID) ->
     async with engine.connect() as connection:
         row = await queries.get_worker(connection, worker_id, ttl=timedelta(seconds=terms.ttl_s))
     if row is None:
-        raise not_there(IdKind.WORKER, worker_id)
+        raise not_found(IdKind.WORKER, worker_id)
     return _view(row)
 
 
@@ -87,7 +87,7 @@ async def drain(engine: AsyncEngine, terms: LeaseTerms, worker_id: UUID) -> Work
     """
     async with engine.begin() as connection:
         if not await queries.set_draining(connection, worker_id):
-            raise not_there(IdKind.WORKER, worker_id)
+            raise not_found(IdKind.WORKER, worker_id)
     return await get_worker(engine, terms, worker_id)
 
 

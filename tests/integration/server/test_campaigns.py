@@ -274,7 +274,7 @@ async def test_campaigns_are_filtered_by_all_of_the_labels_that_are_asked_for(ap
 @pytest.mark.parametrize(
     ("parameters", "status", "words"),
     [
-        ({"cursor": "nonsense"}, 400, "the cursor is not one that this list gave"),
+        ({"cursor": "nonsense"}, 400, "cursor"),
         ({"limit": 501}, 422, "less than or equal to 500"),
         ({"limit": 0}, 422, "greater than or equal to 1"),
         ({"state": "nope"}, 422, "'active'"),

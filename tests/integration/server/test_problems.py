@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -230,7 +231,7 @@ async def test_a_database_that_is_away_at_the_door_is_a_503(
 ) -> None:
     gone = make_engine(database_url.set(host="127.0.0.1", port=1, query={}))
     context = app.state.context
-    monkeypatch.setattr(app.state, "context", type(context)(settings=context.settings, engine=gone, hub=context.hub))
+    monkeypatch.setattr(app.state, "context", replace(context, engine=gone))
     problem(await api.get(CAMPAIGNS), 503, "not_ready")
     await gone.dispose()
 

@@ -49,7 +49,7 @@ def made_up(value: object) -> str:
     ],
 )
 def test_a_made_up_cursor_is_refused_with_a_sentence(cursor: str) -> None:
-    with pytest.raises(ProblemError, match="the cursor is not one that this list gave") as refused:
+    with pytest.raises(ProblemError) as refused:
         decode_cursor("runs", cursor, PLACE)
     assert refused.value.code is ProblemCode.BAD_REQUEST
 
