@@ -26,6 +26,7 @@ from lem_domain.retries import CLIENT_RETRIES, RetryPolicy
 from lem_domain.states import CampaignState, RunState
 from lem_domain.wire.base import Page
 from lem_domain.wire.campaigns import (
+    AggregatedCampaign,
     CampaignPlan,
     CampaignResults,
     CampaignView,
@@ -40,6 +41,7 @@ from lem_domain.wire.runs import AttemptView, LeaseEventView, LogChunk, RunView,
 from lem_domain.wire.workers import WorkerView
 
 M = TypeVar("M", bound=BaseModel)
+AGGREGATION_TIMEOUT_S = 24 * 3600.0
 
 
 class AsyncClient:
@@ -149,6 +151,18 @@ class AsyncClient:
         """Queue every failed or interrupted run of a campaign again; return their ids."""
         retried = await self._act("retry_failed", RetriedRuns, "campaigns", campaign_id, key=uuid4().hex)
         return retried.run_ids
+
+    async def aggregate_campaign(self, campaign_id: str, *, allow_partial: bool = False) -> AggregatedCampaign:
+        """Aggregate every completed run of a campaign; the answer lists the runs that can't be aggregated.
+
+        Takes as long as the runs need one after another; the campaign's events have the progress.
+        """
+        path = f"{api_path('campaigns', campaign_id)}:aggregate"
+        parameters = {"allow_partial": "true"} if allow_partial else {}
+        operation = Operation(
+            "POST", path, AggregatedCampaign, parameters, idempotent=True, read_timeout_s=AGGREGATION_TIMEOUT_S
+        )
+        return await self._sender.send(operation)
 
     async def results(self, campaign_id: str) -> CampaignResults:
         """Return every experiment's summary over cycles, from the runs aggregated so far."""

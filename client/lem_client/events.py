@@ -15,12 +15,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 from lem_client.errors import AnswerError, ServerFailed, ServerUnreachable, unexpected_answer
 from lem_domain.retries import STREAM_RETRIES, RetryPolicy
 from lem_domain.states import ENDED_STATES
-from lem_domain.wire.events import CampaignEvent, RunProgressEvent, RunTransitionEvent
+from lem_domain.wire.events import AggregationEvent, CampaignEvent, RunProgressEvent, RunTransitionEvent
 
-Event: TypeAlias = CampaignEvent | RunTransitionEvent | RunProgressEvent
+Event: TypeAlias = CampaignEvent | RunTransitionEvent | RunProgressEvent | AggregationEvent
 
 _EVENT: Final[TypeAdapter[Event]] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
-_KNOWN: Final = frozenset({"campaign", "transition", "progress"})
+_KNOWN: Final = frozenset({"campaign", "transition", "progress", "aggregation"})
 
 _LINE_PARTS: Final = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 """A line with its end, or the beginning of one. (`str.splitlines` also splits at U+2028 and other characters.)"""

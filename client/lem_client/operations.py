@@ -44,6 +44,8 @@ class Operation(Generic[M]):
     idempotency_key: str | None = None
     idempotent: bool = False
     """Whether a POST without a key has no further effect when it is executed twice."""
+    read_timeout_s: float = 300.0
+    """Aggregating a long run takes the server minutes; every other answer takes milliseconds."""
 
     @property
     def repeatable(self) -> bool:

@@ -22,9 +22,6 @@ M = TypeVar("M", bound=BaseModel)
 Sleep: TypeAlias = Callable[[float], None]
 AsyncSleep: TypeAlias = Callable[[float], Awaitable[None]]
 
-READ_TIMEOUT_S = 300.0
-"""Aggregating a long run takes the server minutes; every other answer takes milliseconds."""
-TIMEOUT = httpx.Timeout(10.0, read=READ_TIMEOUT_S, write=60.0)
 IMPORT_TIMEOUT = httpx.Timeout(10.0, read=3600.0, write=60.0)
 """The server stores a bundle of many gigabytes before it answers, and sends nothing until then."""
 STREAM_TIMEOUT = httpx.Timeout(10.0, read=45.0)
@@ -51,7 +48,7 @@ class Exchange:
         if self._token is not None:
             headers["Authorization"] = f"Bearer {self._token}"
         # HTTP_PROXY is meant for other machines: a proxy must get neither the loopback requests nor their token.
-        return {"base_url": self.url, "headers": headers, "timeout": TIMEOUT, "trust_env": not _is_loopback(self.url)}
+        return {"base_url": self.url, "headers": headers, "trust_env": not _is_loopback(self.url)}
 
     def request(self, client: httpx.Client | httpx.AsyncClient, operation: Operation[M]) -> httpx.Request:
         """The HTTP request of an operation."""
@@ -64,7 +61,12 @@ class Exchange:
         if operation.idempotency_key is not None:
             headers["Idempotency-Key"] = operation.idempotency_key
         return client.build_request(
-            operation.method, operation.path, params=dict(operation.parameters), content=content, headers=headers
+            operation.method,
+            operation.path,
+            params=dict(operation.parameters),
+            content=content,
+            headers=headers,
+            timeout=httpx.Timeout(10.0, read=operation.read_timeout_s, write=60.0),
         )
 
     def file_options(self, size: int) -> dict[str, Any]:
@@ -83,7 +85,7 @@ class Exchange:
                 case httpx.ConnectError() | httpx.ConnectTimeout():
                     return True  # without a connection nothing was sent
                 case httpx.ReadTimeout():
-                    return False  # another attempt would wait for the same five minutes
+                    return False  # another attempt would wait for as long
                 case error:
                     return operation.repeatable and isinstance(error, httpx.TransportError)
 
@@ -97,7 +99,7 @@ class Exchange:
     def error(self, error: httpx.TransportError) -> ServerUnreachable | NoAnswerInTime:
         """The client's error for one of httpx."""
         if isinstance(error, httpx.ReadTimeout):
-            return NoAnswerInTime(self.url, READ_TIMEOUT_S)
+            return NoAnswerInTime(self.url, error.request.extensions["timeout"]["read"])
         return ServerUnreachable(self.url, str(error))
 
     def answer(self, operation: Operation[M], response: httpx.Response) -> M:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Thread
 
 import typer
 
 from lem_client.cli.exits import ExitCode
 from lem_client.cli.session import Session, print_error, print_hint
-from lem_client.errors import AnswerError
+from lem_client.client import Client
 from lem_client.render.formats import table
 from lem_client.render.progress import CampaignPicture, EventLines, live_view
 from lem_client.render.terminal import clean
-from lem_domain.states import RunState
+from lem_domain.errors import LemError
 from lem_domain.wire.campaigns import CampaignResults
-from lem_domain.wire.events import CampaignEvent
+from lem_domain.wire.events import AggregationEvent, CampaignEvent
 
 
 def follow_to_the_end(session: Session, campaign_id: str) -> ExitCode:
@@ -47,14 +49,28 @@ def hint_on_interrupt(campaign_id: str) -> Iterator[None]:
 
 def aggregate_completed(session: Session, campaign_id: str) -> tuple[str, ...]:
     """Aggregate the campaign's completed runs; return a sentence for each run that can't be aggregated."""
-    problems = []
-    for run in tuple(session.client.runs(campaign_id=campaign_id, state=RunState.COMPLETED)):
-        session.note(f"aggregating {clean(run.display_name)}, cycle {run.cycle} …")
-        try:
-            session.client.aggregate(run.id)
-        except AnswerError as error:
-            problems.append(f"{run.id}: {error}")
+    completed = session.client.campaign(campaign_id).runs.completed
+    if not completed:
+        return ()
+    session.note(f"aggregating {completed} {'run' if completed == 1 else 'runs'} …")
+    if not session.quiet and not session.as_json:
+        # A daemon thread: it must not delay Ctrl-C.
+        Thread(target=_print_aggregation_progress, args=(session, campaign_id), daemon=True).start()
+    outcome = session.client.aggregate_campaign(campaign_id)
+    problems = [f"{one.run_id}: {one.message}" for one in outcome.problems]
+    if unlisted := outcome.failed - len(problems):
+        problems.append(f"{unlisted} more runs can't be aggregated; `lemctl show {campaign_id}` lists the runs.")
     return tuple(problems)
+
+
+def _print_aggregation_progress(session: Session, campaign_id: str) -> None:
+    # The request may begin after the stream has ended, so a short aggregation shows no progress.
+    lines = EventLines(time.monotonic)
+    with contextlib.suppress(LemError), Client(session.server, token_file=session.token_file) as client:
+        for event in client.follow_campaign(campaign_id):
+            if isinstance(event, AggregationEvent) and 0 < event.done < event.total:
+                for line in lines.of(event):
+                    session.note(line)
 
 
 def show_table(session: Session, results: CampaignResults) -> None:

@@ -10,7 +10,7 @@ from lem_client.events import Event
 from lem_client.render.numbers import MISSING, duration, number
 from lem_domain.states import ENDED_STATES, LIVE_STATES, CampaignState, RunState
 from lem_domain.wire.campaigns import CampaignView, WaitReason
-from lem_domain.wire.events import CampaignEvent, RunProgressEvent, RunTransitionEvent
+from lem_domain.wire.events import AggregationEvent, CampaignEvent, RunProgressEvent, RunTransitionEvent
 from lem_domain.wire.runs import Progress
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class CampaignPicture:
                 self.live_runs.setdefault(event.run_id, LiveRun(event.display_name, event.cycle)).state = event.target
             else:
                 self.live_runs.pop(event.run_id, None)
-        elif event.run_id in self.live_runs:
+        elif isinstance(event, RunProgressEvent) and event.run_id in self.live_runs:
             self.live_runs[event.run_id].progress = event.progress
 
     @property
@@ -115,11 +115,18 @@ class EventLines:
             self._waiting = why
         elif isinstance(event, RunTransitionEvent):
             yield transition_line(event)
-        elif isinstance(event, RunProgressEvent):
-            now = self._clock()
-            if now - self._progress_at.get(event.run_id, float("-inf")) >= PROGRESS_LINE_S:
-                self._progress_at[event.run_id] = now
-                yield progress_line(event)
+        elif isinstance(event, AggregationEvent):
+            if self._is_due("aggregation"):
+                yield f"aggregated {event.done} of {event.total} runs"
+        elif self._is_due(event.run_id):
+            yield progress_line(event)
+
+    def _is_due(self, subject: str) -> bool:
+        now = self._clock()
+        if now - self._progress_at.get(subject, float("-inf")) < PROGRESS_LINE_S:
+            return False
+        self._progress_at[subject] = now
+        return True
 
 
 def resume_hint(campaign: CampaignView) -> str:

@@ -23,7 +23,7 @@ from lem_client.render.terminal import clean
 from lem_domain.config.execution import ExecutionConfig
 from lem_domain.results.run import EnergyFigure, EnergyMethod, EnergyResult, Figure
 from lem_domain.states import RunState
-from lem_domain.wire.events import RunProgressEvent, RunTransitionEvent
+from lem_domain.wire.events import AggregationEvent, RunProgressEvent, RunTransitionEvent
 from lem_domain.wire.runs import Progress
 from lem_domain.wire.workers import Device
 from lem_server.aggregation.result import aggregate
@@ -172,6 +172,12 @@ def test_progress_is_a_line_every_ten_seconds_at_most() -> None:
     assert list(lines.of(progress(2))) == []
     now = 10.0
     assert len(list(lines.of(progress(3)))) == 1
+
+
+def test_an_aggregation_is_a_line_every_ten_seconds_at_most() -> None:
+    lines = EventLines(lambda: 0.0)
+    assert list(lines.of(AggregationEvent(total=8, done=3, failed=1))) == ["aggregated 3 of 8 runs"]
+    assert list(lines.of(AggregationEvent(total=8, done=4, failed=1))) == []
 
 
 def test_the_picture_holds_the_runs_that_are_busy() -> None:
