@@ -37,6 +37,21 @@ memory_used_bytes
 sm_clock_mhz
 throttle_reasons
 
+# Texts of a metric that tools/reference prints.
+better
+definition
+
+# Fields of a result that the table of metrics reads by their path.
+efficiency
+energy_delay_product_js
+energy_per_output_token_j
+energy_per_prompt_token_j
+energy_per_request_j
+net_energy_per_output_token_j
+output_tokens_per_j
+request_rate_per_s
+total_rate_tok_s
+
 # Fields of results and of the API that its clients read.
 completed
 current_attempts
@@ -68,6 +83,10 @@ dangling
 padded
 
 # Hooks and attributes that a library reads.
+branch_labels  # Alembic
+depends_on  # Alembic
+down_revision  # Alembic
+downgrade  # Alembic
 assistant_confidence_threshold  # transformers' generation config
 cache_ok  # SQLAlchemy's custom types
 get_col_spec  # SQLAlchemy's custom types

@@ -11,7 +11,6 @@ from pydantic.types import JsonValue
 
 from lem_domain.config.hashing import canonical_json
 from lem_domain.results.run import RunResult
-from lem_domain.wire.runs import StreamView
 from lem_server.aggregation.inputs import AggregationInput
 
 
@@ -25,13 +24,6 @@ def evidence_digest(chunks: Iterable[tuple[str, str, int, str]]) -> str:
     for process, stream, seq, digest in sorted(chunks):
         whole.update(f"{process} {stream} {seq} {digest}\n".encode())
     return whole.hexdigest()
-
-
-def held_digest(held: Iterable[StreamView]) -> str:
-    """`evidence_digest` of what the server holds, known before any chunk is read."""
-    return evidence_digest(
-        (view.process, view.stream.value, chunk.seq, chunk.sha256) for view in held for chunk in view.chunks
-    )
 
 
 def inputs_digest(inputs: AggregationInput) -> str:

@@ -63,7 +63,6 @@ class SampleGaps(NamedTuple):
 
     number: int
     longest_s: float
-    median_s: float
 
 
 class Powers(NamedTuple):
@@ -125,7 +124,7 @@ class Trace:
         intervals = np.diff(self.times_ns[span[0] : span[1] + 1])
         median = float(np.median(intervals))
         count = int((intervals > GAP_FACTOR * median).sum())
-        return SampleGaps(count, int(intervals.max()) / 1e9, median / 1e9) if count else None
+        return SampleGaps(count, int(intervals.max()) / 1e9) if count else None
 
 
 def make_trace(times_ns: IntArray, counts: IntArray, power_mw: IntArray) -> Trace:

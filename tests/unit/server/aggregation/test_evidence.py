@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -11,17 +12,24 @@ import pytest
 
 from factories.evidence import Evidence, MadeChunk, Stored, gpu
 from lem_domain.evidence.streams import StreamName
+from lem_domain.wire.runs import StreamView
 from lem_server.aggregation.errors import EvidenceCorrupt, EvidenceInvalid, EvidenceMissing, MissingPart, ranges_text
 from lem_server.aggregation.identity import (
     aggregate_key,
     canonical_bytes,
     evidence_digest,
-    held_digest,
     inputs_digest,
 )
 from lem_server.aggregation.inputs import AggregationInput
 from lem_server.aggregation.process_pool import Aggregate
 from lem_server.aggregation.result import aggregate
+
+
+def digest_of(streams: Iterable[StreamView]) -> str:
+    """The digest of the chunks that the server has, before any is read."""
+    return evidence_digest(
+        (view.process, view.stream.value, chunk.seq, chunk.sha256) for view in streams for chunk in view.chunks
+    )
 
 
 def evidence() -> Evidence:
@@ -79,7 +87,7 @@ def test_how_rows_were_cut_into_chunks_changes_only_digests(stored: Stored) -> N
 
 def test_the_result_carries_the_digest_of_what_is_held(stored: Stored) -> None:
     result = aggregate(stored.inputs, stored.source)
-    assert result.evidence_sha256 == held_digest(stored.inputs.held)
+    assert result.evidence_sha256 == digest_of(stored.inputs.held)
     lines = [(chunk.process, chunk.stream.value, chunk.seq, chunk.sha256) for chunk in stored.chunks]
     assert result.evidence_sha256 == evidence_digest(reversed(lines))
     assert result.evidence_sha256 != evidence_digest(lines[1:])
@@ -187,7 +195,7 @@ def test_allow_partial_computes_and_marks() -> None:
     assert "tokens of rank-1: chunks 1" in missing[0].message
     assert result.speed.itl_ms.max == pytest.approx(50)  # no difference was taken across the hole
     assert result.parameters == {"allow_partial": True}
-    assert result.evidence_sha256 == held_digest(holed.inputs.held)
+    assert result.evidence_sha256 == digest_of(holed.inputs.held)
 
 
 def test_allow_partial_without_a_whole_rank() -> None:
@@ -212,7 +220,7 @@ def test_a_chunk_that_vanished_after_it_was_recorded_is_missing(stored: Stored) 
     partial = evidence().stored(allow_partial=True)
     result = aggregate(partial.inputs, source)
     assert result.verdict == "invalid"
-    assert result.evidence_sha256 != held_digest(partial.inputs.held)
+    assert result.evidence_sha256 != digest_of(partial.inputs.held)
 
 
 def test_other_chunks_than_the_manifest_s_are_refused(stored: Stored) -> None:
