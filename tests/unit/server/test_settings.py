@@ -129,7 +129,7 @@ def test_an_option_goes_before_the_environment(
     ],
 )
 def test_trusted_hosts_decide_who_is_answered(hosts: tuple[str, ...], host: str, answered: bool) -> None:
-    assert TrustedHosts(lambda *_: None, hosts)._knows(host_of(host)) is answered  # type: ignore[arg-type]
+    assert TrustedHosts(lambda *_: None, hosts)._trusts(host_of(host)) is answered  # type: ignore[arg-type]
 
 
 def test_the_application_has_the_hosts_of_its_settings() -> None:
