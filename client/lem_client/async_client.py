@@ -17,7 +17,7 @@ from lem_client.bundles import check_bundle, open_bundle, write_bundle
 from lem_client.errors import AnswerError
 from lem_client.events import Event, EventFollower
 from lem_client.operations import Operation, Readiness, ServerVersion, api_path, filters
-from lem_domain.bundle import Progress, Verified
+from lem_domain.bundle import OnBytes, Verified
 from lem_domain.config.campaign import CampaignSpec
 from lem_domain.config.execution import Placement
 from lem_domain.prompt_sets import prompts_digest
@@ -172,7 +172,7 @@ class AsyncClient:
         """Yield past and future events of a campaign until no run is queued or live. Resumes after a broken stream."""
         return self._follow(EventFollower(api_path("campaigns", campaign_id, "events"), last_event_id=last_event_id))
 
-    async def export_bundle(self, campaign_id: str, path: Path, *, progress: Progress | None = None) -> Verified:
+    async def export_bundle(self, campaign_id: str, path: Path, *, progress: OnBytes | None = None) -> Verified:
         """Write the bundle of a campaign at rest to a new file, verify it, and return its header and digest.
 
         `progress` gets the number of bytes of each part. An incomplete file is removed.
@@ -184,7 +184,7 @@ class AsyncClient:
                     progress(len(part))
             return check_bundle(file)
 
-    async def import_bundle(self, path: Path, *, progress: Progress | None = None) -> ImportedBundle:
+    async def import_bundle(self, path: Path, *, progress: OnBytes | None = None) -> ImportedBundle:
         """Verify a bundle and load its campaign into the server. The same bundle again changes nothing."""
         operation = Operation("POST", api_path("campaigns:import"), ImportedBundle)
         with open_bundle(path) as (file, size):

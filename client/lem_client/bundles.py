@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from lem_client.errors import FileError
-from lem_domain.bundle import BundleError, Progress, Verified, verify
+from lem_domain.bundle import BundleError, OnBytes, Verified, verify
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def write_bundle(path: Path) -> Iterator[IO[bytes]]:
         part.unlink(missing_ok=True)
 
 
-def check_bundle(file: IO[bytes], progress: Progress | None = None) -> Verified:
+def check_bundle(file: IO[bytes], progress: OnBytes | None = None) -> Verified:
     """Verify a bundle and rewind the file; return the bundle's header and digest.
 
     Raises:
@@ -55,7 +55,7 @@ def check_bundle(file: IO[bytes], progress: Progress | None = None) -> Verified:
 
 
 @contextmanager
-def open_bundle(path: Path, progress: Progress | None = None) -> Iterator[tuple[IO[bytes], int]]:
+def open_bundle(path: Path, progress: OnBytes | None = None) -> Iterator[tuple[IO[bytes], int]]:
     """Open a verified bundle; yields the file and its size in bytes.
 
     Raises:

@@ -17,7 +17,7 @@ from lem_client.errors import AnswerError
 from lem_client.events import Event, EventFollower
 from lem_client.operations import Operation, Readiness, ServerVersion, api_path, filters
 from lem_client.sender import Sender
-from lem_domain.bundle import Progress, Verified
+from lem_domain.bundle import OnBytes, Verified
 from lem_domain.config.campaign import CampaignSpec
 from lem_domain.config.execution import Placement
 from lem_domain.prompt_sets import prompts_digest
@@ -173,7 +173,7 @@ class Client:
         """Yield past and future events of a campaign until no run is queued or live. Resumes after a broken stream."""
         return self._follow(EventFollower(api_path("campaigns", campaign_id, "events"), last_event_id=last_event_id))
 
-    def export_bundle(self, campaign_id: str, path: Path, *, progress: Progress | None = None) -> Verified:
+    def export_bundle(self, campaign_id: str, path: Path, *, progress: OnBytes | None = None) -> Verified:
         """Write the bundle of a campaign at rest to a new file, verify it, and return its header and digest.
 
         `progress` gets the number of bytes of each part. An incomplete file is removed.
@@ -185,7 +185,7 @@ class Client:
                     progress(len(part))
             return check_bundle(file)
 
-    def import_bundle(self, path: Path, *, progress: Progress | None = None) -> ImportedBundle:
+    def import_bundle(self, path: Path, *, progress: OnBytes | None = None) -> ImportedBundle:
         """Verify a bundle and load its campaign into the server. The same bundle again changes nothing."""
         operation = Operation("POST", api_path("campaigns:import"), ImportedBundle)
         with open_bundle(path) as (file, size):

@@ -14,7 +14,7 @@ from tenacity import Retrying
 from lem_client.errors import TransferInterrupted, answer_error
 from lem_client.operations import Operation
 from lem_client.transport import STREAM_TIMEOUT, Exchange, Sleep, file_parts
-from lem_domain.bundle import Progress
+from lem_domain.bundle import OnBytes
 from lem_domain.retries import CLIENT_RETRIES, RetryPolicy
 
 M = TypeVar("M", bound=BaseModel)
@@ -83,7 +83,7 @@ class Sender:
         except httpx.TransportError as error:
             raise TransferInterrupted from error
 
-    def transmit(self, operation: Operation[M], file: IO[bytes], size: int, progress: Progress | None) -> M:
+    def transmit(self, operation: Operation[M], file: IO[bytes], size: int, progress: OnBytes | None) -> M:
         """Send a file as an operation's body, once, and return the answer; an early answer ends the transfer."""
         parts = file_parts(file, progress)
         try:

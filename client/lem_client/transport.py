@@ -14,7 +14,7 @@ from tenacity import RetryCallState, stop_after_attempt, stop_never
 
 from lem_client.errors import NoAnswerInTime, ServerFailed, ServerUnreachable, answer_error, unexpected_answer
 from lem_client.operations import Operation
-from lem_domain.bundle import MEDIA_TYPE, Progress
+from lem_domain.bundle import MEDIA_TYPE, OnBytes
 from lem_domain.retries import RetryPolicy
 
 M = TypeVar("M", bound=BaseModel)
@@ -122,7 +122,7 @@ class Exchange:
         return self._retries.delay_s(state.attempt_number, asked)
 
 
-def file_parts(file: IO[bytes], progress: Progress | None) -> Iterator[bytes]:
+def file_parts(file: IO[bytes], progress: OnBytes | None) -> Iterator[bytes]:
     """The content of a file, part by part; `progress` gets the size of each part once it is sent."""
     while part := file.read(_FILE_PART_BYTES):
         yield part
@@ -130,7 +130,7 @@ def file_parts(file: IO[bytes], progress: Progress | None) -> Iterator[bytes]:
             progress(len(part))
 
 
-async def async_file_parts(file: IO[bytes], progress: Progress | None) -> AsyncIterator[bytes]:
+async def async_file_parts(file: IO[bytes], progress: OnBytes | None) -> AsyncIterator[bytes]:
     """The same as an asynchronous iterator, which httpx's AsyncClient requires. Reading the file blocks."""
     for part in file_parts(file, progress):
         yield part

@@ -1,8 +1,8 @@
-"""The archive of a campaign: which members it has, how it is written and read, and how it is told whole.
+"""The bundle of a campaign: the members of the archive, reading, writing and verification.
 
-A plain tar (ustar, uncompressed: the evidence in it is compressed already), so that any tool unpacks it and
-`sha256sum -c SHA256SUMS` checks it. Its first member is the header, its last the list of all digests. Reading is strict
-and streams: a member that is no regular file of the layout below is refused by its name, before any of it is used.
+A bundle is a plain tar (ustar, uncompressed: its evidence is already compressed), so any tool unpacks it and
+`sha256sum -c SHA256SUMS` checks it. Its first member is the header, its last the list of all digests. It is read as a
+stream, and strictly: a member that is not a regular file of the layout below is refused before its content is used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FORMAT: Final = "lem-bundle"
 FORMAT_VERSION: Final = 1
 MEDIA_TYPE: Final = "application/x-tar"
 MAX_BUNDLE_BYTES: Final = 2**36
-"""64 GiB: the campaigns that people measure are a thousandth of it."""
+"""64 GiB, about a thousand times the size of a usual campaign."""
 
 HEADER: Final = "bundle.json"
 CAMPAIGN: Final = "campaign.json"
@@ -32,7 +32,7 @@ SUMS: Final = "SHA256SUMS"
 _BLOCK = 512
 _PIECE = 2**20
 _JSON_BYTES = 8 * 2**20
-"""Of a member of JSON; the server takes bodies of 1 MB, and prompts of 4 MB, so nothing that it stored is larger."""
+"""Largest JSON member; the server accepts bodies of 1 MB and prompts of 4 MB, so nothing that it stores is larger."""
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK": "zip"}
 
 _ATTEMPT = r"attempts/att_[0-9a-f]{32}"
@@ -48,39 +48,39 @@ _LAYOUT = (
     (re.compile(rf"{_ATTEMPT}/(?:lease_events|logs)/{_PAGE}\.jsonl"), _JSON_BYTES),
     (re.compile(rf"{_ATTEMPT}/evidence/{_PROCESS}/[a-z_]{{1,20}}/[0-9]{{6,10}}\.arrow"), MAX_CHUNK_BYTES),
     (re.compile(rf"{_ATTEMPT}/aggregates/[0-9a-f]{{64}}(?:\.result)?\.json"), _JSON_BYTES),
-    # 160 bytes a line: as long as the number of members makes it.
+    # 160 bytes per member; the number of members is not limited.
     (re.compile(re.escape(SUMS)), 2**33 - 1),
 )
 
 
 class BundleError(LemError):
-    """An archive that can't be used; says what is wrong and what to do."""
+    """An invalid bundle; the message has the cause and the remedy."""
 
 
 class BundleHeader(BaseModel):
-    """What a bundle says of itself, in its first member."""
+    """The first member of a bundle."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     format: Literal["lem-bundle"]
-    version: int = Field(ge=1, description="Of the format; a reader refuses one that it doesn't know.")
+    version: int = Field(ge=1, description="Version of the format; a reader refuses a newer one.")
     lem_version: str = Field(max_length=100, description="The version of LEM that wrote it.")
-    method: str = Field(max_length=40, description="Version of the formulas that the server computes with.")
+    method: str = Field(max_length=40, description="Version of the server's formulas.")
     campaign_id: CampaignId
     campaign_name: str = Field(max_length=200)
     experiments: int = Field(ge=0)
     runs: int = Field(ge=0)
     attempts: int = Field(ge=0)
     chunks: int = Field(ge=0)
-    evidence_bytes: int = Field(ge=0, description="Raw evidence, without what stands around it.")
+    evidence_bytes: int = Field(ge=0, description="Size of the raw evidence.")
 
 
 class Verified(NamedTuple):
-    """What is known of a bundle that is whole."""
+    """A verified bundle."""
 
     header: BundleHeader
     sha256: Sha256
-    """Of its list of digests, and so of all that it holds."""
+    """Of its list of digests, which covers every member."""
     members: int
     bytes: int
 
@@ -93,17 +93,17 @@ class Member(NamedTuple):
 
 
 class Readable(Protocol):
-    """A binary file, read from where it stands."""
+    """A binary file, read from its current position."""
 
     def read(self, size: int, /) -> bytes: ...
 
 
-Progress = Callable[[int], None]
-"""Told how many bytes were handled since the last time."""
+OnBytes = Callable[[int], None]
+"""Called with the number of bytes read since the last call."""
 
 
 def member_head(name: str, size: int) -> bytes:
-    """What stands before a member's bytes. Owner, mode and time are always the same: equal contents, equal archives."""
+    """The tar header of a member. Owner, mode and time are constant, so equal contents give equal archives."""
     entry = tarfile.TarInfo(name)
     entry.size = size
     entry.mode = 0o644
@@ -111,7 +111,7 @@ def member_head(name: str, size: int) -> bytes:
 
 
 def member_tail(size: int) -> bytes:
-    """What stands behind a member's bytes."""
+    """The padding after a member's bytes."""
     return b"\0" * (-size % _BLOCK)
 
 
@@ -124,9 +124,9 @@ ARCHIVE_END: Final = b"\0" * (2 * _BLOCK)
 
 
 class BundleReader:
-    """Goes through an archive once, from its beginning, and holds one piece of it at a time."""
+    """Reads an archive once, from its start, with at most one piece of it in memory."""
 
-    def __init__(self, file: Readable, progress: Progress | None = None) -> None:
+    def __init__(self, file: Readable, progress: OnBytes | None = None) -> None:
         self._file = file
         self._progress = progress
         self._left = 0
@@ -135,10 +135,10 @@ class BundleReader:
         self._begun = False
 
     def members(self) -> Iterator[Member]:
-        """Every member in order; what is not read of one is passed over.
+        """Every member in order; unread bytes of a member are skipped.
 
         Raises:
-            BundleError: the archive is cut off, or holds what no bundle does.
+            BundleError: the archive is truncated, or has a member that is not part of the layout.
         """
         while True:
             while self._left:
@@ -153,13 +153,13 @@ class BundleReader:
             yield member
 
     def read(self, most: int) -> bytes:
-        """The next bytes of the present member; none at its end."""
+        """The next bytes of the current member; none at its end."""
         data = self._exactly(min(most, self._left))
         self._left -= len(data)
         return data
 
     def whole(self) -> bytes:
-        """All that is left of the present member; its size was checked against the layout."""
+        """The rest of the current member, whose size is within the limit of the layout."""
         return self.read(self._left)
 
     def _member(self, head: bytes) -> Member:
@@ -169,26 +169,26 @@ class BundleReader:
             entry = tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
         except (tarfile.HeaderError, ValueError):
             if not self._begun:
-                raise BundleError("this is no bundle; give a file that `lemctl export --bundle` wrote.") from None
-            raise BundleError(f"the bundle is damaged behind {self._name}; get it again.") from None
+                raise BundleError("this is not a bundle; give a file that `lemctl export --bundle` wrote.") from None
+            raise BundleError(f"the bundle is damaged after {self._name}; get it again.") from None
         if entry.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-            raise BundleError(f"{entry.name!r} in the bundle is no plain file; import the file as it was exported.")
+            raise BundleError(f"{entry.name!r} in the bundle is not a regular file; import the bundle as exported.")
         limit = next((limit for pattern, limit in _LAYOUT if pattern.fullmatch(entry.name)), None)
         if limit is None or (not self._begun and entry.name != HEADER):
-            raise BundleError(f"the archive holds {entry.name!r}, which no bundle does; give one that was exported.")
+            raise BundleError(f"the archive has {entry.name!r}, which is not part of a bundle; export it again.")
         if not 0 <= entry.size <= limit:
             raise BundleError(
-                f"{entry.name} in the bundle is {entry.size} bytes, above the {limit} that it may have; "
+                f"{entry.name} in the bundle has {entry.size} bytes, above the limit of {limit}; "
                 "export the campaign again."
             )
         self._begun = True
         return Member(entry.name, entry.size)
 
     def _require_end(self) -> None:
-        """Nothing but zeros, as `tar` fills up its last record."""
+        """Require zeros only, with which `tar` pads its last record."""
         while data := self._file.read(_PIECE):
             if any(data):
-                raise BundleError("something stands behind the bundle's end; import the file as it was exported.")
+                raise BundleError("the bundle has data after its end; import the file as it was exported.")
 
     def _exactly(self, size: int) -> bytes:
         data = b""
@@ -196,19 +196,19 @@ class BundleReader:
             piece = self._file.read(size - len(data))
             if not piece:
                 if not self._begun:
-                    raise BundleError("this is no bundle; give a file that `lemctl export --bundle` wrote.")
-                raise BundleError(f"the bundle ends in the middle of {self._name}: it was cut off; get it again.")
+                    raise BundleError("this is not a bundle; give a file that `lemctl export --bundle` wrote.")
+                raise BundleError(f"the bundle is truncated in {self._name}; get it again.")
             data = data + piece if data else piece
         if self._progress is not None:
             self._progress(size)
         return data
 
 
-def verify(file: Readable, progress: Progress | None = None) -> Verified:
-    """Read a bundle from its beginning to its end and check every digest; memory stays small whatever its size.
+def verify(file: Readable, progress: OnBytes | None = None) -> Verified:
+    """Read a whole bundle and check every digest, in constant memory.
 
     Raises:
-        BundleError: it is cut off, damaged, of a newer format, or no bundle; says which.
+        BundleError: it is truncated, damaged, of a newer format, or not a bundle.
     """
     reader = BundleReader(file, progress)
     header: BundleHeader | None = None
@@ -217,7 +217,7 @@ def verify(file: Readable, progress: Progress | None = None) -> Verified:
     members = total = 0
     for member in reader.members():
         if sums is not None:
-            raise BundleError(f"{member.name} stands behind the bundle's list of digests; get the bundle again.")
+            raise BundleError(f"{member.name} is after the bundle's list of digests; get the bundle again.")
         if header is None:
             content = reader.whole()
             header = read_header(content)
@@ -230,29 +230,31 @@ def verify(file: Readable, progress: Progress | None = None) -> Verified:
         else:
             listed.update(sums_line(member.name, digest))
     if header is None or sums is None:
-        raise BundleError(f"the bundle has no {SUMS} at its end: it was cut off; get it again.")
+        raise BundleError(f"the bundle has no {SUMS} at its end, so it is truncated; get it again.")
     if listed.hexdigest() != sums:
         raise BundleError(
-            f"what the bundle holds is not what its {SUMS} says: it was damaged or changed; get it again "
+            f"the bundle does not match its {SUMS}: it was damaged or changed; get it again "
             f"(`tar -xf` and `sha256sum -c {SUMS}` name the file)."
         )
     return Verified(header, sums, members, total)
 
 
 def read_header(content: bytes) -> BundleHeader:
-    """The header, if this version can read what it announces.
+    """Parse the header.
 
     Raises:
-        BundleError: it can't.
+        BundleError: it is invalid, or of a newer format.
     """
     try:
         header = BundleHeader.model_validate_json(content)
     except ValidationError:
-        raise BundleError(f"the bundle's {HEADER} is not one; give a file that `lemctl export` wrote.") from None
+        raise BundleError(
+            f"the bundle's {HEADER} is invalid; give a file that `lemctl export --bundle` wrote."
+        ) from None
     if header.version > FORMAT_VERSION:
         raise BundleError(
-            f"the bundle has format {header.version} (of LEM {header.lem_version}) and this version reads up to "
-            f"{FORMAT_VERSION}; update it."
+            f"the bundle has format {header.version} (of LEM {header.lem_version}), but this version reads up to "
+            f"{FORMAT_VERSION}; update LEM."
         )
     return header
 

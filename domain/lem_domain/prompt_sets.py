@@ -1,4 +1,4 @@
-"""Sets of prompts: the built-in ones, how prompt files are read, and the digest that names a set."""
+"""Prompt sets: built-in ones, parsers of prompt files, and the digest that identifies a set."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Prompt(NamedTuple):
 
 
 class PromptFileError(ValueError):
-    """A file of prompts can't be used; says which line and what to change."""
+    """A file of prompts is invalid; the message has the line and the remedy."""
 
 
 def builtin_prompt_sets() -> tuple[str, ...]:
-    """Names of the built-in sets. A name never changes its content."""
+    """Names of the built-in sets. The content of a name never changes: results refer to it."""
     folder = files("lem_domain.data.prompts")
     return tuple(
         sorted(entry.name.removesuffix(".jsonl") for entry in folder.iterdir() if entry.name.endswith(".jsonl"))
@@ -36,27 +36,27 @@ def builtin_prompt_sets() -> tuple[str, ...]:
 
 @cache
 def load_builtin_prompts(name: str) -> tuple[Prompt, ...]:
-    """The prompts of a built-in set, in their order.
+    """The prompts of a built-in set, in order.
 
     Raises:
-        PromptFileError: there is no such set; names those that there are.
+        PromptFileError: there is no such set.
     """
     known = builtin_prompt_sets()
     if name not in known:
-        raise PromptFileError(f"there is no built-in set of prompts {name!r}; there is {', '.join(known)}.")
+        raise PromptFileError(f"there is no built-in prompt set {name!r}; choose one of {', '.join(known)}.")
     lines = files("lem_domain.data.prompts").joinpath(f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     return tuple(Prompt(**json.loads(line)) for line in lines)
 
 
 def parse_text_prompts(text: str) -> tuple[str, ...]:
-    """One prompt per line that isn't empty.
+    """One prompt per non-empty line.
 
     Raises:
-        PromptFileError: there is none.
+        PromptFileError: there are no prompts.
     """
     prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not prompts:
-        raise PromptFileError("the file holds no prompts; write one per line.")
+        raise PromptFileError("the file has no prompts; write one per line.")
     return prompts
 
 
@@ -64,19 +64,19 @@ def parse_jsonl_prompts(text: str, column: str = DEFAULT_COLUMN) -> tuple[str, .
     """One JSON object per line, the prompt in the named column.
 
     Raises:
-        PromptFileError: a line is no JSON object, lacks the column, or holds no text there.
+        PromptFileError: a line is not a JSON object, lacks the column, or has no text in it.
     """
     prompts = []
-    # Not splitlines: it also cuts at U+2028 and its like, which may stand inside a JSON string as they are.
+    # Not splitlines: it also splits at U+2028 and similar characters, which JSON strings may contain unescaped.
     for number, line in enumerate(io.StringIO(text, newline=None), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise PromptFileError(f"line {number} is no JSON ({error}); write one JSON object per line.") from None
+            raise PromptFileError(f"line {number} is not JSON ({error}); write one JSON object per line.") from None
         if not isinstance(row, dict):
-            raise PromptFileError(f'line {number} is no JSON object; write for example {{"{column}": "…"}}.')
+            raise PromptFileError(f'line {number} is not a JSON object; write for example {{"{column}": "…"}}.')
         if column not in row:
             there = ", ".join(map(str, row)) or "none"
             raise PromptFileError(f"line {number} has no column {column!r} (it has {there}); set prompts.column.")
@@ -85,7 +85,7 @@ def parse_jsonl_prompts(text: str, column: str = DEFAULT_COLUMN) -> tuple[str, .
             raise PromptFileError(f"line {number} has no text in column {column!r}; every prompt needs some.")
         prompts.append(prompt)
     if not prompts:
-        raise PromptFileError("the file holds no prompts; write one JSON object per line.")
+        raise PromptFileError("the file has no prompts; write one JSON object per line.")
     return tuple(prompts)
 
 

@@ -85,7 +85,7 @@ def _provenance(spec: CampaignSpec, layer: Layer) -> dict[str, Origin]:
     for path, value in flattened(spec.experiment):
         setting = layer.setting(pointer(path.split(".")))
         if setting is not None:
-            # A value that is written itself goes before one that a text or a preset stands for.
+            # A written value takes precedence over one that a text or a preset abbreviates.
             found = dict.fromkeys(_abbreviated(path, value), setting.origin) | found | {path: setting.origin}
     axes = [(f"sweep.{axis}", at) for axis, at in _axes(spec.sweep)]
     for path, at in (*axes, ("experiments", "/experiments")):
@@ -96,7 +96,7 @@ def _provenance(spec: CampaignSpec, layer: Layer) -> dict[str, Origin]:
 
 
 def _abbreviated(path: str, value: JsonValue) -> tuple[str, ...]:
-    """The paths whose values a text at a path stands for."""
+    """The paths whose values the text at a path abbreviates."""
     if path == "model" and isinstance(value, str):
         return ("model.id",)
     if path in ("decoding", "decoding.preset") and isinstance(value, str):

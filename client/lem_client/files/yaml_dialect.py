@@ -1,4 +1,4 @@
-"""The YAML that campaign files are written in, and in which they are written out."""
+"""The dialect of YAML in which campaign files are read and written."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import yaml
 from pydantic.types import JsonValue
 
 PREFIX: Final = "tag:yaml.org,2002:"
-"""Of the tags of YAML's own types."""
+"""Prefix of the tags of YAML's types."""
 
 
 class Loader(yaml.SafeLoader):
-    """JSON's types only: a date is the text that was written. Numbers and truth are those of YAML 1.2 and JSON, so that
-    010 is ten, 1e-3 is a number, 1:30 is no number of seconds, and NO is a country."""
+    """Reads JSON's types only, with the numbers and booleans of YAML 1.2.
+
+    PyYAML implements YAML 1.1, in which 010 is eight, 1e-3 a text, 1:30 ninety, NO false, and a date no text.
+    """
 
 
 class Dumper(yaml.SafeDumper):
-    """Puts in quotes what YAML 1.1 or 1.2 would take for anything but a text."""
+    """Quotes texts that YAML 1.1 or 1.2 would read as another type."""
 
 
 _YAML_1_1: Final = frozenset(PREFIX + name for name in ("timestamp", "bool", "int", "float"))
@@ -49,7 +51,7 @@ def as_block(value: JsonValue) -> str:
 
 
 def as_line(value: JsonValue) -> str:
-    """A value on one line. What can't be seen is escaped, so that a terminal shows it and a copy of it is the same."""
+    """A value on one line. Invisible characters are escaped, so that a copy from a terminal is identical."""
     text = yaml.dump(
         value,
         Dumper=Dumper,

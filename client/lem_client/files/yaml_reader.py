@@ -18,7 +18,7 @@ from lem_domain.config.documents import pointer
 
 MAX_FILE_BYTES: Final = 2**20
 MAX_VALUES: Final = 100_000
-"""With every alias expanded; a few nested aliases can stand for billions of values."""
+"""With every alias expanded; a few nested aliases can expand to billions of values."""
 MAX_TEXT: Final = 8 * 2**20
 MAX_DEPTH: Final = 50
 MAX_DIGITS: Final = 400

@@ -1,4 +1,4 @@
-"""Names for usual ways to choose tokens, and what each stands for."""
+"""Decoding presets: named sets of decoding values."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ DECODING_PRESETS: Final[Mapping[str, Mapping[str, float]]] = {
 }
 
 
-def told() -> str:
-    """Every name with its values: `greedy: temperature 0; standard: …`."""
+def description() -> str:
+    """Every preset with its values: `greedy: temperature 0; standard: …`."""
     return "; ".join(
         f"{name}: {', '.join(f'{key} {value:g}' for key, value in values.items())}"
         for name, values in DECODING_PRESETS.items()
@@ -24,9 +24,9 @@ def told() -> str:
 
 
 def expand_decoding(value: Any) -> Any:
-    """What was written under `decoding`, with a preset's values in its name's place; written values go before them.
+    """The value of `decoding` with the name of a preset replaced by its values; written values take precedence.
 
-    A name that is no preset, and what is no map, is left for validation to refuse.
+    An unknown name, or a value that is neither text nor map, is returned unchanged, and validation refuses it.
     """
     if isinstance(value, str):
         value = {"preset": value}

@@ -1,4 +1,4 @@
-"""Which devices a run gets: any, some of a kind, or exactly those that are named."""
+"""The devices of a run: any, some of a kind, or named ones."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ DeviceUuid = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,100}$
 
 
 class DevicesConfig(ConfigModel):
-    """What a run needs to itself."""
+    """The devices that are leased exclusively for a run."""
 
     count: int = Field(
         default=1,
         ge=1,
         le=MAX_DEVICES,
-        description="Accelerators leased for the run (1 is the CPU where there is none); with `uuids` their number.",
+        description="Number of leased accelerators (1 is the CPU of a machine without any); with `uuids` their number.",
         json_schema_extra=unit("devices"),
     )
     uuids: tuple[DeviceUuid, ...] = Field(
@@ -35,8 +35,8 @@ class DevicesConfig(ConfigModel):
         min_length=1,
         max_length=200,
         pattern=r"^[^\[\]]+$",
-        description="Only devices whose name matches this pattern (`*` any text, `?` any character, no difference of "
-        "case), as in `*H100*`; or `gpu`, `cpu`, `simulated`.",
+        description="Only devices whose name matches this pattern (`*` any text, `?` any character, case-insensitive), "
+        "such as `*H100*`; or `gpu`, `cpu`, `simulated`.",
     )
 
     @model_validator(mode="before")
@@ -69,12 +69,12 @@ class DevicesConfig(ConfigModel):
         return self.count > 1 or named
 
     def fit(self, devices: Sequence[Mapping[str, str]]) -> bool:
-        """Whether a worker with these devices (`uuid`, `name`, `kind`) can give what is asked for."""
+        """Whether a worker with these devices (`uuid`, `name`, `kind`) has enough that match."""
         fitting = [device for device in devices if self._fits(device)]
         return len(fitting) >= self.count
 
     def describe(self) -> str:
-        """What is asked for, in words."""
+        """`2 devices of kind 'gpu'`."""
         named = f"the device{'s' if len(self.uuids) > 1 else ''} {', '.join(self.uuids)}"
         counted = named if self.uuids else f"{self.count} device{'s' if self.count > 1 else ''}"
         return counted if self.kind is None else f"{counted} of kind {self.kind!r}"

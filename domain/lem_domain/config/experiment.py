@@ -1,6 +1,6 @@
-"""The universal tier: one experiment, with the keys that mean the same for every backend.
+"""One experiment: the universal keys, which mean the same for every backend, and a section per backend.
 
-Every key stands here only with a test that proves that it takes effect.
+A key is added only together with a test that proves its effect.
 """
 
 from __future__ import annotations
@@ -49,36 +49,36 @@ __all__ = [
 
 
 class ModelConfig(ConfigModel):
-    """Which model is measured."""
+    """The measured model."""
 
     id: str = Field(
         min_length=1,
         max_length=512,
-        description="A hub id, a folder on the worker's machine, or `builtin:smollm2-135m-instruct` / "
+        description="A Hugging Face Hub id, a folder on the worker's machine, or `builtin:smollm2-135m-instruct` / "
         "`builtin:tiny-llama`, which need no download.",
     )
     revision: str | None = Field(
-        default=None, min_length=1, max_length=200, description="Branch, tag or commit on the hub."
+        default=None, min_length=1, max_length=200, description="Branch, tag or commit on the Hub."
     )
     adapter: str | None = Field(
         default=None,
         min_length=1,
         max_length=512,
         description="A LoRA adapter that every request uses "
-        f"({', '.join(spec.name for spec in BACKENDS if spec.loads_adapters)}): a hub id, or a folder on the worker's "
+        f"({', '.join(spec.name for spec in BACKENDS if spec.loads_adapters)}): a Hub id, or a folder on the worker's "
         "machine.",
         json_schema_extra=engine_parameter("load_adapter, lora_request"),
     )
     weights: Literal["checkpoint", "dummy"] = Field(
         default="checkpoint",
-        description="`dummy` gives the model's shape random weights: energy and speed without its checkpoint.",
+        description="`dummy` gives the model random weights: its energy and speed without a checkpoint.",
     )
 
 
 def _several_sources(prompts: PromptsConfig) -> str | None:
     sources = ("builtin", "file", "dataset", "synthetic", "huggingface")
     given = [name for name in sources if getattr(prompts, name) is not None]
-    return f"{' and '.join(given)} are both set; keep one source of prompts" if len(given) > 1 else None
+    return f"{' and '.join(given)} are set together; keep one source of prompts" if len(given) > 1 else None
 
 
 def _column_without_file(prompts: PromptsConfig) -> str | None:
@@ -94,7 +94,7 @@ def _template_of_synthetic(prompts: PromptsConfig) -> str | None:
 
 
 class PromptsConfig(ConfigModel):
-    """Which prompts are sent. At most one of `builtin`, `file`, `dataset`, `synthetic` and `huggingface`; none means
+    """The prompts. At most one of `builtin`, `file`, `dataset`, `synthetic` and `huggingface`; none means
     the built-in set."""
 
     builtin: str | None = Field(
@@ -104,8 +104,8 @@ class PromptsConfig(ConfigModel):
         default=None,
         min_length=1,
         max_length=1000,
-        description="A text file (one prompt per line) or JSONL file beside the campaign file; `lemctl` uploads it "
-        "and submits its digest instead.",
+        description="A text file (one prompt per line) or a JSONL file, relative to the campaign file; `lemctl` "
+        "uploads it and submits its digest instead.",
     )
     column: str | None = Field(
         default=None,
@@ -114,21 +114,21 @@ class PromptsConfig(ConfigModel):
         description="The JSONL file's column that holds the prompt (default `text`).",
     )
     dataset: Sha256 | None = Field(default=None, description="Digest of an uploaded set of prompts.")
-    synthetic: SyntheticPrompts | None = Field(default=None, description="Prompts made to a length in tokens.")
+    synthetic: SyntheticPrompts | None = Field(default=None, description="Generated prompts of a given length.")
     huggingface: HuggingFacePrompts | None = Field(
-        default=None, description="Prompts of a dataset on the hub, read by the worker."
+        default=None, description="Prompts of a dataset on the Hub, read by the worker."
     )
     sample_size: int | None = Field(
         default=None,
         ge=1,
         le=1_000_000,
-        description="Use only so many prompts; unset uses all.",
+        description="Number of prompts to use; unset uses all.",
         json_schema_extra=unit("prompts"),
     )
     order: Literal["as_is", "shuffled", "longest_first"] = Field(
         default="as_is",
-        description="The order they are sent in. `longest_first` goes by characters, so that it does not depend on "
-        "the model; `synthetic` ones by tokens.",
+        description="Order of sending. `longest_first` compares lengths in characters, which do not depend on the "
+        "model; lengths of `synthetic` prompts in tokens.",
     )
     seed: int = Field(
         default=0, ge=0, description="Seed of `shuffled`; sampling takes the first prompts after ordering."
@@ -145,13 +145,13 @@ class PromptsConfig(ConfigModel):
 
 
 class InputConfig(ConfigModel):
-    """What happens to long prompts."""
+    """Limits on the length of prompts."""
 
     max_tokens: int = Field(
         default=512, ge=1, le=1_000_000, description="Longest prompt in tokens.", json_schema_extra=unit("tokens")
     )
     truncate: Literal["error", "left", "right"] = Field(
-        default="error", description="A longer prompt is an error, or loses tokens at that side."
+        default="error", description="A longer prompt is an error, or is truncated on that side."
     )
 
 
@@ -168,7 +168,7 @@ def _min_tokens_of_fixed(output: OutputConfig) -> str | None:
 
 
 class OutputConfig(ConfigModel):
-    """How much is generated."""
+    """Length of the output."""
 
     max_tokens: int = Field(
         default=128,
@@ -181,13 +181,13 @@ class OutputConfig(ConfigModel):
         default=0,
         ge=0,
         le=100_000,
-        description="No end of sequence before so many tokens.",
+        description="Fewest tokens before the end of sequence.",
         json_schema_extra=unit("tokens"),
     )
     mode: Literal["fixed", "natural"] = Field(
         default="fixed",
         description="`fixed`: exactly max_tokens, the end of sequence is ignored (for comparisons); "
-        "`natural`: the model ends when it ends.",
+        "`natural`: generation stops at the model's end of sequence.",
     )
 
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -204,32 +204,32 @@ def _sampling_under_greedy(decoding: DecodingConfig) -> str | None:
 
 
 class DecodingConfig(ConfigModel):
-    """How the next token is chosen. Greedy unless `temperature` is above 0."""
+    """Choice of the next token. Greedy unless `temperature` is above 0."""
 
     preset: DecodingPreset | None = Field(
         default=None,
         exclude=True,
-        description="A name for usual values, which stand in its place afterwards; what is written beside it goes "
-        f"before. {decoding_presets.told()}.",
+        description="A named set of values, which replaces the name; values written next to it take precedence. "
+        f"{decoding_presets.description()}.",
     )
     temperature: float = Field(
         default=0.0, ge=0, le=100, description="0 is greedy; above it, sampling.", json_schema_extra=unit("1")
     )
     top_k: int | None = Field(
-        default=None, ge=1, description="Sample from the k most likely tokens only.", json_schema_extra=unit("tokens")
+        default=None, ge=1, description="Sample from the k most likely tokens.", json_schema_extra=unit("tokens")
     )
     top_p: float | None = Field(
         default=None,
         gt=0,
         le=1,
-        description="Sample from the smallest set of this probability mass.",
+        description="Sample from the smallest set of tokens with this probability mass.",
         json_schema_extra=unit("1"),
     )
     min_p: float | None = Field(
         default=None,
         gt=0,
         le=1,
-        description="Drop tokens below this fraction of the likeliest token's probability.",
+        description="Drop tokens below this fraction of the most likely token's probability.",
         json_schema_extra=unit("1"),
     )
     repetition_penalty: float | None = Field(
@@ -239,7 +239,7 @@ class DecodingConfig(ConfigModel):
         description="Divides the logits of tokens seen before (CTRL, arXiv:1909.05858).",
         json_schema_extra=unit("1"),
     )
-    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of the sampling.")
+    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of sampling.")
 
     @model_validator(mode="before")
     @classmethod
@@ -261,44 +261,44 @@ class UniversalConfig(ConfigModel):
 
     backend: BackendName = Field(default=BackendName("pytorch"), description="The engine that runs the model.")
     model: Annotated[ModelConfig, BeforeValidator(_model_from_text, json_schema_input_type=str | ModelConfig)] = Field(
-        description="The model; a plain text is its id."
+        description="The model; a text is its id."
     )
     precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         default="auto",
-        description="Number format of the weights; auto leaves it to the engine: the checkpoint's own, but vLLM takes "
-        "a 16-bit one for a float32 checkpoint.",
+        description="Number format of the weights; auto leaves it to the engine: the checkpoint's format, except that "
+        "vLLM uses a 16-bit one for a float32 checkpoint.",
     )
     prompts: PromptsConfig = Field(default_factory=PromptsConfig, description="The prompts.")
     input: InputConfig = Field(default_factory=InputConfig, description="Prompt length.")
     output: OutputConfig = Field(default_factory=OutputConfig, description="Output length.")
     decoding: Annotated[
         DecodingConfig, BeforeValidator(expand_decoding, json_schema_input_type=DecodingPreset | DecodingConfig)
-    ] = Field(default_factory=DecodingConfig, description="Choice of tokens; a plain text is a preset's name.")
+    ] = Field(default_factory=DecodingConfig, description="Choice of tokens; a text is a preset's name.")
     devices: DevicesConfig = Field(default_factory=DevicesConfig, description="Devices of a run.")
     traffic: TrafficConfig = Field(default_factory=TrafficConfig, description="How requests arrive.")
     window: WindowConfig = Field(default_factory=WindowConfig, description="The measured window.")
-    warmup: WarmupConfig = Field(default_factory=WarmupConfig, description="Before the window.")
+    warmup: WarmupConfig = Field(default_factory=WarmupConfig, description="Requests before the window.")
     baseline: BaselineConfig = Field(default_factory=BaselineConfig, description="Power without work.")
-    settle: SettleConfig = Field(default_factory=SettleConfig, description="Waiting for a cool device.")
+    settle: SettleConfig = Field(default_factory=SettleConfig, description="Wait between warm-up and window.")
     energy: EnergyConfig = Field(default_factory=EnergyConfig, description="Power and energy sources.")
-    record: RecordConfig = Field(default_factory=RecordConfig, description="Evidence kept.")
+    record: RecordConfig = Field(default_factory=RecordConfig, description="Recorded evidence.")
     limits: LimitsConfig = Field(default_factory=LimitsConfig, description="Time limits.")
     prefill_probe: bool = Field(
         default=False,
-        description="After the window send the same prompts again for one output token each, in a window of its own: "
-        "energy of prefill, and of decode as the difference, also where an engine batches continuously.",
+        description="After the window send the same prompts again for one output token each, in a separate window: "
+        "energy of prefill, and of decode as the difference, even with continuous batching.",
     )
     quality: bool = Field(
         default=False,
-        description="After the window measure the model's perplexity on a held text; for the PyTorch backend.",
+        description="After the window measure the model's perplexity on a built-in text (PyTorch backend).",
     )
     carbon: CarbonConfig | None = Field(default=None, description="Carbon per energy.")
     cost: CostConfig | None = Field(default=None, description="Price of energy.")
     allow: tuple[str, ...] = Field(
         default=(),
         max_length=100,
-        description="Parameters by dotted path (as in `pytorch.batch_size`) that may turn out otherwise than "
-        "requested: the run goes on then, and its result warns of it.",
+        description="Parameters by dotted path (as in `pytorch.batch_size`) whose effective value may differ from the "
+        "requested one: the run then continues, and its result has a warning.",
     )
 
     rules: ClassVar[tuple[Rule, ...]] = experiment_rules.RULES
@@ -310,7 +310,7 @@ class UniversalConfig(ConfigModel):
 
     @property
     def processes(self) -> int:
-        """How many ranks an attempt of this experiment has."""
+        """Number of ranks of an attempt."""
         spec = backend_spec(self.backend)
         return spec.processes(self.section(spec.section))
 

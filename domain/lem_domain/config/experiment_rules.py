@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lem_domain.config.experiment import ExperimentConfig
 
 
-def _sections_of_others(config: ExperimentConfig) -> str | None:
+def _sections_of_other_backends(config: ExperimentConfig) -> str | None:
     others = [spec.name for spec in BACKENDS if spec.name != config.backend]
     given = [name for name in others if getattr(config, name) is not None]
     if not given:
@@ -22,27 +22,27 @@ def _sections_of_others(config: ExperimentConfig) -> str | None:
     return f"{named} {belongs} to another backend than {config.backend.value!r}; remove it or set backend: {given[0]}"
 
 
-def _allowed_that_is_not_there(config: ExperimentConfig) -> str | None:
+def _unknown_allowed_key(config: ExperimentConfig) -> str | None:
     known = key_paths(type(config))
     wrong = [unknown_key_message(name, known) for name in config.allow if name not in known]
     return f"allow: {'; '.join(wrong)}" if wrong else None
 
 
-def _quality_without_likelihoods(config: ExperimentConfig) -> str | None:
+def _quality_without_scoring(config: ExperimentConfig) -> str | None:
     if not config.quality or backend_spec(config.backend).scores_quality:
         return None
     able = " or ".join(spec.name for spec in BACKENDS if spec.scores_quality)
     return f"quality is not measured by backend {config.backend.value!r}; remove it or set backend: {able}"
 
 
-def _adapter_that_is_not_put_in(config: ExperimentConfig) -> str | None:
+def _adapter_without_support(config: ExperimentConfig) -> str | None:
     if config.model.adapter is None or backend_spec(config.backend).loads_adapters:
         return None
     able = " or ".join(spec.name for spec in BACKENDS if spec.loads_adapters)
     return f"model.adapter is not supported by backend {config.backend.value!r}; remove it or set backend: {able}"
 
 
-def _power_that_is_needed(config: ExperimentConfig) -> str | None:
+def _power_needed_but_not_recorded(config: ExperimentConfig) -> str | None:
     if config.record.power:
         return None
     needing = ", ".join(_needing_power(config))
@@ -61,10 +61,10 @@ def _needing_power(config: ExperimentConfig) -> Iterator[str]:
             yield name
 
 
-def _required_baseline_that_is_off(config: ExperimentConfig) -> str | None:
+def _required_baseline_is_off(config: ExperimentConfig) -> str | None:
     if config.baseline.enabled or not config.baseline.required:
         return None
-    return "baseline.required has no effect where baseline.enabled is off; remove one of them"
+    return "baseline.required has no effect while baseline.enabled is off; remove one of them"
 
 
 def _synthetic_prompts_too_long(config: ExperimentConfig) -> str | None:
@@ -75,8 +75,8 @@ def _synthetic_prompts_too_long(config: ExperimentConfig) -> str | None:
     if longest <= config.input.max_tokens:
         return None
     return (
-        f"prompts.synthetic makes prompts of up to {longest} tokens and input.max_tokens is {config.input.max_tokens}; "
-        "raise it, or make shorter prompts"
+        f"prompts.synthetic generates prompts of up to {longest} tokens and input.max_tokens is "
+        f"{config.input.max_tokens}; raise it, or shorten the prompts"
     )
 
 
@@ -85,18 +85,18 @@ def _concurrency_below_processes(config: ExperimentConfig) -> str | None:
     if concurrency is None or concurrency >= config.processes:
         return None
     return (
-        f"traffic.concurrency {concurrency} leaves nothing for some of the {config.processes} processes; raise it or "
-        "use fewer processes"
+        f"traffic.concurrency {concurrency} leaves some of the {config.processes} processes without requests; raise it "
+        "or use fewer processes"
     )
 
 
 RULES = (
-    _sections_of_others,
-    _allowed_that_is_not_there,
-    _quality_without_likelihoods,
-    _adapter_that_is_not_put_in,
-    _power_that_is_needed,
-    _required_baseline_that_is_off,
+    _sections_of_other_backends,
+    _unknown_allowed_key,
+    _quality_without_scoring,
+    _adapter_without_support,
+    _power_needed_but_not_recorded,
+    _required_baseline_is_off,
     _synthetic_prompts_too_long,
     _concurrency_below_processes,
     *backend_rules(),

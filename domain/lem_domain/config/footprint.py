@@ -1,4 +1,4 @@
-"""Factors from energy to carbon and cost: the user's own, or a published table's for a country that the user names."""
+"""Factors from energy to carbon and cost: given by the user, or from a published table of countries."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pydantic import Field, model_validator
 
 from lem_domain.config.model_base import ConfigModel, unit
 
-_PUE = "Power usage effectiveness of the place: energy that the site draws per energy that its computers draw."
+_PUE = "Power usage effectiveness of the site: energy of the whole site per energy of its computers."
 
 
 class CarbonConfig(ConfigModel):
-    """Carbon per energy; without it a result has none."""
+    """Carbon per energy; without it a result has no carbon figure."""
 
     gco2e_per_kwh: float | None = Field(
         default=None, ge=0, le=5000, description="Carbon intensity of the electricity.", json_schema_extra=unit("g/kWh")
@@ -20,7 +20,7 @@ class CarbonConfig(ConfigModel):
     country: str | None = Field(
         default=None,
         pattern=r"^[A-Z]{3}$",
-        description="ISO 3166-1 alpha-3 code (`FRA`, `USA`): the yearly mean intensity of CodeCarbon's table instead.",
+        description="ISO 3166-1 alpha-3 code (`FRA`, `USA`): the yearly mean intensity in CodeCarbon's table.",
     )
     pue: float | None = Field(default=None, ge=1, le=10, description=_PUE, json_schema_extra=unit("1"))
 
@@ -32,10 +32,10 @@ class CarbonConfig(ConfigModel):
 
 
 class CostConfig(ConfigModel):
-    """Price of energy; without it a result has no cost."""
+    """Price of energy; without it a result has no cost figure."""
 
     price_per_kwh: float = Field(
-        ge=0, le=1e6, description="In `currency` per kWh.", json_schema_extra=unit("currency/kWh")
+        ge=0, le=1e6, description="Price in `currency` per kWh.", json_schema_extra=unit("currency/kWh")
     )
-    currency: str = Field(pattern=r"^[A-Z]{3}$", description="ISO 4217 code, as `EUR`.")
+    currency: str = Field(pattern=r"^[A-Z]{3}$", description="ISO 4217 code, such as `EUR`.")
     pue: float | None = Field(default=None, ge=1, le=10, description=_PUE, json_schema_extra=unit("1"))

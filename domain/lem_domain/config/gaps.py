@@ -1,4 +1,4 @@
-"""Gaps between runs, by time or by cooling: which of them a run waits for, and for how much longer."""
+"""Gaps between runs, by time or by cooling: which of them apply to a run, and their remaining time."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from lem_domain.config.model_base import ConfigModel, unit
 
 
 class GapConfig(ConfigModel):
-    """A pause of a device: so many seconds, or until it has cooled."""
+    """A pause of a device: a number of seconds, or until it has cooled."""
 
     seconds: float | None = Field(
         default=None,
         gt=0,
         le=86_400,
-        description="So long after the end of the previous run on that device.",
+        description="Time after the end of the previous run on the device.",
         json_schema_extra=unit("s"),
     )
     temperature_c: int | None = Field(
         default=None,
         ge=20,
         le=110,
-        description="Until the device is no warmer; one that reports no temperature waits `max_seconds`.",
+        description="Wait until the device is no warmer; a device without a temperature sensor waits `max_seconds`.",
         json_schema_extra=unit("°C"),
     )
     max_seconds: float | None = Field(
         default=None,
         gt=0,
         le=86_400,
-        description="With `temperature_c`: no longer than this, cooled or not.",
+        description="Longest wait with `temperature_c`, cooled or not.",
         json_schema_extra=unit("s"),
     )
 
@@ -45,11 +45,11 @@ class GapConfig(ConfigModel):
         if cooling and self.temperature_c is None:
             raise ValueError("max_seconds bounds a gap by cooling; set temperature_c too, or use seconds")
         if cooling and self.max_seconds is None:
-            raise ValueError("temperature_c needs max_seconds, for a device that never gets so cool; set it")
+            raise ValueError("temperature_c needs max_seconds, in case the device never cools down; set it")
         return self
 
     def remaining_s(self, elapsed_s: float, temperature_c: float | None) -> float:
-        """How much longer it lasts, at most, so long after the previous run's end and with the device so warm."""
+        """Longest remaining time in seconds, `elapsed_s` after the end of the previous run."""
         if self.temperature_c is not None and temperature_c is not None and temperature_c <= self.temperature_c:
             return 0.0
         return max(0.0, (self.seconds or self.max_seconds or 0.0) - elapsed_s)
@@ -61,38 +61,38 @@ class GapConfig(ConfigModel):
         return f"until {self.temperature_c} °C, at most {self.max_seconds:g} s"
 
 
-class Turn(NamedTuple):
-    """What a run is within its campaign: of which experiment (any key that tells them apart), in which cycle."""
+class ExperimentCycle(NamedTuple):
+    """The experiment (any key that identifies it) and the cycle of a run."""
 
     experiment: object
     cycle: int
 
 
-class Gaps(NamedTuple):
-    """The gaps of a campaign."""
+class RunGaps(NamedTuple):
+    """The configured gaps between the runs of a campaign."""
 
     config: GapConfig | None
     cycle: GapConfig | None
 
-    def between(self, previous: Turn, following: Turn) -> tuple[GapConfig, ...]:
-        """The gaps that a run waits for after the previous run of its campaign on the same device.
+    def between(self, previous: ExperimentCycle, following: ExperimentCycle) -> tuple[GapConfig, ...]:
+        """The gaps that apply to a run after the previous run of its campaign on the same device.
 
-        `cycle` where another cycle begins, `config` where another experiment does or the same run is tried again. Where
-        both hold, both are counted from the same end, so the longer one decides; they never add up.
+        `cycle` applies to a different cycle, `config` to a different experiment or a retry of the same run. Both are
+        counted from the same end, so the longer one decides; they never add up.
         """
         another_cycle = previous.cycle != following.cycle
         another_experiment = previous.experiment != following.experiment
         return tuple(
             gap
-            for gap, holds in ((self.config, another_experiment or not another_cycle), (self.cycle, another_cycle))
-            if gap is not None and holds
+            for gap, applies in ((self.config, another_experiment or not another_cycle), (self.cycle, another_cycle))
+            if gap is not None and applies
         )
 
-    def least_s(self, previous: Turn, following: Turn) -> float:
-        """How long a run waits at least, the device being as cool as may be."""
+    def least_s(self, previous: ExperimentCycle, following: ExperimentCycle) -> float:
+        """Shortest wait of a run in seconds, if the device is cool."""
         return least_s(self.between(previous, following))
 
 
 def least_s(gaps: Iterable[GapConfig]) -> float:
-    """The longest of the gaps by time; one by cooling may be over at once."""
+    """The longest gap by time, in seconds; a gap by cooling may end at once."""
     return max((gap.seconds or 0.0 for gap in gaps), default=0.0)

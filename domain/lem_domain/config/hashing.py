@@ -13,25 +13,25 @@ HASH_VERSION = 1
 
 
 def canonical_json(value: JsonValue) -> bytes:
-    """The one byte form of a JSON value: sorted keys, no spaces, shortest float form, UTF-8.
+    """The canonical bytes of a JSON value: sorted keys, no spaces, shortest float form, UTF-8.
 
     Raises:
-        ValueError: the value holds NaN or an infinity, which JSON can't say.
+        ValueError: the value contains NaN or an infinity, which JSON does not have.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def config_hash(config: ExperimentConfig) -> str:
-    """SHA-256 (64 hex digits) over what differs from the defaults.
+    """SHA-256 (64 hex digits) over the values that differ from the defaults.
 
-    Leaving defaults out keeps every hash when a later version adds a key, and makes equal spellings equal (an empty
-    section and none at all, a written default and none). When a default itself changes, `HASH_VERSION` must change.
+    Without defaults, every hash stays the same when a later version adds a key, and different spellings have equal
+    hashes (an empty section and none, a written default and none). A changed default needs a new `HASH_VERSION`.
     """
     return hash_of_changes(config.model_dump(mode="json", exclude_defaults=True))
 
 
 def hash_of_changes(changed: dict[str, JsonValue]) -> str:
-    """The same of what is dumped without defaults."""
+    """The hash of a configuration that is dumped without defaults."""
     content: JsonValue = {"version": HASH_VERSION, "config": _without_empty(changed)}
     return hashlib.sha256(canonical_json(content)).hexdigest()
 

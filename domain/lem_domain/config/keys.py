@@ -39,7 +39,7 @@ class Key(NamedTuple):
     """One key of a configuration file."""
 
     path: str
-    """Dotted; `[]` stands for any index of a list."""
+    """Dotted; `[]` is any index of a list."""
     type: str
     required: bool
     default: JsonValue

@@ -1,4 +1,4 @@
-"""How a run is measured: traffic, warm-up, baselines, the window, sources of energy, and limits."""
+"""Configuration of a run's measurement: traffic, warm-up, baselines, window, energy sources, evidence and limits."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ from lem_domain.config.source_names import SourceName
 from lem_domain.ids import Sha256
 
 
-def _no_limit(slo: SloConfig) -> str | None:
-    return "slo states no limit; set ttft_ms, tpot_ms or both" if slo.ttft_ms is None and slo.tpot_ms is None else None
+def _slo_without_limit(slo: SloConfig) -> str | None:
+    return "slo has no limit; set ttft_ms, tpot_ms or both" if slo.ttft_ms is None and slo.tpot_ms is None else None
 
 
 class SloConfig(ConfigModel):
-    """What a request must keep to count as good; at least one of the two."""
+    """Latency limits of a good request; at least one of the two."""
 
     ttft_ms: float | None = Field(
-        default=None, gt=0, description="Longest time to the first token.", json_schema_extra=unit("ms")
+        default=None, gt=0, description="Longest time to first token.", json_schema_extra=unit("ms")
     )
     tpot_ms: float | None = Field(
-        default=None, gt=0, description="Longest mean time per output token after it.", json_schema_extra=unit("ms")
+        default=None,
+        gt=0,
+        description="Longest mean time per output token after it.",
+        json_schema_extra=unit("ms"),
     )
 
-    rules: ClassVar[tuple[Rule, ...]] = (_no_limit,)
+    rules: ClassVar[tuple[Rule, ...]] = (_slo_without_limit,)
 
 
-def _what_the_mode_lacks(traffic: TrafficConfig) -> str | None:
+def _missing_load(traffic: TrafficConfig) -> str | None:
     if traffic.mode == "open" and traffic.arrivals == "trace":
         return None
     needed = {"closed": "concurrency", "open": "rate_per_s"}.get(traffic.mode)
@@ -37,7 +40,7 @@ def _what_the_mode_lacks(traffic: TrafficConfig) -> str | None:
     return f"traffic.mode {traffic.mode} needs {needed}; set it"
 
 
-def _what_has_no_effect(traffic: TrafficConfig) -> str | None:
+def _unused_load(traffic: TrafficConfig) -> str | None:
     idle = [
         f"{name} has no effect under traffic.mode {traffic.mode}; remove it or set mode: {mode}"
         for mode, name in (("closed", "concurrency"), ("open", "rate_per_s"))
@@ -46,13 +49,13 @@ def _what_has_no_effect(traffic: TrafficConfig) -> str | None:
     return "; ".join(idle) or None
 
 
-def _a_trace_in_its_place(traffic: TrafficConfig) -> str | None:
+def _trace_and_arrivals_disagree(traffic: TrafficConfig) -> str | None:
     replayed = traffic.mode == "open" and traffic.arrivals == "trace"
     given = (traffic.trace is not None) + (traffic.trace_file is not None)
     if replayed:
         if given != 1:
             return "traffic.arrivals trace needs one trace; set trace_file"
-        return "rate_per_s has no effect beside a trace; remove it" if traffic.rate_per_s is not None else None
+        return "rate_per_s has no effect with a trace; remove it" if traffic.rate_per_s is not None else None
     if given:
         return "a trace has no effect without mode: open and arrivals: trace; set both or remove it"
     return "arrivals trace has no effect without mode: open; set it" if traffic.arrivals == "trace" else None
@@ -63,9 +66,9 @@ class TrafficConfig(ConfigModel):
 
     mode: Literal["offline", "closed", "open"] = Field(
         default="offline",
-        description="`offline`: the engine gets as many requests as it takes at once, and the next when it is done "
-        "with them; `closed`: always `concurrency` requests are in flight, a finished one is replaced at once; `open`: "
-        "requests arrive at their own times, however busy the engine is.",
+        description="`offline`: the engine gets as many requests as it accepts at once, and the next ones when those "
+        "are finished; `closed`: `concurrency` requests are always in flight, a finished one is replaced at once; "
+        "`open`: requests arrive at scheduled times, however busy the engine is.",
     )
     concurrency: int | None = Field(
         default=None,
@@ -83,24 +86,24 @@ class TrafficConfig(ConfigModel):
     )
     arrivals: Literal["poisson", "constant", "trace"] = Field(
         default="poisson",
-        description="Distances of arrivals under `open`: exponential, all equal, or as in a recorded trace.",
+        description="Intervals between arrivals under `open`: exponential, constant, or as in a recorded trace.",
     )
     trace_file: str | None = Field(
         default=None,
         min_length=1,
         max_length=1000,
-        description="A text file beside the campaign file, one arrival a line in seconds from the beginning of the "
-        "window; `lemctl` uploads it and submits its digest instead. It is replayed as a whole, and again from its "
-        "beginning while the window lasts.",
+        description="A text file, relative to the campaign file: one arrival per line, in seconds from the start of "
+        "the window. `lemctl` uploads it and submits its digest instead. The whole trace is replayed, again and again "
+        "while the window lasts.",
     )
     trace: Sha256 | None = Field(default=None, description="Digest of an uploaded trace.")
     seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of `poisson`.")
-    slo: SloConfig | None = Field(default=None, description="Limits of latency that make a request a good one.")
+    slo: SloConfig | None = Field(default=None, description="Latency limits of a good request.")
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        _what_the_mode_lacks,
-        _what_has_no_effect,
-        _a_trace_in_its_place,
+        _missing_load,
+        _unused_load,
+        _trace_and_arrivals_disagree,
     )
 
 
@@ -111,27 +114,28 @@ def _baseline_min_above_max(baseline: BaselineConfig) -> str | None:
 
 
 class BaselineConfig(ConfigModel):
-    """Power of the leased devices (or the host) without requests: before the engine is there, and with it waiting."""
+    """Power of the leased devices (or the host) without requests: before the engine is loaded, and when it is ready."""
 
     enabled: bool = Field(default=True, description="Measure baselines; without them net energy is null.")
     required: bool = Field(
-        default=False, description="A run whose baselines can't be measured fails instead of having no net energy."
+        default=False, description="Fail a run whose baselines can't be measured, instead of giving it no net energy."
     )
     min_s: float = Field(
-        default=10.0, ge=1, le=3600, description="Each lasts at least so long.", json_schema_extra=unit("s")
+        default=10.0, ge=1, le=3600, description="Shortest duration of each baseline.", json_schema_extra=unit("s")
     )
     max_s: float = Field(
         default=60.0,
         ge=1,
         le=3600,
-        description="Each ends after so long, stationary (standard error of the mean below 1 %) or not.",
+        description="Longest duration of each baseline; it ends earlier when power is stationary (standard error of "
+        "the mean below 1 %).",
         json_schema_extra=unit("s"),
     )
     ttl_s: float = Field(
         default=3600.0,
         ge=0,
         le=604_800,
-        description="An idle baseline of the same devices by the same worker is used again for so long; 0 never.",
+        description="How long an idle baseline is reused for the same devices of the same worker; 0 never reuses it.",
         json_schema_extra=unit("s"),
     )
 
@@ -142,16 +146,17 @@ class SettleConfig(ConfigModel):
     """Waiting between warm-up and window; off unless a condition is set."""
 
     temperature_c: int | None = Field(
-        default=None, ge=20, le=110, description="No leased device is warmer.", json_schema_extra=unit("°C")
+        default=None, ge=20, le=110, description="Wait until no leased device is warmer.", json_schema_extra=unit("°C")
     )
     idle_power: bool = Field(
-        default=False, description="Power is back within 10 % of the ready baseline (or of its lowest so far)."
+        default=False,
+        description="Wait until power is within 10 % of the ready baseline (or of its lowest so far).",
     )
     max_s: float = Field(
         default=120.0,
         gt=0,
         le=3600,
-        description="The window opens after so long all the same.",
+        description="Longest wait; the window then opens regardless.",
         json_schema_extra=unit("s"),
     )
 
@@ -163,7 +168,7 @@ def _window_min_above_max(window: WindowConfig) -> str | None:
 
 
 class WindowConfig(ConfigModel):
-    """How long the measured window lasts: whole repetitions of the prompt set until both minima hold."""
+    """Length of the measured window: whole repetitions of the prompt set until both minima are reached."""
 
     min_duration_s: float = Field(
         default=10.0,
@@ -177,9 +182,9 @@ class WindowConfig(ConfigModel):
         default=None,
         gt=0,
         le=604_800,
-        description="No request is begun after so long, whether the minima hold and the prompt set is whole or not; "
-        "what is in flight is finished. An engine that batches continuously gets the whole set at once under offline "
-        "traffic, and looks at this in between.",
+        description="No request starts after this time, even if the minima are not reached or the prompt set is "
+        "incomplete; requests in flight are finished. An engine with continuous batching gets the whole set at once "
+        "under offline traffic, and checks this limit between repetitions.",
         json_schema_extra=unit("s"),
     )
 
@@ -193,35 +198,35 @@ def _warmup_min_above_max(warmup: WarmupConfig) -> str | None:
 
 
 class WarmupConfig(ConfigModel):
-    """Requests sent before the window through the same path, until their latency is steady."""
+    """Requests sent before the window through the same path, until their latency is stable."""
 
-    enabled: bool = Field(default=True, description="Warm up at all.")
+    enabled: bool = Field(default=True, description="Send warm-up requests.")
     min_requests: int = Field(
         default=5,
         ge=1,
         le=10_000,
-        description="Fewest warm-up requests; a batch is one.",
+        description="Fewest warm-up requests; a batch counts as one.",
         json_schema_extra=unit("requests"),
     )
     max_requests: int = Field(
         default=50,
         ge=1,
         le=10_000,
-        description="The cap, converged or not; a batch is one.",
+        description="Most warm-up requests, converged or not; a batch counts as one.",
         json_schema_extra=unit("requests"),
     )
     cv_threshold: float = Field(
         default=0.05,
         gt=0,
         le=1,
-        description="Converged when the last `window_size` latencies' coefficient of variation is below.",
+        description="Converged when the coefficient of variation of the last `window_size` latencies is below this.",
         json_schema_extra=unit("1"),
     )
     window_size: int = Field(
         default=5,
         ge=2,
         le=100,
-        description="How many latencies the criterion looks at.",
+        description="Number of latencies in the criterion.",
         json_schema_extra=unit("requests"),
     )
     power_slope: float | None = Field(
@@ -229,7 +234,7 @@ class WarmupConfig(ConfigModel):
         gt=0,
         le=1,
         description="The leased devices' power has settled when a linear fit over its last 5 s changes by less than "
-        "this fraction of its mean over them; null does not look at power, nor does it without power samples.",
+        "this fraction of its mean; null, or a run without power samples, ignores power.",
         json_schema_extra=unit("1"),
     )
 
@@ -237,37 +242,39 @@ class WarmupConfig(ConfigModel):
 
 
 class EnergyConfig(ConfigModel):
-    """Where power and energy are read, and how often."""
+    """Sources of power and energy, and their sampling interval."""
 
     sources: tuple[SourceName, ...] | Literal["auto"] = Field(
-        default="auto", description="`auto` takes every source that the worker's machine has, or a list of names."
+        default="auto", description="`auto` uses every source of the worker's machine; or a list of names."
     )
     interval_ms: int = Field(
         default=50,
         ge=5,
         le=5000,
-        description="Cadence of the sampler; a slower source is read as often as it can be.",
+        description="Sampling interval; a slower source is read as often as it allows.",
         json_schema_extra=unit("ms"),
     )
-    required: bool = Field(default=False, description="A run whose energy can't be read fails instead of giving null.")
+    required: bool = Field(default=False, description="Fail a run whose energy can't be read, instead of giving null.")
 
 
 class RecordConfig(ConfigModel):
-    """What evidence is kept beside power and requests."""
+    """The recorded evidence, in addition to requests."""
 
-    tokens: bool = Field(default=True, description="The time of every generated token (needed for ITL percentiles).")
-    power: bool = Field(
-        default=True, description="Samples of power and energy; without them every figure of energy is null."
+    tokens: bool = Field(
+        default=True, description="Record the time of every output token (needed for ITL percentiles)."
     )
-    outputs: bool = Field(default=False, description="The generated text, as events.")
+    power: bool = Field(
+        default=True, description="Record samples of power and energy; without them every energy figure is null."
+    )
+    outputs: bool = Field(default=False, description="Record the generated text, as events.")
 
 
 class LimitsConfig(ConfigModel):
-    """Past any of these the attempt is ended and its processes are killed."""
+    """Time limits; past any of them the attempt ends and its processes are killed."""
 
-    load_s: float = Field(default=900, gt=0, description="Loading the model.", json_schema_extra=unit("s"))
-    warmup_s: float = Field(default=600, gt=0, description="Warming up.", json_schema_extra=unit("s"))
-    run_s: float = Field(default=3600, gt=0, description="The whole attempt.", json_schema_extra=unit("s"))
+    load_s: float = Field(default=900, gt=0, description="Longest time to load the model.", json_schema_extra=unit("s"))
+    warmup_s: float = Field(default=600, gt=0, description="Longest warm-up.", json_schema_extra=unit("s"))
+    run_s: float = Field(default=3600, gt=0, description="Longest attempt.", json_schema_extra=unit("s"))
     silence_s: float = Field(
-        default=300, gt=0, description="No sign of progress from a rank.", json_schema_extra=unit("s")
+        default=300, gt=0, description="Longest time without progress from a rank.", json_schema_extra=unit("s")
     )

@@ -1,7 +1,7 @@
-"""In which order the runs of a campaign are queued: pure functions of the numbers of experiments and cycles and a seed.
+"""The order of a campaign's runs: pure functions of the numbers of experiments and cycles and a seed.
 
-Permutations come from SHA-256, not from a library's generator: the same seed gives the same order on every machine and
-with every version of Python.
+Permutations come from SHA-256 instead of `random`, whose shuffle may change between versions of Python: the same seed
+gives the same order everywhere.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Order = Literal["interleaved", "shuffled", "grouped", "latin_square"]
 
 
 class PlannedRun(NamedTuple):
-    """One execution: which experiment (index), which cycle (from 1), which place in the order (from 0)."""
+    """One run: index of its experiment, cycle (from 1), position in the order (from 0)."""
 
     experiment: int
     cycle: int
@@ -24,23 +24,23 @@ class PlannedRun(NamedTuple):
 def order_runs(experiments: int, cycles: int, order: Order, seed: int = 0) -> tuple[PlannedRun, ...]:
     """Every experiment once per cycle, in the chosen order.
 
-    A run's place depends on nothing but the arguments, and not on `cycles` except in `grouped`: more cycles of the same
-    campaign begin with the same ones. It never changes afterwards; what is resumed or tried again keeps it.
+    The position of a run depends only on the arguments, and except in `grouped` not on `cycles`: a campaign with more
+    cycles starts with the same runs. Positions never change; resumed and retried runs keep theirs.
     """
     pairs = _PAIRS[order](experiments, cycles, seed)
     return tuple(PlannedRun(experiment, cycle, position) for position, (experiment, cycle) in enumerate(pairs))
 
 
 def permutation(count: int, *key: object) -> list[int]:
-    """The numbers below `count`, shuffled; every key gives a permutation of its own."""
+    """The numbers below `count`, shuffled; the permutation depends on the key."""
     prefix = hashlib.sha256("/".join(map(str, key)).encode())
 
-    def place(number: int) -> bytes:
+    def digest(number: int) -> bytes:
         of_number = prefix.copy()
         of_number.update(f"/{number}".encode())
         return of_number.digest()
 
-    return sorted(range(count), key=place)
+    return sorted(range(count), key=digest)
 
 
 def _interleaved(experiments: int, cycles: int, _: int) -> Iterator[tuple[int, int]]:
@@ -58,17 +58,17 @@ def _shuffled(experiments: int, cycles: int, seed: int) -> Iterator[tuple[int, i
 
 
 def _latin_square(experiments: int, cycles: int, seed: int) -> Iterator[tuple[int, int]]:
-    """Cycles are rows of Latin squares, so over as many cycles as experiments each stands at each place once.
+    """Rows of Latin squares as cycles: over as many cycles as experiments, each has each position once.
 
     The squares are those of E. J. Williams (Experimental designs balanced for the estimation of residual effects of
     treatments, 1949): with an even number of experiments each also follows each other one once per square, with an odd
-    number twice per two squares, the second being the first read backwards. The seed says which experiment is which
-    letter, and in which order the rows of each square come.
+    number twice per two squares, the second of which is the first in reverse. The seed permutes the letters and the
+    rows of each square.
     """
     if not experiments:
         return
     letters = permutation(experiments, "latin_square", seed, "letters")
-    first_row = [(place + 1) // 2 if place % 2 else -(place // 2) for place in range(experiments)]
+    first_row = [(column + 1) // 2 if column % 2 else -(column // 2) for column in range(experiments)]
     rows: list[int] = []
     for cycle in range(1, cycles + 1):
         square, number = divmod(cycle - 1, experiments)

@@ -1,4 +1,4 @@
-"""Named sets of values that stand below a file's own; a section counts where its backend is used."""
+"""Built-in presets: named sets of values below a file's; a backend's section applies to that backend only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lem_domain.config.decoding_presets import DECODING_PRESETS
 
 
 class Preset(NamedTuple):
-    """Values under a name."""
+    """A named set of values."""
 
     name: str
     description: str
@@ -27,7 +27,7 @@ def _sections(preset: str) -> dict[str, JsonValue]:
 _EVERY: Final = (
     Preset(
         "deterministic",
-        "The same tokens and the same work in every run: greedy, in the prompts' order, of exact length.",
+        "The same tokens and the same work in every run: greedy decoding, prompts in order, fixed output length.",
         {
             "decoding": {**DECODING_PRESETS["greedy"], "seed": 0},
             "prompts": {"order": "as_is"},
@@ -37,16 +37,16 @@ _EVERY: Final = (
     *(
         Preset(name, description, {"decoding": dict(DECODING_PRESETS[name])})
         for name, description in (
-            ("greedy", "Always the likeliest token."),
+            ("greedy", "Always the most likely token."),
             ("standard", "Sampling as chat services do by default."),
             ("creative", "Sampling that avoids repetition."),
-            ("factual", "Sampling close to the likeliest token."),
+            ("factual", "Sampling close to the most likely token."),
         )
     ),
     Preset(
         "throughput",
-        "As many tokens per second as possible: everything at once, large batches, long prompts first. A small "
-        "device may not have the memory; `--set` a smaller one then.",
+        "As many tokens per second as possible: all requests at once, large batches, long prompts first. If a device "
+        "has too little memory, `--set` a smaller batch.",
         {
             "traffic": {"mode": "offline"},
             "prompts": {"order": "longest_first"},
@@ -64,7 +64,7 @@ _EVERY: Final = (
     ),
     Preset(
         "quick",
-        "A look in under a minute; too short for figures to be believed.",
+        "A first look in under a minute; too short for reliable figures.",
         {
             "prompts": {"sample_size": 4},
             "output": {"max_tokens": 16},

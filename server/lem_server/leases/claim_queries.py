@@ -14,7 +14,7 @@ from sqlalchemy.sql import bindparam
 from sqlalchemy.types import Text
 
 from lem_domain.backends.registry import backend_spec
-from lem_domain.config.gaps import Turn
+from lem_domain.config.gaps import ExperimentCycle
 from lem_server.leases.queue_queries import FITTING, FREE, free_parameters
 from lem_server.leases.scheduling import FreeDevice, NextRun, QueuedCampaign
 
@@ -105,7 +105,7 @@ async def lock_next_run(
     row = (await connection.execute(_NEXT_RUN, parameters)).one_or_none()
     if row is None:
         return None
-    run = NextRun(row[2], Turn(row[3], row[4]), row[5], tuple(row[6]), tuple(row[7] or ()))
+    run = NextRun(row[2], ExperimentCycle(row[3], row[4]), row[5], tuple(row[6]), tuple(row[7] or ()))
     return LockedRun(row[0], row[1], run)
 
 

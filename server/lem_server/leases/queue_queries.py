@@ -16,7 +16,7 @@ from sqlalchemy.types import Text
 from lem_domain.backends.registry import BackendName
 from lem_domain.config.devices import DevicesConfig
 from lem_domain.config.execution import Placement
-from lem_domain.config.gaps import GapConfig, Gaps, Turn
+from lem_domain.config.gaps import ExperimentCycle, GapConfig, RunGaps
 from lem_server.leases.scheduling import CampaignPlace, FreeDevice, NextRun, OnlineWorker, QueuedCampaign
 
 ASKING_S = 30.0
@@ -131,10 +131,10 @@ async def queue(connection: AsyncConnection, free: Sequence[FreeDevice]) -> list
             campaign_id=row[0],
             backend=row[1],
             placement=row[2],
-            gaps=Gaps(_gap(row[3]), _gap(row[4])),
-            run=NextRun(row[5], Turn(row[6], row[7]), row[8], tuple(row[9]), tuple(row[10] or ())),
+            gaps=RunGaps(_gap(row[3]), _gap(row[4])),
+            run=NextRun(row[5], ExperimentCycle(row[6], row[7]), row[8], tuple(row[9]), tuple(row[10] or ())),
             place=None if row[11] is None else CampaignPlace(tuple(row[11]), row[12], row[13]),
-            previous={device: Turn(UUID(experiment), cycle) for device, experiment, cycle in row[14] or ()},
+            previous={device: ExperimentCycle(UUID(experiment), cycle) for device, experiment, cycle in row[14] or ()},
         )
         for row in rows
     ]

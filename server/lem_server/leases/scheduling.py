@@ -15,7 +15,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from lem_domain.config.execution import Placement
-from lem_domain.config.gaps import GapConfig, Gaps, Turn
+from lem_domain.config.gaps import ExperimentCycle, GapConfig, RunGaps
 
 
 class FreeDevice(NamedTuple):
@@ -55,7 +55,7 @@ class NextRun(NamedTuple):
     """The first queued run of a campaign for one backend."""
 
     position: int
-    turn: Turn
+    turn: ExperimentCycle
     device_count: int
     fitting: tuple[str, ...]
     """The free devices that the run may use, in its order of preference."""
@@ -70,10 +70,10 @@ class QueuedCampaign:
     campaign_id: UUID
     backend: str
     placement: Placement
-    gaps: Gaps
+    gaps: RunGaps
     run: NextRun
     place: CampaignPlace | None = None
-    previous: Mapping[str, Turn] = field(default_factory=dict)
+    previous: Mapping[str, ExperimentCycle] = field(default_factory=dict)
     """The campaign's last run on each of the free devices."""
 
     @property

@@ -379,7 +379,7 @@ async def test_what_changes_while_it_is_written_is_never_whole(
     with pytest.raises(bundle_export.CampaignChanged):
         async for block in blocks:
             sent += block
-    with pytest.raises(BundleError, match="cut off"):
+    with pytest.raises(BundleError, match="truncated"):
         verify(io.BytesIO(sent))
 
 
@@ -442,40 +442,40 @@ def doubled(name: str) -> Callable[[bytes], bytes]:
 OTHER = "00000000-0000-0000-0000-00000000000a"
 
 REFUSED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "empty": (lambda _: b"", "this is no bundle"),
-    "text": (lambda _: b"name: x\n" * 200, "this is no bundle"),
+    "empty": (lambda _: b"", "not a bundle"),
+    "text": (lambda _: b"name: x\n" * 200, "not a bundle"),
     "gzip": (gzip.compress, r"the file is compressed \(gzip\)"),
     "zip": (lambda _: b"PK\x03\x04" + b"\0" * 600, r"the file is compressed \(zip\)"),
-    "cut in a member": (lambda archive: archive[: len(archive) // 2], "it was cut off"),
-    "cut before its end": (lambda archive: archive[: -20 * 512], "cut off|damaged"),
+    "cut in a member": (lambda archive: archive[: len(archive) // 2], "truncated"),
+    "cut before its end": (lambda archive: archive[: -20 * 512], "truncated|damaged"),
     "without digests": (
         lambda archive: pack(unpack(archive))[:0] + with_entry(archive, name="SHA256SUMS", size=0),
-        "not what its SHA256SUMS says",
+        "SHA256SUMS",
     ),
-    "more behind it": (lambda archive: archive + b"more", "something stands behind the bundle's end"),
-    "a byte of evidence": (lambda archive: flipped(archive, "evidence/"), "not what its SHA256SUMS says"),
-    "a byte of a row": (lambda archive: flipped(archive, "experiments/"), "not what its SHA256SUMS says"),
-    "up and out": (lambda archive: with_entry(archive, name="../../etc/cron.d/x", size=1), "which no bundle does"),
-    "absolute": (lambda archive: with_entry(archive, name="/etc/passwd", size=1), "which no bundle does"),
+    "more behind it": (lambda archive: archive + b"more", "after its end"),
+    "a byte of evidence": (lambda archive: flipped(archive, "evidence/"), "SHA256SUMS"),
+    "a byte of a row": (lambda archive: flipped(archive, "experiments/"), "SHA256SUMS"),
+    "up and out": (lambda archive: with_entry(archive, name="../../etc/cron.d/x", size=1), "not part of a bundle"),
+    "absolute": (lambda archive: with_entry(archive, name="/etc/passwd", size=1), "not part of a bundle"),
     "hidden in a known folder": (
         lambda archive: with_entry(archive, name="runs/../../x.jsonl", size=1),
-        "which no bundle does",
+        "not part of a bundle",
     ),
     "a link": (
         lambda archive: with_entry(archive, name="runs/000009.jsonl", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
-        "is no plain file",
+        "not a regular file",
     ),
-    "a folder": (lambda archive: with_entry(archive, name="runs", type=tarfile.DIRTYPE), "is no plain file"),
+    "a folder": (lambda archive: with_entry(archive, name="runs", type=tarfile.DIRTYPE), "not a regular file"),
     "a sparse file": (
         lambda archive: with_entry(archive, name="campaign.json", type=tarfile.GNUTYPE_SPARSE),
-        "is no plain file",
+        "not a regular file",
     ),
-    "a bomb": (huge, "campaign.json in the bundle is 8589934591 bytes, above the"),
+    "a bomb": (huge, "campaign.json in the bundle has 8589934591 bytes"),
     "of the future": (
         header(version=2, lem_version="9.0"),
-        r"has format 2 \(of LEM 9.0\) and this version reads up to 1; update it",
+        r"format 2 \(of LEM 9.0\)",
     ),
-    "no header": (header(format="something"), "the bundle's bundle.json is not one"),
+    "no header": (header(format="something"), "bundle.json is invalid"),
     "another campaign's header": (header(campaign_id="cmp_" + "1" * 32), "campaign.json"),
     "fewer runs than it says": (header(runs=5), "does not hold the experiments, runs"),
     "a column of the future": (

@@ -14,7 +14,7 @@ import torch
 from factories.fake_server import FakeServer
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence.streams import PhaseName, StreamName
-from lem_domain.held_text import held_text
+from lem_domain.perplexity_text import perplexity_text
 from lem_worker.backends.pytorch.backend import PyTorchBackend
 from lem_worker.daemon.process_start import ProcessModules
 from lem_worker.models import resolve_model
@@ -56,7 +56,7 @@ def test_synthetic_prompts_are_of_ordinary_tokens_and_exactly_as_long(backend: P
 def test_the_likelihood_of_a_text_is_what_transformers_itself_says(backend: PyTorchBackend) -> None:
     live = backend._live
     assert live is not None
-    text = held_text()[:300]
+    text = perplexity_text()[:300]
     nats, tokens = backend.score(text)
     ids = torch.tensor([live.token_ids(text, chat_template=False)])
     with torch.inference_mode():
@@ -68,7 +68,7 @@ def test_the_likelihood_of_a_text_is_what_transformers_itself_says(backend: PyTo
 def test_a_text_longer_than_the_context_is_scored_in_stretches(backend: PyTorchBackend) -> None:
     live = backend._live
     assert live is not None
-    text = held_text() * 2
+    text = perplexity_text() * 2
     _, tokens = backend.score(text)
     whole = len(live.token_ids(text, chat_template=False))
     stretch = min(1024, live.model.config.max_position_embeddings)

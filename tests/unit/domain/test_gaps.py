@@ -1,4 +1,4 @@
-"""Gaps: which of them holds between two runs, how long it lasts, and what a campaign takes at least."""
+"""RunGaps: which of them holds between two runs, how long it lasts, and what a campaign takes at least."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from hypothesis import strategies as st
 
 from lem_domain.config.campaign import campaign_from_document
 from lem_domain.config.duration import least_duration
-from lem_domain.config.gaps import GapConfig, Gaps, Turn
+from lem_domain.config.gaps import ExperimentCycle, GapConfig, RunGaps
 from lem_domain.config.ordering import order_runs
 from lem_domain.errors import ConfigurationError
 
 MINUTE, FIVE = GapConfig(seconds=60), GapConfig(seconds=300)
 COOLING = GapConfig(temperature_c=45, max_seconds=300)
-BOTH = Gaps(config=MINUTE, cycle=FIVE)
-A1, B1, A2, B2 = Turn("A", 1), Turn("B", 1), Turn("A", 2), Turn("B", 2)
+BOTH = RunGaps(config=MINUTE, cycle=FIVE)
+A1, B1, A2, B2 = ExperimentCycle("A", 1), ExperimentCycle("B", 1), ExperimentCycle("A", 2), ExperimentCycle("B", 2)
 
 
 def test_another_experiment_another_cycle_and_another_attempt_have_their_gaps() -> None:
     assert BOTH.between(A1, B1) == (MINUTE,)
     assert BOTH.between(A1, A2) == (FIVE,)
     assert BOTH.between(A1, A1) == (MINUTE,)
-    assert Gaps(None, FIVE).between(A1, B1) == ()
-    assert Gaps(MINUTE, None).between(B1, A2) == (MINUTE,)
+    assert RunGaps(None, FIVE).between(A1, B1) == ()
+    assert RunGaps(MINUTE, None).between(B1, A2) == (MINUTE,)
 
 
 def test_gaps_do_not_add_up_and_the_time_gone_by_counts() -> None:
@@ -42,7 +42,7 @@ def test_a_cycle_gap_stands_where_a_cycle_changes_in_every_order(order: str) -> 
     is wrong for grouped runs, and after a resume."""
     runs = order_runs(3, 4, order)  # type: ignore[arg-type]
     changes = [after for before, after in pairwise(runs) if before.cycle != after.cycle]
-    least = least_duration(runs, [0.0] * 3, Gaps(None, FIVE))
+    least = least_duration(runs, [0.0] * 3, RunGaps(None, FIVE))
     assert least.gaps_s == 300 * len(changes)
     assert len(changes) == (11 if order == "grouped" else 3)
 
@@ -80,5 +80,5 @@ def test_a_gap_that_says_too_little_or_too_much_is_refused(gap: dict[str, float]
 def test_the_least_duration_counts_windows_and_gaps_by_time() -> None:
     runs = order_runs(2, 2, "interleaved")
     assert least_duration(runs, [10.0, 20.0], BOTH) == (60.0, 60 + 300 + 60)
-    assert least_duration(runs, [10.0, 20.0], Gaps(COOLING, COOLING)) == (60.0, 0.0)
-    assert least_duration(runs, [10.0, 20.0], Gaps(None, None)).total_s == 60.0
+    assert least_duration(runs, [10.0, 20.0], RunGaps(COOLING, COOLING)) == (60.0, 0.0)
+    assert least_duration(runs, [10.0, 20.0], RunGaps(None, None)).total_s == 60.0

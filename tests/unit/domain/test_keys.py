@@ -102,7 +102,7 @@ def test_what_has_no_effect_or_can_not_be_is_refused(document: dict[str, Any], s
     [
         ("", "no arrivals"),
         ("1\nx", "line 2"),
-        ("2\n1", "none before"),
+        ("2\n1", "line 2"),
         ("-1", "line 1"),
         ("inf", "line 1"),
         ("0\n0", "0 s"),

@@ -43,7 +43,7 @@ def told(**document: Any) -> list[tuple[str, str]]:
         ({"traffic": {"mode": "closed"}}, "/traffic", "needs concurrency; set it"),
         ({"traffic": {"concurrency": 3}}, "/traffic", "concurrency has no effect under traffic.mode offline"),
         ({"traffic": {"arrivals": "trace"}}, "/traffic", "no effect without mode: open"),
-        ({"traffic": {"slo": {}}}, "/traffic/slo", "states no limit"),
+        ({"traffic": {"slo": {}}}, "/traffic/slo", "ttft_ms"),
         ({"window": {"min_duration_s": 9, "max_duration_s": 3}}, "/window", "above max_duration_s 3; lower it"),
         ({"warmup": {"min_requests": 9, "max_requests": 3}}, "/warmup", "above max_requests 3; lower it"),
         ({"baseline": {"min_s": 9, "max_s": 3}}, "/baseline", "above max_s 3; lower it"),
@@ -90,7 +90,7 @@ def told(**document: Any) -> list[tuple[str, str]]:
                 "traffic": {"mode": "closed", "concurrency": 2},
             },
             "/traffic/concurrency",
-            "leaves nothing for some of the 3 processes",
+            "3 processes",
         ),
     ],
 )

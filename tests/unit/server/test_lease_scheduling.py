@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lem_domain.config.gaps import GapConfig, Gaps, Turn
+from lem_domain.config.gaps import ExperimentCycle, GapConfig, RunGaps
 from lem_server.leases.scheduling import (
     CampaignPlace,
     DeferReason,
@@ -25,8 +25,8 @@ from lem_server.leases.scheduling import (
 )
 
 A100, CPU = ("gpu", "A100"), ("cpu", "Xeon")
-NO_GAPS = Gaps(None, None)
-MINUTE = Gaps(GapConfig(seconds=60), GapConfig(seconds=60))
+NO_GAPS = RunGaps(None, None)
+MINUTE = RunGaps(GapConfig(seconds=60), GapConfig(seconds=60))
 RUN_S = 10.0
 
 
@@ -37,7 +37,7 @@ def device(uuid: str, model: tuple[str, str] = A100, **facts: float) -> FreeDevi
 def waiting(
     number: int = 1, count: int = 1, fitting: tuple[str, ...] = ("g0", "g1"), **facts: object
 ) -> QueuedCampaign:
-    run = NextRun(0, Turn("A", 1), count, fitting)
+    run = NextRun(0, ExperimentCycle("A", 1), count, fitting)
     known: dict[str, object] = {"backend": "pytorch", "placement": "any", "gaps": NO_GAPS, "run": run, **facts}
     return QueuedCampaign(campaign_id=UUID(int=number), **known)  # type: ignore[arg-type]
 
@@ -69,8 +69,8 @@ class Simulated:
 
     def waits(self) -> QueuedCampaign:
         gap = GapConfig(seconds=self.gap_s) if self.gap_s else None
-        previous = {"g0": Turn("A", 1)} if self.ran else {}
-        return waiting(self.number, fitting=("g0",), gaps=Gaps(gap, gap), previous=previous)
+        previous = {"g0": ExperimentCycle("A", 1)} if self.ran else {}
+        return waiting(self.number, fitting=("g0",), gaps=RunGaps(gap, gap), previous=previous)
 
 
 def served(campaigns: list[Simulated], rounds: int) -> list[int]:
@@ -111,12 +111,12 @@ def test_a_higher_priority_is_not_kept_waiting_by_lower_ones_in_its_gaps() -> No
 
 
 def test_who_waits_for_a_gap_keeps_its_device_and_no_other() -> None:
-    first_in_turn = waiting(1, fitting=("g0",), gaps=MINUTE, previous={"g0": Turn("A", 1)})
+    first_in_turn = waiting(1, fitting=("g0",), gaps=MINUTE, previous={"g0": ExperimentCycle("A", 1)})
     second = waiting(2)
     look = look_of(device("g0", idle_s=10), device("g1", idle_s=10))
     assert first(look, first_in_turn, second) == (UUID(int=2), ("g1",))
     look = look_of(device("g0", idle_s=10))
-    assert first(look, first_in_turn, replace(second, run=NextRun(0, Turn("A", 1), 1, ("g0",)))) is None
+    assert first(look, first_in_turn, replace(second, run=NextRun(0, ExperimentCycle("A", 1), 1, ("g0",)))) is None
     assert look.outlook == (True, 50.0, False)
 
 
@@ -148,7 +148,7 @@ def test_under_same_device_a_run_waits_for_those_before_it_that_some_worker_can_
     placement: str, others: tuple[OnlineWorker, ...], expected: UUID | None
 ) -> None:
     earlier = waiting(1, backend="vllm", placement=placement)
-    later = waiting(1, placement=placement, run=NextRun(1, Turn("B", 1), 1, ("g0",)))
+    later = waiting(1, placement=placement, run=NextRun(1, ExperimentCycle("B", 1), 1, ("g0",)))
     found = first(look_of(device("g0"), others=others), earlier, later)
     assert (found and found[0]) == expected
 
@@ -156,7 +156,7 @@ def test_under_same_device_a_run_waits_for_those_before_it_that_some_worker_can_
 def test_a_run_before_it_that_is_placed_where_no_worker_of_its_backend_is_holds_nobody_up() -> None:
     place = CampaignPlace(("g0",), *A100)
     earlier = waiting(1, backend="vllm", placement="same_device", place=place)
-    later = waiting(1, placement="same_device", place=place, run=NextRun(1, Turn("B", 1), 1, ("g0",)))
+    later = waiting(1, placement="same_device", place=place, run=NextRun(1, ExperimentCycle("B", 1), 1, ("g0",)))
     elsewhere = OnlineWorker("vllm", frozenset({"g7"}), asking=True)
     assert first(look_of(device("g0"), others=(elsewhere,)), earlier, later) == (UUID(int=1), ("g0",))
 
@@ -189,15 +189,17 @@ def test_devices_are_those_of_the_place(
 
 def test_a_run_that_names_its_devices_gets_those_wherever_its_campaign_is() -> None:
     one = waiting(
-        placement="same_device", place=CampaignPlace(("g1",), *A100), run=NextRun(0, Turn("A", 1), 1, ("g0",), ("g0",))
+        placement="same_device",
+        place=CampaignPlace(("g1",), *A100),
+        run=NextRun(0, ExperimentCycle("A", 1), 1, ("g0",), ("g0",)),
     )
     assert look_of(device("g0"), device("g1")).devices_for(one, one.run) == ("g0",)
 
 
 def test_of_several_devices_those_are_taken_that_have_rested() -> None:
-    one = waiting(gaps=MINUTE, previous={"g0": Turn("A", 1)})
+    one = waiting(gaps=MINUTE, previous={"g0": ExperimentCycle("A", 1)})
     assert look_of(device("g0", idle_s=10), device("g1", idle_s=10)).devices_for(one, one.run) == ("g1",)
-    both = waiting(count=2, gaps=MINUTE, previous={"g0": Turn("A", 1), "g1": Turn("B", 2)})
+    both = waiting(count=2, gaps=MINUTE, previous={"g0": ExperimentCycle("A", 1), "g1": ExperimentCycle("B", 2)})
     held = look_of(device("g0", idle_s=10), device("g1", idle_s=40)).devices_for(both, both.run)
     assert held == Deferred(DeferReason.GAP, ("g1", "g0"), 50.0)
 

@@ -11,7 +11,7 @@ from pydantic.types import JsonValue
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.errors import LemError
 from lem_domain.evidence.streams import PhaseName
-from lem_domain.held_text import HELD_TEXT, held_text
+from lem_domain.perplexity_text import PERPLEXITY_TEXT, perplexity_text
 from lem_worker.backends.protocol import InferenceBackend, ScoringBackend
 from lem_worker.process.evidence_rows import Clock
 from lem_worker.rank.measured_window import RankIndex, measure
@@ -71,7 +71,7 @@ def score_quality(backend: InferenceBackend) -> dict[str, JsonValue]:
     """
     if not isinstance(backend, ScoringBackend):
         raise NotMeasurable("this backend computes no likelihoods; set quality to false.")
-    text = held_text()
+    text = perplexity_text()
     nats, tokens = backend.score(text)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return {"nats": nats, "tokens": tokens, "text": HELD_TEXT, "text_sha256": digest}
+    return {"nats": nats, "tokens": tokens, "text": PERPLEXITY_TEXT, "text_sha256": digest}
