@@ -1,1 +1,1 @@
-"""Raw evidence: chunks, logs and completion markers as workers send them, stored byte for byte."""
+"""Evidence: chunks, logs and completion markers as workers send them, stored byte for byte."""

@@ -1,4 +1,4 @@
-"""SQL of chunks, logs and completion markers; the primary keys serve every statement here."""
+"""SQL of chunks, logs and completion markers. Every statement uses a primary key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlalchemy.sql import bindparam
 
 
 class StoredChunk(NamedTuple):
-    """What is known of a chunk without its body."""
+    """A chunk without its body; `size` is in bytes."""
 
     process: str
     stream: str
@@ -25,7 +25,7 @@ class StoredChunk(NamedTuple):
 async def chunk_digest(
     connection: AsyncConnection, attempt_id: UUID, process: str, stream: str, seq: int
 ) -> bytes | None:
-    """The digest of a stored chunk."""
+    """Return the digest of a stored chunk."""
     digest: bytes | None = (
         await connection.execute(
             text("SELECT sha256 FROM chunks WHERE attempt_id = :a AND process = :p AND stream = :s AND seq = :q"),
@@ -51,7 +51,7 @@ async def insert_chunk(
     t_max_ns: int | None,
     body: bytes,
 ) -> bool:
-    """Store a chunk; False when there is one with its number."""
+    """Store a chunk; return False if one with its number exists."""
     done = await connection.execute(
         _INSERT_CHUNK,
         {"attempt_id": attempt_id, **chunk._asdict(), "t_min_ns": t_min_ns, "t_max_ns": t_max_ns, "body": body},
@@ -60,7 +60,7 @@ async def insert_chunk(
 
 
 async def stored_chunks(connection: AsyncConnection, attempt_id: UUID) -> list[StoredChunk]:
-    """Every chunk of an attempt without its body, in order."""
+    """Return every chunk of an attempt without its body, in order."""
     rows = await connection.execute(
         text("""
             SELECT process, stream, seq, rows, bytes, sha256 FROM chunks
@@ -72,7 +72,7 @@ async def stored_chunks(connection: AsyncConnection, attempt_id: UUID) -> list[S
 
 
 async def stored_rows(connection: AsyncConnection, attempt_id: UUID) -> int:
-    """The rows of all chunks of an attempt together."""
+    """Return the number of rows of all chunks of an attempt."""
     rows: int = (
         await connection.execute(
             text("SELECT coalesce(sum(rows), 0) FROM chunks WHERE attempt_id = :a"), {"a": attempt_id}
@@ -84,7 +84,7 @@ async def stored_rows(connection: AsyncConnection, attempt_id: UUID) -> int:
 async def chunk_body(
     connection: AsyncConnection, attempt_id: UUID, process: str, stream: str, seq: int
 ) -> tuple[bytes, bytes] | None:
-    """A chunk's body and its recorded digest."""
+    """Return a chunk's body and its recorded digest."""
     row = (
         await connection.execute(
             text("SELECT body, sha256 FROM chunks WHERE attempt_id = :a AND process = :p AND stream = :s AND seq = :q"),
@@ -95,7 +95,7 @@ async def chunk_body(
 
 
 async def insert_log(connection: AsyncConnection, *, attempt_id: UUID, process: str, seq: int, content: str) -> bool:
-    """Store a piece of log; False when there is one with its number."""
+    """Store a piece of log; return False if one with its number exists."""
     done = await connection.execute(
         text("""
             INSERT INTO logs (attempt_id, process, seq, text) VALUES (:a, :p, :q, :t)
@@ -107,7 +107,7 @@ async def insert_log(connection: AsyncConnection, *, attempt_id: UUID, process: 
 
 
 async def log_text(connection: AsyncConnection, attempt_id: UUID, process: str, seq: int) -> str | None:
-    """A stored piece of log."""
+    """Return a stored piece of log."""
     found: str | None = (
         await connection.execute(
             text("SELECT text FROM logs WHERE attempt_id = :a AND process = :p AND seq = :q"),
@@ -131,7 +131,7 @@ async def insert_completion(
     streams: list[dict[str, Any]],
     summary: dict[str, Any],
 ) -> bool:
-    """Store a completion marker; False when there is one."""
+    """Store a completion marker; return False if the process has one."""
     done = await connection.execute(
         _INSERT_COMPLETION, {"a": attempt_id, "p": process, "streams": streams, "summary": summary}
     )
@@ -141,7 +141,7 @@ async def insert_completion(
 async def completion(
     connection: AsyncConnection, attempt_id: UUID, process: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any]] | None:
-    """A process's completion marker."""
+    """Return a process's completion marker."""
     row = (
         await connection.execute(
             text("SELECT streams, summary FROM process_results WHERE attempt_id = :a AND process = :p"),
@@ -152,7 +152,7 @@ async def completion(
 
 
 async def completions(connection: AsyncConnection, attempt_id: UUID) -> dict[str, dict[str, Any]]:
-    """The summaries of all completed processes."""
+    """Return the summaries of all completed processes."""
     rows = await connection.execute(
         text("SELECT process, summary FROM process_results WHERE attempt_id = :a ORDER BY process"), {"a": attempt_id}
     )
@@ -162,7 +162,10 @@ async def completions(connection: AsyncConnection, attempt_id: UUID) -> dict[str
 async def next_body(
     connection: AsyncConnection, attempt_id: UUID, process: str, stream: str, after: int
 ) -> tuple[int, bytes] | None:
-    """The first chunk of a stream with a number above `after`: one short statement, no snapshot over a long read."""
+    """Return the first chunk of a stream with a number above `after`.
+
+    One short statement per chunk, so that no snapshot stays open for the whole read.
+    """
     row = (
         await connection.execute(
             text("""

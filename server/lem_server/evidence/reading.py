@@ -1,4 +1,4 @@
-"""What is stored of an attempt, as it is: the caller judges it."""
+"""Reads the stored evidence of an attempt without any check."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lem_server.evidence import queries
 
 
 async def streams_of(engine: AsyncEngine, attempt_id: UUID) -> tuple[StreamView, ...]:
-    """The streams with their chunks in order, bodies aside; none where nothing is stored."""
+    """Return the streams with their chunks in order, without bodies; empty if no chunk is stored."""
     async with engine.connect() as connection:
         chunks = await queries.stored_chunks(connection, attempt_id)
     return tuple(
@@ -30,13 +30,13 @@ async def streams_of(engine: AsyncEngine, attempt_id: UUID) -> tuple[StreamView,
 
 
 async def rows_of(engine: AsyncEngine, attempt_id: UUID) -> int:
-    """How many rows all chunks have together."""
+    """Return the number of rows of all chunks."""
     async with engine.connect() as connection:
         return await queries.stored_rows(connection, attempt_id)
 
 
 async def summaries_of(engine: AsyncEngine, attempt_id: UUID) -> dict[str, dict[str, JsonValue]]:
-    """What each completed process of an attempt said of itself."""
+    """Return the summary of each completed process."""
     async with engine.connect() as connection:
         return await queries.completions(connection, attempt_id)
 
@@ -44,6 +44,6 @@ async def summaries_of(engine: AsyncEngine, attempt_id: UUID) -> dict[str, dict[
 async def next_body(
     engine: AsyncEngine, attempt_id: UUID, process: str, stream: StreamName, after: int
 ) -> tuple[int, bytes] | None:
-    """The number and bytes of the first stored chunk of a stream above `after`."""
+    """Return the number and body of the first chunk of a stream with a number above `after`."""
     async with engine.connect() as connection:
         return await queries.next_body(connection, attempt_id, process, stream.value, after)

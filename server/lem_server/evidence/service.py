@@ -1,4 +1,4 @@
-"""Takes evidence in behind the fence, gives it back unchanged, and says whether it is whole."""
+"""Stores evidence behind the fence, returns it unchanged, and checks that it is complete."""
 
 from __future__ import annotations
 
@@ -35,23 +35,24 @@ async def put_chunk(
     body: bytes,
     digest: bytes,
 ) -> tuple[bool, bool]:
-    """Store a chunk byte for byte. The same bytes again are welcome, also after the lease has ended.
+    """Store a chunk byte for byte. A repetition of the same bytes is accepted, also after the lease has ended.
 
-    Returns whether it is new, and whether the attempt is to be cancelled.
+    Returns whether the chunk is new, and whether the attempt is to be cancelled.
 
     Raises:
-        ProblemError: `digest_mismatch`, `chunk_conflict` (other bytes under this number), `evidence_invalid`,
+        ProblemError: `digest_mismatch`, `chunk_conflict` (other bytes with this number), `evidence_invalid`,
             `decompression_limit`, `lease_lost`.
     """
     if hashlib.sha256(body).digest() != digest:
         raise ProblemError(
             ProblemCode.DIGEST_MISMATCH,
-            "the body does not have the SHA-256 of its Content-Digest header; send it again.",
+            "the SHA-256 of the body differs from the Content-Digest header; send it again.",
         )
     async with engine.connect() as connection:
         stored = await queries.chunk_digest(connection, attempt.attempt_id, process, stream.value, seq)
     if stored is not None:
         return _same_or_conflict(stored, digest, process, stream, seq)
+    # In a thread, because decoding 4 MiB blocks the event loop; before the transaction, which holds a connection.
     try:
         facts = await to_thread.run_sync(check_chunk, stream, body)
     except ChunkTooLarge as error:
@@ -78,11 +79,11 @@ async def put_chunk(
 async def import_chunk(
     connection: AsyncConnection, attempt_id: UUID, *, process: str, stream: StreamName, seq: int, body: bytes
 ) -> str:
-    """Store a chunk of an attempt that was measured elsewhere, checked as an upload is; its SHA-256.
+    """Store a chunk of an imported attempt with the checks of an upload; return its SHA-256.
 
     Raises:
-        ChunkError: the bytes are no chunk of this stream.
-        ProblemError: `chunk_conflict` when there is one with its number.
+        ChunkError: the bytes are not a chunk of this stream.
+        ProblemError: `chunk_conflict` if a chunk with this number exists.
     """
     digest = hashlib.sha256(body)
     facts = await to_thread.run_sync(check_chunk, stream, body)
@@ -95,7 +96,7 @@ async def import_chunk(
         body=body,
     )
     if not new:
-        raise ProblemError(ProblemCode.CHUNK_CONFLICT, f"chunk {seq} of {process}/{stream.value} is stored already.")
+        raise ProblemError(ProblemCode.CHUNK_CONFLICT, f"chunk {seq} of {process}/{stream.value} is already stored.")
     return digest.hexdigest()
 
 
@@ -103,13 +104,13 @@ def _same_or_conflict(stored: bytes, digest: bytes, process: str, stream: Stream
     if stored != digest:
         raise ProblemError(
             ProblemCode.CHUNK_CONFLICT,
-            f"chunk {seq} of {process}/{stream.value} is stored with other bytes; a chunk never changes.",
+            f"chunk {seq} of {process}/{stream.value} is stored with other bytes and cannot be changed.",
         )
     return False, False
 
 
 async def put_log(engine: AsyncEngine, attempt: FencedAttempt, *, process: str, seq: int, content: str) -> bool:
-    """Store a piece of a process's output; says whether it is new.
+    """Store a piece of a process's output; return whether it is new.
 
     Raises:
         ProblemError: `chunk_conflict`, `lease_lost`.
@@ -126,7 +127,8 @@ async def put_log(engine: AsyncEngine, attempt: FencedAttempt, *, process: str, 
             stored = await queries.log_text(connection, attempt.attempt_id, process, seq)
     if stored != content:
         raise ProblemError(
-            ProblemCode.CHUNK_CONFLICT, f"log piece {seq} of {process} is stored with another text; it never changes."
+            ProblemCode.CHUNK_CONFLICT,
+            f"log piece {seq} of {process} is stored with another text and cannot be changed.",
         )
     return False
 
@@ -134,7 +136,7 @@ async def put_log(engine: AsyncEngine, attempt: FencedAttempt, *, process: str, 
 async def put_completion(
     engine: AsyncEngine, attempt: FencedAttempt, *, process: str, marker: ProcessCompletion
 ) -> bool:
-    """Store a process's completion marker; says whether it is new.
+    """Store a process's completion marker; return whether it is new.
 
     Raises:
         ProblemError: `conflict` (another marker is stored), `lease_lost`.
@@ -151,30 +153,30 @@ async def put_completion(
                 return True
             stored = await queries.completion(connection, attempt.attempt_id, process)
     if stored != (streams, summary):
-        raise ProblemError(ProblemCode.CONFLICT, f"{process} has completed with another marker; it never changes.")
+        raise ProblemError(ProblemCode.CONFLICT, f"{process} has another completion marker, which cannot be changed.")
     return False
 
 
 async def read_chunk(
     engine: AsyncEngine, attempt_id: UUID, *, process: str, stream: StreamName, seq: int
 ) -> tuple[bytes, str]:
-    """A chunk's original bytes and their recorded digest.
+    """Return a chunk's original bytes and their recorded digest.
 
     Raises:
-        ProblemError: `not_found`, or `evidence_corrupt` when the bytes don't have their digest any more.
+        ProblemError: `not_found`, or `evidence_corrupt` if the bytes no longer match their digest.
     """
     async with engine.connect() as connection:
         found = await queries.chunk_body(connection, attempt_id, process, stream.value, seq)
     if found is None:
         raise ProblemError(
             ProblemCode.NOT_FOUND,
-            f"chunk {seq} of {process}/{stream.value} is not stored; GET …/streams lists what is.",
+            f"chunk {seq} of {process}/{stream.value} is not stored; GET …/streams lists the stored chunks.",
         )
     body, digest = found
     if hashlib.sha256(body).digest() != digest:
         raise ProblemError(
             ProblemCode.EVIDENCE_CORRUPT,
-            f"chunk {seq} of {process}/{stream.value} does not have its digest any more; restore the database.",
+            f"chunk {seq} of {process}/{stream.value} no longer matches its digest; restore the database.",
         )
     return body, digest.hex()
 
@@ -182,29 +184,29 @@ async def read_chunk(
 async def verify_manifest(
     connection: AsyncConnection, attempt_id: UUID, *, processes: Sequence[str], manifest: Sequence[StreamManifest]
 ) -> None:
-    """Compare what is stored with what the worker says there is, exactly.
+    """Compare the stored chunks with the worker's manifest, down to counts and digests.
 
     Raises:
-        ProblemError: `manifest_incomplete`, its member `missing` listing what to send again.
+        ProblemError: `manifest_incomplete`; its member `missing` lists the chunks to send again.
     """
     done = await queries.completions(connection, attempt_id)
     without_marker = [process for process in processes if process not in done]
     if without_marker:
         raise ProblemError(
             ProblemCode.MANIFEST_INCOMPLETE,
-            f"{', '.join(without_marker)} did not send a completion marker; PUT …/processes/<process>/completion.",
+            f"{', '.join(without_marker)} sent no completion marker; PUT …/processes/<process>/completion.",
         )
     stored = _by_stream(await queries.stored_chunks(connection, attempt_id))
     missing = [gap for one in manifest if (gap := _missing(one, stored.get((one.process, one.stream.value), [])))]
     if missing:
         raise ProblemError(
             ProblemCode.MANIFEST_INCOMPLETE,
-            f"{sum(len(gap.seqs) for gap in missing)} chunks are missing; send them and complete again.",
+            f"{sum(len(gap.seqs) for gap in missing)} chunks are missing; send them, then complete the attempt again.",
             members={"missing": [gap.model_dump(mode="json") for gap in missing]},
         )
     named = {(one.process, one.stream.value): one for one in manifest}
-    for place, chunks in stored.items():
-        one = named.get(place)
+    for key, chunks in stored.items():
+        one = named.get(key)
         if one is None or (len(chunks), sum(c.rows for c in chunks), sum(c.size for c in chunks)) != (
             one.chunks,
             one.rows,
@@ -212,20 +214,20 @@ async def verify_manifest(
         ):
             raise ProblemError(
                 ProblemCode.MANIFEST_INCOMPLETE,
-                f"the server holds other chunks of {place[0]}/{place[1]} than the manifest names; "
+                f"the stored chunks of {key[0]}/{key[1]} differ from the manifest; "
                 "build the manifest from GET …/streams.",
             )
         if digest_of_digests(chunk.sha256.hex() for chunk in chunks) != one.sha256:
             raise ProblemError(
                 ProblemCode.MANIFEST_INCOMPLETE,
-                f"the digest of {place[0]}/{place[1]} is not that of the stored chunks in order.",
+                f"the digest of {key[0]}/{key[1]} differs from that of the stored chunks in order.",
             )
 
 
 def _missing(one: StreamManifest, chunks: Iterable[StoredChunk]) -> MissingChunks | None:
-    held = {chunk.seq for chunk in chunks}
-    # Lazily: the manifest may name any number of chunks.
-    gaps = tuple(islice((seq for seq in range(one.chunks) if seq not in held), MAX_MISSING_LISTED))
+    stored = {chunk.seq for chunk in chunks}
+    # A generator, because a faulty manifest may name billions of chunks.
+    gaps = tuple(islice((seq for seq in range(one.chunks) if seq not in stored), MAX_MISSING_LISTED))
     return MissingChunks(process=one.process, stream=one.stream.value, seqs=gaps) if gaps else None
 
 

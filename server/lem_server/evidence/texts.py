@@ -1,4 +1,4 @@
-"""What PostgreSQL's text and jsonb can't hold is replaced visibly, so that no engine's words can block an attempt."""
+"""Replaces U+0000, which PostgreSQL's text and jsonb reject: an engine's message must not block an attempt."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pydantic.types import JsonValue
 
 
 def storable_text(text: str) -> str:
-    """The text with U+FFFD in place of U+0000."""
+    """Return the text with U+FFFD instead of U+0000."""
     return text.replace("\x00", "\N{REPLACEMENT CHARACTER}")
 
 
 def storable(values: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """A JSON object with the same done to every string in it, keys included."""
+    """Return a JSON object with every string in it replaced like that, keys included."""
     return {storable_text(key): _storable(value) for key, value in values.items()}
 
 

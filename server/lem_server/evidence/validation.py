@@ -1,4 +1,4 @@
-"""Whether a chunk's rows make sense on their own: pure, run in a thread, before anything is stored."""
+"""Checks the rows of a single chunk before it is stored. Pure; runs in a thread."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _TIME_COLUMN = {
 }
 
 _ORDERED = frozenset({StreamName.POWER, StreamName.HOST_POWER, StreamName.PHASES, StreamName.EVENTS})
-"""Written by one loop each, so their times never go back; requests and tokens interleave."""
+"""Streams that a single loop writes, so that their times never decrease; requests and tokens interleave."""
 
 
 class ChunkFacts(NamedTuple):
-    """What is stored beside a chunk's body."""
+    """The values that are stored with a chunk's body."""
 
     rows: int
     t_min_ns: int | None
@@ -36,23 +36,23 @@ def check_chunk(stream: StreamName, body: bytes) -> ChunkFacts:
 
     Raises:
         ChunkTooLarge: see `decode_chunk`.
-        ChunkError: the body or its values are wrong; says which.
+        ChunkError: the body or one of its values is invalid.
     """
     table = decode_chunk(stream, body)
     if table.num_rows == 0:
-        raise ChunkError("the chunk has no rows; send none instead.")
+        raise ChunkError("the chunk has no rows; do not send empty chunks.")
     times = table.column(_TIME_COLUMN[stream])
     bounds = pc.min_max(times).as_py()
     if bounds["min"] < 0:
-        raise ChunkError(f"column {_TIME_COLUMN[stream]} holds a negative time.")
-    if stream in _ORDERED and not _never_falls(times):
-        raise ChunkError(f"the times of stream {stream.value} go back; send its rows in order.")
+        raise ChunkError(f"column {_TIME_COLUMN[stream]} has a negative time.")
+    if stream in _ORDERED and not _is_ascending(times):
+        raise ChunkError(f"the times of stream {stream.value} decrease; send its rows in order.")
     if stream is StreamName.REQUESTS:
         _check_requests(table)
     return ChunkFacts(table.num_rows, bounds["min"], bounds["max"])
 
 
-def _never_falls(times: pa.ChunkedArray) -> bool:
+def _is_ascending(times: pa.ChunkedArray) -> bool:
     flat = times.combine_chunks()
     if len(flat) < 2:
         return True
@@ -67,7 +67,7 @@ def _check_requests(table: pa.Table) -> None:
     ):
         ordered = pc.all(pc.less_equal(table.column(earlier), table.column(later))).as_py()
         if ordered is False:
-            raise ChunkError(f"a request has its {later} before its {earlier}.")
+            raise ChunkError(f"the {later} of a request is before its {earlier}.")
     for name in ("prompt_tokens", "generated_tokens"):
         if pc.min(table.column(name)).as_py() < 0:
-            raise ChunkError(f"column {name} holds a negative count.")
+            raise ChunkError(f"column {name} has a negative count.")

@@ -1,1 +1,1 @@
-"""Runs: reading them, cancelling them, and who may move them from state to state."""
+"""Runs: queueing, reading, cancelling and retrying them, and the actor of their transitions."""

@@ -1,4 +1,4 @@
-"""SQL that changes runs: queueing in bulk, cancelling, pausing, trying again. The log is the database's own doing."""
+"""SQL that changes runs: insert, cancel, pause, retry. A trigger of the database writes the log of transitions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _INSERT = text("""
 async def insert(
     connection: AsyncConnection, runs: Sequence[NewRun], *, campaign_id: UUID, priority: int, retries: int, losses: int
 ) -> None:
-    """Queue runs with one statement."""
+    """Insert queued runs with one statement."""
     await connection.execute(
         _INSERT,
         {
@@ -52,7 +52,7 @@ async def insert(
             "positions": [run.position for run in runs],
             "backends": [run.backend for run in runs],
             "device_counts": [run.device_count for run in runs],
-            # No UUID holds a comma.
+            # unnest flattens arrays of arrays, so each list is one text; a UUID contains no comma.
             "device_uuids": [",".join(run.device_uuids) or None for run in runs],
             "device_likes": [run.device_like for run in runs],
         },
@@ -60,15 +60,16 @@ async def insert(
 
 
 async def lock_run(connection: AsyncConnection, run_id: UUID) -> str | None:
-    """Lock a run against every other change of its state; its state, or None when there is no such run."""
+    """Lock a run against other changes of its state; return its state, or None if it does not exist."""
     state: str | None = (
         await connection.execute(text("SELECT state FROM runs WHERE id = :id FOR NO KEY UPDATE"), {"id": run_id})
     ).scalar_one_or_none()
     return state
 
 
-# Index ix_runs_campaign_id_state. A run that is just being queued again is waited for here, so that no statement
-# after this one can overlook it.
+# Index ix_runs_campaign_id_state. Includes failed and interrupted runs, so that this statement waits for a transaction
+# that is queueing one again: no later statement can miss it. In the order of ids, so that two transactions that lock
+# the runs of a campaign cannot deadlock.
 _LOCK_OPEN = text("""
     SELECT id FROM runs
      WHERE campaign_id = :campaign_id AND state IN ('queued', 'initialised', 'running', 'failed', 'interrupted')
@@ -78,7 +79,7 @@ _LOCK_OPEN = text("""
 
 
 async def lock_open_runs(connection: AsyncConnection, campaign_id: UUID) -> list[UUID]:
-    """Lock every run of a campaign that could still move, in the order of their ids."""
+    """Lock every run of a campaign whose state can still change."""
     return list((await connection.execute(_LOCK_OPEN, {"campaign_id": campaign_id})).scalars())
 
 
@@ -92,21 +93,21 @@ _REQUEST_CANCEL = text("""
      WHERE id = ANY(:ids) AND state IN ('initialised', 'running') AND cancel_requested_at IS NULL
 """).bindparams(bindparam("ids", type_=_UUIDS))
 
-# Index uq_leases_run_id. The order of locks is that of the lease protocol: runs first, then leases.
+# Index uq_leases_run_id. After the runs, as the lock order of the lease protocol requires.
 _CANCEL_LEASES = text("""
     UPDATE leases SET cancel = true WHERE run_id = ANY(:ids) AND NOT cancel
 """).bindparams(bindparam("ids", type_=_UUIDS))
 
 
 async def cancel(connection: AsyncConnection, run_ids: Sequence[UUID], *, message: str) -> None:
-    """Cancel those of the locked runs that wait, and ask the workers of those that are live."""
+    """Cancel the waiting runs among the locked ones, and ask the workers of the live ones to stop."""
     ids = list(run_ids)
     await connection.execute(_CANCEL_WAITING, {"ids": ids, "message": message})
     await connection.execute(_REQUEST_CANCEL, {"ids": ids})
     await connection.execute(_CANCEL_LEASES, {"ids": ids})
 
 
-# Index ix_runs_campaign_id_state. The campaign is locked, so none of its failed runs is being queued again.
+# Index ix_runs_campaign_id_state. The campaign is locked, so no retry is queueing its failed runs.
 _CANCEL_AFTER_FAILURE = text("""
     UPDATE runs r
        SET state = 'cancelled', reason = 'fail_fast',
@@ -118,45 +119,44 @@ _CANCEL_AFTER_FAILURE = text("""
 
 
 async def cancel_after_failure(connection: AsyncConnection, campaign_id: UUID, run_ids: Sequence[UUID]) -> int:
-    """Cancel those of the locked runs that are queued, if one of the campaign has failed; how many."""
+    """Cancel the queued runs among the locked ones if a run of the campaign failed; return their number."""
     done = await connection.execute(_CANCEL_AFTER_FAILURE, {"campaign_id": campaign_id, "ids": list(run_ids)})
     return done.rowcount
 
 
 async def campaign_of(connection: AsyncConnection, run_id: UUID) -> UUID | None:
-    """The campaign of a run."""
+    """Return the campaign of a run."""
     found: UUID | None = (
         await connection.execute(text("SELECT campaign_id FROM runs WHERE id = :id"), {"id": run_id})
     ).scalar_one_or_none()
     return found
 
 
-# Budgets are the campaign's again: a user's retry is a new beginning. Index ix_runs_campaign_id_state where all of a
-# campaign are meant.
+# A user's retry resets the budgets to those of the campaign. Index ix_runs_campaign_id_state for a whole campaign.
 _RETRY = """
     UPDATE runs r
        SET state = 'queued', reason = NULL, message = :message, cancel_requested_at = NULL, not_before = now(),
            retries_left = (c.spec -> 'execution' ->> 'retries')::smallint, losses_left = :losses
       FROM campaigns c
-     WHERE c.id = r.campaign_id AND r.state IN ('failed', 'interrupted') AND {whose}
+     WHERE c.id = r.campaign_id AND r.state IN ('failed', 'interrupted') AND {which}
     RETURNING r.id, r.position
 """
-_RETRY_ONE = text(_RETRY.format(whose="r.id = :id"))
-_RETRY_ALL = text(_RETRY.format(whose="r.campaign_id = :id"))
+_RETRY_ONE = text(_RETRY.format(which="r.id = :id"))
+_RETRY_ALL = text(_RETRY.format(which="r.campaign_id = :id"))
 
 
 async def retry(connection: AsyncConnection, run_id: UUID, *, losses: int, message: str) -> None:
-    """Queue a run again if it failed or was interrupted."""
+    """Queue a failed or interrupted run again."""
     await connection.execute(_RETRY_ONE, {"id": run_id, "losses": losses, "message": message})
 
 
 async def retry_of_campaign(connection: AsyncConnection, campaign_id: UUID, *, losses: int, message: str) -> list[UUID]:
-    """Queue every run of a campaign again that failed or was interrupted; which ones, in order."""
+    """Queue every failed or interrupted run of a campaign again; return them in order."""
     rows = await connection.execute(_RETRY_ALL, {"id": campaign_id, "losses": losses, "message": message})
     return [row.id for row in sorted(rows, key=lambda row: row.position)]
 
 
-# The runs are locked before their leases, as everywhere.
+# The runs are locked before their leases, as the lock order requires.
 _LOCK_LIVE = text("""
     SELECT id FROM runs WHERE campaign_id = :id AND state IN ('initialised', 'running') ORDER BY id FOR NO KEY UPDATE
 """)
@@ -166,18 +166,18 @@ _PAUSE_LEASES = text("UPDATE leases SET pause = :pause WHERE run_id = ANY(:ids)"
 
 
 async def ask_for_pause(connection: AsyncConnection, campaign_id: UUID, *, pause: bool) -> None:
-    """Ask the workers of a campaign's live runs to hand them back, or take that back."""
+    """Ask the workers of a campaign's live runs to hand them back, or withdraw that."""
     ids = list((await connection.execute(_LOCK_LIVE, {"id": campaign_id})).scalars())
     await connection.execute(_PAUSE_LEASES, {"ids": ids, "pause": pause})
 
 
-# Index ix_runs_campaign_id_state; the channel of the queue is lem_queue.
-_TELL_QUEUE = text("""
+# Index ix_runs_campaign_id_state. Waiting claims listen on lem_queue; PostgreSQL sends notifications at the commit.
+_NOTIFY_QUEUE = text("""
     SELECT pg_notify('lem_queue', backend)
       FROM (SELECT DISTINCT backend FROM runs WHERE campaign_id = :id AND state = 'queued') waiting
 """)
 
 
-async def tell_queue(connection: AsyncConnection, campaign_id: UUID) -> None:
-    """Wake the claims that wait for what a campaign has queued, once this transaction is committed."""
-    await connection.execute(_TELL_QUEUE, {"id": campaign_id})
+async def notify_queue(connection: AsyncConnection, campaign_id: UUID) -> None:
+    """Wake the claims that wait for runs of these backends, once this transaction is committed."""
+    await connection.execute(_NOTIFY_QUEUE, {"id": campaign_id})

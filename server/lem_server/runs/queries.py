@@ -1,4 +1,4 @@
-"""SQL that reads runs and what their logs say."""
+"""SQL that reads runs, their transitions, their lease events and their output."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 
-class RunRow(NamedTuple):
-    """A run as lists show it."""
+class ListedRun(NamedTuple):
+    """A run as it is shown."""
 
     id: UUID
     campaign_id: UUID
@@ -31,15 +31,15 @@ class RunRow(NamedTuple):
     progress: dict[str, Any] | None
 
 
-class Place(NamedTuple):
-    """A run's place in the order of all runs: campaigns by age, within one the queue's order."""
+class QueuePosition(NamedTuple):
+    """The sort key of runs: campaigns by age, the runs of one in the order of its queue."""
 
     campaign_id: UUID
     position: int
 
 
-class TransitionRow(NamedTuple):
-    """One entry of a run's log."""
+class RecordedTransition(NamedTuple):
+    """One entry of a run's log of transitions."""
 
     id: int
     source: str | None
@@ -52,7 +52,7 @@ class TransitionRow(NamedTuple):
     attempt_id: UUID | None
 
 
-class LeaseEventRow(NamedTuple):
+class RecordedLeaseEvent(NamedTuple):
     """One entry of the log of leases."""
 
     id: int
@@ -62,15 +62,15 @@ class LeaseEventRow(NamedTuple):
     silent_s: float
 
 
-class LogPlace(NamedTuple):
-    """A piece of output's place among all of a run's."""
+class LogPosition(NamedTuple):
+    """The sort key of the output of a run; `number` is that of the attempt."""
 
     number: int
     process: str
     seq: int
 
 
-class LogRow(NamedTuple):
+class StoredLog(NamedTuple):
     """A piece of a process's output."""
 
     number: int
@@ -90,8 +90,9 @@ _SELECT_RUNS = """
       LEFT JOIN leases l ON l.run_id = r.id
 """
 
-# Index uq_runs_campaign_id_position gives the order, with and without a campaign; uq_leases_run_id the progress. Of one
-# campaign the position alone is compared: a comparison of pairs would not tell the index where to begin.
+# Index uq_runs_campaign_id_position gives the order, with and without a campaign; uq_leases_run_id finds the progress.
+# Within one campaign only the position is compared, because a comparison of pairs would not give the index scan its
+# starting point.
 _LIST = """
      WHERE {conditions}
      ORDER BY r.campaign_id, r.position
@@ -100,13 +101,13 @@ _LIST = """
 _AFTER = "(r.campaign_id, r.position) > (:after_campaign, :after_position)"
 _OF_CAMPAIGN = "r.campaign_id = :campaign_id AND r.position > :after_position"
 _IN_STATE = "r.state = :state"
-_FIRST = Place(UUID(int=0), -1)
+_FIRST = QueuePosition(UUID(int=0), -1)
 
 
 async def list_runs(
-    connection: AsyncConnection, *, campaign_id: UUID | None, state: str | None, after: Place | None, limit: int
-) -> list[RunRow]:
-    """Runs in the order they were queued in."""
+    connection: AsyncConnection, *, campaign_id: UUID | None, state: str | None, after: QueuePosition | None, limit: int
+) -> list[ListedRun]:
+    """Return runs in the order of the queue."""
     after = after or _FIRST
     parameters: dict[str, object] = {"limit": limit}
     if campaign_id is None:
@@ -122,17 +123,17 @@ async def list_runs(
         conditions.append(_IN_STATE)
         parameters["state"] = state
     rows = await connection.execute(text(_SELECT_RUNS + _LIST.format(conditions=" AND ".join(conditions))), parameters)
-    return [RunRow(*row) for row in rows]
+    return [ListedRun(*row) for row in rows]
 
 
 # The runs' primary key.
 _GET = text(_SELECT_RUNS + " WHERE r.id = :id")
 
 
-async def get_run(connection: AsyncConnection, run_id: UUID) -> RunRow | None:
-    """One run."""
+async def get_run(connection: AsyncConnection, run_id: UUID) -> ListedRun | None:
+    """Return one run."""
     row = (await connection.execute(_GET, {"id": run_id})).one_or_none()
-    return None if row is None else RunRow(*row)
+    return None if row is None else ListedRun(*row)
 
 
 _LEASE_EVENTS = text("""
@@ -143,10 +144,10 @@ _LEASE_EVENTS = text("""
 
 async def list_lease_events(
     connection: AsyncConnection, run_id: UUID, *, after: int, limit: int
-) -> list[LeaseEventRow]:
-    """What happened to the leases of a run's attempts. Index ix_lease_events_run_id."""
+) -> list[RecordedLeaseEvent]:
+    """Return the events of the leases of a run's attempts (index ix_lease_events_run_id)."""
     rows = await connection.execute(_LEASE_EVENTS, {"run_id": run_id, "after": after, "limit": limit})
-    return [LeaseEventRow(*row) for row in rows]
+    return [RecordedLeaseEvent(*row) for row in rows]
 
 
 # Index ix_run_transitions_run_id.
@@ -159,10 +160,12 @@ _LIST_TRANSITIONS = text("""
 """)
 
 
-async def list_transitions(connection: AsyncConnection, run_id: UUID, *, after: int, limit: int) -> list[TransitionRow]:
-    """A run's log. One run's entries are made under its row's lock, so their ids are in the order of events."""
+async def list_transitions(
+    connection: AsyncConnection, run_id: UUID, *, after: int, limit: int
+) -> list[RecordedTransition]:
+    """Return a run's transitions. They are written under the lock of its row, so their ids are in order of time."""
     rows = await connection.execute(_LIST_TRANSITIONS, {"run_id": run_id, "after": after, "limit": limit})
-    return [TransitionRow(*row) for row in rows]
+    return [RecordedTransition(*row) for row in rows]
 
 
 # Index uq_attempts_run_id_number, then the logs' primary key.
@@ -179,10 +182,10 @@ _LIST_LOGS = text("""
 
 
 async def list_logs(
-    connection: AsyncConnection, run_id: UUID, *, process: str | None, after: LogPlace | None, limit: int
-) -> list[LogRow]:
-    """What the processes of a run's attempts wrote: attempt by attempt, process by process."""
-    after = after or LogPlace(0, "", -1)
+    connection: AsyncConnection, run_id: UUID, *, process: str | None, after: LogPosition | None, limit: int
+) -> list[StoredLog]:
+    """Return the output of the processes of a run, in the order of attempts and processes."""
+    after = after or LogPosition(0, "", -1)
     rows = await connection.execute(
         _LIST_LOGS,
         {
@@ -194,4 +197,4 @@ async def list_logs(
             "limit": limit,
         },
     )
-    return [LogRow(*row) for row in rows]
+    return [StoredLog(*row) for row in rows]

@@ -21,13 +21,13 @@ from lem_server.http.paging import Cursor, Int4, Int8, Limit, decode_cursor, enc
 from lem_server.http.path_ids import RunPath
 from lem_server.http.problems import problem_responses
 from lem_server.runs import service
-from lem_server.runs.queries import LogPlace, Place
+from lem_server.runs.queries import LogPosition, QueuePosition
 from lem_server.runs.service import RunFilter
 
 router = APIRouter(prefix="/api/v1", tags=["runs"])
 
-_PLACE: TypeAdapter[tuple[UUID, Int4]] = TypeAdapter(tuple[UUID, Int4])
-_LOG_PLACE: TypeAdapter[tuple[Int4, ProcessName, Int4]] = TypeAdapter(tuple[Int4, ProcessName, Int4])
+_POSITION: TypeAdapter[tuple[UUID, Int4]] = TypeAdapter(tuple[UUID, Int4])
+_LOG_POSITION: TypeAdapter[tuple[Int4, ProcessName, Int4]] = TypeAdapter(tuple[Int4, ProcessName, Int4])
 _ENTRY: TypeAdapter[tuple[Int8]] = TypeAdapter(tuple[Int8])
 
 _LIST = problem_responses(ProblemCode.BAD_REQUEST)
@@ -43,24 +43,24 @@ async def list_runs(
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> Page[RunView]:
-    """Runs in the order they were queued in: campaigns by age, within one its own order."""
+    """List runs in the order of the queue: campaigns by age, the runs of one in its order."""
     wanted = RunFilter(None if campaign_id is None else parse_id(IdKind.CAMPAIGN, campaign_id), state)
-    after = decode_cursor("runs", cursor, _PLACE)
+    after = decode_cursor("runs", cursor, _POSITION)
     items, following = await service.list_runs(
-        context.engine, wanted, after=None if after is None else Place(*after), limit=limit
+        context.engine, wanted, after=None if after is None else QueuePosition(*after), limit=limit
     )
     return Page(items=items, next=None if following is None else encode_cursor("runs", following))
 
 
 @router.get("/runs/{run_id}", responses=_ONE, openapi_extra=requires(Scope.READ))
 async def get_run(context: Context, run_id: RunPath) -> RunView:
-    """One run, with what it is doing while a worker is busy with it."""
+    """Return one run, with its progress while it is live."""
     return await service.get_run(context.engine, run_id)
 
 
 @router.post("/runs/{run_id}:cancel", responses=_ONE, openapi_extra=requires(Scope.SUBMIT))
 async def cancel_run(context: Context, principal: CurrentPrincipal, run_id: RunPath) -> RunView:
-    """Cancel a queued run at once; a live one's worker stops it with its next beat. One that ended stays as it is."""
+    """Cancel a queued run at once. A live one is stopped after its worker's next heartbeat; an ended one stays."""
     return await service.cancel_run(context.engine, run_id, cancelled_by=principal.name)
 
 
@@ -68,7 +68,7 @@ async def cancel_run(context: Context, principal: CurrentPrincipal, run_id: RunP
 async def list_run_transitions(
     context: Context, run_id: RunPath, limit: Limit = 100, cursor: Cursor = None
 ) -> Page[TransitionView]:
-    """Every change of the run's state, the oldest first: who, when, why."""
+    """List every transition of the run with its actor, time and reason, the oldest first."""
     (after,) = decode_cursor("transitions", cursor, _ENTRY) or (0,)
     items, following = await service.list_transitions(context.engine, run_id, after=after, limit=limit)
     return Page(items=items, next=None if following is None else encode_cursor("transitions", (following,)))
@@ -78,7 +78,7 @@ async def list_run_transitions(
 async def list_run_lease_events(
     context: Context, run_id: RunPath, limit: Limit = 100, cursor: Cursor = None
 ) -> Page[LeaseEventView]:
-    """When the leases of the run's attempts became suspect, and when they recovered, the oldest first."""
+    """List when the leases of the run's attempts became suspect or recovered, the oldest first."""
     (after,) = decode_cursor("lease_events", cursor, _ENTRY) or (0,)
     items, following = await service.list_lease_events(context.engine, run_id, after=after, limit=limit)
     return Page(items=items, next=None if following is None else encode_cursor("lease_events", (following,)))
@@ -92,9 +92,9 @@ async def list_run_logs(
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> Page[LogChunk]:
-    """What the run's processes wrote: attempt by attempt, process by process, in order."""
-    after = decode_cursor("logs", cursor, _LOG_PLACE)
+    """List the output of the run's processes, in the order of attempts and processes."""
+    after = decode_cursor("logs", cursor, _LOG_POSITION)
     items, following = await service.list_logs(
-        context.engine, run_id, process=process, after=None if after is None else LogPlace(*after), limit=limit
+        context.engine, run_id, process=process, after=None if after is None else LogPosition(*after), limit=limit
     )
     return Page(items=items, next=None if following is None else encode_cursor("logs", following))

@@ -1,4 +1,4 @@
-"""What can be asked of runs and their attempts, and how users cancel, pause and retry them."""
+"""Queueing, reading, cancelling, pausing and retrying runs."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from lem_domain.wire.runs import (
 from lem_server.http.problems import ProblemError, not_found
 from lem_server.runs import change_queries, queries
 from lem_server.runs.new_run import LOSSES_PER_RUN, NewRun
-from lem_server.runs.queries import LogPlace, Place
+from lem_server.runs.queries import LogPosition, QueuePosition
 from lem_server.runs.transitions import set_actor
 
-INSERT_AT_ONCE = 10_000
-"""Runs per statement: large enough that the statements don't count, small enough for the memory."""
+RUNS_PER_INSERT = 10_000
+"""Large enough that the number of statements is negligible, small enough for the memory of one."""
 
 
 class RunFilter(NamedTuple):
-    """Which runs a list shows; None shows all."""
+    """The filter of a list of runs; None matches all."""
 
     campaign_id: UUID | None = None
     state: RunState | None = None
@@ -45,12 +45,12 @@ async def queue_runs(
     retries: int,
     submitted_by: str,
 ) -> None:
-    """Queue the runs of a new campaign within its transaction."""
+    """Queue the runs of a new campaign in the transaction that creates it."""
     await set_actor(connection, ActorKind.USER, submitted_by)
-    for first in range(0, len(runs), INSERT_AT_ONCE):
+    for first in range(0, len(runs), RUNS_PER_INSERT):
         await change_queries.insert(
             connection,
-            runs[first : first + INSERT_AT_ONCE],
+            runs[first : first + RUNS_PER_INSERT],
             campaign_id=campaign_id,
             priority=priority,
             retries=retries,
@@ -59,20 +59,20 @@ async def queue_runs(
 
 
 async def list_runs(
-    engine: AsyncEngine, wanted: RunFilter, *, after: Place | None, limit: int
-) -> tuple[tuple[RunView, ...], Place | None]:
-    """One page of runs in the order they were queued in, and where the next one begins."""
+    engine: AsyncEngine, wanted: RunFilter, *, after: QueuePosition | None, limit: int
+) -> tuple[tuple[RunView, ...], QueuePosition | None]:
+    """Return one page of runs in the order of the queue, and the key after which the next page begins."""
     async with engine.connect() as connection:
         rows = await queries.list_runs(
             connection, campaign_id=wanted.campaign_id, state=wanted.state, after=after, limit=limit + 1
         )
     shown = rows[:limit]
-    following = Place(shown[-1].campaign_id, shown[-1].position) if len(rows) > limit else None
+    following = QueuePosition(shown[-1].campaign_id, shown[-1].position) if len(rows) > limit else None
     return tuple(_run(row) for row in shown), following
 
 
 async def get_run(engine: AsyncEngine, run_id: UUID) -> RunView:
-    """One run.
+    """Return one run.
 
     Raises:
         ProblemError: `not_found`.
@@ -95,7 +95,7 @@ async def require_run(connection: AsyncConnection, run_id: UUID) -> None:
 
 
 async def cancel_run(engine: AsyncEngine, run_id: UUID, *, cancelled_by: str) -> RunView:
-    """Cancel a queued run at once, and ask the worker of a live one to stop; one that ended stays as it is.
+    """Cancel a queued run at once, or ask the worker of a live run to stop it. An ended run is unchanged.
 
     Raises:
         ProblemError: `not_found`.
@@ -108,34 +108,34 @@ async def cancel_run(engine: AsyncEngine, run_id: UUID, *, cancelled_by: str) ->
 
 
 async def cancel_runs_of_campaign(connection: AsyncConnection, campaign_id: UUID, *, cancelled_by: str) -> None:
-    """Cancel every run of a campaign whose row this transaction has locked."""
+    """Cancel every open run of a campaign. The caller has locked the campaign's row."""
     await _cancel(connection, await change_queries.lock_open_runs(connection, campaign_id), cancelled_by)
 
 
 async def cancel_after_failure(connection: AsyncConnection, campaign_id: UUID) -> int:
-    """Cancel what a campaign has queued, if a run of it failed; its row is locked by this transaction. How many."""
+    """Cancel a campaign's queued runs if one of its runs failed; return their number. The campaign's row is locked."""
     run_ids = await change_queries.lock_open_runs(connection, campaign_id)
     await set_actor(connection, ActorKind.SERVER, "fail_fast")
     return await change_queries.cancel_after_failure(connection, campaign_id, run_ids)
 
 
 async def ask_campaign_to_pause(connection: AsyncConnection, campaign_id: UUID, *, pause: bool) -> None:
-    """Ask the workers of a campaign's live runs to hand them back, or not to; its row is locked by this transaction."""
+    """Ask the workers of a campaign's live runs to hand them back, or withdraw that. The campaign's row is locked."""
     await change_queries.ask_for_pause(connection, campaign_id, pause=pause)
 
 
 async def wake_claims(connection: AsyncConnection, campaign_id: UUID) -> None:
-    """Let claims look again at what a campaign has queued."""
-    await change_queries.tell_queue(connection, campaign_id)
+    """Wake waiting claims, because a campaign's queued runs may now be claimed."""
+    await change_queries.notify_queue(connection, campaign_id)
 
 
 async def retry_run(connection: AsyncConnection, run_id: UUID, *, retried_by: str) -> RunView:
-    """Queue a failed or interrupted run again, with fresh budgets; one that is queued or live already stays as it is.
+    """Queue a failed or interrupted run again with full budgets. A queued or live run is unchanged.
 
-    Whoever calls it has locked the run's campaign.
+    The caller has locked the run's campaign.
 
     Raises:
-        ProblemError: `not_found`, or `conflict` when the run has a result or was cancelled.
+        ProblemError: `not_found`, or `conflict` if the run has a result or was cancelled.
     """
     state = await change_queries.lock_run(connection, run_id)
     if state is None:
@@ -143,7 +143,7 @@ async def retry_run(connection: AsyncConnection, run_id: UUID, *, retried_by: st
     if state in (RunState.COMPLETED, RunState.AGGREGATED, RunState.CANCELLED):
         raise ProblemError(
             ProblemCode.CONFLICT,
-            f"the run is {state} and stays so; submit its configuration again to measure it once more.",
+            f"the run is {state}, which is final; submit its configuration again to measure it again.",
         )
     await set_actor(connection, ActorKind.USER, retried_by)
     await change_queries.retry(connection, run_id, losses=LOSSES_PER_RUN, message=f"queued again by {retried_by}")
@@ -154,9 +154,9 @@ async def retry_run(connection: AsyncConnection, run_id: UUID, *, retried_by: st
 
 
 async def retry_runs_of_campaign(connection: AsyncConnection, campaign_id: UUID, *, retried_by: str) -> tuple[str, ...]:
-    """Queue every failed or interrupted run of a campaign again, with fresh budgets; which ones, in order.
+    """Queue every failed or interrupted run of a campaign again with full budgets; return them in order.
 
-    Whoever calls it has locked the campaign.
+    The caller has locked the campaign.
     """
     await set_actor(connection, ActorKind.USER, retried_by)
     retried = await change_queries.retry_of_campaign(
@@ -166,7 +166,7 @@ async def retry_runs_of_campaign(connection: AsyncConnection, campaign_id: UUID,
 
 
 async def campaign_of(connection: AsyncConnection, run_id: UUID) -> UUID:
-    """The campaign of a run.
+    """Return the campaign of a run.
 
     Raises:
         ProblemError: `not_found`.
@@ -180,7 +180,7 @@ async def campaign_of(connection: AsyncConnection, run_id: UUID) -> UUID:
 async def list_lease_events(
     engine: AsyncEngine, run_id: UUID, *, after: int, limit: int
 ) -> tuple[tuple[LeaseEventView, ...], int | None]:
-    """One page of the log of a run's leases, and the entry that the next one begins after.
+    """Return one page of the lease events of a run, and the entry after which the next page begins.
 
     Raises:
         ProblemError: `not_found`.
@@ -195,7 +195,7 @@ async def list_lease_events(
 async def list_transitions(
     engine: AsyncEngine, run_id: UUID, *, after: int, limit: int
 ) -> tuple[tuple[TransitionView, ...], int | None]:
-    """One page of a run's log, and the entry that the next one begins after.
+    """Return one page of a run's transitions, and the entry after which the next page begins.
 
     Raises:
         ProblemError: `not_found`.
@@ -208,9 +208,9 @@ async def list_transitions(
 
 
 async def list_logs(
-    engine: AsyncEngine, run_id: UUID, *, process: str | None, after: LogPlace | None, limit: int
-) -> tuple[tuple[LogChunk, ...], LogPlace | None]:
-    """One page of what the processes of a run wrote, and where the next one begins.
+    engine: AsyncEngine, run_id: UUID, *, process: str | None, after: LogPosition | None, limit: int
+) -> tuple[tuple[LogChunk, ...], LogPosition | None]:
+    """Return one page of the output of a run's processes, and the key after which the next page begins.
 
     Raises:
         ProblemError: `not_found`.
@@ -219,7 +219,7 @@ async def list_logs(
         await require_run(connection, run_id)
         rows = await queries.list_logs(connection, run_id, process=process, after=after, limit=limit + 1)
     shown = rows[:limit]
-    following = LogPlace(shown[-1].number, shown[-1].process, shown[-1].seq) if len(rows) > limit else None
+    following = LogPosition(shown[-1].number, shown[-1].process, shown[-1].seq) if len(rows) > limit else None
     return tuple(_log(row) for row in shown), following
 
 
@@ -228,7 +228,7 @@ async def _cancel(connection: AsyncConnection, run_ids: Sequence[UUID], cancelle
     await change_queries.cancel(connection, run_ids, message=f"cancelled by {cancelled_by}")
 
 
-def _run(row: queries.RunRow) -> RunView:
+def _run(row: queries.ListedRun) -> RunView:
     return RunView(
         id=format_id(IdKind.RUN, row.id),
         campaign_id=format_id(IdKind.CAMPAIGN, row.campaign_id),
@@ -249,7 +249,7 @@ def _run(row: queries.RunRow) -> RunView:
     )
 
 
-def _transition(row: queries.TransitionRow) -> TransitionView:
+def _transition(row: queries.RecordedTransition) -> TransitionView:
     return TransitionView(
         source=None if row.source is None else RunState(row.source),
         target=RunState(row.target),
@@ -262,7 +262,7 @@ def _transition(row: queries.TransitionRow) -> TransitionView:
     )
 
 
-def _lease_event(row: queries.LeaseEventRow) -> LeaseEventView:
+def _lease_event(row: queries.RecordedLeaseEvent) -> LeaseEventView:
     return LeaseEventView(
         attempt_id=format_id(IdKind.ATTEMPT, row.attempt_id),
         kind=LeaseEventKind(row.kind),
@@ -271,7 +271,7 @@ def _lease_event(row: queries.LeaseEventRow) -> LeaseEventView:
     )
 
 
-def _log(row: queries.LogRow) -> LogChunk:
+def _log(row: queries.StoredLog) -> LogChunk:
     return LogChunk(
         attempt_id=format_id(IdKind.ATTEMPT, row.attempt_id),
         process=row.process,

@@ -202,11 +202,11 @@ def first_token_before_the_arrival() -> MadeChunk:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (backwards, "go back"),
+        (backwards, "in order"),
         (negative_time, "negative time"),
         (no_rows, "no rows"),
-        (last_token_before_the_first, "last_token_ns before its first_token_ns"),
-        (first_token_before_the_arrival, "first_token_ns before its arrival_ns"),
+        (last_token_before_the_first, "last_token_ns"),
+        (first_token_before_the_arrival, "arrival_ns"),
     ],
 )
 async def test_rows_that_cannot_be_true_are_refused(
