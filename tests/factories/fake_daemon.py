@@ -1,4 +1,4 @@
-"""`python -m factories.fake_daemon`: the real daemon over fake ranks, as a process that a test may kill."""
+"""`python -m factories.fake_daemon`: the real daemon with fake ranks and sampler, as a process that a test may kill."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ FAKES = ProcessModules(rank="factories.fake_rank", sampler="factories.fake_sampl
 
 
 def spooled(state: Path) -> list[str]:
-    """The attempts in a worker's spool."""
+    """Names of the attempts in a worker's spool."""
     return [path.name for path in (state / "spool").iterdir()]
 
 
 async def nothing_lives_of(attempt: str) -> bool:
-    """Whether no process bears the attempt's name; what does is killed."""
+    """Whether no process of the attempt is alive; living ones are killed."""
     return await kill_leftovers([attempt]) == 0
 
 
 async def until(met: Callable[[], bool], *, within_s: float = 60) -> None:
-    """Wait for what other processes bring about."""
+    """Poll until a condition holds that other processes establish."""
     async with asyncio.timeout(within_s):
-        while not met():  # noqa: ASYNC110 - nothing here is told of it
+        while not met():  # noqa: ASYNC110 - no event reports it
             await asyncio.sleep(0.02)
 
 
 async def start_worker(server: FakeServer, state: Path, **settings: str) -> asyncio.subprocess.Process:
-    """A worker in a process of its own, which ends when there is nothing to do."""
+    """Start a worker as a subprocess that ends when no run is waiting."""
     environment = {
         "LEM_WORKER_BACKEND": "simulated",
         "LEM_SERVER": server.url,
@@ -55,7 +55,7 @@ async def start_worker(server: FakeServer, state: Path, **settings: str) -> asyn
 
 
 async def killed_worker(server: FakeServer, state: Path, met: Callable[[], bool]) -> None:
-    """A worker in a process of its own that is killed when it is so far."""
+    """Run a worker as a subprocess and kill it when the condition holds."""
     process = await start_worker(server, state)
     try:
         await until(met)
@@ -65,7 +65,7 @@ async def killed_worker(server: FakeServer, state: Path, met: Callable[[], bool]
 
 
 async def main() -> None:
-    """Until it ends; the settings come from the environment."""
+    """Run the daemon with settings from the environment."""
     modules = FAKES
     if os.environ.get("LEM_TEST_SAMPLER") == "real":
         modules = FAKES._replace(sampler=ProcessModules().sampler)

@@ -1,7 +1,7 @@
-"""`python -m factories.fake_rank JOB_FILE`: a rank that does what `LEM_TEST_RANK` says, over the real protocol.
+"""`python -m factories.fake_rank JOB_FILE`: a rank that behaves as `LEM_TEST_RANK` names, over the real protocol.
 
-`as_told`: what the configuration's model says. `gated`: what the real rank does, but at the point `LEM_TEST_GATE` it
-touches the file `LEM_TEST_REACHED` and waits until that is gone."""
+`as_told`: the behaviour that the configuration's model names. `gated`: the real rank, which creates the file
+`LEM_TEST_REACHED` at the point `LEM_TEST_GATE` and waits until the file is removed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REQUESTS = 4
 
 
 def main(job_file: str) -> int:
-    """The exit code."""
+    """Run the rank; returns the exit code."""
     die_with_parent()
     job = RankJob.model_validate_json(Path(job_file).read_bytes())
     act = os.environ.get("LEM_TEST_RANK", "measure")
@@ -93,7 +93,7 @@ def main(job_file: str) -> int:
 
 
 def put_gate(point: str) -> None:
-    """`load`, `warmup` and `measure` are reached in the backend, `sealing` when all is measured."""
+    """Make the rank wait once at `point`: `load`, `warmup`, `measure` or `sealing` (after the window)."""
     file = Path(os.environ["LEM_TEST_REACHED"])
     left = [point]
 
@@ -124,7 +124,7 @@ def put_gate(point: str) -> None:
 
 
 def leave_child() -> None:
-    """A daemon of its own: out of the group and the session, without a parent, deaf to SIGTERM."""
+    """Leave a child that is outside the group and the session, has no parent and ignores SIGTERM."""
     deaf, up = os.pipe()
     if os.fork() == 0:
         os.setsid()
@@ -139,7 +139,7 @@ def leave_child() -> None:
 
 
 def hang(control: ControlPipes) -> None:
-    """For ever, deaf to SIGTERM, with a child of the same kind outside of the group."""
+    """Hang and ignore SIGTERM, with a child outside the group that does the same."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     deaf = "import os, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.write(1, b'.'); signal.pause()"
     child = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE, start_new_session=True)

@@ -1,6 +1,7 @@
-"""`python -m factories.fake_sampler JOB_FILE`: samples twice; with `LEM_TEST_SAMPLER=die` once, and it dies; with
-`hang` it never seals; with `die_opening` and `hang_opening` it comes to no sample; with `no_parts` its baselines have a
-power and no device that has it."""
+"""`python -m factories.fake_sampler JOB_FILE`: a sampler that takes two samples.
+
+`LEM_TEST_SAMPLER` changes that: `die` ends it after one sample, `hang` before it seals its evidence, `die_opening` and
+`hang_opening` before its first sample; with `no_parts` its baselines have a total power and none of a device."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from lem_worker.process.spool import EvidenceWriter
 
 
 def main(job_file: str) -> int:
-    """The exit code."""
+    """Run the sampler; returns the exit code."""
     die_with_parent()
     if os.environ.get("LEM_TEST_SAMPLER") == "die_opening":
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -48,7 +49,7 @@ def main(job_file: str) -> int:
 
 
 def hang() -> None:
-    """As a driver's call that doesn't return, which no SIGTERM ends."""
+    """Hang and ignore SIGTERM, as in a driver call that does not return."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while True:
         signal.pause()

@@ -1,5 +1,5 @@
-"""`python -m factories.rank_in_trouble JOB_FILE`: the real rank on the real vLLM engine, which gets into the trouble
-that the experiment's `decoding.seed` names; any other seed is left alone."""
+"""`python -m factories.rank_in_trouble JOB_FILE`: the real rank on the real vLLM engine, with the fault that the
+experiment's `decoding.seed` names; with any other seed it has none."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""`python -m factories.rank_on_cpu JOB_FILE`: the real rank with a real engine, which computes on the CPU whatever was
-leased; nothing else of it differs. For GPUs that exist in a simulated NVML alone. What CUDA would have been shown goes
-to the file that LEM_TEST_CUDA_SAW names."""
+"""`python -m factories.rank_on_cpu JOB_FILE`: the real rank with a real engine that computes on the CPU, for GPUs that
+exist in a simulated NVML only. It writes CUDA_VISIBLE_DEVICES to the file that LEM_TEST_CUDA_SAW names."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A worker that does what a test tells it: the real protocol over the test's HTTP client, nothing measured.
+"""A scripted worker: the real protocol over the test's HTTP client, without a measurement.
 
-Every call returns the bare answer, so that a test can look at refusals too; the words that must go well for the story
-to go on (`claimed`, `held_attempt`, `whole_attempt`) check it.
+Calls return the raw answer, so that a test can examine refusals too. The methods for steps that must succeed (`ready`,
+`claimed`, `started`, `send`, `whole_attempt`) check it.
 """
 
 from __future__ import annotations
@@ -58,21 +58,21 @@ class FakeWorker:
     boot: UUID = field(default_factory=uuid4)
     protocol: int = PROTOCOL_VERSION
     names: dict[str, str] = field(default_factory=dict)
-    """Of devices, by UUID, where it matters."""
+    """Names of devices by UUID, where a test needs them."""
 
     def __post_init__(self) -> None:
         self.uuids = self.uuids or tuple(f"SIM-{uuid4().hex[:12]}" for _ in range(self.devices))
 
     @property
     def headers(self) -> dict[str, str]:
-        """Who writes."""
+        """The headers that identify the worker and its boot."""
         return {WORKER_HEADER: self.id, BOOT_HEADER: str(self.boot), PROTOCOL_HEADER: str(self.protocol)}
 
     def reboot(self) -> FakeWorker:
         """The same worker under a new boot, not registered yet."""
         return FakeWorker(self.api, self.backend, self.devices, self.uuids, self.id)
 
-    # --- of itself ----------------------------------------------------------------------------------------------------
+    # --- calls of the worker ------------------------------------------------------------------------------------------
 
     async def register(self) -> httpx.Response:
         """Announce this boot."""
@@ -94,7 +94,7 @@ class FakeWorker:
         devices: Sequence[str] | None = None,
         warm_c: float | None = None,
     ) -> httpx.Response:
-        """Ask for work; `warm_c` is how warm all its devices are."""
+        """Claim a run; `warm_c` is the temperature of all its devices."""
         return await self._post(
             f"/api/v1/workers/{self.id}/claims",
             claim_id=str(claim_id or uuid4()),
@@ -105,7 +105,7 @@ class FakeWorker:
         )
 
     async def beat(self, *attempts: str, progress: dict[str, Any] | None = None) -> httpx.Response:
-        """Beat for these attempts."""
+        """Send a heartbeat for these attempts."""
         return await self._post(
             f"/api/v1/workers/{self.id}/heartbeat",
             boot_id=str(self.boot),
@@ -113,13 +113,13 @@ class FakeWorker:
         )
 
     async def sign_off(self) -> httpx.Response:
-        """Leave."""
+        """Sign off."""
         return await self._post(f"/api/v1/workers/{self.id}:sign_off", boot_id=str(self.boot))
 
-    # --- of an attempt ------------------------------------------------------------------------------------------------
+    # --- calls of an attempt ------------------------------------------------------------------------------------------
 
     async def start(self, attempt: str) -> httpx.Response:
-        """The window may open."""
+        """Start an attempt."""
         return await self._post(
             f"/api/v1/attempts/{attempt}:start", environment=ENVIRONMENT, effective_config=EFFECTIVE_CONFIG
         )
@@ -179,7 +179,7 @@ class FakeWorker:
         """End an attempt without a result."""
         return await self._post(f"/api/v1/attempts/{attempt}:end", outcome=outcome, reason=reason, message=message)
 
-    # --- what has to go well ------------------------------------------------------------------------------------------
+    # --- steps that must succeed --------------------------------------------------------------------------------------
 
     async def ready(self) -> FakeWorker:
         """Register."""

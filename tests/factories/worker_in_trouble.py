@@ -1,5 +1,5 @@
-"""`python -m factories.worker_in_trouble run ...`: the real `lem-worker`, whose ranks get into the trouble that a run
-asks for (see `factories.rank_in_trouble`)."""
+"""`python -m factories.worker_in_trouble run ...`: the real `lem-worker`, whose ranks have the fault that a run
+names (see `factories.rank_in_trouble`)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""`python -m factories.worker_losing_chunks run ...`: the real `lem-worker`, whose ranks lose a chunk where the
-run's model asks for it (see `factories.rank_losing_chunk`)."""
+"""`python -m factories.worker_losing_chunks run ...`: the real `lem-worker`, whose ranks lose the chunk that
+the run's model names (see `factories.rank_losing_chunk`)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""`python -m factories.worker_without_gpu run ...`: the real `lem-worker`, whose ranks compute on the CPU whatever was
-leased. For GPUs that exist in a simulated NVML alone."""
+"""`python -m factories.worker_without_gpu run ...`: the real `lem-worker`, whose ranks compute on the CPU, for GPUs
+that exist in a simulated NVML only."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ from lem_domain.wire.workers import (
     WorkerView,
 )
 
-if TYPE_CHECKING:  # the beat process calls the server too, and needs no Arrow for it
+if TYPE_CHECKING:  # the heartbeat process imports this module, and Arrow would slow its start
     from lem_worker.process.spool import SpooledChunk
 
 logger = logging.getLogger(__name__)
@@ -142,8 +142,8 @@ class ServerApi:
             return Later.WAIT if "retry-after" in answer.headers else None
         return _read(Assignment, answer)
 
-    async def beat(self, request: Heartbeat) -> BeatAnswer:
-        """Renew leases; one try, because the next beat comes anyway.
+    async def heartbeat(self, request: Heartbeat) -> BeatAnswer:
+        """Renew leases; one try, because the next heartbeat follows anyway.
 
         Raises:
             httpx.HTTPError: the server did not answer.

@@ -82,7 +82,7 @@ class HeartbeatLoop:
         sent_at = self._last_sent = _now()
         attempts = tuple(AttemptBeat(attempt_id=name, progress=progress) for name, progress in self._attempts.items())
         try:
-            answer = await self._api.beat(Heartbeat(boot_id=self._start.boot_id, attempts=attempts))
+            answer = await self._api.heartbeat(Heartbeat(boot_id=self._start.boot_id, attempts=attempts))
         except httpx.HTTPError as error:
             logger.warning("a heartbeat got no answer: %s", str(error) or type(error).__name__)
             return
