@@ -12,17 +12,20 @@ _FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror", "-f
 
 
 def compiled(name: str, sources: Path, folder: Path, libraries: Sequence[str]) -> Path:
-    """The library of that file name from all C sources in a folder; compiled when they changed since, safely from many
-    tests, into a folder of its own below `folder`."""
+    """Compile all C sources of a folder into a library of that file name; return its path below `folder`.
+
+    The path contains a digest of sources and flags, so a change compiles a new one. Concurrent tests may compile the
+    same library: the rename at the end is atomic.
+    """
     flags = (*_FLAGS, *libraries)
     digest = hashlib.sha256(" ".join(flags).encode())
     for source in sorted(sources.glob("*.[ch]")):
         digest.update(source.read_bytes())
-    place = folder / f"{sources.name}-{digest.hexdigest()[:16]}"
-    library = place / name
+    target = folder / f"{sources.name}-{digest.hexdigest()[:16]}"
+    library = target / name
     if not library.exists():
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place) as scratch:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target) as scratch:
             made = Path(scratch) / name
             command = ["cc", *_FLAGS, "-o", str(made), *map(str, sorted(sources.glob("*.c"))), *libraries]
             ran = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -175,7 +175,7 @@ class SourceConformance:
 
 
 class FailingSource:
-    """A source that raises once it is told to."""
+    """A source that raises once `fails` is set."""
 
     fails = False
 

@@ -1,7 +1,7 @@
-/* What every NVML symbol begins with, and the types and codes of nvml.h, in the layouts that nvidia-ml-py declares.
+/* The common entry of all NVML symbols, and the types and codes of nvml.h, in the layouts that nvidia-ml-py declares.
  *
- * One function per symbol: it enters, which looks for the simulated errors and delays under the symbol's own name, and
- * then answers from the table of devices. */
+ * One function per symbol: it enters, which applies the simulated errors and delays of the symbol's name, and then
+ * answers from the table of devices. */
 #ifndef LEM_FAKE_NVML_CALLS_H
 #define LEM_FAKE_NVML_CALLS_H
 

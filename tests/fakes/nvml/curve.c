@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-/* The last point at or before, or -1. */
+/* Index of the last point at or before the time; -1 without one. */
 static int point_before(const struct curve *curve, double ms) {
     int i = curve->count - 1;
     while (i >= 0 && curve->points[i].ms > ms) i--;

@@ -1,4 +1,4 @@
-/* A quantity over time with its exact integral; curves.py is its twin. Time is in ms from the state's origin. */
+/* A quantity over time with its exact integral; curves.py is the same in Python. Times are in ms from the origin. */
 #ifndef LEM_FAKE_NVML_CURVE_H
 #define LEM_FAKE_NVML_CURVE_H
 
@@ -15,9 +15,9 @@ struct curve {
     double low, high, period_ms, high_ms; /* SAWTOOTH, BURST */
 };
 
-/* Before the origin a curve stands at its first value. */
+/* Before the origin a curve has its first value. */
 double curve_at(const struct curve *curve, double ms);
-/* From the origin; negative before it. */
+/* Integral from the origin; negative before it. */
 double curve_integral(const struct curve *curve, double ms);
 double curve_mean(const struct curve *curve, double begin_ms, double end_ms);
 

@@ -1,4 +1,4 @@
-"""Quantities over time, as the simulated NVML follows them, with their exact integrals (the twin of curve.c).
+"""Quantities over time with their exact integrals; curve.c computes the same in the simulated NVML.
 
 Time is in ms from an origin. A test writes `text()` into the state file and takes its ground truth from `integral`.
 """
@@ -12,51 +12,51 @@ from typing import Protocol
 
 
 class Curve(Protocol):
-    """A quantity over time; before its origin it stands at its first value."""
+    """A quantity over time; before the origin it has its first value."""
 
     def text(self) -> str:
-        """How the state file says it."""
+        """The curve in the state file's format."""
 
     def at(self, ms: float) -> float:
-        """Its value."""
+        """Value at a time."""
 
     def integral(self, ms: float) -> float:
-        """From the origin."""
+        """Integral from the origin to a time."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Holds each value from its time on, the first one before it too."""
+    """Constant between points; the first value also applies before its point."""
 
     points: tuple[tuple[float, float], ...]
 
     def text(self) -> str:
-        """How the state file says it."""
+        """The curve in the state file's format."""
         return f"steps {_listed(self.points)}"
 
     def at(self, ms: float) -> float:
-        """Its value."""
+        """Value at a time."""
         reached = [value for time, value in self.points if time <= max(ms, 0)]
         return reached[-1] if reached else self.points[0][1]
 
     def integral(self, ms: float) -> float:
-        """From the origin."""
+        """Integral from the origin to a time."""
         edges = _edges(self.points, ms)
         return math.fsum(self.at(begin) * (end - begin) for begin, end in pairwise(edges))
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Goes from point to point in straight lines, and is level outside of them."""
+    """Linear between points, constant outside of them."""
 
     points: tuple[tuple[float, float], ...]
 
     def text(self) -> str:
-        """How the state file says it."""
+        """The curve in the state file's format."""
         return f"trace {_listed(self.points)}"
 
     def at(self, ms: float) -> float:
-        """Its value."""
+        """Value at a time."""
         ms = max(ms, 0)
         if ms <= self.points[0][0]:
             return self.points[0][1]
@@ -66,29 +66,29 @@ class Trace:
         return self.points[-1][1]
 
     def integral(self, ms: float) -> float:
-        """From the origin."""
+        """Integral from the origin to a time."""
         edges = _edges(self.points, ms)
         return math.fsum((self.at(begin) + self.at(end)) / 2 * (end - begin) for begin, end in pairwise(edges))
 
 
 @dataclass(frozen=True)
 class Sawtooth:
-    """Rises from `low` to `high` in every period, and falls at once."""
+    """Rises from `low` to `high` in every period, then drops back."""
 
     low: float
     high: float
     period_ms: float
 
     def text(self) -> str:
-        """How the state file says it."""
+        """The curve in the state file's format."""
         return f"sawtooth {self.low} {self.high} {self.period_ms}"
 
     def at(self, ms: float) -> float:
-        """Its value."""
+        """Value at a time."""
         return self.low + (self.high - self.low) * (max(ms, 0) % self.period_ms) / self.period_ms
 
     def integral(self, ms: float) -> float:
-        """From the origin."""
+        """Integral from the origin to a time."""
         whole, phase = divmod(ms, self.period_ms)
         rise = self.high - self.low
         return self.low * ms + whole * rise * self.period_ms / 2 + rise * phase * phase / (2 * self.period_ms)
@@ -104,15 +104,15 @@ class Burst:
     high_ms: float
 
     def text(self) -> str:
-        """How the state file says it."""
+        """The curve in the state file's format."""
         return f"burst {self.low} {self.high} {self.period_ms} {self.high_ms}"
 
     def at(self, ms: float) -> float:
-        """Its value."""
+        """Value at a time."""
         return self.high if max(ms, 0) % self.period_ms < self.high_ms else self.low
 
     def integral(self, ms: float) -> float:
-        """From the origin."""
+        """Integral from the origin to a time."""
         whole, phase = divmod(ms, self.period_ms)
         return self.low * ms + (self.high - self.low) * (whole * self.high_ms + min(phase, self.high_ms))
 

@@ -1,4 +1,4 @@
-/* NVML's symbols for what a chip and its driver are. */
+/* NVML's symbols for facts of a chip and its driver. */
 #include "calls.h"
 
 #include <string.h>

@@ -1,44 +1,43 @@
-"""Builds the simulated NVML with the system's compiler, and writes the state file that tells it what to say.
+"""Builds the simulated NVML with the system's compiler, and writes the state file that it answers from.
 
-A line of the state file is one thing; places are GPUs (`0`) or MIG instances of them (`0.1`):
+A line of the state file describes one item; addresses are GPUs (`0`) or MIG instances of them (`0.1`):
 
     driver 580.65.06                            or: driver 580.65.06 cuda 13000
     device 0 uuid GPU-... name "NVIDIA H100" pci 00000000:1B:00.0 memory_total 85899345920 memory_used 524288000
     device 1 uuid GPU-... name "NVIDIA H100" mig yes memory_total ...
     device 1.0 uuid MIG-... name "NVIDIA H100 MIG 1g.10gb" gi 7 ci 0 memory_total ...
-    process 0 pid 4711 memory 1073741824        in memory_used as long as process 4711 lives
-    process 0 pid 4711 memory ... lingers_ms 500  and so long after its death
-    process 0 pid 4711 memory ... bound no      always there, whatever 4711 is here: a pid of another namespace
+    process 0 pid 4711 memory 1073741824        in memory_used while process 4711 lives
+    process 0 pid 4711 memory ... lingers_ms 500  and for 500 ms after its end
+    process 0 pid 4711 memory ... bound no      permanent: a pid of another namespace
     process 0 pid 4711 memory ... reported no   NVML lists the process and has no figure for it
     process 0 pid 4711 memory ... kind graphics listed as graphics (or mps), not as compute
-    error nvmlDeviceGetMemoryInfo 15            that symbol (any version of it) answers so, everywhere
+    error nvmlDeviceGetMemoryInfo 15            that symbol (any version of it) returns 15 everywhere
     error nvmlDeviceGetMemoryInfo 15 1          or on device 1 and its instances
     error nvmlDeviceGetMemoryInfo 15 1 call 3   only at the third such call of each process
     error nvmlDeviceGetFieldValues 3 1 field 186    not the call, but the status of that field in it
     delay nvmlDeviceGetMemoryInfo 500           that symbol takes half a second
 
-What changes with time does so in ms from the origin, and stands at its first value before it:
+Quantities over time are in ms from the origin; before it they have their first value:
 
     origin_ns 81234000000000                    on CLOCK_MONOTONIC
     power 0 constant 250                        W; a device without this line has neither power nor counter
     power 0 steps 0:100,5000:300                from 5 s on 300 W
-    power 0 trace 0:100,5000:300                in a straight line to there
-    power 0 sawtooth 100 300 2000               from 100 W to 300 W in 2 s, and again
+    power 0 trace 0:100,5000:300                linear to that point
+    power 0 sawtooth 100 300 2000               from 100 W to 300 W in 2 s, repeatedly
     power 0 burst 100 300 2000 200              300 W in the first 200 ms of every 2 s, else 100 W
     temperature 0 constant 41                   and so sm_clock, memory_clock, gpu_use, memory_use (these two together)
     throttle 0 steps 0:0,5000:4                 the bit mask of reasons
     sensor 0 period_ms 100 window_ms 25         a reading of power holds for 100 ms and is the mean of the 25 ms before
-    counter 0 period_ms 20 quantum_mj 100 base_mj 7     what the energy counter shows of the exact integral
+    counter 0 period_ms 20 quantum_mj 100 base_mj 7     how the energy counter rounds the exact integral
     counter 0 supported no                      there is none
     limits 0 enforced_w 300 current_w 300 default_w 350 min_w 100 max_w 400
     facts 0 vbios 96.00.74.00.01 compute 9.0 ecc yes persistence no sm_clock_max 1980 memory_clock_max 2619
-    facts 0 pcie_generation 5 pcie_width 16 nvlinks 18 nvlinks_up 17    what no line gives is not offered
+    facts 0 pcie_generation 5 pcie_width 16 nvlinks 18 nvlinks_up 17    facts without a line are not offered
     device 0 uuid ... gone_ms 5000              lost from then on, with its instances; or until back_ms
     process 0 pid 4711 ... from_ms 1000 until_ms 2000
 
-A MIG instance has the quantities that are given to its place, which for a real one are none. The file is read again at
-every call, so a test changes the machine by writing it anew. A line that is not understood makes every call fail and is
-printed.
+A MIG instance has the quantities of its own address; a real one has none. The file is read again at every call, so a
+test changes the machine by replacing it. An invalid line is printed and makes every call fail.
 """
 
 from __future__ import annotations
@@ -53,12 +52,12 @@ from fakes.compiled import compiled
 
 
 def built(folder: Path) -> Path:
-    """The folder in which `libnvidia-ml.so.1` lies, below this one."""
+    """Build the library below a folder; return the folder that contains `libnvidia-ml.so.1`."""
     return compiled("libnvidia-ml.so.1", Path(__file__).parent, folder, ("-lm",)).parent
 
 
 class SimulatedNvml:
-    """A machine's NVML: what is written is in force at the next call of whoever uses it."""
+    """The NVML of a simulated machine; a new state applies from the next call of any process that uses it."""
 
     def __init__(self, library: Path, state: Path) -> None:
         self._library = library
@@ -66,13 +65,13 @@ class SimulatedNvml:
         self.write()
 
     def write(self, *lines: str) -> None:
-        """Replace the machine; a reader sees the old one or the new one, never half of one."""
+        """Replace the state atomically: a reader sees the old one or the new one."""
         draft = self._state.with_suffix(".draft")
         draft.write_text("\n".join(("driver 580.65.06", *lines, "")))
         draft.replace(self._state)
 
     def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
-        """The environment of a process that is to find this NVML instead of the machine's."""
+        """Environment for a process that loads this NVML instead of the machine's."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("CUDA_")}
         return {
             **inherited,
@@ -82,7 +81,7 @@ class SimulatedNvml:
         }
 
     def python(self, script: str, more: Mapping[str, str] | None = None) -> str:
-        """What a Python process prints that finds this NVML; its errors are the test's."""
+        """Run Python with this NVML and return its output; a failure fails the test."""
         ran = subprocess.run(
             [sys.executable, "-c", script], env=self.environment(more), capture_output=True, text=True, check=False
         )

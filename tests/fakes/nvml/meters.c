@@ -51,7 +51,7 @@ enum {
     FI_POWER_CURRENT_LIMIT = 190,
 };
 
-/* When a thing that is renewed once a period was renewed last. */
+/* Time of the last update of a value with an update period. */
 static double newest_ms(const struct state *state, double period_ms) {
     double now_ms = state_now_ms(state);
     return period_ms > 0 ? floor(now_ms / period_ms) * period_ms : now_ms;
@@ -68,7 +68,7 @@ static nvmlReturn_t power_mw(
     return SUCCESS;
 }
 
-/* W over ms are mJ. */
+/* W times ms is mJ. */
 static nvmlReturn_t energy_mj(const struct state *state, const struct device *device, unsigned long long *millijoules) {
     const struct curve *power = &device->curve[POWER];
     const struct counter *counter = &device->counter;
@@ -103,12 +103,12 @@ nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t handle, unsigned *milliwatts) 
     return power_mw(state, device, AVERAGED_MS, milliwatts);
 }
 
-/* --- Fields: many values in one call, each with a status of its own. --- */
+/* --- Fields: many values in one call, each with its own status. --- */
 
 static nvmlReturn_t field_error(const struct state *state, const struct device *device, unsigned field) {
     for (int i = 0; i < state->rules; i++) {
         const struct rule *rule = &state->rule[i];
-        if (rule->field == field && within(device->place, rule->place) && rule_is_due(rule)) return rule->error;
+        if (rule->field == field && within(device->address, rule->address) && rule_is_due(rule)) return rule->error;
     }
     return SUCCESS;
 }

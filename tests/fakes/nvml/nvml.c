@@ -1,4 +1,4 @@
-/* NVML's symbols for devices, their memory and their processes; meters.c has those for power and what goes with it. */
+/* NVML's symbols for devices, their memory and their processes; meters.c has those for power and related readings. */
 #include "calls.h"
 
 #include <stdatomic.h>
@@ -38,40 +38,40 @@ static const unsigned NO_INSTANCE = ~0U;
 
 static atomic_int users;
 
-/* --- Handles: a number that says the place, so that they outlive every reading of the file. --- */
+/* --- Handles: a number that encodes the address, so that they stay valid when the file is read again. --- */
 
 static const uintptr_t HANDLE_MARK = 0x4e560000;
 
-static nvmlDevice_t handle_of(struct place place) {
-    return (nvmlDevice_t)(HANDLE_MARK | (uintptr_t)place.gpu << 8 | (uintptr_t)(place.instance + 1));
+static nvmlDevice_t handle_of(struct address address) {
+    return (nvmlDevice_t)(HANDLE_MARK | (uintptr_t)address.gpu << 8 | (uintptr_t)(address.instance + 1));
 }
 
-static bool place_of(nvmlDevice_t handle, struct place *place) {
+static bool address_of(nvmlDevice_t handle, struct address *address) {
     uintptr_t number = (uintptr_t)handle;
     if ((number & ~(uintptr_t)0xffff) != HANDLE_MARK) return false;
-    place->gpu = (int)(number >> 8 & 0xff);
-    place->instance = (int)(number & 0xff) - 1;
+    address->gpu = (int)(number >> 8 & 0xff);
+    address->instance = (int)(number & 0xff) - 1;
     return true;
 }
 
-static const struct device *find(const struct state *state, struct place place) {
+static const struct device *find(const struct state *state, struct address address) {
     for (int i = 0; i < state->devices; i++) {
-        if (same_place(state->device[i].place, place)) return &state->device[i];
+        if (same_address(state->device[i].address, address)) return &state->device[i];
     }
     return NULL;
 }
 
-/* --- Entering: what every call begins with. --- */
+/* --- Entry of every call. --- */
 
 static bool names(const char *rule, const char *symbol) {
     size_t length = strlen(rule);
     return strncmp(rule, symbol, length) == 0 && (symbol[length] == '\0' || strncmp(symbol + length, "_v", 2) == 0);
 }
 
-static nvmlReturn_t follow_rules(const struct state *state, const char *symbol, const struct place *place) {
+static nvmlReturn_t follow_rules(const struct state *state, const char *symbol, const struct address *address) {
     for (int i = 0; i < state->rules; i++) {
         const struct rule *rule = &state->rule[i];
-        bool here = place == NULL ? rule->place.gpu < 0 : rule->place.gpu >= 0 && within(*place, rule->place);
+        bool here = address == NULL ? rule->address.gpu < 0 : rule->address.gpu >= 0 && within(*address, rule->address);
         if (!here || rule->field != 0 || !names(rule->symbol, symbol) || !rule_is_due(rule)) continue;
         struct timespec delay = {(time_t)(rule->delay_ms / 1000), (long)(rule->delay_ms % 1000) * 1000000};
         nanosleep(&delay, NULL);
@@ -91,30 +91,30 @@ nvmlReturn_t enter(const char *symbol, const struct state **state) {
     return atomic_load(&users) > 0 ? load(symbol, state) : UNINITIALIZED;
 }
 
-/* An instance goes with its GPU. */
-static bool is_gone(const struct state *state, struct place place) {
-    const struct device *gpu = find(state, (struct place){place.gpu, -1});
+/* An instance is lost together with its GPU. */
+static bool is_gone(const struct state *state, struct address address) {
+    const struct device *gpu = find(state, (struct address){address.gpu, -1});
     if (gpu == NULL) return false;
     double now_ms = state_now_ms(state);
     return now_ms >= gpu->gone_ms && now_ms < gpu->back_ms;
 }
 
-static nvmlReturn_t enter_place(
-    const char *symbol, struct place place, nvmlReturn_t missing, const struct state **state,
+static nvmlReturn_t enter_address(
+    const char *symbol, struct address address, nvmlReturn_t missing, const struct state **state,
     const struct device **device) {
     nvmlReturn_t status = enter(symbol, state);
     if (status != SUCCESS) return status;
-    *device = find(*state, place);
+    *device = find(*state, address);
     if (*device == NULL) return missing;
-    if (is_gone(*state, place)) return GPU_IS_LOST;
-    return follow_rules(*state, symbol, &place);
+    if (is_gone(*state, address)) return GPU_IS_LOST;
+    return follow_rules(*state, symbol, &address);
 }
 
 nvmlReturn_t enter_device(
     const char *symbol, nvmlDevice_t handle, const struct state **state, const struct device **device) {
-    struct place place;
-    if (!place_of(handle, &place)) return atomic_load(&users) > 0 ? INVALID_ARGUMENT : UNINITIALIZED;
-    return enter_place(symbol, place, GPU_IS_LOST, state, device);
+    struct address address;
+    if (!address_of(handle, &address)) return atomic_load(&users) > 0 ? INVALID_ARGUMENT : UNINITIALIZED;
+    return enter_address(symbol, address, GPU_IS_LOST, state, device);
 }
 
 static nvmlReturn_t give_text(const char *text, char *buffer, unsigned length) {
@@ -172,16 +172,16 @@ nvmlReturn_t nvmlSystemGetDriverVersion(char *version, unsigned length) {
 nvmlReturn_t nvmlDeviceGetCount_v2(unsigned *count) {
     ENTER();
     *count = 0;
-    for (int i = 0; i < state->devices; i++) *count += state->device[i].place.instance < 0;
+    for (int i = 0; i < state->devices; i++) *count += state->device[i].address.instance < 0;
     return SUCCESS;
 }
 
 nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned index, nvmlDevice_t *handle) {
     const struct state *state;
     const struct device *device;
-    struct place place = {(int)index, -1};
-    nvmlReturn_t status = enter_place(__func__, place, INVALID_ARGUMENT, &state, &device);
-    if (status == SUCCESS) *handle = handle_of(place);
+    struct address address = {(int)index, -1};
+    nvmlReturn_t status = enter_address(__func__, address, INVALID_ARGUMENT, &state, &device);
+    if (status == SUCCESS) *handle = handle_of(address);
     return status;
 }
 
@@ -189,9 +189,9 @@ nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *handle) {
     ENTER();
     for (int i = 0; i < state->devices; i++) {
         if (strcmp(state->device[i].uuid, uuid) != 0) continue;
-        if (is_gone(state, state->device[i].place)) return GPU_IS_LOST;
-        status = follow_rules(state, __func__, &state->device[i].place);
-        if (status == SUCCESS) *handle = handle_of(state->device[i].place);
+        if (is_gone(state, state->device[i].address)) return GPU_IS_LOST;
+        status = follow_rules(state, __func__, &state->device[i].address);
+        if (status == SUCCESS) *handle = handle_of(state->device[i].address);
         return status;
     }
     return NOT_FOUND;
@@ -209,7 +209,7 @@ nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t handle, char *name, unsigned length)
 
 nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t handle, unsigned *index) {
     ENTER_DEVICE(handle);
-    *index = (unsigned)(device->place.instance < 0 ? device->place.gpu : device->place.instance);
+    *index = (unsigned)(device->address.instance < 0 ? device->address.gpu : device->address.instance);
     return SUCCESS;
 }
 
@@ -228,14 +228,14 @@ nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t handle, nvmlPciInfo_t *info) {
 
 /* --- Memory and the processes that hold it. --- */
 
-static unsigned long long memory_in_use(const struct state *state, struct place place) {
+static unsigned long long memory_in_use(const struct state *state, struct address address) {
     unsigned long long used = 0;
     for (int i = 0; i < state->devices; i++) {
-        if (within(state->device[i].place, place)) used += state->device[i].memory_used;
+        if (within(state->device[i].address, address)) used += state->device[i].memory_used;
     }
     for (int i = 0; i < state->processes; i++) {
         const struct process *process = &state->process[i];
-        if (within(process->place, place) && process_holds(state, process)) used += process->memory;
+        if (within(process->address, address) && process_holds(state, process)) used += process->memory;
     }
     return used;
 }
@@ -243,7 +243,7 @@ static unsigned long long memory_in_use(const struct state *state, struct place 
 nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t handle, nvmlMemory_t *memory) {
     ENTER_DEVICE(handle);
     memory->total = device->memory_total;
-    memory->used = memory_in_use(state, device->place) + device->memory_reserved;
+    memory->used = memory_in_use(state, device->address) + device->memory_reserved;
     memory->free = memory->total - memory->used;
     return SUCCESS;
 }
@@ -253,7 +253,7 @@ nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t handle, nvmlMemory_v2_t *me
     if (memory->version != MEMORY_V2) return ARGUMENT_VERSION_MISMATCH;
     memory->total = device->memory_total;
     memory->reserved = device->memory_reserved;
-    memory->used = memory_in_use(state, device->place);
+    memory->used = memory_in_use(state, device->address);
     memory->free = memory->total - memory->used - memory->reserved;
     return SUCCESS;
 }
@@ -264,7 +264,7 @@ static nvmlReturn_t list_processes(
     unsigned count = 0;
     for (int i = 0; i < state->processes; i++) {
         const struct process *process = &state->process[i];
-        if (process->kind == kind && within(process->place, device->place) && process_holds(state, process)) {
+        if (process->kind == kind && within(process->address, device->address) && process_holds(state, process)) {
             found[count++] = process;
         }
     }
@@ -274,7 +274,7 @@ static nvmlReturn_t list_processes(
     if (given < count) return INSUFFICIENT_SIZE;
     if (infos == NULL) return INVALID_ARGUMENT;
     for (unsigned i = 0; i < count; i++) {
-        const struct device *instance = found[i]->place.instance < 0 ? NULL : find(state, found[i]->place);
+        const struct device *instance = found[i]->address.instance < 0 ? NULL : find(state, found[i]->address);
         infos[i] = (nvmlProcessInfo_t){
             .pid = found[i]->pid,
             .used_gpu_memory = found[i]->reported ? found[i]->memory : NOT_AVAILABLE,
@@ -311,7 +311,7 @@ nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses_v3(
 
 nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t handle, unsigned *current, unsigned *pending) {
     ENTER_DEVICE(handle);
-    if (device->place.instance >= 0) return INVALID_ARGUMENT;
+    if (device->address.instance >= 0) return INVALID_ARGUMENT;
     if (!device->has_mig) return NOT_SUPPORTED;
     *current = *pending = device->mig_enabled;
     return SUCCESS;
@@ -319,44 +319,44 @@ nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t handle, unsigned *current, unsign
 
 nvmlReturn_t nvmlDeviceGetMaxMigDeviceCount(nvmlDevice_t handle, unsigned *count) {
     ENTER_DEVICE(handle);
-    *count = device->place.instance < 0 && device->has_mig ? device->mig_slots : 0;
+    *count = device->address.instance < 0 && device->has_mig ? device->mig_slots : 0;
     return SUCCESS;
 }
 
 nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t handle, unsigned index, nvmlDevice_t *instance) {
     ENTER_DEVICE(handle);
-    if (device->place.instance >= 0) return INVALID_ARGUMENT;
+    if (device->address.instance >= 0) return INVALID_ARGUMENT;
     if (!device->mig_enabled) return NOT_SUPPORTED;
     if (index >= device->mig_slots) return INVALID_ARGUMENT;
-    struct place place = {device->place.gpu, (int)index};
-    if (find(state, place) == NULL) return NOT_FOUND;
-    *instance = handle_of(place);
+    struct address address = {device->address.gpu, (int)index};
+    if (find(state, address) == NULL) return NOT_FOUND;
+    *instance = handle_of(address);
     return SUCCESS;
 }
 
 nvmlReturn_t nvmlDeviceIsMigDeviceHandle(nvmlDevice_t handle, unsigned *is_instance) {
     ENTER_DEVICE(handle);
-    *is_instance = device->place.instance >= 0;
+    *is_instance = device->address.instance >= 0;
     return SUCCESS;
 }
 
 nvmlReturn_t nvmlDeviceGetDeviceHandleFromMigDeviceHandle(nvmlDevice_t instance, nvmlDevice_t *handle) {
     ENTER_DEVICE(instance);
-    if (device->place.instance < 0) return INVALID_ARGUMENT;
-    *handle = handle_of((struct place){device->place.gpu, -1});
+    if (device->address.instance < 0) return INVALID_ARGUMENT;
+    *handle = handle_of((struct address){device->address.gpu, -1});
     return SUCCESS;
 }
 
 nvmlReturn_t nvmlDeviceGetGpuInstanceId(nvmlDevice_t handle, unsigned *id) {
     ENTER_DEVICE(handle);
-    if (device->place.instance < 0) return INVALID_ARGUMENT;
+    if (device->address.instance < 0) return INVALID_ARGUMENT;
     *id = device->gpu_instance;
     return SUCCESS;
 }
 
 nvmlReturn_t nvmlDeviceGetComputeInstanceId(nvmlDevice_t handle, unsigned *id) {
     ENTER_DEVICE(handle);
-    if (device->place.instance < 0) return INVALID_ARGUMENT;
+    if (device->address.instance < 0) return INVALID_ARGUMENT;
     *id = device->compute_instance;
     return SUCCESS;
 }

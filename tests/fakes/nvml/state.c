@@ -1,4 +1,4 @@
-/* Reads the state file: one thing a line, first a word that says what, then where, then pairs of key and value. */
+/* Reads the state file. A line has a keyword, an address, and pairs of key and value. */
 #include "state.h"
 
 #include <math.h>
@@ -13,7 +13,7 @@ enum { LINE = 65536 };
 
 static _Thread_local struct state current;
 
-/* The next word of a line, quotes taken off; NULL at its end. */
+/* The next word of a line, without quotes; NULL at its end. */
 static char *next_word(char **rest) {
     char *word = *rest + strspn(*rest, " \t\r\n");
     if (*word == '\0' || *word == '#') return NULL;
@@ -66,10 +66,10 @@ static bool to_flag(const char *value, bool *flag) {
     return *flag || strcmp(value, "no") == 0;
 }
 
-static bool to_place(const char *value, struct place *place) {
+static bool parse_address(const char *value, struct address *address) {
     char dot;
-    place->instance = -1;
-    int parts = value == NULL ? 0 : sscanf(value, "%d%c%d", &place->gpu, &dot, &place->instance);
+    address->instance = -1;
+    int parts = value == NULL ? 0 : sscanf(value, "%d%c%d", &address->gpu, &dot, &address->instance);
     return parts == 1 || (parts == 3 && dot == '.');
 }
 
@@ -117,7 +117,7 @@ static bool read_device(char *rest) {
     struct device *device = &current.device[current.devices++];
     *device = (struct device){
         .mig_slots = 7, .gone_ms = INFINITY, .back_ms = INFINITY, .counter = {.supported = true, .quantum_mj = 1}};
-    if (!to_place(next_word(&rest), &device->place)) return false;
+    if (!parse_address(next_word(&rest), &device->address)) return false;
     for (char *key, *value; (key = next_word(&rest)) != NULL;) {
         if ((value = next_word(&rest)) == NULL || !device_key(device, key, value)) return false;
     }
@@ -128,7 +128,7 @@ static bool read_process(char *rest) {
     if (current.processes == MAX_PROCESSES) return false;
     struct process *process = &current.process[current.processes++];
     *process = (struct process){.kind = COMPUTE, .reported = true, .bound = true, .until_ms = INFINITY};
-    if (!to_place(next_word(&rest), &process->place)) return false;
+    if (!parse_address(next_word(&rest), &process->address)) return false;
     for (char *key, *value; (key = next_word(&rest)) != NULL;) {
         if ((value = next_word(&rest)) == NULL || !process_key(process, key, value)) return false;
     }
@@ -144,7 +144,7 @@ static bool rule_key(struct rule *rule, const char *key, const char *value) {
 static bool read_rule(char *rest, bool is_delay) {
     if (current.rules == MAX_RULES) return false;
     struct rule *rule = &current.rule[current.rules++];
-    *rule = (struct rule){.place = {-1, -1}};
+    *rule = (struct rule){.address = {-1, -1}};
     char *symbol = next_word(&rest), *value = next_word(&rest), *key = next_word(&rest);
     unsigned long long number;
     if (value == NULL || !to_text(symbol, rule->symbol) || !to_number(value, &number)) return false;
@@ -153,7 +153,7 @@ static bool read_rule(char *rest, bool is_delay) {
     } else {
         rule->error = (int)number;
     }
-    if (key != NULL && to_place(key, &rule->place)) key = next_word(&rest);
+    if (key != NULL && parse_address(key, &rule->address)) key = next_word(&rest);
     for (; key != NULL; key = next_word(&rest)) {
         if ((value = next_word(&rest)) == NULL || !rule_key(rule, key, value)) return false;
     }
@@ -167,10 +167,10 @@ static bool read_delay(char *rest) { return read_rule(rest, true); }
 /* --- Quantities over time. --- */
 
 static struct device *place_named(char **rest) {
-    struct place place;
-    if (!to_place(next_word(rest), &place)) return NULL;
+    struct address address;
+    if (!parse_address(next_word(rest), &address)) return NULL;
     for (int i = 0; i < current.devices; i++) {
-        if (same_place(current.device[i].place, place)) return &current.device[i];
+        if (same_address(current.device[i].address, address)) return &current.device[i];
     }
     return NULL;
 }
@@ -232,7 +232,7 @@ static bool read_gpu_use(char *rest) { return read_curve(rest, GPU_USE); }
 static bool read_memory_use(char *rest) { return read_curve(rest, MEMORY_USE); }
 static bool read_throttle(char *rest) { return read_curve(rest, THROTTLE); }
 
-/* --- What the chip makes of them. --- */
+/* --- Sensors and counters. --- */
 
 static bool meter_key(struct device *device, const char *word, const char *key, const char *value) {
     if (strcmp(word, "sensor") == 0) {
@@ -327,7 +327,7 @@ static bool read_line(char *line) {
 }
 
 const struct state *state_read(bool *exists) {
-    /* The file is replaced, never written into, so that another machine is another file. */
+    /* Tests replace the file and never write into it, so a changed machine has another inode. */
     static _Thread_local struct stat known;
     struct stat found;
     const char *path = getenv("LEM_FAKE_NVML");
@@ -353,15 +353,15 @@ const struct state *state_read(bool *exists) {
     return good ? &current : NULL;
 }
 
-bool same_place(struct place one, struct place other) {
+bool same_address(struct address one, struct address other) {
     return one.gpu == other.gpu && one.instance == other.instance;
 }
 
-bool within(struct place inner, struct place outer) {
+bool within(struct address inner, struct address outer) {
     return outer.gpu < 0 || (inner.gpu == outer.gpu && (outer.instance < 0 || inner.instance == outer.instance));
 }
 
-/* A zombie's memory is free already. */
+/* The memory of a zombie is free. */
 static bool is_alive(unsigned pid) {
     char path[64], stat[512];
     snprintf(path, sizeof path, "/proc/%u/stat", pid);
@@ -386,7 +386,7 @@ double state_now_ms(const struct state *state) {
     return (double)(long long)(now_ns() - state->origin_ns) / 1e6;
 }
 
-/* When this process first saw that one dead; its memory lingers from then on. */
+/* Time when this process first saw the other one dead; its memory lingers from then on. */
 static unsigned long long seen_dead_ms(unsigned pid) {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     static struct {
@@ -426,7 +426,7 @@ bool rule_is_due(const struct rule *rule) {
     pthread_mutex_lock(&lock);
     int i = 0;
     while (i < count &&
-           (strcmp(seen[i].rule.symbol, rule->symbol) != 0 || !same_place(seen[i].rule.place, rule->place) ||
+           (strcmp(seen[i].rule.symbol, rule->symbol) != 0 || !same_address(seen[i].rule.address, rule->address) ||
             seen[i].rule.call != rule->call || seen[i].rule.field != rule->field))
         i++;
     if (i == count && count < MAX_RULES) seen[count++].rule = *rule;

@@ -1,4 +1,4 @@
-/* What the simulated machine looks like at this moment, as its state file says (see library.py for the format). */
+/* The state of the simulated machine, from its state file (library.py documents the format). */
 #ifndef LEM_FAKE_NVML_STATE_H
 #define LEM_FAKE_NVML_STATE_H
 
@@ -8,18 +8,18 @@
 
 enum { MAX_DEVICES = 64, MAX_PROCESSES = 128, MAX_RULES = 32, MAX_POINTS = 4096, TEXT = 96 };
 
-/* Where a line applies: a GPU ("2"), one of its MIG instances ("2.0"), or anywhere. */
-struct place {
+/* The address of a line: a GPU ("2"), one of its MIG instances ("2.0"), or anywhere. */
+struct address {
     int gpu;      /* -1: anywhere */
     int instance; /* -1: the whole GPU */
 };
 
 enum quantity { POWER, TEMPERATURE, SM_CLOCK, MEMORY_CLOCK, GPU_USE, MEMORY_USE, THROTTLE, QUANTITIES };
 
-/* Times in ms; a period of 0 is no period: always the newest. */
+/* Times in ms; with a period of 0 every reading is new. */
 struct sensor {
-    double period_ms; /* a reading holds for so long */
-    double window_ms; /* and is the mean of so much time before it */
+    double period_ms; /* between two readings */
+    double window_ms; /* averaged before each reading */
 };
 
 struct counter {
@@ -34,7 +34,7 @@ struct limits {
     unsigned enforced_mw, current_mw, default_mw, min_mw, max_mw;
 };
 
-/* What the chip is; a fact that no line gives is one that it does not offer. */
+/* Facts of the chip; it does not offer a fact without a line. */
 struct facts {
     char vbios[TEXT];
     bool has_ecc, ecc, has_persistence, persistence;
@@ -43,19 +43,19 @@ struct facts {
 };
 
 struct device {
-    struct place place;
+    struct address address;
     char uuid[TEXT];
     char name[TEXT];
     char pci[TEXT];
     unsigned long long memory_total;
-    unsigned long long memory_used; /* by nobody that is listed */
+    unsigned long long memory_used; /* in addition to that of the listed processes */
     unsigned long long memory_reserved;
     bool has_mig;
     bool mig_enabled;
     unsigned mig_slots;
     unsigned gpu_instance;
     unsigned compute_instance;
-    double gone_ms, back_ms; /* lost in between; infinite where it is not */
+    double gone_ms, back_ms; /* lost in between; infinite if never */
     struct curve curve[QUANTITIES];
     struct sensor sensor;
     struct counter counter;
@@ -66,23 +66,23 @@ struct device {
 enum kind { COMPUTE, GRAPHICS, MPS };
 
 struct process {
-    struct place place;
+    struct address address;
     enum kind kind;
     unsigned pid;
     unsigned long long memory;
-    bool reported;          /* else its memory counts, but NVML has no figure for the process */
-    bool bound;             /* gone with the process of that id; else always there, as a pid of another namespace is */
-    unsigned long lingers_ms; /* so long its memory stays after its death */
+    bool reported;          /* if not, its memory counts, but NVML has no figure for the process */
+    bool bound;             /* ends with the process of that id; else permanent, like a pid of another namespace */
+    unsigned long lingers_ms; /* how long its memory stays after its end */
     double from_ms, until_ms;
 };
 
 struct rule {
     char symbol[TEXT]; /* with or without its _vN */
-    struct place place;
+    struct address address;
     int error;
     unsigned long delay_ms;
-    unsigned field; /* of that one value of nvmlDeviceGetFieldValues, not of the call; 0 otherwise */
-    unsigned call;  /* only at that call of each process, counted from 1; 0: at every one */
+    unsigned field; /* for one value of nvmlDeviceGetFieldValues, not for the call; 0 otherwise */
+    unsigned call;  /* only for that call of each process, counted from 1; 0: for every call */
 };
 
 struct state {
@@ -96,20 +96,20 @@ struct state {
     struct point point[MAX_POINTS];
 };
 
-/* Read the state file. NULL when there is none or a line of it can't be understood, which is said on stderr. */
+/* Read the state file. NULL when it is missing or has an invalid line, which is printed to stderr. */
 const struct state *state_read(bool *exists);
 
 /* ms since the state's origin. */
 double state_now_ms(const struct state *state);
 
-bool same_place(struct place one, struct place other);
+bool same_address(struct address one, struct address other);
 /* Whether `inner` is `outer` or one of its instances. */
-bool within(struct place inner, struct place outer);
+bool within(struct address inner, struct address outer);
 
-/* Whether the process is there by the time and still holds its memory. */
+/* Whether the process exists at the time and still holds its memory. */
 bool process_holds(const struct state *state, const struct process *process);
 
-/* Whether the rule, which fits a call, applies to this one; every such call counts. */
+/* Whether a rule that matches a call applies to this one; counts the call. */
 bool rule_is_due(const struct rule *rule);
 
 #endif

@@ -28,7 +28,7 @@ class Rows:
         raise NotImplementedError
 
 
-class House:
+class Rig:
     """A device whose power and temperature the test sets, and time that passes in ticks."""
 
     def __init__(self, *, baseline: BaselineConfig | None = None, settle: SettleConfig | None = None) -> None:
@@ -67,68 +67,68 @@ class House:
 
 @pytest.mark.proves("baseline.min_s", on="worker")
 def test_a_baseline_ends_at_its_minimum_when_power_is_steady() -> None:
-    house = House()
-    house.idle_phases.begin(TakeBaseline(context="idle"), house.now_ns)
-    assert house.until_answer(20) == BaselineTaken(context="idle", stationary=True, power_w=50, parts_w={"GPU-0": 50})
-    assert house.now_ns == pytest.approx(3 * SECOND, abs=TICK)
-    assert house.phases.rows == [
+    rig = Rig()
+    rig.idle_phases.begin(TakeBaseline(context="idle"), rig.now_ns)
+    assert rig.until_answer(20) == BaselineTaken(context="idle", stationary=True, power_w=50, parts_w={"GPU-0": 50})
+    assert rig.now_ns == pytest.approx(3 * SECOND, abs=TICK)
+    assert rig.phases.rows == [
         ("baseline", "begin", 0, {"context": "idle"}),
-        ("baseline", "end", house.now_ns, {"context": "idle", "stationary": True, "standard_error": 0}),
+        ("baseline", "end", rig.now_ns, {"context": "idle", "stationary": True, "standard_error": 0}),
     ]
 
 
 @pytest.mark.proves("baseline.max_s", on="worker")
 def test_a_baseline_that_does_not_become_steady_ends_at_its_cap_and_says_so() -> None:
-    house = House()
-    house.idle_phases.begin(TakeBaseline(context="ready"), house.now_ns)
+    rig = Rig()
+    rig.idle_phases.begin(TakeBaseline(context="ready"), rig.now_ns)
     answer = None
     while answer is None:
-        house.watts = 50.0 if (house.now_ns // SECOND) % 2 else 150.0
-        answer = house.until_answer(0.05)
+        rig.watts = 50.0 if (rig.now_ns // SECOND) % 2 else 150.0
+        answer = rig.until_answer(0.05)
     assert isinstance(answer, BaselineTaken) and not answer.stationary
-    assert house.now_ns == pytest.approx(10 * SECOND, abs=TICK)
+    assert rig.now_ns == pytest.approx(10 * SECOND, abs=TICK)
 
 
 def test_a_baseline_without_any_power_does_not_wait_for_its_cap() -> None:
-    house = House()
-    house.watts = None
-    house.idle_phases.begin(TakeBaseline(context="idle"), house.now_ns)
-    assert house.until_answer(20) == BaselineTaken(context="idle", stationary=False, power_w=None)
-    assert house.now_ns == pytest.approx(3 * SECOND, abs=TICK)
+    rig = Rig()
+    rig.watts = None
+    rig.idle_phases.begin(TakeBaseline(context="idle"), rig.now_ns)
+    assert rig.until_answer(20) == BaselineTaken(context="idle", stationary=False, power_w=None)
+    assert rig.now_ns == pytest.approx(3 * SECOND, abs=TICK)
 
 
 def test_a_baseline_whose_power_ceases_is_neither_stationary_nor_a_power() -> None:
-    house = House()
-    house.idle_phases.begin(TakeBaseline(context="ready"), house.now_ns)
-    assert house.until_answer(2.9) is None
-    house.watts = None
-    answer = house.until_answer(20)
+    rig = Rig()
+    rig.idle_phases.begin(TakeBaseline(context="ready"), rig.now_ns)
+    assert rig.until_answer(2.9) is None
+    rig.watts = None
+    answer = rig.until_answer(20)
     assert isinstance(answer, BaselineTaken)
     assert (answer.stationary, answer.power_w) == (False, None)
-    assert house.now_ns == pytest.approx(4.9 * SECOND, abs=2 * TICK), "nobody is waited for any more"
-    assert house.phases.rows[-1][3] == {"context": "ready", "stationary": False, "standard_error": None}
+    assert rig.now_ns == pytest.approx(4.9 * SECOND, abs=2 * TICK), "nobody is waited for any more"
+    assert rig.phases.rows[-1][3] == {"context": "ready", "stationary": False, "standard_error": None}
 
 
 def test_a_power_that_is_not_told_for_a_moment_is_waited_for() -> None:
-    house = House()
-    house.idle_phases.begin(TakeBaseline(context="ready"), house.now_ns)
-    assert house.until_answer(2.9) is None
-    house.watts = None
-    assert house.until_answer(1) is None
-    house.watts = 50.0
-    answer = house.until_answer(1)
+    rig = Rig()
+    rig.idle_phases.begin(TakeBaseline(context="ready"), rig.now_ns)
+    assert rig.until_answer(2.9) is None
+    rig.watts = None
+    assert rig.until_answer(1) is None
+    rig.watts = 50.0
+    answer = rig.until_answer(1)
     assert isinstance(answer, BaselineTaken) and answer.stationary
 
 
 def test_one_reading_that_fails_is_waited_for_however_seldom_power_is_read() -> None:
-    house = House(baseline=BaselineConfig(min_s=15, max_s=60))
-    house.idle_phases.begin(TakeBaseline(context="ready"), house.now_ns)
+    rig = Rig(baseline=BaselineConfig(min_s=15, max_s=60))
+    rig.idle_phases.begin(TakeBaseline(context="ready"), rig.now_ns)
     tick_ns = 5 * SECOND
-    assert house.until_answer(10, tick_ns) is None
-    house.watts = None
-    assert house.until_answer(5, tick_ns) is None
-    house.watts = 50.0
-    answer = house.until_answer(30, tick_ns)
+    assert rig.until_answer(10, tick_ns) is None
+    rig.watts = None
+    assert rig.until_answer(5, tick_ns) is None
+    rig.watts = 50.0
+    answer = rig.until_answer(30, tick_ns)
     assert isinstance(answer, BaselineTaken) and answer.stationary
 
 
@@ -140,57 +140,57 @@ def test_one_reading_that_fails_is_waited_for_however_seldom_power_is_read() -> 
     ],
 )
 def test_settling_does_not_wait_for_what_nobody_tells_any_more(settle: SettleConfig, missing: str) -> None:
-    house = House(settle=settle)
-    house.idle_phases.begin(TakeBaseline(context="ready"), house.now_ns)
-    house.until_answer(20)
-    house.watts, begun_ns = 200.0, house.now_ns
-    house.idle_phases.begin(Settle(), house.now_ns)
-    assert house.until_answer(5) is None
-    house.watts = house.celsius = None
-    assert house.until_answer(600) == Settled(settled=False)
-    assert (house.now_ns - begun_ns) / SECOND == pytest.approx(7, abs=0.1)
-    detail = house.phases.rows[-1][3]
+    rig = Rig(settle=settle)
+    rig.idle_phases.begin(TakeBaseline(context="ready"), rig.now_ns)
+    rig.until_answer(20)
+    rig.watts, begun_ns = 200.0, rig.now_ns
+    rig.idle_phases.begin(Settle(), rig.now_ns)
+    assert rig.until_answer(5) is None
+    rig.watts = rig.celsius = None
+    assert rig.until_answer(600) == Settled(settled=False)
+    assert (rig.now_ns - begun_ns) / SECOND == pytest.approx(7, abs=0.1)
+    detail = rig.phases.rows[-1][3]
     assert detail["settled"] is False
     assert detail["reason"].startswith("no source") and detail["reason"].endswith(missing)
 
 
 def test_without_a_condition_there_is_nothing_to_wait_for() -> None:
-    house = House()
-    house.idle_phases.begin(Settle(), house.now_ns)
-    assert house.until_answer(1) == Settled(settled=True)
-    assert house.now_ns == TICK
+    rig = Rig()
+    rig.idle_phases.begin(Settle(), rig.now_ns)
+    assert rig.until_answer(1) == Settled(settled=True)
+    assert rig.now_ns == TICK
 
 
 @pytest.mark.proves("settle.temperature_c", "settle.idle_power", on="worker")
 def test_settling_waits_for_temperature_and_idle_power() -> None:
-    house = House(settle=SettleConfig(temperature_c=45, idle_power=True, max_s=60))
-    house.idle_phases.begin(TakeBaseline(context="ready"), house.now_ns)
-    house.until_answer(20)
-    house.watts, house.celsius = 200.0, 60
-    house.idle_phases.begin(Settle(), house.now_ns)
-    assert house.until_answer(5) is None
-    house.celsius = 45
-    assert house.until_answer(5) is None
-    house.watts = 54.0
-    assert house.until_answer(5) == Settled(settled=True)
-    assert house.phases.rows[-1][3] == {"settled": True, "reason": None}
+    rig = Rig(settle=SettleConfig(temperature_c=45, idle_power=True, max_s=60))
+    rig.idle_phases.begin(TakeBaseline(context="ready"), rig.now_ns)
+    rig.until_answer(20)
+    rig.watts, rig.celsius = 200.0, 60
+    rig.idle_phases.begin(Settle(), rig.now_ns)
+    assert rig.until_answer(5) is None
+    rig.celsius = 45
+    assert rig.until_answer(5) is None
+    rig.watts = 54.0
+    assert rig.until_answer(5) == Settled(settled=True)
+    assert rig.phases.rows[-1][3] == {"settled": True, "reason": None}
 
 
 @pytest.mark.proves("settle.max_s", on="worker")
 def test_settling_gives_up_at_its_cap_and_says_why() -> None:
-    house = House(settle=SettleConfig(temperature_c=35, max_s=2))
-    house.idle_phases.begin(Settle(), house.now_ns)
-    assert house.until_answer(5) == Settled(settled=False)
-    detail = house.phases.rows[-1][3]
+    rig = Rig(settle=SettleConfig(temperature_c=35, max_s=2))
+    rig.idle_phases.begin(Settle(), rig.now_ns)
+    assert rig.until_answer(5) == Settled(settled=False)
+    detail = rig.phases.rows[-1][3]
     assert detail["settled"] is False
     assert "40 °C" in detail["reason"] and "settle.temperature_c is 35" in detail["reason"]
 
 
 def test_a_wait_that_is_broken_off_is_closed() -> None:
-    house = House()
-    house.idle_phases.begin(TakeBaseline(context="idle"), house.now_ns)
-    house.until_answer(1)
-    house.idle_phases.close(house.now_ns)
-    house.idle_phases.close(house.now_ns)
-    assert [row[1] for row in house.phases.rows] == ["begin", "end"]
-    assert house.until_answer(5) is None
+    rig = Rig()
+    rig.idle_phases.begin(TakeBaseline(context="idle"), rig.now_ns)
+    rig.until_answer(1)
+    rig.idle_phases.close(rig.now_ns)
+    rig.idle_phases.close(rig.now_ns)
+    assert [row[1] for row in rig.phases.rows] == ["begin", "end"]
+    assert rig.until_answer(5) is None

@@ -9,7 +9,7 @@ import pytest
 
 from lem_domain.config.experiment import ExperimentConfig
 from lem_worker.sampler.energy_source import SourceUnavailable
-from lem_worker.sampler.sources.rapl import RaplSource
+from lem_worker.sampler.sources import rapl
 
 CONFIG = ExperimentConfig.model_validate({"backend": "simulated", "model": "m"})
 RANGE_UJ = 1_000_000
@@ -32,10 +32,15 @@ class Clock:
         return self.now_ns
 
 
-def opened(root: Path) -> tuple[RaplSource, tuple[str, ...], Clock]:
+def opened() -> tuple[rapl.RaplSource, tuple[str, ...], Clock]:
     clock = Clock()
-    source = RaplSource(CONFIG, clock, root)
+    source = rapl.RaplSource(CONFIG, clock)
     return source, source.open(()), clock
+
+
+@pytest.fixture(autouse=True)
+def _powercap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rapl, "POWERCAP", tmp_path)
 
 
 def test_every_zone_is_named_with_its_socket_and_none_twice(tmp_path: Path) -> None:
@@ -46,13 +51,13 @@ def test_every_zone_is_named_with_its_socket_and_none_twice(tmp_path: Path) -> N
     zone(tmp_path, "intel-rapl:1:0", "dram")
     zone(tmp_path, "intel-rapl:2", "psys")
     zone(tmp_path, "intel-rapl-mmio:0", "package-0")
-    _, domains, _ = opened(tmp_path)
+    _, domains, _ = opened()
     assert domains == ("package-0", "core-0", "dram-0", "package-1", "dram-1", "psys")
 
 
 def test_the_counter_rises_over_a_wrap(tmp_path: Path) -> None:
     package = zone(tmp_path, "intel-rapl:0", "package-0", 900_000)
-    source, _, clock = opened(tmp_path)
+    source, _, clock = opened()
     read = []
     for seconds, raw in ((1, 950_000), (2, 50_000), (3, 60_000)):
         clock.now_ns = seconds * 10**9
@@ -64,7 +69,7 @@ def test_the_counter_rises_over_a_wrap(tmp_path: Path) -> None:
 
 def test_a_machine_without_counters_says_so(tmp_path: Path) -> None:
     with pytest.raises(SourceUnavailable, match="RAPL counters"):
-        opened(tmp_path)
+        opened()
 
 
 def test_who_may_not_read_them_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,12 +85,12 @@ def test_who_may_not_read_them_is_told_what_to_do(tmp_path: Path, monkeypatch: p
 
         monkeypatch.setattr(Path, "read_text", refuse)
     with pytest.raises(SourceUnavailable, match=r"energy_uj is readable by root only; .*udev rule"):
-        opened(tmp_path)
+        opened()
 
 
 def test_a_counter_that_goes_away_is_an_error_and_no_zero(tmp_path: Path) -> None:
     package = zone(tmp_path, "intel-rapl:0", "package-0")
-    source, _, _ = opened(tmp_path)
+    source, _, _ = opened()
     (package / "energy_uj").unlink()
     with pytest.raises(OSError, match="energy_uj"):
         source.sample(0)

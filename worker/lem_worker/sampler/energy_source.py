@@ -81,10 +81,11 @@ class EnergySource(Protocol):
         """Start reading. Return the unique names of its parts: UUIDs of leased devices, or domains of the host."""
 
     def sample(self, now_ns: int) -> Sequence[Sample]:
-        """Read all parts once; a sample has the time of its own reading."""
+        """Read all parts once; a sample has the time of its reading."""
 
     def facts(self) -> list[dict[str, JsonValue]]:
-        """Constant facts of each device, for `devices` in the sampler's summary; empty where there are none."""
+        """Constant facts of each device, for `devices` in the sampler's summary."""
+        return []
 
     def close(self) -> None:
         """Release everything that `open` acquired."""

@@ -15,13 +15,11 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pydantic.types import JsonValue
-
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.results.run import EnergyMethod
 from lem_domain.wire.workers import Device
 from lem_worker.process.evidence_rows import Clock
-from lem_worker.sampler.energy_source import Coverage, HostSample, SourceSpec, SourceUnavailable
+from lem_worker.sampler.energy_source import Coverage, EnergySource, HostSample, SourceSpec, SourceUnavailable
 
 if TYPE_CHECKING:
     from codecarbon import OfflineEmissionsTracker
@@ -32,7 +30,7 @@ _COUNTRY = "USA"
 energy does not depend on it, and LEM computes carbon from the user's own factors."""
 
 
-class CodeCarbonSource:
+class CodeCarbonSource(EnergySource):
     """Cumulative energy of the domains `package` (CPU) and `dram`, as CodeCarbon models them."""
 
     def __init__(self, config: ExperimentConfig, clock: Clock) -> None:  # noqa: ARG002 - it has no settings
@@ -83,10 +81,6 @@ class CodeCarbonSource:
         self._last_ns = now_ns
         self._start_task()
         return self._samples(now_ns)
-
-    def facts(self) -> list[dict[str, JsonValue]]:
-        """None."""
-        return []
 
     def close(self) -> None:
         """Stop the last task and the tracker's threads."""

@@ -40,13 +40,13 @@ from lem_worker.devices.gpu_memory import attempt_processes
 from lem_worker.devices.nvml_session import NvmlUnavailable, open_nvml
 from lem_worker.process.children import ATTEMPT_VARIABLE
 from lem_worker.process.evidence_rows import Clock
-from lem_worker.sampler.energy_source import Coverage, DeviceFailed, Sample, SourceSpec, SourceUnavailable
+from lem_worker.sampler.energy_source import Coverage, DeviceFailed, EnergySource, Sample, SourceSpec, SourceUnavailable
 
 if TYPE_CHECKING:
     from lem_worker.sampler.nvml_gpu import LeasedGpu
 
 
-class NvmlSource:
+class NvmlSource(EnergySource):
     """The leased GPUs, by UUID. A GPU that fails does not affect the samples of the others."""
 
     def __init__(self, config: ExperimentConfig, clock: Clock) -> None:  # noqa: ARG002 - it has no settings

@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic.types import JsonValue
-
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.results.run import EnergyMethod
 from lem_domain.wire.workers import Device
 from lem_worker.process.evidence_rows import Clock
-from lem_worker.sampler.energy_source import Coverage, HostSample, SourceSpec, SourceUnavailable
+from lem_worker.sampler.energy_source import Coverage, EnergySource, HostSample, SourceSpec, SourceUnavailable
 
 POWERCAP = Path("/sys/class/powercap")
 
@@ -45,22 +43,21 @@ class Zone:
         return self.energy_uj
 
 
-class RaplSource:
+class RaplSource(EnergySource):
     """The counters of all powercap zones of the host."""
 
-    def __init__(self, config: ExperimentConfig, clock: Clock, root: Path | None = None) -> None:  # noqa: ARG002
+    def __init__(self, config: ExperimentConfig, clock: Clock) -> None:  # noqa: ARG002 - it has no settings
         self._clock = clock
-        self._root = root or POWERCAP
         self._zones: list[Zone] = []
         self._last: dict[str, tuple[int, int]] = {}
 
     def open(self, devices: Sequence[Device]) -> tuple[str, ...]:  # noqa: ARG002 - it covers the host
         """Raises SourceUnavailable where there is no zone, or the zones can't be read."""
-        folders = _zone_folders(self._root)
+        folders = _zone_folders(POWERCAP)
         if not folders:
             raise SourceUnavailable(
-                f"{self._root} has no RAPL counters, as on virtual machines and most ARM hosts; "
-                "remove rapl from energy.sources."
+                f"{POWERCAP} has no RAPL counters, as on virtual machines and most ARM hosts; "
+                "choose another source in energy.sources."
             )
         try:
             self._zones = [Zone(domain, folder) for domain, folder in folders.items()]
@@ -71,21 +68,13 @@ class RaplSource:
             ) from error
         except (OSError, ValueError) as error:
             raise SourceUnavailable(
-                f"the RAPL counters in {self._root} can't be read ({error}); remove rapl from energy.sources."
+                f"the RAPL counters in {POWERCAP} can't be read ({error}); choose others in energy.sources."
             ) from error
         return tuple(folders)
 
     def sample(self, now_ns: int) -> Sequence[HostSample]:  # noqa: ARG002 - each zone has the time of its reading
         """One sample of each zone, with its mean power since the previous one."""
         return [self._sample(zone) for zone in self._zones]
-
-    def facts(self) -> list[dict[str, JsonValue]]:
-        """None."""
-        return []
-
-    def close(self) -> None:
-        """Forget the zones; files are open only while they are read."""
-        self._zones = []
 
     def _sample(self, zone: Zone) -> HostSample:
         energy_uj = zone.read()

@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pydantic.types import JsonValue
-
 from lem_domain.backends.registry import backend_spec
 from lem_domain.backends.simulated import SimulatedConfig
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.results.run import EnergyMethod
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_worker.process.evidence_rows import Clock
-from lem_worker.sampler.energy_source import Coverage, DeviceSample, SourceSpec, SourceUnavailable
+from lem_worker.sampler.energy_source import Coverage, DeviceSample, EnergySource, SourceSpec, SourceUnavailable
 from lem_worker.sampler.simulated_curves import energy_j, power_w
 
 
-class SimulatedSource:
+class SimulatedSource(EnergySource):
     """Energy = integral of power since `open`, for each leased simulated device."""
 
     def __init__(self, config: ExperimentConfig, clock: Clock) -> None:
@@ -44,13 +42,6 @@ class SimulatedSource:
         energy_mj = math.floor(energy_j(self._base_w, self._power, seconds) * 1000)
         power_mw = round(power_w(self._base_w, self._power, seconds) * 1000)
         return [DeviceSample(index, now_ns, power_mw=power_mw, energy_mj=energy_mj) for index in self._indices]
-
-    def facts(self) -> list[dict[str, JsonValue]]:
-        """None."""
-        return []
-
-    def close(self) -> None:
-        """Has no resources to release."""
 
 
 SPEC = SourceSpec("simulated", Coverage.SIMULATED_DEVICES, EnergyMethod.COUNTER, SimulatedSource)
