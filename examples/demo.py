@@ -1,6 +1,6 @@
 """The demonstration behind `make demo`: starts everything on this machine, measures, shows the table, stops.
 
-It does what a person does with `lemctl up` in one terminal and `lemctl run examples/quickstart.yaml` in another.
+The same as `lemctl up` in one terminal and `lemctl run examples/quickstart.yaml` in another.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ READY = "LEM is up at "
 def main() -> int:
     """Run the demonstration; the exit code is that of `lemctl run`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--keep", action="store_true", help="leave server and worker up until Ctrl-C")
+    parser.add_argument("--keep", action="store_true", help="keep server and worker running until Ctrl-C")
     parser.add_argument("--file", type=Path, default=HERE / "quickstart.yaml", help="the campaign to run")
     parser.add_argument("--backend", default="pytorch", help="the worker to start")
-    parser.add_argument("--data-dir", type=Path, default=HERE.parent / ".demo", help="where the database lives")
+    parser.add_argument("--data-dir", type=Path, default=HERE.parent / ".demo", help="folder of the database")
     options = parser.parse_args()
 
     environment = {**os.environ, "LEM_DATA_DIR": str(options.data_dir), "LEM_SERVER": f"http://127.0.0.1:{_port()}"}
     if options.backend == "pytorch":
-        _say("preparing the model (converted once into your cache)")
+        _say("preparing the model (converted once, then cached)")
         subprocess.run(
             [sys.executable, "-m", "lem_worker.models", "builtin:smollm2-135m-instruct"], env=environment, check=True
         )
@@ -40,7 +40,7 @@ def main() -> int:
         env=environment,
         stdout=subprocess.PIPE,
         text=True,
-        start_new_session=True,
+        start_new_session=True,  # Ctrl-C reaches this script only, which then stops lemctl
     )
     try:
         if not _wait_until_up(up):
@@ -51,7 +51,7 @@ def main() -> int:
         _say(f"raw evidence: {server}/api/v1/runs and …/attempts/<id>/streams, kept in {options.data_dir}")
         _say(f"Swagger UI:   {server}/docs (token in {options.data_dir / 'owner.token'})")
         if options.keep:
-            _say("everything stays up until Ctrl-C")
+            _say("server and worker run until Ctrl-C")
             up.wait()
         return code
     except KeyboardInterrupt:
@@ -65,7 +65,7 @@ def _wait_until_up(up: subprocess.Popen[str]) -> bool:
         print(line, end="", flush=True)  # noqa: T201
         if READY in line:
             return True
-    _say("lemctl up ended before everything was up; see its last lines above")
+    _say("lemctl up ended early; see its last lines above")
     return False
 
 
@@ -80,7 +80,7 @@ def _stop(up: subprocess.Popen[str]) -> None:
 
 
 def _port() -> int:
-    """The usual port, or a free one where somebody has it."""
+    """Return the default port, or a free one if it is taken."""
     for wanted in (8420, 0):
         with socket.socket() as probe:
             try:

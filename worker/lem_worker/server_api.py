@@ -1,4 +1,4 @@
-"""The worker's side of the REST API: one method per endpoint, and the rule for what is tried again."""
+"""The worker's client of the REST API: one method per endpoint, with retries for as long as an outage lasts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from lem_domain.wire.workers import (
     WorkerView,
 )
 
-if TYPE_CHECKING:  # the heartbeat process imports this module, and Arrow would slow its start
+if TYPE_CHECKING:  # the heartbeat process imports this module too and must not load Arrow
     from lem_worker.process.spool import SpooledChunk
 
 logger = logging.getLogger(__name__)
@@ -46,14 +46,15 @@ logger = logging.getLogger(__name__)
 M = TypeVar("M", bound=BaseModel)
 
 
-class Later(Enum):
-    """There is a run for this worker, and it has to wait: for a gap, for its turn, or for another run."""
+class ClaimAnswer(Enum):
+    """An answer to a claim that assigns no run."""
 
-    WAIT = "wait"
+    RUN_WAITS = "run_waits"
+    """A run for this worker exists, but waits for a gap, its turn or another run."""
 
 
 class ServerRefused(LemError):
-    """The server will not have this request, however often it is sent."""
+    """The server refuses a request; sending it again would not change that."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.detail)
@@ -61,15 +62,15 @@ class ServerRefused(LemError):
 
 
 class LeaseLost(ServerRefused):
-    """The attempt is not this worker's any more."""
+    """The attempt's lease is no longer this worker's."""
 
 
 class NotAllowed(ServerRefused):
-    """The token, or the worker's version, is not accepted; trying again is of no use."""
+    """The server does not accept the token or the worker's version."""
 
 
 class ManifestIncomplete(ServerRefused):
-    """The server lacks chunks; `missing` says which."""
+    """The server lacks chunks of the manifest: those in `missing`."""
 
     def __init__(self, problem: Problem, missing: tuple[MissingChunks, ...]) -> None:
         super().__init__(problem)
@@ -95,7 +96,7 @@ class ServerApi:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         if not server.startswith(("http://", "https://")):
-            raise LemError(f"{server!r} is no address of a server; one looks like http://lem.example:8420.")
+            raise LemError(f"{server!r} is not a server address; write it like http://lem.example:8420.")
         self._worker_id = worker_id
         self._client = httpx.AsyncClient(
             base_url=server,
@@ -111,14 +112,14 @@ class ServerApi:
         self._server = server
         self._retries = retries or WORKER_RETRIES
         self._sleep = sleep
-        self._server_is_away = False
+        self._is_outage = False
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._client.aclose()
 
     async def register(self, request: RegisterWorker) -> Registered:
-        """Announce this boot."""
+        """Register this boot."""
         return _read(Registered, await self._send("POST", "/api/v1/workers", body=request))
 
     async def sign_off(self, boot_id: UUID) -> None:
@@ -135,18 +136,18 @@ class ServerApi:
         except httpx.HTTPError as error:
             logger.warning("could not sign off: %s", str(error) or type(error).__name__)
 
-    async def claim(self, request: ClaimRequest) -> Assignment | Later | None:
-        """The next run; after waiting, `Later` where there is one that has to wait for something, else None."""
+    async def claim(self, request: ClaimRequest) -> Assignment | ClaimAnswer | None:
+        """Return the next run. If none is assigned within the wait: `RUN_WAITS` if one has to wait, else None."""
         answer = await self._send("POST", f"/api/v1/workers/{self._worker_id}/claims", body=request)
         if answer.status_code == HTTPStatus.NO_CONTENT:
-            return Later.WAIT if "retry-after" in answer.headers else None
+            return ClaimAnswer.RUN_WAITS if "retry-after" in answer.headers else None
         return _read(Assignment, answer)
 
     async def heartbeat(self, request: Heartbeat) -> BeatAnswer:
-        """Renew leases; one try, because the next heartbeat follows anyway.
+        """Renew leases, with one attempt: the next heartbeat follows anyway.
 
         Raises:
-            httpx.HTTPError: the server did not answer.
+            httpx.HTTPError: the server did not answer, or reported a transient state.
             ServerRefused: it refused.
         """
         answer = await self._client.post(
@@ -161,11 +162,11 @@ class ServerApi:
         return _read(BeatAnswer, answer)
 
     async def start(self, attempt_id: str, request: StartAttempt) -> AttemptView:
-        """The window may open when this returns."""
+        """Start the attempt: after this returns the window may open."""
         return _read(AttemptView, await self._send("POST", f"/api/v1/attempts/{attempt_id}:start", body=request))
 
     async def put_chunk(self, attempt_id: str, chunk: SpooledChunk) -> None:
-        """Send a spooled chunk; when this returns it is durable on the server."""
+        """Send a spooled chunk; after this returns it is durable on the server."""
         digest = base64.b64encode(bytes.fromhex(chunk.sha256)).decode()
         await self._send(
             "PUT",
@@ -175,20 +176,20 @@ class ServerApi:
         )
 
     async def put_log(self, attempt_id: str, process: str, seq: int, text: str) -> None:
-        """Send a piece of a process's output."""
+        """Send a part of a process's output."""
         await self._send(
             "PUT", f"/api/v1/attempts/{attempt_id}/processes/{process}/logs/{seq}", body=LogText(text=text)
         )
 
     async def put_completion(self, attempt_id: str, process: str, marker: ProcessCompletion) -> None:
-        """A process wrote everything."""
+        """Send the completion marker of a process."""
         await self._send("PUT", f"/api/v1/attempts/{attempt_id}/processes/{process}/completion", body=marker)
 
     async def complete(self, attempt_id: str, request: CompleteAttempt) -> AttemptView:
         """End the attempt with its manifest.
 
         Raises:
-            ManifestIncomplete: naming what to send again.
+            ManifestIncomplete: the server lacks chunks.
         """
         return _read(AttemptView, await self._send("POST", f"/api/v1/attempts/{attempt_id}:complete", body=request))
 
@@ -197,11 +198,11 @@ class ServerApi:
         return _read(AttemptView, await self._send("POST", f"/api/v1/attempts/{attempt_id}:end", body=request))
 
     async def dataset(self, sha256: str) -> DatasetContent:
-        """A set of prompts."""
+        """Return a prompt set."""
         return _read(DatasetContent, await self._send("GET", f"/api/v1/datasets/{sha256}"))
 
     async def workers(self) -> tuple[WorkerView, ...]:
-        """Every worker that ever registered."""
+        """Return every worker that has registered."""
         found: list[WorkerView] = []
         cursor = ""
         while True:
@@ -229,9 +230,9 @@ class ServerApi:
             sleep=self._sleep,
         )
         answer: httpx.Response = await retrying(self._client.request, method, path, content=content, headers=headers)
-        if self._server_is_away:
+        if self._is_outage:
             logger.info("the server answers again")
-            self._server_is_away = False
+            self._is_outage = False
         _raise_refusal(answer)
         return answer
 
@@ -244,10 +245,10 @@ class ServerApi:
         return self._retries.delay_s(state.attempt_number, asked)
 
     def _log_once(self, state: RetryCallState) -> None:
-        """Log the first failure of an outage; a server that is away for a night must not fill the log."""
-        if self._server_is_away:
+        """Log the first failure of an outage: one that lasts a night must not fill the log."""
+        if self._is_outage:
             return
-        self._server_is_away = True
+        self._is_outage = True
         outcome = _outcome(state)
         if isinstance(outcome, httpx.Response):
             why = f"{self._server} answered {outcome.status_code}"
@@ -265,7 +266,7 @@ def _read(model: type[M], answer: httpx.Response) -> M:
     try:
         return model.model_validate_json(answer.content)
     except ValidationError:
-        raise ServerRefused(_no_lem_server(answer)) from None
+        raise ServerRefused(_not_lem(answer)) from None
 
 
 def _raise_refusal(answer: httpx.Response) -> None:
@@ -274,7 +275,7 @@ def _raise_refusal(answer: httpx.Response) -> None:
     try:
         problem = Problem.model_validate_json(answer.content)
     except ValueError:
-        problem = _no_lem_server(answer)
+        problem = _not_lem(answer)
     if problem.code in (ProblemCode.LEASE_LOST, ProblemCode.ATTEMPT_CLOSED, ProblemCode.BOOT_SUPERSEDED):
         raise LeaseLost(problem)
     if problem.code is ProblemCode.MANIFEST_INCOMPLETE:
@@ -285,12 +286,12 @@ def _raise_refusal(answer: httpx.Response) -> None:
     raise ServerRefused(problem)
 
 
-def _no_lem_server(answer: httpx.Response) -> Problem:
+def _not_lem(answer: httpx.Response) -> Problem:
     return Problem(
         type="about:blank",
-        title="unexpected answer",
+        title="Unexpected answer",
         status=answer.status_code,
         code=ProblemCode.INTERNAL,
-        detail=f"the server answered {answer.status_code} with something that a LEM server of this version doesn't "
-        "say; check that LEM_SERVER names one.",
+        detail=f"the server answered {answer.status_code} in a way that no LEM server of this "
+        "version does; check that LEM_SERVER names one.",
     )

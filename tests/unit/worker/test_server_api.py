@@ -131,7 +131,7 @@ async def test_an_answer_of_something_else_than_a_server_is_told_as_that(status:
 
 
 async def test_an_address_without_a_scheme_is_refused_instead_of_waited_for() -> None:
-    with pytest.raises(LemError, match="looks like http://"):
+    with pytest.raises(LemError, match="localhost:8420"):
         ServerApi("localhost:8420", "t", worker_id=WORKER, boot_id=uuid4())
 
 

@@ -30,7 +30,7 @@ from lem_worker.devices.inventory import cpu_device, gpu_devices, simulated_devi
 from lem_worker.heartbeat.messages import BootSuperseded, DrainRequested, HeartbeatStart, LeaseVerdict
 from lem_worker.models import default_cache_dir
 from lem_worker.process import spool
-from lem_worker.server_api import Later, LeaseLost, ServerApi
+from lem_worker.server_api import ClaimAnswer, LeaseLost, ServerApi
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class Daemon:
             if assignment is None and self._settings.until_idle:
                 return
             if not isinstance(assignment, Assignment):
-                self._run_is_waiting = assignment is Later.WAIT
+                self._run_is_waiting = assignment is ClaimAnswer.RUN_WAITS
                 continue
             self._run_is_waiting = False
             await self._work(assignment, shutdown)
@@ -146,7 +146,7 @@ class Daemon:
             if self._settings.max_runs is not None and self._runs >= self._settings.max_runs:
                 return
 
-    async def _claim(self) -> Assignment | Later | None:
+    async def _claim(self) -> Assignment | ClaimAnswer | None:
         ends_when_idle = self._settings.until_idle and not self._run_is_waiting
         request = ClaimRequest(
             claim_id=uuid4(),
