@@ -17,9 +17,9 @@ from factories.lora import make_lora, merged
 from factories.one_rank import TEXTS, TOKENS, Kept
 from factories.vllm_run import Run
 from lem_domain.evidence.streams import PhaseName
+from lem_worker.backends.tokenizer import NoChatTemplate
 from lem_worker.rank.after_window import probe_prefill
 from lem_worker.rank.measured_window import RankIndex
-from lem_worker.rank.prompt_tokens import NoChatTemplate
 from lem_worker.rank.prompts import PromptRefused, Request, warmup_requests
 from lem_worker.rank.recorder import Recorder, Sinks
 

@@ -74,7 +74,7 @@ def test_an_adapter_that_does_not_fit_is_a_bad_checkpoint(tiny: Path, tmp_path: 
     ):
         reason, said = refusal(tiny, model={"adapter": "./mine"}, adapter=folder)
         assert reason is FailureReason.BACKEND_INITIALISATION, said
-        assert said.startswith("the adapter ./mine can't be put into tiny (")
+        assert said.startswith("the adapter ./mine can't be loaded into tiny (")
         assert said.endswith("); name a LoRA made for this model.")
         assert words in said
 

@@ -16,7 +16,7 @@ from factories.one_rank import TEXTS, TOKENS
 from factories.pytorch_run import Run, ending_at
 from lem_domain.evidence.streams import PhaseName
 from lem_domain.states import FailureReason
-from lem_worker.backends.pytorch.model import ModelRefused
+from lem_worker.backends.tokenizer import NoChatTemplate
 from lem_worker.process.failures import failure_of
 from lem_worker.rank.prompts import PromptRefused, batches
 
@@ -269,7 +269,7 @@ def test_chat_template(model_folder: Path, tmp_path: Path, greedy: Run) -> None:
     settings = json.loads((bare / "tokenizer_config.json").read_text())
     settings.pop("chat_template", None)
     (bare / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(ModelRefused, match=r"has no chat template; set prompts\.chat_template to false"):
+    with pytest.raises(NoChatTemplate, match=r"has no chat template; set prompts\.chat_template to false"):
         Run(bare, TEXTS[:1], prompts={"chat_template": True})
 
 

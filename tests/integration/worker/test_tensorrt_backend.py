@@ -555,7 +555,7 @@ def test_an_option_that_the_engine_refuses_is_named(stage: Stage, live: Live) ->
     with pytest.raises(OptionRefused) as raised:
         live(tensorrt={"cuda_graph": {"max_batch_size": 8}})
     assert str(raised.value) == (
-        "TensorRT-LLM 1.2.1+fake refuses what it is asked for (ValueError: LLM got invalid argument: "
+        "TensorRT-LLM 1.2.1+fake rejects an option (ValueError: LLM got invalid argument: "
         "cuda_graph_config); change or remove it."
     )
     assert failure_of(raised.value, PhaseName.LOAD).reason is FailureReason.NOT_AS_REQUESTED

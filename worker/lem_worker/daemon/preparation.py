@@ -82,7 +82,7 @@ async def _find_model(name: str, *options: str, attempt_id: str, cache_dir: Path
         return ModelSource(**json.loads(output.stdout))
     if output.code == find.NOT_FOUND:
         raise run_failure(FailureReason.BACKEND_INITIALISATION, output.last_line)
-    if output.code == find.NO_PLACE:
+    if output.code == find.CACHE_UNUSABLE:
         raise machine_failure(FailureReason.BACKEND_UNAVAILABLE, output.last_line)
     raise machine_failure(
         FailureReason.BACKEND_INITIALISATION,

@@ -1,4 +1,4 @@
-"""Where a model is: a built-in one made once into the cache, a folder, or a hub id handed on."""
+"""Models by name: built-in ones in the cache, folders, and hub ids."""
 
 from lem_worker.models.cache import default_cache_dir
 from lem_worker.models.missing import ModelNotFound

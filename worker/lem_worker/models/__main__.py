@@ -1,4 +1,4 @@
-"""`python -m lem_worker.models MODEL`: make a built-in model now, and print where a model is."""
+"""`python -m lem_worker.models MODEL`: builds a built-in model and prints the location of a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lem_worker.models import ModelNotFound, default_cache_dir, resolve_model
 
 
 def main() -> int:
-    """The exit code: 0, or 2 when there is no such model or no place to make it."""
+    """Run the command; the exit code is 2 for an unknown model or an unusable cache."""
     parser = argparse.ArgumentParser(prog="python -m lem_worker.models", description=__doc__)
     parser.add_argument("model", help="for example builtin:smollm2-135m-instruct")
     parser.add_argument("--cache-dir", type=Path, default=None, help="default LEM_CACHE_DIR or ~/.cache/lem")

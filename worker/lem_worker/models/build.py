@@ -1,6 +1,6 @@
-"""Makes a built-in model in a folder (`python -m lem_worker.models.build NAME FOLDER`).
+"""Builds a built-in model in a folder (`python -m lem_worker.models.build NAME FOLDER`).
 
-A process of its own, because making one needs an engine, and the daemon never imports any.
+It is a subprocess, because the build needs an engine, which the daemon must not import.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from importlib import import_module
 from pathlib import Path
 
 from lem_worker.models.missing import ModelNotFound
-from lem_worker.process import children as processes
+from lem_worker.process import children
 
 _BUILDERS = {"tiny-llama": "lem_worker.models.tiny_llama", "smollm2-135m-instruct": "lem_worker.models.smollm2"}
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code: 0, or 2 with a sentence when something is missing."""
-    processes.die_with_parent()
+    """Build; the exit code is 2, with one sentence on stderr, where a package or its data is missing."""
+    children.die_with_parent()
     name, folder = arguments
     try:
-        # Only now, so that a missing engine is told in a sentence.
+        # Imported here, so that a missing engine is reported in one sentence.
         import_module(_BUILDERS[name]).build(Path(folder))
     except ModelNotFound as error:
         print(error, file=sys.stderr)  # noqa: T201

@@ -1,4 +1,4 @@
-"""Folders that are made once, by whoever comes first, and are either whole or not there."""
+"""Folders that are built once for all processes, and are either complete or absent."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ def default_cache_dir() -> Path:
 
 
 def build_once(target: Path, *, recipe: str, build: Callable[[Path], None]) -> Path:
-    """`target`, built by `build(folder)` unless it is there from the same recipe.
+    """Return `target`, built by `build(folder)` unless it exists from the same recipe.
 
-    Others that come meanwhile wait and get the first one's work. A build that is killed leaves a folder beside the
-    target that the next build removes. Every build has a folder of its own: the lock ends with its holder, and a
-    process that the holder started to do the work may outlive it and go on writing.
+    Concurrent callers wait for the first one's build. A killed build leaves a folder next to the target, which the next
+    build removes.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if _is_complete(target, recipe):
@@ -34,12 +33,15 @@ def build_once(target: Path, *, recipe: str, build: Callable[[Path], None]) -> P
             return target
         for abandoned in target.parent.glob(f".{target.name}.building*"):
             shutil.rmtree(abandoned, ignore_errors=True)
+        # A new folder for each build: the lock ends with the process that holds it, but a subprocess that does the work
+        # may outlive it and continue to write.
         fresh = target.parent / f".{target.name}.building-{uuid4().hex}"
         fresh.mkdir()
         build(fresh)
         (fresh / _COMPLETE).write_text(recipe)
         for path in [*fresh.rglob("*"), fresh]:
             _sync(path)
+        # Synced before the rename, so that after a power loss the target is complete or absent.
         shutil.rmtree(target, ignore_errors=True)
         fresh.rename(target)
         _sync(target.parent)

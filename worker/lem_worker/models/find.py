@@ -1,8 +1,7 @@
-"""Finds a model for an attempt (`python -m lem_worker.models.find MODEL CACHE [REVISION]`) and prints where it is; with
-`--adapter` in the place of a revision it is an adapter.
+"""Finds a model for an attempt (`python -m lem_worker.models.find MODEL CACHE [REVISION]`) and prints its source.
 
-A process of its own, because making a model or hashing its weights takes minutes, and an attempt can be stopped at any
-time: a process can be killed, a thread can't.
+With `--adapter` instead of a revision it finds an adapter. It is a subprocess, because building a model or hashing its
+weights takes minutes and an attempt can be stopped at any time: a process can be killed, a thread can't.
 """
 
 from __future__ import annotations
@@ -13,17 +12,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lem_worker.models import ModelNotFound, resolve_adapter, resolve_model
-from lem_worker.process import children as processes
+from lem_worker.process import children
 
-NOT_FOUND, NO_PLACE = 2, 3
-"""Exit codes: the model can't be had; the cache can't be used."""
+NOT_FOUND, CACHE_UNUSABLE = 2, 3
+"""Exit codes."""
 
 ADAPTER = "--adapter"
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code: 0, or with a sentence `NOT_FOUND` or `NO_PLACE`."""
-    processes.die_with_parent()
+    """Find; the exit code is 0, or `NOT_FOUND` or `CACHE_UNUSABLE` with one sentence on stderr."""
+    children.die_with_parent()
     model, cache, *revision = arguments
     try:
         if revision == [ADAPTER]:
@@ -35,7 +34,7 @@ def main(arguments: list[str]) -> int:
         return NOT_FOUND
     except OSError as error:
         print(f"the cache {cache} can't be used ({error.strerror}); free space or set --cache-dir.", file=sys.stderr)  # noqa: T201
-        return NO_PLACE
+        return CACHE_UNUSABLE
     print(json.dumps(asdict(source)))  # noqa: T201
     return 0
 

@@ -1,4 +1,4 @@
-"""The error of a model that can't be had."""
+"""The error of a model that is not available."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from lem_domain.errors import LemError
 
 
 class ModelNotFound(LemError):
-    """The model can't be had; says what to do."""
+    """The model is not available; the message says what to do."""

@@ -1,4 +1,4 @@
-"""From what a configuration calls a model to what an engine can load."""
+"""Resolves the name of a model in a configuration to a source that an engine can load."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lem_worker.models.missing import ModelNotFound
 
 BUILTIN_PREFIX = "builtin:"
 RECIPES = {"tiny-llama": "tiny-llama 2", "smollm2-135m-instruct": "smollm2-135m-instruct 1"}
-"""Built-in models and the version of how each is made; another version is made anew."""
+"""Built-in models and the version of each recipe; a cached model of another version is rebuilt."""
 _DIGESTED = (".json", ".safetensors", ".bin", ".model", ".gguf", ".jinja", ".txt")
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that an engine can load; `file_digests` are SHA-256 by file name, of local folders only."""
+    """A model that an engine can load; `file_digests` are SHA-256 by file name, for local folders only."""
 
     requested: str
     path_or_id: str
@@ -31,18 +31,18 @@ class ModelSource:
 
 
 def resolve_model(model_id: str, *, cache_dir: Path, revision: str | None = None) -> ModelSource:
-    """Find a model; a built-in one is made here if it is not in the cache yet.
+    """Find a model, and build a built-in one that is not in the cache.
 
-    A hub id can't be checked without the hub, so it is handed on as it is and the engine's load decides.
+    A hub id can't be checked without the hub: it is returned unchanged, and the engine's load decides.
 
     Raises:
-        ModelNotFound: an unknown built-in name, a folder that isn't there or holds no model, a missing package.
+        ModelNotFound: an unknown built-in name, a missing folder, a folder without a model, or a missing package.
     """
     if model_id.startswith(BUILTIN_PREFIX):
         name = model_id.removeprefix(BUILTIN_PREFIX)
         if name not in RECIPES:
             known = ", ".join(BUILTIN_PREFIX + one for one in sorted(RECIPES))
-            raise ModelNotFound(f"there is no built-in model {model_id!r}; there is {known}.")
+            raise ModelNotFound(f"there is no built-in model {model_id!r}; use one of {known}.")
         made = build_once(cache_dir / "models" / name, recipe=RECIPES[name], build=lambda fresh: _build(name, fresh))
         return _local(model_id, made, cache_dir)
     folder = _folder(model_id, "model.id")
@@ -54,10 +54,10 @@ def resolve_model(model_id: str, *, cache_dir: Path, revision: str | None = None
 
 
 def resolve_adapter(adapter_id: str, *, cache_dir: Path) -> ModelSource:
-    """Find an adapter; a hub id is handed on as it is.
+    """Find an adapter; a hub id is returned unchanged.
 
     Raises:
-        ModelNotFound: a folder that isn't there or holds no adapter.
+        ModelNotFound: a missing folder, or a folder without an adapter.
     """
     folder = _folder(adapter_id, "model.adapter")
     if folder is None:
@@ -68,16 +68,16 @@ def resolve_adapter(adapter_id: str, *, cache_dir: Path) -> ModelSource:
 
 
 def _folder(name: str, key: str) -> Path | None:
-    """The folder that is named, or None for what is no folder's name.
+    """The folder that `name` names, or None where `name` is no path.
 
     Raises:
-        ModelNotFound: it is one, and there is no such folder.
+        ModelNotFound: `name` is a path and the folder does not exist.
     """
     try:
         folder = Path(name).expanduser()
     except RuntimeError:
         raise ModelNotFound(
-            f"{name} lies in the home of a user that the worker's machine does not have; correct {key}."
+            f"{name} is in the home of a user who does not exist on the worker's machine; correct {key}."
         ) from None
     if folder.is_dir():
         return folder
@@ -87,8 +87,7 @@ def _folder(name: str, key: str) -> Path | None:
 
 
 def _build(name: str, folder: Path) -> None:
-    """Make a built-in model in a process of its own that ends with this one: it needs an engine, and whoever looks for
-    a model imports none."""
+    """Build a built-in model in a subprocess that ends with this one; this process must not import an engine."""
     made = subprocess.run(
         [sys.executable, "-m", "lem_worker.models.build", name, str(folder)],
         stdin=subprocess.DEVNULL,
@@ -98,7 +97,7 @@ def _build(name: str, folder: Path) -> None:
         env={**os.environ, "LEM_PARENT": str(os.getpid())},
     )
     if made.returncode != 0:
-        lines = made.stderr.strip().splitlines() or [f"making it ended with exit code {made.returncode}"]
+        lines = made.stderr.strip().splitlines() or [f"building it ended with exit code {made.returncode}"]
         raise ModelNotFound(lines[-1])
 
 
@@ -109,7 +108,7 @@ def _local(requested: str, folder: Path, cache_dir: Path) -> ModelSource:
 
 
 def _digests(folder: Path, cache_dir: Path) -> dict[str, str]:
-    """SHA-256 of the model's files; remembered by size and time of change, since weights are large."""
+    """SHA-256 of the model's files, cached by size and modification time, because weights are large."""
     known_file = cache_dir / "digests" / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:32]}.json"
     try:
         known: dict[str, list[object]] = json.loads(known_file.read_text())

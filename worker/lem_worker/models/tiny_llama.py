@@ -1,4 +1,4 @@
-"""`builtin:tiny-llama`: a tiny random Llama with a tokenizer trained on the built-in prompts, made in seconds."""
+"""`builtin:tiny-llama`: a tiny random Llama with a tokenizer trained on the built-in prompts, built in seconds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHAT_TEMPLATE = (
 
 
 def build(folder: Path) -> None:
-    """Write model and tokenizer; the same bytes every time."""
+    """Write model and tokenizer, with the same bytes every time."""
     tokenizer = _tokenizer()
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(

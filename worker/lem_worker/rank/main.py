@@ -20,7 +20,7 @@ from lem_domain.evidence.streams import PhaseName, StreamName, rank_name
 from lem_domain.wire.runs import EffectiveConfig
 from lem_worker.backends.create import create_backend
 from lem_worker.backends.protocol import CompilingBackend, ContinuousBackend, InferenceBackend
-from lem_worker.process import children as processes
+from lem_worker.process import children
 from lem_worker.process.control import ControlPipes, DaemonGone, send_failure
 from lem_worker.process.failures import failure_of
 from lem_worker.process.power_trend import trend_s
@@ -266,7 +266,7 @@ def _reasons(facts: dict[str, JsonValue]) -> dict[str, JsonValue]:
 
 def main(arguments: list[str]) -> int:
     """Run the job in the file `arguments[0]`."""
-    processes.die_with_parent()
+    children.die_with_parent()
     preload()
     job_file = Path(arguments[0])
     if CONTROL_SOCKET in os.environ:

@@ -11,13 +11,13 @@ import os
 import sys
 from pathlib import Path
 
-from lem_worker.process import children as processes
+from lem_worker.process import children
 from lem_worker.process.protocol import ACCELERATE_MISSING
 
 
 def main(arguments: list[str]) -> int:
     """Launch the ranks and wait for them; returns 0 when all of them exit with code 0."""
-    processes.die_with_parent()
+    children.die_with_parent()
     # The ranks inherit this variable and check it against their parent when they call die_with_parent.
     os.environ["LEM_PARENT"] = str(os.getpid())
     exits_file, *launch = arguments

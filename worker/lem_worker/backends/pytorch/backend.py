@@ -1,7 +1,7 @@
-"""The PyTorch backend: transformers models in lockstep batches, decoded by a loop of our own or, where tokens are
-drafted, by transformers' assisted generation.
+"""The PyTorch backend: transformers models in lockstep batches.
 
-Nothing of the engine is imported before `load`: the number of threads must stand in the environment by then.
+Its own loop decodes them, or transformers' assisted generation where tokens are drafted. The engine is imported in
+`load`, not before, because OpenMP reads the number of threads from the environment when it is loaded.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from lem_domain.evidence.streams import PhaseName
 from lem_domain.wire.runs import EffectiveConfig
 from lem_worker.backends.create import missing_package
 from lem_worker.backends.protocol import NotLoaded, loaded
-from lem_worker.backends.pytorch import batching as pytorch_batching
-from lem_worker.backends.pytorch import log_filters
+from lem_worker.backends.pytorch import batching, log_filters
 from lem_worker.process.protocol import RankJob
 from lem_worker.rank.prompts import PreparedPrompt, Request, fit, with_few_tokens
 from lem_worker.rank.recorder import Recorder
@@ -40,10 +39,10 @@ class PyTorchBackend:
         self._job: RankJob | None = None
         self._batches = 0
         self._graphs_before: int | None = None
-        """How many graphs were compiled before the window."""
+        """Number of graphs that were compiled before the window."""
 
     def load(self, job: RankJob) -> None:
-        """Bring model and tokenizer up.
+        """Load model and tokenizer.
 
         Raises:
             BackendUnavailable: torch or transformers is not installed.
@@ -52,9 +51,9 @@ class PyTorchBackend:
         log_filters.set_environment()
         if settings.num_threads is not None:
             os.environ["OMP_NUM_THREADS"] = str(settings.num_threads)
-        asked_for = settings.quantization is not None and settings.quantization.torchao is not None
+        wants_torchao = settings.quantization is not None and settings.quantization.torchao is not None
         try:
-            with log_filters.importing(torchao_is_asked_for=asked_for):
+            with log_filters.importing(torchao_is_asked_for=wants_torchao):
                 from lem_worker.backends.pytorch import decoding, model, speculation  # noqa: PLC0415
         except ImportError as error:
             raise missing_package("pytorch", error) from error
@@ -67,7 +66,7 @@ class PyTorchBackend:
             self._decoder = decoding.Decoder(*parts)
 
     def prepare(self, prompts: Sequence[tuple[int, str]]) -> list[PreparedPrompt]:
-        """Tokenise, truncate, and see that prompt and answer fit into the model's context."""
+        """Tokenise and truncate; prompt and answer must fit into the model's context."""
         live, config = loaded(self._live), loaded(self._job).config
         prepared = [
             fit(index, live.token_ids(text, chat_template=config.prompts.chat_template), config.input)
@@ -76,7 +75,7 @@ class PyTorchBackend:
         return self._within_context(prepared)
 
     def synthesise(self, lengths: Sequence[tuple[int, int]], seed: int) -> list[PreparedPrompt]:
-        """Ids of the tokenizer that stand for text, within the model's context."""
+        """Prompts of ids that are text, within the model's context."""
         vocabulary = loaded(self._live).ordinary_ids()
         limits = loaded(self._job).config.input
         return self._within_context(synthetic_prompts(lengths, vocabulary, seed=seed, limits=limits))
@@ -87,43 +86,41 @@ class PyTorchBackend:
         return prepared
 
     def batches(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
-        """As `pytorch.batching` says."""
-        return pytorch_batching.batches(
-            requests, self._settings(), max_new_tokens=loaded(self._job).config.output.max_tokens
-        )
+        """Divide requests as `pytorch.batching` asks."""
+        return batching.batches(requests, self._settings(), max_new_tokens=loaded(self._job).config.output.max_tokens)
 
     def compiles(self) -> bool:
-        """Whether the first batches of each shape will be compiled."""
+        """Whether the configuration asks for compilation."""
         return self._settings().compiles
 
     def compile(self, requests: Sequence[Request], waiting: int | None = None) -> None:
-        """Run one batch of each shape, so that nothing is left to compile in the window.
+        """Run one batch of each shape, so that nothing compiles inside the window.
 
-        Under traffic there are many of them: with dynamic shapes, those after the first two are decoded no further
-        than their steps go on differing.
+        Open and closed traffic have many shapes. With dynamic shapes the third and later ones run only until their
+        steps repeat.
         """
         most = loaded(self._job).config.output.max_tokens
         compiled, graphs = loaded(loaded(self._live).compiled), 0
-        found = pytorch_batching.shapes(requests, self._settings(), max_new_tokens=most, waiting=waiting)
-        for place, batch in enumerate(found):
-            in_short = waiting is not None and place > 1 and compiled.dynamic
-            sent = with_few_tokens(batch, most) if in_short else batch
+        found = batching.shapes(requests, self._settings(), max_new_tokens=most, waiting=waiting)
+        for number, batch in enumerate(found):
+            is_short = waiting is not None and number > 1 and compiled.dynamic
+            sent = with_few_tokens(batch, most) if is_short else batch
             recorder = Recorder(PhaseName.COMPILE)
             recorder.release(sent, recorder.clock())
             self.run(sent, recorder)
             if compiled.gave_up and compiled.graphs == graphs:
-                return  # the other shapes run as they are
+                return  # torch runs the remaining shapes uncompiled
             graphs = compiled.graphs
 
     def effective_config(self, sample: Sequence[Request]) -> EffectiveConfig:
-        """Read back from the live model; one prefill of `sample` tells how many rows the model really gets."""
-        from lem_worker.backends.pytorch import readback as pytorch_readback  # noqa: PLC0415 - needs torch
+        """Read back the live model; one prefill of `sample` shows the number of rows that the model gets."""
+        from lem_worker.backends.pytorch import readback  # noqa: PLC0415 - needs torch
 
         rows = self._ready().probe(sample)
         return EffectiveConfig(
             engine=f"transformers {importlib.metadata.version('transformers')}, "
             f"torch {importlib.metadata.version('torch')}",
-            parameters=pytorch_readback.parameters(
+            parameters=readback.parameters(
                 loaded(self._job), loaded(self._live), self._ready(), rows=rows, expected_rows=len(sample)
             ),
         )
@@ -132,20 +129,20 @@ class PyTorchBackend:
         """Decode the requests as one batch in lockstep.
 
         Raises:
-            OptionRefused: something has to be compiled for them and can't be.
+            OptionRefused: an option needs compiled code and the compilation fails.
         """
         from lem_worker.backends import torch_device  # noqa: PLC0415 - need torch
-        from lem_worker.backends.pytorch import compile as pytorch_compile  # noqa: PLC0415 - need torch
+        from lem_worker.backends.pytorch.compile import naming_the_option  # noqa: PLC0415 - need torch
 
         if self._graphs_before is None and recorder.phase is PhaseName.MEASURE:
             self._graphs_before = self._graphs()
             torch_device.reset_peak_memory(loaded(self._live).device)
-        with pytorch_compile.naming_what_asks_for_it(self._settings()):
+        with naming_the_option(self._settings()):
             self._ready().run(requests, recorder, batch_id=self._batches)
         self._batches += 1
 
     def facts(self) -> dict[str, JsonValue]:
-        """Sizes of the model, and the most memory that its tensors held in the window."""
+        """Sizes of the model, and the peak memory of its tensors in the window."""
         from lem_worker.backends import model_facts, torch_device  # noqa: PLC0415 - need torch
 
         live = loaded(self._live)
@@ -154,7 +151,7 @@ class PyTorchBackend:
             "peak_device_memory_bytes": torch_device.peak_memory_bytes(live.device),
             "peak_kv_cache_usage": None,
             "unknown": {
-                "peak_kv_cache_usage": "each batch has keys and values of its own and no pool of them",
+                "peak_kv_cache_usage": "each batch allocates its own keys and values; there is no pool",
                 **({} if live.device.type == "cuda" else {"peak_device_memory_bytes": "the model is on the CPU"}),
             },
             **self._ready().facts(),
@@ -165,14 +162,14 @@ class PyTorchBackend:
         return facts
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """Without special tokens."""
+        """Decode without special tokens."""
         return loaded(self._live).text(token_ids)
 
     def score(self, text: str) -> tuple[float, int]:
-        """Teacher-forced, in stretches as long as the model's context."""
-        from lem_worker.backends.pytorch import quality as pytorch_quality  # noqa: PLC0415 - needs torch
+        """Score by teacher forcing, in segments as long as the model's context."""
+        from lem_worker.backends.pytorch.quality import negative_log_likelihood  # noqa: PLC0415 - needs torch
 
-        return pytorch_quality.negative_log_likelihood(loaded(self._live), text)
+        return negative_log_likelihood(loaded(self._live), text)
 
     def unload(self) -> None:
         """Free the model's memory."""

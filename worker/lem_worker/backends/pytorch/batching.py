@@ -1,4 +1,4 @@
-"""How requests that wait become batches, and which shapes those can have; pure, without the engine."""
+"""Divides waiting requests into batches and lists the shapes of those; pure, without the engine."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lem_worker.rank.prompts import PromptRefused, Request, repeated
 from lem_worker.rank.prompts import batches as in_order
 
 MOST_SHAPES = 256
-"""So many shapes are met before a window to which requests arrive by themselves; of more, these are spread evenly."""
+"""The most shapes that are compiled before a window of open or closed traffic; of more, an even selection."""
 
 
 class Shape(NamedTuple):
-    """What an engine that compiles may tell batches by."""
+    """The properties of a batch that a compiling engine may specialise on."""
 
     rows: int
     longest: int
@@ -23,7 +23,7 @@ class Shape(NamedTuple):
 
     @classmethod
     def of(cls, batch: Sequence[Request]) -> Shape:
-        """That of a batch."""
+        """The shape of a batch."""
         lengths = [_length(request) for request in batch]
         return cls(len(batch), max(lengths), min(lengths) < max(lengths))
 
@@ -31,7 +31,7 @@ class Shape(NamedTuple):
 def batches(
     requests: Sequence[Request], settings: PyTorchConfig, *, max_new_tokens: int
 ) -> Iterator[Sequence[Request]]:
-    """Every request once, in batches as `pytorch.batching` says; a row has room for `max_new_tokens` more.
+    """Divide the requests as `pytorch.batching` asks; each row has room for `max_new_tokens` more.
 
     Raises:
         PromptRefused: a prompt alone is larger than `max_tokens_per_batch`.
@@ -51,9 +51,8 @@ def shapes(
 ) -> list[Sequence[Request]]:
     """One batch of each shape that a window can have.
 
-    Where all requests are there from the beginning (`waiting` None), those are the shapes of their batches. Where they
-    arrive by themselves, a batch is made of what waits at that moment, which may be any up to `waiting` of them: the
-    batch with the most rows comes first then, and the one with the fewest second.
+    Under offline traffic (`waiting` is None) those are the shapes of the batches. Under open and closed traffic any up
+    to `waiting` requests may form a batch; the largest shape comes first then, and the smallest second.
     """
     found: dict[Shape, Sequence[Request]] = {}
     if waiting is None:
@@ -68,7 +67,7 @@ def shapes(
     ):
         shape = Shape.of(batch)
         if shape not in found:
-            # The same request may wait in several repetitions.
+            # Renumbered, because the same request may wait in several repetitions.
             found[shape] = repeated(batch, len(batch))
     ascending = sorted(found)
     between = ascending[1:-1]
@@ -79,17 +78,17 @@ def shapes(
 def _in_turn(
     requests: Sequence[Request], settings: PyTorchConfig, max_new_tokens: int, waiting: int
 ) -> Iterator[Sequence[Request]]:
-    """Every batch of requests that arrived one after the other, of one repetition or of several."""
+    """Yield every batch of consecutive requests, also across repetitions."""
     most = settings.batch_size if settings.batching == "static" else settings.max_tokens_per_batch or 1
     for begin in range(len(requests)):
         row = list(itertools.islice(itertools.cycle([*requests[begin:], *requests[:begin]]), min(most, waiting)))
-        fullest = next(batches(row, settings, max_new_tokens=max_new_tokens))
-        for rows in range(1, len(fullest) + 1):
-            yield fullest[:rows]
+        full = next(batches(row, settings, max_new_tokens=max_new_tokens))
+        for rows in range(1, len(full) + 1):
+            yield full[:rows]
 
 
 def _of_any_lengths(requests: Sequence[Request], most: int) -> Iterator[Sequence[Request]]:
-    """Batches of every number of rows and every length, with padding and without."""
+    """Yield batches of every number of rows and every length, with and without padding."""
     of_length = {_length(request): request for request in requests}
     shortest = of_length[min(of_length)]
     for rows in range(1, most + 1):
@@ -103,16 +102,16 @@ def _within(requests: Sequence[Request], limit: int, rows: int | None, max_new_t
     batch: list[Request] = []
     longest = 0
     for request in requests:
-        places = _length(request) + max_new_tokens
-        if places > limit:
+        size = _length(request) + max_new_tokens
+        if size > limit:
             raise PromptRefused(
                 f"prompt {request.prompt_index} has {_length(request)} tokens and output.max_tokens is "
                 f"{max_new_tokens}, together above pytorch.max_tokens_per_batch {limit}; raise it."
             )
-        longest = max(longest, places)
+        longest = max(longest, size)
         if batch and ((len(batch) + 1) * longest > limit or len(batch) == rows):
             yield batch
-            batch, longest = [], places
+            batch, longest = [], size
         batch.append(request)
     if batch:
         yield batch

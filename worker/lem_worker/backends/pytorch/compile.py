@@ -1,4 +1,4 @@
-"""torch.compile of a model's forward pass, and the proof that compiled code is what runs."""
+"""torch.compile of a model's forward pass, and the evidence that compiled code runs."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ _MODES = {
     (True, True): "max-autotune",
     (True, False): "max-autotune-no-cudagraphs",
 }
-"""What inductor's (max_autotune, triton.cudagraphs) are in each mode; torch._inductor.list_mode_options says so too."""
+"""Inductor's (max_autotune, triton.cudagraphs) in each mode, as torch._inductor.list_mode_options lists them."""
 
 _MOST_FIXED = 8
-"""Graphs of one frame, torch's own default; with more, each step of a decode would be compiled."""
+"""Torch's default limit of graphs per frame; a higher one would compile every step of a decode."""
 _MOST_DYNAMIC = 64
-"""Where sizes may stay open: one row, no padding and a first step each need some graphs of their own, 12 in all for
-Llama."""
+"""The limit with dynamic sizes: one row, no padding and a first step need separate graphs, 12 in all for Llama."""
 
 
 class Compiled:
-    """A forward pass that is compiled when it is called first, and again for shapes that need it.
+    """A forward pass that compiles at its first call, and again for shapes that need it.
 
-    The counts are dynamo's own and of the whole process, which has one model.
+    The counts are dynamo's, of the whole process, which has one model.
     """
 
     def __init__(self, forward: Callable[..., Any], wanted: TorchCompileConfig) -> None:
@@ -46,7 +45,7 @@ class Compiled:
         }
         given = {name: value for name, value in given.items() if value is not None}
         self.dynamic = wanted.dynamic is not False
-        """Sizes may stay open in what is compiled."""
+        """Whether compiled code may have dynamic sizes."""
         torch._dynamo.config.recompile_limit = _MOST_DYNAMIC if self.dynamic else _MOST_FIXED
         self._compiled: Any = torch.compile(forward, **given)
 
@@ -56,16 +55,16 @@ class Compiled:
 
     @property
     def graphs(self) -> int:
-        """How many graphs were compiled so far; it no longer grows when nothing is compiled any more."""
+        """Number of graphs that were compiled so far."""
         return int(counters["stats"]["unique_graphs"])
 
     @property
     def gave_up(self) -> bool:
-        """Torch has met a frame that it compiles no more, and runs new shapes of it as they are."""
+        """Whether torch has reached the limit of a frame and runs its new shapes uncompiled."""
         return counters["frames"]["total"] > counters["frames"]["ok"]
 
     def in_force(self) -> dict[str, JsonValue]:
-        """Each key of `pytorch.torch_compile` as it shows in what was compiled; None where it does not show."""
+        """Each key of `pytorch.torch_compile` as the compiled code shows it; None where it shows nothing."""
         compiled = self.graphs > 0
         return {
             "enabled": compiled,
@@ -88,37 +87,37 @@ class Compiled:
         return None if config is None else _MODES[bool(config["max_autotune"]), bool(config["triton.cudagraphs"])]
 
     def _backend(self) -> str:
-        """Told from the compilers that were at work: inductor works on what AOTAutograd traced, and that on graphs."""
+        """The backend, by the counters of the compilers: inductor runs after AOTAutograd, and that after dynamo."""
         if counters["inductor"]:
             return "inductor"
         return "aot_eager" if counters["aot_autograd"] else "eager"
 
     def _context(self) -> object:
-        """The live settings that torch keeps beside the compiled function."""
+        """The settings object in the closure of the compiled function; torch offers no other access (2.13)."""
         function = self._compiled
         cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=False))
         return cells["self"].cell_contents if "self" in cells else None
 
 
 @contextmanager
-def naming_what_asks_for_it(settings: PyTorchConfig) -> Iterator[None]:
-    """Turns the compiler's complaint, pages of C++, into the option that asks for code which it can't make here.
+def naming_the_option(settings: PyTorchConfig) -> Iterator[None]:
+    """Convert an error of the compiler, which is pages of C++, into one that names the option that needs it.
 
     Raises:
-        OptionRefused: instead of the compiler's error.
+        OptionRefused: in place of the compiler's error.
     """
     try:
         yield
     except InductorError as error:
-        # transformers compiles flex_attention by itself, whatever pytorch.torch_compile says.
+        # transformers compiles flex_attention regardless of pytorch.torch_compile.
         flex = settings.attn_implementation == "flex_attention"
         option = "pytorch.attn_implementation flex_attention" if flex else "pytorch.torch_compile"
         remedy = (
-            "use sdpa, or set pytorch.batch_size to 1: padded batches are what it fails for on the CPU"
+            "use sdpa, or set pytorch.batch_size to 1: on the CPU it fails for padded batches"
             if flex
-            else "name another backend of it, or turn it off"
+            else "set another torch_compile.backend, or turn it off"
         )
         first = str(error).splitlines()[0]
         raise OptionRefused(
-            f"torch {torch.__version__} can't compile what {option} needs here ({first}); {remedy}."
+            f"torch {torch.__version__} can't compile the code for {option} here ({first}); {remedy}."
         ) from error

@@ -1,7 +1,7 @@
-"""The batched prefill and decode loop, with the time of every token taken when the device is done with it.
+"""The batched prefill and decode loop; a token's time is taken when the device has finished it.
 
-Rows are padded on the left to the longest of the batch, masked, and positioned by the mask, which gives the same
-tokens as transformers' own `generate` (a test holds both against each other).
+Rows are padded on the left to the longest of the batch, masked, and positioned by the mask. This generates the same
+tokens as transformers' `generate`; a test compares both.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from lem_worker.rank.recorder import IntArray, Recorder
 
 @dataclass
 class _Batch:
-    """The rows of a batch. `prompt` is `[rows, longest prompt]`; the others have room for what will be generated."""
+    """The rows of a batch. `prompt` is `[rows, longest prompt]`; the other tensors include the generated positions."""
 
     prompt: torch.Tensor
     mask: torch.Tensor | None
     positions: torch.Tensor
-    """One row for all where nothing is padded."""
+    """A single row for all where nothing is padded."""
     paddings: Sequence[int]
-    """How many places of each row are no prompt."""
+    """Number of padded positions of each row."""
     room: int
-    """The most places of a row, prompt and answer."""
+    """The most positions of a row, prompt and answer."""
 
     @property
     def prompt_length(self) -> int:
-        """Of the longest prompt."""
+        """Length of the longest prompt."""
         return self.prompt.shape[1]
 
 
 class _Forward:
-    """Calls the model step by step on one batch, with a cache of its own where the configuration has one."""
+    """Calls the model step by step on one batch, with a new cache if the configuration uses one."""
 
     def __init__(self, live: LiveModel, batch: _Batch, settings: PyTorchConfig, accepted: Collection[str]) -> None:
         self._forward = live.forward
@@ -53,15 +53,15 @@ class _Forward:
         self._positions = batch.positions if "position_ids" in accepted else None
         self._prompt_length = batch.prompt_length
         self._single = batch.positions[:, batch.prompt_length :, None].unbind(dim=1)
-        """The positions of what will be generated, one by one: a slice in each step costs more."""
+        """The positions of generated tokens, split in advance: a slice in each step costs more."""
         self.cache = _make_cache(live, settings, length=batch.room)
         self._options: dict[str, object] = {"past_key_values": self.cache, "use_cache": self.cache is not None}
         if "logits_to_keep" in accepted:
-            # Without it the prefill would compute the logits of every position, which generate doesn't do either.
+            # Otherwise the prefill computes the logits of every position, which `generate` doesn't do either.
             self._options["logits_to_keep"] = 1
 
     def __call__(self, ids: torch.Tensor, begin: int, end: int) -> torch.Tensor:
-        """The logits after place `end` of `ids`, which are the places from `begin` on."""
+        """The logits after position `end`; `ids` are the positions from `begin` on."""
         options = self._options
         if self._mask is not None:
             options["attention_mask"] = self._mask[:, :end]
@@ -81,11 +81,11 @@ def _make_cache(live: LiveModel, settings: PyTorchConfig, *, length: int) -> Dyn
 
 
 CACHES = {"DynamicCache": "dynamic", "StaticCache": "static"}
-"""What `cache_implementation` calls the engine's classes."""
+"""The engine's cache classes and their names in `cache_implementation`."""
 
 
 class _Ends:
-    """Which rows of a batch have ended, and where."""
+    """Tracks which rows of a batch have ended, and at which length."""
 
     def __init__(self, rows: int, end_ids: torch.Tensor) -> None:
         self.live = torch.ones(rows, dtype=torch.bool, device=end_ids.device)
@@ -93,19 +93,19 @@ class _Ends:
         self._generated = torch.zeros(rows, dtype=torch.long, device=end_ids.device)
 
     def reached(self, chosen: torch.Tensor) -> bool:
-        """Whether another row ended with these tokens, `[rows, 1]`."""
+        """Whether any row ended with these tokens, `[rows, 1]`."""
         self._generated += self.live
         ended = torch.isin(chosen[:, 0], self._end_ids) & self.live
         self.live &= ~ended
         return bool(ended.any())
 
     def lengths(self) -> list[int]:
-        """How many tokens each row has, up to and with its end."""
+        """Number of tokens of each row, the end of sequence included."""
         return self._generated.tolist()
 
 
 class Decoder:
-    """Runs batches of a live model as the configuration says."""
+    """Decodes batches on a live model as configured."""
 
     def __init__(
         self, live: LiveModel, decoding: DecodingConfig, output: OutputConfig, settings: PyTorchConfig
@@ -117,19 +117,19 @@ class Decoder:
         self._max_tokens = output.max_tokens
         self._min_tokens = output.min_tokens
         self.end_ids = live.end_ids if output.mode == "natural" else ()
-        """The tokens that end a row; none in fixed mode."""
+        """The tokens that end a row; empty in fixed mode."""
         self.samples = decoding.temperature > 0
         self.processors = LogitsProcessorList()
-        """Those of the last batch."""
+        """The processors of the last batch."""
         self.cache: str | None = None
-        """The kind of cache that the last probe's prefill filled; None for none."""
+        """The kind of cache that the last probe filled; None for none."""
         self._generator = torch.Generator(live.device)
         self._end = torch.tensor(self.end_ids, dtype=torch.long, device=live.device)
         self._padding_id = live.padding_id
 
     @torch.inference_mode()
     def probe(self, requests: Sequence[Request]) -> int:
-        """Prefill the requests as one batch; the answer is the number of rows that the model worked on."""
+        """Prefill the requests as one batch and return the number of rows that the model worked on."""
         batch = self._assemble(requests)
         self.processors = self._processors_for(batch)
         forward = _Forward(self._live, batch, self._settings, self._accepted)
@@ -140,7 +140,7 @@ class Decoder:
 
     @torch.inference_mode()
     def run(self, requests: Sequence[Request], recorder: Recorder, *, batch_id: int) -> None:
-        """One batch from prefill to the last row's last token."""
+        """Run one batch from prefill to the last token of the last row."""
         request_ids = np.array([request.request_id for request in requests], dtype=np.int64)
         recorder.scheduled(request_ids, recorder.clock(), batch_id)
         batch = self._assemble(requests)
@@ -152,10 +152,10 @@ class Decoder:
             recorder.finished(request_id, "stop" if ids[-1] in self.end_ids else "length", ids)
 
     def _decode(self, batch: _Batch, request_ids: IntArray, recorder: Recorder, most: int) -> list[list[int]]:
-        """The tokens of each row.
+        """Decode up to `most` tokens per row and return them.
 
-        A step does what the shortest loop does and takes the time. Only what looks back at all tokens (processors, a
-        model without a cache) makes it keep them in one tensor.
+        A step does no more than the shortest possible loop plus one look at the clock. Only processors and models
+        without a cache, which need all tokens so far, make it keep them in one tensor.
         """
         forward = _Forward(self._live, batch, self._settings, self._accepted)
         device = self._live.device
@@ -168,11 +168,11 @@ class Decoder:
         for _ in range(most):
             chosen = self._choose(forward(ids, begin, end), ids if whole is None else whole[:, :end])
             columns.append(chosen)
-            if on_cuda:
+            if on_cuda:  # kernels run asynchronously; without this the time would be that of their launch
                 torch.cuda.synchronize(device)
             recorder.tokens(recorded, recorder.clock())
             if ends is not None and ends.reached(chosen):
-                # Rows that have ended stay in the batch but are not recorded any more.
+                # Ended rows stay in the batch, as in `generate`, but are no longer recorded.
                 recorded = request_ids[ends.live.cpu().numpy()]
                 if not len(recorded):
                     break
@@ -209,12 +209,12 @@ class Decoder:
             for padding, request in zip(paddings, requests, strict=True)
         ]
         room = longest + self._max_tokens
-        places = torch.arange(room, device=device)[None, :]
+        every = torch.arange(room, device=device)[None, :]
         prompt = torch.tensor(rows, dtype=torch.long, device=device)
         if not any(paddings):
-            # Like generate, no mask at all where nothing is padded: the kernels are faster then.
-            return _Batch(prompt, None, places, paddings, room)
-        positions = places - torch.tensor(paddings, device=device)[:, None]
+            # Like `generate`, without a mask where nothing is padded: the kernels are faster then.
+            return _Batch(prompt, None, every, paddings, room)
+        positions = every - torch.tensor(paddings, device=device)[:, None]
         return _Batch(prompt, (positions >= 0).long(), positions.clamp(min=0), paddings, room)
 
     def _processors_for(self, batch: _Batch) -> LogitsProcessorList:
@@ -228,5 +228,5 @@ class Decoder:
         )
 
     def facts(self) -> dict[str, JsonValue]:
-        """Nothing beyond what requests and tokens say."""
+        """No facts beyond the recorded requests and tokens."""
         return {}

@@ -1,4 +1,4 @@
-"""What libraries are told so that a run's log holds what is about the run."""
+"""Filters that keep libraries' irrelevant messages out of a run's log."""
 
 from __future__ import annotations
 
@@ -8,29 +8,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _ENVIRONMENT = {
-    "TOKENIZERS_PARALLELISM": "false",  # threads of the tokenizer would compete with the measured ones
+    "TOKENIZERS_PARALLELISM": "false",  # the tokenizer's threads would compete with the measured ones
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-_SAID_OF_TORCHAO = ("torchao", "torch.utils._pytree")
-"""The loggers on which torchao's import complains about kernels for other GPUs, and torch about torchao."""
+_TORCHAO_LOGGERS = ("torchao", "torch.utils._pytree")
+"""Loggers of torchao's warnings about kernels for other GPUs, and of torch's about torchao."""
 
 
 def set_environment() -> None:
-    """What the user has set stays."""
+    """Set the variables that the user has not set."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
 
 @contextmanager
 def importing(*, torchao_is_asked_for: bool) -> Iterator[None]:
-    """Transformers imports torchao wherever it is installed, because a checkpoint may need it; its complaints are
-    told only where the run asks for it."""
+    """Silence torchao's import warnings, unless the run asks for torchao.
+
+    transformers imports torchao wherever it is installed, because a checkpoint may need it.
+    """
     if torchao_is_asked_for:
         yield
         return
-    loggers = [logging.getLogger(name) for name in _SAID_OF_TORCHAO]
+    loggers = [logging.getLogger(name) for name in _TORCHAO_LOGGERS]
     for logger in loggers:
         logger.addFilter(_nothing)
     try:
@@ -40,13 +42,13 @@ def importing(*, torchao_is_asked_for: bool) -> Iterator[None]:
             logger.removeFilter(_nothing)
 
 
-def say_once(logger_name: str) -> None:
-    """bitsandbytes says the same for every product of every layer, which would bury the run's log."""
-    said: set[str] = set()
+def log_once(logger_name: str) -> None:
+    """Drop repeated messages of a logger; bitsandbytes repeats its warnings for every product of every layer."""
+    seen: set[str] = set()
 
     def is_new(record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        return message not in said and not said.add(message)  # type: ignore[func-returns-value]
+        return message not in seen and not seen.add(message)  # type: ignore[func-returns-value]
 
     logging.getLogger(logger_name).addFilter(is_new)
 

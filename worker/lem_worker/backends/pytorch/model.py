@@ -1,4 +1,4 @@
-"""Loads a transformers model with its tokenizer, and answers questions about the live pair."""
+"""Loads a transformers model with its tokenizer."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from lem_domain.backends.pytorch import PyTorchConfig
 from lem_domain.config.experiment import ExperimentConfig, ModelConfig
 from lem_domain.errors import LemError
 from lem_domain.wire.workers import DeviceKind
-from lem_worker.backends.pytorch import log_filters
-from lem_worker.backends.pytorch import quantization as pytorch_quantization
+from lem_worker.backends import tokenizer as tokenizers
+from lem_worker.backends.pytorch import log_filters, quantization
 from lem_worker.backends.pytorch.compile import Compiled
 from lem_worker.process.failures import BackendUnavailable
 from lem_worker.process.protocol import RankJob
-from lem_worker.rank.prompts import PreparedPrompt, PromptRefused
+from lem_worker.rank.prompts import PreparedPrompt
 from lem_worker.rank.synthetic_prompts import ordinary_ids
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _DUMMY_SEED = 20_260_601
-"""Random weights are the same in every run, so that their outputs can be compared."""
+"""Fixed, so that random weights and their outputs are the same in every run."""
 
 
 class ModelRefused(LemError):
-    """A model that can't be loaded as asked."""
+    """The model can't be loaded as configured."""
 
 
 class LiveModel:
-    """A model and its tokenizer, ready to run, and what goes with them."""
+    """A loaded model with its tokenizer, adapter and drafting model."""
 
     def __init__(
         self,
@@ -52,64 +52,46 @@ class LiveModel:
         self.tokenizer = tokenizer
         self.weights = weights
         self.commit = commit
-        """The hub's commit that the files are of; None for a folder."""
+        """The hub commit of the files; None for a folder."""
         self.adapter = adapter
-        """The adapter whose layers are in the model."""
+        """The adapter whose layers the model has."""
         self.assistant = assistant
-        """The model that drafts for this one."""
+        """The drafting model."""
         self.compiled = compiled
         self.forward: Callable[..., Any] = model if compiled is None else compiled
-        """The model's forward pass, compiled where that was asked for."""
+        """The model's forward pass, compiled if configured."""
         self.device = next(model.parameters()).device
 
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
-        """Every token that ends a sequence, as the checkpoint's generation settings say, else the tokenizer."""
-        generation = self.model.generation_config
-        ids = generation.eos_token_id if generation is not None else None
-        if ids is None:
-            ids = self.tokenizer.eos_token_id
-        if ids is None:
-            return ()
-        return tuple(ids) if isinstance(ids, list | tuple) else (int(ids),)
+        """Every token that ends a sequence."""
+        return tokenizers.end_ids(self.model.generation_config, self.tokenizer)
 
     @property
     def padding_id(self) -> int:
-        """What fills rows up; masked, so that any token would do."""
-        padding = self.tokenizer.pad_token_id
-        return padding if padding is not None else (self.end_ids or (0,))[0]
+        """The token that fills padded rows."""
+        return tokenizers.padding_id(self.tokenizer, self.end_ids)
 
     def token_ids(self, text: str, *, chat_template: bool) -> list[int]:
-        """The prompt's tokens with the tokenizer's own special tokens, or in the chat template as a user's turn."""
-        if not chat_template:
-            return list(self.tokenizer(text)["input_ids"])
-        if not self.tokenizer.chat_template:
-            raise ModelRefused(
-                "the model's tokenizer has no chat template; set prompts.chat_template to false or use a chat model."
-            )
-        turn = [{"role": "user", "content": text}]
-        return list(self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
+        """Tokenise, as `lem_worker.backends.tokenizer.token_ids` does."""
+        return tokenizers.token_ids(self.tokenizer, text, chat_template=chat_template)
 
     def ordinary_ids(self) -> list[int]:
-        """Every token that stands for text."""
+        """Every token that is text."""
         embedding: Any = self.model.get_input_embeddings()
         return ordinary_ids(self.tokenizer, embedding.num_embeddings)
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """Without special tokens."""
-        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        """Decode without special tokens."""
+        return tokenizers.text_of(self.tokenizer, token_ids)
 
     def check_context(self, prompt: PreparedPrompt, max_tokens: int) -> None:
-        """Raises PromptRefused when prompt and answer are longer than the model's positions."""
+        """Raise PromptRefused when prompt and answer are longer than the model's positions."""
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if context is not None and len(prompt.token_ids) + max_tokens > context:
-            raise PromptRefused(
-                f"prompt {prompt.index} has {len(prompt.token_ids)} tokens and output.max_tokens is {max_tokens}, "
-                f"together above the model's context of {context}; lower output.max_tokens or input.max_tokens."
-            )
+        tokenizers.check_context(prompt, max_tokens, context)
 
     def release(self) -> None:
-        """Give the memory back, on an accelerator to its driver too."""
+        """Free the memory, on an accelerator also the one that torch's allocator caches."""
         del self.model, self.forward
         self.assistant = self.compiled = None
         gc.collect()
@@ -118,10 +100,10 @@ class LiveModel:
 
 
 def load(job: RankJob) -> LiveModel:
-    """The model of the job on its device.
+    """Load the model of the job on its device.
 
     Raises:
-        ModelRefused: the device that was leased is not there, or the model can't be had as asked.
+        ModelRefused: the leased device is missing, or the model can't be loaded as configured.
         BackendUnavailable: an option needs a package or a device that this machine lacks.
     """
     config = job.config
@@ -131,7 +113,7 @@ def load(job: RankJob) -> LiveModel:
     if settings.matmul_precision is not None:
         torch.set_float32_matmul_precision(settings.matmul_precision)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    log_filters.say_once("bitsandbytes")
+    log_filters.log_once("bitsandbytes")
     device = _device(job)
     tokenizer = AutoTokenizer.from_pretrained(job.model_path, **_source(config.model))
     model = _model(job, settings, device)
@@ -156,7 +138,7 @@ def _model(job: RankJob, settings: PyTorchConfig, device: torch.device) -> Any:
     options: dict[str, Any] = {}
     if settings.attn_implementation is not None:
         options["attn_implementation"] = settings.attn_implementation
-    with _naming_what_attention_needs(settings.attn_implementation, device):
+    with _naming_the_attention_package(settings.attn_implementation, device):
         if config.model.weights == "dummy":
             if settings.quantization is not None:
                 raise ModelRefused(
@@ -164,16 +146,16 @@ def _model(job: RankJob, settings: PyTorchConfig, device: torch.device) -> Any:
                 )
             return _random_model(job.model_path, config, device, options)
         dtype = "auto" if config.precision == "auto" else _DTYPES[config.precision]
-        options |= {**_source(config.model), **pytorch_quantization.options(settings.quantization)}
+        options |= {**_source(config.model), **quantization.options(settings.quantization)}
         if settings.quantization is not None and device.type != "cpu":
-            options["device_map"] = {"": device}  # quantised there; such a model can't be moved any more
+            options["device_map"] = {"": device}  # quantised on the device; a quantised model can't be moved
         model: Any = AutoModelForCausalLM.from_pretrained(job.model_path, dtype=dtype, **options)
     return model if settings.quantization is not None else model.to(device)
 
 
 @contextmanager
-def _naming_what_attention_needs(attention: str | None, device: torch.device) -> Iterator[None]:
-    """Turns the engine's complaint about a missing kernel package into what to install where."""
+def _naming_the_attention_package(attention: str | None, device: torch.device) -> Iterator[None]:
+    """Convert the engine's error about a missing kernel package into one that says what to install."""
     if attention is None or not attention.startswith("flash_attention"):
         yield
         return
@@ -190,7 +172,7 @@ def _naming_what_attention_needs(attention: str | None, device: torch.device) ->
 
 
 def _add_adapter(model: Any, job: RankJob) -> None:
-    """Put the adapter's layers into the model and make them active."""
+    """Load the adapter's layers into the model and activate them."""
     path = job.adapter_path or job.config.model.adapter
     try:
         model.load_adapter(path)
@@ -201,7 +183,7 @@ def _add_adapter(model: Any, job: RankJob) -> None:
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelRefused(
-            f"the adapter {job.config.model.adapter} can't be put into {job.config.model.id} ({error}); "
+            f"the adapter {job.config.model.adapter} can't be loaded into {job.config.model.id} ({error}); "
             "name one that was made for this model."
         ) from error
 
@@ -211,7 +193,7 @@ def _has_adapter(model: Any) -> bool:
 
 
 def _assistant(path: str, model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """The drafting model, in the measured model's number format."""
+    """Load the drafting model in the measured model's number format."""
     assistant: Any = AutoModelForCausalLM.from_pretrained(path, dtype=model.dtype)
     ours, theirs = (one.config.get_text_config().vocab_size for one in (model, assistant))
     if ours != theirs:
@@ -227,7 +209,7 @@ def _random_model(path: str, config: ExperimentConfig, device: torch.device, opt
     shape = AutoConfig.from_pretrained(path, **_source(config.model))
     dtype = (shape.dtype or torch.float32) if config.precision == "auto" else _DTYPES[config.precision]
     torch.manual_seed(_DUMMY_SEED)
-    with device:  # made where it will live, not copied there
+    with device:  # created on the device, so that the host needs no copy
         return AutoModelForCausalLM.from_config(shape, dtype=dtype, **options)  # type: ignore[no-untyped-call]
 
 
@@ -236,7 +218,7 @@ def _source(model: ModelConfig) -> dict[str, Any]:
 
 
 def _commit(path: str, revision: str | None) -> str | None:
-    """The commit in whose snapshot the files lie that were just loaded; transformers 5 keeps it nowhere else."""
+    """The commit of the loaded files, by the path of their snapshot; transformers 5 exposes it nowhere else."""
     file = cached_file(path, "config.json", revision=revision, local_files_only=True)
     return extract_commit_hash(file, None)
 

@@ -1,4 +1,4 @@
-"""What a configuration's decoding keys do to logits, by transformers' own processors in the order of `generate`."""
+"""Logits processors for the decoding keys: transformers' own, in the order of `generate`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make_processors(
     device: torch.device,
     paddings: Sequence[int] = (),
 ) -> LogitsProcessorList:
-    """The processors of one batch, whose rows begin with so many places that are no prompt."""
+    """The processors of one batch; `paddings` is the number of padded positions before each row's prompt."""
     processors = LogitsProcessorList()
     if decoding.repetition_penalty is not None:
         ignored = torch.tensor(paddings, dtype=torch.long, device=device) if paddings else None

@@ -1,4 +1,4 @@
-"""Weights in fewer bits: what is asked of bitsandbytes or torchao, and what the live modules say of it."""
+"""Quantised weights: the options of bitsandbytes and torchao, and the readback from live modules."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _TORCHAO = {
 
 
 def options(wanted: QuantizationConfig | None) -> dict[str, Any]:
-    """What `from_pretrained` is told.
+    """The arguments of `from_pretrained`.
 
     Raises:
-        BackendUnavailable: the package that does it is not installed.
+        BackendUnavailable: the package of the scheme is not installed.
     """
     if wanted is None:
         return {}
@@ -46,7 +46,7 @@ def options(wanted: QuantizationConfig | None) -> dict[str, Any]:
 
 
 def in_force(model: PreTrainedModel) -> dict[str, JsonValue]:
-    """Each key of `pytorch.quantization` as the modules of the live model have it; None where it has no meaning."""
+    """Each key of `pytorch.quantization` as the live modules show it; None where it does not apply."""
     found: dict[str, JsonValue] = dict.fromkeys(QuantizationConfig.model_fields)
     found.update(load_in_8bit=False, load_in_4bit=False)
     for module in model.modules():
@@ -70,7 +70,7 @@ def _torchao_scheme(name: str) -> Any:
 
 
 def _torchao_name(weight: Any) -> str:
-    """The scheme, from the number format of the live weight and whether activations are quantised with it."""
+    """The scheme, by the number format of the live weight and the presence of quantised activations."""
     dtype = dtype_name(weight.qdata.dtype)
     activations = getattr(weight, "act_quant_kwargs", None) is not None
     if dtype == "int8":

@@ -1,4 +1,4 @@
-"""What the live PyTorch model says is in force, beside what was asked for."""
+"""The effective configuration of a live PyTorch model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers.generation.logits_process import (
 
 from lem_domain.backends.pytorch import PyTorchConfig, QuantizationConfig, TorchCompileConfig
 from lem_domain.wire.runs import EffectiveParameter
-from lem_worker.backends.pytorch import quantization as pytorch_quantization
+from lem_worker.backends.pytorch import quantization
 from lem_worker.backends.pytorch.decoding import Decoder
 from lem_worker.backends.pytorch.model import LiveModel
 from lem_worker.backends.pytorch.speculation import SpeculativeDecoder
@@ -27,7 +27,7 @@ _DECODING = {
     "min_p": (MinPLogitsWarper, "min_p"),
     "repetition_penalty": (RepetitionPenaltyLogitsProcessor, "penalty"),
 }
-"""The processor that carries out a decoding key, and its attribute."""
+"""The processor of each decoding key, and its attribute."""
 
 
 def parameters(
@@ -35,7 +35,7 @@ def parameters(
 ) -> tuple[EffectiveParameter, ...]:
     """Every parameter with its requested and effective value.
 
-    `rows` is what a forward pass was seen to work on; `expected_rows` is what the largest batch should have been.
+    `rows` is the number that a forward pass worked on; `expected_rows` is the number of the largest planned batch.
     """
     settings = job.config.section(PyTorchConfig)
     return (
@@ -57,7 +57,7 @@ def _universal(job: RankJob, live: LiveModel, decoder: Decoder | SpeculativeDeco
     found = [
         _parameter("precision", None if config.precision == "auto" else config.precision, precision),
         _parameter("model.weights", config.model.weights, live.weights),
-        # A branch or tag can't be compared with the commit that it stands for; that the hub resolved it is the proof.
+        # A branch or tag can't be compared with its commit; the proof is that the hub resolved it.
         EffectiveParameter(
             name="model.revision",
             requested=config.model.revision,
@@ -76,8 +76,10 @@ def _universal(job: RankJob, live: LiveModel, decoder: Decoder | SpeculativeDeco
 
 
 def _batching(job: RankJob, settings: PyTorchConfig, *, rows: int, expected_rows: int) -> list[EffectiveParameter]:
-    """Rows are what the live model got. Under dynamic batching the batch size is a bound, and is kept when the rows are
-    those that the limit on tokens leaves."""
+    """The batching keys, judged by the rows that the live model got.
+
+    Under dynamic batching the batch size is an upper bound, and the rows follow from the limit on tokens.
+    """
     dynamic = settings.batching == "dynamic"
     as_planned = rows == expected_rows
     within = settings.batch_size == 1 or rows <= settings.batch_size
@@ -118,7 +120,7 @@ def _compilation(wanted: TorchCompileConfig | None, live: LiveModel) -> list[Eff
 
 
 def _quantization(wanted: QuantizationConfig | None, live: LiveModel) -> list[EffectiveParameter]:
-    found = pytorch_quantization.in_force(live.model)
+    found = quantization.in_force(live.model)
     return [
         _parameter(f"pytorch.quantization.{key}", None if wanted is None else getattr(wanted, key), found[key])
         for key in QuantizationConfig.model_fields
@@ -132,7 +134,7 @@ def _speculation(
     assisted = settings.assisted_decoding
     model = drafter.get("assisted_decoding.model")
     if assisted is not None and live.assistant is not None and model == job.assistant_path:
-        model = assisted.model  # as it was named; the engine knows it by its folder
+        model = assisted.model  # the configured name; the engine knows only its folder
     return [
         _parameter("pytorch.assisted_decoding.model", None if assisted is None else assisted.model, model),
         _parameter(

@@ -1,7 +1,7 @@
-"""Speculative decoding by transformers' own assisted generation: tokens are drafted, and several checked in one pass.
+"""Speculative decoding by transformers' assisted generation: drafted tokens are verified several at a time.
 
-Tokens that are accepted in one step come in the same moment and get the same time. What was drafted and accepted is
-counted, so that a run shows whether its speculation did anything.
+Tokens that are accepted in one step share one time. Drafted and accepted tokens are counted, so that a run shows
+whether its speculation had an effect.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lem_worker.rank.recorder import Recorder
 
 
 class _Steps(BaseStreamer):
-    """Hears of the prompt first and then of the tokens of each step; tells the recorder."""
+    """Receives the prompt first and then the tokens of each step, and records them."""
 
     def __init__(self, request_id: int, recorder: Recorder, device: torch.device) -> None:
         self.token_ids: list[int] = []
@@ -37,7 +37,7 @@ class _Steps(BaseStreamer):
         self._prompt_is_over = False
 
     def put(self, value: torch.Tensor) -> None:
-        """Called by `generate`; the tensor is on the CPU, so the device is done with it."""
+        """Called by `generate`; the tensor is on the CPU, so the device has finished it."""
         if not self._prompt_is_over:
             self._prompt_is_over = True
             return
@@ -48,11 +48,11 @@ class _Steps(BaseStreamer):
         self._recorder.tokens((self._request_id,) * len(accepted), now)
 
     def end(self) -> None:
-        """All tokens came."""
+        """Called by `generate` at the end."""
 
 
 class SpeculativeDecoder:
-    """Runs one request at a time through `generate` with a drafting model or prompt lookup."""
+    """Runs one request at a time through `generate`, with a drafting model or prompt lookup."""
 
     def __init__(
         self, live: LiveModel, decoding: DecodingConfig, output: OutputConfig, settings: PyTorchConfig
@@ -64,9 +64,9 @@ class SpeculativeDecoder:
         self.samples = decoding.temperature > 0
         self.processors = LogitsProcessorList()
         self.drafter: dict[str, JsonValue] = {}
-        """What the live drafter of the last request says of itself, by the key of `pytorch`."""
+        """Settings of the last request's live drafter, by the key of `pytorch`."""
         self.cache: str | None = None
-        """The kind of cache that the last request filled."""
+        """The kind of cache of the last request."""
         self._steps = self._drafted = self._accepted = 0
         self._given: dict[str, Any] = {}
         if settings.prompt_lookup_tokens is not None:
@@ -76,17 +76,16 @@ class SpeculativeDecoder:
             self._given["assistant_model"] = assistant
             wanted = settings.assisted_decoding
             if wanted is not None and wanted.num_tokens is not None:
-                # A fixed number is a number: neither adapted by the acceptance rate nor cut short by the assistant's
-                # own confidence.
+                # By default transformers adapts the number to the acceptance rate and stops early at low confidence.
                 assistant.generation_config.num_assistant_tokens = wanted.num_tokens
                 assistant.generation_config.num_assistant_tokens_schedule = "constant"
                 assistant.generation_config.assistant_confidence_threshold = 0.0
-        # What the checkpoint recommends for sampling is not what the configuration asks for.
+        # Otherwise `generate` would fill unset options with the checkpoint's recommended sampling.
         live.model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
         self._watch()
 
     def probe(self, requests: Sequence[Request]) -> int:
-        """Generate for one of the requests; the answer is the number of rows that were worked on."""
+        """Generate for one request and return the number of rows, which is always 1."""
         recorder = Recorder(PhaseName.LOAD)
         recorder.release(requests[:1], recorder.clock())
         self.run(requests[:1], recorder, batch_id=0)
@@ -94,7 +93,7 @@ class SpeculativeDecoder:
 
     @torch.inference_mode()
     def run(self, requests: Sequence[Request], recorder: Recorder, *, batch_id: int) -> None:
-        """One request from prefill to its last token."""
+        """Run one request from prefill to its last token."""
         (request,) = requests
         recorder.scheduled([request.request_id], recorder.clock(), batch_id)
         ids = torch.tensor([request.token_ids], dtype=torch.long, device=self._live.device)
@@ -133,7 +132,7 @@ class SpeculativeDecoder:
         recorder.finished(request.request_id, "stop" if ended else "length", steps.token_ids)
 
     def facts(self) -> dict[str, JsonValue]:
-        """Of the window: forward passes of the measured model, tokens drafted for it, and those of them accepted."""
+        """Counts of the window: forward passes of the measured model, drafted tokens and accepted tokens."""
         return {
             "speculation": {
                 "steps": self._steps,
@@ -143,7 +142,7 @@ class SpeculativeDecoder:
         }
 
     def _watch(self) -> None:
-        """See each drafter that `generate` makes, and how much it drafts."""
+        """Wrap the private hook by which `generate` creates drafters, to read and count them (transformers 5.23)."""
         model: Any = self._live.model
         make = model._get_candidate_generator
 

@@ -1,4 +1,4 @@
-"""A backend whose truth is known: it sleeps as long as its configuration says, and fails where it says."""
+"""The simulated backend: sleeps for the configured times and fails at the configured points."""
 
 from __future__ import annotations
 
@@ -31,12 +31,15 @@ _SIGNALS = {"kill": signal.SIGKILL, "abort": signal.SIGABRT, "segfault": signal.
 
 
 class SimulatedEngineError(LemError):
-    """The failure that the configuration asked for."""
+    """The configured failure."""
 
 
 class SimulatedBackend:
-    """Lockstep batches: the prefill of a batch takes its prompt tokens' time and gives the first token of each row,
-    every further step gives one token to each row that has not ended."""
+    """Lockstep batches.
+
+    The prefill of a batch takes the time of its prompt tokens and generates the first token of each row. Every further
+    step generates one token in each row that has not ended.
+    """
 
     def __init__(self) -> None:
         self._config = SimulatedConfig()
@@ -54,7 +57,7 @@ class SimulatedBackend:
         time.sleep(self._config.load_s)
 
     def prepare(self, prompts: Sequence[tuple[int, str]]) -> list[PreparedPrompt]:
-        """A token is a word; its id is a checksum of it."""
+        """Make one token of each word; its id is a checksum."""
         limits = self._loaded().config.input
         return [
             fit(index, [zlib.crc32(word.encode()) % _VOCABULARY for word in text.split()], limits)
@@ -62,15 +65,15 @@ class SimulatedBackend:
         ]
 
     def synthesise(self, lengths: Sequence[tuple[int, int]], seed: int) -> list[PreparedPrompt]:
-        """Ids out of its whole vocabulary."""
+        """Prompts of ids from the whole vocabulary."""
         return synthetic_prompts(lengths, range(_VOCABULARY), seed=seed, limits=self._loaded().config.input)
 
     def batches(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
-        """In their order, of the batch size."""
+        """Divide the requests in order by the batch size."""
         return batches(requests, self._config.batch_size)
 
-    def effective_config(self, sample: Sequence[Request]) -> EffectiveConfig:  # noqa: ARG002 - nothing to try
-        """The configuration itself, except for what it says to misreport."""
+    def effective_config(self, sample: Sequence[Request]) -> EffectiveConfig:  # noqa: ARG002 - nothing to run
+        """The configuration itself, except for the keys in `misreport`."""
         config, job = self._config, self._loaded()
         batch_size = config.batch_size + ("batch_size" in config.misreport)
         processes = job.world_size + ("num_processes" in config.misreport)
@@ -99,13 +102,13 @@ class SimulatedBackend:
         )
 
     def run(self, requests: Sequence[Request], recorder: Recorder) -> None:
-        """One batch on its grid of deadlines: a late wake-up doesn't delay the next step."""
+        """Run one batch on a grid of deadlines, so that a late wake-up doesn't delay the next step."""
         failure = self._failure(recorder.phase.value)
         output = self._loaded().config.output
         outputs = [self._answer(request, output) for request in requests]
-        given_up = self._given_up(requests, recorder.phase)
+        failing = self._failing(requests, recorder.phase)
         lengths = np.array(
-            [1 if one.request_id in given_up else len(ids) for one, ids in zip(requests, outputs, strict=True)],
+            [1 if one.request_id in failing else len(ids) for one, ids in zip(requests, outputs, strict=True)],
             dtype=np.int64,
         )
         request_ids = np.array([request.request_id for request in requests], dtype=np.int64)
@@ -120,27 +123,27 @@ class SimulatedBackend:
                 if failure is not None:
                     fail(failure)
             recorder.tokens(request_ids[lengths > step], _sleep_until(deadline, recorder))
-        if failure is not None:  # a batch of a single step has no second one to fail in
+        if failure is not None:  # a batch of a single step has no second step to fail in
             fail(failure)
         for request, ids in zip(requests, outputs, strict=True):
-            if request.request_id in given_up:
+            if request.request_id in failing:
                 recorder.failed(
                     request.request_id,
-                    "the simulated engine gave the request up after its first token, as simulated.failed_share asks.",
+                    "the simulated engine failed the request after its first token, as simulated.failed_share asks.",
                 )
                 continue
             recorder.finished(request.request_id, "length" if len(ids) == output.max_tokens else "stop", ids)
 
     def facts(self) -> dict[str, JsonValue]:
-        """There is no model."""
+        """None: there is no model."""
         return {}
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """The ids themselves."""
+        """Write the ids."""
         return " ".join(str(token_id) for token_id in token_ids)
 
     def unload(self) -> None:
-        """Nothing is held."""
+        """Forget the job."""
         if (failure := self._failure("cleanup")) is not None:
             fail(failure)
         self._job = None
@@ -152,8 +155,8 @@ class SimulatedBackend:
         salt = request.repetition if self._config.nondeterministic else 0
         return generated_ids(request.token_ids, output, salt)[: request.max_tokens or output.max_tokens]
 
-    def _given_up(self, requests: Sequence[Request], phase: PhaseName) -> frozenset[int]:
-        """Evenly among the requests of the window: the first one is the one at which their share is due."""
+    def _failing(self, requests: Sequence[Request], phase: PhaseName) -> frozenset[int]:
+        """The ids of requests to fail, spread evenly over the window."""
         share = self._config.failed_share
         if phase is not PhaseName.MEASURE:
             return frozenset()
@@ -171,16 +174,16 @@ class SimulatedBackend:
 
 
 def generated_ids(prompt: Sequence[int], output: OutputConfig, salt: int = 0) -> list[int]:
-    """What the simulated model answers, a function of the prompt alone (and of the salt, where there is one).
+    """The answer of the simulated model, a function of prompt and salt.
 
-    In natural mode it ends somewhere between `min_tokens` and `max_tokens`, in fixed mode exactly at `max_tokens`.
+    In natural mode it ends between `min_tokens` and `max_tokens`, in fixed mode exactly at `max_tokens`.
     """
     state = zlib.crc32(repr(tuple(prompt)).encode()) + salt
     count = output.max_tokens
     if output.mode == "natural":
         least = max(1, output.min_tokens)
         count = least + state % (output.max_tokens - least + 1)
-    return [(state + 7919 * place) % _VOCABULARY for place in range(count)]
+    return [(state + 7919 * index) % _VOCABULARY for index in range(count)]
 
 
 def fail(failure: SimulatedFailure) -> None:

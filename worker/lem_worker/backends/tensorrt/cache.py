@@ -1,7 +1,7 @@
-"""Engines that were built, each in a folder under a key of everything that shapes it.
+"""The cache of built engines: one folder per engine, named by a key of everything that shapes it.
 
-TensorRT compiles a model for one kind of GPU, one version of itself and one set of sizes. A key that leaves one of
-these out would silently measure another engine than the one that was asked for.
+TensorRT compiles a model for one kind of GPU, one version of itself and one set of sizes. A key without one of these
+would silently measure another engine than the requested one.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from lem_worker.models.cache import build_once
 INGREDIENTS = "lem-engine-key.json"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _OF_THE_ENGINE = ("TRTLLM_", "TLLM_")
-"""Variables that TensorRT-LLM's own code reads."""
+"""Prefixes of the environment variables that TensorRT-LLM reads."""
 
 
 class EngineNotCacheable(LemError):
-    """It can't be said which model an engine would be of."""
+    """The model has no identity that a cache key could name."""
 
 
 class GpuKind(NamedTuple):
-    """What an engine is compiled for."""
+    """The kind of GPU that an engine is compiled for."""
 
     name: str
     compute_capability: tuple[int, int] | None
 
 
 class EngineKey(NamedTuple):
-    """The name of an engine's folder, and what it was made of."""
+    """The name of an engine's folder, and the ingredients of its digest."""
 
     digest: str
     ingredients: dict[str, JsonValue]
@@ -55,22 +55,22 @@ def key_of(
     gpus: tuple[GpuKind, ...],
     environment: Mapping[str, str] = os.environ,
 ) -> EngineKey:
-    """SHA-256 (64 hex digits) over the canonical JSON of what shapes an engine.
+    """SHA-256 (64 hex digits) over the canonical JSON of everything that shapes an engine.
 
-    `model_files` are the SHA-256 of a local model's files; a model of the hub is known by its commit instead.
+    `model_files` are the SHA-256 of a local model's files; a model of the hub is identified by its commit instead.
 
     Raises:
         EngineNotCacheable: the model has neither.
     """
     identity: dict[str, JsonValue]
     if model_files:
-        # Where it lies and under which name does not shape the engine.
+        # The model's folder and name do not shape the engine.
         identity = {"files": dict(sorted(model_files.items()))}
     elif revision is not None and _COMMIT.fullmatch(revision):
         identity = {"id": model, "commit": revision}
     else:
         raise EngineNotCacheable(
-            f"an engine of {model} can't be kept, because its weights may change; set model.revision to a commit "
+            f"an engine of {model} can't be cached, because its weights may change; set model.revision to a commit "
             "(40 hex digits) or use a local folder, or remove tensorrt.engine_cache_dir."
         )
     ingredients: dict[str, JsonValue] = {
@@ -84,7 +84,7 @@ def key_of(
 
 
 def engine_folder(cache: Path, key: EngineKey, *, build: Callable[[Path], None], force: bool) -> Path:
-    """The folder of the key's engine, made by `build(folder)` unless it is there; `force` makes it in any case."""
+    """The folder of the key's engine, built by `build(folder)` unless it exists; `force` rebuilds it."""
     target = cache.expanduser() / key.digest
     if force:
         shutil.rmtree(target, ignore_errors=True)

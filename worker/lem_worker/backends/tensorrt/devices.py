@@ -1,4 +1,7 @@
-"""Whether the leased devices can run TensorRT-LLM at all, asked of NVML: nothing here touches CUDA."""
+"""Checks by NVML that the leased devices can run TensorRT-LLM.
+
+NVML, because CUDA must not be initialised in the rank before the engine starts its processes.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ from lem_worker.devices.nvml_session import NvmlFailed, NvmlUnavailable, open_nv
 from lem_worker.process.failures import BackendUnavailable
 
 LOWEST_CAPABILITY = (8, 0)
-"""Ampere; NVIDIA's support matrix of TensorRT-LLM 1.x."""
+"""Ampere, according to NVIDIA's support matrix of TensorRT-LLM 1.x."""
 
 
 def require_gpus(devices: Sequence[Device]) -> tuple[GpuKind, ...]:
-    """The leased GPUs; a capability that NVML does not tell is None and not held against a device.
+    """Return the kinds of the leased GPUs; a compute capability that NVML does not report is None and accepted.
 
     Raises:
         BackendUnavailable: no GPU was leased, or one is too old.
@@ -23,7 +26,7 @@ def require_gpus(devices: Sequence[Device]) -> tuple[GpuKind, ...]:
     if not gpus:
         leased = ", ".join(device.name for device in devices) or "nothing"
         raise BackendUnavailable(
-            f"TensorRT-LLM needs an NVIDIA GPU of compute capability 8.0 or newer and this worker leased {leased}; "
+            f"TensorRT-LLM needs an NVIDIA GPU of compute capability 8.0 or newer and the run leased {leased}; "
             "start the worker on a machine that has one."
         )
     kinds = tuple(GpuKind(gpu.name, _capability(gpu.uuid)) for gpu in gpus)

@@ -1,4 +1,4 @@
-"""Brings a TensorRT-LLM engine up, in its PyTorch flow or built ahead of time, through the LLM API of version 1.2."""
+"""Loads a TensorRT-LLM engine, in its PyTorch flow or built ahead of time, through the LLM API of version 1.2."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from pydantic import ValidationError
 from pydantic.types import JsonValue
 
 from lem_domain.backends.tensorrt import SPEC, TensorrtConfig
-from lem_worker.backends.tensorrt import cache as tensorrt_cache
-from lem_worker.backends.tensorrt import options as tensorrt_arguments
-from lem_worker.backends.tensorrt.cache import EngineKey, GpuKind
+from lem_worker.backends.tensorrt import options
+from lem_worker.backends.tensorrt.cache import EngineKey, GpuKind, engine_folder, key_of
 from lem_worker.process.failures import BackendUnavailable, OptionRefused
 from lem_worker.process.protocol import RankJob
 
@@ -28,21 +27,21 @@ _MODELS = {
     "quant_config": "QuantConfig",
     "scheduler_config": "SchedulerConfig",
 }
-"""The class of `tensorrt_llm.llmapi` that an argument of `LLM` takes."""
+"""Arguments of `LLM` and the class of `tensorrt_llm.llmapi` that each takes."""
 _SIGNS_OF_AN_OPTION = ("got invalid argument", "specific to TensorRT backend", "is not consistent with the engine")
-"""From what `LLM` says of an argument that it does not take; it has no exception class for that."""
+"""Parts of the messages by which `LLM` rejects an argument (1.2); it has no exception class for that."""
 _SIGN_OF_A_MODEL = "model format"
 
 
 class BuiltEngine(NamedTuple):
-    """An engine that was compiled: its own description (`config.json`), and whether it was there already."""
+    """A compiled engine: its own description (`config.json`), its cache key, and whether it came from the cache."""
 
     described: Mapping[str, Any]
     key: EngineKey | None
     from_cache: bool
 
 
-class LiveEngine(NamedTuple):
+class TensorrtEngine(NamedTuple):
     """A loaded engine; `llm` is a `tensorrt_llm.LLM`."""
 
     llm: Any
@@ -51,7 +50,7 @@ class LiveEngine(NamedTuple):
 
 
 def package() -> Any:
-    """The engine's package.
+    """Import the engine's package.
 
     Raises:
         BackendUnavailable: it is not installed, or can't be imported.
@@ -62,38 +61,38 @@ def package() -> Any:
         if error.name == PACKAGE:
             raise BackendUnavailable(f"TensorRT-LLM is not installed here; {SPEC.install_hint}.") from error
         raise _broken(error) from error
-    except Exception as error:  # its libraries are loaded on import, and fail in ways of their own
+    except Exception as error:  # its libraries are loaded on import and raise other errors
         raise _broken(error) from error
 
 
-def load(job: RankJob, gpus: tuple[GpuKind, ...]) -> LiveEngine:
-    """Load the job's model, and compile it before where the configuration wants that.
+def load(job: RankJob, gpus: tuple[GpuKind, ...]) -> TensorrtEngine:
+    """Load the job's model, which is compiled first with `tensorrt.build_engine`.
 
     Raises:
-        BackendUnavailable: TensorRT-LLM is not here.
-        OptionRefused: it does not take an option.
+        BackendUnavailable: TensorRT-LLM is not installed.
+        OptionRefused: it rejects an option.
     """
     engine = package()
     settings = job.config.section(TensorrtConfig)
     version = str(engine.__version__)
     if not settings.build_engine:
-        arguments = tensorrt_arguments.pytorch_flow(job.config)
-        return LiveEngine(_made(engine.LLM, job.model_path, arguments, version), version, None)
+        arguments = options.pytorch_flow(job.config)
+        return TensorrtEngine(_made(engine.LLM, job.model_path, arguments, version), version, None)
     builder = importlib.import_module(f"{PACKAGE}._tensorrt_engine").LLM
     if settings.engine_cache_dir is None:
         llm = _built(builder, job, version)
-        return LiveEngine(llm, version, BuiltEngine(_description(Path(llm.args.model)), None, from_cache=False))
+        return TensorrtEngine(llm, version, BuiltEngine(_description(Path(llm.args.model)), None, from_cache=False))
     return _from_cache(builder, job, settings.engine_cache_dir, gpus, version, force=settings.force_rebuild)
 
 
 def _from_cache(
     builder: Any, job: RankJob, cache: str, gpus: tuple[GpuKind, ...], version: str, *, force: bool
-) -> LiveEngine:
-    key = tensorrt_cache.key_of(
+) -> TensorrtEngine:
+    key = key_of(
         model=job.config.model.id,
         revision=job.config.model.revision,
         model_files=job.model_files,
-        arguments=tensorrt_arguments.of_build(job.config),
+        arguments=options.of_build(job.config),
         versions={"tensorrt_llm": version, "tensorrt": _version_of("tensorrt"), "torch": _version_of("torch")},
         gpus=gpus,
     )
@@ -103,13 +102,13 @@ def _from_cache(
         made.append(_built(builder, job, version))
         made[0].save(str(folder))
 
-    folder = tensorrt_cache.engine_folder(Path(cache), key, build=build, force=force)
-    llm = made[0] if made else _made(builder, str(folder), tensorrt_arguments.at_run_time(job.config), version)
-    return LiveEngine(llm, version, BuiltEngine(_description(folder), key, from_cache=not made))
+    folder = engine_folder(Path(cache), key, build=build, force=force)
+    llm = made[0] if made else _made(builder, str(folder), options.at_run_time(job.config), version)
+    return TensorrtEngine(llm, version, BuiltEngine(_description(folder), key, from_cache=not made))
 
 
 def _built(builder: Any, job: RankJob, version: str) -> Any:
-    arguments = {**tensorrt_arguments.of_build(job.config), **tensorrt_arguments.at_run_time(job.config)}
+    arguments = {**options.of_build(job.config), **options.at_run_time(job.config)}
     return _made(builder, job.model_path, arguments, version)
 
 
@@ -122,12 +121,12 @@ def _made(constructor: Any, model: str, arguments: Mapping[str, JsonValue], vers
         if not refused or _SIGN_OF_A_MODEL in text:
             raise
         raise OptionRefused(
-            f"TensorRT-LLM {version} refuses what it is asked for ({_first_problem(error)}); change or remove it."
+            f"TensorRT-LLM {version} rejects an option ({_first_problem(error)}); change or remove it."
         ) from error
 
 
 def _with_models(arguments: Mapping[str, JsonValue]) -> dict[str, Any]:
-    """The arguments with the engine's own classes in place of dictionaries."""
+    """Convert dictionaries among the arguments into the engine's own classes."""
     api = importlib.import_module(f"{PACKAGE}.llmapi")
     made: dict[str, Any] = {}
     for name, value in arguments.items():
@@ -154,13 +153,13 @@ def _enumerated(api: Any, name: str, value: JsonValue) -> Any:
 def _first_problem(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        return f"{place}: {first['msg']}" if place else first["msg"]
+        path = ".".join(str(part) for part in first["loc"])
+        return f"{path}: {first['msg']}" if path else first["msg"]
     return f"{type(error).__name__}: {error}"
 
 
 def _description(folder: Path) -> Mapping[str, Any]:
-    """What a built engine says of itself: `build_config` and `pretrained_config`."""
+    """A built engine's description: `build_config` and `pretrained_config`."""
     described: Mapping[str, Any] = json.loads((folder / "config.json").read_text())
     return described
 

@@ -1,7 +1,7 @@
-"""From a configuration to the keyword arguments of TensorRT-LLM's classes, as plain values; knows no engine.
+"""Converts a configuration into the keyword arguments of TensorRT-LLM's classes, as plain values; imports no engine.
 
-What the user left unset is not among them, so the engine's own default applies. A nested dictionary holds the fields of
-one of the engine's configuration models, under the name of the argument that takes it.
+Unset options are left out, so that the engine's own defaults apply. A nested dictionary holds the fields of one of the
+engine's configuration models, under the name of the argument that takes it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PARALLEL = (
 
 
 def pytorch_flow(config: ExperimentConfig) -> Arguments:
-    """Everything that `tensorrt_llm.LLM` gets beside the model."""
+    """All arguments of `tensorrt_llm.LLM` except the model."""
     settings = config.section(TensorrtConfig)
     arguments = {**_of_weights(config), **_chosen(settings, _SIZES), **at_run_time(config)}
     if settings.cuda_graph is not None:
@@ -36,7 +36,7 @@ def pytorch_flow(config: ExperimentConfig) -> Arguments:
 
 
 def of_build(config: ExperimentConfig) -> Arguments:
-    """What shapes an engine that is built; all of it is part of the engine's key."""
+    """The arguments that shape a built engine; all are part of the engine's key."""
     settings = config.section(TensorrtConfig)
     arguments = {**_of_weights(config), **_chosen(settings, _PARALLEL)}
     sizes = _chosen(settings, _SIZES)
@@ -51,10 +51,10 @@ def of_build(config: ExperimentConfig) -> Arguments:
 
 
 def at_run_time(config: ExperimentConfig) -> Arguments:
-    """What an engine is told whenever it is loaded, in either flow."""
+    """The arguments of every load, in either flow."""
     settings = config.section(TensorrtConfig)
     arguments: Arguments = {
-        # Prompts arrive as token ids and leave so: the engine's tokenizer would only cost time in the window.
+        # Prompts and answers are token ids: the engine's tokenizer would only cost time in the window.
         "skip_tokenizer_init": True,
         "return_perf_metrics": True,
         **_chosen(settings, (*_PARALLEL, "enable_chunked_prefill")),
@@ -76,9 +76,9 @@ def at_run_time(config: ExperimentConfig) -> Arguments:
 def of_sampling(
     decoding: DecodingConfig, output: OutputConfig, *, end_ids: tuple[int, ...], padding_id: int
 ) -> Arguments:
-    """What every request's `SamplingParams` have in common.
+    """The `SamplingParams` that all requests share.
 
-    The ids that end a sequence are always given: otherwise the engine looks for them in a tokenizer, which it has not.
+    The ids that end a sequence are always given, because the engine, which has no tokenizer, would look for them there.
     """
     arguments: Arguments = {
         "max_tokens": output.max_tokens,
@@ -86,7 +86,7 @@ def of_sampling(
         "pad_id": padding_id,
         "detokenize": False,
         "return_perf_metrics": True,
-        # A stop token stays in the answer, as the end of sequence does: it was generated.
+        # The stop token was generated, so it stays in the answer, as the end of sequence does.
         "include_stop_str_in_output": True,
     }
     if output.mode == "fixed":
@@ -102,7 +102,7 @@ def of_sampling(
         arguments["temperature"] = decoding.temperature
         arguments.update(_without_none({"top_k": decoding.top_k, "top_p": decoding.top_p, "min_p": decoding.min_p}))
         if decoding.top_k is None and decoding.top_p is None:
-            # A temperature alone leaves it greedy; the whole probability mass is what an unset top_p means.
+            # With a temperature alone the engine stays greedy. 1.0, the whole probability mass, is an unset top_p.
             arguments["top_p"] = 1.0
     return arguments
 

@@ -1,5 +1,4 @@
-"""What the live TensorRT-LLM engine says is in force (`llm.args`, and a built engine's own description), and what was
-asked for."""
+"""The effective configuration of a live TensorRT-LLM engine, from `llm.args` and a built engine's description."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from pydantic.types import JsonValue
 from lem_domain.backends.tensorrt import TensorrtConfig, TensorrtCudaGraph, TensorrtSpeculation
 from lem_domain.config.experiment import DecodingConfig, ExperimentConfig, OutputConfig
 from lem_domain.wire.runs import EffectiveParameter
-from lem_worker.backends.tensorrt.engine import BuiltEngine, LiveEngine
+from lem_worker.backends.tensorrt.engine import BuiltEngine, TensorrtEngine
 
 _SIZES = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "max_beam_width")
 _PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size")
@@ -28,8 +27,8 @@ _KV_CACHE = (
 )
 
 
-def parameters(config: ExperimentConfig, live: LiveEngine, sampling: Any) -> tuple[EffectiveParameter, ...]:
-    """Every parameter with its requested and effective value; `sampling` are the `SamplingParams` that are sent."""
+def parameters(config: ExperimentConfig, live: TensorrtEngine, sampling: Any) -> tuple[EffectiveParameter, ...]:
+    """Every parameter with its requested and effective value; `sampling` are the `SamplingParams` of a request."""
     settings = config.section(TensorrtConfig)
     args = live.llm.args
     found = [
@@ -64,11 +63,11 @@ def parameters(config: ExperimentConfig, live: LiveEngine, sampling: Any) -> tup
     return tuple(found)
 
 
-def _of_the_model(config: ExperimentConfig, live: LiveEngine) -> list[EffectiveParameter]:
+def _of_the_model(config: ExperimentConfig, live: TensorrtEngine) -> list[EffectiveParameter]:
     precision = live.llm.args.dtype if live.built is None else _pretrained(live.built).get("dtype")
     weights = "dummy" if _name(live.llm.args.load_format).lower() == "dummy" else "checkpoint"
     if live.built is not None and live.built.from_cache:
-        # A built engine holds its weights; which they are is part of its key.
+        # A built engine contains its weights, and its key identifies them.
         weights = config.model.weights
     return [
         _parameter("precision", None if config.precision == "auto" else config.precision, precision),
@@ -88,15 +87,15 @@ def _of_sampling(decoding: DecodingConfig, output: OutputConfig, sampling: Any) 
     ]
 
 
-def _sizes(live: LiveEngine) -> dict[str, Any]:
+def _sizes(live: TensorrtEngine) -> dict[str, Any]:
     if live.built is None:
         return {name: getattr(live.llm.args, name) for name in _SIZES}
     build = live.built.described["build_config"]
     return {name: build.get(name) for name in _SIZES}
 
 
-def _parallel(live: LiveEngine) -> dict[str, Any]:
-    # A built engine has its parallel sizes in it, whatever the loading process was told.
+def _parallel(live: TensorrtEngine) -> dict[str, Any]:
+    # A built engine keeps the parallel sizes of its build, whatever arguments it is loaded with.
     mapping = {} if live.built is None else _pretrained(live.built).get("mapping", {})
     sizes = {name: getattr(live.llm.args, name) for name in (*_PARALLEL, *_EXPERTS)}
     for name, short in zip(_PARALLEL, ("tp_size", "pp_size"), strict=True):
@@ -124,7 +123,7 @@ def _speculation(settings: TensorrtSpeculation | None, live: Any) -> list[Effect
     for name, theirs in (
         ("max_draft_len", ("max_draft_len",)),
         ("max_matching_ngram_size", ("max_matching_ngram_size",)),
-        # Taken under either name; the second is what it is kept under where the first is only an alias.
+        # Some versions keep the second name and accept the first as an alias.
         ("model", ("speculative_model_dir", "speculative_model")),
     ):
         requested = None if settings is None else getattr(settings, name)
@@ -151,7 +150,7 @@ def _of_the_build(settings: TensorrtConfig, built: BuiltEngine) -> list[Effectiv
             quantization.get("kv_cache_quant_algo"),
         ),
         _parameter("tensorrt.engine_cache_dir", settings.engine_cache_dir, folder),
-        # What was there already is not what a rebuild asked for.
+        # An engine from the cache does not fulfil a requested rebuild.
         _parameter("tensorrt.force_rebuild", True if settings.force_rebuild else None, not built.from_cache),
         _parameter("tensorrt.engine_key", None, None if built.key is None else built.key.digest),
     ]

@@ -1,8 +1,8 @@
-"""Sends requests to a TensorRT-LLM engine as streams, and records what comes back.
+"""Streams requests to a TensorRT-LLM engine and records the answers.
 
-The engine batches continuously in processes of its own. A token's time is when its chunk is here; when the engine began
-to work on a request, it says itself afterwards, on the same clock (std::chrono::steady_clock, which on Linux is
-CLOCK_MONOTONIC).
+The engine batches continuously in its own processes. The time of a token is the arrival of its chunk in this process.
+The engine reports afterwards when it began to work on a request, on the same clock: std::chrono::steady_clock, which is
+CLOCK_MONOTONIC on Linux.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from lem_worker.rank.prompts import Request
 from lem_worker.rank.recorder import FinishReason, Recorder
 from lem_worker.rank.request_feed import RequestFeed
 
-_LOOK_S = 0.25
-"""At least so often the evidence gets a moment, however long the answers are."""
+_LONGEST_WAIT_S = 0.25
+"""Bounds a wait for chunks, so that evidence is drained also during long answers."""
 _FINISHED: dict[str, FinishReason] = {"length": "length", "stop": "stop"}
 
 
-class Tally:
-    """What the engine said of requests beside their tokens, over a window."""
+class EngineStatistics:
+    """The engine's own statistics of the requests of one phase."""
 
     def __init__(self) -> None:
         self.drafted_tokens = 0
         self.accepted_tokens = 0
         self.first_token_lags_ns: list[int] = []
-        """How much later the first chunk was here than the engine says that it had the token."""
+        """Delay of each request's first chunk after the time at which the engine had the token."""
 
 
 class Serving:
-    """One phase of a live engine: `run` returns when the feed is over and all its requests are done."""
+    """One phase of a live engine: `run` returns when the feed is over and all requests are done."""
 
     def __init__(
         self,
@@ -44,24 +44,24 @@ class Serving:
         *,
         sampling: Callable[[Request], Any],
         scope: str | None,
-        tally: Tally,
+        statistics: EngineStatistics,
     ) -> None:
         self._llm = llm
         self._intake = feed
         self._recorder = recorder
         self._sampling = sampling
         self._scope = scope
-        """What the cache keeps for these requests is kept from all others; None where it keeps nothing."""
-        self._tally = tally
+        """Separates the cache entries of this phase from all others; None where the engine reuses no blocks."""
+        self._statistics = statistics
         cache = llm.args.kv_cache_config
-        # A block that was reused in part counts like a whole one, so then nobody can say how many tokens that were.
+        # A partially reused block counts like a whole one, so with partial reuse the number of tokens is unknown.
         self._reused_block: int | None = None if cache.enable_partial_reuse else int(cache.tokens_per_block)
 
     async def run(self) -> None:
-        """Serve.
+        """Serve the feed.
 
         Raises:
-            RequestFailed: the engine gave a request up before the window.
+            RequestFailed: the engine failed a request before the window.
         """
         streams: set[asyncio.Task[None]] = set()
         try:
@@ -75,7 +75,7 @@ class Serving:
                 next_s = self._intake.wait_s()
                 done, streams = await asyncio.wait(
                     streams,
-                    timeout=_LOOK_S if next_s is None else min(next_s, _LOOK_S),
+                    timeout=_LONGEST_WAIT_S if next_s is None else min(next_s, _LONGEST_WAIT_S),
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 for stream in done:
@@ -96,7 +96,7 @@ class Serving:
         async for chunk in output:
             now_ns = clock()
             count = len(chunk.outputs[0].token_ids)
-            if count > seen:  # by several under speculation, or where this loop could not look in between
+            if count > seen:  # several under speculation, or where chunks arrived faster than this loop ran
                 recorder.tokens((request_id,) * (count - seen), now_ns)
             first_ns = first_ns or now_ns
             seen = count
@@ -109,35 +109,34 @@ class Serving:
                 "see the run's log.",
             )
             return
-        cached = self._told(answer.request_perf_metrics, request, handed_ns, first_ns)
+        cached = self._read_metrics(answer.request_perf_metrics, request, handed_ns, first_ns)
         recorder.finished(request_id, reason, list(answer.token_ids), cached_prompt_tokens=cached)
 
-    def _told(self, metrics: Any, request: Request, handed_ns: int, first_ns: int) -> int | None:
-        """Take down what the engine says of a request; the answer is the number of its cached prompt tokens."""
+    def _read_metrics(self, metrics: Any, request: Request, handed_ns: int, first_ns: int) -> int | None:
+        """Record the engine's metrics of a request; returns the number of its cached prompt tokens."""
         if metrics is None:
             return None
         timing = metrics.timing_metrics
         scheduled_ns = _ns(timing.first_scheduled_time)
-        # The engine counts in whole microseconds. A time that can't be right is of another clock, and so no time.
+        # The engine counts in whole microseconds. A time outside the request is from another clock and is dropped.
         if handed_ns - 1000 <= scheduled_ns <= first_ns:
             self._recorder.scheduled([request.request_id], max(handed_ns, scheduled_ns))
-            self._tally.first_token_lags_ns.append(first_ns - _ns(timing.first_token_time))
+            self._statistics.first_token_lags_ns.append(first_ns - _ns(timing.first_token_time))
         drafts = metrics.speculative_decoding
-        self._tally.drafted_tokens += int(drafts.total_draft_tokens)
-        self._tally.accepted_tokens += int(drafts.total_accepted_draft_tokens)
+        self._statistics.drafted_tokens += int(drafts.total_draft_tokens)
+        self._statistics.accepted_tokens += int(drafts.total_accepted_draft_tokens)
         reused = int(metrics.kv_cache_metrics.num_reused_blocks)
         if reused == 0:
             return 0
         return None if self._reused_block is None else min(reused * self._reused_block, len(request.token_ids))
 
     def _salt(self, request: Request) -> dict[str, str]:
-        """Keeps the cache of one repetition of the prompts, or of one round of warm-up, from serving the next, which
-        would do other work."""
+        """The cache salt of a request; without it, a repetition would be served from the blocks of the one before."""
         return {} if self._scope is None else {"cache_salt": f"{self._scope} repetition {request.repetition}"}
 
 
 def median(values: Sequence[int]) -> int | None:
-    """The middle one, or None."""
+    """The median; None of no values."""
     return int(np.median(values)) if values else None
 
 

@@ -1,6 +1,6 @@
-"""A LoRA adapter on a vLLM engine. Every request of a run uses the run's one adapter.
+"""A LoRA adapter on a vLLM engine; every request of a run uses the run's one adapter.
 
-Batches in which some requests use it and others don't are not made here: on the CPU build the others would get it too.
+Batches that mix requests with and without it never occur: the CPU build would apply it to all of them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from lem_domain.states import FailureReason
 from lem_worker.process.failures import EngineRefused
 from lem_worker.process.protocol import RankJob
 
-_NUMBER = 1
-"""The engine wants one from 1 on; there is no other adapter."""
+_LORA_ID = 1
+"""The engine numbers adapters from 1; there is no other."""
 
 
 class Adapter(NamedTuple):
-    """The adapter of a run, and where its files are."""
+    """The adapter of a run and the folder of its files."""
 
     name: str
     folder: Path
@@ -32,14 +32,14 @@ class Adapter(NamedTuple):
 
     @property
     def request(self) -> LoRARequest:
-        """What a request names it by."""
-        return LoRARequest(self.name, _NUMBER, str(self.folder))
+        """The adapter as a request names it."""
+        return LoRARequest(self.name, _LORA_ID, str(self.folder))
 
     def arguments(self) -> dict[str, JsonValue]:
-        """What the engine needs to have room for it; its own bound on ranks stays where the adapter is below it.
+        """The engine arguments for the adapter; the engine's default bound on ranks stays where it suffices.
 
         Raises:
-            EngineRefused: the files are not those of a LoRA, or its rank is above what the engine takes.
+            EngineRefused: the files are not a LoRA, or its rank is above the engine's limit.
         """
         try:
             described = json.loads((self.folder / "adapter_config.json").read_text())
@@ -51,11 +51,11 @@ class Adapter(NamedTuple):
             raise self._refused(f"its rank {rank} is above {max(get_args(MaxLoRARanks))}, the most that vLLM takes")
         return {"enable_lora": True, **({"max_lora_rank": fitting[0]} if rank > EngineArgs.max_lora_rank else {})}
 
-    def put_into(self, engine: LLMEngine) -> None:
-        """Load it now, so that no request has to.
+    def load_into(self, engine: LLMEngine) -> None:
+        """Load the adapter now; otherwise the first request would load it inside a phase.
 
         Raises:
-            EngineRefused: it was not made for this model, or has what vLLM can't do.
+            EngineRefused: it was made for another model, or uses a feature that vLLM lacks.
         """
         try:
             engine.add_lora(self.request)
@@ -65,12 +65,12 @@ class Adapter(NamedTuple):
     def _refused(self, why: str) -> EngineRefused:
         return EngineRefused(
             FailureReason.BACKEND_INITIALISATION,
-            f"the adapter {self.name} can't be put into {self.model} ({why}); name a LoRA made for this model.",
+            f"the adapter {self.name} can't be loaded into {self.model} ({why}); name a LoRA made for this model.",
         )
 
 
-def of(job: RankJob) -> Adapter | None:
-    """The adapter of the job, its files fetched from the hub where it is named by an id."""
+def adapter_of(job: RankJob) -> Adapter | None:
+    """The adapter of the job, downloaded where it is named by a hub id; None without one."""
     name = job.config.model.adapter
     if name is None:
         return None

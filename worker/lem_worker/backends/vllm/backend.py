@@ -1,6 +1,6 @@
-"""The vLLM backend: an engine that batches continuously, stepped in this process.
+"""The vLLM backend: a continuously batching engine, stepped in this process.
 
-Nothing of the engine is imported before `load`: what its environment says must stand there by then.
+The engine is imported in `load`, not before, because it reads its environment variables on import.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ from lem_worker.rank.request_feed import RequestFeed
 from lem_worker.rank.synthetic_prompts import synthetic_prompts
 
 if TYPE_CHECKING:
-    from lem_worker.backends.vllm.engine import LiveEngine
+    from lem_worker.backends.vllm.engine import VllmEngine
 
 
 class VllmBackend:
-    """One engine in this process; with several devices, its workers are processes that this one starts."""
+    """One engine in this process; with several devices, the engine starts worker processes."""
 
     def __init__(self) -> None:
-        self._engine: LiveEngine | None = None
+        self._engine: VllmEngine | None = None
         self._job: RankJob | None = None
 
     def load(self, job: RankJob) -> None:
-        """Bring the engine up.
+        """Load the engine and its model.
 
         Raises:
             BackendUnavailable: vLLM is not installed, or can't be imported.
-            EngineRefused: the devices, the model or an option don't fit, or there is too little memory.
+            EngineRefused: the devices, the model or an option don't fit, or memory is too small.
         """
         require_devices(job)
         environment(job)
         try:
-            from lem_worker.backends.vllm import engine as vllm_engine  # noqa: PLC0415 - see the module's text
+            from lem_worker.backends.vllm import engine as vllm_engine  # noqa: PLC0415 - see the module's docstring
         except ImportError as error:
             raise missing_package("vllm", error) from error
         except Exception as error:
             raise BackendUnavailable(
-                f"vLLM is installed and can't be imported ({type(error).__name__}: {error}); build this worker's "
+                f"vLLM is installed but can't be imported ({type(error).__name__}: {error}); build this worker's "
                 "environment as docs/backends.md says."
             ) from error
         self._job = job
         self._engine = vllm_engine.load(job, options_of(job))
 
     def prepare(self, prompts: Sequence[tuple[int, str]]) -> list[PreparedPrompt]:
-        """Tokenise, truncate, and see that prompt and answer fit into the engine's context."""
+        """Tokenise and truncate; prompt and answer must fit into the engine's context."""
         engine, config = loaded(self._engine), loaded(self._job).config
         return self._within_context(
             fit(index, engine.token_ids(text, chat_template=config.prompts.chat_template), config.input)
@@ -62,7 +62,7 @@ class VllmBackend:
         )
 
     def synthesise(self, lengths: Sequence[tuple[int, int]], seed: int) -> list[PreparedPrompt]:
-        """Ids of the engine's tokenizer that stand for text, within its context."""
+        """Prompts of ids that are text, within the engine's context."""
         vocabulary = loaded(self._engine).ordinary_ids()
         limits = loaded(self._job).config.input
         return self._within_context(synthetic_prompts(lengths, vocabulary, seed=seed, limits=limits))
@@ -75,29 +75,29 @@ class VllmBackend:
         return prepared
 
     def in_flight(self) -> int:
-        """The most sequences of a step."""
+        """The most sequences of one step."""
         return loaded(self._engine).max_num_seqs
 
     def effective_config(self, sample: Sequence[Request]) -> EffectiveConfig:
-        """Read back from the live engine, its scheduler and its workers; one request tells what sampling it gets."""
+        """Read back the live engine, its scheduler, its workers, and the sampling parameters of the first request."""
         from lem_worker.backends.vllm import readback as vllm_readback  # noqa: PLC0415 - needs vllm
 
         return vllm_readback.effective_config(loaded(self._job).config, loaded(self._engine), sample[0])
 
     def serve(self, feed: RequestFeed, recorder: Recorder) -> None:
-        """Step the engine until the feed is over and all is done."""
+        """Step the engine until the feed is over and all requests are done."""
         loaded(self._engine).serve(feed, recorder)
 
     def facts(self) -> dict[str, JsonValue]:
-        """Sizes of the model, memory of its workers, and what the engine counted in the window."""
+        """Sizes of the model, memory of its workers, and the engine's counters of the window."""
         return loaded(self._engine).facts()
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """Without special tokens."""
+        """Decode without special tokens."""
         return loaded(self._engine).text(token_ids)
 
     def unload(self) -> None:
-        """End the engine and its workers."""
+        """Shut the engine and its workers down."""
         if self._engine is not None:
             self._engine.shut_down()
         self._engine = None

@@ -1,4 +1,4 @@
-"""A live vLLM engine: loading it, stepping it with the time of every token, and what it says of itself."""
+"""A live vLLM engine: loads it, steps it with the time of every token, and reads its facts."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from vllm.sampling_params import RequestOutputKind
 from lem_domain.backends.vllm import VllmConfig
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence.streams import PhaseName
-from lem_worker.backends.vllm import adapter as vllm_adapter
-from lem_worker.backends.vllm import failures as vllm_failures
-from lem_worker.backends.vllm import workers as vllm_workers
-from lem_worker.backends.vllm.adapter import Adapter
+from lem_worker.backends.tokenizer import check_context, text_of, token_ids
+from lem_worker.backends.vllm import workers
+from lem_worker.backends.vllm.adapter import Adapter, adapter_of
+from lem_worker.backends.vllm.failures import explained
 from lem_worker.process.protocol import RankJob
-from lem_worker.rank.prompt_tokens import check_context, text_of, token_ids
 from lem_worker.rank.prompts import PreparedPrompt, Request
 from lem_worker.rank.recorder import FinishReason, Recorder
 from lem_worker.rank.request_feed import RequestFeed
@@ -35,24 +34,24 @@ _COUNTERS = {
 _FINISHES: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
-class LiveEngine:
-    """An engine that is loaded, with its core in this process."""
+class VllmEngine:
+    """A loaded engine with its core in this process."""
 
     def __init__(self, engine: LLMEngine, job: RankJob, adapter: Adapter | None = None) -> None:
         self.engine = engine
         self.adapter = adapter
         self.core: Any = engine.engine_core.engine_core
         self.tokenizer: Any = engine.get_tokenizer()
-        self.workers: list[dict[str, Any]] = engine.collective_rpc(vllm_workers.describe)
-        """What each worker says of the part of the model that it holds."""
+        self.workers: list[dict[str, Any]] = engine.collective_rpc(workers.describe)
+        """The description of each worker's part of the model."""
         self._config = job.config
         self._counted_before: dict[str, int] = {}
         self._cache_peak = 0.0
-        """The greatest share of the cache's blocks that was in use after a step of the last phase."""
+        """The largest share of the cache's blocks in use after a step of the last phase."""
 
     @property
     def max_num_seqs(self) -> int:
-        """The most requests of a step."""
+        """The most requests of one step."""
         return int(self.core.scheduler.max_num_running_reqs)
 
     @property
@@ -61,24 +60,27 @@ class LiveEngine:
         return int(self.core.scheduler.max_model_len)
 
     def token_ids(self, text: str, *, chat_template: bool) -> list[int]:
-        """The prompt's tokens by the engine's tokenizer."""
+        """Tokenise a prompt by the engine's tokenizer."""
         return token_ids(self.tokenizer, text, chat_template=chat_template)
 
     def ordinary_ids(self) -> list[int]:
-        """Every token that stands for text."""
+        """Every token that is text."""
         return ordinary_ids(self.tokenizer, int(self.engine.vllm_config.model_config.get_vocab_size()))
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Without special tokens."""
+        """Decode without special tokens."""
         return text_of(self.tokenizer, tokens)
 
     def check_context(self, prompt: PreparedPrompt, max_tokens: int) -> None:
-        """Raises PromptRefused when prompt and answer are longer than the engine takes."""
+        """Raise PromptRefused when prompt and answer are longer than the engine takes."""
         check_context(prompt, max_tokens, self.max_model_len)
 
     def add(self, request: Request, *, scope: str) -> None:
-        """Hand a request over. The prefix cache keeps what it knows of one `scope` from the others: that the prompts
-        are sent again to fill a window is not the user's traffic."""
+        """Add a request to the engine.
+
+        The cache salt keeps the prefix cache from serving one `scope` or repetition from another: prompts are repeated
+        to fill the window, which is not the user's traffic.
+        """
         prompt = {"prompt_token_ids": list(request.token_ids), "cache_salt": f"{scope}-{request.repetition}"}
         sampling = sampling_params(self._config, request.seed)
         if request.max_tokens is not None:
@@ -87,16 +89,16 @@ class LiveEngine:
         self.engine.add_request(str(request.request_id), prompt, sampling, lora_request=lora)
 
     def serve(self, feed: RequestFeed, recorder: Recorder) -> None:
-        """Step until the feed is over and all is done.
+        """Step until the feed is over and all requests are done.
 
-        A token's time is the end of the step that gave it, when the engine's caller has it.
+        The time of a token is the end of the step that returned it to this process.
 
         Raises:
-            RequestFailed: the engine gave a request up before the window.
+            RequestFailed: the engine failed a request before the window.
         """
         scope = recorder.phase.value
         if recorder.phase is PhaseName.MEASURE:
-            self.engine.collective_rpc(vllm_workers.reset_peak_memory)
+            self.engine.collective_rpc(workers.reset_peak_memory)
         self._counted_before, self._cache_peak = self._counted(), 0.0
         cache = self.core.scheduler.kv_cache_manager
         generated: dict[int, list[int]] = {}
@@ -116,60 +118,60 @@ class LiveEngine:
             self.engine.reset_prefix_cache()
 
     def facts(self) -> dict[str, JsonValue]:
-        """Of the model, its memory, and the last phase."""
+        """Facts of the model, its memory, and the last phase."""
         counted = self._counted()
         changed: dict[str, JsonValue] = {
             name: count - self._counted_before.get(name, 0) for name, count in counted.items()
         }
         preemptions = changed.pop("preemptions", None)
-        memory = [worker["peak_device_memory_bytes"] for worker in self.engine.collective_rpc(vllm_workers.memory)]
+        memory = [worker["peak_device_memory_bytes"] for worker in self.engine.collective_rpc(workers.memory)]
         return {
-            "model": vllm_workers.model_facts(self.engine.vllm_config, self.workers),
+            "model": workers.model_facts(self.engine.vllm_config, self.workers),
             "peak_device_memory_bytes": None if None in memory else max(memory),
             "peak_kv_cache_usage": self._cache_peak,
             "unknown": {"peak_device_memory_bytes": "the model is on the CPU"} if None in memory else {},
             "worker_processes": len(self.workers),
             "kv_cache_bytes": sum(worker["kv_cache_bytes"] for worker in self.workers),
             "preemptions": preemptions,
-            # Present where the engine speculates at all.
+            # The engine has these counters only where it speculates.
             **({"speculation": changed} if "drafted_tokens" in counted else {}),
         }
 
     def shut_down(self) -> None:
-        """End the workers and free the model."""
+        """Shut the workers down and free the model."""
         self.engine.engine_core.shutdown()
         del self.engine, self.core
         gc.collect()
 
     def _counted(self) -> dict[str, int]:
-        """The engine's counters since it was loaded, those that it has."""
+        """The engine's counters since its load."""
         values = {metric.name: metric.value for metric in self.engine.get_metrics() if hasattr(metric, "value")}
         return {name: int(values[metric]) for name, metric in _COUNTERS.items() if metric in values}
 
 
-def load(job: RankJob, options: Mapping[str, JsonValue]) -> LiveEngine:
-    """The engine of the job.
+def load(job: RankJob, options: Mapping[str, JsonValue]) -> VllmEngine:
+    """Load the engine of the job.
 
     Raises:
-        EngineRefused: with the reason that the engine's own words tell.
+        EngineRefused: the load failed, with the reason derived from the engine's message.
     """
     threads = job.config.section(VllmConfig).num_threads
     if threads is not None:
-        torch.set_num_threads(threads)  # what the environment says counts only for an OpenMP that is not loaded yet
-    with vllm_failures.explained(job):
-        adapter = vllm_adapter.of(job)
-        room = {} if adapter is None else adapter.arguments()
-        engine = LLMEngine.from_engine_args(EngineArgs(**options, **room))
-        engine.collective_rpc(vllm_workers.die_with_parent)
+        torch.set_num_threads(threads)  # OpenMP reads the environment only when it is loaded, which may be done
+    with explained(job):
+        adapter = adapter_of(job)
+        extra = {} if adapter is None else adapter.arguments()
+        engine = LLMEngine.from_engine_args(EngineArgs(**options, **extra))
+        engine.collective_rpc(workers.die_with_parent)
         if adapter is not None:
-            adapter.put_into(engine)
-        return LiveEngine(engine, job, adapter)
+            adapter.load_into(engine)
+        return VllmEngine(engine, job, adapter)
 
 
 def sampling_params(config: ExperimentConfig, seed: int) -> SamplingParams:
-    """What a request is sent with; only what the user set, and the length.
+    """The sampling parameters of a request: the length, and the options that the user set.
 
-    Text is not made from tokens inside the window: no backend does that there.
+    No backend decodes text inside the window, so `detokenize` is off.
     """
     decoding, output = config.decoding, config.output
     natural = output.mode == "natural"
@@ -195,7 +197,7 @@ def sampling_params(config: ExperimentConfig, seed: int) -> SamplingParams:
 
 
 def _record(outputs: Sequence[RequestOutput], recorder: Recorder, generated: dict[int, list[int]]) -> None:
-    """Tell the recorder of one step; several tokens of a request in it share its time."""
+    """Record one step; several tokens of a request in it share its time."""
     now_ns = recorder.clock()
     recorded: list[int] = []
     done: list[tuple[int, RequestOutput]] = []
@@ -205,7 +207,7 @@ def _record(outputs: Sequence[RequestOutput], recorder: Recorder, generated: dic
         if request_id not in generated:
             generated[request_id] = []
             if output.metrics is not None and output.metrics.scheduled_ts:
-                # CLOCK_MONOTONIC in seconds, as everywhere in this process.
+                # Seconds of CLOCK_MONOTONIC, the clock of the recorder.
                 recorder.scheduled([request_id], round(output.metrics.scheduled_ts * 1e9))
         generated[request_id] += tokens
         recorded += [request_id] * len(tokens)
@@ -214,11 +216,11 @@ def _record(outputs: Sequence[RequestOutput], recorder: Recorder, generated: dic
     if recorded:
         recorder.tokens(recorded, now_ns)
     for request_id, output in done:
-        said = output.outputs[0].finish_reason or "nothing"
-        reason = _FINISHES.get(said)
+        finish = output.outputs[0].finish_reason or "nothing"
+        reason = _FINISHES.get(finish)
         if reason is None:
             count = len(generated.pop(request_id))
-            why = f"the engine ended request {request_id} with {said!r} after {count} tokens; its log says why."
+            why = f"the engine ended request {request_id} with {finish!r} after {count} tokens; see the run's log."
             recorder.failed(request_id, why)
             continue
         recorder.finished(request_id, reason, generated.pop(request_id), cached_prompt_tokens=output.num_cached_tokens)

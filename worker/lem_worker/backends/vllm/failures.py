@@ -1,7 +1,7 @@
-"""Why a vLLM engine did not come up, from its own words: too little memory, a bad checkpoint, or an option it refuses.
+"""The reason of a failed vLLM load, from its message: too little memory, a bad checkpoint, or a rejected option.
 
-vLLM has few exception classes of its own; most of what goes wrong in a load is a ValueError, and an error of a worker
-in a process of its own reaches this one as a sentence that points at the log.
+vLLM has few exception classes: most failures of a load are a ValueError, and the error of a worker process arrives here
+as a sentence that points to the log.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MEMORY = (
     "out of memory",
     "DefaultCPUAllocator: can't allocate memory",
 )
-"""From vLLM's ValueErrors about the KV cache, and what torch says; a worker's error comes as text alone."""
+"""Parts of vLLM's ValueErrors about the KV cache (0.32) and of torch's messages; a worker's error is text only."""
 
 _CHECKPOINT = (
     "Cannot find any model weights",
@@ -45,54 +45,54 @@ _CHECKPOINT = (
     "Can't load tokenizer",
     "Couldn't instantiate the backend tokenizer",
 )
-_POINTS_AT_THE_LOG = re.compile(r"root cause|see (the )?stack trace|initialization failed", re.IGNORECASE)
+_POINTS_TO_LOG = re.compile(r"root cause|see (the )?stack trace|initialization failed", re.IGNORECASE)
 _LOG_LINE = re.compile(r"^.*?\b(?:ERROR|CRITICAL)\b[^\]]*\]\s?")
-_LAST_WORDS = 6
+_LAST_LINES = 6
 
 
 @contextlib.contextmanager
 def explained(job: RankJob) -> Iterator[None]:
-    """Give an error of the load its reason, and the engine's last words where the error has none.
+    """Convert an error of the load into one with a reason, with the log's last errors where it only points there.
 
     Raises:
-        EngineRefused: instead of whatever was raised.
+        EngineRefused: in place of the original error.
     """
     try:
         yield
     except (MemoryError, ImportError, EngineRefused):
         raise
     except Exception as error:
-        said = _said(error, Path(job.spool) / f"{rank_name(job.rank)}.log")
-        raise EngineRefused(_reason(error, said), f"vLLM can't load the model: {said}") from error
+        message = _message(error, Path(job.spool) / f"{rank_name(job.rank)}.log")
+        raise EngineRefused(_reason(error, message), f"vLLM can't load the model: {message}") from error
 
 
-def _reason(error: Exception, said: str) -> FailureReason:
-    if is_out_of_memory(error) or any(sign in said for sign in _MEMORY):
+def _reason(error: Exception, message: str) -> FailureReason:
+    if is_out_of_memory(error) or any(sign in message for sign in _MEMORY):
         return FailureReason.OUT_OF_MEMORY
-    if isinstance(error, OSError | SafetensorError) or any(sign in said for sign in _CHECKPOINT):
+    if isinstance(error, OSError | SafetensorError) or any(sign in message for sign in _CHECKPOINT):
         return FailureReason.BACKEND_INITIALISATION
-    # What is left of these are options that the engine, this build of it, or the model doesn't take.
+    # The remaining errors of these classes are options that the engine, its build or the model rejects.
     if isinstance(error, pydantic.ValidationError | VLLMError | ValueError | NotImplementedError | TypeError):
         return FailureReason.NOT_AS_REQUESTED
     return FailureReason.BACKEND_INITIALISATION
 
 
-def _said(error: Exception, log: Path) -> str:
-    """The error's text, and the errors that the log ends with where it only points at them."""
+def _message(error: Exception, log: Path) -> str:
+    """The error's text, followed by the last errors of the log where the text only points there."""
     text = _plain(error)
-    if not _POINTS_AT_THE_LOG.search(text):
+    if not _POINTS_TO_LOG.search(text):
         return text
     with contextlib.suppress(OSError):
         lines = log.read_text(errors="replace")[-64_000:].splitlines()
         errors = [_LOG_LINE.sub("", line) for line in lines if _LOG_LINE.match(line)]
         named = [line for line in errors if re.match(r"\s*[\w.]*(Error|Exception|Refused)\b", line)]
-        if last := (named or errors)[-_LAST_WORDS:]:
+        if last := (named or errors)[-_LAST_LINES:]:
             return f"{text}\n" + "\n".join(dict.fromkeys(line.strip() for line in last))
     return text
 
 
 def _plain(error: Exception) -> str:
-    """Pydantic's report without its links and its echo of the input."""
+    """The error as text; of a pydantic error without links and input."""
     if isinstance(error, pydantic.ValidationError):
         return "; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors(include_url=False))
     return f"{type(error).__name__}: {error}"

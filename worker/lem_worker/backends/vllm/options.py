@@ -1,8 +1,8 @@
-"""From an experiment to the arguments and the environment of a vLLM engine; imports nothing of it.
+"""Converts an experiment into the arguments and the environment of a vLLM engine; imports no engine.
 
-What the user left out is not sent, with two exceptions on the CPU, both shown as effective: the size of the KV cache,
-because the engine would claim most of the machine's memory, and the cores of several processes, because the engine
-can't divide those of a single memory node by itself.
+Unset options are not sent, with two exceptions on the CPU, both shown as effective: the size of the KV cache, because
+the engine would claim most of the machine's memory, and the cores of several processes, because the engine can't divide
+the cores of a single NUMA node.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lem_worker.process.failures import EngineRefused
 from lem_worker.process.protocol import RankJob
 
 CPU_KV_CACHE_BYTES = 2**30
-"""Some 20,000 tokens of a model of the size of SmolLM2-135M in float32."""
+"""About 20,000 tokens of a model of the size of SmolLM2-135M in float32."""
 
 _NOT_ENGINE_ARGUMENTS = {
     "num_threads",
@@ -29,8 +29,8 @@ _NOT_ENGINE_ARGUMENTS = {
     "logprobs",
 }
 _ALWAYS = {
-    # The engine core is a loop in this process, so that a step is called and timed here; workers of several devices are
-    # processes all the same.
+    # The engine core runs in this process, so that each step is called and timed here. Workers of several devices are
+    # still subprocesses.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
@@ -44,7 +44,7 @@ def options_of(job: RankJob) -> dict[str, JsonValue]:
     config, settings = job.config, settings_of(job)
     options: dict[str, JsonValue] = {
         "model": job.model_path,
-        # Without it a request carries no times of its own.
+        # Without statistics the outputs of a request carry no times.
         "disable_log_stats": False,
         **settings.model_dump(mode="json", exclude_none=True, exclude=_NOT_ENGINE_ARGUMENTS),
     }
@@ -60,13 +60,13 @@ def options_of(job: RankJob) -> dict[str, JsonValue]:
 
 
 def environment(job: RankJob) -> None:
-    """Set what the engine reads from the environment of this process."""
+    """Set the environment variables that the engine reads, in this process."""
     settings = settings_of(job)
     os.environ.update(_ALWAYS)
     if settings.num_threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(settings.num_threads)
     if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
-        # Numba, which n-gram speculation calls, would set OpenMP's number for the whole process to that of the cores.
+        # Numba, which n-gram speculation uses, would set OpenMP's threads of the whole process to the number of cores.
         os.environ["NUMBA_NUM_THREADS"] = threads
     if on_cpu(job) and in_processes(settings):
         cores = sorted(os.sched_getaffinity(0))
@@ -75,7 +75,7 @@ def environment(job: RankJob) -> None:
 
 
 def require_devices(job: RankJob) -> None:
-    """Raises EngineRefused when the processes of the model and the leased devices are not as many."""
+    """Raise EngineRefused when the number of the model's processes differs from that of the leased devices."""
     processes = settings_of(job).tensor_parallel_size or 1
     gpus = sum(device.kind is DeviceKind.GPU for device in job.devices)
     if gpus and processes != gpus:
@@ -93,22 +93,22 @@ def require_devices(job: RankJob) -> None:
 
 
 def threads_bind(cores: Sequence[int], processes: int) -> str:
-    """The cores divided among the processes, as `VLLM_CPU_OMP_THREADS_BIND` wants them: `0,1|2,3`."""
+    """The cores divided among the processes, in the format of `VLLM_CPU_OMP_THREADS_BIND`: `0,1|2,3`."""
     share = len(cores) // processes
-    parts = [cores[place * share : (place + 1) * share] for place in range(processes)]
+    parts = [cores[index * share : (index + 1) * share] for index in range(processes)]
     return "|".join(",".join(str(core) for core in part) for part in parts)
 
 
 def settings_of(job: RankJob) -> VllmConfig:
-    """The section, or one that leaves everything to the engine."""
+    """The job's section."""
     return job.config.section(VllmConfig)
 
 
 def in_processes(settings: VllmConfig) -> bool:
-    """Whether the model runs in processes of its own."""
+    """Whether the model runs in subprocesses of the engine."""
     return (settings.tensor_parallel_size or 1) > 1 or settings.distributed_executor_backend == "mp"
 
 
 def on_cpu(job: RankJob) -> bool:
-    """No accelerator is leased."""
+    """Whether the run leased no accelerator."""
     return not any(device.kind is DeviceKind.GPU for device in job.devices)

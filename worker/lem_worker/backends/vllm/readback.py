@@ -1,7 +1,7 @@
-"""What a live vLLM engine says is in force, beside what was asked for.
+"""The effective configuration of a live vLLM engine.
 
-Wherever there is one, the answer is that of the part that does the work (the scheduler, a worker's tensors, a request
-as the scheduler holds it) and not the engine's copy of its own arguments.
+Where possible a value comes from the part that does the work (the scheduler, a worker's tensors, a scheduled request),
+not from the engine's copy of its arguments.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from vllm import SamplingParams
 from lem_domain.backends.vllm import VllmConfig
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.wire.runs import EffectiveConfig, EffectiveParameter
-from lem_worker.backends.vllm.engine import LiveEngine
+from lem_worker.backends.vllm.engine import VllmEngine
 from lem_worker.rank.prompts import Request
 
 _EXECUTORS = {"UniProcExecutor": "uni", "MultiprocExecutor": "mp"}
 _OFF: dict[str, JsonValue] = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
-"""What a sampling parameter is when it does nothing; shown as null."""
+"""Values of sampling parameters that have no effect; shown as null."""
 
 
-def effective_config(config: ExperimentConfig, live: LiveEngine, sample: Request) -> EffectiveConfig:
+def effective_config(config: ExperimentConfig, live: VllmEngine, sample: Request) -> EffectiveConfig:
     """Every parameter with its requested and effective value."""
-    held = _held(live, sample)
-    sampling: SamplingParams = held.sampling_params
+    scheduled = _scheduled(live, sample)
+    sampling: SamplingParams = scheduled.sampling_params
     return EffectiveConfig(
         engine=f"vllm {_version()}, torch {importlib.metadata.version('torch')}",
-        parameters=(*_universal(config, live, held), *_engine(config.section(VllmConfig), live, sampling)),
+        parameters=(*_universal(config, live, scheduled), *_engine(config.section(VllmConfig), live, sampling)),
     )
 
 
-def _universal(config: ExperimentConfig, live: LiveEngine, held: Any) -> list[EffectiveParameter]:
-    sampling: SamplingParams = held.sampling_params
+def _universal(config: ExperimentConfig, live: VllmEngine, scheduled: Any) -> list[EffectiveParameter]:
+    sampling: SamplingParams = scheduled.sampling_params
     engine_config: Any = live.engine.vllm_config
     decoding = config.decoding
     weights = "dummy" if engine_config.load_config.load_format == "dummy" else "checkpoint"
@@ -43,14 +43,14 @@ def _universal(config: ExperimentConfig, live: LiveEngine, held: Any) -> list[Ef
     found = [
         _parameter("precision", None if config.precision == "auto" else config.precision, live.workers[0]["dtype"]),
         _parameter("model.weights", config.model.weights, weights),
-        # A branch or tag can't be compared with the commit that it stands for; that the hub resolved it is the proof.
+        # A branch or tag can't be compared with its commit; the proof is that the hub resolved it.
         EffectiveParameter(
             name="model.revision",
             requested=config.model.revision,
             effective=revision,
             confirmed=config.model.revision is None or revision is not None,
         ),
-        _parameter("model.adapter", config.model.adapter, _adapter(live, held)),
+        _parameter("model.adapter", config.model.adapter, _adapter(live, scheduled)),
         _parameter("device", None, str(engine_config.device_config.device_type)),
         _parameter("output.mode", config.output.mode, "fixed" if sampling.ignore_eos else "natural"),
         _parameter("output.max_tokens", config.output.max_tokens, sampling.max_tokens),
@@ -62,7 +62,7 @@ def _universal(config: ExperimentConfig, live: LiveEngine, held: Any) -> list[Ef
     return found
 
 
-def _engine(settings: VllmConfig, live: LiveEngine, sampling: SamplingParams) -> list[EffectiveParameter]:
+def _engine(settings: VllmConfig, live: VllmEngine, sampling: SamplingParams) -> list[EffectiveParameter]:
     engine_config: Any = live.engine.vllm_config
     scheduler, workers = live.core.scheduler, live.workers
     cache = engine_config.cache_config
@@ -79,7 +79,7 @@ def _engine(settings: VllmConfig, live: LiveEngine, sampling: SamplingParams) ->
         "enable_prefix_caching": scheduler.kv_cache_manager.enable_caching,
         "enable_chunked_prefill": scheduler.scheduler_config.enable_chunked_prefill,
         "enforce_eager": not compiled,
-        # Where nothing was compiled, that is level 0 whatever the engine's copy of its default says.
+        # Without compilation the level is 0, whatever the engine's copy of its default is.
         "optimization_level": int(engine_config.optimization_level) if compiled else 0,
         "load_format": engine_config.load_config.load_format,
         "attention_backend": workers[0]["attention_backend"],
@@ -95,8 +95,8 @@ def _engine(settings: VllmConfig, live: LiveEngine, sampling: SamplingParams) ->
     return found
 
 
-def _kv_cache(settings: VllmConfig, live: LiveEngine) -> EffectiveParameter:
-    """The size of the caches that a worker holds: whole blocks, so up to a block less than what was asked for."""
+def _kv_cache(settings: VllmConfig, live: VllmEngine) -> EffectiveParameter:
+    """The size of a worker's caches: whole blocks, so up to one block below the requested size."""
     requested = settings.kv_cache_memory_bytes
     config = live.core.scheduler.kv_cache_config
     held = int(live.workers[0]["kv_cache_bytes"])
@@ -109,7 +109,7 @@ def _kv_cache(settings: VllmConfig, live: LiveEngine) -> EffectiveParameter:
     )
 
 
-def _speculation(settings: VllmConfig, live: LiveEngine) -> list[EffectiveParameter]:
+def _speculation(settings: VllmConfig, live: VllmEngine) -> list[EffectiveParameter]:
     asked = settings.speculative_config
     worker = live.workers[0]
     least, most = worker["lookup"] or (None, None)
@@ -127,26 +127,26 @@ def _speculation(settings: VllmConfig, live: LiveEngine) -> list[EffectiveParame
     ]
 
 
-def _held(live: LiveEngine, sample: Request) -> Any:
-    """How the scheduler holds a request that was handed over like a measured one; it is not run."""
+def _scheduled(live: VllmEngine, sample: Request) -> Any:
+    """A request as the scheduler holds it, added like a measured one and aborted before it runs."""
     live.add(sample, scope="readback")
-    held = next(iter(live.core.scheduler.requests.values()))
-    live.engine.abort_request([held.request_id], internal=True)
+    request = next(iter(live.core.scheduler.requests.values()))
+    live.engine.abort_request([request.request_id], internal=True)
     while live.engine.has_unfinished_requests():
         live.engine.step()
-    return held
+    return request
 
 
-def _adapter(live: LiveEngine, held: Any) -> str | None:
-    """The adapter that a request names and that every worker has loaded."""
-    named = held.lora_request
+def _adapter(live: VllmEngine, scheduled: Any) -> str | None:
+    """The adapter that a request names, if every worker has loaded it."""
+    named = scheduled.lora_request
     if named is None or any(worker["adapters"] != [named.lora_int_id] for worker in live.workers):
         return None
     return str(named.lora_name)
 
 
-def _bound(live: LiveEngine) -> JsonValue:
-    """The cores of each worker that is a process of its own, as `VLLM_CPU_OMP_THREADS_BIND` writes them."""
+def _bound(live: VllmEngine) -> JsonValue:
+    """The cores of each worker subprocess, in the format of `VLLM_CPU_OMP_THREADS_BIND`; None without any."""
     if live.workers[0]["pid"] == os.getpid() or live.engine.vllm_config.device_config.device_type != "cpu":
         return None
     return "|".join(",".join(map(str, worker["cores"])) for worker in live.workers)

@@ -1,4 +1,4 @@
-"""Questions that are put to each of an engine's workers, in its own process, about the part of the model it holds."""
+"""Functions that run in each of an engine's workers, on the part of the model that the worker holds."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
 from lem_worker.backends import torch_device
-from lem_worker.process import children as processes
+from lem_worker.backends.model_facts import dtype_name
+from lem_worker.process import children
 
 
 def describe(worker: Any) -> dict[str, Any]:
-    """What is in force in this worker."""
+    """Describe this worker's part of the model and its settings."""
     runner = worker.model_runner
     model = runner.model
     drafter = getattr(runner, "drafter", None)
@@ -25,7 +26,7 @@ def describe(worker: Any) -> dict[str, Any]:
     storages = [cache.untyped_storage() for cache in runner.kv_caches if isinstance(cache, torch.Tensor)]
     return {
         "pid": os.getpid(),
-        "dtype": _name(next(model.parameters()).dtype),
+        "dtype": dtype_name(next(model.parameters()).dtype),
         "arithmetic": arithmetic_format(worker.vllm_config.model_config, worker.device),
         "threads": torch.get_num_threads(),
         "cores": sorted(os.sched_getaffinity(0)),
@@ -41,28 +42,32 @@ def describe(worker: Any) -> dict[str, Any]:
 
 
 def arithmetic_format(model_config: Any, device: torch.device) -> str | None:
-    """The number format in which tokens are multiplied with the weights; None of quantised ones, whose kernels compute
-    in what suits the device."""
+    """The number format in which tokens are multiplied with the weights.
+
+    None for quantised weights, whose kernels choose the format by device.
+    """
     if model_config.quantization is not None:
         return None
-    return torch_device.float32_format(device) if model_config.dtype == torch.float32 else _name(model_config.dtype)
+    return (
+        torch_device.float32_format(device) if model_config.dtype == torch.float32 else dtype_name(model_config.dtype)
+    )
 
 
 def reset_peak_memory(worker: Any) -> None:
-    """From now on this worker's peak counts anew, from what is held."""
+    """Restart the count of this worker's peak memory from the memory that is held now."""
     torch_device.reset_peak_memory(worker.device)
 
 
 def memory(worker: Any) -> dict[str, Any]:
-    """The most that this worker's tensors held on its accelerator since then; None on the CPU."""
+    """The most that this worker's tensors held on its accelerator since the reset; None on the CPU."""
     return {"peak_device_memory_bytes": torch_device.peak_memory_bytes(worker.device)}
 
 
-def die_with_parent(worker: Any) -> None:  # noqa: ARG001 - every question gets the worker
-    """A worker in a process of its own ends with the rank, however that ends."""
-    if multiprocessing.parent_process() is not None:  # not the rank itself, which has asked for that already
+def die_with_parent(worker: Any) -> None:  # noqa: ARG001 - collective_rpc passes the worker
+    """Make a worker subprocess end with the rank, also where the rank is killed."""
+    if multiprocessing.parent_process() is not None:  # the rank itself has done so already
         os.environ["LEM_PARENT"] = str(os.getppid())
-        processes.die_with_parent()
+        children.die_with_parent()
 
 
 def model_facts(vllm_config: Any, workers: Sequence[dict[str, Any]]) -> dict[str, JsonValue]:
@@ -79,10 +84,11 @@ def model_facts(vllm_config: Any, workers: Sequence[dict[str, Any]]) -> dict[str
 
 
 def _matmul_parameters(model: torch.nn.Module, processes: int) -> int:
-    """Every weight of the whole model that a token is multiplied with; the head also where it shares the embedding's
-    weights, the look-up of the input embedding left out, and of experts as many as are active for a token.
+    """The number of weights of the whole model that a token is multiplied with.
 
-    By the layers' sizes: on the CPU their weights are packed away, and each process holds a part of them.
+    The output head counts also where it shares the embedding's weights, of experts only the active ones count, and the
+    look-up of the input embedding does not. The sizes of layers are summed, not their weights, which are packed on the
+    CPU and divided among processes.
     """
     linear = sum(int(one.input_size) * int(one.output_size) for one in model.modules() if isinstance(one, LinearBase))
     embeddings = [one for one in model.modules() if isinstance(one, VocabParallelEmbedding)]
@@ -97,9 +103,5 @@ def _matmul_parameters(model: torch.nn.Module, processes: int) -> int:
 
 
 def _is_compiled(worker: Any) -> bool:
-    """Whether some part of the model was handed to a compiler."""
+    """Whether a part of the model is compiled."""
     return any(getattr(module, "do_not_compile", None) is False for module in worker.model_runner.model.modules())
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
