@@ -9,8 +9,8 @@
     <spool>/../refused/<attempt id>/                           quarantined: the server refused its evidence
 
 A file gets its name only when its bytes are on the disk (write, fsync, rename, fsync of the folder). A power cut or a
-SIGKILL therefore leaves whole files, and partial ones whose name begins with a dot. Each file has one writer: a process
-writes its own streams, and the daemon everything else.
+SIGKILL therefore leaves whole files, and partial ones whose name begins with a dot. Each process writes its streams to
+its own folder, so that no lock is needed; the daemon alone renames a chunk from `.chunk` to `.sent`.
 """
 
 from __future__ import annotations
