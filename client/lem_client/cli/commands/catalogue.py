@@ -69,7 +69,9 @@ def datasets(context: typer.Context) -> None:
 @command("backends", Section.CATALOGUE)
 def backends(
     context: typer.Context,
-    backend: Annotated[BackendName | None, typer.Argument(help="List every key of this backend's section.")] = None,
+    backend: Annotated[
+        BackendName | None, typer.Argument(metavar="NAME", help="List every key of this backend's section.")
+    ] = None,
 ) -> None:
     """List backends with their online workers, or every key of one: type, default, unit, the engine's own name.
 

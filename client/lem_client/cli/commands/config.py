@@ -73,7 +73,7 @@ def show(
 @command("config validate", Section.CONFIGURE)
 def validate(
     context: typer.Context,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Campaign files.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Campaign files.")],
     set_: Overrides = None,
 ) -> None:
     """Check files without a server and report every problem with its file and line. Exits with 2 if there is any.
