@@ -57,7 +57,8 @@ def load_campaign_file(
         FileError: with every problem, each with its file and line.
     """
     path = Path(path)
-    layer, prompt_sets, found = replace_named_files(read_layers(path, overrides))
+    layer = read_layers(path, overrides)
+    layer, prompt_sets, found = replace_named_files(layer)
     where = _Where(path, layer)
     document = layer.values if name is None else {**layer.values, "name": name}
     try:

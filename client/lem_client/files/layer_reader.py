@@ -32,16 +32,15 @@ def read_layers(path: Path, overrides: Sequence[str] = ()) -> Layer:
     Raises:
         FileError: a file, a preset or an override can't be used; with its line.
     """
+    choices = [override for override in overrides if override.partition("=")[0].strip() == PRESETS]
     reader = _LayerReader(path)
-    file = reader.read(path)
-    # Overrides apply twice: here, because they may choose presets and backends, and to the result below, because a
-    # preset may hold a sweep or experiments that they fix.
-    chosen = with_overrides(file, overrides)
-    names = _texts(chosen, PRESETS, "a name or a list of names")
-    presets = [reader.preset(name, chosen) for name in names]
-    unused = set(BackendName) - backends_in(merged_layers([*presets, chosen]).values)
-    presets = [preset.without(unused) for preset in presets]
-    return with_overrides(merged_layers([*presets, file]), overrides).without({PRESETS})
+    file = with_overrides(reader.read(path), choices)
+    presets = [reader.preset(name, file) for name in _texts(file, PRESETS, "a name or a list of names")]
+    # The other overrides apply to the merged layers, because they also fix what a preset varies.
+    result = with_overrides(merged_layers([*presets, file]), [one for one in overrides if one not in choices])
+    # A preset has sections of several backends; those of unused ones are dropped, unless something else set them too.
+    written = {at.split("/")[1] for at, one in result.settings.items() if one.origin.source is not Source.PRESET}
+    return result.without({PRESETS, *(set(BackendName) - backends_in(result.values) - written)})
 
 
 def project_folder(path: Path) -> Path:

@@ -17,8 +17,9 @@ from pydantic.types import JsonValue
 from lem_domain.backends.registry import BackendName
 from lem_domain.config.campaign import MAX_RUNS_PER_CAMPAIGN, CampaignSpec, key_problems
 from lem_domain.config.combinations import Combination, Combinations
+from lem_domain.config.devices import DevicesConfig
 from lem_domain.config.documents import pointer, value_at
-from lem_domain.config.experiment import DevicesConfig, ExperimentConfig
+from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.hashing import hash_of_changes
 from lem_domain.config.ordering import PlannedRun, order_runs
 from lem_domain.config.validation import model_or_problems, refused

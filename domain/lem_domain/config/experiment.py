@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, create_model, model_validator
+from pydantic import BeforeValidator, Field, create_model
 
 from lem_domain.backends.registry import BACKENDS, BackendName, backend_spec
 from lem_domain.config import decoding_presets, experiment_rules
@@ -27,25 +27,6 @@ from lem_domain.config.measurement import (
 from lem_domain.config.model_base import ConfigModel, Rule, engine_parameter, unit
 from lem_domain.config.prompt_sources import HuggingFacePrompts, SyntheticPrompts
 from lem_domain.ids import Sha256
-
-__all__ = [
-    "BackendName",
-    "BaselineConfig",
-    "DecodingConfig",
-    "DevicesConfig",
-    "EnergyConfig",
-    "ExperimentConfig",
-    "InputConfig",
-    "LimitsConfig",
-    "ModelConfig",
-    "OutputConfig",
-    "PromptsConfig",
-    "RecordConfig",
-    "SettleConfig",
-    "TrafficConfig",
-    "WarmupConfig",
-    "WindowConfig",
-]
 
 
 class ModelConfig(ConfigModel):
@@ -240,11 +221,6 @@ class DecodingConfig(ConfigModel):
         json_schema_extra=unit("1"),
     )
     seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of sampling.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand_preset(cls, value: Any) -> Any:
-        return expand_decoding(value)
 
     rules: ClassVar[tuple[Rule, ...]] = (_sampling_under_greedy,)
 

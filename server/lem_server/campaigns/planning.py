@@ -12,10 +12,10 @@ from pydantic.types import JsonValue
 
 from lem_domain.backends.registry import BackendName, has_engine
 from lem_domain.config.campaign import CAMPAIGN_KEYS, CampaignSpec
+from lem_domain.config.devices import DevicesConfig
 from lem_domain.config.documents import pointer
 from lem_domain.config.duration import least_duration
 from lem_domain.config.expansion import Needs, Plan, PlannedExperiment, expand, preview
-from lem_domain.config.experiment import DevicesConfig
 from lem_domain.config.ordering import PlannedRun
 from lem_domain.errors import ConfigurationError, FieldProblem
 from lem_domain.prompt_sets import builtin_prompt_sets

@@ -10,7 +10,7 @@ import pytest
 from lem_client.cli.exits import UsageError
 from lem_client.cli.processes import script
 from lem_client.cli.worker_programs import installed_backends, named_programs, program_of
-from lem_domain.config.experiment import BackendName
+from lem_domain.backends.registry import BackendName
 
 
 def program(path: Path) -> Path:

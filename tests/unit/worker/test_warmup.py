@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lem_domain.config.experiment import WarmupConfig
+from lem_domain.config.measurement import WarmupConfig
 from lem_worker.rank.prompts import PreparedPrompt, batches, fullest_batch, largest_batch, warmup_requests
 from lem_worker.rank.warmup import POWER_CAP_TRENDS, PowerTrend, assess, coefficient_of_variation, warm_up
 

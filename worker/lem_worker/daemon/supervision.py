@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic.types import JsonValue
 
-from lem_domain.config.experiment import LimitsConfig
+from lem_domain.config.measurement import LimitsConfig
 from lem_domain.evidence.streams import SAMPLER, PhaseName
 from lem_domain.states import FailureReason
 from lem_domain.wire.runs import EffectiveConfig, Progress
