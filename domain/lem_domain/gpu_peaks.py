@@ -1,9 +1,9 @@
-"""Peak arithmetic of GPU models: dense (no sparsity), per number format, as their maker's data sheets state it.
+"""Peak arithmetic of GPU models: dense (without sparsity), per number format, from their data sheets.
 
 `float32` is the rate of plain float32 arithmetic, `tensorfloat32` that of float32 numbers multiplied in TF32, which
-engines use only where they are told to. Where a data sheet gives a rate with sparsity alone, half of it stands here, as
-the sheet's own footnote says. Sheets were read in copies and quotations of them. A format that a sheet does not state,
-or of which no copy was found, is left out; so is a GPU without a public sheet.
+engines use only when it is switched on. Where a data sheet gives a rate with sparsity only, the table has half of it,
+as the sheet's footnote states. The sheets were read in copies and quotations. A format that a sheet does not state, or
+whose sheet was not found, is left out; so is a GPU without a public sheet.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _T = 1e12
 
 
 class GpuPeak(NamedTuple):
-    """Dense peaks of one model in FLOP/s; `name` matches the whole of what NVML calls the device."""
+    """Dense peaks of one model in FLOP/s; the pattern `name` matches the whole device name that NVML gives."""
 
     name: str
     sheet: str
@@ -78,7 +78,7 @@ GPU_PEAKS: tuple[GpuPeak, ...] = (
         bfloat16=362.05,
         float8=733,
     ),
-    # The sheet has one figure for its tensor cores, 1,457 TFLOPS of float8 with sparsity.
+    # The sheet states one figure for the tensor cores: 1,457 TFLOPS of float8 with sparsity.
     _peak(r"NVIDIA RTX 6000 Ada Generation", "NVIDIA RTX 6000 Ada data sheet, 2023", float32=91.1, float8=728.5),
     _peak(
         r"NVIDIA H100 PCIe",
@@ -147,15 +147,15 @@ GPU_PEAKS: tuple[GpuPeak, ...] = (
 )
 
 _PART = re.compile(r".* MIG .*|GRID .*|.*-\d+[ABCQ](ME)?(-NC)?")
-"""MIG instances by NVIDIA's name for them, and vGPU types (NVIDIA vGPU software user guide): all of these end with the
-framebuffer and a series, as `NVIDIA A40-48Q` and `GRID A100D-1-10C` do."""
+"""Names of MIG instances and of vGPU types. A vGPU type ends with its framebuffer and a series, for example
+`NVIDIA A40-48Q` or `GRID A100D-1-10C` (NVIDIA vGPU software user guide)."""
 
 
 def is_part(device_name: str) -> bool:
-    """Whether a device is a part of a GPU (a MIG instance or a vGPU), of which no sheet states a peak."""
+    """Return whether a device is a part of a GPU (a MIG instance or a vGPU); no sheet states the peak of one."""
     return _PART.fullmatch(device_name) is not None
 
 
 def peak_of(device_name: str) -> GpuPeak | None:
-    """The entry of a device by the name that NVML gives it; None for one that isn't in the table."""
+    """Return the entry of a device by the name that NVML gives; None if it is not in the table."""
     return next((peak for peak in GPU_PEAKS if re.fullmatch(peak.name, device_name)), None)

@@ -1,4 +1,4 @@
-"""The energy part of a result: per device and part of the host, in all, net of the baseline, and by phase."""
+"""The energy part of a result: per device and host domain, in total, net of the baseline, and by phase."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 from lem_domain.results.figures import EnergyFigure, Figure, ResultModel
 
 BaselineContext = Literal["idle", "ready", "ready_after"]
-"""Before the engine is there; with it loaded and waiting, before the window; and the same after the window."""
+"""`idle`: before the engine starts; `ready`: engine loaded, no requests, before the window; `ready_after`: after it."""
 
 
 class DeviceEnergy(ResultModel):
@@ -18,7 +18,7 @@ class DeviceEnergy(ResultModel):
     uuid: str
     energy: EnergyFigure
     integrated: EnergyFigure | None = Field(
-        default=None, description="The integral of instant power, beside a figure that is the counter's."
+        default=None, description="The integral of instant power, if the figure is the counter's."
     )
     mean_power_w: Figure
     peak_power_w: Figure
@@ -28,7 +28,7 @@ class DeviceEnergy(ResultModel):
 
 
 class HostEnergy(ResultModel):
-    """The energy of one part of the host (package, dram)."""
+    """The energy of one host domain (package, dram)."""
 
     domain: str
     energy: EnergyFigure
@@ -43,39 +43,39 @@ class PartPower(ResultModel):
 
     part: str = Field(description="Device UUID or host domain.")
     mean_power_w: float
-    bound_w: float | None = Field(default=None, ge=0, description="Null where none is stated.")
+    bound_w: float | None = Field(default=None, ge=0, description="Null if no bound is stated.")
 
 
 class Baseline(ResultModel):
     """Power without requests."""
 
     context: BaselineContext
-    duration_s: float | None = Field(description="Null for one that was measured by an earlier attempt.")
+    duration_s: float | None = Field(description="Null for a baseline of an earlier attempt.")
     parts: tuple[PartPower, ...]
-    mean_power_w: Figure = Field(description="Of all parts that the job's energy includes.")
+    mean_power_w: Figure = Field(description="Over all parts that the job's energy includes.")
     bound_w: float | None = Field(default=None, ge=0, description="Sum of the parts' bounds.")
     sensor_bound_w: float | None = Field(
-        default=None, ge=0, description="What of it is the accuracy of the sensors, null where one's is not stated."
+        default=None, ge=0, description="The part of it that is the sensors' accuracy; null if one is not stated."
     )
     standard_error_w: float | None = Field(
-        default=None, ge=0, description="Of the mean, from means over successive seconds; null below three of them."
+        default=None, ge=0, description="Of the mean, from means over successive seconds; null below three seconds."
     )
     stationary: bool | None = Field(
-        default=None, description="Whether the worker saw the standard error below 1 % of the mean before its limit."
+        default=None, description="Whether the worker saw a standard error below 1 % of the mean before the time limit."
     )
-    age_s: float | None = Field(default=None, description="Set where it was measured by an earlier attempt.")
-    taken_by: str | None = Field(default=None, description="That attempt.")
+    age_s: float | None = Field(default=None, description="Set if an earlier attempt measured it.")
+    taken_by: str | None = Field(default=None, description="The attempt that measured it.")
 
 
 class PhaseEnergy(ResultModel):
-    """Prefill or decode inside the window, summed over the batches."""
+    """Prefill or decode in the window, summed over the batches."""
 
     energy: EnergyFigure
     time_s: Figure
 
 
 class PhaseSplit(ResultModel):
-    """The window by phase: for batches that run in lockstep, or by a probe of prefill alone."""
+    """The window by phase: from batches in lockstep, or from a probe of prefill alone."""
 
     method: Literal["lockstep", "probe"] = "lockstep"
     batches: int = Field(ge=0)
@@ -84,38 +84,38 @@ class PhaseSplit(ResultModel):
 
 
 class PrefillProbe(ResultModel):
-    """The window of the probe: the prompts of the window again, for one output token each."""
+    """The probe's window: the prompts of the measured window again, with one output token each."""
 
     duration_s: float = Field(gt=0)
     requests: int = Field(ge=1)
     prompt_tokens: int = Field(ge=1)
-    energy: EnergyFigure = Field(description="Of the same parts as the job's.")
+    energy: EnergyFigure = Field(description="Over the same parts as the job's energy.")
     prefill: EnergyFigure = Field(description="`energy` × prompt tokens of the window / those of the probe.")
     decode: EnergyFigure = Field(description="The job's energy minus `prefill`; its bound is the sum of both bounds.")
 
 
 class EnergyResult(ResultModel):
-    """Energy over the measured window, per part and in all; figures of different parts stay apart."""
+    """Energy over the measured window, per part and in total; figures of different parts are kept apart."""
 
     devices: tuple[DeviceEnergy, ...]
     host: tuple[HostEnergy, ...]
     total: EnergyFigure = Field(description="The job's energy: the sum over what `includes` lists.")
     includes: tuple[str, ...] = Field(
-        description="What is in `total`: device UUIDs where accelerators were leased, else the host's domains."
+        description="The parts of `total`: device UUIDs if accelerators were leased, else host domains."
     )
     mean_power_w: Figure
     peak_power_w: Figure = Field(
-        description="The highest power of all parts of `includes` together, each interpolated between its samples.",
+        description="The highest power of all parts of `includes` together, interpolated between their samples.",
     )
     measured_total: EnergyFigure = Field(
-        description="Accelerators and host together, of what was measured: a model's figures are not in it.",
+        description="Accelerators and host together, measured figures only (none of a model).",
     )
-    measured_includes: tuple[str, ...] = Field(default=(), description="What is in `measured_total`.")
+    measured_includes: tuple[str, ...] = Field(default=(), description="The parts of `measured_total`.")
     gpu: EnergyFigure = Field(description="Sum over the leased accelerators.")
     cpu: EnergyFigure = Field(description="Sum over the host's CPU packages.")
     dram: EnergyFigure = Field(description="Sum over the host's memory.")
     net: EnergyFigure = Field(
-        description="`total` minus the power of the `ready` baseline over the window; negative where that is more.",
+        description="`total` minus the power of the `ready` baseline over the window; may be negative.",
     )
     baselines: tuple[Baseline, ...] = ()
     phases: PhaseSplit

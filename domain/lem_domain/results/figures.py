@@ -1,4 +1,4 @@
-"""Numbers of a result: with unit, method and bound, or null with a reason; never 0 for what was not measured."""
+"""Numbers of a result: each has a unit, method and bound, or is null with a reason; never 0 for a missing value."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class ResultModel(BaseModel):
-    """Frozen and strict."""
+    """Base of all parts of a result: frozen, and unknown fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class EnergyMethod(StrEnum):
-    """How an energy figure came about; never mixed without saying so."""
+    """How an energy figure was obtained. A sum of several methods has the weakest and states the mixture."""
 
     COUNTER = "counter"
     INTEGRATED = "integrated"
@@ -23,7 +23,7 @@ class EnergyMethod(StrEnum):
 
 
 class Figure(ResultModel):
-    """One number with its unit, or null with a reason; never 0 for something that was not measured."""
+    """One number with its unit, or null with a reason; never 0 for a missing value."""
 
     value: float | None
     unit: str
@@ -32,7 +32,7 @@ class Figure(ResultModel):
     @model_validator(mode="after")
     def _null_has_a_reason(self) -> Self:
         if (self.value is None) == (self.reason is None):
-            raise ValueError("a figure has either a value or a reason why it has none")
+            raise ValueError("a figure needs either a value or a reason for its absence")
         return self
 
 
@@ -41,33 +41,32 @@ class EnergyFigure(ResultModel):
 
     joules: float | None
     method: EnergyMethod | None = None
-    source: str | None = Field(default=None, description="The source that gave the samples, for example codecarbon.")
+    source: str | None = Field(default=None, description="The energy source of the samples, for example codecarbon.")
     bound_j: float | None = Field(
         default=None,
         ge=0,
-        description="The truth lies within joules ± bound_j: what the readings leave open, and what the sensor's own "
-        "accuracy does where its maker states it; null where the method has no stated bound (a modelled figure has "
-        "none).",
+        description="The true value is within joules ± bound_j: the error of sampling, plus the sensor's accuracy if "
+        "its maker states it; null if the method has no bound (a modelled figure has none).",
     )
     sensor_bound_j: float | None = Field(
         default=None,
         ge=0,
-        description="What of bound_j is the sensor's accuracy, as its maker states it, over that time; null where none "
-        "is stated, and then bound_j holds as far as sampling goes.",
+        description="The part of bound_j that is the sensor's accuracy over that time, as its maker states it; null if "
+        "it is not stated, and then bound_j covers the error of sampling only.",
     )
     reason: str | None = Field(default=None, description="Why the value is null.")
 
     @model_validator(mode="after")
     def _null_has_a_reason(self) -> Self:
         if (self.joules is None) == (self.reason is None):
-            raise ValueError("an energy has either a value or a reason why it has none")
+            raise ValueError("an energy needs either a value or a reason for its absence")
         if self.joules is not None and self.method is None:
-            raise ValueError("an energy names its method")
+            raise ValueError("an energy needs a method")
         return self
 
 
 class Distribution(ResultModel):
-    """A distribution over the concatenated values of all processes; percentiles interpolate linearly."""
+    """A distribution over the concatenated values of all processes; percentiles interpolate linearly (type 7)."""
 
     unit: str
     count: int = Field(ge=0)

@@ -1,4 +1,4 @@
-"""What a reader of a result must know, and the verdict that follows from it."""
+"""Findings of a result, and the verdict that follows from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lem_domain.results.figures import ResultModel
 
 
 class Severity(StrEnum):
-    """What a finding does to the verdict."""
+    """The severity of a finding; it decides the verdict."""
 
     INFO = "info"
     WARNING = "warning"
@@ -19,7 +19,7 @@ class Severity(StrEnum):
 
 
 class FindingCode(StrEnum):
-    """What aggregation or the worker noticed; docs/measurement.md has each one's criterion."""
+    """The code of a finding; docs/reference/findings.md has the criterion of each."""
 
     ENERGY_UNAVAILABLE = "energy_unavailable"
     ENERGY_MODELLED = "energy_modelled"
@@ -48,11 +48,11 @@ class FindingCode(StrEnum):
 
 
 class Finding(ResultModel):
-    """Something a reader of the result must know."""
+    """Something that a reader of the result must know."""
 
     code: FindingCode
     severity: Severity
-    message: str = Field(description="What was found, with its numbers, and what to do.")
+    message: str = Field(description="The observation with its numbers, then what to do.")
     numbers: dict[str, float] = Field(default_factory=dict)
 
 
@@ -60,7 +60,7 @@ Verdict = Literal["valid", "questionable", "invalid"]
 
 
 def verdict_of(findings: tuple[Finding, ...]) -> Verdict:
-    """Invalid with any error, questionable with any warning, else valid."""
+    """Return `invalid` with any error, `questionable` with any warning, else `valid`."""
     severities = {finding.severity for finding in findings}
     if Severity.ERROR in severities:
         return "invalid"

@@ -1,4 +1,4 @@
-"""What aggregation says about a run: figures with method, bound and reason, findings, and a verdict."""
+"""The result of a run: figures with method, bound and reason, findings, and a verdict."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ __all__ = [
 ]
 
 METHOD_VERSION = "m1"
-"""Version of the formulas in docs/measurement.md; a change to any of them is a new version."""
+"""Version of the formulas in docs/measurement.md; a change to any formula is a new version."""
 
 
 class WindowResult(ResultModel):
-    """The measured window: from the release of the first request to the last token of the last, over all processes."""
+    """The measured window: from the first release of a request to the last token, over all processes."""
 
     begin_ns: int
     end_ns: int
@@ -83,7 +83,7 @@ class WindowResult(ResultModel):
 
 
 class WorkResult(ResultModel):
-    """How much was done in the window."""
+    """Requests and tokens of the window."""
 
     requests: int = Field(ge=0)
     failed_requests: int = Field(ge=0)
@@ -93,18 +93,20 @@ class WorkResult(ResultModel):
 
 
 class OutputsResult(ResultModel):
-    """What identifies the generated tokens, so that cycles can be compared without their texts."""
+    """Digest of the generated tokens, so that cycles can be compared without their texts."""
 
-    sha256: Sha256 | None = Field(description="Over the ranks' own digests; null where one told none.")
-    greedy: bool = Field(description="Whether equal inputs should give equal tokens.")
-    repeat: bool | None = Field(description="Whether every repetition gave the tokens of the first; null if unknown.")
+    sha256: Sha256 | None = Field(description="Over the ranks' digests; null if a rank reported none.")
+    greedy: bool = Field(description="Whether equal inputs must give equal tokens.")
+    repeat: bool | None = Field(
+        description="Whether every repetition generated the tokens of the first; null if unknown."
+    )
 
 
 class SpeculationResult(ResultModel):
-    """Tokens that were guessed ahead and checked by the measured model, in the window."""
+    """Draft tokens of speculative decoding, verified by the measured model, in the window."""
 
-    drafted_tokens: int = Field(ge=0, description="Guessed.")
-    accepted_tokens: int = Field(ge=0, description="Of those, the ones that the model would have chosen itself.")
+    drafted_tokens: int = Field(ge=0, description="Draft tokens.")
+    accepted_tokens: int = Field(ge=0, description="Draft tokens that the model accepted.")
 
 
 class SpeedResult(ResultModel):
@@ -135,18 +137,18 @@ class EfficiencyResult(ResultModel):
 
 
 class ComputeResult(ResultModel):
-    """Arithmetic done, always an estimate: 2 × N_active × processed tokens + 4 × layers × width × context lengths."""
+    """Estimated arithmetic: 2 × N_active × processed tokens + 4 × layers × width × context lengths."""
 
     flops: Figure
     mfu: Figure = Field(
         description="FLOPs / (window × dense peak of the devices for this number format); null above 1."
     )
     peak_flops_per_s: Figure = Field(description="That peak, summed over the leased devices.")
-    peak_source: str | None = Field(default=None, description="Where the peak stands.")
+    peak_source: str | None = Field(default=None, description="The data sheets that state the peak.")
 
 
 class DeviceTelemetry(ResultModel):
-    """What one device said of itself during the window; a reading holds until the next."""
+    """Readings of one device during the window; a reading applies until the next."""
 
     uuid: str
     temperature_mean_c: Figure
@@ -155,33 +157,33 @@ class DeviceTelemetry(ResultModel):
     memory_clock_mean_mhz: Figure
     gpu_utilisation_mean_percent: Figure
     memory_utilisation_mean_percent: Figure
-    memory_peak_mb: Figure = Field(description="By everybody on the device, 10^6 bytes.")
+    memory_peak_mb: Figure = Field(description="By all processes on the device, 10^6 bytes.")
     throttled: dict[str, float] | None = Field(
-        description="Share of the window by reason, those at 0 left out; null where the device doesn't tell."
+        description="Share of the window by reason, without those at 0; null if the device does not report it."
     )
 
 
 class ProcessMemory(ResultModel):
-    """The most memory that one rank held during its window: loading, compiling and warming up are not in it."""
+    """Peak memory of one rank during its window, without loading, compiling and warm-up."""
 
     process: str
-    device_peak_mb: Figure = Field(description="Of its tensors on its device, 10^6 bytes.")
-    rss_peak_mb: Figure = Field(description="Of its own process on the host, resident, 10^6 bytes.")
+    device_peak_mb: Figure = Field(description="Of the rank's tensors on its device, 10^6 bytes.")
+    rss_peak_mb: Figure = Field(description="Resident memory of the rank's process on the host, 10^6 bytes.")
     kv_cache_peak: Figure = Field(
-        description="Share of the engine's room for keys and values that was in use at once, at most.",
+        description="Highest share of the engine's KV cache in use at once.",
     )
 
 
 class SamplerTelemetry(ResultModel):
-    """What sampling itself took, over the whole attempt."""
+    """The cost of sampling over the whole attempt."""
 
     interval_ms: Figure
     late_or_missed: Figure = Field(description="Share of ticks that were late or missed.")
-    cpu_share: Figure = Field(description="Processor time of the sampler / time that it ran; 1 is a whole core.")
+    cpu_share: Figure = Field(description="Processor time of the sampler / its run time; 1 is a whole core.")
 
 
 class TelemetryResult(ResultModel):
-    """Beside energy and time."""
+    """Readings other than energy and time."""
 
     devices: tuple[DeviceTelemetry, ...] = ()
     processes: tuple[ProcessMemory, ...] = ()
@@ -189,7 +191,7 @@ class TelemetryResult(ResultModel):
 
 
 class CheckName(StrEnum):
-    """What aggregation checks of the evidence of a run before it may be believed."""
+    """Checks of a run's evidence."""
 
     PROCESSES_PRESENT = "processes_present"
     CHUNKS_CONTIGUOUS = "chunks_contiguous"
@@ -201,22 +203,22 @@ class CheckName(StrEnum):
 
 
 class Check(ResultModel):
-    """One check and what came out, also where nothing is wrong."""
+    """One check of the evidence with its outcome, whether it passed or not."""
 
     name: CheckName
-    passed: bool | None = Field(description="Null where it could not be made.")
-    detail: str = Field(description="What was looked at, with its numbers; where it could not be made, why.")
+    passed: bool | None = Field(description="Null if it could not be made.")
+    detail: str = Field(description="What was checked, with numbers; or why it could not be made.")
 
 
 class RunResult(ResultModel):
-    """The aggregate of one run: a pure function of its evidence, other inputs, parameters and what computes it."""
+    """The aggregate of one run: a pure function of its evidence, other inputs, parameters and LEM's version."""
 
     run_id: RunId
     attempt_id: AttemptId
     config_hash: Sha256
     method: str = Field(description="Version of the formulas.")
-    evidence_sha256: Sha256 = Field(description="Digest over the digests of all chunks that went in.")
-    parameters: dict[str, JsonValue] = Field(description="What the user asked of the aggregation.")
+    evidence_sha256: Sha256 = Field(description="Digest over the digests of all aggregated chunks.")
+    parameters: dict[str, JsonValue] = Field(description="The parameters of the aggregation.")
     inputs_sha256: Sha256 = Field(
         description="Digest over the other inputs: configuration, devices, manifest, completion markers, and the "
         "configuration in force."
@@ -231,13 +233,13 @@ class RunResult(ResultModel):
     window: WindowResult
     work: WorkResult
     outputs: OutputsResult
-    speculation: SpeculationResult | None = Field(default=None, description="Null where nothing was guessed ahead.")
+    speculation: SpeculationResult | None = Field(default=None, description="Null without speculative decoding.")
     speed: SpeedResult
     energy: EnergyResult
     efficiency: EfficiencyResult
     compute: ComputeResult
     telemetry: TelemetryResult
-    footprint: FootprintResult | None = Field(default=None, description="Null where neither carbon nor cost is asked.")
+    footprint: FootprintResult | None = Field(default=None, description="Null unless carbon or cost is configured.")
     quality: QualityResult | None = Field(default=None, description="Null unless quality is on.")
 
 
@@ -246,7 +248,7 @@ class CycleSummary(ResultModel):
 
     metric: str = Field(description="Dotted path into RunResult, for example efficiency.energy_per_output_token_j.")
     unit: str
-    values: tuple[float, ...] = Field(description="One per aggregated cycle that has the figure, in order of cycles.")
+    values: tuple[float, ...] = Field(description="One per aggregated cycle that has the figure, in cycle order.")
     mean: float | None
     sd: float | None = Field(description="Sample standard deviation; null below two values.")
     cv: float | None = Field(description="sd / mean.")

@@ -1,4 +1,10 @@
-"""Why evidence can't be aggregated: a chunk is missing, a byte changed, or the numbers contradict each other."""
+"""Errors of aggregation.
+
+AggregationError
+  EvidenceMissing   parts of the evidence are missing
+  EvidenceCorrupt   a stored chunk changed
+  EvidenceInvalid   the evidence is complete but contradicts itself
+"""
 
 from __future__ import annotations
 
@@ -9,7 +15,7 @@ from lem_domain.errors import LemError
 
 
 class MissingPart(NamedTuple):
-    """One thing that should be there and isn't; `seqs` only where chunks of a stream are missing."""
+    """A missing part of the evidence; `seqs` only if chunks of a stream are missing."""
 
     what: Literal["completion_marker", "stream", "chunks"]
     process: str
@@ -25,26 +31,26 @@ class MissingPart(NamedTuple):
 
 
 class AggregationError(LemError):
-    """Root of what aggregation refuses."""
+    """Root of the errors for which aggregation refuses evidence."""
 
 
 class EvidenceMissing(AggregationError):
-    """Parts of the evidence are not there; `missing` lists every one of them."""
+    """Parts of the evidence are missing; `missing` lists all of them."""
 
     def __init__(self, missing: Iterable[MissingPart]) -> None:
         self.missing = tuple(missing)
         super().__init__(
-            f"evidence is missing ({'; '.join(map(str, self.missing))}); let the worker send it again, or ask for "
-            "allow_partial to compute a result that is marked invalid."
+            f"evidence is missing ({'; '.join(map(str, self.missing))}); let the worker send it again, or request "
+            "allow_partial to get a result that is marked invalid."
         )
 
-    # Aggregation may run in another process; an exception is rebuilt there from these, not from its text.
+    # Aggregation runs in a subprocess: pickle rebuilds the exception from these arguments, not from its text.
     def __reduce__(self) -> tuple[type[EvidenceMissing], tuple[tuple[MissingPart, ...]]]:
         return type(self), (self.missing,)
 
 
 class EvidenceCorrupt(AggregationError):
-    """A stored chunk is not the one that was acknowledged."""
+    """A stored chunk differs from the one that was acknowledged."""
 
     def __init__(self, process: str, stream: str, seq: int) -> None:
         self.process, self.stream, self.seq = process, stream, seq
@@ -58,11 +64,11 @@ class EvidenceCorrupt(AggregationError):
 
 
 class EvidenceInvalid(AggregationError):
-    """The evidence is whole but can't be true, for example a last token before the first."""
+    """The evidence is complete but contradicts itself, for example a last token before the first."""
 
 
 def ranges_text(numbers: Iterable[int]) -> str:
-    """Numbers with successive ones joined, for example `0, 3-5`."""
+    """Format numbers with successive ones joined, for example `0, 3-5`."""
     runs: list[list[int]] = []
     for number in sorted(set(numbers)):
         if runs and number == runs[-1][1] + 1:

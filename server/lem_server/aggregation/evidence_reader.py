@@ -1,4 +1,4 @@
-"""Reads stored chunks stream by stream: every digest verified, rows decoded into NumPy columns in chunk order."""
+"""Reads stored chunks stream by stream, verifies every digest, and decodes rows in chunk order."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ BoolArray = npt.NDArray[np.bool_]
 _Use = Callable[[ChunkView, bytes], None]
 
 NULL = np.iinfo(np.int64).min
-"""Stands for null in integer columns; no clock, counter or count of ours reaches it."""
+"""Marks null in integer columns; no clock, counter or count of LEM reaches it."""
 
 
 class EvidenceReader:
-    """Gives the streams of one attempt, one at a time, and keeps account of what was verified and what was missing."""
+    """Reads the streams of one attempt one at a time, and records what was verified and what was missing."""
 
     def __init__(self, held: Sequence[StreamView], source: ChunkSource, *, allow_partial: bool) -> None:
         self._held = {(view.process, view.stream): view for view in held if view.chunks}
@@ -37,11 +37,11 @@ class EvidenceReader:
 
     @property
     def missing(self) -> tuple[MissingPart, ...]:
-        """Chunks that were recorded but that the source didn't give (only under allow_partial; else it raised)."""
+        """Recorded chunks that the source did not return (only with allow_partial; else reading raised)."""
         return tuple(self._missing)
 
     def evidence_sha256(self) -> str:
-        """Digest over the chunks verified so far (see `evidence_digest`)."""
+        """Return the digest over the chunks verified so far (see `evidence_digest`)."""
         return evidence_digest(
             (process, stream.value, chunk.seq, chunk.sha256)
             for (process, stream), chunks in self._verified.items()
@@ -49,20 +49,20 @@ class EvidenceReader:
         )
 
     def processes_with(self, stream: StreamName) -> tuple[str, ...]:
-        """The processes of which chunks of this stream are held, sorted as text."""
+        """Return the processes with stored chunks of this stream, sorted as text."""
         return tuple(sorted(process for process, name in self._held if name is stream))
 
     def rows(self, process: str, stream: StreamName) -> int:
-        """How many rows the stream has, as recorded at its arrival; 0 when nothing is held."""
+        """Return the number of rows of a stream, as recorded at its arrival; 0 if nothing is stored."""
         view = self._held.get((process, stream))
         return sum(chunk.rows for chunk in view.chunks) if view is not None else 0
 
     def read(self, process: str, stream: StreamName, columns: Sequence[str]) -> pa.Table:
-        """The named columns of one stream, its chunks in the order of their numbers; no rows when nothing is held.
+        """Read columns of one stream, its chunks in the order of their numbers; no rows if nothing is stored.
 
         Raises:
             EvidenceCorrupt: a body's SHA-256 is not the recorded one.
-            EvidenceMissing: a recorded chunk is not there (unless partial evidence is allowed).
+            EvidenceMissing: a recorded chunk is missing (unless partial evidence is allowed).
             EvidenceInvalid: a body with the right digest can't be decoded or has another number of rows.
         """
         tables: dict[int, pa.Table] = {}
@@ -86,11 +86,11 @@ class EvidenceReader:
         return pa.concat_tables([tables[seq].replace_schema_metadata(None) for seq in sorted(tables)])
 
     def verify_rest(self) -> None:
-        """Verifies the digests of every held stream that was not read.
+        """Verify the digests of every stored stream that was not read.
 
         Raises:
             EvidenceCorrupt: a body's SHA-256 is not the recorded one.
-            EvidenceMissing: a recorded chunk is not there (unless partial evidence is allowed).
+            EvidenceMissing: a recorded chunk is missing (unless partial evidence is allowed).
         """
         for process, stream in sorted(set(self._held) - set(self._verified)):
             self._verify(process, stream, lambda _chunk, _body: None)
@@ -117,7 +117,7 @@ class EvidenceReader:
 
 
 def integers(table: pa.Table, name: str) -> IntArray:
-    """An integer column as int64, with `NULL` where it is null."""
+    """Return an integer column as int64, with `NULL` for null."""
     column = table.column(name).cast(pa.int64())
     if column.null_count:
         column = column.fill_null(NULL)

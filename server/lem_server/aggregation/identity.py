@@ -1,4 +1,4 @@
-"""Content addresses: digests of evidence and inputs, the key of an aggregate, and a result's one byte form."""
+"""Content addresses: digests of evidence and inputs, the key of an aggregate, and a result's canonical bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lem_server.aggregation.inputs import AggregationInput
 
 
 def evidence_digest(chunks: Iterable[tuple[str, str, int, str]]) -> str:
-    """SHA-256 (64 hex digits) over one line `process stream seq sha256\\n` per chunk.
+    """Return the SHA-256 (64 hex digits) over one line `process stream seq sha256\\n` per chunk.
 
     `chunks` are (process, stream, seq, sha256) in any order; the lines are sorted by process and stream as text and by
     seq as a number, so that the order of arrival doesn't matter.
@@ -27,7 +27,7 @@ def evidence_digest(chunks: Iterable[tuple[str, str, int, str]]) -> str:
 
 
 def inputs_digest(inputs: AggregationInput) -> str:
-    """SHA-256 (64 hex digits) over what a result is computed from beside its chunks and parameters."""
+    """Return the SHA-256 (64 hex digits) over the inputs other than chunks and parameters."""
     effective = inputs.effective_config
     facts: JsonValue = {
         "run_id": inputs.run_id,
@@ -44,13 +44,13 @@ def inputs_digest(inputs: AggregationInput) -> str:
 
 @cache
 def computed_by() -> str:
-    """What computes here: LEM's version, and a digest of the form that it gives results."""
+    """Return LEM's version with a digest of the schema of its results."""
     form = hashlib.sha256(canonical_json(RunResult.model_json_schema())).hexdigest()
     return f"LEM {version('llm-energy-measurement')}, results of form {form[:16]}"
 
 
 def aggregate_key(result: RunResult) -> str:
-    """SHA-256 (64 hex digits) that names an aggregate by all that it was computed from, and by what.
+    """Return the SHA-256 (64 hex digits) that identifies an aggregate by its inputs and LEM's version.
 
     The same version must compute the same bytes from the same inputs.
     """
@@ -65,5 +65,5 @@ def aggregate_key(result: RunResult) -> str:
 
 
 def canonical_bytes(result: RunResult) -> bytes:
-    """The one byte form of a result: canonical JSON, UTF-8; equal results have equal bytes."""
+    """Return the canonical JSON of a result in UTF-8; equal results have equal bytes."""
     return canonical_json(result.model_dump(mode="json"))

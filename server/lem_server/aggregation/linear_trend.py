@@ -1,4 +1,4 @@
-"""The little statistics that aggregation needs."""
+"""Fits a straight line and tests it against chance."""
 
 from __future__ import annotations
 
@@ -14,31 +14,30 @@ _T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 def student_t(degrees: int) -> float:
-    """The two-sided 95 % quantile of Student's t; from 10 degrees of freedom on, that of the next lower ten or 30."""
+    """Return the two-sided 95 % quantile of Student's t; above 10 degrees of freedom that of 10, 20 or 30."""
     if degrees <= len(_T_95):
         return _T_95[max(degrees, 1) - 1]
     return 2.228 if degrees < 20 else 2.086 if degrees < 30 else 2.042
 
 
 def standard_error(values: FloatArray) -> float:
-    """Of the mean of independent values, at least two of them."""
+    """Return the standard error of the mean of at least two independent values."""
     return float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
 class LinearTrend(NamedTuple):
-    """A straight line through values: its change over the whole, relative to their mean, and the half-width of the
-    95 % interval of that change."""
+    """The change of a fitted line over the interval, relative to the mean, and the half-width of its 95 % interval."""
 
     change: float
     uncertainty: float
 
     def beyond(self, limit: float) -> bool:
-        """Whether it changes by more than the limit, and chance alone does not explain it."""
+        """Return whether the change exceeds the limit and its own 95 % interval."""
         return abs(self.change) > limit and abs(self.change) > self.uncertainty
 
 
 def fit_trend(at: FloatArray, values: FloatArray) -> LinearTrend | None:
-    """Least squares of values at places from 0 to 1; None below five of them, or where they have no mean or spread."""
+    """Fit values at positions from 0 to 1 by least squares; None below five values, or without a mean or spread."""
     mean = float(values.mean()) if len(values) else 0.0
     spread = at - at.mean() if len(at) else at
     squares = float(spread @ spread)

@@ -1,7 +1,7 @@
 """Runs aggregations in subprocesses, so that the event loop keeps answering requests.
 
-A thread would share the interpreter's lock with the event loop; a subprocess reads the evidence over a database
-connection of its own and returns the finished bytes.
+A thread would share the interpreter's lock with the event loop; a subprocess reads the evidence over its own
+database connection and returns the finished bytes.
 """
 
 from __future__ import annotations

@@ -36,7 +36,11 @@ _RUN = """
 
 
 async def run_row(connection: AsyncConnection, run_id: UUID, *, lock: bool = False) -> RunToAggregate | None:
-    """A run with its current attempt; locked against other aggregations and state changes when asked."""
+    """Return a run with its current attempt; None if it does not exist.
+
+    With `lock` the row is locked until the transaction ends, so that no other aggregation and no retry changes the run
+    between this check and the insertion.
+    """
     statement = _RUN + (" FOR UPDATE OF r" if lock else "")
     row = (await connection.execute(text(statement), {"run_id": run_id})).one_or_none()
     return None if row is None else RunToAggregate(*row)
@@ -60,7 +64,7 @@ async def insert_aggregate(
     evidence_sha256: bytes,
     result: bytes,
 ) -> None:
-    """Store an aggregate under its content's key, unless it is there."""
+    """Store an aggregate under its key, unless it is stored already."""
     await connection.execute(
         _INSERT,
         {
@@ -76,7 +80,7 @@ async def insert_aggregate(
 
 
 async def aggregate_text(connection: AsyncConnection, attempt_id: UUID, key: bytes) -> bytes | None:
-    """The canonical text of a stored aggregate (the column's type keeps it byte for byte)."""
+    """Return the canonical text of a stored aggregate (the column's type keeps it byte for byte)."""
     found = (
         await connection.execute(
             text("SELECT CAST(result AS text) FROM aggregates WHERE attempt_id = :a AND key = :key"),
@@ -94,7 +98,7 @@ _LATEST = text("""
 
 
 async def latest_text(connection: AsyncConnection, run_id: UUID, attempt_id: UUID) -> bytes | None:
-    """The newest aggregate of a run's attempt."""
+    """Return the newest aggregate of a run's attempt."""
     found = (await connection.execute(_LATEST, {"run_id": run_id, "attempt_id": attempt_id})).scalar_one_or_none()
     return None if found is None else found.encode()
 
@@ -145,7 +149,7 @@ async def pending_runs(
 
 
 async def fail_run(connection: AsyncConnection, run_id: UUID, *, reason: str, message: str) -> None:
-    """The evidence of a completed run can't be used."""
+    """Fail a completed run whose evidence can't be used."""
     await connection.execute(
         text("UPDATE runs SET state = 'failed', reason = :reason, message = :message WHERE id = :run_id"),
         {"run_id": run_id, "reason": reason, "message": message},
@@ -153,5 +157,5 @@ async def fail_run(connection: AsyncConnection, run_id: UUID, *, reason: str, me
 
 
 async def mark_aggregated(connection: AsyncConnection, run_id: UUID) -> None:
-    """`completed` to `aggregated`."""
+    """Move a run from `completed` to `aggregated`."""
     await connection.execute(text("UPDATE runs SET state = 'aggregated' WHERE id = :run_id"), {"run_id": run_id})

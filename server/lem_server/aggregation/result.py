@@ -127,7 +127,7 @@ def _result(facts: RunFacts, speed: SpeedResult, evidence_sha256: str) -> RunRes
         compute=compute_result(facts.ranks, inputs.summaries, inputs.devices, window),
         telemetry=facts.telemetry,
         footprint=footprint_result(inputs.config, energy.total, work, inputs.summaries),
-        quality=quality_result(inputs.summaries, asked=inputs.config.quality),
+        quality=quality_result(inputs.summaries, requested=inputs.config.quality),
     )
 
 

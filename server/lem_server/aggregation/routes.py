@@ -1,4 +1,4 @@
-"""HTTP of aggregation."""
+"""HTTP routes of aggregation."""
 
 from __future__ import annotations
 
@@ -68,5 +68,5 @@ async def aggregate_campaign(
     openapi_extra=requires(Scope.READ),
 )
 async def get_aggregate(context: Context, run_id: RunPath) -> Response:
-    """The newest stored result, byte for byte as it was computed."""
+    """Return the newest stored result, byte for byte as it was computed."""
     return Response(await service.stored_aggregate(context.engine, run_id), media_type=_JSON)

@@ -1,4 +1,4 @@
-"""Aggregates a run from its stored evidence, on request, and keeps the result under its content's key."""
+"""Aggregates a run from its stored evidence and stores the result under the key of its inputs."""
 
 from __future__ import annotations
 
@@ -47,13 +47,14 @@ async def aggregate_run(
         current = await queries.run_row(connection, run_id, lock=True)
         if current is None or current.attempt_id != row.attempt_id:
             raise ProblemError(
-                ProblemCode.CONFLICT, "the run was queued again while it was aggregated; aggregate it when it is done."
+                ProblemCode.CONFLICT,
+                "the run was queued again while it was aggregated; aggregate it when it is completed.",
             )
         stored = await queries.aggregate_text(connection, _attempt(row), computed.key)
         if stored is not None and stored != computed.body:
             raise ProblemError(
                 ProblemCode.AGGREGATE_NOT_REPRODUCIBLE,
-                "the stored aggregate differs from what the same version computes now of the same evidence and inputs; "
+                "the stored aggregate differs from the one that the same version now computes from the same inputs; "
                 "report this as a defect.",
             )
         await queries.insert_aggregate(
@@ -73,10 +74,10 @@ async def aggregate_run(
 
 
 async def stored_aggregate(engine: AsyncEngine, run_id: UUID) -> bytes:
-    """The newest stored result of a run, byte for byte as it was computed.
+    """Return the newest stored result of a run, byte for byte as it was computed.
 
     Raises:
-        ProblemError: `not_found`, saying how to make one.
+        ProblemError: `not_found`.
     """
     async with engine.connect() as connection:
         row = await queries.run_row(connection, run_id)
@@ -103,7 +104,7 @@ async def _compute(
 
 
 async def _refuse(engine: AsyncEngine, run_id: UUID, row: queries.RunToAggregate, error: AggregationError) -> None:
-    """A completed run whose evidence can't be used has failed; an aggregated one keeps its result."""
+    """Fail a completed run whose evidence can't be used; an aggregated run keeps its result."""
     if row.state != RunState.COMPLETED:
         return
     async with engine.begin() as connection:
@@ -132,18 +133,15 @@ def _finished(
     if row.state in (RunState.COMPLETED, RunState.AGGREGATED):
         return row
     run = format_id(IdKind.RUN, run_id)
-    # What a run that failed for its evidence still shows may be looked at, whether the worker could not complete it or
-    # the aggregation refused it; it stays failed.
+    # A run that failed for its evidence, in the worker or in aggregation, may be aggregated partially; it stays failed.
     if row.state == RunState.FAILED and row.reason == FailureReason.INVALID_EVIDENCE and row.attempt_id is not None:
         if parameters.allow_partial:
             return row
         raise ProblemError(
             ProblemCode.CONFLICT,
-            f"{run} failed for its evidence; aggregate it with allow_partial to see what is left of it.",
+            f"{run} failed for its evidence; aggregate it with allow_partial to see the figures that remain.",
         )
-    raise ProblemError(
-        ProblemCode.CONFLICT, f"{run} is {row.state}, so there is nothing to aggregate; wait until it is completed."
-    )
+    raise ProblemError(ProblemCode.CONFLICT, f"{run} is {row.state} and not completed; aggregate it when it is.")
 
 
 def _attempt(row: queries.RunToAggregate) -> UUID:

@@ -43,7 +43,7 @@ async def load_inputs(
 
 
 def chunk_source(engine: AsyncEngine, attempt_id: UUID, wait: Wait) -> ChunkSource:
-    """Return a source that reads each chunk in a statement of its own.
+    """Return a source that reads each chunk in a separate statement.
 
     A long computation must not hold a snapshot: it would keep PostgreSQL from vacuuming.
     """

@@ -26,7 +26,7 @@ def die_with_parent(parent: int) -> None:
 
 def lower_priority() -> None:
     """Let other processes run first, and leave one processor free for the server and PostgreSQL."""
-    # In a session of its own Ctrl-C reaches the server alone, which answers open requests before it ends.
+    # In a separate session Ctrl-C reaches the server alone, which answers open requests before it ends.
     os.setsid()
     os.nice(NICENESS)
     # Where the kernel groups processes by session, niceness only counts within a session (sched(7), autogroup).

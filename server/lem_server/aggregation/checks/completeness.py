@@ -1,4 +1,4 @@
-"""Whether the evidence is whole, told from what was promised and what is held, before a chunk is read."""
+"""Checks that the evidence is complete: compares the manifest with what is stored, before a chunk is read."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _StreamKey = tuple[str, StreamName]
 
 
 def missing_parts(inputs: AggregationInput) -> tuple[MissingPart, ...]:
-    """Everything that should be there and isn't, ordered by process and stream.
+    """Return everything that is missing, ordered by process and stream.
 
-    Missing are: the completion marker of an expected process, the `requests` stream of a rank, a stream of the manifest
-    of which nothing is held, and single chunks (against the manifest, or against the highest number held where there is
-    no manifest).
+    That is: the completion marker of an expected process, the `requests` stream of a rank, a stream of the manifest
+    without any stored chunk, and single chunks (compared with the manifest, or with the highest stored number if there
+    is no manifest).
 
     Raises:
-        EvidenceInvalid: more is held than the manifest says, or the chunks' digests are not the manifest's.
+        EvidenceInvalid: more is stored than the manifest lists, or the digests are not those of the manifest.
     """
     promised = {(entry.process, entry.stream): entry for entry in inputs.manifest}
     held = {(view.process, view.stream): view for view in inputs.held if view.chunks}
@@ -58,6 +58,6 @@ def _refuse_unpromised(promised: dict[_StreamKey, StreamManifest], held: dict[_S
         extra = [chunk.seq for chunk in view.chunks if entry is None or chunk.seq >= entry.chunks]
         if extra:
             raise EvidenceInvalid(
-                f"chunk {extra[0]} of {stream.value} of {process} is held but not in the attempt's manifest; "
+                f"chunk {extra[0]} of {stream.value} of {process} is stored but not in the attempt's manifest; "
                 "run the experiment again."
             )

@@ -1,4 +1,4 @@
-"""Power without requests, and the energy of the window beyond it."""
+"""Power without requests, and the energy of the window above it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FEWEST_SECONDS = 3
 
 
 def baseline_results(record: SamplerRecord, meters: Mapping[str, Meter], parts: Sequence[str]) -> tuple[Baseline, ...]:
-    """Every baseline that was recorded; `parts` are those that the job's energy is the sum of."""
+    """Return every recorded baseline; `parts` are the parts of the job's energy."""
     contexts: tuple[BaselineContext, ...] = ("idle", "ready", "ready_after")
     found: list[Baseline] = []
     for context in contexts:
@@ -33,11 +33,11 @@ def baseline_results(record: SamplerRecord, meters: Mapping[str, Meter], parts: 
 def net_energy(
     total: EnergyFigure, baselines: Sequence[Baseline], record: SamplerRecord, window: Interval, *, enabled: bool
 ) -> EnergyFigure:
-    """Gross - P_ready x window (measurement.md §2), never clamped.
+    """Return gross - P_ready x window (docs/measurement.md, Energy), never clamped.
 
-    Bound: the gross energy's, plus over the window: the baseline's bound, the half-width of the 95 % interval of its
-    mean (Student t over means of a second), and the difference of the two ready readings, between which the power at
-    rest lay during the window if it moved one way. None where one of these is.
+    Bound: the gross energy's, plus, over the window, the baseline's bound, the half-width of the 95 % interval of its
+    mean (Student t over means of one second), and the difference of the two ready baselines: if the power without
+    requests moved in one direction, it was between them during the window. None if one of these is missing.
     """
     if total.joules is None:
         return EnergyFigure(joules=None, source=total.source, reason=total.reason)
@@ -46,7 +46,7 @@ def net_energy(
     if not enabled:
         return _none("baselines were switched off (baseline.enabled)")
     if ready is None:
-        return _none("no power of the loaded engine at rest was recorded before the window")
+        return _none("no ready baseline was recorded before the window")
     if record.baselines["ready"].span.end_ns > window.begin_ns:
         return _none("the ready baseline reaches into the window")
     power = ready.mean_power_w.value
@@ -101,7 +101,7 @@ def _measured(
 
 def _from_earlier(reused: ReusedBaseline, parts: Sequence[str]) -> Baseline:
     powers = {part: PartPower(part=part, mean_power_w=watts) for part, watts in sorted(reused.parts_w.items())}
-    lacking = "; ".join(f"{part}: the earlier attempt did not tell" for part in parts if part not in powers)
+    lacking = "; ".join(f"{part}: the earlier attempt has no value" for part in parts if part not in powers)
     return Baseline(
         context="idle",
         duration_s=None,
@@ -119,7 +119,7 @@ def _sum_w(powers: Mapping[str, PartPower], parts: Sequence[str], lacking: str) 
 
 
 def _within(span: Span, meter: Meter) -> Span | None:
-    """The part of the span that the meter's samples reach over, so that a sampler's first second is none to lose."""
+    """Return the part of the span that the samples cover, so that the sampler's first second is used as well."""
     trace = meter.trace
     times = trace.times_ns[(trace.counts != NULL) | (trace.power_mw != NULL)]
     inside = times[(times >= span.begin_ns) & (times <= span.end_ns)]
@@ -131,8 +131,10 @@ def _within(span: Span, meter: Meter) -> Span | None:
 
 
 def _spread_w(span: Span, meters: Sequence[Meter]) -> float | None:
-    """Standard error of the mean power from means of successive seconds: a sensor's successive readings depend on each
-    other, and means of batches of them hardly do (Conway 1963)."""
+    """Return the standard error of the mean power from means over successive seconds.
+
+    Successive readings of a sensor are correlated; means over batches of them hardly are (batch means, Conway 1963).
+    """
     seconds = int(span.duration_s)
     if seconds < _FEWEST_SECONDS or not meters:
         return None

@@ -1,4 +1,4 @@
-"""Energy in relation to work: every ratio from its sums."""
+"""Energy per unit of work: every ratio is computed from sums."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from lem_domain.results.run import Distribution, EfficiencyResult, EnergyFigure,
 
 
 def efficiency_result(energy: EnergyResult, work: WorkResult, e2e_ms: Distribution) -> EfficiencyResult:
-    """The ratios of measurement.md §3; null with the reason of what they lack."""
+    """Return the ratios of docs/measurement.md (Tokens and time); null with the reason of the missing term."""
     total, finished = energy.total, work.requests - work.failed_requests
     per_request = _ratio(total, finished, "no request finished")
     if per_request.value is None or e2e_ms.mean is None:

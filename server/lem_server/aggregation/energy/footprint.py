@@ -1,4 +1,4 @@
-"""Carbon and cost of the job's energy, from factors that the user gave or named (measurement.md §2)."""
+"""Carbon and cost of the job's energy, from the user's factors (docs/measurement.md, Energy)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _J_PER_KWH = 3.6e6
 def footprint_result(
     config: ExperimentConfig, total: EnergyFigure, work: WorkResult, summaries: Summaries
 ) -> FootprintResult | None:
-    """Energy / 3.6e6 J per kWh × PUE × factor, and that per generated token; None where nothing was asked for."""
+    """Return energy / 3.6e6 J per kWh × PUE × factor, and that per generated token; None if neither is configured."""
     if config.carbon is None and config.cost is None:
         return None
     carbon = carbon_from = cost = cost_from = None
@@ -42,16 +42,18 @@ def footprint_result(
 
 
 def _intensity(carbon: CarbonConfig, sampler: Mapping[str, JsonValue]) -> tuple[float | None, str]:
-    """The factor and where it comes from, or None and why there is none."""
+    """Return the factor and its source, or None and the reason."""
     if carbon.gco2e_per_kwh is not None:
         return carbon.gco2e_per_kwh, "the configuration"
-    told = sampler.get("carbon_intensity")
-    if not isinstance(told, Mapping) or told.get("country") != carbon.country:
-        return None, f"the worker told no carbon intensity of {carbon.country}"
-    value, source = finite_number(told.get("gco2e_per_kwh")), told.get("source")
+    reported = sampler.get("carbon_intensity")
+    if not isinstance(reported, Mapping) or reported.get("country") != carbon.country:
+        return None, f"the worker reported no carbon intensity of {carbon.country}"
+    value, source = finite_number(reported.get("gco2e_per_kwh")), reported.get("source")
     if value is None or not isinstance(source, str):
-        reason = told.get("reason")
-        return None, reason if isinstance(reason, str) else f"the worker told no carbon intensity of {carbon.country}"
+        reason = reported.get("reason")
+        return None, reason if isinstance(
+            reason, str
+        ) else f"the worker reported no carbon intensity of {carbon.country}"
     return value, source
 
 

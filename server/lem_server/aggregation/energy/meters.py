@@ -1,4 +1,4 @@
-"""One part of the job (a device or a domain of the host) with its samples: its energy over any stretch of time."""
+"""One part of the job (a device or a host domain) with its samples: its energy over any interval."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ from lem_server.aggregation.energy.traces import (
 from lem_server.aggregation.evidence_reader import NULL, IntArray
 
 STRENGTH = (EnergyMethod.MODELLED, EnergyMethod.INTEGRATED, EnergyMethod.COUNTER)
-"""From the weakest."""
+"""From the weakest to the strongest."""
 
 
 @dataclass(frozen=True)
 class Meter:
-    """`best` is the strongest method that its figures may be called by; `averaged_s` is over how long a reading of its
-    power is a mean; `sensor_w` is None where the accuracy is not known."""
+    """The samples of one part and how to turn them into energy.
+
+    `best` is the strongest method that its figures may claim; a power reading is a mean over `averaged_s`; `sensor_w`
+    is the sensor's accuracy, None if it is not known.
+    """
 
     part: str
     trace: Trace
@@ -37,7 +40,7 @@ class Meter:
     best: EnergyMethod = EnergyMethod.COUNTER
 
     def energy(self, interval: Interval) -> EnergyFigure:
-        """The counter's energy, else the integral's, else null with both reasons."""
+        """Return the counter's energy, else the integral's, else null with both reasons."""
         counted = self.counted(interval)
         if counted.joules is not None:
             return self._figure(counted, EnergyMethod.COUNTER)
@@ -47,22 +50,22 @@ class Meter:
         return EnergyFigure(joules=None, source=self.source, reason=f"{counted.reason}, and {integrated.reason}")
 
     def integral(self, interval: Interval) -> EnergyFigure | None:
-        """The integral of power, where there is one."""
+        """Return the integral of power; None if there is none."""
         integrated = self.integrated(interval)
         return self._figure(integrated, EnergyMethod.INTEGRATED) if integrated.joules is not None else None
 
     def counted(self, interval: Interval) -> EnergyEstimate:
-        """By the counter."""
+        """Return the energy by the counter."""
         return counter_energy(self.trace, self.joules_per_count, interval, self.sensor_w)
 
     def integrated(self, interval: Interval) -> EnergyEstimate:
-        """By power."""
+        """Return the energy by integrated power."""
         return integrated_energy(self.trace, self.sensor_w, interval, self.averaged_s)
 
     def powers_w(self, edges_ns: IntArray) -> FloatArray | None:
-        """Mean power between successive instants, from instant power where it was sampled, else from the counter.
+        """Return the mean power between successive instants, from instant power if sampled, else from the counter.
 
-        None where the samples don't reach over all of them.
+        None if the samples do not cover all instants.
         """
         for values, joules in (
             (self.trace.power_mw, _integral_until),
@@ -82,7 +85,7 @@ class Meter:
 
     def _figure(self, reading: EnergyEstimate, method: EnergyMethod) -> EnergyFigure:
         if strength(self.best) < strength(method):
-            # A cumulative figure that its source modelled or integrated is no counter, and has no stated bound.
+            # A cumulative figure that its source modelled or integrated is not a counter and has no bound.
             return EnergyFigure(joules=reading.joules, method=self.best, source=self.source)
         return EnergyFigure(
             joules=reading.joules,
@@ -94,14 +97,14 @@ class Meter:
 
 
 def strength(method: EnergyMethod | None) -> int:
-    """For comparing methods; -1 for none."""
+    """Return the rank of a method for comparisons; -1 for none."""
     return STRENGTH.index(method) if method is not None else -1
 
 
 def total_energy(parts: Mapping[str, EnergyFigure], none: str) -> EnergyFigure:
-    """The sum; null as soon as one part is, `none` being the reason where there are no parts.
+    """Return the sum, with the weakest method of its parts; null if one part is.
 
-    Its method is the weakest of its parts'.
+    `none` is the reason if there are no parts.
     """
     if not parts:
         return EnergyFigure(joules=None, reason=none)
@@ -120,18 +123,18 @@ def total_energy(parts: Mapping[str, EnergyFigure], none: str) -> EnergyFigure:
 
 
 def not_sampled() -> EnergyFigure:
-    """What a part of the job without any sample gives."""
+    """Return the figure of a part without samples."""
     return EnergyFigure(joules=None, reason="no power was sampled for it")
 
 
 def sum_or_none(numbers: Sequence[float | None]) -> float | None:
-    """The sum; None as soon as one is."""
+    """Return the sum; None if one number is."""
     known = [number for number in numbers if number is not None]
     return math.fsum(known) if len(known) == len(numbers) else None
 
 
 def mean_power(energy: EnergyFigure, interval: Interval) -> Figure:
-    """Energy / duration."""
+    """Return energy / duration."""
     if energy.joules is None:
         return Figure(value=None, unit="W", reason=energy.reason)
     return Figure(value=energy.joules / interval.duration_s, unit="W")
@@ -146,13 +149,13 @@ def _sources_text(figures: Iterable[EnergyFigure], methods: set[EnergyMethod]) -
 
 
 def _integral_until(times: IntArray, power_mw: IntArray, at_ns: IntArray) -> FloatArray:
-    """The integral of power from the first sample until each instant, in J."""
+    """Return the integral of power from the first sample until each instant, in J."""
     seconds, watts = (times - times[0]) / 1e9, power_mw / 1e3
     pieces = np.diff(seconds) * (watts[1:] + watts[:-1]) / 2
     whole = np.concatenate(([0.0], np.cumsum(pieces)))
     at = (at_ns - times[0]) / 1e9
-    place = np.clip(np.searchsorted(seconds, at, side="right") - 1, 0, len(seconds) - 2)
-    into = at - seconds[place]
-    slope = (watts[place + 1] - watts[place]) / (seconds[place + 1] - seconds[place])
-    joules: FloatArray = whole[place] + into * (watts[place] + slope * into / 2)
+    index = np.clip(np.searchsorted(seconds, at, side="right") - 1, 0, len(seconds) - 2)
+    into = at - seconds[index]
+    slope = (watts[index + 1] - watts[index]) / (seconds[index + 1] - seconds[index])
+    joules: FloatArray = whole[index] + into * (watts[index] + slope * into / 2)
     return joules

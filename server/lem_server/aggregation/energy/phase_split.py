@@ -14,7 +14,7 @@ from lem_server.aggregation.evidence_reader import NULL, IntArray
 from lem_server.aggregation.work.requests import RankRequests
 
 MOST_UNCERTAIN = 0.5
-"""A phase's energy whose bound is a larger part of it than this is no figure."""
+"""A phase's energy is null if its bound is a larger part of it."""
 
 
 class Batches(NamedTuple):
@@ -28,11 +28,10 @@ class Batches(NamedTuple):
 def phase_split(
     ranks: Sequence[RankRequests], meters: Mapping[str, Meter], parts: Sequence[str], window: Interval
 ) -> PhaseSplit:
-    """Time and energy of prefill and decode, summed over batches (measurement.md §2).
+    """Return time and energy of prefill and decode, summed over batches (docs/measurement.md, Energy).
 
-    The energy is the sum of C(end) - C(begin) over the batches, on the interpolated counters of the parts that the
-    job's energy is the sum of. Its bound is the energy about which the counters leave open to which phase it belongs,
-    and their sensors' accuracy over its time.
+    The energy is the sum of C(end) - C(begin) over the batches, on the interpolated counters of the job's parts. Its
+    bound is the energy that the counters cannot assign to a phase, plus their sensors' accuracy over its time.
     """
     batches = lockstep_batches(ranks)
     if isinstance(batches, str):
@@ -49,9 +48,9 @@ def phase_split(
 
 
 def lockstep_batches(ranks: Sequence[RankRequests]) -> Batches | str:
-    """The batches, or why there are none that could be told apart.
+    """Return the batches, or why they cannot be separated.
 
-    A batch begins when the engine begins to work on it, where it tells, else when the last of its requests is released.
+    A batch begins when the engine begins to work on it, or, if that is not recorded, when its last request is released.
     """
     if len(ranks) != 1:
         return "several processes work at the same time, so the devices' energy can't be divided by phase"
@@ -108,7 +107,7 @@ def _phase(
 
 def _part_energy(meter: Meter, begin_ns: IntArray, end_ns: IntArray, window: Interval) -> EnergyFigure:
     if meter.best is not EnergyMethod.COUNTER:
-        return EnergyFigure(joules=None, source=meter.source, reason="a model of power does not tell phases apart")
+        return EnergyFigure(joules=None, source=meter.source, reason="a model of power cannot separate phases")
     counted = meter.counted(window)
     if counted.joules is None:
         return EnergyFigure(joules=None, source=meter.source, reason=f"phases need a counter, and {counted.reason}")
@@ -124,11 +123,11 @@ def _part_energy(meter: Meter, begin_ns: IntArray, end_ns: IntArray, window: Int
 
 
 def _counts_between(trace: Trace, begin_ns: IntArray, end_ns: IntArray, window: Interval) -> tuple[float, float]:
-    """Sum of C(end) - C(begin), and how far from it the truth may be.
+    """Return the sum of C(end) - C(begin), and the bound of its error.
 
-    The truth at an instant lies between the count before it and the first update after it. Energy outside all of those
-    ranges is certainly of the phase or certainly not, in truth as in the figure, so the two differ by no more than the
-    ranges cover together, nor by more than their larger halves add up to. Whole counts are cut off: one more.
+    The true count at an instant is between the count before it and the first update after it. Energy outside all of
+    these ranges is assigned correctly, so the error is at most what the ranges cover together, and at most the sum of
+    their larger halves. Counters truncate to whole counts, which adds one.
     """
     use = trace.counts != NULL
     times, counts = trace.times_ns[use], trace.counts[use]
@@ -151,8 +150,10 @@ def _counts_between(trace: Trace, begin_ns: IntArray, end_ns: IntArray, window: 
 
 
 def _knots(times: IntArray, counts: IntArray) -> tuple[FloatArray, IntArray]:
-    """Instants and counts to interpolate between: every sample, or only updates where samples come more often; an
-    update happened between the sample before and the one that shows it."""
+    """Return instants and counts to interpolate between: every sample, or only updates if samples come more often.
+
+    An update happened between the sample before it and the sample that shows it.
+    """
     updates = np.flatnonzero(np.diff(counts) > 0) + 1
     if len(updates) == len(counts) - 1:
         return times.astype(np.float64), counts
@@ -160,7 +161,7 @@ def _knots(times: IntArray, counts: IntArray) -> tuple[FloatArray, IntArray]:
 
 
 def _covered(low: IntArray, high: IntArray) -> float:
-    """How much the ranges cover together, what several cover counted once."""
+    """Return how much the ranges cover together; overlaps count once."""
     order = np.argsort(low, kind="stable")
     low, high = low[order], high[order]
     reached = np.concatenate((low[:1], np.maximum.accumulate(high)[:-1]))

@@ -1,4 +1,4 @@
-"""Reads the power streams into one trace per device UUID and per host domain, whoever wrote them."""
+"""Reads the power streams of all processes into one trace per device UUID and per host domain."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ SLOW_READINGS = (
     "memory_clock_mhz",
     "throttle_reasons",
 )
-"""Columns that are read less often than power, and null in between."""
+"""Columns that are sampled less often than power, and null in between."""
 
 _Columns = tuple[IntArray, IntArray, IntArray]
 
 
 class HostKey(NamedTuple):
-    """One domain as one method sees it."""
+    """A host domain and the method of its readings."""
 
     domain: str
     method: EnergyMethod
 
 
 class SparseReadings(NamedTuple):
-    """A reading that holds until the next: its times in order, in ns, and its values."""
+    """Readings that each apply until the next: times in order, in ns, and values."""
 
     times_ns: IntArray
     values: IntArray
 
 
 class DeviceSamples(NamedTuple):
-    """What was sampled of one device: power and energy, and of `SLOW_READINGS` those that it gives."""
+    """The samples of one device: power and energy, and those of `SLOW_READINGS` that it has."""
 
     trace: Trace
     readings: dict[str, SparseReadings]
 
 
 def read_devices(reader: EvidenceReader, devices: Sequence[Device]) -> dict[str, DeviceSamples]:
-    """By device UUID; a device that is leased or sampled twice stands there once.
+    """Read the device samples by UUID; a device that is leased or sampled twice is in the answer once.
 
     Raises:
         EvidenceInvalid: a sample names a device that the attempt didn't lease.
@@ -83,7 +83,7 @@ def read_devices(reader: EvidenceReader, devices: Sequence[Device]) -> dict[str,
 
 
 def read_host_traces(reader: EvidenceReader) -> dict[HostKey, Trace]:
-    """One trace per host domain and method.
+    """Read one trace per host domain and method.
 
     Raises:
         EvidenceInvalid: a sample names an unknown method.

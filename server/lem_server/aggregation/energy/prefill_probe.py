@@ -1,4 +1,4 @@
-"""Prefill by a probe of its own, and decode as the difference, where phases overlap inside the window."""
+"""Prefill energy by a probe, and decode as the difference, for windows in which phases overlap."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class ProbeWindow(NamedTuple):
 
     @property
     def duration_s(self) -> float:
-        """Its length."""
+        """The length."""
         return (self.end_ns - self.begin_ns) / 1e9
 
 
 def read_probe(ranks: Sequence[str], summaries: Summaries) -> ProbeWindow | None:
-    """From `prefill_probe` in the ranks' completion markers; None where one of them tells nothing usable."""
-    told = [_window(summaries.get(rank, {}).get("prefill_probe")) for rank in ranks]
-    windows = [window for window in told if window is not None]
-    if not windows or len(windows) != len(told):
+    """Read `prefill_probe` from the ranks' completion markers; None if one of them has no usable record."""
+    recorded = [_window(summaries.get(rank, {}).get("prefill_probe")) for rank in ranks]
+    windows = [window for window in recorded if window is not None]
+    if not windows or len(windows) != len(recorded):
         return None
     return ProbeWindow(
         min(window.begin_ns for window in windows),
@@ -49,8 +49,8 @@ def probe_result(
 ) -> PrefillProbe | None:
     """E_prefill = E_probe × prompt tokens of the window / of the probe; E_decode = E - E_prefill.
 
-    The errors may point anywhere, so the bound of a difference is the sum of the bounds. The probe sends its prompts
-    all at once; where the window's traffic left the device idle in between, what it drew then is in decode.
+    Errors may have any sign, so the bound of a difference is the sum of the bounds. The probe sends its prompts all at
+    once; the power of a device that was idle between arrivals of the window is in decode.
     """
     if window is None:
         return None
@@ -68,7 +68,7 @@ def probe_result(
 
 
 def with_probe(split: PhaseSplit, probe: PrefillProbe | None) -> PhaseSplit:
-    """The split by lockstep batches where it tells prefill, else the probe's."""
+    """Return the split by lockstep batches if it has a figure for prefill, else the probe's."""
     if probe is None or split.prefill.energy.joules is not None:
         return split
     time_s = Figure(value=None, unit="s", reason="a probe divides energy, not time")
@@ -99,7 +99,7 @@ def _difference(total: EnergyFigure, prefill: EnergyFigure) -> EnergyFigure:
             joules=None,
             source=total.source,
             reason=f"prefill alone took {prefill.joules:.3g} J in the probe and the whole window {total.joules:.3g} J, "
-            "so that nothing is left for decode; longer windows or more output tokens are needed",
+            "so nothing is left for decode; longer windows or more output tokens are needed",
         )
     return EnergyFigure(
         joules=left,
@@ -110,10 +110,10 @@ def _difference(total: EnergyFigure, prefill: EnergyFigure) -> EnergyFigure:
     )
 
 
-def _window(told: JsonValue) -> ProbeWindow | None:
-    if not isinstance(told, Mapping):
+def _window(record: JsonValue) -> ProbeWindow | None:
+    if not isinstance(record, Mapping):
         return None
-    numbers = [told.get(name) for name in ProbeWindow._fields]
+    numbers = [record.get(name) for name in ProbeWindow._fields]
     integers = [number for number in numbers if isinstance(number, int) and not isinstance(number, bool)]
     if len(integers) != len(numbers):
         return None

@@ -1,4 +1,4 @@
-"""What devices, ranks and the sampler said of themselves: temperature, clocks, utilisation, memory, throttling."""
+"""Telemetry of devices, ranks and the sampler: temperature, clocks, utilisation, memory, throttling."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def telemetry_result(
     record: SamplerRecord,
     window: Interval,
 ) -> TelemetryResult:
-    """Everything of it; devices that nobody sampled are left out."""
+    """Return the telemetry; devices without samples are left out."""
     uuids = [uuid for uuid in dict.fromkeys(device.uuid for device in devices) if uuid in samples]
     return TelemetryResult(
         devices=tuple(_device(uuid, samples[uuid].readings, window) for uuid in uuids),
@@ -50,7 +50,7 @@ def telemetry_result(
 
 
 def during(readings: SparseReadings | None, window: Interval) -> tuple[IntArray, FloatArray] | None:
-    """The readings that hold during the window and for how long each does in s; None without one inside the window."""
+    """Return the readings that apply in the window, and for how many seconds; None if none is inside it."""
     if readings is None:
         return None
     first = int(np.searchsorted(readings.times_ns, window.begin_ns, side="left"))
@@ -63,7 +63,7 @@ def during(readings: SparseReadings | None, window: Interval) -> tuple[IntArray,
 
 
 def throttled_shares(readings: SparseReadings | None, window: Interval) -> dict[str, float] | None:
-    """Share of the window under each reason, those at 0 left out; None where the device doesn't tell."""
+    """Return the share of the window under each reason, without those at 0; None if the device does not report it."""
     found = during(readings, window)
     if found is None or found[1].sum() <= 0:
         return None
@@ -104,7 +104,7 @@ def _device(uuid: str, readings: Mapping[str, SparseReadings], window: Interval)
 def _memory(process: str, summary: Mapping[str, JsonValue]) -> ProcessMemory:
     unknown = summary.get("unknown")
 
-    def told(name: str, unit: str, scale: float = 1.0) -> Figure:
+    def reported(name: str, unit: str, scale: float = 1.0) -> Figure:
         reason = unknown.get(name) if isinstance(unknown, Mapping) else None
         value = finite_number(summary.get(name))
         if value is None and isinstance(reason, str):
@@ -113,9 +113,9 @@ def _memory(process: str, summary: Mapping[str, JsonValue]) -> ProcessMemory:
 
     return ProcessMemory(
         process=process,
-        device_peak_mb=told("peak_device_memory_bytes", "MB", _B_PER_MB),
-        rss_peak_mb=told("peak_rss_bytes", "MB", _B_PER_MB),
-        kv_cache_peak=told("peak_kv_cache_usage", "1"),
+        device_peak_mb=reported("peak_device_memory_bytes", "MB", _B_PER_MB),
+        rss_peak_mb=reported("peak_rss_bytes", "MB", _B_PER_MB),
+        kv_cache_peak=reported("peak_kv_cache_usage", "1"),
     )
 
 
@@ -130,7 +130,7 @@ def _sampler(record: SamplerRecord) -> SamplerTelemetry:
 
 
 def late_share(record: SamplerRecord) -> float | None:
-    """Ticks of the sampler that came late or not at all, of all that were due."""
+    """Return the share of the sampler's ticks that were late or missed."""
     ticks, late, missed = (record.number(name) for name in ("ticks", "late", "missed"))
     if ticks is None or late is None or missed is None or ticks + missed <= 0:
         return None
@@ -139,9 +139,9 @@ def late_share(record: SamplerRecord) -> float | None:
 
 def _figure(value: float | None, unit: str, scale: float = 1.0) -> Figure:
     if value is None:
-        return Figure(value=None, unit=unit, reason="the process did not tell")
+        return Figure(value=None, unit=unit, reason="the process did not report it")
     return Figure(value=value / scale, unit=unit)
 
 
 def _no_reading(unit: str) -> Figure:
-    return Figure(value=None, unit=unit, reason="the device gave no such reading in the window")
+    return Figure(value=None, unit=unit, reason="the device has no such reading in the window")

@@ -29,27 +29,27 @@ from lem_server.aggregation.energy.traces import SampleGaps, Trace
 from lem_server.aggregation.work.requests import RankRequests, work_result
 
 SENSOR_W: Mapping[DeviceKind, float] = {
-    # The manual of nvidia-smi on power.draw: "accurate to within +/- 5 watts".
+    # nvidia-smi manual, power.draw: "accurate to within +/- 5 watts".
     DeviceKind.GPU: 5.0,
-    # Exact but for the rounding to whole milliwatts.
+    # Exact except for rounding to whole milliwatts.
     DeviceKind.SIMULATED: 0.0005,
 }
 
 AVERAGED_S = 1.0
-"""NVML's power usage is a mean over one second on Ampere (except GA100) and newer (NVML API reference)."""
+"""NVML's power reading is a mean over one second on Ampere (except GA100) and newer (NVML API reference)."""
 
 _J_PER_MJ = 1e-3
 _J_PER_UJ = 1e-6
 
 NOT_ADDED = ("core", "uncore", "psys", "gpu")
-"""Host domains left out of the total: core and uncore lie inside the package, psys contains it (powercap/RAPL), and a
-GPU of the host that was not leased does none of the job."""
+"""Host domains that are not in the total: core and uncore are inside the package, psys contains it (powercap/RAPL), and
+a GPU of the host that was not leased does no work of the job."""
 
 
 class EnergyAccount(NamedTuple):
-    """The energy of an attempt, with what the findings need, by device UUID or host domain.
+    """The energy of an attempt, and what findings need, by device UUID or host domain.
 
-    `parts` are those that the total is the sum of, also where it is null.
+    `parts` are the parts of the total, also if it is null.
     """
 
     result: EnergyResult
@@ -69,13 +69,12 @@ def energy_account(
     window: WindowResult,
     probe_window: ProbeWindow | None = None,
 ) -> EnergyAccount:
-    """Energy per part and in all (measurement.md §2).
+    """Compute energy per part and in total (docs/measurement.md, Energy).
 
-    `device_traces` are by UUID, `host_traces` by domain and method. A device's counter is its figure, the integral of
-    its power where there is no usable counter. The total is the sum over the leased accelerators, each UUID once
-    however often it was leased, and of several MIG instances of one GPU the first, as each shows the power of the whole
-    GPU; or it is the sum over the host's domains where no accelerator was leased. One part without a figure makes the
-    total null, never smaller.
+    `device_traces` are by UUID, `host_traces` by domain and method. A device's figure is its counter's energy, else the
+    integral of its power. The total is the sum over the leased accelerators, each UUID once, and the first of several
+    MIG instances of one GPU, because each shows the power of the whole GPU. Without leased accelerators it is the sum
+    over the host's domains. One part without a figure makes the total null, never smaller.
     """
     meters: dict[str, Meter] = {}
     device_results: dict[str, DeviceEnergy] = {}
@@ -160,7 +159,7 @@ def _peak_power(meters: Mapping[str, Meter], total: EnergyFigure, window: Window
 
 
 def _accelerators(devices: Sequence[Device], record: SamplerRecord) -> tuple[str, ...]:
-    """UUIDs in order, of those that show one GPU's power the first."""
+    """Return UUIDs in order, and only the first of those that show the power of the same GPU."""
     first: dict[str, str] = {}
     for device in devices:
         if device.kind in (DeviceKind.GPU, DeviceKind.SIMULATED):
@@ -214,7 +213,7 @@ def _device_energy(device: Device, meter: Meter | None, sources: ReportedSources
 def _host_energy(
     domain: str, readings: Mapping[EnergyMethod, Trace], sources: ReportedSources, window: WindowResult
 ) -> tuple[HostEnergy, Meter]:
-    """A domain's figure by the strongest method that gives one: modelled never stands where measured does."""
+    """Return a domain's figure by the strongest method that gives one; measured takes precedence over modelled."""
     source = sources.of(domain)
     meters = [
         Meter(part=domain, trace=trace, joules_per_count=_J_PER_UJ, source=source, best=method)
@@ -255,7 +254,7 @@ def _sampling_period(meter: Meter | None, window: WindowResult) -> Figure:
 
 
 def _with_reason(energy: EnergyFigure, why: str | None) -> EnergyFigure:
-    """A null figure says why its samples end where they do, if somebody knows."""
+    """Add to a null figure why its samples ended, if that is known."""
     if energy.joules is not None or why is None:
         return energy
     return energy.model_copy(update={"reason": f"{energy.reason} ({why})"})

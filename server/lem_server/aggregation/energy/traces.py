@@ -1,4 +1,4 @@
-"""Energy over a window from one part's samples: a cumulative counter, or power integrated over time."""
+"""Energy over a window from the samples of one part: a cumulative counter, or power integrated over time."""
 
 from __future__ import annotations
 
@@ -12,44 +12,45 @@ import numpy.typing as npt
 from lem_server.aggregation.evidence_reader import NULL, IntArray
 
 GAP_FACTOR = 5
-"""An interval is a gap when it is longer than so many median intervals."""
+"""An interval is a gap if it is longer than this many median intervals."""
 
 
 FloatArray = npt.NDArray[np.float64]
 
 
 class Interval(Protocol):
-    """A stretch of time on the worker's clock; the measured window is one."""
+    """A period on the worker's clock; the measured window is one."""
 
     @property
     def begin_ns(self) -> int:
-        """Its begin."""
+        """The begin."""
 
     @property
     def end_ns(self) -> int:
-        """Its end, after the begin."""
+        """The end, after the begin."""
 
     @property
     def duration_s(self) -> float:
-        """Its length."""
+        """The length."""
 
 
 class Span(NamedTuple):
-    """An interval that is no window."""
+    """An interval other than a window."""
 
     begin_ns: int
     end_ns: int
 
     @property
     def duration_s(self) -> float:
-        """Its length."""
+        """The length."""
         return (self.end_ns - self.begin_ns) / 1e9
 
 
 class EnergyEstimate(NamedTuple):
-    """An energy in J with its bound (truth within ± bound_j, None where none can be stated), or a reason for none.
+    """An energy in J with its bound (the true value is within ± bound_j), or a reason why there is none.
 
-    `sensor_j` is what of the bound the sensor's own accuracy is, None where that is not known.
+    `bound_j` is None if no bound can be stated. `sensor_j` is the part of it that is the sensor's accuracy, None if
+    that is not known.
     """
 
     joules: float | None
@@ -66,7 +67,7 @@ class SampleGaps(NamedTuple):
 
 
 class Powers(NamedTuple):
-    """Readings in order: when, in ns, and mW."""
+    """Power readings in order: times in ns, powers in mW."""
 
     times_ns: IntArray
     power_mw: IntArray
@@ -74,25 +75,24 @@ class Powers(NamedTuple):
 
 @dataclass(frozen=True)
 class Trace:
-    """Samples of one part in order of time: ns, cumulative counts and mW, with `NULL` where a sample has none."""
+    """Samples of one part in order of time: ns, cumulative counts and mW, with `NULL` for missing values."""
 
     times_ns: IntArray
     counts: IntArray
     power_mw: IntArray
 
     def samples_in(self, window: Interval) -> int:
-        """Samples inside the window, its ends included, that hold a count or a power."""
+        """Count the samples inside the window, ends included, that have a count or a power."""
         use = (self.times_ns >= window.begin_ns) & (self.times_ns <= window.end_ns)
         return int((use & ((self.counts != NULL) | (self.power_mw != NULL))).sum())
 
     def peak_power_w(self, window: Interval) -> float | None:
-        """The highest power of a sample inside the window, in W; None when no sample there holds one."""
+        """Return the highest power of a sample inside the window, in W; None if no sample there has one."""
         use = (self.times_ns >= window.begin_ns) & (self.times_ns <= window.end_ns) & (self.power_mw != NULL)
         return int(self.power_mw[use].max()) / 1e3 if use.any() else None
 
     def powers_around(self, window: Interval) -> Powers | None:
-        """The readings of power from the last before the window to the first after it; None where they don't reach
-        over it."""
+        """Return the power readings from the last before the window to the first after it; None if one is missing."""
         use = self.power_mw != NULL
         times = self.times_ns[use]
         span = _bracket(times, window)
@@ -101,14 +101,14 @@ class Trace:
         return Powers(times[span[0] : span[1] + 1], self.power_mw[use][span[0] : span[1] + 1])
 
     def sampling_period_s(self, window: Interval) -> float | None:
-        """The median time between two samples around the window; None where they don't bracket it."""
+        """Return the median time between two samples around the window; None if they do not bracket it."""
         span = _bracket(self.times_ns, window)
         if isinstance(span, str) or span[0] == span[1]:
             return None
         return float(np.median(np.diff(self.times_ns[span[0] : span[1] + 1]))) / 1e9
 
     def counter_period_s(self, window: Interval) -> float | None:
-        """The mean time between two updates of the counter around the window; None where fewer than two were seen."""
+        """Return the mean time between counter updates around the window; None below two updates."""
         use = self.counts != NULL
         span = _bracket(self.times_ns[use], window)
         if isinstance(span, str):
@@ -128,7 +128,7 @@ class Trace:
 
 
 def make_trace(times_ns: IntArray, counts: IntArray, power_mw: IntArray) -> Trace:
-    """A trace from samples in any order; of several samples of one instant the first stays."""
+    """Make a trace from samples in any order; of several samples of one instant the first is kept."""
     times, first = np.unique(times_ns, return_index=True)
     return Trace(times, counts[first], power_mw[first])
 
@@ -136,16 +136,15 @@ def make_trace(times_ns: IntArray, counts: IntArray, power_mw: IntArray) -> Trac
 def counter_energy(
     trace: Trace, joules_per_count: float, window: Interval, sensor_w: float | None = None
 ) -> EnergyEstimate:
-    """C(end) - C(begin) in J, the counter interpolated linearly between the samples around each end.
+    """Return C(end) - C(begin) in J, the counter interpolated linearly between the samples around each end.
 
-    Bound (measurement.md §2): mean power x observed update period for each end, and never less than what the samples
-    themselves leave open. A counter shows the energy of its last update, so the truth at an instant lies between the
-    sample before and the first sample that shows an update after it; where power at an end is far above its mean this
-    is wider than the first. One count is added for the counter's own rounding, and the accuracy `sensor_w` x duration
-    of the sensor that feeds it, where that is known: a counter adds up what its sensor is off by.
+    Bound (docs/measurement.md, Energy): mean power x observed update period for each end, or the range that the samples
+    leave open if that is larger. A counter shows the energy of its last update, so its true value at an instant is
+    between the sample before and the first sample that shows a later update; this range is larger if power at an end is
+    far above its mean. One count is added for the counter's rounding, and, if the accuracy `sensor_w` of the sensor
+    behind the counter is known, `sensor_w` x duration: a counter accumulates the error of its sensor.
 
-    The reason for no energy: no sample on one side of the window, a counter that went backwards (a reset), or one that
-    never moved.
+    There is no energy if no sample is on one side of the window, or if the counter was reset or did not move.
     """
     use = trace.counts != NULL
     times, counts = trace.times_ns[use], trace.counts[use]
@@ -159,7 +158,7 @@ def counter_energy(
         return EnergyEstimate(None, reason="the energy counter was reset inside the window")
     if counts[last] == counts[first]:
         return EnergyEstimate(None, reason="the energy counter did not move during the window")
-    # Relative to the first sample: the numbers stay small and exact in a float.
+    # Relative to the first sample, the numbers are small enough to be exact in a float.
     times = times[first:whole] - window.begin_ns
     counts = counts[first:whole] - counts[first]
     begin = _end_of_window(times, counts, 0, 0)
@@ -178,16 +177,18 @@ def counter_energy(
 def integrated_energy(
     trace: Trace, sensor_w: float | None, window: Interval, averaged_s: float = 0.0
 ) -> EnergyEstimate:
-    """The integral of power over the window in J, by trapezoids, power interpolated linearly at both ends.
+    """Return the integral of power over the window in J, by trapezoids, with power interpolated linearly at both ends.
 
-    Bound (measurement.md §2), None where the sensor's accuracy `sensor_w` is not known: that accuracy x duration; plus
-    what can hide between two readings, half their difference x their distance, which holds while power moves from one
-    to the other without turning (bursts shorter than that are seen by chance, and not at all, or each time, where they
-    come in step with the readings: nothing bounds those but a counter); plus, as a sensor that updates every u
-    shows a power of up to u ago, the difference of the powers around both ends x u. Where a reading is the mean over
-    the last `averaged_s`, the powers of the seconds before both ends mix in: the range of power x `averaged_s`.
+    Bound (docs/measurement.md, Energy), None if the sensor's accuracy `sensor_w` is not known, the sum of:
+    - `sensor_w` x duration;
+    - half the difference x distance of successive readings, which bounds the error while power moves monotonically
+      between them. Shorter bursts are sampled by chance; in step with the readings they are missed, or always hit. Only
+      a counter bounds those;
+    - the difference of the powers around both ends x update period, because a reading may be one period old;
+    - range of power x `averaged_s`, if a reading is the mean over the last `averaged_s`: it includes the powers of the
+      seconds before both ends.
 
-    The reason for no energy: no sample with a power on one side of the window.
+    There is no energy if no sample with a power is on one side of the window.
     """
     use = trace.power_mw != NULL
     times, power = trace.times_ns[use], trace.power_mw[use]
@@ -224,7 +225,7 @@ class _EndOfWindow(NamedTuple):
 
 
 def _end_of_window(times: IntArray, counts: IntArray, at_ns: int, lower: int) -> _EndOfWindow:
-    """The counter at an instant between samples `lower` and `lower + 1`, and the counts that the truth lies between."""
+    """Return the counter at an instant between samples `lower` and `lower + 1`, and the range of its true value."""
     upper = lower + 1
     if times[lower] == at_ns:
         upper = lower
@@ -238,7 +239,7 @@ def _end_of_window(times: IntArray, counts: IntArray, at_ns: int, lower: int) ->
 
 
 def _update_period_s(times: IntArray, counts: IntArray) -> float:
-    """The mean time between updates of the counter; the whole span when fewer than two were seen."""
+    """Return the mean time between counter updates; the whole span below two updates."""
     seen = _mean_update_s(times, counts)
     return int(times[-1] - times[0]) / 1e9 if seen is None else seen
 
@@ -251,9 +252,9 @@ def _mean_update_s(times: IntArray, counts: IntArray) -> float | None:
 
 
 def _reading_period_s(seconds: FloatArray, watts: FloatArray) -> float:
-    """How old a reading may be: the time between changes of the reading, or between samples where it hardly changes.
+    """Return how old a reading may be: the time between changes, or between samples if the reading hardly changes.
 
-    The lower quartile: power that really stays the same for a while must not look like a slow sensor.
+    The lower quartile is used, because constant power must not look like a slow sensor.
     """
     changes = seconds[1:][np.diff(watts) != 0]
     return (
@@ -264,13 +265,12 @@ def _reading_period_s(seconds: FloatArray, watts: FloatArray) -> float:
 
 
 def _range_around(times: IntArray, power: IntArray, at_ns: int, period_s: float) -> float:
-    """Highest less lowest reading in W, from the one that shows the power before an instant to the one that shows it
-    after a period of the sensor."""
+    """Return highest minus lowest reading in W, from one sensor period before an instant to one after it."""
     return _range_between(times, power, Span(at_ns, at_ns), period_s)
 
 
 def _range_between(times: IntArray, power: IntArray, interval: Interval, margin_s: float) -> float:
-    """Highest less lowest reading in W that shows a power of the interval with a margin at both ends."""
+    """Return highest minus lowest reading in W over the interval with a margin at both ends."""
     margin_ns = round(margin_s * 1e9)
     low = max(0, int(np.searchsorted(times, interval.begin_ns - margin_ns, side="right")) - 1)
     high = int(np.searchsorted(times, interval.end_ns + margin_ns, side="left")) + 1
@@ -279,7 +279,7 @@ def _range_between(times: IntArray, power: IntArray, interval: Interval, margin_
 
 
 def _bracket(times: IntArray, window: Interval) -> tuple[int, int] | str:
-    """Positions of the last sample at or before the begin and the first at or after the end, or what is lacking."""
+    """Return the positions of the last sample before the window and the first after it, or what is missing."""
     if len(times) == 0:
         return "no samples"
     first = int(np.searchsorted(times, window.begin_ns, side="right")) - 1

@@ -102,7 +102,7 @@ def foreign_process(facts: RunFacts) -> Iterator[Occurrence]:
     remedy="lease a whole GPU to measure energy",
 )
 def mig_parent_power(facts: RunFacts) -> Iterator[Occurrence]:
-    """A leased MIG instance has no power reading of its own."""
+    """A leased MIG instance shows the power of the whole GPU."""
     parents = {uuid: known.mig_parent_uuid for uuid, known in facts.record.facts.items() if known.mig_parent_uuid}
     uuids = dict.fromkeys(device.uuid for device in facts.inputs.devices)
     found = {uuid: parents[uuid] for uuid in uuids if uuid in parents}

@@ -1,4 +1,4 @@
-"""Whether power, temperature and latency stay level inside the window: straight lines through means."""
+"""Trends of power, temperature and latency in the window: straight lines through means."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lem_server.aggregation.work.requests import RankRequests
 
 _BLOCKS = 20
 _PERIODS_PER_BLOCK = 5
-"""A counter's own steps must not look like changes of power."""
+"""Shorter blocks would show a counter's steps as changes of power."""
 
 
 def power_trend(meters: Sequence[Meter], window: Interval) -> LinearTrend | None:
-    """Of the job's power, through the means of equal parts of the window; None where these can't be told."""
+    """Fit the job's power over means of equal blocks of the window; None if these are not known."""
     periods = [meter.trace.counter_period_s(window) or meter.trace.sampling_period_s(window) for meter in meters]
     known = [period for period in periods if period is not None]
     if not meters or len(known) < len(meters):
@@ -38,13 +38,13 @@ def power_trend(meters: Sequence[Meter], window: Interval) -> LinearTrend | None
 
 
 def latency_trend(ranks: Sequence[RankRequests], window: Interval) -> LinearTrend | None:
-    """Of E2E latency over the repetitions of the set of prompts; None below five of them.
+    """Fit E2E latency over the repetitions of the prompts; None below five repetitions.
 
-    Each latency is taken relative to the mean of the same prompt in the same process, so that long prompts and short
-    ones don't look like a trend; the line goes through the means of the repetitions.
+    Each latency is relative to the mean of the same prompt in the same process, so that the order of long and short
+    prompts does not look like a trend. The line is fitted to the means of the repetitions.
     """
     numbers: list[IntArray] = []
-    places: list[FloatArray] = []
+    positions: list[FloatArray] = []
     values: list[FloatArray] = []
     for rank in ranks:
         use = np.flatnonzero(rank.finished & (rank.last_token_ns != NULL))
@@ -59,17 +59,17 @@ def latency_trend(ranks: Sequence[RankRequests], window: Interval) -> LinearTren
         keep = (count[prompt] == count.max()) & (means[prompt] > 0)
         numbers.append((np.arange(len(order)) - first[prompt])[keep])
         values.append(seconds[keep] / means[prompt][keep])
-        places.append((rank.arrival_ns[order][keep] - window.begin_ns) / (window.end_ns - window.begin_ns))
+        positions.append((rank.arrival_ns[order][keep] - window.begin_ns) / (window.end_ns - window.begin_ns))
     if not numbers:
         return None
     number = np.concatenate(numbers)
     counts = np.bincount(number)
-    at = np.bincount(number, np.concatenate(places)) / np.maximum(counts, 1)
+    at = np.bincount(number, np.concatenate(positions)) / np.maximum(counts, 1)
     return fit_trend(at[counts > 0], (np.bincount(number, np.concatenate(values)) / np.maximum(counts, 1))[counts > 0])
 
 
 def temperature_change_c(readings: SparseReadings | None, window: Interval) -> float | None:
-    """How much a straight line through the temperatures rises over the window; None below five of them in it."""
+    """Return the rise over the window of a line through the temperatures, in °C; None below five readings."""
     if readings is None:
         return None
     use = (readings.times_ns >= window.begin_ns) & (readings.times_ns <= window.end_ns)

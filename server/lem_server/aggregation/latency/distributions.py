@@ -1,4 +1,4 @@
-"""Latency distributions: per-request and per-token values of all processes, concatenated, never averaged."""
+"""Latency distributions over the concatenated values of all processes; percentiles are never averaged."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from lem_server.aggregation.work.requests import RankRequests
 
 NS_PER_MS = 1e6
 _BLOCK = 1 << 18
-"""Values handled at a time, so that a sum of squares over millions needs no second array of that size."""
+"""Values per block, so that a sum of squares over millions of values needs no second array of that size."""
 
 _Values = npt.NDArray[np.int64] | npt.NDArray[np.float64]
 
 
 def distribution_ms(values_ns: _Values, reason: str) -> Distribution:
-    """Mean, sd (n - 1), min, percentiles and max, in ms, of values in ns; sorts `values_ns` in place.
+    """Return mean, sd (n - 1), min, percentiles and max in ms of values in ns; sorts `values_ns` in place.
 
     Percentiles interpolate linearly between order statistics (NumPy's default; Hyndman and Fan 1996, type 7). Sorting
-    first makes every figure independent of the order of the values, to the last bit. `reason` stands in the answer
-    where there are no values.
+    first makes every figure independent of the order of the values, to the last bit. `reason` is given if there are no
+    values.
     """
     count = len(values_ns)
     if count == 0:
@@ -50,25 +50,25 @@ def distribution_ms(values_ns: _Values, reason: str) -> Distribution:
 
 
 def ttft_ms(ranks: Sequence[RankRequests]) -> Distribution:
-    """First token - arrival, of finished requests whose first token has a time."""
+    """Return first token - arrival, for finished requests with a time of their first token."""
     values = [_difference(rank, rank.first_token_ns, rank.arrival_ns) for rank in ranks]
     return distribution_ms(_joined(values), "no request has a time of its first token")
 
 
 def e2e_ms(ranks: Sequence[RankRequests]) -> Distribution:
-    """Last token - arrival, of finished requests whose last token has a time."""
+    """Return last token - arrival, for finished requests with a time of their last token."""
     values = [_difference(rank, rank.last_token_ns, rank.arrival_ns) for rank in ranks]
     return distribution_ms(_joined(values), "no finished request has a time of its last token")
 
 
 def queue_ms(ranks: Sequence[RankRequests]) -> Distribution:
-    """Scheduled - arrival, of finished requests whose engine tells when it began."""
+    """Return scheduled - arrival, for finished requests whose engine reports when it began."""
     values = [_difference(rank, rank.scheduled_ns, rank.arrival_ns) for rank in ranks]
-    return distribution_ms(_joined(values), "the engine doesn't tell when it began to work on a request")
+    return distribution_ms(_joined(values), "the engine does not report when it began to work on a request")
 
 
 def tpot_ms(ranks: Sequence[RankRequests]) -> Distribution:
-    """(Last - first token) / (generated - 1), of finished requests with two or more tokens."""
+    """Return (last - first token) / (generated - 1), for finished requests with two or more tokens."""
     values: list[npt.NDArray[np.float64]] = []
     for rank in ranks:
         timed = (rank.first_token_ns != NULL) & (rank.last_token_ns != NULL)
@@ -79,10 +79,12 @@ def tpot_ms(ranks: Sequence[RankRequests]) -> Distribution:
 
 
 def goodput_per_s(ranks: Sequence[RankRequests], slo: SloConfig | None, window: WindowResult) -> Figure:
-    """Finished requests within the limits / window; a request without a first token misses a limit of TTFT, one with a
-    single token has no TPOT to miss."""
+    """Return finished requests within the limits / window.
+
+    A request without a first token misses a TTFT limit; one with a single token has no TPOT and misses no TPOT limit.
+    """
     if slo is None:
-        return Figure(value=None, unit="1/s", reason="no limits are stated; set traffic.slo")
+        return Figure(value=None, unit="1/s", reason="no limits are set; set traffic.slo")
     good = 0
     for rank in ranks:
         keeps = rank.finished.copy()

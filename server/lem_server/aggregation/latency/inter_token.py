@@ -1,4 +1,4 @@
-"""Inter-token latencies from the times of single tokens, grouped by request without a loop over tokens."""
+"""Computes inter-token latencies from token times, grouped by request without a loop over tokens."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from lem_server.aggregation.work.requests import RankRequests
 
 
 class TokenIntervals(NamedTuple):
-    """The inter-token latencies of one rank, and how well its token times fit its requests."""
+    """The inter-token latencies of one rank, and how its token times match its requests."""
 
     itl_ns: IntArray
     miscounted: int
-    """Finished requests whose token times are not as many as their generated tokens."""
+    """Finished requests whose number of token times differs from their generated tokens."""
     stray: int
-    """Token times that belong to no known request."""
+    """Token times of unknown requests."""
 
 
 def read_intervals(reader: EvidenceReader, requests: RankRequests) -> TokenIntervals:
-    """ITL values of one rank in ns, for its finished requests: `time[i + 1] - time[i]` of one request.
+    """Read the ITL values of one rank's finished requests in ns: `time[i + 1] - time[i]` within a request.
 
-    n tokens give n - 1 values; tokens of one speculative step share a time and give zeros. A token that is missing in
-    between gives no value rather than a wrong one.
+    n tokens give n - 1 values; tokens of one speculative step share a time and give zeros. Around a missing token there
+    is no value instead of a wrong one.
 
     Raises:
-        EvidenceInvalid: a token stands there twice, or a request's token times run backwards.
+        EvidenceInvalid: a token is recorded twice, or a request's token times run backwards.
         EvidenceCorrupt, EvidenceMissing: see `EvidenceReader.read`.
     """
     table = reader.read(requests.process, StreamName.TOKENS, ("request_id", "index", "time_ns"))
@@ -37,42 +37,46 @@ def read_intervals(reader: EvidenceReader, requests: RankRequests) -> TokenInter
 
 
 def intervals(requests: RankRequests, request_id: IntArray, index: IntArray, time_ns: IntArray) -> TokenIntervals:
-    """The same from equally long columns, one entry per token, in any order."""
+    """Compute the ITL values from equally long columns, one entry per token, in any order."""
     empty = np.empty(0, dtype=np.int64)
     if len(requests) == 0 or len(request_id) == 0:
         expected = int((requests.finished & (requests.generated_tokens > 0)).sum())
         return TokenIntervals(empty, expected, len(request_id))
     if int(index.min()) < 0:
-        raise EvidenceInvalid(f"a token of {requests.process} has a negative index; correct what records it.")
-    place, known = _places(requests.request_id, request_id)
-    counts = np.bincount(place[known], minlength=len(requests))
+        raise EvidenceInvalid(
+            f"a token of {requests.process} has a negative index; correct the backend, which records it."
+        )
+    position, known = _positions(requests.request_id, request_id)
+    counts = np.bincount(position[known], minlength=len(requests))
     miscounted = int((requests.finished & (counts != requests.generated_tokens)).sum())
-    wanted = known & requests.finished[place]
+    wanted = known & requests.finished[position]
     if not wanted.all():
-        place, index, time_ns = place[wanted], index[wanted], time_ns[wanted]
-    if len(place) == 0:
+        position, index, time_ns = position[wanted], index[wanted], time_ns[wanted]
+    if len(position) == 0:
         return TokenIntervals(empty, miscounted, int((~known).sum()))
-    # One number per token that sorts by request and index. The stride leaves a hole after each request, so that only
+    # One number per token that sorts by request and index. The stride leaves a gap after each request, so that only
     # neighbours within one request differ by exactly 1.
-    key = place * (int(index.max()) + 2) + index
+    key = position * (int(index.max()) + 2) + index
     steps = np.diff(key)
     if (steps <= 0).any():
         order = np.argsort(key)
         time_ns, steps = time_ns[order], np.diff(key[order])
         if (steps == 0).any():
-            raise EvidenceInvalid(f"a token of {requests.process} stands there twice; correct what records it.")
+            raise EvidenceInvalid(f"a token of {requests.process} is recorded twice; correct the backend.")
     itl_ns = np.diff(time_ns)[steps == 1]
     if len(itl_ns) and int(itl_ns.min()) < 0:
-        raise EvidenceInvalid(f"token times of {requests.process} run backwards; correct what records them.")
+        raise EvidenceInvalid(f"token times of {requests.process} run backwards; correct the backend.")
     return TokenIntervals(itl_ns, miscounted, int((~known).sum()))
 
 
-def _places(known_ids: IntArray, request_id: IntArray) -> tuple[IntArray, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
-    """Where in the sorted `known_ids` each token's request stands, and whether it stands there at all."""
+def _positions(
+    known_ids: IntArray, request_id: IntArray
+) -> tuple[IntArray, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+    """Return the position of each token's request in the sorted `known_ids`, and whether it is there."""
     first = int(known_ids[0])
-    if int(known_ids[-1]) - first + 1 == len(known_ids):  # numbered without a hole, as our workers do
-        place = request_id - first
+    if int(known_ids[-1]) - first + 1 == len(known_ids):  # numbered without a gap, as LEM's workers do
+        position = request_id - first
     else:
-        place = np.searchsorted(known_ids, request_id).astype(np.int64)
-    np.clip(place, 0, len(known_ids) - 1, out=place)
-    return place, known_ids[place] == request_id
+        position = np.searchsorted(known_ids, request_id).astype(np.int64)
+    np.clip(position, 0, len(known_ids) - 1, out=position)
+    return position, known_ids[position] == request_id

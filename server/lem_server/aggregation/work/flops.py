@@ -1,11 +1,11 @@
-"""Arithmetic done in the window, estimated from the model's size, and its share of what the devices could have done.
+"""Estimates the arithmetic of the window from the model's size, and its share of the devices' peak (MFU).
 
 FLOPs = 2 × N_active × processed tokens + 4 × layers × attention width × sum of context lengths. The first term is a
 multiplication and an addition per weight and token, the second the products of queries with keys and of weights with
 values (Kaplan et al. 2020, arXiv:2001.08361, table 1; Narayanan et al. 2021, arXiv:2104.04473, appendix), with the real
-length of each token's context where they have a mean. A request of p prompt tokens, c of them cached, and g generated
-ones processes p - c + g - 1 tokens, as its last one is never fed back. Norms, softmax, padding and what speculation
-throws away are not counted: this is the arithmetic that the work needs, an estimate.
+length of each token's context where they use a mean. A request of p prompt tokens, c of them cached, and g generated
+tokens processes p - c + g - 1 tokens, because the last token is never fed back. Norms, softmax, padding and rejected
+draft tokens are not counted: this is an estimate of the arithmetic that the work needs.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from lem_server.aggregation.work.requests import RankRequests
 
 
 class ModelShape(NamedTuple):
-    """What a rank says of its model: weights that each token is multiplied with, layers, heads × head size, and the
-    number format that it computes in (tensorfloat32 where float32 is multiplied so)."""
+    """A rank's model: weights that each token is multiplied with, layers, heads × head size, and number format.
+
+    The format is `tensorfloat32` if float32 numbers are multiplied in TF32.
+    """
 
     matmul_parameters: float
     layers: float
@@ -39,11 +41,11 @@ class ModelShape(NamedTuple):
 def compute_result(
     ranks: Sequence[RankRequests], summaries: Summaries, devices: Sequence[Device], window: WindowResult
 ) -> ComputeResult:
-    """FLOPs of the finished requests of all ranks, and MFU = FLOPs / (window × peak of the leased devices)."""
+    """Return the FLOPs of all finished requests, and MFU = FLOPs / (window × peak of the leased devices)."""
     shapes = {rank.process: model_shape(summaries.get(rank.process, {})) for rank in ranks}
     silent = ", ".join(process for process, shape in shapes.items() if shape is None)
     if silent:
-        flops = Figure(value=None, unit="FLOP", reason=f"{silent} did not tell the model's size")
+        flops = Figure(value=None, unit="FLOP", reason=f"{silent} did not report the model's size")
     else:
         done = (request_flops(rank, shape) for rank in ranks if (shape := shapes[rank.process]) is not None)
         flops = Figure(value=float(sum(done)), unit="FLOP")
@@ -54,7 +56,7 @@ def compute_result(
 
 
 def request_flops(rank: RankRequests, shape: ModelShape) -> float:
-    """The formula above, summed over a rank's finished requests that generated a token."""
+    """Sum the formula above over a rank's finished requests that generated a token."""
     use = rank.finished & (rank.generated_tokens > 0)
     cached = np.where(rank.cached_prompt_tokens[use] == NULL, 0, rank.cached_prompt_tokens[use]).astype(np.float64)
     length = rank.prompt_tokens[use] + rank.generated_tokens[use] - 1.0
@@ -64,7 +66,7 @@ def request_flops(rank: RankRequests, shape: ModelShape) -> float:
 
 
 def model_shape(summary: Mapping[str, JsonValue]) -> ModelShape | None:
-    """From `model` in a rank's completion marker; None where a number is missing."""
+    """Read `model` from a rank's completion marker; None if a number is missing."""
     model = summary.get("model")
     if not isinstance(model, Mapping):
         return None
@@ -83,41 +85,41 @@ def _mfu(flops: Figure, peak: Figure, window: WindowResult, number_format: str) 
     if rate > peak.value:
         reason = (
             f"the peak of {peak.value:.4g} FLOP/s is below the {rate:.4g} FLOP/s that the work needs: the arithmetic "
-            f"ran in another format than {number_format}, or some of it was not done"
+            f"ran in another format than {number_format}, or a part of it was not done"
         )
         return Figure(value=None, unit="1", reason=reason)
     return Figure(value=rate / peak.value, unit="1")
 
 
 def _peak(devices: Sequence[Device], dtypes: AbstractSet[str | None]) -> tuple[Figure, str | None]:
-    """Of all leased GPUs together, each once by its UUID, and the sheets that state it."""
+    """Return the peak of all leased GPUs, each once by its UUID, and the sheets that state it."""
     gpus = {device.uuid: device.name for device in devices if device.kind is DeviceKind.GPU}
-    told = [dtype for dtype in dtypes if dtype is not None]
-    reason = _why_no_format(gpus, told, len(dtypes))
+    known = [dtype for dtype in dtypes if dtype is not None]
+    reason = _reason_for_no_format(gpus, known, len(dtypes))
     if reason is not None:
         return Figure(value=None, unit="FLOP/s", reason=reason), None
     total, sources = 0.0, set[str]()
     for uuid, name in gpus.items():
         entry = None if uuid.startswith("MIG-") or is_part(name) else peak_of(name)
-        rate = None if entry is None else {str(key): rate for key, rate in entry.flops_per_s.items()}.get(told[0])
+        rate = None if entry is None else {str(key): rate for key, rate in entry.flops_per_s.items()}.get(known[0])
         if entry is None or rate is None:
-            return Figure(value=None, unit="FLOP/s", reason=_why_no_peak(uuid, name, entry, told[0])), None
+            return Figure(value=None, unit="FLOP/s", reason=_reason_for_no_peak(uuid, name, entry, known[0])), None
         total += rate
         sources.add(entry.sheet)
     return Figure(value=total, unit="FLOP/s"), "; ".join(sorted(sources))
 
 
-def _why_no_format(gpus: Mapping[str, str], told: Sequence[str], formats: int) -> str | None:
+def _reason_for_no_format(gpus: Mapping[str, str], known: Sequence[str], formats: int) -> str | None:
     if not gpus:
         return "no GPU was leased"
-    if not told or len(told) < formats:
+    if not known or len(known) < formats:
         return "the number format of the arithmetic is not known"
     if formats > 1:
-        return f"the ranks differ in number format ({', '.join(sorted(told))})"
+        return f"the ranks differ in number format ({', '.join(sorted(known))})"
     return None
 
 
-def _why_no_peak(uuid: str, name: str, entry: GpuPeak | None, number_format: str) -> str:
+def _reason_for_no_peak(uuid: str, name: str, entry: GpuPeak | None, number_format: str) -> str:
     if entry is not None:
         return f"{entry.sheet} states no peak of {name} for {number_format}"
     if uuid.startswith("MIG-") or is_part(name):

@@ -1,4 +1,4 @@
-"""What identifies the generated tokens of a run, from what its ranks said of them."""
+"""Identifies the generated tokens of a run by the digests that its ranks reported."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def outputs_result(ranks: Sequence[str], summaries: Summaries, config: ExperimentConfig) -> OutputsResult:
-    """From `outputs_sha256` and `outputs_repeat` in the ranks' completion markers; the digests are joined by rank."""
-    told = [summaries.get(rank, {}) for rank in ranks]
-    digests = [_digest(summary) for summary in told]
+    """Read `outputs_sha256` and `outputs_repeat` from the ranks' completion markers; digests are joined by rank."""
+    markers = [summaries.get(rank, {}) for rank in ranks]
+    digests = [_digest(summary) for summary in markers]
     known = [digest for digest in digests if digest is not None]
-    repeats = [summary.get("outputs_repeat") for summary in told]
+    repeats = [summary.get("outputs_repeat") for summary in markers]
     if any(repeat is False for repeat in repeats):
         repeat: bool | None = False
     else:

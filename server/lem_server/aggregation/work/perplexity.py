@@ -1,4 +1,4 @@
-"""Perplexity from what rank 0 summed up over the held text."""
+"""Perplexity from the log-likelihoods that rank 0 summed over the reference text."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from lem_server.aggregation.json_values import finite_number
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def quality_result(summaries: Summaries, *, asked: bool) -> QualityResult | None:
-    """exp(nats / tokens) of `quality` in rank 0's completion marker; None where it was not asked for."""
-    if not asked:
+def quality_result(summaries: Summaries, *, requested: bool) -> QualityResult | None:
+    """Return exp(nats / tokens) from `quality` in rank 0's completion marker; None if it was not requested."""
+    if not requested:
         return None
-    told = summaries.get(rank_name(0), {}).get("quality")
-    nats = finite_number(told.get("nats")) if isinstance(told, Mapping) else None
-    tokens = told.get("tokens") if isinstance(told, Mapping) else None
-    if not isinstance(told, Mapping) or nats is None or not isinstance(tokens, int) or tokens < 1:
-        return QualityResult(perplexity=Figure(value=None, unit="1", reason="rank-0 told no likelihood"), tokens=0)
-    text, digest = told.get("text"), told.get("text_sha256")
+    record = summaries.get(rank_name(0), {}).get("quality")
+    nats = finite_number(record.get("nats")) if isinstance(record, Mapping) else None
+    tokens = record.get("tokens") if isinstance(record, Mapping) else None
+    if not isinstance(record, Mapping) or nats is None or not isinstance(tokens, int) or tokens < 1:
+        return QualityResult(perplexity=Figure(value=None, unit="1", reason="rank-0 reported no likelihood"), tokens=0)
+    text, digest = record.get("text"), record.get("text_sha256")
     mean = nats / tokens
     perplexity = (
         Figure(value=math.exp(mean), unit="1")

@@ -1,4 +1,4 @@
-"""The requests of one rank as columns, checked for contradictions, and the sums of work over all ranks."""
+"""Reads the requests of one rank as columns, refuses contradictions, and sums the work over all ranks."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class RankRequests:
-    """One rank's requests, ordered by id: equally long columns, times in ns, `NULL` where the evidence holds null.
+    """One rank's requests, ordered by id: equally long columns, times in ns, `NULL` for null.
 
-    `released_ns` is the arrival where the evidence holds none.
+    `released_ns` is the arrival if the evidence has no release.
     """
 
     process: str
@@ -55,11 +55,11 @@ class RankRequests:
 
 
 def read_requests(reader: EvidenceReader, process: str) -> RankRequests:
-    """The requests of one rank; a request has finished when it carries no error.
+    """Read the requests of one rank; a request without an error has finished.
 
     Raises:
-        EvidenceInvalid: a request stands there twice, its times run backwards, a count is negative, or tokens were
-            generated at no time.
+        EvidenceInvalid: a request is recorded twice, its times run backwards, a count is negative, or tokens have no
+            time.
         EvidenceCorrupt, EvidenceMissing: see `EvidenceReader.read`.
     """
     table = reader.read(process, StreamName.REQUESTS, _COLUMNS)
@@ -80,11 +80,10 @@ def read_requests(reader: EvidenceReader, process: str) -> RankRequests:
 
 
 def work_result(ranks: Sequence[RankRequests]) -> WorkResult:
-    """Sums over all ranks.
+    """Sum the work over all ranks.
 
-    `requests` counts all that were released and `failed_requests` those of them with an error; tokens are those of
-    finished requests. Cached prompt tokens are null as soon as one request doesn't tell them: a sum over some would
-    look like all.
+    `requests` counts all released requests and `failed_requests` those with an error; tokens are those of finished
+    requests. Cached prompt tokens are null if one request does not report them: a partial sum would look complete.
     """
     cached: int | None = 0
     for rank in ranks:
@@ -105,7 +104,7 @@ def _refuse_contradictions(requests: RankRequests) -> None:
     has_first, has_last = first != NULL, last != NULL
     twice = np.append(np.diff(requests.request_id) == 0, False)[: len(requests)]
     problems: tuple[tuple[BoolArray, str], ...] = (
-        (twice, "stands there twice"),
+        (twice, "is recorded twice"),
         (has_first & (first < arrival), "has its first token before its arrival"),
         (has_last & (last < arrival), "has its last token before its arrival"),
         (has_first & has_last & (last < first), "has its last token before its first"),
@@ -120,5 +119,5 @@ def _refuse_contradictions(requests: RankRequests) -> None:
         if mask.any():
             request_id = requests.request_id[int(np.argmax(mask))]
             raise EvidenceInvalid(
-                f"request {request_id} of {requests.process} {problem}; correct what records it and run again."
+                f"request {request_id} of {requests.process} {problem}; correct the backend and run again."
             )

@@ -1,4 +1,4 @@
-"""What speculation did in the window, from what the ranks counted of it."""
+"""Draft tokens of speculative decoding in the window, as the ranks counted them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from lem_server.aggregation.json_values import finite_number
 
 
 def speculation_result(ranks: Sequence[str], summaries: Summaries) -> SpeculationResult | None:
-    """From `speculation` in the ranks' completion markers, summed; None where no rank guessed tokens at all."""
-    told = [found for rank in ranks if (found := _counts(summaries.get(rank, {}))) is not None]
-    if not told:
+    """Sum `speculation` of the ranks' completion markers; None if no rank drafted tokens."""
+    counts = [found for rank in ranks if (found := _counts(summaries.get(rank, {}))) is not None]
+    if not counts:
         return None
     return SpeculationResult(
-        drafted_tokens=sum(drafted for drafted, _ in told), accepted_tokens=sum(accepted for _, accepted in told)
+        drafted_tokens=sum(drafted for drafted, _ in counts), accepted_tokens=sum(accepted for _, accepted in counts)
     )
 
 
 def _counts(summary: Mapping[str, JsonValue]) -> tuple[int, int] | None:
-    """The summary is the worker's own free account: an entry of another shape is left out."""
+    """Read one marker; the worker writes it freely, so an entry of another shape is ignored."""
     counted = summary.get("speculation")
     if not isinstance(counted, Mapping):
         return None

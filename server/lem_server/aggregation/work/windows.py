@@ -1,4 +1,4 @@
-"""The measured window: per process from its requests, and their union with the overlap."""
+"""The measured window: per process from its requests, and the union over all processes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lem_server.aggregation.work.requests import RankRequests
 
 
 def process_window(requests: RankRequests) -> tuple[int, int] | None:
-    """(begin, end) of one process in ns: earliest release to latest last token (measurement.md §1).
+    """Return (begin, end) of one process in ns: earliest release to latest last token (docs/measurement.md).
 
-    Failed requests count as far as they got. None where the process had no request or none of them got a token.
+    Tokens of failed requests count. None if no request of the process got a token.
     """
     ends = requests.last_token_ns[requests.last_token_ns != NULL]
     if len(ends) == 0:
@@ -22,16 +22,16 @@ def process_window(requests: RankRequests) -> tuple[int, int] | None:
 
 
 def union_window(windows: Sequence[tuple[int, int]]) -> WindowResult:
-    """The attempt's window from those of its processes, (begin, end) in ns each.
+    """Return the attempt's window from those of its processes, (begin, end) in ns each.
 
-    It reaches from the earliest begin to the latest end; `overlap` is the time in which all processes were at work
-    ([latest begin, earliest end]) divided by the whole, 1 for a single process.
+    It is from the earliest begin to the latest end; `overlap` is the time in which all processes worked ([latest begin,
+    earliest end]) divided by the whole, 1 for a single process.
 
     Raises:
         EvidenceInvalid: there is no window, or it has no length.
     """
     if not windows:
-        raise EvidenceInvalid("no request got a single token, so there is no window to measure; see the run's log.")
+        raise EvidenceInvalid("no request got a token, so there is no window; see the run's log.")
     begin, end = min(begin for begin, _ in windows), max(end for _, end in windows)
     if end <= begin:
         raise EvidenceInvalid("the measured window has no length; send more requests or longer ones.")

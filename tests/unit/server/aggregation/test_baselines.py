@@ -86,7 +86,7 @@ def test_without_a_ready_baseline_net_energy_is_null_with_a_reason() -> None:
     evidence = made("idle")
     evidence.power(SAMPLES, joules=step(40, 60, 200, 60))
     net = result_of(evidence).energy.net
-    assert (net.joules, net.reason) == (None, "no power of the loaded engine at rest was recorded before the window")
+    assert (net.joules, net.reason) == (None, "no ready baseline was recorded before the window")
 
 
 def test_baselines_switched_off_are_the_reason() -> None:

@@ -59,7 +59,7 @@ def test_ranks_add_up() -> None:
     evidence.summaries["rank-1"]["model"] = SHAPE
     assert compute_result(evidence).flops.value == 2 * (compute_result(made(SHAPE)).flops.value or 0)
     del evidence.summaries["rank-1"]["model"]
-    assert compute_result(evidence).flops.reason == "rank-1 did not tell the model's size"
+    assert compute_result(evidence).flops.reason == "rank-1 did not report the model's size"
 
 
 def test_mfu_is_over_the_peak_of_all_leased_devices() -> None:
@@ -123,4 +123,4 @@ def test_ranks_must_tell_one_number_format(other: str | None, reason: str) -> No
 def test_a_model_of_unknown_size_has_no_flops(shape: Any) -> None:
     evidence = made()
     evidence.summaries["rank-0"]["model"] = shape
-    assert compute_result(evidence).flops.reason == "rank-0 did not tell the model's size"
+    assert compute_result(evidence).flops.reason == "rank-0 did not report the model's size"

@@ -228,7 +228,7 @@ def test_other_chunks_than_the_manifest_s_are_refused(stored: Stored) -> None:
     forged = replace(stored.inputs, manifest=(first.model_copy(update={"sha256": "0" * 64}), *rest))
     with pytest.raises(EvidenceInvalid, match="not those of the attempt's manifest"):
         aggregate(forged, stored.source)
-    with pytest.raises(EvidenceInvalid, match="held but not in the attempt's manifest"):
+    with pytest.raises(EvidenceInvalid, match="not in the attempt's manifest"):
         aggregate(replace(stored.inputs, manifest=tuple(rest)), stored.source)
 
 

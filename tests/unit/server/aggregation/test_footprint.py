@@ -64,10 +64,10 @@ def test_carbon_of_a_country_is_what_the_worker_read_from_the_table() -> None:
 @pytest.mark.parametrize(
     ("told", "reason"),
     [
-        (None, "told no carbon intensity of FRA"),
-        ({"country": "DEU", "gco2e_per_kwh": 1.0, "source": "s"}, "told no carbon intensity of FRA"),
+        (None, "no carbon intensity of FRA"),
+        ({"country": "DEU", "gco2e_per_kwh": 1.0, "source": "s"}, "no carbon intensity of FRA"),
         ({"country": "FRA", "reason": "the table has no FRA"}, "the table has no FRA"),
-        ({"country": "FRA", "gco2e_per_kwh": "much", "source": "s"}, "told no carbon intensity of FRA"),
+        ({"country": "FRA", "gco2e_per_kwh": "much", "source": "s"}, "no carbon intensity of FRA"),
     ],
 )
 def test_without_a_factor_carbon_is_null_with_the_reason(told: Any, reason: str) -> None:

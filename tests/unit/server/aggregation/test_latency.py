@@ -159,19 +159,19 @@ def test_a_token_or_request_that_stands_there_twice_is_refused() -> None:
     evidence = Evidence()
     evidence.request(0, 0.0, [1.0, 2.0])
     evidence.token(0, 1, 2.0)
-    with pytest.raises(EvidenceInvalid, match="a token of rank-0 stands there twice"):
+    with pytest.raises(EvidenceInvalid, match="a token of rank-0 is recorded twice"):
         result_of(evidence)
     evidence = Evidence()
     evidence.request(0, 0.0, [1.0, 2.0], record_tokens=False)
     evidence.request(0, 0.0, [1.0, 2.0], record_tokens=False)
-    with pytest.raises(EvidenceInvalid, match="request 0 of rank-0 stands there twice"):
+    with pytest.raises(EvidenceInvalid, match="request 0 of rank-0 is recorded twice"):
         result_of(evidence)
 
 
 def test_without_a_single_token_there_is_no_window() -> None:
     evidence = Evidence()
     evidence.request(0, 0.0, error="broken")
-    with pytest.raises(EvidenceInvalid, match="no request got a single token"):
+    with pytest.raises(EvidenceInvalid, match="no request got a token"):
         result_of(evidence)
 
 
@@ -203,7 +203,7 @@ def test_goodput_counts_requests_within_the_limits(slo: dict[str, float], good: 
 def test_goodput_without_limits_is_null() -> None:
     evidence = Evidence()
     evidence.request(0, 0.0, [1.0])
-    assert result_of(evidence).speed.goodput_per_s.reason == "no limits are stated; set traffic.slo"
+    assert result_of(evidence).speed.goodput_per_s.reason == "no limits are set; set traffic.slo"
 
 
 def test_under_open_traffic_latency_counts_from_the_planned_arrival() -> None:

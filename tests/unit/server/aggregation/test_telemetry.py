@@ -46,7 +46,7 @@ def test_what_a_device_does_not_tell_is_null() -> None:
     evidence.request(0, 10.0, [11.0, 20.0])
     evidence.power([float(time) for time in range(25)], joules=lambda t: 100 * t)
     (device,) = result_of(evidence).telemetry.devices
-    assert device.temperature_mean_c.reason == "the device gave no such reading in the window"
+    assert device.temperature_mean_c.reason == "the device has no such reading in the window"
     assert device.memory_peak_mb.value is None
     assert device.throttled is None
 
@@ -82,7 +82,7 @@ def test_ranks_tell_their_memory_and_the_sampler_what_it_took() -> None:
     assert telemetry.devices == ()
     assert [process.process for process in telemetry.processes] == ["rank-0", "rank-1"]
     assert (telemetry.processes[0].device_peak_mb.value, telemetry.processes[0].rss_peak_mb.value) == (7, 9)
-    assert telemetry.processes[1].rss_peak_mb.reason == "the process did not tell"
+    assert telemetry.processes[1].rss_peak_mb.reason == "the process did not report it"
     assert telemetry.processes[0].kv_cache_peak.value == 0.5
     assert telemetry.processes[1].kv_cache_peak.reason == "there is no pool"
     sampler = telemetry.sampler
