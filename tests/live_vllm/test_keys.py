@@ -334,7 +334,7 @@ def test_dummy_weights_need_no_checkpoint(tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kv_cache_memory_bytes": 5, "gpu_memory_utilization": 0.5}, "has no effect beside kv_cache_memory_bytes"),
+        ({"kv_cache_memory_bytes": 5, "gpu_memory_utilization": 0.5}, "has no effect with kv_cache_memory_bytes"),
         ({"enforce_eager": True, "optimization_level": 2}, "enforce_eager compiles nothing"),
         ({"distributed_executor_backend": "uni", "tensor_parallel_size": 2}, "uni is one process"),
         ({"tensor_parallel_size": 2, "num_threads": 2}, "set cpu_omp_threads_bind for several"),

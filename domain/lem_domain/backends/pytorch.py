@@ -20,7 +20,7 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 
 
 class TorchCompileConfig(ConfigModel):
-    """torch.compile of the model's forward pass; what is compiled is compiled before the window."""
+    """torch.compile of the model's forward pass, before the window."""
 
     enabled: bool = Field(
         default=True,
@@ -29,12 +29,12 @@ class TorchCompileConfig(ConfigModel):
     )
     mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = Field(
         default=None,
-        description="How long the compiler may search; of the inductor backend only.",
+        description="How much time the compiler spends on optimisation; of the inductor backend only.",
         json_schema_extra=engine_parameter("torch.compile(mode)"),
     )
     backend: Literal["inductor", "eager", "aot_eager"] | None = Field(
         default=None,
-        description="The compiler behind the captured graph; `eager` and `aot_eager` capture it and compile nothing.",
+        description="The compiler of the captured graph; `eager` and `aot_eager` capture it and compile nothing.",
         json_schema_extra=engine_parameter("torch.compile(backend)"),
     )
     fullgraph: Literal[True] | None = Field(
@@ -52,7 +52,7 @@ class TorchCompileConfig(ConfigModel):
     def _mode_needs_inductor(self) -> Self:
         if self.mode is not None and self.backend not in {None, "inductor"}:
             raise ValueError(
-                f"mode {self.mode} tells the inductor backend how to compile and backend is {self.backend}; "
+                f"mode {self.mode} is an option of the inductor backend and backend is {self.backend}; "
                 "remove mode or set backend: inductor"
             )
         given = [name for name in ("mode", "backend", "fullgraph", "dynamic") if getattr(self, name) is not None]
@@ -96,7 +96,7 @@ class QuantizationConfig(ConfigModel):
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)} are both set; keep one of them")
         if not chosen:
-            raise ValueError("it names no scheme; set load_in_8bit, load_in_4bit or torchao, or remove quantization")
+            raise ValueError("no scheme is set; set load_in_8bit, load_in_4bit or torchao, or remove quantization")
         four = [name for name in ("compute_dtype", "quant_type") if getattr(self, name) is not None]
         if four and not self.load_in_4bit:
             raise ValueError(f"{', '.join(four)} belongs to load_in_4bit; set that or remove it")
@@ -129,7 +129,7 @@ class PyTorchConfig(ConfigModel):
         ge=1,
         le=4096,
         description="Most requests that are decoded together, in lockstep. Under dynamic batching, 1 (the default) "
-        "sets no bound beside max_tokens_per_batch.",
+        "leaves max_tokens_per_batch as the only bound.",
         json_schema_extra=engine_parameter("rows of input_ids", unit="requests"),
     )
     batching: Literal["static", "dynamic", "length_sorted"] = Field(
@@ -143,7 +143,7 @@ class PyTorchConfig(ConfigModel):
         default=None,
         ge=1,
         le=100_000_000,
-        description="Of dynamic batching: most places of a batch, rows times (longest prompt + output.max_tokens).",
+        description="Of dynamic batching: most tokens of a batch, rows times (longest prompt + output.max_tokens).",
         json_schema_extra=engine_parameter("size of input_ids and of what is generated", unit="tokens"),
     )
     num_processes: int = Field(
@@ -190,7 +190,7 @@ class PyTorchConfig(ConfigModel):
         default=None,
         ge=1,
         le=64,
-        description="Speculation from the prompt itself: most tokens copied from an earlier place; one request at a "
+        description="Speculation from the prompt itself: most tokens copied from an earlier position; one request at a "
         "time.",
         json_schema_extra=engine_parameter("GenerationConfig.prompt_lookup_num_tokens", unit="tokens"),
     )

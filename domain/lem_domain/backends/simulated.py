@@ -14,14 +14,14 @@ from lem_domain.config.model_base import ConfigModel, unit
 
 
 class SimulatedFailure(ConfigModel):
-    """A failure that the simulated backend produces on purpose."""
+    """A failure that the simulated backend produces."""
 
     at: Literal["load", "warmup", "measure", "cleanup"] = Field(
         description="The phase in which it happens; in cleanup everything is measured already."
     )
     how: Literal["raise", "out_of_memory", "hang", "silence", "exit", "kill", "abort", "segfault"] = Field(
-        description="raise: an engine error; out_of_memory: the engine says so; hang: it stops; silence: it works on "
-        "for ever and says nothing; exit: the process ends with code 3; kill, abort, segfault: it dies by SIGKILL, "
+        description="raise: an engine error; out_of_memory: an error of lacking memory; hang: it stops; silence: it "
+        "works without progress; exit: the process ends with code 3; kill, abort, segfault: it dies by SIGKILL, "
         "SIGABRT or SIGSEGV."
     )
     process: int = Field(default=0, ge=0, description="The rank that fails, from 0.", json_schema_extra=unit("1"))
@@ -42,7 +42,7 @@ class SimulatedPower(ConfigModel):
 
 
 class SimulatedConfig(ConfigModel):
-    """The truth of the simulated backend: latencies, power and failures."""
+    """Settings of the simulated backend: its latencies, power and failures."""
 
     batch_size: int = Field(
         default=1, ge=1, le=4096, description="Requests that are decoded together.", json_schema_extra=unit("requests")
@@ -74,7 +74,7 @@ class SimulatedConfig(ConfigModel):
         default=100.0,
         ge=0,
         le=10_000,
-        description="Power of each simulated device; constant unless `power` says how it changes.",
+        description="Power of each simulated device; constant unless `power` is set.",
         json_schema_extra=unit("W"),
     )
     power: SimulatedPower | None = Field(
@@ -85,16 +85,16 @@ class SimulatedConfig(ConfigModel):
         default=0.0,
         ge=0,
         le=1,
-        description="So many of the window's requests the engine gives up after their first token, evenly among them.",
+        description="Share of the window's requests that fail after their first token, spread evenly.",
         json_schema_extra=unit("1"),
     )
     nondeterministic: bool = Field(
         default=False,
-        description="Every repetition of the prompts gets other answers, as from kernels that are not deterministic.",
+        description="Every repetition of the prompts gets other answers, as from non-deterministic kernels.",
     )
     misreport: tuple[Literal["batch_size", "num_processes"], ...] = Field(
         default=(),
-        description="Parameters that the backend reads back with a wrong value, as an engine that lies would.",
+        description="Parameters that the backend reads back with a wrong value.",
     )
 
     @model_validator(mode="after")

@@ -58,11 +58,11 @@ class TensorrtKvCache(ConfigModel):
 
 
 class TensorrtScheduler(ConfigModel):
-    """Which requests work together."""
+    """The scheduler."""
 
     capacity_policy: Literal["MAX_UTILIZATION", "GUARANTEED_NO_EVICT", "STATIC_BATCH"] | None = Field(
         default=None,
-        description="What is admitted: as much as fits now, only what is sure to finish, or whole batches.",
+        description="Requests that are admitted: as many as fit now, only those sure to finish, or whole batches.",
         json_schema_extra=engine_parameter("scheduler_config.capacity_scheduler_policy"),
     )
     context_chunking_policy: Literal["FIRST_COME_FIRST_SERVED", "EQUAL_PROGRESS"] | None = Field(
@@ -187,7 +187,7 @@ class TensorrtConfig(ConfigModel):
         default=None,
         ge=1,
         le=64,
-        description="Stages of layers, each on devices of its own.",
+        description="Stages of layers, each on separate devices.",
         json_schema_extra=engine_parameter("pipeline_parallel_size", unit="devices"),
     )
     moe_tensor_parallel_size: int | None = Field(
@@ -261,7 +261,7 @@ class TensorrtConfig(ConfigModel):
     )
     force_rebuild: bool = Field(
         default=False,
-        description="Build anew and replace what `engine_cache_dir` holds.",
+        description="Rebuild the engine and replace the one in `engine_cache_dir`.",
         json_schema_extra=engine_parameter("LLM.save"),
     )
 

@@ -68,7 +68,7 @@ class VllmConfig(ConfigModel):
     )
     distributed_executor_backend: Literal["uni", "mp"] | None = Field(
         default=None,
-        description="`uni` runs the model in the engine's own process, `mp` in processes of its own.",
+        description="`uni` runs the model in the engine's own process, `mp` in subprocesses.",
         json_schema_extra=engine_parameter("distributed_executor_backend"),
     )
     max_num_seqs: int | None = Field(
@@ -97,7 +97,7 @@ class VllmConfig(ConfigModel):
         gt=0,
         le=1,
         description="Fraction of the device's memory (on the CPU: of the machine's) that the engine fills, most of it "
-        "with its KV cache; no effect beside `kv_cache_memory_bytes`.",
+        "with its KV cache; no effect with `kv_cache_memory_bytes`.",
         json_schema_extra=engine_parameter("gpu_memory_utilization", unit="1"),
     )
     kv_cache_memory_bytes: int | None = Field(
@@ -126,7 +126,7 @@ class VllmConfig(ConfigModel):
     )
     enable_chunked_prefill: bool | None = Field(
         default=None,
-        description="Let a long prompt be computed in parts, beside the tokens of other requests.",
+        description="Compute a long prompt in parts, together with the tokens of other requests.",
         json_schema_extra=engine_parameter("enable_chunked_prefill"),
     )
     enforce_eager: bool | None = Field(
@@ -166,7 +166,7 @@ class VllmConfig(ConfigModel):
     cpu_omp_threads_bind: str | None = Field(
         default=None,
         pattern=r"^(auto|nobind|[0-9,\-]+(\|[0-9,\-]+)*)$",
-        description="Cores of each process of a model on the CPU that runs in processes of its own, such as `0-3|4-7`. "
+        description="Cores of each subprocess of a model that runs in subprocesses on the CPU, such as `0-3|4-7`. "
         "Where it is unset the worker divides the cores that it has among them.",
         json_schema_extra=engine_parameter("VLLM_CPU_OMP_THREADS_BIND"),
     )
@@ -196,7 +196,7 @@ class VllmConfig(ConfigModel):
     @model_validator(mode="after")
     def _what_contradicts(self) -> Self:
         if self.kv_cache_memory_bytes is not None and self.gpu_memory_utilization is not None:
-            raise ValueError("gpu_memory_utilization has no effect beside kv_cache_memory_bytes; remove one of the two")
+            raise ValueError("gpu_memory_utilization has no effect with kv_cache_memory_bytes; remove one of the two")
         if self.enforce_eager and self.optimization_level:
             raise ValueError(
                 f"enforce_eager compiles nothing and optimization_level {self.optimization_level} does; remove one"
@@ -210,7 +210,7 @@ class VllmConfig(ConfigModel):
             )
         if not in_processes and self.cpu_omp_threads_bind is not None:
             raise ValueError(
-                "cpu_omp_threads_bind is for a model in processes of its own; set num_threads for one in the engine's"
+                "cpu_omp_threads_bind is for a model in subprocesses; set num_threads for one in the engine's"
             )
         if (
             self.enable_chunked_prefill is False

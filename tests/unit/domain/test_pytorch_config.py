@@ -27,7 +27,7 @@ def experiment(**pytorch: JsonValue) -> ExperimentConfig:
         ({"use_cache": False, "cache_implementation": "static"}, "there is no static cache; remove one of the two"),
         ({"quantization": {"load_in_4bit": True, "load_in_8bit": True}}, "load_in_8bit and load_in_4bit are both set"),
         ({"quantization": {"load_in_4bit": True, "torchao": "int8_weight_only"}}, "load_in_4bit and torchao are both"),
-        ({"quantization": {}}, "it names no scheme; set load_in_8bit, load_in_4bit or torchao"),
+        ({"quantization": {}}, "no scheme is set; set load_in_8bit, load_in_4bit or torchao"),
         ({"quantization": {"load_in_8bit": True, "quant_type": "nf4"}}, "quant_type belongs to load_in_4bit"),
         ({"assisted_decoding": {"model": "a"}, "prompt_lookup_tokens": 3}, "are both set; keep one way of speculation"),
         ({"prompt_lookup_tokens": 3, "batch_size": 2}, "works on one request at a time; remove batching and set"),

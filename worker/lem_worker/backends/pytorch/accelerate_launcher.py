@@ -1,6 +1,6 @@
 """Run `accelerate launch`: `python -m lem_worker.backends.pytorch.accelerate_launcher EXITS_FILE ARGUMENT…`.
 
-The launched ranks lead sessions of their own and die with this process, as it dies with the daemon. The daemon is not
+The launched ranks lead separate sessions and die with this process, as it dies with the daemon. The daemon is not
 the parent of the ranks, so when one fails, this process writes the exit codes by rank to EXITS_FILE as a JSON object.
 """
 
