@@ -269,7 +269,7 @@ def test_the_concurrency_is_divided_without_loss_and_never_to_nothing() -> None:
         ({"mode": "closed"}, "traffic.mode closed needs concurrency"),
         ({"concurrency": 3}, "concurrency has no effect under traffic.mode offline"),
         ({"mode": "closed", "concurrency": 3, "rate_per_s": 2}, "rate_per_s has no effect under traffic.mode closed"),
-        ({"slo": {}}, "slo states no limit"),
+        ({"slo": {}}, "slo has no limit"),
     ],
 )
 def test_traffic_that_says_too_little_or_too_much_is_refused(given_keys: dict[str, object], message: str) -> None:
