@@ -1,4 +1,4 @@
-"""Campaigns, their experiments, the preview of a plan, and results over cycles."""
+"""Wire models of campaigns: experiments, plans, placements, aggregation and results over cycles."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ __all__ = [
 
 
 class RunCounts(AnswerModel):
-    """How many runs are in each state."""
+    """Number of runs in each state."""
 
     queued: int = 0
     initialised: int = 0
@@ -57,21 +57,21 @@ class RunCounts(AnswerModel):
 
     @property
     def total(self) -> int:
-        """All runs of the campaign."""
+        """Number of all runs of the campaign."""
         return sum(getattr(self, state.value) for state in RunState)
 
     def in_states(self, *states: RunState) -> int:
-        """Runs in any of the given states."""
+        """Return the number of runs in any of the given states."""
         return sum(getattr(self, state.value) for state in states)
 
 
 class PauseCampaign(RequestModel):
-    """How a campaign is paused."""
+    """Request to pause a campaign."""
 
     live_runs: Literal["finish", "stop"] = Field(
         default="finish",
-        description="finish: what is being measured goes on to its end; stop: its worker stops it within seconds, and "
-        "it waits with the others, without cost to its retries.",
+        description="finish: live runs are measured to their end; stop: workers stop them within seconds and they "
+        "are queued again, without a charge to their retries.",
     )
 
 
@@ -94,59 +94,59 @@ class AggregatedCampaign(AnswerModel):
 
 
 class RetriedRuns(AnswerModel):
-    """What a retry queued again."""
+    """The runs that a retry queued again."""
 
     run_ids: tuple[RunId, ...]
 
 
 class ImportOrigin(AnswerModel):
-    """Where a campaign that was not measured through this server came from."""
+    """Origin of an imported campaign."""
 
-    bundle_sha256: Sha256 = Field(description="Of the bundle's SHA256SUMS, and so of all that it held.")
+    bundle_sha256: Sha256 = Field(description="Digest of the bundle's SHA256SUMS, which covers the whole bundle.")
     lem_version: str = Field(description="The version of LEM that wrote the bundle.")
     imported_at: datetime
     imported_by: str = Field(description="Name of the token that imported it.")
 
 
 class PlaceCampaign(RequestModel):
-    """A new place for what a campaign has left to do."""
+    """Request to place the remaining runs of a campaign on other devices."""
 
-    placement: Placement | None = Field(default=None, description="The rule from now on; without it, it stays.")
+    placement: Placement | None = Field(default=None, description="New rule; unchanged if omitted.")
 
 
 class PlaceView(AnswerModel):
-    """Where the runs of a campaign are, or were before it was moved."""
+    """The devices of a campaign's runs, current or former."""
 
-    devices: tuple[str, ...] = Field(description="UUIDs: of the first run and, under same_device, of all.")
+    devices: tuple[str, ...] = Field(description="UUIDs: of the first run and, under same_device, of every run.")
     kind: DeviceKind
     name: str
     placed_at: datetime
-    ended_at: datetime | None = Field(description="When the campaign was moved from there.")
+    ended_at: datetime | None = Field(description="When the campaign was moved to other devices.")
     ended_by: str | None = Field(description="Name of the token that moved it.")
 
 
 class WaitReason(StrEnum):
-    """Why nothing of an active campaign runs."""
+    """Why an active campaign has no live run."""
 
     NO_WORKER = "no_worker"
     DEVICE_GONE = "device_gone"
-    """Its device is at no worker that is online; it waits for it, for ever if need be."""
+    """No online worker has its device; the run waits for it without a limit."""
     BUSY = "busy"
     GAP = "gap"
     COOLING = "cooling"
     TURN = "turn"
     ORDER = "order"
     WORKER_SILENT = "worker_silent"
-    """The worker is online and does not ask for work: it pauses after failures, or cleans up."""
+    """The worker is online but does not claim runs: it pauses after failures, or cleans up."""
     FAIL_FAST = "fail_fast"
 
 
 class WaitView(AnswerModel):
-    """What a campaign waits for."""
+    """The reason why a campaign waits."""
 
     reason: WaitReason
     message: str
-    until: datetime | None = Field(default=None, description="At the latest, where that is known.")
+    until: datetime | None = Field(default=None, description="Latest end of the wait, if it is known.")
 
 
 class CampaignView(AnswerModel):
@@ -158,29 +158,27 @@ class CampaignView(AnswerModel):
     created_at: datetime
     submitted_by: str = Field(description="Name of the token that submitted it.")
     execution: ExecutionConfig = Field(description="As it was submitted.")
-    placement: Placement = Field(
-        default="any", description="In force; another than the submitted one after a `:place`."
-    )
-    places: tuple[PlaceView, ...] = Field(default=(), description="Where its runs are, and were before it was moved.")
+    placement: Placement = Field(default="any", description="In force; a `:place` may have replaced the submitted one.")
+    places: tuple[PlaceView, ...] = Field(default=(), description="Current and former devices of its runs.")
     priority: int
     labels: dict[str, str]
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
     experiments: int
     runs: RunCounts
     imported: ImportOrigin | None = Field(
-        default=None, description="Set where it was imported: it is a record of what was measured elsewhere."
+        default=None, description="Set for an imported campaign, which was measured through another server."
     )
     waiting: WaitView | None = Field(
         default=None,
-        description="Why nothing of it runs though it is active; told where one campaign is asked for, not in lists.",
+        description="Why it has no live run although it is active; null in lists.",
     )
 
 
 class ImportedBundle(AnswerModel):
-    """What an import brought."""
+    """Outcome of an import."""
 
     campaign: CampaignView
-    new: bool = Field(description="False when the same bundle had been imported before; nothing was changed then.")
+    new: bool = Field(description="False if the same bundle was imported before; nothing changed then.")
     experiments: int
     runs: int
     attempts: int
@@ -189,7 +187,7 @@ class ImportedBundle(AnswerModel):
 
 
 class ValueView(AnswerModel):
-    """One value of an experiment, and where it came from."""
+    """One value of an experiment and its source."""
 
     path: str
     value: JsonValue
@@ -202,13 +200,11 @@ class ExperimentView(AnswerModel):
 
     id: ExperimentId
     campaign_id: CampaignId
-    display_name: str = Field(description="What distinguishes it within its campaign.")
-    varied: dict[str, JsonValue] = Field(description="The sweep's values that made it.")
+    display_name: str = Field(description="Distinguishes it within its campaign.")
+    varied: dict[str, JsonValue] = Field(description="Its values of the sweep.")
     config: ExperimentConfig
     config_hash: Sha256
-    provenance: tuple[ValueView, ...] | None = Field(
-        default=None, description="Of every value where it came from; null in lists."
-    )
+    provenance: tuple[ValueView, ...] | None = Field(default=None, description="Source of every value; null in lists.")
 
 
 class PlannedExperimentView(AnswerModel):
@@ -229,14 +225,14 @@ class PlannedRunView(AnswerModel):
 
 
 class MergedView(AnswerModel):
-    """A combination that is the same experiment as an earlier one."""
+    """A combination that resolves to the same experiment as an earlier one."""
 
     display_name: str
     same_as: str = Field(description="Display name of the earlier one.")
 
 
 class RefusedView(AnswerModel):
-    """A combination that is no experiment, and why."""
+    """An invalid combination and its problems."""
 
     display_name: str
     varied: dict[str, JsonValue]
@@ -244,28 +240,28 @@ class RefusedView(AnswerModel):
 
 
 class CampaignPlan(AnswerModel):
-    """What submitting would queue."""
+    """What a submission would queue."""
 
     name: str
-    experiment_count: int = Field(description="How many experiments there are, however many are listed.")
-    run_count: int = Field(description="How many runs there are.")
+    experiment_count: int = Field(description="Number of experiments, listed or not.")
+    run_count: int = Field(description="Number of runs, listed or not.")
     duplicates: int = Field(description="Combinations that are the same experiment as an earlier one.")
-    merged: tuple[MergedView, ...] = Field(default=(), description="Which ones; the first 100.")
+    merged: tuple[MergedView, ...] = Field(default=(), description="The first 100 of them.")
     refused: int = Field(
-        default=0, description="Combinations that are no experiments; unless `on_refused` is `skip` nothing is queued."
+        default=0, description="Invalid combinations; unless `on_refused` is `skip`, nothing is queued."
     )
-    refusals: tuple[RefusedView, ...] = Field(default=(), description="Which ones and why; the first 100.")
-    execution: ExecutionConfig = Field(description="Order, gaps and placement, defaults included.")
+    refusals: tuple[RefusedView, ...] = Field(default=(), description="The first 100 of them, with their problems.")
+    execution: ExecutionConfig = Field(description="Order, gaps and placement, including defaults.")
     minimum_duration_s: float = Field(
-        description="Lower bound on one device: the measured windows, and the gaps by time between them."
+        description="Lower bound on one device: the measured windows and the timed gaps between them."
     )
-    minimum_gap_s: float = Field(description="How much of it are gaps.")
+    minimum_gap_s: float = Field(description="The part of it that is gaps.")
     notes: tuple[str, ...] = Field(
-        default=(), description="What registered workers can't run, why, and how much they can."
+        default=(), description="What registered workers cannot run and why, and how many runs they can."
     )
-    # The last two, because they are sent piece by piece.
-    experiments: tuple[PlannedExperimentView, ...] = Field(description="All of them, or as many as were asked for.")
-    runs: tuple[PlannedRunView, ...] = Field(description="The same of the runs, in their order.")
+    # The last two fields, because the server sends them in pieces.
+    experiments: tuple[PlannedExperimentView, ...] = Field(description="All of them, or as many as `listed` allows.")
+    runs: tuple[PlannedRunView, ...] = Field(description="The runs in their order, all or as many as `listed` allows.")
 
 
 class RunOutcome(AnswerModel):
@@ -276,7 +272,7 @@ class RunOutcome(AnswerModel):
     state: RunState
     verdict: Verdict | None = None
     reason: str | None = Field(default=None, description="Why there is no result: failure reason or state.")
-    message: str | None = Field(default=None, description="The same in one sentence, where an attempt ended so.")
+    message: str | None = Field(default=None, description="The failure in one sentence.")
 
 
 class ExperimentResults(AnswerModel):
@@ -286,7 +282,7 @@ class ExperimentResults(AnswerModel):
     display_name: str
     varied: dict[str, JsonValue]
     outcomes: tuple[RunOutcome, ...]
-    verdict: Verdict | None = Field(description="The worst of its cycles; null without any result.")
+    verdict: Verdict | None = Field(description="The worst verdict of its cycles; null without a result.")
     energy_method: str | None = Field(description="Method of the energy figures; `mixed` where cycles differ.")
     energy_includes: tuple[str, ...]
     findings: tuple[str, ...] = Field(description="Distinct findings over its cycles, as sentences.")

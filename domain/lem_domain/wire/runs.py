@@ -1,4 +1,4 @@
-"""Runs, their attempts, transitions, logs and live progress."""
+"""Wire models of runs: attempts, transitions, lease events, logs, streams and progress."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from lem_domain.wire.base import AnswerModel, RequestModel
 
 
 class Progress(RequestModel):
-    """What a busy attempt is doing, as its worker saw it last. Rates are momentary, not results."""
+    """Progress of a live attempt, as its worker last reported it. Rates are momentary and no results."""
 
     phase: str = Field(max_length=40)
     requests_done: int = Field(default=0, ge=0)
     generated_tokens: int = Field(default=0, ge=0)
-    elapsed_s: float = Field(default=0, ge=0, description="Since the phase began.")
+    elapsed_s: float = Field(default=0, ge=0, description="Since the start of the phase.")
     fraction: float | None = Field(
-        default=None, ge=0, le=1, description="Of the measured window, as far as foreseeable."
+        default=None, ge=0, le=1, description="Estimated part of the measured window that is done."
     )
     output_rate_tok_s: float | None = Field(default=None, ge=0)
     power_w: float | None = Field(default=None, ge=0)
@@ -41,17 +41,17 @@ class RunView(AnswerModel):
     position: int
     state: RunState
     reason: FailureReason | None = Field(default=None, description="Why it failed, was interrupted or cancelled.")
-    message: str | None = Field(default=None, description="The same in one sentence.")
+    message: str | None = Field(default=None, description="The reason in one sentence.")
     attempts: int
     current_attempt: AttemptId | None
     cancel_requested: bool
     created_at: datetime
     updated_at: datetime
-    progress: Progress | None = Field(default=None, description="While a worker is busy with it.")
+    progress: Progress | None = Field(default=None, description="Set while a worker executes the run.")
 
 
 class AttemptView(AnswerModel):
-    """One try at a run by one worker."""
+    """One worker's try at a run."""
 
     id: AttemptId
     run_id: RunId
@@ -71,7 +71,7 @@ class AttemptView(AnswerModel):
 
 
 class TransitionView(AnswerModel):
-    """One entry of a run's append-only log."""
+    """One entry of a run's append-only log of transitions."""
 
     source: RunState | None
     target: RunState
@@ -84,12 +84,12 @@ class TransitionView(AnswerModel):
 
 
 class LeaseEventKind(StrEnum):
-    """What happened to a lease while its run kept its state."""
+    """An event of a lease that does not change the state of its run."""
 
     SUSPECT = "suspect"
-    """It ran out without a beat; the run waits for the grace to end."""
+    """The lease ran out without a heartbeat; the run is interrupted when the grace ends."""
     RECOVERED = "recovered"
-    """The same attempt beat again before the grace ended, and goes on."""
+    """A heartbeat of the same attempt arrived before the grace ended."""
 
 
 class LeaseEventView(AnswerModel):
@@ -98,7 +98,7 @@ class LeaseEventView(AnswerModel):
     attempt_id: AttemptId
     kind: LeaseEventKind
     at: datetime
-    silent_s: float = Field(description="Since the last beat.")
+    silent_s: float = Field(description="Since the last heartbeat.")
 
 
 class LogChunk(AnswerModel):
@@ -112,7 +112,7 @@ class LogChunk(AnswerModel):
 
 
 class ChunkView(AnswerModel):
-    """What the server holds of one chunk."""
+    """A stored chunk without its body."""
 
     seq: int
     rows: int
@@ -121,7 +121,7 @@ class ChunkView(AnswerModel):
 
 
 class StreamView(AnswerModel):
-    """What the server holds of one stream of one process."""
+    """The stored chunks of one stream of one process."""
 
     process: ProcessName
     stream: StreamName
@@ -129,16 +129,16 @@ class StreamView(AnswerModel):
 
 
 class EffectiveParameter(RequestModel):
-    """One parameter: what was asked for and what the live engine says is in force."""
+    """One parameter: the requested value and the one that the loaded engine reports."""
 
     name: str = Field(max_length=200, description="Dotted path, for example pytorch.batch_size.")
     requested: JsonValue
     effective: JsonValue
-    confirmed: bool = Field(description="The engine's value is the requested one, or nothing was requested.")
+    confirmed: bool = Field(description="The engine's value equals the requested one, or no value was requested.")
 
 
 class EffectiveConfig(RequestModel):
-    """The configuration read back from the live engine after loading."""
+    """The configuration that was read back from the loaded engine."""
 
     engine: str = Field(max_length=100, description="Package and version, for example transformers 5.23.0.")
     parameters: tuple[EffectiveParameter, ...]

@@ -1,1 +1,1 @@
-"""Campaigns: planning, submitting, following and cancelling them, and their results over cycles."""
+"""Campaigns: planning, submitting, reading and cancelling them, and their results over cycles."""

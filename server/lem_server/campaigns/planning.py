@@ -1,10 +1,10 @@
-"""From a submitted specification to what would be queued, with everything refused that no worker could ever run."""
+"""Expands a submitted campaign and refuses what no worker could run. The client's own expansion is not trusted."""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from pydantic import BaseModel
@@ -29,41 +29,30 @@ from lem_domain.wire.campaigns import (
 from lem_server.campaigns.queries import ServedBackend
 
 
-def plan(spec: CampaignSpec) -> Plan:
-    """Every experiment and run of a campaign that is to be queued.
+def expand_campaign(spec: CampaignSpec, *, list_refused: bool = False) -> Plan:
+    """Expand a campaign into its experiments and runs, as `POST /campaigns` queues them.
+
+    With `list_refused`, as `POST /campaigns:plan` answers, invalid combinations are listed and not raised.
 
     Raises:
-        ConfigurationError: with every problem, each addressed within the body that was sent.
+        ConfigurationError: with every problem, each with its JSON pointer in the request's body.
     """
-    return _made(spec, expand)
-
-
-def look_ahead(spec: CampaignSpec) -> Plan:
-    """What would be queued, and beside it what is refused.
-
-    Raises:
-        ConfigurationError: nothing could be queued at all; with every problem, addressed as above.
-    """
-    return _made(spec, preview)
-
-
-def _made(spec: CampaignSpec, make: Callable[[CampaignSpec], Plan]) -> Plan:
     _refuse_unstorable(spec)
     try:
-        return make(spec)
+        return preview(spec) if list_refused else expand(spec)
     except ConfigurationError as error:
         raise ConfigurationError(str(error), tuple(map(_in_body, error.findings))) from None
 
 
 def _in_body(problem: FieldProblem) -> FieldProblem:
-    """The keys of an experiment stand below `experiment`."""
+    """Prefix the keys of an experiment, which are below `experiment` in the body."""
     if problem.pointer.split("/")[1:2] and problem.pointer.split("/")[1] in CAMPAIGN_KEYS:
         return problem
     return problem.model_copy(update={"pointer": f"/experiment{problem.pointer}"})
 
 
 def refuse_missing_prompts(planned: Plan, *, held: Collection[str]) -> None:
-    """Check that every experiment's prompts are there; `held` are the digests of the sets that the server holds.
+    """Check that the prompts of every experiment exist; `held` are the digests of the stored data sets.
 
     Raises:
         ConfigurationError: with every problem.
@@ -82,7 +71,7 @@ def refuse_missing_prompts(planned: Plan, *, held: Collection[str]) -> None:
 
 
 def datasets_of(planned: Plan) -> frozenset[str]:
-    """Digests of the sets of prompts and the traces of arrivals that a plan needs."""
+    """Return the digests of the data sets and arrival traces that a plan needs."""
     wanted = (one.digest for needs in _distinct_needs(planned) for one in _uploaded(needs))
     return frozenset(digest for digest in wanted if digest is not None)
 
@@ -92,7 +81,7 @@ def _distinct_needs(planned: Plan) -> Iterable[Needs]:
 
 
 def notes(planned: Plan, served: Sequence[ServedBackend]) -> tuple[str, ...]:
-    """What registered workers can't run, one sentence each, and last how much they can."""
+    """Return one sentence per need that no registered worker meets, and last how many runs they can run."""
     wanted: dict[BackendName, dict[DevicesConfig, None]] = {}
     for needs in _distinct_needs(planned):
         wanted.setdefault(needs.backend, {})[needs.devices] = None
@@ -137,9 +126,9 @@ def _missing_devices(
 
 
 def answer(spec: CampaignSpec, planned: Plan, notes_on_it: tuple[str, ...], *, listed: int | None) -> Iterator[bytes]:
-    """The JSON of `CampaignPlan` in pieces, with at most `listed` experiments and runs.
+    """Yield the JSON of `CampaignPlan` in pieces, with at most `listed` experiments and runs.
 
-    No more of them than make one piece are in memory at a time: as objects, experiments take 9 kB each.
+    Only one piece of them is in memory at a time, because an experiment as an object takes 9 kB.
     """
     least = least_duration(planned.runs, [one.needs.window_s for one in planned.experiments], spec.execution.gaps)
     whole = CampaignPlan(
@@ -193,34 +182,34 @@ def _run_view(run: PlannedRun) -> PlannedRunView:
 def _refuse_unstorable(spec: CampaignSpec) -> None:
     pointers = tuple(_with_nul(spec.model_dump(mode="json"), ()))
     if pointers:
-        message = "a text holds the character U+0000, which can't be stored; remove it"
+        message = "a text contains the character U+0000, which cannot be stored; remove it"
         raise ConfigurationError(message, tuple(FieldProblem(pointer=one, message=message) for one in pointers))
 
 
-def _with_nul(value: JsonValue, place: tuple[str | int, ...]) -> Iterator[str]:
-    """JSON pointers to every text, key or value, that PostgreSQL refuses."""
+def _with_nul(value: JsonValue, path: tuple[str | int, ...]) -> Iterator[str]:
+    """Yield the JSON pointers of all keys and values that PostgreSQL rejects."""
     if isinstance(value, str) and "\x00" in value:
-        yield pointer(place)
+        yield pointer(path)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            yield from _with_nul(inner, (*place, index))
+            yield from _with_nul(inner, (*path, index))
     elif isinstance(value, dict):
         for key, inner in value.items():
             if "\x00" in key:
-                yield pointer((*place, key))
-            yield from _with_nul(inner, (*place, key))
+                yield pointer((*path, key))
+            yield from _with_nul(inner, (*path, key))
 
 
 def _prompt_problems(wanted: str | None, *, builtin: Collection[str]) -> Iterator[FieldProblem]:
     if wanted is not None and wanted not in builtin:
         yield FieldProblem(
             pointer="/experiment/prompts/builtin",
-            message=f"there is no built-in set of prompts {wanted!r}; choose one of {', '.join(builtin)}",
+            message=f"there is no built-in prompt set {wanted!r}; choose one of {', '.join(builtin)}",
         )
 
 
 class _Uploaded(NamedTuple):
-    """What an experiment names by the digest of its lines; `lemctl` puts that in a file's place."""
+    """A data set that an experiment names by its digest; `lemctl` replaces a file name by it."""
 
     what: str
     file_key: str
@@ -229,11 +218,11 @@ class _Uploaded(NamedTuple):
     digest: str | None
 
     def problems(self, held: Collection[str]) -> Iterator[FieldProblem]:
-        """Why the server can't take it as it stands."""
+        """Yield why the server cannot accept the experiment."""
         if self.file is not None:
             yield FieldProblem(
                 pointer=f"/experiment/{self.file_key.replace('.', '/')}",
-                message=f"only lemctl reads files; upload the lines (PUT /api/v1/datasets/{{sha256}}) and give "
+                message=f"only lemctl reads files; upload the content (PUT /api/v1/datasets/{{sha256}}) and give "
                 f"{self.digest_key} instead of {self.file_key}",
             )
         if self.digest is not None and self.digest not in held:

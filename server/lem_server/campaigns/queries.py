@@ -18,7 +18,7 @@ from lem_domain.config.execution import ExecutionConfig, Placement
 
 
 class CampaignRow(NamedTuple):
-    """A campaign with how much of it there is in each state."""
+    """A campaign with the number of its runs in each state."""
 
     id: UUID
     name: str
@@ -32,13 +32,12 @@ class CampaignRow(NamedTuple):
     runs: dict[str, int]
     imported: dict[str, Any] | None
     metadata: dict[str, Any] | None
-    """None for a campaign that is older than the key."""
     placement: Placement
     places: list[dict[str, Any]]
 
 
 class NewExperiment(NamedTuple):
-    """An experiment to be stored; `varied` and `config` are JSON texts."""
+    """An experiment to insert; `varied` and `config` are JSON texts."""
 
     id: UUID
     ordinal: int
@@ -60,7 +59,7 @@ class ExperimentRow(NamedTuple):
 
 
 class ServedBackend(NamedTuple):
-    """What one worker that didn't sign off serves, on which devices, and with which packages."""
+    """Backend, devices and package versions of a registered worker."""
 
     backend: str
     devices: list[dict[str, str]]
@@ -84,7 +83,7 @@ async def insert(
     labels: dict[str, str],
     execution: ExecutionConfig,
 ) -> None:
-    """Store a campaign."""
+    """Insert a campaign."""
     await connection.execute(
         _INSERT,
         {
@@ -115,7 +114,7 @@ _INSERT_EXPERIMENTS = text("""
 async def insert_experiments(
     connection: AsyncConnection, campaign_id: UUID, experiments: Sequence[NewExperiment]
 ) -> None:
-    """Store experiments with one statement."""
+    """Insert experiments with one statement."""
     await connection.execute(
         _INSERT_EXPERIMENTS,
         {
@@ -130,8 +129,8 @@ async def insert_experiments(
     )
 
 
-# Index ix_runs_campaign_id_state counts the runs and tells whether one is open, both from the same few groups: an
-# EXISTS of its own is planned as a scan of all runs as soon as open ones are common.
+# Index ix_runs_campaign_id_state counts the runs per state, and the same few groups show whether one is open: a
+# separate EXISTS is planned as a scan of all runs as soon as open ones are common.
 _SELECT = """
     SELECT c.id, c.name, CASE WHEN c.state <> 'cancelled' AND NOT work.open THEN 'completed' ELSE c.state END,
            c.created_at, c.submitted_by, c.spec -> 'execution', c.priority, c.labels,
@@ -167,9 +166,9 @@ async def list_campaigns(
     before: UUID | None,
     limit: int,
 ) -> list[CampaignRow]:
-    """Campaigns, the newest first: their primary key backwards, or ix_campaigns_name where a name is asked for.
+    """Return campaigns, the newest first: by the primary key backwards, or by ix_campaigns_name for a name.
 
-    Labels are looked at on the way: there are far fewer campaigns than runs, and the newest are wanted.
+    Labels have no index: campaigns are few, and most requests are for the newest.
     """
     conditions = ["(CAST(:before AS uuid) IS NULL OR c.id < :before)"]
     parameters: dict[str, object] = {"before": before, "limit": limit}
@@ -191,13 +190,13 @@ _GET = text(_SELECT + " WHERE c.id = :id")
 
 
 async def get_campaign(connection: AsyncConnection, campaign_id: UUID) -> CampaignRow | None:
-    """One campaign."""
+    """Return one campaign."""
     row = (await connection.execute(_GET, {"id": campaign_id})).one_or_none()
     return None if row is None else CampaignRow(*row)
 
 
 async def is_imported(connection: AsyncConnection, campaign_id: UUID) -> bool:
-    """Whether the campaign was measured elsewhere."""
+    """Return whether the campaign was imported."""
     row = await connection.execute(
         text("SELECT 1 FROM campaigns WHERE id = :id AND imported IS NOT NULL"), {"id": campaign_id}
     )
@@ -205,13 +204,13 @@ async def is_imported(connection: AsyncConnection, campaign_id: UUID) -> bool:
 
 
 async def exists(connection: AsyncConnection, campaign_id: UUID) -> bool:
-    """Whether there is such a campaign."""
+    """Return whether the campaign exists."""
     row = await connection.execute(text("SELECT 1 FROM campaigns WHERE id = :id"), {"id": campaign_id})
     return row.one_or_none() is not None
 
 
-# The first statement of a cancel: the campaign's row is locked before any of its runs. One that has nothing left to do
-# stays completed. Index ix_runs_campaign_id_state.
+# The first statement of a cancel: it locks the campaign's row before any of its runs, as the lock order requires. A
+# campaign without open runs stays completed. Index ix_runs_campaign_id_state.
 _CANCEL = text("""
     UPDATE campaigns c
        SET state = CASE WHEN EXISTS (SELECT 1 FROM runs r
@@ -223,11 +222,11 @@ _CANCEL = text("""
 
 
 async def cancel(connection: AsyncConnection, campaign_id: UUID) -> bool:
-    """Mark a campaign cancelled; False when there is none."""
+    """Mark a campaign cancelled; return False if it does not exist."""
     return (await connection.execute(_CANCEL, {"id": campaign_id})).one_or_none() is not None
 
 
-# The campaign's row is the first that is locked, as in a cancel. One that has nothing left to do stays completed.
+# Locks the campaign's row first, as a cancel does. A campaign without open runs stays completed.
 _SET_PAUSED = text("""
     UPDATE campaigns c
        SET state = CASE WHEN c.state = 'active'
@@ -244,19 +243,19 @@ _LOCK = text("SELECT state FROM campaigns WHERE id = :id FOR NO KEY UPDATE")
 
 
 async def pause(connection: AsyncConnection, campaign_id: UUID) -> str | None:
-    """Pause an active campaign that has something left to do; its stored state then, None when there is none."""
+    """Pause an active campaign with open runs; return its stored state, or None if it does not exist."""
     state: str | None = (await connection.execute(_SET_PAUSED, {"id": campaign_id})).scalar_one_or_none()
     return state
 
 
 async def resume(connection: AsyncConnection, campaign_id: UUID) -> str | None:
-    """Make a paused campaign active; its stored state then, None when there is none."""
+    """Make a paused campaign active; return its stored state, or None if it does not exist."""
     state: str | None = (await connection.execute(_SET_ACTIVE, {"id": campaign_id})).scalar_one_or_none()
     return state
 
 
 async def lock(connection: AsyncConnection, campaign_id: UUID) -> str | None:
-    """Lock a campaign before its runs; its stored state, None when there is none."""
+    """Lock a campaign before its runs; return its stored state, or None if it does not exist."""
     state: str | None = (await connection.execute(_LOCK, {"id": campaign_id})).scalar_one_or_none()
     return state
 
@@ -266,15 +265,15 @@ _SET_PLACEMENT = text("""
      WHERE id = :id AND state <> 'cancelled'
 """)
 # Index ix_campaign_places_campaign_id.
-_LEAVE_PLACES = text("""
+_END_PLACES = text("""
     UPDATE campaign_places SET ended_at = now(), ended_by = :by WHERE campaign_id = :id AND ended_at IS NULL
 """)
 
 
-async def place_anew(connection: AsyncConnection, campaign_id: UUID, *, placement: Placement | None, by: str) -> None:
-    """Let a locked campaign's next run choose its devices anew, under another rule if one is given."""
+async def reset_place(connection: AsyncConnection, campaign_id: UUID, *, placement: Placement | None, by: str) -> None:
+    """End the current places of a locked campaign, so that its next run chooses devices; optionally change the rule."""
     await connection.execute(_SET_PLACEMENT, {"id": campaign_id, "placement": placement})
-    await connection.execute(_LEAVE_PLACES, {"id": campaign_id, "by": by})
+    await connection.execute(_END_PLACES, {"id": campaign_id, "by": by})
 
 
 # Indexes ix_campaigns_fail_fast and ix_runs_campaign_id_state.
@@ -288,12 +287,12 @@ _FAILED_FAST = text("""
 
 
 async def failed_fast(connection: AsyncConnection) -> list[UUID]:
-    """Campaigns that end with the first failure, have one, and still have something queued."""
+    """Return the campaigns with `fail_fast`, a failed run and queued runs."""
     return list((await connection.execute(_FAILED_FAST)).scalars())
 
 
-async def tell(connection: AsyncConnection, campaign_id: UUID) -> None:
-    """Wake whoever follows the campaign, once this transaction is committed."""
+async def notify_followers(connection: AsyncConnection, campaign_id: UUID) -> None:
+    """Wake the event streams of the campaign, once this transaction is committed."""
     await connection.execute(text("SELECT pg_notify('lem_campaign', :id)"), {"id": str(campaign_id)})
 
 
@@ -310,7 +309,7 @@ _LIST_EXPERIMENTS = text("""
 async def list_experiments(
     connection: AsyncConnection, campaign_id: UUID, *, after: int, limit: int
 ) -> list[ExperimentRow]:
-    """A campaign's experiments in the order of its sweep."""
+    """Return a campaign's experiments in the order of its sweep."""
     rows = await connection.execute(_LIST_EXPERIMENTS, {"campaign_id": campaign_id, "after": after, "limit": limit})
     return [ExperimentRow(*row) for row in rows]
 
@@ -323,7 +322,7 @@ _GET_EXPERIMENT = text("""
 
 
 class OwnedExperiment(NamedTuple):
-    """An experiment, its campaign, and where the campaign's base values were set."""
+    """An experiment, its campaign, and the provenance of the campaign's values."""
 
     campaign_id: UUID
     provenance: dict[str, Any]
@@ -331,17 +330,17 @@ class OwnedExperiment(NamedTuple):
 
 
 async def get_experiment(connection: AsyncConnection, experiment_id: UUID) -> OwnedExperiment | None:
-    """One experiment with what its campaign says of it."""
+    """Return one experiment with its campaign."""
     row = (await connection.execute(_GET_EXPERIMENT, {"id": experiment_id})).one_or_none()
     return None if row is None else OwnedExperiment(row[0], row[1] or {}, ExperimentRow(*row[2:]))
 
 
-# There are few workers: a scan.
+# A scan: there are few workers.
 _SERVED = text("""
     SELECT backend, devices, versions FROM workers WHERE signed_off_at IS NULL ORDER BY id
 """)
 
 
 async def served_backends(connection: AsyncConnection) -> list[ServedBackend]:
-    """What the registered workers that didn't sign off could run."""
+    """Return what the registered workers that have not signed off can run."""
     return [ServedBackend(*row) for row in await connection.execute(_SERVED)]

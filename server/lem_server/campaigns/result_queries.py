@@ -9,18 +9,18 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 
-class OutcomePlace(NamedTuple):
-    """A run's place among the results of its campaign."""
+class OutcomePosition(NamedTuple):
+    """The sort key of the results of a campaign."""
 
     ordinal: int
     cycle: int
 
 
 class OutcomeRow(NamedTuple):
-    """A run, the experiment it belongs to, and the text of its aggregate where there is one.
+    """A run, its experiment, and the text of its aggregate or None.
 
-    `work` is the same for experiments that must generate the same tokens whatever their backend: greedy, in float32,
-    with one model, prompts and lengths. None for others.
+    `work` is equal for experiments that must generate the same tokens on every backend: greedy decoding in float32 with
+    the same model, prompts and lengths. It is None for other experiments.
     """
 
     ordinal: int
@@ -37,8 +37,8 @@ class OutcomeRow(NamedTuple):
 
 
 # Indexes uq_experiments_campaign_id_ordinal, uq_runs_experiment_id_cycle, ix_aggregates_run_id. Every experiment has a
-# run, so a page needs no more experiments than it has rows, and one whose runs were all on the page before: without the
-# inner limits each page would sort all runs.
+# run, so a page needs at most as many experiments as rows, plus one whose runs were all on the previous page. Without
+# the inner limits each page would sort all runs.
 _OUTCOMES = text("""
     SELECT e.ordinal, r.cycle, e.id, e.display_name, e.varied, r.id, r.state, r.reason, r.message, e.work, latest.result
       FROM (SELECT id, ordinal, display_name, varied,
@@ -71,10 +71,10 @@ _OUTCOMES = text("""
 
 
 async def list_outcomes(
-    connection: AsyncConnection, campaign_id: UUID, *, after: OutcomePlace | None, limit: int
+    connection: AsyncConnection, campaign_id: UUID, *, after: OutcomePosition | None, limit: int
 ) -> list[OutcomeRow]:
-    """One page of a campaign's runs: experiment by experiment, cycle by cycle."""
-    after = after or OutcomePlace(0, 0)
+    """Return one page of a campaign's runs, in the order of experiments and cycles."""
+    after = after or OutcomePosition(0, 0)
     rows = await connection.execute(
         _OUTCOMES, {"campaign_id": campaign_id, "ordinal": after.ordinal, "cycle": after.cycle, "limit": limit}
     )

@@ -1,4 +1,4 @@
-"""The results of a campaign: each experiment over its cycles, and why a cycle has none."""
+"""The results of a campaign: each experiment over its cycles, and why a cycle has no result."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from lem_domain.states import RunState
 from lem_domain.wire.campaigns import CampaignResults, ExperimentResults, RunOutcome
 from lem_server.aggregation.summaries import CycleTally
 from lem_server.campaigns import result_queries, service
-from lem_server.campaigns.result_queries import OutcomePlace, OutcomeRow
+from lem_server.campaigns.result_queries import OutcomePosition, OutcomeRow
 
-ROWS_AT_ONCE = 200
-"""Runs per statement, each with an aggregate of some kB; no more aggregates than these are in memory at a time."""
+RUNS_PER_PAGE = 200
+"""Each has an aggregate of some kB; only the aggregates of one page are in memory at a time."""
 _END = b"]}"
 """`experiments` is the last field of `CampaignResults`."""
 
 _ENDED_WITHOUT = (RunState.FAILED, RunState.INTERRUPTED, RunState.CANCELLED)
-"""A run that was queued again still carries the reason and message of its last attempt."""
+"""Only these states show a reason and a message: a run that was queued again still has those of its last attempt."""
 
 
 async def campaign_results(engine: AsyncEngine, campaign_id: UUID) -> AsyncIterator[bytes]:
-    """Results of the runs aggregated so far: the JSON of `CampaignResults`, an experiment at a time.
+    """Return the JSON of `CampaignResults` over the runs aggregated so far, one experiment at a time.
 
     Raises:
-        ProblemError: `not_found`, before the first bytes.
+        ProblemError: `not_found`, before the first piece.
     """
     campaign = await service.get_campaign(engine, campaign_id)
     whole = CampaignResults(
@@ -53,7 +53,7 @@ async def _experiments(engine: AsyncEngine, campaign_id: UUID) -> AsyncIterator[
     current: _Experiment | None = None
     first: dict[str, _Work] = {}
     async for page in _pages(engine, campaign_id):
-        # Reading a page of aggregates takes a tenth of a second; other requests go on meanwhile.
+        # In a thread: parsing a page of aggregates takes a tenth of a second.
         for row, result in await asyncio.to_thread(_read, page):
             if current is None or current.row.experiment_id != row.experiment_id:
                 if current is not None:
@@ -65,19 +65,19 @@ async def _experiments(engine: AsyncEngine, campaign_id: UUID) -> AsyncIterator[
 
 
 async def _pages(engine: AsyncEngine, campaign_id: UUID) -> AsyncIterator[list[OutcomeRow]]:
-    """Every run in order; no statement or snapshot lasts longer than one page."""
-    after: OutcomePlace | None = None
+    """Yield every run in order; no statement or snapshot lasts longer than one page."""
+    after: OutcomePosition | None = None
     while True:
         async with engine.connect() as connection:
-            page = await result_queries.list_outcomes(connection, campaign_id, after=after, limit=ROWS_AT_ONCE)
+            page = await result_queries.list_outcomes(connection, campaign_id, after=after, limit=RUNS_PER_PAGE)
         yield page
-        if len(page) < ROWS_AT_ONCE:
+        if len(page) < RUNS_PER_PAGE:
             return
-        after = OutcomePlace(page[-1].ordinal, page[-1].cycle)
+        after = OutcomePosition(page[-1].ordinal, page[-1].cycle)
 
 
 def _read(page: list[OutcomeRow]) -> list[tuple[OutcomeRow, RunResult | None]]:
-    """Without the text of the aggregate, which is read now."""
+    """Parse the aggregates, and drop their texts."""
     return [
         (row._replace(result=None), None if row.result is None else RunResult.model_validate_json(row.result))
         for row in page
@@ -89,14 +89,14 @@ def _reason(row: OutcomeRow) -> str:
 
 
 class _Work(NamedTuple):
-    """Who was the first to do a work (see `OutcomeRow.work`), and the digest of what was generated."""
+    """The first experiment with a work (see `OutcomeRow.work`), and the digest of its generated tokens."""
 
     name: str
     output: str
 
 
 class _Experiment:
-    """An experiment whose cycles come one after another; what is kept of each is its figures."""
+    """Collects the cycles of an experiment; of each result only the figures are kept."""
 
     def __init__(self, row: OutcomeRow) -> None:
         self.row = row
@@ -104,7 +104,7 @@ class _Experiment:
         self._tally = CycleTally()
 
     def add(self, row: OutcomeRow, result: RunResult | None) -> None:
-        """The next cycle."""
+        """Add the next cycle."""
         if result is not None:
             self._tally.add(result)
         self._outcomes.append(
@@ -119,7 +119,7 @@ class _Experiment:
         )
 
     def results(self, first: dict[str, _Work]) -> ExperimentResults:
-        """When all of its cycles came; `first` holds each work's first experiment so far, and gets this one."""
+        """Return the results after the last cycle. `first` has each work's first experiment; this one may be added."""
         others: tuple[Finding, ...] = ()
         if self.row.work is not None and self._tally.output is not None:
             other = first.setdefault(self.row.work, _Work(self.row.display_name, self._tally.output))

@@ -1,4 +1,4 @@
-"""HTTP of campaigns."""
+"""HTTP of campaigns and experiments, and of retrying runs."""
 
 from __future__ import annotations
 
@@ -41,9 +41,12 @@ _ORDINAL: TypeAdapter[tuple[Int4]] = TypeAdapter(tuple[Int4])
 
 _BODY = problem_responses(ProblemCode.BAD_REQUEST, ProblemCode.PAYLOAD_TOO_LARGE)
 _ONE = problem_responses(ProblemCode.NOT_FOUND)
-_LOCATION = {"Location": {"description": "Address of the campaign.", "schema": {"type": "string"}}}
+_LOCATION = {"Location": {"description": "URL of the campaign.", "schema": {"type": "string"}}}
 _CREATED: dict[int | str, dict[str, Any]] = {
-    201: {"description": "The campaign, now or at the first time of this Idempotency-Key.", "headers": _LOCATION},
+    201: {
+        "description": "The campaign, created now or by an earlier request with this key.",
+        "headers": _LOCATION,
+    },
     **problem_responses(ProblemCode.BAD_REQUEST, ProblemCode.PAYLOAD_TOO_LARGE, ProblemCode.IDEMPOTENCY_MISMATCH),
 }
 
@@ -54,10 +57,10 @@ async def plan_campaign(
     spec: CampaignSpec,
     listed: Annotated[
         int | None,
-        Query(ge=0, description="List at most so many experiments and runs; their numbers are told in any case."),
+        Query(ge=0, description="List at most this many experiments and runs. Their numbers are always included."),
     ] = None,
 ) -> Response:
-    """What submitting would queue: experiments, runs in order, duplicates, what no worker can run. Stores nothing."""
+    """Return what a submission would queue: experiments, runs, duplicates and unmet needs. Stores nothing."""
     pieces = await service.plan(context.engine, spec, listed=listed)
     return StreamingResponse(pieces, media_type="application/json")
 
@@ -72,8 +75,8 @@ async def plan_campaign(
 async def submit_campaign(
     context: Context, principal: CurrentPrincipal, spec: CampaignSpec, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Store a campaign with its experiments and queue its runs: all of it or, with any problem, nothing."""
-    planned = await service.resolve(spec)
+    """Store a campaign with its experiments and queue its runs. Any problem refuses the whole campaign."""
+    planned = await service.expand(spec)
     async with context.engine.begin() as connection:
 
         async def produce() -> tuple[int, BaseModel]:
@@ -101,12 +104,12 @@ async def list_campaigns(
     ] = None,
     label: Annotated[
         list[_Label] | None,
-        Query(max_length=64, description="Only campaigns with this label, KEY=VALUE; several must all be there."),
+        Query(max_length=64, description="Only campaigns with this label, KEY=VALUE. Of several, all must match."),
     ] = None,
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> Page[CampaignView]:
-    """Campaigns, the newest first."""
+    """List campaigns, the newest first."""
     (before,) = decode_cursor("campaigns", cursor, _ID) or (None,)
     wanted = service.CampaignFilter(state, name, dict(one.split("=", 1) for one in label or ()))
     items, following = await service.list_campaigns(context.engine, wanted, before=before, limit=limit)
@@ -115,7 +118,7 @@ async def list_campaigns(
 
 @router.get("/campaigns/{campaign_id}", responses=_ONE, openapi_extra=requires(Scope.READ))
 async def get_campaign(context: Context, campaign_id: CampaignPath) -> CampaignView:
-    """One campaign, with how many of its runs are in which state, and why none is live where that is so."""
+    """Return one campaign, with the number of its runs in each state and the reason if none is live."""
     return await service.watch_campaign(context.engine, context.settings.lease_terms, campaign_id)
 
 
@@ -127,7 +130,7 @@ async def get_campaign(context: Context, campaign_id: CampaignPath) -> CampaignV
 async def list_experiments(
     context: Context, campaign_id: CampaignPath, limit: Limit = 100, cursor: Cursor = None
 ) -> Page[ExperimentView]:
-    """The campaign's experiments in the order of its sweep."""
+    """List the campaign's experiments in the order of its sweep."""
     (after,) = decode_cursor("experiments", cursor, _ORDINAL) or (-1,)
     items, following = await service.list_experiments(context.engine, campaign_id, after=after, limit=limit)
     return Page(items=items, next=None if following is None else encode_cursor("experiments", (following,)))
@@ -135,29 +138,29 @@ async def list_experiments(
 
 @router.get("/experiments/{experiment_id}", responses=_ONE, openapi_extra=requires(Scope.READ))
 async def get_experiment(context: Context, experiment_id: ExperimentPath) -> ExperimentView:
-    """One experiment with its whole configuration and the hash that names it."""
+    """Return one experiment with its whole configuration and the hash of that."""
     return await service.get_experiment(context.engine, experiment_id)
 
 
-_STANDING = problem_responses(ProblemCode.BAD_REQUEST, ProblemCode.NOT_FOUND, ProblemCode.CONFLICT)
+_CHANGES = problem_responses(ProblemCode.BAD_REQUEST, ProblemCode.NOT_FOUND, ProblemCode.CONFLICT)
 
 
-@router.post("/campaigns/{campaign_id}:pause", responses=_STANDING, openapi_extra=requires(Scope.SUBMIT))
+@router.post("/campaigns/{campaign_id}:pause", responses=_CHANGES, openapi_extra=requires(Scope.SUBMIT))
 async def pause_campaign(
     context: Context, campaign_id: CampaignPath, request: PauseCampaign | None = None
 ) -> CampaignView:
-    """Nothing of it is claimed until it is resumed. Live runs finish, or are stopped and queued again (`live_runs`)."""
+    """Pause the claims of its runs. Live runs finish, or are stopped and queued again (`live_runs`)."""
     return await service.pause(context.engine, campaign_id, live_runs=(request or PauseCampaign()).live_runs)
 
 
-@router.post("/campaigns/{campaign_id}:resume", responses=_STANDING, openapi_extra=requires(Scope.SUBMIT))
+@router.post("/campaigns/{campaign_id}:resume", responses=_CHANGES, openapi_extra=requires(Scope.SUBMIT))
 async def resume_campaign(context: Context, campaign_id: CampaignPath) -> CampaignView:
-    """Go on with a paused campaign. What failed is queued again by `:retry_failed`."""
+    """Resume a paused campaign. Failed runs are queued again by `:retry_failed`."""
     return await service.resume(context.engine, campaign_id)
 
 
 _RETRIED: dict[int | str, dict[str, Any]] = {
-    200: {"description": "What was queued again, now or at the first time of this Idempotency-Key."},
+    200: {"description": "The runs queued again, now or by the first request with this Idempotency-Key."},
     **problem_responses(ProblemCode.NOT_FOUND, ProblemCode.CONFLICT, ProblemCode.IDEMPOTENCY_MISMATCH),
 }
 
@@ -171,7 +174,7 @@ _RETRIED: dict[int | str, dict[str, Any]] = {
 async def retry_failed_runs(
     context: Context, principal: CurrentPrincipal, campaign_id: CampaignPath, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Queue every failed or interrupted run again, each as a new attempt with fresh budgets."""
+    """Queue every failed or interrupted run again, each for a new attempt with full budgets."""
     async with context.engine.begin() as connection:
 
         async def produce() -> tuple[int, BaseModel]:
@@ -199,7 +202,7 @@ async def retry_failed_runs(
 async def retry_run(
     context: Context, principal: CurrentPrincipal, run_id: RunPath, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Queue a failed or interrupted run again as a new attempt; one that is queued or live stays as it is."""
+    """Queue a failed or interrupted run again for a new attempt. A queued or live run is unchanged."""
     async with context.engine.begin() as connection:
 
         async def produce() -> tuple[int, BaseModel]:
@@ -216,17 +219,17 @@ async def retry_run(
     return Response(answer.body, answer.status, media_type="application/json")
 
 
-@router.post("/campaigns/{campaign_id}:place", responses=_STANDING, openapi_extra=requires(Scope.SUBMIT))
+@router.post("/campaigns/{campaign_id}:place", responses=_CHANGES, openapi_extra=requires(Scope.SUBMIT))
 async def place_campaign(
     context: Context, principal: CurrentPrincipal, campaign_id: CampaignPath, request: PlaceCampaign
 ) -> CampaignView:
-    """Let what is left run elsewhere: the next run chooses its devices anew. Earlier places stay on record."""
+    """Let the next run choose other devices for the campaign. Earlier places stay on record."""
     return await service.place(context.engine, campaign_id, placement=request.placement, placed_by=principal.name)
 
 
 @router.post("/campaigns/{campaign_id}:cancel", responses=_ONE, openapi_extra=requires(Scope.SUBMIT))
 async def cancel_campaign(context: Context, principal: CurrentPrincipal, campaign_id: CampaignPath) -> CampaignView:
-    """Cancel what is queued at once; workers stop live runs with their next beat. Done again it changes nothing."""
+    """Cancel queued runs at once; workers stop live runs after their next heartbeat. A repetition changes nothing."""
     return await service.cancel(context.engine, campaign_id, cancelled_by=principal.name)
 
 
@@ -237,6 +240,6 @@ async def cancel_campaign(context: Context, principal: CurrentPrincipal, campaig
     openapi_extra=requires(Scope.READ),
 )
 async def get_campaign_results(context: Context, campaign_id: CampaignPath) -> Response:
-    """Every experiment over its cycles, from the runs aggregated so far, and why the others have no result."""
+    """Return every experiment over its cycles from the runs aggregated so far, and why other runs have no result."""
     pieces = await results.campaign_results(context.engine, campaign_id)
     return StreamingResponse(pieces, media_type="application/json")

@@ -1,4 +1,4 @@
-"""What can be done with campaigns: plan, submit, look at, cancel."""
+"""Planning, submitting, reading, pausing, placing, retrying and cancelling campaigns."""
 
 from __future__ import annotations
 
@@ -38,38 +38,38 @@ from lem_server.runs import service as runs
 from lem_server.runs.new_run import NewRun
 from lem_server.settings import LeaseTerms
 
-EXPERIMENTS_AT_ONCE = 1000
-"""Experiments per statement; each carries a configuration of about 2 kB."""
+EXPERIMENTS_PER_INSERT = 1000
+"""Each has a configuration of about 2 kB."""
 
 
 async def plan(engine: AsyncEngine, spec: CampaignSpec, *, listed: int | None) -> Iterator[bytes]:
-    """What submitting would queue: the JSON of `CampaignPlan`, with at most `listed` experiments and runs.
+    """Return what a submission would queue: the JSON of `CampaignPlan` with at most `listed` experiments and runs.
 
     Raises:
-        ConfigurationError: the campaign can't be accepted.
+        ConfigurationError: the campaign is invalid.
     """
-    # Thousands of combinations take seconds of pure computing; other requests go on meanwhile.
-    planned = await asyncio.to_thread(planning.look_ahead, spec)
+    # In a thread: thousands of combinations take seconds of CPU time, during which other requests are served.
+    planned = await asyncio.to_thread(planning.expand_campaign, spec, list_refused=True)
     async with engine.connect() as connection:
         await _refuse_missing_prompts(connection, planned)
         served = await queries.served_backends(connection)
     return planning.answer(spec, planned, planning.notes(planned, served), listed=listed)
 
 
-async def resolve(spec: CampaignSpec) -> Plan:
-    """Every experiment and run of a campaign, to be stored by `submit`.
+async def expand(spec: CampaignSpec) -> Plan:
+    """Expand a campaign once for `submit`, before the transaction.
 
     Raises:
-        ConfigurationError: the campaign can't be accepted.
+        ConfigurationError: the campaign is invalid.
     """
-    return await asyncio.to_thread(planning.plan, spec)
+    return await asyncio.to_thread(planning.expand_campaign, spec)
 
 
 async def submit(connection: AsyncConnection, spec: CampaignSpec, planned: Plan, *, submitted_by: str) -> CampaignView:
-    """Store a campaign with its experiments and queue its runs, all or nothing with the caller's transaction.
+    """Store a campaign with its experiments and queue its runs in the caller's transaction.
 
     Raises:
-        ConfigurationError: a set of prompts is not there.
+        ConfigurationError: a prompt set does not exist.
     """
     await _refuse_missing_prompts(connection, planned)
     campaign_id = uuid7()
@@ -84,12 +84,12 @@ async def submit(connection: AsyncConnection, spec: CampaignSpec, planned: Plan,
         execution=spec.execution,
     )
     experiment_ids = [uuid7() for _ in planned.experiments]
-    for first in range(0, len(experiment_ids), EXPERIMENTS_AT_ONCE):
-        last = first + EXPERIMENTS_AT_ONCE
+    for first in range(0, len(experiment_ids), EXPERIMENTS_PER_INSERT):
+        last = first + EXPERIMENTS_PER_INSERT
         rows = await asyncio.to_thread(_new_experiments, planned, experiment_ids, first, last)
         await queries.insert_experiments(connection, campaign_id, rows)
     needs = [one.needs for one in planned.experiments]
-    # The ids are made in the order of positions, so the order of ids is the order of the queue.
+    # UUIDv7 increase in the order of creation, so runs are ordered by id as by position.
     await runs.queue_runs(
         connection,
         [
@@ -114,18 +114,18 @@ async def submit(connection: AsyncConnection, spec: CampaignSpec, planned: Plan,
 
 
 class CampaignFilter(NamedTuple):
-    """Which campaigns a list is of."""
+    """The filter of a list of campaigns; None matches all."""
 
     state: CampaignState | None
     name: str | None
     labels: dict[str, str]
-    """All of them must be there."""
+    """A campaign must have all of them."""
 
 
 async def list_campaigns(
     engine: AsyncEngine, wanted: CampaignFilter, *, before: UUID | None, limit: int
 ) -> tuple[tuple[CampaignView, ...], UUID | None]:
-    """One page of campaigns, the newest first, and the id that the next one comes before."""
+    """Return one page of campaigns, the newest first, and the id before which the next page begins."""
     async with engine.connect() as connection:
         rows = await queries.list_campaigns(connection, **wanted._asdict(), before=before, limit=limit + 1)
     shown = rows[:limit]
@@ -133,7 +133,7 @@ async def list_campaigns(
 
 
 async def get_campaign(engine: AsyncEngine, campaign_id: UUID) -> CampaignView:
-    """One campaign.
+    """Return one campaign.
 
     Raises:
         ProblemError: `not_found`.
@@ -143,7 +143,7 @@ async def get_campaign(engine: AsyncEngine, campaign_id: UUID) -> CampaignView:
 
 
 async def watch_campaign(engine: AsyncEngine, terms: LeaseTerms, campaign_id: UUID) -> CampaignView:
-    """One campaign, with why nothing of it runs where that is so.
+    """Return one campaign, with the reason if none of its runs is live.
 
     Raises:
         ProblemError: `not_found`.
@@ -159,7 +159,7 @@ async def watch_campaign(engine: AsyncEngine, terms: LeaseTerms, campaign_id: UU
 async def list_experiments(
     engine: AsyncEngine, campaign_id: UUID, *, after: int, limit: int
 ) -> tuple[tuple[ExperimentView, ...], int | None]:
-    """One page of a campaign's experiments, and the ordinal that the next one begins after.
+    """Return one page of a campaign's experiments, and the ordinal after which the next page begins.
 
     Raises:
         ProblemError: `not_found`.
@@ -174,7 +174,7 @@ async def list_experiments(
 
 
 async def get_experiment(engine: AsyncEngine, experiment_id: UUID) -> ExperimentView:
-    """One experiment.
+    """Return one experiment with the source of every value.
 
     Raises:
         ProblemError: `not_found`.
@@ -190,7 +190,7 @@ async def get_experiment(engine: AsyncEngine, experiment_id: UUID) -> Experiment
 
 
 async def cancel(engine: AsyncEngine, campaign_id: UUID, *, cancelled_by: str) -> CampaignView:
-    """Cancel what is queued at once and ask the workers of live runs to stop. Done again it changes nothing.
+    """Cancel the queued runs at once and ask the workers of live runs to stop. A repetition changes nothing.
 
     Raises:
         ProblemError: `not_found`.
@@ -199,56 +199,56 @@ async def cancel(engine: AsyncEngine, campaign_id: UUID, *, cancelled_by: str) -
         if not await queries.cancel(connection, campaign_id):
             raise not_found(IdKind.CAMPAIGN, campaign_id)
         await runs.cancel_runs_of_campaign(connection, campaign_id, cancelled_by=cancelled_by)
-        await queries.tell(connection, campaign_id)
+        await queries.notify_followers(connection, campaign_id)
         return await _get(connection, campaign_id)
 
 
 async def pause(engine: AsyncEngine, campaign_id: UUID, *, live_runs: Literal["finish", "stop"]) -> CampaignView:
-    """Nothing of the campaign is claimed any more; done again it changes nothing.
+    """Pause a campaign: no more of its runs are claimed. A repetition changes nothing.
 
     Raises:
-        ProblemError: `not_found`, or `conflict` when it was cancelled.
+        ProblemError: `not_found`, or `conflict` if it was cancelled.
     """
     async with engine.begin() as connection:
-        _require_standing(campaign_id, await queries.pause(connection, campaign_id))
+        _require_not_cancelled(campaign_id, await queries.pause(connection, campaign_id))
         if live_runs == "stop":
             await runs.ask_campaign_to_pause(connection, campaign_id, pause=True)
-        await queries.tell(connection, campaign_id)
+        await queries.notify_followers(connection, campaign_id)
         return await _get(connection, campaign_id)
 
 
 async def resume(engine: AsyncEngine, campaign_id: UUID) -> CampaignView:
-    """What waits is claimed again; a live run that a pause asked to stop goes on if its worker has not heard of it yet.
+    """Resume a campaign. A live run that the pause asked to stop continues if its worker has not received that yet.
 
     Raises:
-        ProblemError: `not_found`, or `conflict` when it was cancelled.
+        ProblemError: `not_found`, or `conflict` if it was cancelled.
     """
     async with engine.begin() as connection:
-        _require_standing(campaign_id, await queries.resume(connection, campaign_id))
+        _require_not_cancelled(campaign_id, await queries.resume(connection, campaign_id))
         await runs.ask_campaign_to_pause(connection, campaign_id, pause=False)
         await runs.wake_claims(connection, campaign_id)
-        await queries.tell(connection, campaign_id)
+        await queries.notify_followers(connection, campaign_id)
         return await _get(connection, campaign_id)
 
 
 async def place(engine: AsyncEngine, campaign_id: UUID, *, placement: Placement | None, placed_by: str) -> CampaignView:
-    """The next run that is claimed chooses its devices anew; live runs go on where they are.
+    """Let the next claimed run choose other devices; live runs stay on theirs.
 
     Raises:
-        ProblemError: `not_found`, or `conflict` when the campaign was cancelled.
+        ProblemError: `not_found`, or `conflict` if the campaign was cancelled.
     """
     async with engine.begin() as connection:
-        _require_standing(campaign_id, await queries.lock(connection, campaign_id))
-        await queries.place_anew(connection, campaign_id, placement=placement, by=placed_by)
+        _require_not_cancelled(campaign_id, await queries.lock(connection, campaign_id))
+        await queries.reset_place(connection, campaign_id, placement=placement, by=placed_by)
         await runs.wake_claims(connection, campaign_id)
-        await queries.tell(connection, campaign_id)
+        await queries.notify_followers(connection, campaign_id)
         return await _get(connection, campaign_id)
 
 
 async def end_after_failures(engine: AsyncEngine) -> int:
-    """Cancel what is queued where a run failed for good and the campaign has `fail_fast`; any replica may do this.
+    """Cancel the queued runs of every campaign with `fail_fast` and a failed run; return the number of such campaigns.
 
-    Nothing of such a campaign is claimed meanwhile. Returns how many campaigns were ended.
+    Several replicas may run this at the same time. Claims skip such a campaign from the failure on.
     """
     async with engine.connect() as connection:
         found = await queries.failed_fast(connection)
@@ -257,18 +257,18 @@ async def end_after_failures(engine: AsyncEngine) -> int:
         async with engine.begin() as connection:
             await queries.lock(connection, campaign_id)
             if await runs.cancel_after_failure(connection, campaign_id):
-                await queries.tell(connection, campaign_id)
+                await queries.notify_followers(connection, campaign_id)
                 ended += 1
     return ended
 
 
 async def retry_failed(connection: AsyncConnection, campaign_id: UUID, *, retried_by: str) -> RetriedRuns:
-    """Queue every failed or interrupted run of the campaign again.
+    """Queue every failed or interrupted run of a campaign again.
 
     Raises:
-        ProblemError: `not_found`, or `conflict` when it was cancelled.
+        ProblemError: `not_found`, or `conflict` if it was cancelled.
     """
-    _require_standing(campaign_id, await queries.lock(connection, campaign_id))
+    _require_not_cancelled(campaign_id, await queries.lock(connection, campaign_id))
     await _refuse_imported(connection, campaign_id)
     return RetriedRuns(run_ids=await runs.retry_runs_of_campaign(connection, campaign_id, retried_by=retried_by))
 
@@ -277,33 +277,33 @@ async def retry_run(connection: AsyncConnection, run_id: UUID, *, retried_by: st
     """Queue one failed or interrupted run again.
 
     Raises:
-        ProblemError: `not_found`, or `conflict` when it can't be queued again.
+        ProblemError: `not_found`, or `conflict` if its state does not allow it.
     """
     campaign_id = await runs.campaign_of(connection, run_id)
-    _require_standing(campaign_id, await queries.lock(connection, campaign_id))
+    _require_not_cancelled(campaign_id, await queries.lock(connection, campaign_id))
     await _refuse_imported(connection, campaign_id)
     return await runs.retry_run(connection, run_id, retried_by=retried_by)
 
 
 async def _refuse_imported(connection: AsyncConnection, campaign_id: UUID) -> None:
-    """The database refuses it too: no run of an imported campaign is ever queued."""
+    """Refuse an imported campaign with a message; a trigger of the database would refuse it without one."""
     if await queries.is_imported(connection, campaign_id):
         raise ProblemError(
             ProblemCode.CONFLICT,
-            "the campaign was imported and stays as it was measured; submit its configuration again "
+            "the campaign was imported and cannot run here; submit its configuration again "
             "(`lemctl show RUN --as-config`).",
         )
 
 
-def _require_standing(campaign_id: UUID, state: str | None) -> None:
+def _require_not_cancelled(campaign_id: UUID, state: str | None) -> None:
     if state is None:
         raise not_found(IdKind.CAMPAIGN, campaign_id)
     if state == CampaignState.CANCELLED:
-        raise ProblemError(ProblemCode.CONFLICT, "the campaign was cancelled, which is for good; submit it again.")
+        raise ProblemError(ProblemCode.CONFLICT, "the campaign was cancelled, which is final; submit it again.")
 
 
 async def get_within(connection: AsyncConnection, campaign_id: UUID) -> CampaignView:
-    """One campaign as the caller's transaction sees it.
+    """Return one campaign as the caller's transaction sees it.
 
     Raises:
         ProblemError: `not_found`.

@@ -22,12 +22,12 @@ def spec(experiment: dict[str, Any] | None = None, **keys: Any) -> CampaignSpec:
 
 def refusal(submitted: CampaignSpec, held: frozenset[str] = frozenset()) -> ConfigurationError:
     with pytest.raises(ConfigurationError) as refused:
-        planning.refuse_missing_prompts(planning.plan(submitted), held=held)
+        planning.refuse_missing_prompts(planning.expand_campaign(submitted), held=held)
     return refused.value
 
 
 def answer(submitted: CampaignSpec, listed: int | None = None) -> CampaignPlan:
-    pieces = planning.answer(submitted, planning.plan(submitted), ("a note",), listed=listed)
+    pieces = planning.answer(submitted, planning.expand_campaign(submitted), ("a note",), listed=listed)
     return CampaignPlan.model_validate_json(b"".join(pieces))
 
 
@@ -66,7 +66,7 @@ def test_a_dataset_that_is_not_held_is_refused() -> None:
 
 
 def test_a_dataset_that_is_held_is_accepted() -> None:
-    planned = planning.plan(spec({"prompts": {"dataset": DIGEST}}))
+    planned = planning.expand_campaign(spec({"prompts": {"dataset": DIGEST}}))
     assert planning.datasets_of(planned) == {DIGEST}
     planning.refuse_missing_prompts(planned, held={DIGEST})
 
@@ -103,7 +103,7 @@ TORCH = {"torch": "2.13.0"}
     ],
 )
 def test_notes_name_what_no_worker_can_run(served: list[ServedBackend], words: list[str]) -> None:
-    planned = planning.plan(spec({"devices": {"count": 2}}, execution={"cycles": 2}))
+    planned = planning.expand_campaign(spec({"devices": {"count": 2}}, execution={"cycles": 2}))
     notes = planning.notes(planned, served)
     assert len(notes) == len(words)
     assert all(word in note for word, note in zip(words, notes, strict=True))
@@ -118,7 +118,7 @@ def test_notes_tell_of_each_backend_its_engine_and_devices_and_how_much_can_run(
         ServedBackend("pytorch", [GPU], TORCH),
         ServedBackend("vllm", [GPU], TORCH),
     ]
-    assert planning.notes(planning.plan(submitted), served) == (
+    assert planning.notes(planning.expand_campaign(submitted), served) == (
         "No registered worker for backend 'simulated' has 1 device of kind '*A100*'; runs that want them wait until "
         "one has.",
         "No registered worker for backend 'pytorch' has 1 device of kind '*A100*'; runs that want them wait until "
