@@ -386,10 +386,7 @@ def test_tokens_queueing_and_cached_prompts_are_recorded(stage: Stage, rank: Cal
     model = done.summary["model"]
     assert isinstance(model, dict) and model["layers"] == 2
     assert done.summary["peak_device_memory_bytes"] is None
-    assert done.summary["unknown"] == {
-        "peak_device_memory_bytes": "TensorRT-LLM's processes do not tell what they allocate",
-        "peak_kv_cache_usage": "TensorRT-LLM tells it in statistics of its own steps, which are not read yet",
-    }
+    assert done.summary["unknown"].keys() == {"peak_device_memory_bytes", "peak_kv_cache_usage"}
 
 
 @pytest.mark.slow
