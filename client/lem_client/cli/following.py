@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Thread
+from threading import Event, Thread
 
 import typer
 
@@ -53,21 +53,27 @@ def aggregate_completed(session: Session, campaign_id: str) -> tuple[str, ...]:
     if not completed:
         return ()
     session.note(f"aggregating {completed} {'run' if completed == 1 else 'runs'} …")
+    is_done = Event()
     if not session.quiet and not session.as_json:
         # A daemon thread: it must not delay Ctrl-C.
-        Thread(target=_print_aggregation_progress, args=(session, campaign_id), daemon=True).start()
-    outcome = session.client.aggregate_campaign(campaign_id)
+        Thread(target=_print_aggregation_progress, args=(session, campaign_id, is_done), daemon=True).start()
+    try:
+        outcome = session.client.aggregate_campaign(campaign_id)
+    finally:
+        is_done.set()
     problems = [f"{one.run_id}: {one.message}" for one in outcome.problems]
     if unlisted := outcome.failed - len(problems):
         problems.append(f"{unlisted} more runs can't be aggregated; `lemctl show {campaign_id}` lists the runs.")
     return tuple(problems)
 
 
-def _print_aggregation_progress(session: Session, campaign_id: str) -> None:
+def _print_aggregation_progress(session: Session, campaign_id: str, is_done: Event) -> None:
     # The request may begin after the stream has ended, so a short aggregation shows no progress.
     lines = EventLines(time.monotonic)
     with contextlib.suppress(LemError), Client(session.server, token_file=session.token_file) as client:
         for event in client.follow_campaign(campaign_id):
+            if is_done.is_set():
+                return
             if isinstance(event, AggregationEvent) and 0 < event.done < event.total:
                 for line in lines.of(event):
                     session.note(line)
