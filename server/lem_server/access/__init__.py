@@ -1,1 +1,1 @@
-"""Who may do what: tokens, scopes, and the guard at the application's root."""
+"""Access tokens, their scopes, and the authentication of requests."""

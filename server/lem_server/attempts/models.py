@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from sqlalchemy import CheckConstraint, Column, DateTime, ForeignKey, Integer, Table, Text, UniqueConstraint, Uuid, func
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from lem_server.database.metadata import metadata
 
-attempts = Table(
+attempts = sa.Table(
     "attempts",
     metadata,
-    Column("id", Uuid, primary_key=True),
-    Column("run_id", Uuid, ForeignKey("runs.id"), nullable=False),
-    Column("number", Integer, nullable=False),
-    Column("worker_id", Uuid, ForeignKey("workers.id"), nullable=False),
-    Column("boot_id", Uuid, nullable=False),
-    Column("claim_id", Uuid, nullable=False),
-    Column("devices", ARRAY(Text), nullable=False),
-    Column("device_details", JSONB, nullable=False),
-    Column("claimed_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
-    Column("started_at", DateTime(timezone=True)),
-    Column("ended_at", DateTime(timezone=True)),
-    Column("outcome", Text),
-    Column("reason", Text),
-    Column("message", Text),
-    Column("environment", JSONB),
-    Column("effective_config", JSONB),
-    Column("manifest", JSONB),
-    UniqueConstraint("claim_id", name="uq_attempts_claim_id"),
-    UniqueConstraint("run_id", "number", name="uq_attempts_run_id_number"),
-    CheckConstraint("outcome IN ('completed', 'failed', 'interrupted', 'cancelled')", name="outcome"),
-    CheckConstraint("(ended_at IS NULL) = (outcome IS NULL)", name="ended_has_outcome"),
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("run_id", sa.Uuid, sa.ForeignKey("runs.id"), nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("worker_id", sa.Uuid, sa.ForeignKey("workers.id"), nullable=False),
+    sa.Column("boot_id", sa.Uuid, nullable=False),
+    sa.Column("claim_id", sa.Uuid, nullable=False),
+    sa.Column("devices", ARRAY(sa.Text), nullable=False),
+    sa.Column("device_details", JSONB, nullable=False),
+    sa.Column("claimed_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+    sa.Column("started_at", sa.DateTime(timezone=True)),
+    sa.Column("ended_at", sa.DateTime(timezone=True)),
+    sa.Column("outcome", sa.Text),
+    sa.Column("reason", sa.Text),
+    sa.Column("message", sa.Text),
+    sa.Column("environment", JSONB),
+    sa.Column("effective_config", JSONB),
+    sa.Column("manifest", JSONB),
+    sa.UniqueConstraint("claim_id"),
+    sa.UniqueConstraint("run_id", "number"),
+    sa.CheckConstraint("outcome IN ('completed', 'failed', 'interrupted', 'cancelled')", name="outcome"),
+    sa.CheckConstraint("(ended_at IS NULL) = (outcome IS NULL)", name="ended_has_outcome"),
 )

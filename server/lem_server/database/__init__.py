@@ -1,1 +1,1 @@
-"""The one store: PostgreSQL, its engine, its embedded form and its migrations."""
+"""PostgreSQL: connections, notifications, migrations, and the embedded server."""

@@ -101,6 +101,7 @@ class EmbeddedPostgres:
         except OSError as error:
             logger.warning("PostgreSQL in %s may still be running: %s", self._folder, error)
         finally:
+            self._child = None
             self._release()
 
     @property

@@ -49,9 +49,9 @@ def make_engine(url: URL, *, pool_size: int = 10) -> AsyncEngine:
     engine = create_async_engine(
         url,
         pool_size=pool_size,
-        max_overflow=0,
-        pool_timeout=10,
-        pool_pre_ping=True,
+        max_overflow=0,  # a burst waits for a connection instead of exceeding PostgreSQL's max_connections
+        pool_timeout=10,  # then the request is answered 503
+        pool_pre_ping=True,  # replaces connections that died with a restarted PostgreSQL
         hide_parameters=True,  # errors are logged, and users' data must not be
         connect_args={
             "server_settings": {

@@ -1,1 +1,1 @@
-"""Sets of prompts: the built-in ones and those that users uploaded."""
+"""Sets of prompts, built in or uploaded."""

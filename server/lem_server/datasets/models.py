@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, DateTime, Integer, LargeBinary, Table, Text, func
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
 from lem_server.database.metadata import metadata
 
-datasets = Table(
+datasets = sa.Table(
     "datasets",
     metadata,
-    Column("sha256", LargeBinary, primary_key=True),
-    Column("name", Text, nullable=False),
-    Column("prompts", Integer, nullable=False),
-    Column("texts", JSONB, nullable=False),
-    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    sa.Column("sha256", sa.LargeBinary, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("prompts", sa.Integer, nullable=False),
+    sa.Column("texts", JSONB, nullable=False),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
 )

@@ -1,1 +1,1 @@
-"""What happens to a campaign or run, as it happens: Server-Sent Events that can be resumed."""
+"""Events of campaigns and runs as resumable Server-Sent Events."""

@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, DateTime, ForeignKey, Integer, LargeBinary, Table, Text, Uuid, func
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
 from lem_server.database.metadata import metadata
 
-chunks = Table(
+chunks = sa.Table(
     "chunks",
     metadata,
-    Column("attempt_id", Uuid, primary_key=True),
-    Column("process", Text, primary_key=True),
-    Column("stream", Text, primary_key=True),
-    Column("seq", Integer, primary_key=True),
-    Column("rows", Integer, nullable=False),
-    Column("t_min_ns", BigInteger),
-    Column("t_max_ns", BigInteger),
-    Column("sha256", LargeBinary, nullable=False),
-    Column("bytes", Integer, nullable=False),
-    Column("body", LargeBinary, nullable=False),
-    Column("received_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    sa.Column("attempt_id", sa.Uuid, primary_key=True),
+    sa.Column("process", sa.Text, primary_key=True),
+    sa.Column("stream", sa.Text, primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("t_min_ns", sa.BigInteger),
+    sa.Column("t_max_ns", sa.BigInteger),
+    sa.Column("sha256", sa.LargeBinary, nullable=False),
+    sa.Column("bytes", sa.Integer, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("received_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
     # Each partition is vacuumed and indexed alone; the migration creates them.
     postgresql_partition_by="HASH (attempt_id)",
 )
 
-process_results = Table(
+process_results = sa.Table(
     "process_results",
     metadata,
-    Column("attempt_id", Uuid, ForeignKey("attempts.id"), primary_key=True),
-    Column("process", Text, primary_key=True),
-    Column("streams", JSONB, nullable=False),
-    Column("summary", JSONB, nullable=False),
-    Column("completed_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    sa.Column("attempt_id", sa.Uuid, sa.ForeignKey("attempts.id"), primary_key=True),
+    sa.Column("process", sa.Text, primary_key=True),
+    sa.Column("streams", JSONB, nullable=False),
+    sa.Column("summary", JSONB, nullable=False),
+    sa.Column("completed_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
 )
 
-logs = Table(
+logs = sa.Table(
     "logs",
     metadata,
-    Column("attempt_id", Uuid, ForeignKey("attempts.id"), primary_key=True),
-    Column("process", Text, primary_key=True),
-    Column("seq", Integer, primary_key=True),
-    Column("text", Text, nullable=False),
-    Column("received_at", DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp()),
+    sa.Column("attempt_id", sa.Uuid, sa.ForeignKey("attempts.id"), primary_key=True),
+    sa.Column("process", sa.Text, primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("received_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.clock_timestamp()),
 )

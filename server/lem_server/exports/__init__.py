@@ -1,1 +1,1 @@
-"""Campaigns as archives: written from what is stored here, and taken in from elsewhere."""
+"""Exports campaigns as archives, and imports them."""

@@ -6,10 +6,10 @@ import hashlib
 import tempfile
 from collections.abc import AsyncIterator, Iterable
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from lem_domain.bundle import (
     ARCHIVE_END,
@@ -31,6 +31,15 @@ from lem_server.datasets import service as datasets
 from lem_server.evidence import reading
 from lem_server.evidence import service as evidence
 from lem_server.exports import export_queries as queries
+from lem_server.exports.bundle_rows import (
+    BundledExperiment,
+    BundledLeaseEvent,
+    BundledLog,
+    BundledProcessResult,
+    BundledRow,
+    BundledRun,
+)
+from lem_server.exports.export_queries import ExportedRow
 from lem_server.http.problems import ProblemError, not_found
 
 _BLOCK = 2**18
@@ -38,6 +47,9 @@ _BLOCK = 2**18
 _SUMS_IN_MEMORY = 2**20
 _PAGE_BYTES = 2**21
 _NO_LIMIT = 2**31
+
+_Members: TypeAlias = AsyncIterator[tuple[str, bytes]]
+"""Names and contents."""
 
 
 class CampaignChanged(LemError):
@@ -110,7 +122,7 @@ async def blocks(engine: AsyncEngine, prepared: PreparedExport) -> AsyncIterator
     yield member_tail(size) + ARCHIVE_END
 
 
-async def _members(engine: AsyncEngine, campaign_id: UUID, header: BundleHeader) -> AsyncIterator[tuple[str, bytes]]:
+async def _members(engine: AsyncEngine, campaign_id: UUID, header: BundleHeader) -> _Members:
     yield HEADER, _line(header.model_dump_json())
     async with engine.connect() as connection:
         row = await queries.campaign_row(connection, campaign_id)
@@ -121,7 +133,7 @@ async def _members(engine: AsyncEngine, campaign_id: UUID, header: BundleHeader)
         yield f"datasets/{sha256}.json", _line((await datasets.get_dataset(engine, sha256)).model_dump_json())
     for number, worker in enumerate(workers):
         yield f"workers/{number:06d}.jsonl", _line(worker)
-    async for member in _experiments(engine, campaign_id):
+    async for member in _files(engine, BundledExperiment, campaign_id, "experiments"):
         yield member
     async for member in _runs(engine, campaign_id):
         yield member
@@ -143,50 +155,57 @@ def _datasets(inputs: list[queries.NamedInputs]) -> list[str]:
     return sorted({sha256 for sha256 in (*prompts, *(one.trace for one in inputs)) if sha256 is not None})
 
 
-async def _experiments(engine: AsyncEngine, campaign_id: UUID) -> AsyncIterator[tuple[str, bytes]]:
-    after, page = -1, 0
+async def _pages(engine: AsyncEngine, model: type[BundledRow], owner: UUID) -> AsyncIterator[list[ExportedRow]]:
+    """Yield the rows of a campaign or attempt in pages that fit into a member."""
+    after = model.first
     while True:
         async with engine.connect() as connection:
-            rows = await queries.experiment_rows(connection, campaign_id, after=after)
+            rows = await queries.page(connection, model, owner, after)
         if not rows:
             return
         rows = rows[: _rows_that_fit(one.json for one in rows)]
-        yield f"experiments/{page:06d}.jsonl", _lines([one.json for one in rows])
-        after, page = rows[-1].cursor, page + 1
+        yield rows
+        after = rows[-1].cursor
 
 
-async def _runs(engine: AsyncEngine, campaign_id: UUID) -> AsyncIterator[tuple[str, bytes]]:
-    after, page = -1, 0
+async def _files(engine: AsyncEngine, model: type[BundledRow], owner: UUID, folder: str) -> _Members:
+    page = 0
+    async for rows in _pages(engine, model, owner):
+        yield f"{folder}/{page:06d}.jsonl", _lines([one.json for one in rows])
+        page += 1
+
+
+async def _runs(engine: AsyncEngine, campaign_id: UUID) -> _Members:
+    page = 0
+    after: tuple[int | str, ...] = BundledRun.first
     while True:
         async with engine.connect() as connection:
-            rows = await queries.run_rows(connection, campaign_id, after=after)
-            log = await queries.transition_rows(connection, [one.id for one in rows])
-            while len(rows) > 1 and _rows_that_fit(log) < len(
-                log
-            ):  # the whole histories of a page of runs are one member
+            rows = await queries.page(connection, BundledRun, campaign_id, after)
+            if not rows:
+                return
+            log = await _transitions(connection, campaign_id, rows)
+            # The whole histories of a page of runs are one member.
+            while len(rows) > 1 and _rows_that_fit(log) < len(log):
                 rows = rows[: len(rows) // 2]
-                log = await queries.transition_rows(connection, [one.id for one in rows])
-        if not rows:
-            return
+                log = await _transitions(connection, campaign_id, rows)
         yield f"runs/{page:06d}.jsonl", _lines([one.json for one in rows])
         yield f"transitions/{page:06d}.jsonl", _lines(log)
         after, page = rows[-1].cursor, page + 1
 
 
-async def _attempt(engine: AsyncEngine, attempt: queries.ExportedAttempt) -> AsyncIterator[tuple[str, bytes]]:
+async def _transitions(connection: AsyncConnection, campaign_id: UUID, runs: list[ExportedRow]) -> list[str]:
+    (first,), (last,) = runs[0].cursor, runs[-1].cursor
+    return await queries.transition_rows(connection, campaign_id, first=int(first), last=int(last))
+
+
+async def _attempt(engine: AsyncEngine, attempt: queries.ExportedAttempt) -> _Members:
     folder = f"attempts/{format_id(IdKind.ATTEMPT, attempt.id)}"
     yield f"{folder}/attempt.json", _line(attempt.json)
-    process = ""
-    while True:
-        async with engine.connect() as connection:
-            marker = await queries.next_process(connection, attempt.id, after=process)
-        if marker is None:
-            break
-        process = marker[0]
-        yield f"{folder}/processes/{process}.json", _line(marker[1])
-    async for member in _lease_events(engine, attempt, folder):
+    async for [marker] in _pages(engine, BundledProcessResult, attempt.id):
+        yield f"{folder}/processes/{marker.cursor[0]}.json", _line(marker.json)
+    async for member in _files(engine, BundledLeaseEvent, attempt.id, f"{folder}/lease_events"):
         yield member
-    async for member in _logs(engine, attempt.id, folder):
+    async for member in _files(engine, BundledLog, attempt.id, f"{folder}/logs"):
         yield member
     for stream in await reading.streams_of(engine, attempt.id):
         for chunk in stream.chunks:
@@ -203,30 +222,6 @@ async def _attempt(engine: AsyncEngine, attempt: queries.ExportedAttempt) -> Asy
         key = bytes.fromhex(aggregate.key)
         yield f"{folder}/aggregates/{aggregate.key}.json", _line(aggregate.json)
         yield f"{folder}/aggregates/{aggregate.key}.result.json", aggregate.result.encode()
-
-
-async def _lease_events(
-    engine: AsyncEngine, attempt: queries.ExportedAttempt, folder: str
-) -> AsyncIterator[tuple[str, bytes]]:
-    after, page = 0, 0
-    while True:
-        async with engine.connect() as connection:
-            rows = await queries.lease_event_rows(connection, attempt.run_id, attempt.id, after=after)
-        if not rows:
-            return
-        yield f"{folder}/lease_events/{page:06d}.jsonl", _lines([one.json for one in rows])
-        after, page = rows[-1].cursor, page + 1
-
-
-async def _logs(engine: AsyncEngine, attempt_id: UUID, folder: str) -> AsyncIterator[tuple[str, bytes]]:
-    process, seq, page = "", -1, 0
-    while True:
-        async with engine.connect() as connection:
-            rows = await queries.log_rows(connection, attempt_id, process=process, seq=seq)
-        if not rows:
-            return
-        yield f"{folder}/logs/{page:06d}.jsonl", _lines([one.json for one in rows])
-        process, seq, page = rows[-1].process, rows[-1].seq, page + 1
 
 
 def _rows_that_fit(rows: Iterable[str]) -> int:

@@ -218,7 +218,7 @@ class _Import:
             result.run_id == format_id(IdKind.RUN, row.run_id) and result.attempt_id == attempt.folder,
         )
         if not all(consistent):
-            raise BundleError(f"{name} is not the result of the attempt's evidence; get the bundle again.")
+            raise BundleError(f"{name} is not the result of the attempt's evidence; export the bundle again.")
         if not await queries.insert_aggregate(self._connection, self.campaign_id, checked, result=content.decode()):
             raise BundleError(f"{name} belongs to no run of the bundle; import the file as it was exported.")
 
@@ -229,7 +229,7 @@ class _Import:
         if attempt is None:
             return
         if attempt.aggregate is not None:
-            raise BundleError(f"{attempt.aggregate[0]} is missing; get the bundle again.")
+            raise BundleError(f"{attempt.aggregate[0]} is missing; export the bundle again.")
         if attempt.row.outcome == "completed":
             try:
                 await evidence.verify_manifest(

@@ -51,6 +51,11 @@ class BundledRow(BaseModel):
     table: ClassVar[Table]
     omitted: ClassVar[frozenset[str]] = frozenset()
     """Columns whose values belong to one database; a bundle does not hold them."""
+    order: ClassVar[tuple[str, ...]] = ()
+    """Columns that order the rows of one owner; the values of the last row are the cursor of the next page."""
+    first: ClassVar[tuple[int | str, ...]] = ()
+    """A cursor before all rows."""
+    page_size: ClassVar[int] = 1
     most: ClassVar[int] = MAX_ROWS
 
 
@@ -88,6 +93,9 @@ class BundledExperiment(BundledRow):
     """An experiment of the campaign."""
 
     table = experiments
+    order = ("ordinal",)
+    first = (-1,)
+    page_size = 32
 
     id: UUID
     campaign_id: UUID
@@ -109,6 +117,9 @@ class BundledRun(BundledRow):
 
     table = runs
     omitted = frozenset({"imported"})
+    order = ("position",)
+    first = (-1,)
+    page_size = 100
 
     id: UUID
     campaign_id: UUID
@@ -176,6 +187,8 @@ class BundledProcessResult(BundledRow):
     """The completion marker of a process."""
 
     table = process_results
+    order = ("process",)
+    first = ("",)
 
     attempt_id: UUID
     process: ProcessName
@@ -188,6 +201,9 @@ class BundledLeaseEvent(BundledRow):
 
     table = lease_events
     omitted = frozenset({"id"})
+    order = ("id",)
+    first = (0,)
+    page_size = 500
 
     attempt_id: UUID
     run_id: UUID
@@ -200,6 +216,9 @@ class BundledLog(BundledRow):
     """A piece of a process's output."""
 
     table = logs
+    order = ("process", "seq")
+    first = ("", -1)
+    page_size = 16  # of up to 65,536 characters each
 
     attempt_id: UUID
     process: ProcessName

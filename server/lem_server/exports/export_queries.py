@@ -1,4 +1,4 @@
-"""SQL that reads a campaign page by page, each page in a transaction of its own.
+"""SQL that reads a campaign page by page, each page in a separate transaction.
 
 PostgreSQL writes each row as JSON text, so that a column which is added later is exported without a change here. The
 columns that a bundle omits are those of `bundle_rows`.
@@ -6,29 +6,18 @@ columns that a bundle omits are those of `bundle_rows`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Uuid, text
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.sql import bindparam
 
 from lem_server.exports.bundle_rows import (
     BundledAggregate,
     BundledCampaign,
-    BundledLeaseEvent,
     BundledRow,
-    BundledRun,
     BundledTransition,
 )
-
-EXPERIMENTS_PER_PAGE = 32
-RUNS_PER_PAGE = 100
-LOGS_PER_PAGE = 16
-"""A piece of log has up to 65,536 characters."""
-EVENTS_PER_PAGE = 500
 
 
 class CampaignSize(NamedTuple):
@@ -46,15 +35,7 @@ class CampaignSize(NamedTuple):
 class ExportedRow(NamedTuple):
     """A row as JSON, and the cursor of the rows after it."""
 
-    cursor: int
-    json: str
-
-
-class ExportedRun(NamedTuple):
-    """A run as JSON, its id, and the cursor of the runs after it."""
-
-    cursor: int
-    id: UUID
+    cursor: tuple[int | str, ...]
     json: str
 
 
@@ -164,41 +145,48 @@ async def worker_rows(connection: AsyncConnection, campaign_id: UUID) -> list[st
     return list((await connection.execute(_WORKERS, {"id": campaign_id})).scalars())
 
 
-# Index uq_experiments_campaign_id_ordinal.
-_EXPERIMENTS = text("""
-    SELECT ordinal, CAST(to_jsonb(e) AS text) FROM experiments e
-     WHERE campaign_id = :id AND ordinal > :after ORDER BY ordinal LIMIT :limit
-""")
+_PAGE = """
+    SELECT {order}, {json} FROM {table} t
+     WHERE {owner} = :owner AND ({order}) > ({cursor}) ORDER BY {order} LIMIT :limit
+"""
 
 
-async def experiment_rows(connection: AsyncConnection, campaign_id: UUID, *, after: int) -> list[ExportedRow]:
-    """Return one page of experiments."""
-    page = {"id": campaign_id, "after": after, "limit": EXPERIMENTS_PER_PAGE}
-    return [ExportedRow(*row) for row in await connection.execute(_EXPERIMENTS, page)]
+async def page(
+    connection: AsyncConnection, model: type[BundledRow], owner: UUID, after: tuple[int | str, ...]
+) -> list[ExportedRow]:
+    """Return one page of the rows of a campaign or attempt.
+
+    Each table has an index on its owner and order: uq_experiments_campaign_id_ordinal, uq_runs_campaign_id_position,
+    pk_process_results, pk_logs. That of lease_events begins with the run, which a subquery adds.
+    """
+    columns = model.table.columns.keys()
+    statement = _PAGE.format(
+        table=model.table.name,
+        json=_json("t", model),
+        order=", ".join(model.order),
+        cursor=", ".join(f":c{number}" for number in range(len(after))),
+        owner="campaign_id"
+        if "campaign_id" in columns
+        else "run_id = (SELECT a.run_id FROM attempts a WHERE a.id = :owner) AND attempt_id"
+        if "run_id" in columns
+        else "attempt_id",
+    )
+    cursor = {f"c{number}": value for number, value in enumerate(after)}
+    rows = await connection.execute(text(statement), {"owner": owner, "limit": model.page_size, **cursor})
+    return [ExportedRow(tuple(row[:-1]), row[-1]) for row in rows]
 
 
-# Index uq_runs_campaign_id_position.
-_RUNS = text(f"""
-    SELECT position, id, {_json("r", BundledRun)} FROM runs r
-     WHERE campaign_id = :id AND position > :after ORDER BY position LIMIT :limit
+# Indexes uq_runs_campaign_id_position and ix_run_transitions_run_id.
+_TRANSITIONS = text(f"""
+    SELECT {_json("t", BundledTransition)} FROM run_transitions t JOIN runs r ON r.id = t.run_id
+     WHERE r.campaign_id = :id AND r.position BETWEEN :first AND :last ORDER BY t.run_id, t.id
 """)  # noqa: S608 - constants
 
 
-async def run_rows(connection: AsyncConnection, campaign_id: UUID, *, after: int) -> list[ExportedRun]:
-    """Return one page of runs."""
-    page = {"id": campaign_id, "after": after, "limit": RUNS_PER_PAGE}
-    return [ExportedRun(*row) for row in await connection.execute(_RUNS, page)]
-
-
-# Index ix_run_transitions_run_id.
-_TRANSITIONS = text(f"""
-    SELECT {_json("t", BundledTransition)} FROM run_transitions t WHERE run_id = ANY(:ids) ORDER BY run_id, id
-""").bindparams(bindparam("ids", type_=ARRAY(Uuid)))  # noqa: S608 - constants
-
-
-async def transition_rows(connection: AsyncConnection, run_ids: Sequence[UUID]) -> list[str]:
-    """Return the whole log of some runs as JSON, run by run."""
-    return list((await connection.execute(_TRANSITIONS, {"ids": list(run_ids)})).scalars())
+async def transition_rows(connection: AsyncConnection, campaign_id: UUID, *, first: int, last: int) -> list[str]:
+    """Return the whole log of the runs between two positions as JSON, run by run."""
+    positions = {"id": campaign_id, "first": first, "last": last}
+    return list((await connection.execute(_TRANSITIONS, positions)).scalars())
 
 
 # Indexes uq_runs_campaign_id_position and uq_attempts_run_id_number. One at a time: an environment may be a megabyte.
@@ -217,53 +205,6 @@ async def next_attempt(
     cursor = {"id": campaign_id, "position": position, "number": number}
     row = (await connection.execute(_ATTEMPT, cursor)).one_or_none()
     return None if row is None else ExportedAttempt(*row)
-
-
-_PROCESS = text("""
-    SELECT process, CAST(to_jsonb(p) AS text) FROM process_results p
-     WHERE attempt_id = :id AND process > :after ORDER BY process LIMIT 1
-""")
-
-
-async def next_process(connection: AsyncConnection, attempt_id: UUID, *, after: str) -> tuple[str, str] | None:
-    """Return the name and completion marker of the process after another one; None at the end."""
-    row = (await connection.execute(_PROCESS, {"id": attempt_id, "after": after})).one_or_none()
-    return None if row is None else (row[0], row[1])
-
-
-# Index ix_lease_events_run_id.
-_LEASE_EVENTS = text(f"""
-    SELECT id, {_json("l", BundledLeaseEvent)} FROM lease_events l
-     WHERE run_id = :run_id AND id > :after AND attempt_id = :id ORDER BY id LIMIT :limit
-""")  # noqa: S608 - constants
-
-
-async def lease_event_rows(
-    connection: AsyncConnection, run_id: UUID, attempt_id: UUID, *, after: int
-) -> list[ExportedRow]:
-    """Return one page of the events of an attempt's lease."""
-    page = {"run_id": run_id, "id": attempt_id, "after": after, "limit": EVENTS_PER_PAGE}
-    return [ExportedRow(*row) for row in await connection.execute(_LEASE_EVENTS, page)]
-
-
-class ExportedLog(NamedTuple):
-    """A piece of log as JSON; its process and number are the cursor of the pieces after it."""
-
-    process: str
-    seq: int
-    json: str
-
-
-_LOGS = text("""
-    SELECT process, seq, CAST(to_jsonb(l) AS text) FROM logs l
-     WHERE attempt_id = :id AND (process, seq) > (:process, :seq) ORDER BY process, seq LIMIT :limit
-""")
-
-
-async def log_rows(connection: AsyncConnection, attempt_id: UUID, *, process: str, seq: int) -> list[ExportedLog]:
-    """Return one page of the logs of an attempt's processes."""
-    page = {"id": attempt_id, "process": process, "seq": seq, "limit": LOGS_PER_PAGE}
-    return [ExportedLog(*row) for row in await connection.execute(_LOGS, page)]
 
 
 _AGGREGATE = text(f"""

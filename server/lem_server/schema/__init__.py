@@ -1,1 +1,1 @@
-"""What can be configured, as this server's version knows it."""
+"""The configuration keys, backends and presets of this version."""

@@ -1,1 +1,1 @@
-"""Workers: registration, what is known of them, drain and sign-off."""
+"""Workers: registration, lists, drain and sign-off."""

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, Column, DateTime, ForeignKey, Table, Text, Uuid, func, text
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
 from lem_server.database.metadata import metadata
 
-workers = Table(
+workers = sa.Table(
     "workers",
     metadata,
-    Column("id", Uuid, primary_key=True),
-    Column("boot_id", Uuid, nullable=False),
-    Column("name", Text, nullable=False),
-    Column("host", Text, nullable=False),
-    Column("backend", Text, nullable=False),
-    Column("devices", JSONB, nullable=False),
-    Column("versions", JSONB, nullable=False),
-    Column("labels", JSONB, nullable=False),
-    Column("draining", Boolean, nullable=False, server_default=text("false")),
-    Column("registered_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
-    Column("last_seen_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
-    Column("signed_off_at", DateTime(timezone=True)),
-    Column("asked_at", DateTime(timezone=True)),
-    Column("temperatures_c", JSONB, nullable=False, server_default=text("'{}'")),
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("boot_id", sa.Uuid, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("backend", sa.Text, nullable=False),
+    sa.Column("devices", JSONB, nullable=False),
+    sa.Column("versions", JSONB, nullable=False),
+    sa.Column("labels", JSONB, nullable=False),
+    sa.Column("draining", sa.Boolean, nullable=False, server_default=sa.text("false")),
+    sa.Column("registered_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+    sa.Column("last_seen_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+    sa.Column("signed_off_at", sa.DateTime(timezone=True)),
+    sa.Column("asked_at", sa.DateTime(timezone=True)),
+    sa.Column("temperatures_c", JSONB, nullable=False, server_default=sa.text("'{}'")),
 )
 
 # Every boot that a worker ever had: a superseded one must not register again.
-worker_boots = Table(
+worker_boots = sa.Table(
     "worker_boots",
     metadata,
-    Column("worker_id", Uuid, ForeignKey("workers.id"), primary_key=True),
-    Column("boot_id", Uuid, primary_key=True),
-    Column("registered_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    sa.Column("worker_id", sa.Uuid, sa.ForeignKey("workers.id"), primary_key=True),
+    sa.Column("boot_id", sa.Uuid, primary_key=True),
+    sa.Column("registered_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
 )
