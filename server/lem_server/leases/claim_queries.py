@@ -13,7 +13,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import bindparam
 from sqlalchemy.types import Text
 
-from lem_domain.backends.registry import backend_spec
 from lem_domain.config.gaps import ExperimentCycle
 from lem_server.leases.queue_queries import FITTING, FREE, free_parameters
 from lem_server.leases.scheduling import FreeDevice, NextRun, QueuedCampaign
@@ -152,7 +151,7 @@ async def record_place(connection: AsyncConnection, campaign: QueuedCampaign, de
         return True
     values = {
         "campaign_id": campaign.campaign_id,
-        "simulated": backend_spec(campaign.backend).is_simulated,
+        "simulated": campaign.backend == "simulated",  # as in the queries of the queue
         "devices": [device.uuid for device in devices],
     }
     if campaign.place is None:
