@@ -41,7 +41,7 @@ chaos: $(VENV)/.installed  ## Kill and cut for ten minutes (SECONDS=60 for less)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m chaos --seconds $(or $(SECONDS),600)
 
 lint: $(VENV)/.installed  ## Check style, types, layers, dead code and wording.
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/mypy --config-file tests/mypy.toml && PYTHONPATH=. $(BIN)/lint-imports && $(BIN)/vulture
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/mypy --config-file tests/mypy.toml && PYTHONPATH=. $(BIN)/lint-imports && $(BIN)/vulture && $(BIN)/python -m tools.check_words && $(BIN)/python -m tools.check_names
 
 format: $(VENV)/.installed  ## Repair style.
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -32,8 +32,10 @@ RETIRED = {
     r"\bcomes? about\b|\bcame about\b": "is computed, is measured",
 }
 ALLOWED = {
-    # The evidence stream and its event are called this on the wire and on disk.
-    "tools/check_words.py": (r".*",),
+    "tools/check_words.py": (r".*",),  # the patterns themselves
+    "server/lem_server/exports/bundle_export.py": (r"\.tell\(",),
+    "client/lem_client/cli/processes.py": (r"\.tell\(",),
+    "server/lem_server/leases/routes.py": (r"def beat\(",),  # the operation id in the API document
 }
 
 

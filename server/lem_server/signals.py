@@ -27,7 +27,7 @@ class TerminationSignals:
     """
 
     def __init__(self, code: int | None) -> None:
-        """`code` is the exit code; None stands for 128 plus the signal's number."""
+        """`code` is the exit code; None means 128 plus the signal's number."""
         self._code = code
         self._received: Terminated | None = None
         self._ignored = False
