@@ -79,7 +79,7 @@ def main(job_file: str) -> int:
             finish_reason="length",
         )
     stream.flush()
-    control.send(Tick(phase=PhaseName.MEASURE, requests_done=REQUESTS, generated_tokens=2 * REQUESTS, fraction=1.0))
+    control.send(Tick(phase=PhaseName.MEASURE, requests_ended=REQUESTS, generated_tokens=2 * REQUESTS, fraction=1.0))
     if act == "die_measuring":
         print("last words", flush=True)  # noqa: T201
         os._exit(3)
@@ -145,7 +145,7 @@ def hang(control: ControlPipes) -> None:
     child = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE, start_new_session=True)
     assert child.stdout is not None
     child.stdout.read(1)
-    control.send(Tick(phase=PhaseName.MEASURE, requests_done=REQUESTS, fraction=0.5))
+    control.send(Tick(phase=PhaseName.MEASURE, requests_ended=REQUESTS, fraction=0.5))
     while True:
         signal.pause()
 

@@ -13,7 +13,7 @@ from factories.one_rank import TEXTS, TOKENS, Window, effective_values, job, unc
 from lem_domain.evidence.streams import PhaseName
 from lem_worker.backends.create import create_backend
 from lem_worker.backends.pytorch.backend import PyTorchBackend
-from lem_worker.rank.prompts import fullest_batch, requests_of
+from lem_worker.rank.prompts import batch_with_most_rows, requests_of
 from lem_worker.rank.recorder import Recorder
 
 
@@ -46,7 +46,7 @@ class Run:
         self._send(window.recorder)
         self.requests, self.tokens, self.outputs = window.requests, window.tokens, window.outputs
         self.facts = backend.facts()
-        found = backend.effective_config(fullest_batch(self.batches))
+        found = backend.effective_config(batch_with_most_rows(self.batches))
         self.effective, self.unconfirmed = effective_values(found), unconfirmed_names(found)
 
     def generated(self, texts: Sequence[str] = TEXTS, **options: Any) -> list[list[int]]:

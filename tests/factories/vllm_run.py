@@ -70,7 +70,7 @@ class Run:
             self.recorder,
             length=WindowLength(0, requests),
             seed=self.config.decoding.seed,
-            between_batches=lambda: None,
+            flush_evidence=lambda: None,
             traffic=self.config.traffic,
         )
         self.requests = sorted(window.requests, key=lambda row: row["request_id"])

@@ -271,5 +271,5 @@ class Silent:
     def due_ns(self) -> int:
         return 2**63 - 1
 
-    def report(self, now_ns: int, *, requests_done: int, generated_tokens: int) -> None:
+    def report(self, now_ns: int, *, requests_ended: int, generated_tokens: int) -> None:
         raise AssertionError("it is never due")

@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 M = TypeVar("M", bound=BaseModel)
 
 
-class ClaimAnswer(Enum):
+class NoAssignment(Enum):
     """An answer to a claim that assigns no run."""
 
     RUN_WAITS = "run_waits"
@@ -106,6 +106,8 @@ class ServerApi:
                 BOOT_HEADER: str(boot_id),
                 PROTOCOL_HEADER: str(PROTOCOL_VERSION),
             },
+            # 60 s: above CLAIM_WAIT_S, for which the server holds a claim open. 5 s: a reachable server accepts a
+            # connection in milliseconds; without one, the request is retried.
             timeout=httpx.Timeout(60, connect=5),
             transport=transport,
         )
@@ -136,11 +138,11 @@ class ServerApi:
         except httpx.HTTPError as error:
             logger.warning("could not sign off: %s", str(error) or type(error).__name__)
 
-    async def claim(self, request: ClaimRequest) -> Assignment | ClaimAnswer | None:
+    async def claim(self, request: ClaimRequest) -> Assignment | NoAssignment | None:
         """Return the next run. If none is assigned within the wait: `RUN_WAITS` if one has to wait, else None."""
         answer = await self._send("POST", f"/api/v1/workers/{self._worker_id}/claims", body=request)
         if answer.status_code == HTTPStatus.NO_CONTENT:
-            return ClaimAnswer.RUN_WAITS if "retry-after" in answer.headers else None
+            return NoAssignment.RUN_WAITS if "retry-after" in answer.headers else None
         return _read(Assignment, answer)
 
     async def heartbeat(self, request: Heartbeat) -> BeatAnswer:

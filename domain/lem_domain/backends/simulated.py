@@ -21,7 +21,7 @@ class SimulatedFailure(ConfigModel):
     )
     how: Literal["raise", "out_of_memory", "hang", "silence", "exit", "kill", "abort", "segfault"] = Field(
         description="raise: an engine error; out_of_memory: an error of lacking memory; hang: it stops; silence: it "
-        "works without progress; exit: the process ends with code 3; kill, abort, segfault: it dies by SIGKILL, "
+        "works without progress; exit: the process ends with code 3; kill, abort, segfault: it is killed by SIGKILL, "
         "SIGABRT or SIGSEGV."
     )
     process: int = Field(default=0, ge=0, description="The rank that fails, from 0.", json_schema_extra=unit("1"))

@@ -33,7 +33,10 @@ def _no_model(_settings: Any) -> str | None:
 
 @dataclass(frozen=True)
 class BackendSpec:
-    """One backend. A module of `lem_domain.backends` offers it as `SPEC`; nothing else lists backends."""
+    """One backend. A module of `lem_domain.backends` offers it as `SPEC`.
+
+    Apart from it, pyproject.toml lists the extra of a backend, and `lemctl doctor` checks PyTorch only.
+    """
 
     name: str
     """Value of `backend`, and the key of the section."""
@@ -45,7 +48,7 @@ class BackendSpec:
     extra: str
     """The optional dependencies of llm-energy-measurement that install the engine."""
     install_hint: str
-    """What to do where the engine is missing; completes "… is not installed here; "."""
+    """Completes "… is not installed here; " with the remedy."""
     modules: tuple[str, ...] = ()
     """Python modules that are all present where the engine is installed; empty for no engine."""
     distributions: tuple[str, ...] = ()

@@ -131,7 +131,7 @@ class TensorrtSpeculation(ConfigModel):
         default=None,
         ge=1,
         le=64,
-        description="Longest stretch of text that is looked up (`ngram`).",
+        description="Longest sequence of tokens that is looked up (`ngram`).",
         json_schema_extra=engine_parameter("speculative_config.max_matching_ngram_size", unit="tokens"),
     )
     model: str | None = Field(

@@ -35,14 +35,14 @@ class SpeculativeConfig(ConfigModel):
         default=None,
         ge=1,
         le=64,
-        description="Longest stretch that is looked up.",
+        description="Longest sequence of tokens that is looked up.",
         json_schema_extra=engine_parameter("speculative_config.prompt_lookup_max", unit="tokens"),
     )
     prompt_lookup_min: int | None = Field(
         default=None,
         ge=1,
         le=64,
-        description="Shortest stretch that is looked up.",
+        description="Shortest sequence of tokens that is looked up.",
         json_schema_extra=engine_parameter("speculative_config.prompt_lookup_min", unit="tokens"),
     )
 

@@ -233,8 +233,9 @@ class WarmupConfig(ConfigModel):
         default=0.02,
         gt=0,
         le=1,
-        description="The leased devices' power has settled when a linear fit over its last 5 s changes by less than "
-        "this fraction of its mean; null, or a run without power samples, ignores power.",
+        description="The leased devices' power has settled when a linear fit over its last 5 s, or ten sampling "
+        "intervals if they are longer, changes by less than this fraction of its mean; null, or a run without power "
+        "samples, ignores power.",
         json_schema_extra=unit("1"),
     )
 

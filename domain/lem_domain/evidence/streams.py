@@ -19,6 +19,7 @@ STREAM_VERSION = 1
 CHUNK_MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 MAX_CHUNK_BYTES = 4 * 2**20
 MAX_CHUNK_DECODED_BYTES = 32 * 2**20
+"""Both bound the server's memory per upload, far above the 256 KiB at which a worker seals a chunk."""
 MAX_CHUNK_RATIO = 1000
 """Limit of decoded over encoded size, far above real evidence, against compression bombs."""
 

@@ -19,7 +19,7 @@ class Progress(RequestModel):
     """Progress of a live attempt, as its worker last reported it. Rates are momentary and no results."""
 
     phase: str = Field(max_length=40)
-    requests_done: int = Field(default=0, ge=0)
+    requests_done: int = Field(default=0, ge=0, description="Requests that ended, failed ones included.")
     generated_tokens: int = Field(default=0, ge=0)
     elapsed_s: float = Field(default=0, ge=0, description="Since the start of the phase.")
     fraction: float | None = Field(

@@ -48,7 +48,7 @@ class CancellingProgress:
     def due_ns(self) -> int:
         return 0
 
-    def report(self, now_ns: int, *, requests_done: int, generated_tokens: int) -> None:
+    def report(self, now_ns: int, *, requests_ended: int, generated_tokens: int) -> None:
         raise Cancelled
 
 
@@ -92,7 +92,7 @@ class Loaded:
             recorder or window.recorder,
             length=WindowLength(0, requests),
             seed=0,
-            between_batches=lambda: None,
+            flush_evidence=lambda: None,
             traffic=traffic,
         )
         window.requests.sort(key=lambda row: row["request_id"])

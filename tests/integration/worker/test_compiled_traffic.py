@@ -64,7 +64,7 @@ def served(
         Window().recorder,
         length=WindowLength(0, REQUESTS),
         seed=0,
-        between_batches=lambda: None,
+        flush_evidence=lambda: None,
         traffic=TrafficConfig.model_validate(traffic),
     )
     facts = backend.facts()["compilation"]

@@ -422,7 +422,7 @@ async def test_a_run_whose_claim_is_answered_as_sigterm_comes_is_handed_back(
     attempt = server.enqueue()
     claim = server_api.ServerApi.claim
 
-    async def claimed(api: server_api.ServerApi, request: ClaimRequest) -> Assignment | server_api.ClaimAnswer | None:
+    async def claimed(api: server_api.ServerApi, request: ClaimRequest) -> Assignment | server_api.NoAssignment | None:
         answer = await claim(api, request)
         os.kill(os.getpid(), signal.SIGTERM)
         return answer

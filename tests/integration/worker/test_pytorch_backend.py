@@ -18,7 +18,7 @@ from lem_domain.evidence.streams import PhaseName
 from lem_domain.states import FailureReason
 from lem_worker.backends.tokenizer import NoChatTemplate
 from lem_worker.process.failures import failure_of
-from lem_worker.rank.prompts import PromptRefused, batches
+from lem_worker.rank.prompts import PromptRefused, batches_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,7 +35,7 @@ def greedy(model_folder: Path) -> Run:
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_greedy_tokens_are_those_of_generate(model_folder: Path, batch_size: int, attention: str) -> None:
     run = Run(model_folder, pytorch={"batch_size": batch_size, "attn_implementation": attention})
-    for batch in batches(range(len(TEXTS)), batch_size):  # type: ignore[arg-type]
+    for batch in batches_of(range(len(TEXTS)), batch_size):  # type: ignore[arg-type]
         expected = run.generated([TEXTS[index] for index in batch])  # type: ignore[call-overload]
         assert [run.outputs[index] for index in batch] == expected  # type: ignore[call-overload]
 

@@ -65,7 +65,7 @@ async def test_fewer_processes_than_asked_for_are_noticed(
     attempt = server.enqueue(**two_processes(model_folder))
     await work(modules=REAL_RANK, backend="pytorch")
     assert server.ended[attempt].reason is FailureReason.NOT_AS_REQUESTED
-    assert "pytorch.num_processes was requested as 2 and accelerate started 1" in server.ended[attempt].message
+    assert "2 processes were requested and accelerate started 1" in server.ended[attempt].message
     assert await nothing_lives_of(attempt)
 
 

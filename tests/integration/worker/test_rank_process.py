@@ -199,7 +199,7 @@ def test_the_window_lasts_as_long_as_asked_and_ticks_on_the_way(tmp_path: Path, 
     assert ticks
     assert len(ticks) <= 1 + (requests[-1]["last_token_ns"] - requests[0]["arrival_ns"]) / 0.5e9
     assert 0 < (ticks[0].fraction or 0) <= 1
-    assert ticks[0].requests_done > 0
+    assert ticks[0].requests_ended > 0
     assert (ticks[0].output_rate_tok_s or 0) > 0
 
 

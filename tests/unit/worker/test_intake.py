@@ -109,7 +109,7 @@ def measured(
         Recorder(PhaseName.MEASURE, Sinks(requests, tokens, requests), clock=engine.clock),
         length=length,
         seed=0,
-        between_batches=lambda: flushes.append(1),
+        flush_evidence=lambda: flushes.append(1),
         traffic=TrafficConfig.model_validate(traffic),
     )
     assert flushes
@@ -230,7 +230,7 @@ def test_asynchronous_streams_fit_as_well(traffic: dict[str, object]) -> None:
         Recorder(PhaseName.MEASURE, Sinks(requests, tokens, requests)),
         length=WindowLength(0, 12),
         seed=0,
-        between_batches=lambda: None,
+        flush_evidence=lambda: None,
         traffic=TrafficConfig.model_validate(traffic),
     )
     assert repetitions == 3

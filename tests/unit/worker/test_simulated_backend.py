@@ -68,7 +68,7 @@ def measured(task: RankJob, *, requests: int = 1, phase: PhaseName = PhaseName.M
         Recorder(phase, Sinks(rows, tokens, outputs)),
         length=WindowLength(0, requests),
         seed=0,
-        between_batches=lambda: None,
+        flush_evidence=lambda: None,
     )
     return rows, tokens, outputs
 
@@ -207,7 +207,7 @@ def test_answers_change_from_repetition_to_repetition_where_that_is_asked() -> N
         backend, prompts = loaded(job({"decode_ms_per_token": 0, **simulated}))
         rows, ledger = Kept(), OutputLedger(keep_ids=False)
         recorder = Recorder(PhaseName.MEASURE, Sinks(rows, None, ledger))
-        measure(backend, prompts, recorder, length=WindowLength(0, 8), seed=0, between_batches=lambda: None)
+        measure(backend, prompts, recorder, length=WindowLength(0, 8), seed=0, flush_evidence=lambda: None)
         return ledger.repeats
 
     assert repeats()

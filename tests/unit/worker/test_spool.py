@@ -229,7 +229,7 @@ def test_an_acknowledgement_is_on_the_disk_when_it_is_noted(tmp_path: Path, monk
 def test_what_the_server_refused_leaves_the_spool_and_is_kept(tmp_path: Path) -> None:
     attempt = tmp_path / "spool" / "att_1"
     written(attempt)
-    kept = spool.quarantine(attempt)
+    kept = spool.move_to_refused(attempt)
     assert not attempt.exists()
     assert len(spool.pending_chunks(kept)) == 3
 

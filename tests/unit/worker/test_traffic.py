@@ -16,7 +16,7 @@ from lem_domain.config.measurement import TrafficConfig, WindowConfig
 from lem_domain.evidence.streams import PhaseName
 from lem_worker.rank import measured_window as measuring
 from lem_worker.rank.measured_window import RankIndex, measure
-from lem_worker.rank.prompts import PreparedPrompt, Request, batches
+from lem_worker.rank.prompts import PreparedPrompt, Request, batches_of
 from lem_worker.rank.recorder import Recorder, Sinks
 from lem_worker.rank.traffic import OfflineArrivals, TrafficRefused, arrival_gaps, make_arrivals
 from lem_worker.rank.window_length import WindowLength
@@ -41,7 +41,7 @@ class World:
         self.now_ns += max(1, round(seconds * 1e9))
 
     def batches(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
-        return batches(requests, self.batch_size)
+        return batches_of(requests, self.batch_size)
 
     def run(self, requests: Sequence[Request], recorder: Recorder) -> None:
         ids = np.array([request.request_id for request in requests], dtype=np.int64)
@@ -85,7 +85,7 @@ def measured(
         recorder,
         length=length,
         seed=0,
-        between_batches=lambda: None,
+        flush_evidence=lambda: None,
         traffic=TrafficConfig.model_validate(traffic),
         rank=rank,
     )
@@ -130,10 +130,10 @@ def test_a_continuous_engine_s_window_lasts_from_its_first_arrival() -> None:
     worked_until_ns = 0
     feed = OfflineArrivals(PROMPTS, length=WindowLength(100 * MS, 1), seed=0, worked_until_ns=lambda: worked_until_ns)
     assert len(feed.take(7 * MS)) == 3
-    feed.finished(3)
+    feed.ended(3)
     worked_until_ns = 106 * MS
     assert len(feed.take(107 * MS)) == 3
-    feed.finished(3)
+    feed.ended(3)
     worked_until_ns = 108 * MS
     assert not feed.take(109 * MS)
     assert feed.over
@@ -286,7 +286,7 @@ def test_a_trace_begins_again_one_mean_distance_after_its_end() -> None:
 
 
 def test_a_trace_is_replayed_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    length = WindowLength.of(WindowConfig(min_duration_s=0), world_size=2, least_requests=7)
+    length = WindowLength.of(WindowConfig(min_duration_s=0), world_size=2, min_requests=7)
     assert length.requests == 4
 
 

@@ -5,7 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lem_domain.config.measurement import WarmupConfig
-from lem_worker.rank.prompts import PreparedPrompt, batches, fullest_batch, largest_batch, warmup_requests
+from lem_worker.rank.prompts import (
+    PreparedPrompt,
+    batch_with_most_rows,
+    batch_with_most_tokens,
+    batches_of,
+    warmup_requests,
+)
 from lem_worker.rank.warmup import POWER_CAP_TRENDS, PowerTrend, assess, coefficient_of_variation, warm_up
 
 CONFIG = WarmupConfig(min_requests=5, max_requests=12, cv_threshold=0.05, window_size=5)
@@ -41,7 +47,7 @@ def test_the_minimum_holds_even_when_steady() -> None:
 @pytest.mark.proves("warmup.max_requests", on="worker")
 def test_the_cap_ends_it_unconverged() -> None:
     assessment = assess([1.0, 2.0] * 6, CONFIG)
-    assert (assessment.finished, assessment.converged, assessment.requests) == (True, False, 12)
+    assert (assessment.finished, assessment.converged, assessment.batches) == (True, False, 12)
 
 
 def test_a_cap_below_the_window_never_converges() -> None:
@@ -58,7 +64,7 @@ def test_the_variation_is_the_sample_standard_deviation_over_the_mean() -> None:
 def test_it_sends_until_steady_and_no_further() -> None:
     latencies = iter([9.0, 4.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 77.0])
     assessment = warm_up(lambda: next(latencies), CONFIG)
-    assert (assessment.converged, assessment.requests) == (True, 8)
+    assert (assessment.converged, assessment.batches) == (True, 8)
     assert next(latencies) == 77.0
 
 
@@ -69,12 +75,12 @@ STEADY = [1.0] * 5
 @pytest.mark.parametrize(
     ("trend", "converged"),
     [
-        (PowerTrend(known=False), True),
-        (PowerTrend(known=True, slope=None), False),
-        (PowerTrend(known=True, slope=0.3), False),
-        (PowerTrend(known=True, slope=-0.3), False),
-        (PowerTrend(known=True, slope=0.019), True),
-        (PowerTrend(known=True, slope=-0.019), True),
+        (PowerTrend(known=False, slope=None, trend_s=5), True),
+        (PowerTrend(known=True, slope=None, trend_s=5), False),
+        (PowerTrend(known=True, slope=0.3, trend_s=5), False),
+        (PowerTrend(known=True, slope=-0.3, trend_s=5), False),
+        (PowerTrend(known=True, slope=0.019, trend_s=5), True),
+        (PowerTrend(known=True, slope=-0.019, trend_s=5), True),
     ],
 )
 def test_power_must_have_settled_too_where_somebody_tells_it(trend: PowerTrend, converged: bool) -> None:
@@ -95,23 +101,25 @@ def test_the_cap_gives_power_the_time_that_a_trend_needs(trend_s: float) -> None
 
 
 def test_power_that_ceases_to_be_told_does_not_count_as_settled() -> None:
-    trends = iter([PowerTrend(known=True, slope=0.3)] * 10 + [PowerTrend(known=True, slope=None)] * 500)
+    trends = iter(
+        [PowerTrend(known=True, slope=0.3, trend_s=5)] * 10 + [PowerTrend(known=True, slope=None, trend_s=5)] * 500
+    )
     clock = iter(range(10_000))
     assessment = warm_up(lambda: 1.0, CONFIG, lambda: next(trends), lambda: next(clock))
     assert (assessment.converged, assessment.power_slope) == (False, None)
 
 
 def test_it_goes_on_until_power_has_settled() -> None:
-    trends = iter([PowerTrend(known=True, slope=slope) for slope in [0.5] * 30 + [0.01]])
+    trends = iter([PowerTrend(known=True, slope=slope, trend_s=5) for slope in [0.5] * 30 + [0.01]])
     assessment = warm_up(lambda: 1.0, CONFIG, lambda: next(trends), lambda: 0.0)
-    assert (assessment.converged, assessment.requests) == (True, 31)
+    assert (assessment.converged, assessment.batches) == (True, 31)
 
 
 @given(st.lists(st.floats(min_value=1e-6, max_value=1e6), min_size=20, max_size=20))
 def test_it_always_ends_between_minimum_and_cap(latencies: list[float]) -> None:
     source = iter(latencies)
     assessment = warm_up(lambda: next(source), CONFIG)
-    assert CONFIG.min_requests <= assessment.requests <= CONFIG.max_requests
+    assert CONFIG.min_requests <= assessment.batches <= CONFIG.max_requests
 
 
 def test_the_largest_batch_is_sent_with_its_tokens_reversed() -> None:
@@ -122,12 +130,12 @@ def test_the_largest_batch_is_sent_with_its_tokens_reversed() -> None:
         PreparedPrompt(3, (7,)),
     ]
     requests = warmup_requests(prompts, seed=0)
-    assert [request.token_ids for request in largest_batch(list(batches(requests, 2)))] == [(6, 5, 4), (7,)]
+    assert [request.token_ids for request in batch_with_most_tokens(list(batches_of(requests, 2)))] == [(6, 5, 4), (7,)]
 
 
 def test_the_largest_batch_has_the_most_places_and_the_fullest_the_most_rows() -> None:
     short = [PreparedPrompt(index, (1, 2)) for index in range(4)]
-    divided = list(batches(warmup_requests([*short, PreparedPrompt(4, (3,) * 9)], seed=0), 4))
+    divided = list(batches_of(warmup_requests([*short, PreparedPrompt(4, (3,) * 9)], seed=0), 4))
     assert [len(batch) for batch in divided] == [4, 1]
-    assert largest_batch(divided) is divided[1]
-    assert fullest_batch(divided) is divided[0]
+    assert batch_with_most_tokens(divided) is divided[1]
+    assert batch_with_most_rows(divided) is divided[0]

@@ -29,7 +29,7 @@ class _Backend(Protocol):
     def effective_config(self, sample: Sequence[Request]) -> EffectiveConfig:
         """Read the configuration back from the live engine.
 
-        `sample` is the largest batch. A backend may run it where only a run shows what is in force.
+        `sample` is the batch with the most rows. A backend may run it where only a run shows what is in force.
         """
 
     def facts(self) -> dict[str, JsonValue]:

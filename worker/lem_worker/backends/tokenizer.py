@@ -34,6 +34,15 @@ def text_of(tokenizer: Any, token_ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
 
+def ordinary_ids(tokenizer: Any, vocabulary: int) -> list[int]:
+    """The ids of a transformers tokenizer that are text, in order.
+
+    Special and added tokens are left out, and so are ids beyond the model's `vocabulary` size.
+    """
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    return [token for token in sorted(tokenizer.get_vocab().values()) if token < vocabulary and token not in special]
+
+
 def end_ids(generation: Any, tokenizer: Any) -> tuple[int, ...]:
     """Every token that ends a sequence: those of the checkpoint's generation settings, else the tokenizer's."""
     ids = None if generation is None else generation.eos_token_id

@@ -314,8 +314,8 @@ class Attempt:
             elif refusal is not None:
                 logger.error("the server refused the end of %s: %s", self.assignment.attempt_id, refusal)
         if self._refused and isinstance(why, AttemptEnded):
-            kept = spool.quarantine(self._dir)
-            logger.error("the refused evidence is quarantined in %s; remove it after you have examined it", kept)
+            kept = spool.move_to_refused(self._dir)
+            logger.error("the refused evidence is kept in %s; remove it after you have examined it", kept)
         else:
             spool.remove_attempt(self._dir)
         return why

@@ -30,7 +30,7 @@ from lem_worker.devices.inventory import cpu_device, gpu_devices, simulated_devi
 from lem_worker.heartbeat.messages import BootSuperseded, DrainRequested, HeartbeatStart, LeaseVerdict
 from lem_worker.models import default_cache_dir
 from lem_worker.process import spool
-from lem_worker.server_api import ClaimAnswer, LeaseLost, ServerApi
+from lem_worker.server_api import LeaseLost, NoAssignment, ServerApi
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +40,15 @@ CLAIM_WAIT_S = 25.0
 """How long the server may hold a claim open; the API allows at most 30 s."""
 
 MEMORY_WARNING_S = 60.0
+"""Interval of the error that names the process that still uses GPU memory."""
 FAILURES_BEFORE_PAUSE = 3
+"""One or two failures may be due to the runs; more in a row, to the machine."""
 FIRST_PAUSE_S = 30.0
 LONGEST_PAUSE_S = 600.0
+"""The pause doubles with each further failure up to this, so that a repaired machine claims again within minutes."""
 SPACE_POLL_S = 10.0
 OTHER_WORKERS_POLL_S = 10.0
+"""Both conditions end by an action outside this process, of which nothing notifies the daemon."""
 
 
 class Daemon:
@@ -138,7 +142,7 @@ class Daemon:
             if assignment is None and self._settings.until_idle:
                 return
             if not isinstance(assignment, Assignment):
-                self._run_is_waiting = assignment is ClaimAnswer.RUN_WAITS
+                self._run_is_waiting = assignment is NoAssignment.RUN_WAITS
                 continue
             self._run_is_waiting = False
             await self._work(assignment, shutdown)
@@ -146,7 +150,7 @@ class Daemon:
             if self._settings.max_runs is not None and self._runs >= self._settings.max_runs:
                 return
 
-    async def _claim(self) -> Assignment | ClaimAnswer | None:
+    async def _claim(self) -> Assignment | NoAssignment | None:
         ends_when_idle = self._settings.until_idle and not self._run_is_waiting
         request = ClaimRequest(
             claim_id=uuid4(),

@@ -28,6 +28,7 @@ from lem_worker.heartbeat.messages import (
 logger = logging.getLogger(__name__)
 
 RESTART_PAUSE_S = 1.0
+"""Short against the lease (60 s by default), so that a restart costs none; prevents a busy loop of restarts."""
 
 
 class LeaseExpired(NamedTuple):

@@ -106,7 +106,7 @@ def progress_of(
     fractions = [tick.fraction for tick in ticks if tick.fraction is not None]
     return Progress(
         phase=phase.value if phase else "preparing",
-        requests_done=sum(tick.requests_done for tick in ticks),
+        requests_done=sum(tick.requests_ended for tick in ticks),
         generated_tokens=sum(tick.generated_tokens for tick in ticks),
         elapsed_s=max(0.0, elapsed_s) if phase else 0.0,
         fraction=min(fractions) if fractions else None,

@@ -111,7 +111,7 @@ async def launch_ranks(
 ) -> list[LaunchedRank]:
     """Start one rank per name and return when all have joined.
 
-    `job_file` is that of rank 0; the other ranks find theirs in the same folder by name.
+    `job_file` is that of rank 0; the other ranks read the job file with their name in the same folder.
 
     Raises:
         AttemptEnded: the number of started ranks is not the requested one.
@@ -167,7 +167,7 @@ async def _until_joined(
             if joined.world_size != len(names):
                 raise run_failure(
                     FailureReason.NOT_AS_REQUESTED,
-                    f"pytorch.num_processes was requested as {len(names)} and accelerate started {joined.world_size}; "
+                    f"{len(names)} processes were requested and accelerate started {joined.world_size}; "
                     "check the ACCELERATE_… variables of the worker's environment, or request the number it starts.",
                 )
             ranks[joined.rank] = LaunchedRank(joined, names[joined.rank], group, reader, writer)

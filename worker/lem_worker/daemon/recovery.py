@@ -56,8 +56,8 @@ async def _complete(folder: Path, assignment: SpooledAssignment, api: ServerApi)
         logger.warning("%s was measured, but its lease is lost: %s", assignment.attempt_id, error)
         spool.remove_attempt(folder)
     except ServerRefused as error:
-        kept = spool.quarantine(folder)
-        logger.error("the server refused the evidence of %s; it is quarantined in %s: %s", folder.name, kept, error)
+        kept = spool.move_to_refused(folder)
+        logger.error("the server refused the evidence of %s; it is kept in %s: %s", folder.name, kept, error)
     else:
         logger.info("%s was finished before the worker ended; completed it from the spool", assignment.attempt_id)
         spool.remove_attempt(folder)

@@ -15,6 +15,7 @@ from lem_worker.server_api import ManifestIncomplete, ServerApi
 logger = logging.getLogger(__name__)
 
 UPLOAD_EVERY_S = 1.0
+"""The delay of log lines at the server, and of evidence after its chunk is sealed."""
 LOG_PIECE_CHARACTERS = 32_768
 LOG_LIMIT_BYTES = 4 * 2**20
 """Output of a process beyond this is not sent; the run log notes the cut."""

@@ -28,6 +28,8 @@ def build_once(target: Path, *, recipe: str, build: Callable[[Path], None]) -> P
     if _is_complete(target, recipe):
         return target
     with (target.parent / f".{target.name}.lock").open("w") as lock:
+        # Without a timeout: a build takes minutes, and the kernel frees the lock when its holder dies. The daemon kills
+        # its caller (find.py) at limits.load_s.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if _is_complete(target, recipe):
             return target

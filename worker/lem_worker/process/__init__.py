@@ -1,1 +1,1 @@
-"""How the processes of one attempt are started, talk to each other and store evidence."""
+"""How the processes of one attempt are started, exchange messages and store evidence."""

@@ -249,7 +249,8 @@ async def _end_within(left: Callable[[], list[psutil.Process]], seconds: float) 
 async def _kill_until_dead(left: Callable[[], list[psutil.Process]]) -> None:
     """Send SIGKILL until no process is left, without a time limit: a live process may still hold GPU memory."""
     loop = asyncio.get_running_loop()
-    warn_at = loop.time() + _SIGKILL_WARNING_S
+    killed_at = loop.time()
+    warn_at = killed_at + _SIGKILL_WARNING_S
     while remaining := left():
         for process in remaining:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -258,8 +259,10 @@ async def _kill_until_dead(left: Callable[[], list[psutil.Process]]) -> None:
             warn_at += _SIGKILL_WARNING_S
             pids = ", ".join(str(process.pid) for process in remaining)
             logger.error(
-                "SIGKILL does not end process %s, which hangs in a driver; the worker claims nothing until it ends",
+                "SIGKILL has not ended process %s for %.0f s, so it is probably blocked in a driver; the worker claims "
+                "nothing until it ends. Reset the device or restart the host.",
                 pids,
+                loop.time() - killed_at,
             )
         await asyncio.sleep(_POLL_S)
 

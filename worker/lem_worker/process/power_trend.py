@@ -1,4 +1,4 @@
-"""How long a stretch of power readings a trend is taken over; the sampler and the warm-up of a rank share it."""
+"""Length of the interval over which the trend of power is computed; the sampler and a rank's warm-up share it."""
 
 from __future__ import annotations
 

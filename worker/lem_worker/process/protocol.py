@@ -105,7 +105,7 @@ class Tick(ControlMessage):
 
     type: Literal["tick"] = "tick"
     phase: PhaseName
-    requests_done: int = 0
+    requests_ended: int = 0
     generated_tokens: int = 0
     fraction: float | None = None
     output_rate_tok_s: float | None = None
@@ -186,9 +186,9 @@ class WarmUp(ControlMessage):
 
 
 class PowerSlope(ControlMessage):
-    """To a rank that warms up: change of power over the last stretch as a fraction of its mean.
+    """To a rank that warms up: change of power over the last trend (process/power_trend.py) as a fraction of its mean.
 
-    None before the first stretch is over, and after the sampler has ended.
+    None before the first trend is known, and after the sampler has ended.
     """
 
     type: Literal["trend"] = "trend"

@@ -6,7 +6,7 @@
         chunks/<process>/<stream>/<seq>.<rows>.<sha256>.sent   acknowledged; kept in case the server needs it again
         <process>.done.json                                    completion marker of the process
         <process>.job.json, <process>.log                      its job and its output
-    <spool>/../refused/<attempt id>/                           quarantined: the server refused its evidence
+    <spool>/../refused/<attempt id>/                           kept: the server refused its evidence
 
 A file gets its name only when its bytes are on the disk (write, fsync, rename, fsync of the folder). A power cut or a
 SIGKILL therefore leaves whole files, and partial ones whose name begins with a dot. Each process writes its streams to
@@ -318,7 +318,7 @@ def remove_attempt(attempt_dir: Path) -> None:
     shutil.rmtree(attempt_dir, ignore_errors=True)
 
 
-def quarantine(attempt_dir: Path) -> Path:
+def move_to_refused(attempt_dir: Path) -> Path:
     """Move an attempt whose evidence the server refused out of the spool and return its new folder."""
     kept = attempt_dir.parent.parent / "refused" / attempt_dir.name
     with _spool_errors(kept):
@@ -342,7 +342,11 @@ def _spool_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = "free space on that disk" if error.errno in DISK_IS_FULL else "check the state folder"
+        remedy = (
+            "free space on that disk"
+            if error.errno in DISK_IS_FULL
+            else "check that the worker may write to LEM_WORKER_STATE_DIR"
+        )
         raise SpoolError(f"the spool can't write {path} ({error.strerror}); {remedy}.") from error
 
 

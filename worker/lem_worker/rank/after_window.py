@@ -48,7 +48,7 @@ def probe_prefill(
         recorder,
         length=WindowLength.of(config.window, world_size=rank.world_size),
         seed=config.decoding.seed,
-        between_batches=lambda: None,
+        flush_evidence=lambda: None,
         rank=rank,
     )
     if recorder.generated_tokens != recorder.requests_done:

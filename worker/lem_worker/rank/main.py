@@ -1,4 +1,4 @@
-"""The rank process (`python -m lem_worker.rank.main JOB_FILE`): loads, warms up, measures, seals and unloads."""
+"""The rank process (`python -m lem_worker.rank.main JOB_FILE`) runs one job: load, warm up, measure, seal, unload."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ from lem_worker.process.protocol import (
 )
 from lem_worker.process.spool import EvidenceWriter
 from lem_worker.rank.after_window import probe_prefill, score_quality
-from lem_worker.rank.measured_window import RankIndex, Ticker, measure, most_waiting, other_sizes, send_once
+from lem_worker.rank.measured_window import RankIndex, Ticker, batches_of_other_sizes, measure, most_waiting, send_once
 from lem_worker.rank.peak_memory import PeakMemory
 from lem_worker.rank.phases import Phases
 from lem_worker.rank.prompt_share import prepare_share
 from lem_worker.rank.prompts import (
     PreparedPrompt,
     Request,
-    fullest_batch,
-    largest_batch,
+    batch_with_most_rows,
+    batch_with_most_tokens,
+    batches_of,
     warmup_requests,
     with_few_tokens,
 )
-from lem_worker.rank.prompts import batches as in_order
 from lem_worker.rank.recorder import Recorder, Sinks
 from lem_worker.rank.token_digests import OutputLedger, digest_of_set, digest_of_tokens
 from lem_worker.rank.warmup import PowerTrend, WarmupAssessment, warm_up
@@ -65,7 +65,7 @@ _FLUSH_S = 5.0
 
 
 class Rank:
-    """One job in this process."""
+    """Runs one job: load, warm up, measure, seal, unload."""
 
     def __init__(self, job: RankJob, control: ControlPipes) -> None:
         self._job = job
@@ -79,7 +79,7 @@ class Rank:
     def run(self) -> int:
         """Run the job and return the exit code."""
         try:
-            backend, summary = self._measured()
+            backend, summary = self._load_and_measure()
             done = Done(streams=self._writer.seal(), summary=summary)
         except DaemonGone:
             raise
@@ -94,7 +94,7 @@ class Rank:
         backend.unload()
         return 0
 
-    def _measured(self) -> tuple[InferenceBackend, dict[str, JsonValue]]:
+    def _load_and_measure(self) -> tuple[InferenceBackend, dict[str, JsonValue]]:
         backend, prompts, batches, effective = self._load()
         self._control.send(Loaded(effective_config=effective))
         order = self._wait_for(WarmUp)
@@ -116,7 +116,7 @@ class Rank:
             **summary,
             "engine": effective.engine,
             "warmup_converged": warmup.converged if warmup else None,
-            "warmup_requests": warmup.requests if warmup else 0,
+            "warmup_requests": warmup.batches if warmup else 0,
         }
 
     def _load(self) -> tuple[InferenceBackend, Sequence[PreparedPrompt], list[Sequence[Request]], EffectiveConfig]:
@@ -130,24 +130,24 @@ class Rank:
             prompts = prepare_share(backend, self._job)
             requests = warmup_requests(prompts, seed=self._config.decoding.seed)
             batches = list(
-                in_order(requests, backend.in_flight())
+                batches_of(requests, backend.in_flight())
                 if isinstance(backend, ContinuousBackend)
                 else backend.batches(requests)
             )
             if not (isinstance(backend, CompilingBackend) and backend.compiles()):
-                return backend, prompts, batches, backend.effective_config(fullest_batch(batches))
+                return backend, prompts, batches, backend.effective_config(batch_with_most_rows(batches))
         with self._phases.phase(PhaseName.COMPILE):
-            backend.compile(requests, self._waiting)
-            return backend, prompts, batches, backend.effective_config(fullest_batch(batches))
+            backend.compile(requests, self._most_waiting)
+            return backend, prompts, batches, backend.effective_config(batch_with_most_rows(batches))
 
     @property
-    def _waiting(self) -> int | None:
+    def _most_waiting(self) -> int | None:
         return most_waiting(self._config.traffic, self._job.world_size)
 
     def _warm_up(
         self, backend: InferenceBackend, batches: Sequence[Sequence[Request]], *, power_known: bool
     ) -> WarmupAssessment | None:
-        """Send a short batch of every other number of rows, then the largest batch until its time is steady."""
+        """Send a short batch of every other number of rows, then the one with most tokens until it is steady."""
         if not self._config.warmup.enabled:
             return None
         with self._phases.phase(PhaseName.WARMUP):
@@ -157,8 +157,8 @@ class Rank:
                 clock=self._clock,
             )
 
-            requests = largest_batch(batches)
-            for batch in other_sizes(backend, batches, requests, self._waiting):
+            requests = batch_with_most_tokens(batches)
+            for batch in batches_of_other_sizes(backend, batches, requests, self._most_waiting):
                 send_once(backend, with_few_tokens(batch, self._config.output.max_tokens), recorder)
 
             def send() -> float:
@@ -178,7 +178,7 @@ class Rank:
             "warmup",
             {
                 "converged": assessment.converged,
-                "requests": assessment.requests,
+                "requests": assessment.batches,
                 "cv": assessment.cv,
                 "power_slope": assessment.power_slope,
             },
@@ -192,9 +192,7 @@ class Rank:
 
     def _measure(self, backend: InferenceBackend, prompts: Sequence[PreparedPrompt]) -> dict[str, JsonValue]:
         config = self._config
-        length = WindowLength.of(
-            config.window, world_size=self._job.world_size, least_requests=len(self._job.arrivals_s)
-        )
+        length = WindowLength.of(config.window, world_size=self._job.world_size, min_requests=len(self._job.arrivals_s))
         ledger = OutputLedger(keep_ids=config.record.outputs)
         tokens = self._writer.stream(StreamName.TOKENS) if config.record.tokens else None
         sinks = Sinks(self._writer.stream(StreamName.REQUESTS), tokens, ledger)
@@ -214,7 +212,7 @@ class Rank:
                     recorder,
                     length=length,
                     seed=config.decoding.seed,
-                    between_batches=lambda: self._writer.flush_older_than(_FLUSH_S),
+                    flush_evidence=lambda: self._writer.flush_older_than(_FLUSH_S),
                     traffic=config.traffic,
                     rank=RankIndex(self._job.rank, self._job.world_size),
                     arrivals_s=self._job.arrivals_s,

@@ -23,14 +23,14 @@ from lem_worker.rank.request_feed import RequestFeed
 from lem_worker.rank.traffic import Arrival, Arrivals, OfflineArrivals, OnceArrivals, make_arrivals
 from lem_worker.rank.window_length import WindowLength
 
-_ENDLESS = 2**31
-"""Above the rows of any batch."""
+_UNLIMITED = 2**31
+"""More rows than any batch has."""
 _TICK_NS = 500_000_000
 """The protocol between rank and daemon allows about two ticks a second."""
 
 
 class Ticker:
-    """Sends progress to the daemon as ticks, at most two a second."""
+    """Sends progress to the daemon as ticks; `due_ns` spaces them half a second apart."""
 
     def __init__(
         self,
@@ -50,15 +50,15 @@ class Ticker:
         """The time of the next tick."""
         return self._last_ns + _TICK_NS
 
-    def report(self, now_ns: int, *, requests_done: int, generated_tokens: int) -> None:
+    def report(self, now_ns: int, *, requests_ended: int, generated_tokens: int) -> None:
         """Send a tick with the token rate since the last one."""
         rate = (generated_tokens - self._last_tokens) / ((now_ns - self._last_ns) / 1e9)
-        fraction = self._fraction(now_ns - self._begin_ns, requests_done) if self._fraction is not None else None
+        fraction = self._fraction(now_ns - self._begin_ns, requests_ended) if self._fraction is not None else None
         self._last_ns, self._last_tokens = now_ns, generated_tokens
         self._send(
             Tick(
                 phase=self._phase,
-                requests_done=requests_done,
+                requests_ended=requests_ended,
                 generated_tokens=generated_tokens,
                 fraction=fraction,
                 output_rate_tok_s=rate,
@@ -80,7 +80,7 @@ def measure(
     *,
     length: WindowLength,
     seed: int,
-    between_batches: Callable[[], None],
+    flush_evidence: Callable[[], None],
     traffic: TrafficConfig | None = None,
     rank: RankIndex | None = None,
     arrivals_s: Sequence[float] = (),
@@ -94,7 +94,7 @@ def measure(
             recorder,
             length=length,
             seed=seed,
-            between_batches=between_batches,
+            flush_evidence=flush_evidence,
         )
     arrivals: Arrivals
     if traffic.mode == "offline":
@@ -111,11 +111,11 @@ def measure(
             **rank._asdict(),
         )
     if isinstance(backend, ContinuousBackend):
-        backend.serve(RequestFeed(arrivals, recorder, between_batches), recorder)
+        backend.serve(RequestFeed(arrivals, recorder, flush_evidence), recorder)
         recorder.drain()
-        between_batches()
+        flush_evidence()
     else:
-        _serve(backend, arrivals, recorder, between_batches=between_batches)
+        _serve(backend, arrivals, recorder, flush_evidence=flush_evidence)
     return recorder.requests_ended // len(prompts)
 
 
@@ -139,25 +139,30 @@ def most_waiting(traffic: TrafficConfig, world_size: int) -> int | None:
         case "closed":
             return -(-(traffic.concurrency or 1) // world_size)
         case "open":
-            return _ENDLESS
+            return _UNLIMITED
 
 
-def other_sizes(
-    backend: InferenceBackend, batches: Sequence[Sequence[Request]], known: Sequence[Request], waiting: int | None
+def batches_of_other_sizes(
+    backend: InferenceBackend,
+    batches: Sequence[Sequence[Request]],
+    already_sent: Sequence[Request],
+    waiting: int | None,
 ) -> list[Sequence[Request]]:
-    """One batch of each number of rows that the window may have, except that of `known`.
+    """One batch of each number of rows that the window may have, except that of `already_sent`.
 
     Under open and closed traffic batches have any size; these are of one row, two, four, and so on to the most rows.
     """
     if isinstance(backend, ContinuousBackend):
         return []
-    found = (
-        [*batches] if waiting is None else [*_arriving(backend, [one for batch in batches for one in batch], waiting)]
-    )
-    return list({len(batch): batch for batch in found if len(batch) != len(known)}.values())
+    if waiting is not None:
+        requests = [request for batch in batches for request in batch]
+        batches = [*_batches_of_doubling_size(backend, requests, waiting)]
+    return list({len(batch): batch for batch in batches if len(batch) != len(already_sent)}.values())
 
 
-def _arriving(backend: LockstepBackend, requests: Sequence[Request], waiting: int) -> Iterator[Sequence[Request]]:
+def _batches_of_doubling_size(
+    backend: LockstepBackend, requests: Sequence[Request], waiting: int
+) -> Iterator[Sequence[Request]]:
     rows = 1
     while True:
         batch = next(backend.batches(repeated(requests, min(rows, waiting))))
@@ -174,7 +179,7 @@ def _in_batches(
     *,
     length: WindowLength,
     seed: int,
-    between_batches: Callable[[], None],
+    flush_evidence: Callable[[], None],
 ) -> int:
     """Run one full batch after the other and return the number of repetitions."""
     repetition = 0
@@ -188,7 +193,7 @@ def _in_batches(
             recorder.release(batch, released_ns)
             backend.run(batch, recorder)
             recorder.drain()
-            between_batches()
+            flush_evidence()
             if length.is_over(recorder.worked_until_ns - begin_ns):
                 return recorder.requests_ended // len(prompts)
         repetition += 1
@@ -208,12 +213,12 @@ def _serve(
     arrivals: Arrivals,
     recorder: Recorder,
     *,
-    between_batches: Callable[[], None],
+    flush_evidence: Callable[[], None],
 ) -> None:
     """Send batches of the waiting requests, as large as the backend takes, whenever it is idle.
 
-    A busy backend takes a request late by nature. An idle one should take it on time, so a late release after a wait is
-    recorded separately.
+    A release to a busy backend is late because the backend is busy. An idle one should take a request on time, so a
+    late release after a wait is recorded separately.
     """
     waiting: list[_Waiting] = []
     waited = False
@@ -236,6 +241,6 @@ def _serve(
                 recorder.release([one.arrival.request], one.arrival.arrival_ns, released_ns=one.released_ns)
         waiting = [one for one in waiting if one.arrival.request.request_id not in chosen]
         backend.run(batch, recorder)
-        arrivals.finished(len(batch))
+        arrivals.ended(len(batch))
         recorder.drain()
-        between_batches()
+        flush_evidence()

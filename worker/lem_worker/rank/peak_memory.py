@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 _PROCESS = Path("/proc/self")
-_FORGET_PEAK = "5"
+_RESET_PEAK = "5"
 """proc(5), clear_refs: resets the peak of the resident set to the current size (since Linux 4.0)."""
 
 
@@ -17,7 +17,7 @@ class PeakMemory:
         self.reason: str | None = None
         """Why the peak is unknown; None where it is known."""
         try:
-            (process / "clear_refs").write_text(_FORGET_PEAK)
+            (process / "clear_refs").write_text(_RESET_PEAK)
         except OSError as error:
             self.reason = f"the kernel refuses to reset the peak of resident memory ({error.strerror})"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lem_worker.backends.protocol import InferenceBackend, SyntheticBackend
-from lem_worker.process.failures import BackendUnavailable
+from lem_worker.process.failures import OptionRefused
 from lem_worker.process.protocol import RankJob
 from lem_worker.rank.prompts import PreparedPrompt, share_of
 from lem_worker.rank.synthetic_prompts import synthetic_lengths
@@ -14,13 +14,13 @@ def prepare_share(backend: InferenceBackend, job: RankJob) -> list[PreparedPromp
 
     Raises:
         PromptRefused: there are fewer prompts than ranks, or a prompt is too long.
-        BackendUnavailable: the backend can't synthesise prompts.
+        OptionRefused: the backend can't synthesise prompts.
     """
     wanted = job.config.prompts.synthetic
     if wanted is None:
         return backend.prepare(share_of(job.prompts, job.rank, job.world_size))
     if not isinstance(backend, SyntheticBackend):
-        raise BackendUnavailable(
+        raise OptionRefused(
             f"the {job.config.backend.value} backend can't make synthetic prompts; give prompts.file instead."
         )
     lengths = share_of(synthetic_lengths(wanted, job.config.prompts), job.rank, job.world_size)

@@ -61,7 +61,7 @@ def share_of(prompts: Sequence[P], rank: int, world_size: int) -> tuple[tuple[in
     return share
 
 
-def fit(index: int, token_ids: Sequence[int], limits: InputConfig) -> PreparedPrompt:
+def truncate_prompt(index: int, token_ids: Sequence[int], limits: InputConfig) -> PreparedPrompt:
     """Truncate a prompt to `input.max_tokens`.
 
     Raises:
@@ -100,7 +100,7 @@ def requests_of(prompts: Sequence[PreparedPrompt], *, repetition: int, first_id:
     )
 
 
-def batches(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
+def batches_of(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
     """Yield the requests in order, `size` at a time; the last batch may be smaller."""
     for begin in range(0, len(requests), size):
         yield requests[begin : begin + size]
@@ -130,12 +130,12 @@ def with_few_tokens(batch: Sequence[Request], max_tokens: int) -> list[Request]:
     return [replace(request, max_tokens=min(_FEW_TOKENS, max_tokens)) for request in batch]
 
 
-def largest_batch(batches_of_all: Sequence[Sequence[Request]]) -> Sequence[Request]:
+def batch_with_most_tokens(batches_of_all: Sequence[Sequence[Request]]) -> Sequence[Request]:
     """The batch with the most tokens, padding included, so that a lack of memory shows before the window."""
     return max(batches_of_all, key=lambda batch: len(batch) * _longest(batch))
 
 
-def fullest_batch(batches_of_all: Sequence[Sequence[Request]]) -> Sequence[Request]:
+def batch_with_most_rows(batches_of_all: Sequence[Sequence[Request]]) -> Sequence[Request]:
     """The batch with the most rows, the longest of those: it shows how many rows the engine takes."""
     return max(batches_of_all, key=lambda batch: (len(batch), _longest(batch)))
 

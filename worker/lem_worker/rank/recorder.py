@@ -32,7 +32,7 @@ class RecordingError(LemError):
 
 
 class RequestFailed(LemError):
-    """The engine failed a request in a phase that keeps no requests."""
+    """A request failed in a phase that records no failures."""
 
 
 class OutputSink(Protocol):
@@ -48,7 +48,7 @@ class ProgressSink(Protocol):
     def due_ns(self) -> int:
         """The time of the next update, in ns."""
 
-    def report(self, now_ns: int, *, requests_done: int, generated_tokens: int) -> None:
+    def report(self, now_ns: int, *, requests_ended: int, generated_tokens: int) -> None:
         """Take the counts so far."""
 
 
@@ -156,7 +156,7 @@ class Recorder:
         """Record that the engine failed one request, for the reason in the sentence `error`, and serves the others.
 
         Raises:
-            RequestFailed: this phase keeps no requests, so the failure would be lost.
+            RequestFailed: this phase records no requests, so the failure would be lost.
         """
         if self._sinks is None:
             raise RequestFailed(error)
@@ -165,7 +165,7 @@ class Recorder:
         self.requests_failed += 1
         self.worked_until_ns = self.clock()
 
-    # --- in between ---------------------------------------------------------------------------------------------------
+    # --- between steps ------------------------------------------------------------------------------------------------
 
     @property
     def requests_ended(self) -> int:
@@ -253,5 +253,5 @@ class Recorder:
 
     def _report(self, now_ns: int) -> None:
         if self._progress is not None:
-            self._progress.report(now_ns, requests_done=self.requests_ended, generated_tokens=self.generated_tokens)
+            self._progress.report(now_ns, requests_ended=self.requests_ended, generated_tokens=self.generated_tokens)
             self._progress_due = self._progress.due_ns()

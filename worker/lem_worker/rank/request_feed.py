@@ -30,10 +30,12 @@ _DRAIN_TOKENS = 32_768
 class RequestFeed:
     """The requests of one phase; records each release as the engine takes it."""
 
-    def __init__(self, arrivals: Arrivals, recorder: Recorder, between: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, arrivals: Arrivals, recorder: Recorder, flush_evidence: Callable[[], None] = lambda: None
+    ) -> None:
         self._arrivals = arrivals
         self._recorder = recorder
-        self._between = between
+        self._flush_evidence = flush_evidence
         self._ended_before = recorder.requests_ended
         self._drain_due_ns = recorder.clock() + _DRAIN_NS
         self._waited = False
@@ -41,12 +43,12 @@ class RequestFeed:
     def take(self) -> Sequence[Request]:
         """The requests that have arrived since the last call.
 
-        A busy engine takes a request late by nature. An engine that waited should take it on time, so after `wait` or
-        `wait_s` the release is recorded separately where it is later than the arrival.
+        A release to a busy engine is late because the engine is busy. An engine that waited should take a request on
+        time, so after `wait` or `wait_s` the release is recorded separately where it is later than the arrival.
         """
         ended = self._recorder.requests_ended
         if ended != self._ended_before:
-            self._arrivals.finished(ended - self._ended_before)
+            self._arrivals.ended(ended - self._ended_before)
             self._ended_before = ended
         now_ns = self._recorder.clock()
         taken = self._arrivals.take(now_ns)
@@ -72,15 +74,15 @@ class RequestFeed:
         """Sleep until the next arrival; for an engine with nothing in flight."""
         seconds = self.wait_s()
         if seconds:
-            self._keep_evidence()
+            self._drain()
             time.sleep(seconds)
 
     def between_steps(self) -> None:
         """Drain the recorder where that is due; costs little where it is not."""
         if self._recorder.undrained >= _DRAIN_TOKENS or self._recorder.clock() >= self._drain_due_ns:
-            self._keep_evidence()
+            self._drain()
 
-    def _keep_evidence(self) -> None:
+    def _drain(self) -> None:
         self._recorder.drain()
-        self._between()
+        self._flush_evidence()
         self._drain_due_ns = self._recorder.clock() + _DRAIN_NS

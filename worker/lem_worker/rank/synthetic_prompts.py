@@ -1,16 +1,15 @@
-"""Prompts of a given length: the lengths, and the random tokens that fill them."""
+"""Synthetic prompts: their lengths, and the random tokens that fill them."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from lem_domain.config.experiment import InputConfig, PromptsConfig
 from lem_domain.config.prompt_sources import SyntheticPrompts
-from lem_worker.rank.prompts import PreparedPrompt, fit
+from lem_worker.rank.prompts import PreparedPrompt, truncate_prompt
 
 
 def synthetic_lengths(wanted: SyntheticPrompts, prompts: PromptsConfig) -> tuple[int, ...]:
@@ -24,21 +23,12 @@ def synthetic_lengths(wanted: SyntheticPrompts, prompts: PromptsConfig) -> tuple
     return tuple(lengths[: prompts.sample_size])
 
 
-def ordinary_ids(tokenizer: Any, vocabulary: int) -> list[int]:
-    """The ids of a transformers tokenizer that are text, in order.
-
-    Special and added tokens are left out, and so are ids beyond the model's `vocabulary` size.
-    """
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    return [token for token in sorted(tokenizer.get_vocab().values()) if token < vocabulary and token not in special]
-
-
 def synthetic_prompts(
     lengths: Sequence[tuple[int, int]], vocabulary: Sequence[int], *, seed: int, limits: InputConfig
 ) -> list[PreparedPrompt]:
     """One prompt per (index, length): ids drawn uniformly from `vocabulary`, a function of seed and index alone."""
     ids = np.asarray(vocabulary, dtype=np.int64)
-    return [
-        fit(index, ids[np.random.default_rng([seed, index]).integers(len(ids), size=length)].tolist(), limits)
-        for index, length in lengths
-    ]
+    drawn = (
+        (index, ids[np.random.default_rng([seed, index]).integers(len(ids), size=length)]) for index, length in lengths
+    )
+    return [truncate_prompt(index, tokens.tolist(), limits) for index, tokens in drawn]

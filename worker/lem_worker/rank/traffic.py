@@ -42,7 +42,7 @@ class Arrivals(Protocol):
     def next_ns(self) -> int | None:
         """The next arrival; None where it depends on requests in flight, or none follows."""
 
-    def finished(self, requests: int) -> None:
+    def ended(self, requests: int) -> None:
         """Report that so many requests ended."""
 
     @property
@@ -93,8 +93,8 @@ class OfflineArrivals:
         """None: it depends on requests in flight."""
         return None
 
-    def finished(self, requests: int) -> None:
-        """Count them out of the repetition."""
+    def ended(self, requests: int) -> None:
+        """Subtract ended requests from those in flight."""
         self._in_flight -= requests
 
     @property
@@ -118,7 +118,7 @@ class OnceArrivals:
         """None: no more follow."""
         return None
 
-    def finished(self, requests: int) -> None:
+    def ended(self, requests: int) -> None:
         """Has no effect on arrivals."""
 
     @property
@@ -150,7 +150,7 @@ class OpenArrivals:
         self._next = self._arrival(self._first_ns)
 
     def take(self, now_ns: int) -> Sequence[Arrival]:
-        """All that are due."""
+        """Return the requests that are due."""
         taken = []
         while self._next is not None and self._next.arrival_ns <= now_ns:
             taken.append(self._next)
@@ -162,7 +162,7 @@ class OpenArrivals:
         """The planned time of the next request."""
         return None if self._next is None else self._next.arrival_ns
 
-    def finished(self, requests: int) -> None:
+    def ended(self, requests: int) -> None:
         """Has no effect on arrivals."""
 
     @property
@@ -217,7 +217,7 @@ class ClosedArrivals:
         """None: it depends on requests in flight."""
         return None
 
-    def finished(self, requests: int) -> None:
+    def ended(self, requests: int) -> None:
         """Free their slots."""
         self._free += requests
 
@@ -263,7 +263,7 @@ def arrival_gaps(
     """Yield the seconds between the arrivals at one rank; the first counts from the beginning of the window.
 
     A Poisson process divided at random among ranks is a Poisson process of the divided rate at each. Constant and
-    recorded arrivals are dealt to the ranks in turn. A trace restarts one of its mean gaps after its end.
+    recorded arrivals are assigned round-robin. A trace restarts one of its mean gaps after its end.
     """
     if arrivals_s:
         yield from _replayed(arrivals_s, rank, world_size)

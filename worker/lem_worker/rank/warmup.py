@@ -21,14 +21,14 @@ POWER_CAP_TRENDS = 3
 class PowerTrend(NamedTuple):
     """The trend of the leased devices' power, or the host's, as the sampler reports it."""
 
-    known: bool = False
+    known: bool
     """Whether any source measures power."""
-    slope: float | None = None
+    slope: float | None
     """Change over the last `trend_s` as a fraction of the mean; None before the first, and where it is unknown."""
-    trend_s: float = 5.0
+    trend_s: float
 
 
-NO_TREND = PowerTrend()
+NO_TREND = PowerTrend(known=False, slope=None, trend_s=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class WarmupAssessment:
 
     finished: bool
     converged: bool
-    requests: int
+    batches: int
     cv: float | None
     power_slope: float | None = None
 

@@ -19,12 +19,12 @@ class WindowLength:
     """Maximum; None for none."""
 
     @classmethod
-    def of(cls, window: WindowConfig, *, world_size: int, least_requests: int = 0) -> WindowLength:
+    def of(cls, window: WindowConfig, *, world_size: int, min_requests: int = 0) -> WindowLength:
         """The rank's part: the whole duration, and its share of the requests rounded up.
 
-        `least_requests` is the length of a trace, which is always replayed to its end.
+        `min_requests` is the length of a trace, which is always replayed to its end.
         """
-        requests = max(window.min_requests, least_requests)
+        requests = max(window.min_requests, min_requests)
         longest = None if window.max_duration_s is None else round(window.max_duration_s * 1e9)
         return cls(round(window.min_duration_s * 1e9), -(-requests // world_size), longest)
 

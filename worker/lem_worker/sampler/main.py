@@ -13,7 +13,7 @@ from pydantic.types import JsonValue
 
 from lem_domain.evidence.codec import preload
 from lem_domain.evidence.streams import SAMPLER, PhaseName, StreamName
-from lem_worker.process import children as processes
+from lem_worker.process import children
 from lem_worker.process.control import ControlPipes, DaemonGone, send_failure
 from lem_worker.process.failures import failure_of
 from lem_worker.process.power_trend import trend_s
@@ -149,7 +149,7 @@ class SamplerProcess:
 
 def main(arguments: list[str]) -> int:
     """Run the job of the named file."""
-    processes.die_with_parent()
+    children.die_with_parent()
     job = SamplerJob.model_validate_json(Path(arguments[0]).read_bytes())
     return SamplerProcess(job, ControlPipes.from_environment(os.environ)).run()
 

@@ -20,7 +20,7 @@ from lem_worker.backends.create import missing_package
 from lem_worker.backends.protocol import NotLoaded, loaded
 from lem_worker.backends.pytorch import batching, log_filters
 from lem_worker.process.protocol import RankJob
-from lem_worker.rank.prompts import PreparedPrompt, Request, fit, with_few_tokens
+from lem_worker.rank.prompts import PreparedPrompt, Request, truncate_prompt, with_few_tokens
 from lem_worker.rank.recorder import Recorder
 from lem_worker.rank.synthetic_prompts import synthetic_prompts
 
@@ -69,7 +69,7 @@ class PyTorchBackend:
         """Tokenise and truncate; prompt and answer must fit into the model's context."""
         live, config = loaded(self._live), loaded(self._job).config
         prepared = [
-            fit(index, live.token_ids(text, chat_template=config.prompts.chat_template), config.input)
+            truncate_prompt(index, live.token_ids(text, chat_template=config.prompts.chat_template), config.input)
             for index, text in prompts
         ]
         return self._within_context(prepared)

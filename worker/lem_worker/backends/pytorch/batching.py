@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from lem_domain.backends.pytorch import PyTorchConfig
-from lem_worker.rank.prompts import PromptRefused, Request, repeated
-from lem_worker.rank.prompts import batches as in_order
+from lem_worker.rank.prompts import PromptRefused, Request, batches_of, repeated
 
 MOST_SHAPES = 256
 """The most shapes that are compiled before a window of open or closed traffic; of more, an even selection."""
@@ -43,7 +42,7 @@ def batches(
     if settings.batching == "length_sorted":
         # The sort is stable: requests of one length keep their order, so the batches are the same in every run.
         requests = sorted(requests, key=_length, reverse=True)
-    return in_order(requests, settings.batch_size)
+    return batches_of(requests, settings.batch_size)
 
 
 def shapes(

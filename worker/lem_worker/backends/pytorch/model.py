@@ -23,7 +23,6 @@ from lem_worker.backends.pytorch.compile import Compiled
 from lem_worker.process.failures import BackendUnavailable
 from lem_worker.process.protocol import RankJob
 from lem_worker.rank.prompts import PreparedPrompt
-from lem_worker.rank.synthetic_prompts import ordinary_ids
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _DUMMY_SEED = 20_260_601
@@ -79,7 +78,7 @@ class LiveModel:
     def ordinary_ids(self) -> list[int]:
         """Every token that is text."""
         embedding: Any = self.model.get_input_embeddings()
-        return ordinary_ids(self.tokenizer, embedding.num_embeddings)
+        return tokenizers.ordinary_ids(self.tokenizer, embedding.num_embeddings)
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Decode without special tokens."""

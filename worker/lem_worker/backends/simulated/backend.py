@@ -21,7 +21,7 @@ from lem_domain.evidence.streams import PhaseName
 from lem_domain.wire.runs import EffectiveConfig, EffectiveParameter
 from lem_worker.backends.protocol import loaded
 from lem_worker.process.protocol import RankJob
-from lem_worker.rank.prompts import PreparedPrompt, Request, batches, fit
+from lem_worker.rank.prompts import PreparedPrompt, Request, batches_of, truncate_prompt
 from lem_worker.rank.recorder import Recorder
 from lem_worker.rank.synthetic_prompts import synthetic_prompts
 
@@ -60,7 +60,7 @@ class SimulatedBackend:
         """Make one token of each word; its id is a checksum."""
         limits = self._loaded().config.input
         return [
-            fit(index, [zlib.crc32(word.encode()) % _VOCABULARY for word in text.split()], limits)
+            truncate_prompt(index, [zlib.crc32(word.encode()) % _VOCABULARY for word in text.split()], limits)
             for index, text in prompts
         ]
 
@@ -70,7 +70,7 @@ class SimulatedBackend:
 
     def batches(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
         """Divide the requests in order by the batch size."""
-        return batches(requests, self._config.batch_size)
+        return batches_of(requests, self._config.batch_size)
 
     def effective_config(self, sample: Sequence[Request]) -> EffectiveConfig:  # noqa: ARG002 - nothing to run
         """The configuration itself, except for the keys in `misreport`."""

@@ -20,7 +20,7 @@ from lem_worker.backends.tensorrt import devices, engine, options, readback
 from lem_worker.backends.tensorrt.engine import TensorrtEngine
 from lem_worker.backends.tensorrt.serving import EngineStatistics, Serving, median
 from lem_worker.process.protocol import RankJob
-from lem_worker.rank.prompts import PreparedPrompt, Request, fit
+from lem_worker.rank.prompts import PreparedPrompt, Request, truncate_prompt
 from lem_worker.rank.recorder import Recorder
 from lem_worker.rank.request_feed import RequestFeed
 from lem_worker.rank.synthetic_prompts import synthetic_prompts
@@ -64,7 +64,7 @@ class TensorrtBackend:
         """Tokenise and truncate; prompt and answer must fit into the model's context and `max_seq_len`."""
         tokens, config = loaded(self._tokens), self._config()
         return self._within_context(
-            fit(index, tokens.ids(text, chat_template=config.prompts.chat_template), config.input)
+            truncate_prompt(index, tokens.ids(text, chat_template=config.prompts.chat_template), config.input)
             for index, text in prompts
         )
 

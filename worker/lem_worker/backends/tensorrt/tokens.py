@@ -12,7 +12,6 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from lem_worker.backends import tokenizer as tokenizers
 from lem_worker.process.protocol import RankJob
 from lem_worker.rank.prompts import PreparedPrompt
-from lem_worker.rank.synthetic_prompts import ordinary_ids
 
 
 class Tokens:
@@ -34,7 +33,7 @@ class Tokens:
 
     def ordinary_ids(self) -> list[int]:
         """Every token that is text."""
-        return ordinary_ids(self._tokenizer, self.vocabulary)
+        return tokenizers.ordinary_ids(self._tokenizer, self.vocabulary)
 
     def ids(self, text: str, *, chat_template: bool) -> list[int]:
         """Tokenise, as `lem_worker.backends.tokenizer.token_ids` does."""

@@ -16,7 +16,7 @@ from lem_worker.backends.protocol import loaded
 from lem_worker.backends.vllm.options import environment, options_of, require_devices
 from lem_worker.process.failures import BackendUnavailable
 from lem_worker.process.protocol import RankJob
-from lem_worker.rank.prompts import PreparedPrompt, Request, fit
+from lem_worker.rank.prompts import PreparedPrompt, Request, truncate_prompt
 from lem_worker.rank.recorder import Recorder
 from lem_worker.rank.request_feed import RequestFeed
 from lem_worker.rank.synthetic_prompts import synthetic_prompts
@@ -57,7 +57,7 @@ class VllmBackend:
         """Tokenise and truncate; prompt and answer must fit into the engine's context."""
         engine, config = loaded(self._engine), loaded(self._job).config
         return self._within_context(
-            fit(index, engine.token_ids(text, chat_template=config.prompts.chat_template), config.input)
+            truncate_prompt(index, engine.token_ids(text, chat_template=config.prompts.chat_template), config.input)
             for index, text in prompts
         )
 

@@ -15,7 +15,7 @@ from vllm.sampling_params import RequestOutputKind
 from lem_domain.backends.vllm import VllmConfig
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence.streams import PhaseName
-from lem_worker.backends.tokenizer import check_context, text_of, token_ids
+from lem_worker.backends.tokenizer import check_context, ordinary_ids, text_of, token_ids
 from lem_worker.backends.vllm import workers
 from lem_worker.backends.vllm.adapter import Adapter, adapter_of
 from lem_worker.backends.vllm.failures import explained
@@ -23,7 +23,6 @@ from lem_worker.process.protocol import RankJob
 from lem_worker.rank.prompts import PreparedPrompt, Request
 from lem_worker.rank.recorder import FinishReason, Recorder
 from lem_worker.rank.request_feed import RequestFeed
-from lem_worker.rank.synthetic_prompts import ordinary_ids
 
 _COUNTERS = {
     "steps": "vllm:spec_decode_num_drafts",

@@ -72,10 +72,10 @@ class CodeCarbonSource(EnergySource):
             return self._samples(now_ns)
         cpu_kwh, ram_kwh = self._stop_task()
         # CodeCarbon counts nothing between two tasks; that millisecond gets the mean power of the task after it.
-        stretch = (now_ns - self._last_ns) / (now_ns - self._task_begin_ns)
+        scale = (now_ns - self._last_ns) / (now_ns - self._task_begin_ns)
         seconds = (now_ns - self._last_ns) / 1e9
         for domain, kwh in (("package", cpu_kwh), ("dram", ram_kwh)):
-            energy_uj = kwh * _UJ_PER_KWH * stretch
+            energy_uj = kwh * _UJ_PER_KWH * scale
             self._energy_uj[domain] += energy_uj
             self._power_mw[domain] = round(energy_uj / seconds / 1000)
         self._last_ns = now_ns
