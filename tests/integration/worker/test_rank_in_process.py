@@ -121,7 +121,7 @@ class Measured(NamedTuple):
 
 
 @pytest.fixture
-def measured(tmp_path: Path, tiny_llama: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+def measured(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A rank's whole life with some backend."""
 
     def run(backend: str, fail_in: PhaseName | None = None, **changes: Any) -> Measured:
@@ -140,7 +140,7 @@ def measured(tmp_path: Path, tiny_llama: str, monkeypatch: pytest.MonkeyPatch) -
             rank=0,
             world_size=1,
             config=config,
-            model_path=tiny_llama,
+            model_path=str(tiny_llama),
             prompts=select_prompts(TEXTS, config.prompts),
             spool=str(tmp_path / f"spool-{backend}-{config.prompts.order}"),
             devices=(),
