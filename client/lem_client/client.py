@@ -49,7 +49,8 @@ class Client:
     """Client of one LEM server. Default: `LEM_SERVER` or this machine, with the token found by `credentials`.
 
     Lists are iterators that fetch page after page. Every failure is a `lem_domain.errors.LemError` (the tree is in
-    `lem_client.errors`). Every operation is idempotent: after a connection error it is sent again. Not thread-safe.
+    `lem_client.errors`). A request that was not sent, or that may be repeated, is sent again after a transport error,
+    except a read timeout; bundles are transferred once. Not thread-safe.
     """
 
     def __init__(

@@ -39,7 +39,7 @@ class NoAnswerInTime(LemError):
     """The server accepted the request and did not answer within the read timeout."""
 
     def __init__(self, url: str, seconds: float) -> None:
-        super().__init__(f"the server at {url} did not answer within {seconds:g} s; look at its log, then try again.")
+        super().__init__(f"the server at {url} did not answer within {seconds:g} s; read its log, then try again.")
 
 
 class TransferInterrupted(LemError):
@@ -78,7 +78,7 @@ class AnswerError(LemError):
         return self.problem.code
 
     @property
-    def findings(self) -> tuple[FieldProblem, ...]:
+    def field_problems(self) -> tuple[FieldProblem, ...]:
         """Every problem of the input, with its JSON pointer."""
         return self.problem.errors
 
@@ -96,7 +96,7 @@ class NotFound(AnswerError):
 
 
 class InvalidRequest(AnswerError):
-    """The request's content is invalid; `findings` lists every problem."""
+    """The request's content is invalid; `field_problems` lists every problem."""
 
 
 class Conflict(AnswerError):

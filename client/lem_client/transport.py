@@ -1,4 +1,4 @@
-"""What the synchronous and the asynchronous sender share: requests, retries, and the meaning of an answer. No I/O."""
+"""Shared by both senders: building requests, retries, interpreting answers. No I/O."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ M = TypeVar("M", bound=BaseModel)
 Sleep: TypeAlias = Callable[[float], None]
 AsyncSleep: TypeAlias = Callable[[float], Awaitable[None]]
 
-IMPORT_TIMEOUT = httpx.Timeout(10.0, read=3600.0, write=60.0)
+CONNECT_TIMEOUT_S = 10.0
+"""Long enough for a lost packet or two: the kernel repeats one after 1 s, 3 s and 7 s."""
+WRITE_TIMEOUT_S = 60.0
+"""For each part of a body, not for the whole transfer."""
+IMPORT_TIMEOUT = httpx.Timeout(CONNECT_TIMEOUT_S, read=3600.0, write=WRITE_TIMEOUT_S)
 """The server stores a bundle of many gigabytes before it answers, and sends nothing until then."""
-STREAM_TIMEOUT = httpx.Timeout(10.0, read=45.0)
+STREAM_TIMEOUT = httpx.Timeout(CONNECT_TIMEOUT_S, read=45.0)
 """The server sends a comment every 15 s; a stream that misses three is dead."""
 
 _FILE_PART_BYTES = 2**18
@@ -66,7 +70,7 @@ class Exchange:
             params=dict(operation.parameters),
             content=content,
             headers=headers,
-            timeout=httpx.Timeout(10.0, read=operation.read_timeout_s, write=60.0),
+            timeout=httpx.Timeout(CONNECT_TIMEOUT_S, read=operation.read_timeout_s, write=WRITE_TIMEOUT_S),
         )
 
     def file_options(self, size: int) -> dict[str, Any]:

@@ -74,11 +74,11 @@ class LemError(Exception):
 
 
 class ConfigurationError(LemError):
-    """An invalid configuration; `findings` lists all of its problems."""
+    """An invalid configuration; `field_problems` lists all of its problems."""
 
-    def __init__(self, message: str, findings: tuple[FieldProblem, ...] = ()) -> None:
+    def __init__(self, message: str, field_problems: tuple[FieldProblem, ...] = ()) -> None:
         super().__init__(message)
-        self.findings = findings
+        self.field_problems = field_problems
 
 
 class FieldProblem(BaseModel):

@@ -41,6 +41,6 @@ def sentences_of(error: LemError) -> tuple[str, ...]:
         return error.problems
     if isinstance(error, Unauthenticated):
         return (f"{str(error).rstrip('.')}. The token comes from --token-file, LEM_TOKEN or LEM_TOKEN_FILE.",)
-    if isinstance(error, AnswerError) and error.findings:
-        return tuple(f"{one.pointer}: {one.message}" if one.pointer else one.message for one in error.findings)
+    if isinstance(error, AnswerError) and error.field_problems:
+        return tuple(f"{one.pointer}: {one.message}" if one.pointer else one.message for one in error.field_problems)
     return (str(error),)

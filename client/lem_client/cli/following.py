@@ -11,7 +11,7 @@ from threading import Event, Thread
 import typer
 
 from lem_client.cli.exits import ExitCode
-from lem_client.cli.session import Session, print_error, print_hint
+from lem_client.cli.session import Session, print_error, print_note
 from lem_client.client import Client
 from lem_client.render.formats import table
 from lem_client.render.progress import CampaignPicture, EventLines, live_view
@@ -23,7 +23,7 @@ from lem_domain.wire.events import AggregationEvent, CampaignEvent
 
 def follow_to_the_end(session: Session, campaign_id: str) -> ExitCode:
     """Show a campaign's events until it settles, then its results. `FAILED` unless every run has a result."""
-    with hint_on_interrupt(campaign_id):
+    with note_on_interrupt(campaign_id):
         _follow(session, campaign_id)
         problems = aggregate_completed(session, campaign_id)
         results = session.client.results(campaign_id)
@@ -37,13 +37,13 @@ def follow_to_the_end(session: Session, campaign_id: str) -> ExitCode:
 
 
 @contextmanager
-def hint_on_interrupt(campaign_id: str) -> Iterator[None]:
+def note_on_interrupt(campaign_id: str) -> Iterator[None]:
     """On Ctrl-C leave the campaign running and print how to return to it."""
     try:
         yield
     except KeyboardInterrupt:
-        print_hint(f"The campaign continues on the server. Watch it again: lemctl watch {campaign_id}")
-        print_hint(f"Or cancel it: lemctl cancel {campaign_id}")
+        print_note(f"The campaign continues on the server. Watch it again: lemctl watch {campaign_id}")
+        print_note(f"Or cancel it: lemctl cancel {campaign_id}")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 

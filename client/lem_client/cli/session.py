@@ -26,7 +26,7 @@ PIPED_WIDTH = 1000
 
 @dataclass(frozen=True)
 class Session:
-    """One call of `lemctl`. Results go to standard output, errors and hints to standard error."""
+    """One call of `lemctl`. Results and notes go to standard output, errors to standard error."""
 
     server: str | None = None
     token_file: Path | None = None
@@ -62,7 +62,7 @@ class Session:
             self.console.print(part)
 
     def note(self, text: str) -> None:
-        """Print a remark; not with `--json` or `--quiet`."""
+        """Print a note; not with `--json` or `--quiet`."""
         if not self.quiet and not self.as_json:
             self.console.print(text)
 
@@ -97,9 +97,9 @@ def session_of(context: typer.Context) -> Session:
 
 def print_error(problem: str) -> None:
     """Print `error: …` on one line of standard error."""
-    print_hint(f"error: {' '.join(problem.split())}")
+    print_note(f"error: {' '.join(problem.split())}")
 
 
-def print_hint(line: str) -> None:
-    """Print a line on standard error."""
+def print_note(line: str) -> None:
+    """Print a note on standard error, also with `--json` and `--quiet`."""
     print(clean(line), file=sys.stderr, flush=True)  # noqa: T201

@@ -39,7 +39,7 @@ class CampaignFile:
 
     def problems(self, error: InvalidRequest) -> tuple[str, ...]:
         """The server's problems as sentences with the location in the file."""
-        return _sentences(self.where, error.findings) or (f"{self.where('')}: {error}",)
+        return _sentences(self.where, error.field_problems) or (f"{self.where('')}: {error}",)
 
     def refusals(self, plan: CampaignPlan) -> tuple[tuple[str, ...], ...]:
         """For every combination that a plan refuses its problems, with the location in the file."""
@@ -66,7 +66,7 @@ def load_campaign_file(
         plan = preview(spec) if refused_too else expand(spec)
         unknown = tuple(_unknown_prompts(plan))
     except ConfigurationError as error:
-        raise FileError((*_sentences(where, error.findings or (_whole(str(error)),)), *found)) from None
+        raise FileError((*_sentences(where, error.field_problems or (_whole(str(error)),)), *found)) from None
     if unknown or found:
         raise FileError((*_sentences(where, unknown), *found))
     return CampaignFile(spec.model_copy(update={"provenance": _provenance(spec, layer)}), plan, prompt_sets, where)

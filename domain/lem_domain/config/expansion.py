@@ -116,7 +116,7 @@ def preview(spec: CampaignSpec) -> Plan:
     try:
         combinations = Combinations(spec)
     except ConfigurationError as error:
-        raise refused((*error.findings, *key_problems(spec.experiment, list(spec.experiments)))) from None
+        raise refused((*error.field_problems, *key_problems(spec.experiment, list(spec.experiments)))) from None
     # Excluded combinations count too: each has to be generated.
     if (count := combinations.count() * spec.execution.cycles) > MAX_RUNS_PER_CAMPAIGN:
         raise ConfigurationError(
@@ -159,7 +159,7 @@ class _PlanBuilder:
         except ConfigurationError as error:
             self._refused += 1
             if len(self._refusals) < MAX_LISTED:
-                located = tuple(_located(problem, combination, self._spec) for problem in error.findings)
+                located = tuple(_located(problem, combination, self._spec) for problem in error.field_problems)
                 self._refusals.append(Refused(name, combination.varied, located))
             return
         changed = config.model_dump(mode="json", exclude_defaults=True)

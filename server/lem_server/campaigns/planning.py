@@ -41,7 +41,7 @@ def expand_campaign(spec: CampaignSpec, *, list_refused: bool = False) -> Plan:
     try:
         return preview(spec) if list_refused else expand(spec)
     except ConfigurationError as error:
-        raise ConfigurationError(str(error), tuple(map(_in_body, error.findings))) from None
+        raise ConfigurationError(str(error), tuple(map(_in_body, error.field_problems))) from None
 
 
 def _in_body(problem: FieldProblem) -> FieldProblem:

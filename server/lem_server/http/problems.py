@@ -163,7 +163,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(ConfigurationError)
     async def _configuration(request: Request, error: ConfigurationError) -> Response:
         return problem_response(
-            ProblemError(ProblemCode.VALIDATION, str(error), errors=error.findings), _request_id(request)
+            ProblemError(ProblemCode.VALIDATION, str(error), errors=error.field_problems), _request_id(request)
         )
 
     @app.exception_handler(RequestValidationError)

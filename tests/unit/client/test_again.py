@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lem_client.files import as_config
 from lem_client.files.campaign_file import load_campaign_file
-from lem_client.render import as_config
 from lem_domain.config.execution import ExecutionConfig
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.hashing import config_hash

@@ -161,7 +161,7 @@ def test_findings_come_through() -> None:
     answer = refused(422, errors=[{"pointer": "/a", "message": "b"}])
     with pytest.raises(InvalidRequest) as caught:
         Server(answer).sender().send(READY)
-    assert [(one.pointer, one.message) for one in caught.value.findings] == [("/a", "b")]
+    assert [(one.pointer, one.message) for one in caught.value.field_problems] == [("/a", "b")]
 
 
 @pytest.mark.parametrize(

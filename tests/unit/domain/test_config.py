@@ -23,7 +23,7 @@ TINY = {"model": "builtin:tiny-llama"}
 def problems(document: dict[str, Any]) -> dict[str, str]:
     with pytest.raises(ConfigurationError) as caught:
         expand(campaign_from_document(document, default_name="x"))
-    return {found.pointer: found.message for found in caught.value.findings}
+    return {found.pointer: found.message for found in caught.value.field_problems}
 
 
 def test_two_lines_are_a_campaign() -> None:

@@ -23,7 +23,7 @@ def config(**document: Any) -> ExperimentConfig:
 def refusal(**document: Any) -> str:
     with pytest.raises(ConfigurationError) as caught:
         expand(campaign_from_document({"model": "m", **document}, default_name="x"))
-    return "; ".join(found.message for found in caught.value.findings)
+    return "; ".join(found.message for found in caught.value.field_problems)
 
 
 # --- decoding presets -------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ def told(**document: Any) -> list[tuple[str, str]]:
     """Place and message of every problem."""
     with pytest.raises(ConfigurationError) as caught:
         expand(campaign_from_document(document, default_name="x"))
-    return [(found.pointer, found.message) for found in caught.value.findings]
+    return [(found.pointer, found.message) for found in caught.value.field_problems]
 
 
 @pytest.mark.parametrize(
@@ -179,4 +179,4 @@ def test_whatever_is_written_is_a_configuration_or_problems(document: dict[str, 
     try:
         model_or_problems(ExperimentConfig, document)
     except ConfigurationError as error:
-        assert error.findings
+        assert error.field_problems

@@ -31,7 +31,7 @@ def varied(**document: Any) -> list[dict[str, Any]]:
 def problems(**document: Any) -> dict[str, str]:
     with pytest.raises(ConfigurationError) as caught:
         plan(**document)
-    return {one.pointer: one.message for one in caught.value.findings}
+    return {one.pointer: one.message for one in caught.value.field_problems}
 
 
 @pytest.mark.proves("sweep", on="domain")

@@ -46,13 +46,16 @@ def test_the_answer_is_sent_in_pieces_and_lists_as_much_as_is_asked_for(count: i
 
 def test_a_problem_is_addressed_within_the_body() -> None:
     error = refusal(spec({"output": {"max_tokens": 0}, "bacth": 1}))
-    assert {problem.pointer for problem in error.findings} == {"/experiment/output/max_tokens", "/experiment/bacth"}
+    assert {problem.pointer for problem in error.field_problems} == {
+        "/experiment/output/max_tokens",
+        "/experiment/bacth",
+    }
 
 
 def test_a_file_of_prompts_is_refused_with_the_way_to_upload_it() -> None:
     error = refusal(spec({"prompts": {"file": "prompts.txt"}}))
     assert "only lemctl reads files; upload" in str(error)
-    assert [problem.pointer for problem in error.findings] == ["/experiment/prompts/file"]
+    assert [problem.pointer for problem in error.field_problems] == ["/experiment/prompts/file"]
 
 
 def test_an_unknown_builtin_set_is_refused_and_the_known_ones_are_named() -> None:
@@ -73,13 +76,13 @@ def test_a_dataset_that_is_held_is_accepted() -> None:
 
 def test_every_problem_of_a_sweep_is_told_once() -> None:
     error = refusal(spec(sweep={"prompts.builtin": ["one", "two"], "output.max_tokens": [1, 2]}))
-    assert len(error.findings) == 2
+    assert len(error.field_problems) == 2
 
 
 def test_what_the_database_cannot_store_is_refused() -> None:
     error = refusal(spec({"model": "a\x00b"}))
     assert "U+0000" in str(error)
-    assert [problem.pointer for problem in error.findings] == ["/experiment/model"]
+    assert [problem.pointer for problem in error.field_problems] == ["/experiment/model"]
 
 
 def test_the_least_duration_is_the_sum_of_all_windows() -> None:

@@ -33,7 +33,7 @@ class Command(NamedTuple):
     function: Callable[..., Any]
 
 
-GROUPS = {"config": "Look at configurations."}
+GROUPS = {"config": "Show configurations."}
 """Help of each group of commands."""
 
 _REGISTERED: list[Command] = []

@@ -59,8 +59,8 @@ def import_(
 ) -> None:
     """Load the campaign of a bundle under its own ids: all of it or nothing. The same bundle again changes nothing.
 
-    An imported campaign is a record of measurements on another server: shown, compared and aggregated like any other,
-    never run. Needs a token with the scope `admin`.
+    An imported campaign is a record of measurements on another server: shown and aggregated like any other, never
+    run. Needs a token with the scope `admin`.
 
     \b
     lemctl import quickstart.lem.tar
@@ -72,9 +72,9 @@ def import_(
         session.print_json(imported)
         return
     campaign = imported.campaign
-    what = "is imported" if imported.new else "was imported before; nothing has changed"
+    outcome = "is imported" if imported.new else "was imported before; nothing has changed"
     session.print(
-        f"{clean(campaign.name)} ({campaign.id}) {what}: {imported.experiments} experiments, {imported.runs} runs, "
+        f"{clean(campaign.name)} ({campaign.id}) {outcome}: {imported.experiments} experiments, {imported.runs} runs, "
         f"{imported.attempts} attempts, {imported.chunks} chunks of evidence ({in_bytes(imported.evidence_bytes)})"
     )
     session.note(f"More: lemctl results {campaign.id}, lemctl show {campaign.id}")

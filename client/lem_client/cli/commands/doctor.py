@@ -120,10 +120,11 @@ def _check_server(client: Client) -> Diagnosis:
     found = client.version()
     if found.protocol != PROTOCOL_VERSION:
         remedy = "install the same version of llm-energy-measurement on both sides"
-        says = f"{client.server} speaks protocol {found.protocol}, this client {PROTOCOL_VERSION}"
+        says = f"{client.server} uses protocol {found.protocol}, this client {PROTOCOL_VERSION}"
         return Diagnosis("server", Grade.FAIL, says, remedy)
     if not client.is_ready():
-        return Diagnosis("server", Grade.FAIL, f"{client.server} answers, but its database does not", "look at its log")
+        says = f"{client.server} answers, but its database does not"
+        return Diagnosis("server", Grade.FAIL, says, "read the server's log; check LEM_DATABASE_URL")
     return Diagnosis("server", Grade.OK, f"{client.server} answers: version {found.version}, method {found.method}")
 
 

