@@ -24,7 +24,7 @@ from lem_worker.backends.create import create_backend
 from lem_worker.backends.protocol import InferenceBackend
 from lem_worker.backends.pytorch.backend import PyTorchBackend
 from lem_worker.backends.simulated.backend import SimulatedBackend
-from lem_worker.daemon.prompt_selection import select_prompts
+from lem_worker.process.prompt_selection import select_prompts
 from lem_worker.process.protocol import ControlMessage, Done, Failed, Finish, Go, RankJob, ToProcess, WarmUp
 from lem_worker.process.spool import sealed_chunks
 from lem_worker.rank import main as rank_module
@@ -141,7 +141,7 @@ def measured(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) 
             world_size=1,
             config=config,
             model_path=str(tiny_llama),
-            prompts=select_prompts(TEXTS, config.prompts),
+            prompts=select_prompts(TEXTS, config.prompts, len),
             spool=str(tmp_path / f"spool-{backend}-{config.prompts.order}"),
             devices=(),
         )

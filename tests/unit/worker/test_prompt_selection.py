@@ -13,13 +13,13 @@ from lem_domain.config.experiment import ExperimentConfig, PromptsConfig
 from lem_domain.prompt_sets import Prompt
 from lem_domain.wire.datasets import DatasetContent
 from lem_worker.daemon import preparation
-from lem_worker.daemon.prompt_selection import select_prompts
+from lem_worker.process.prompt_selection import select_prompts
 
 PROMPTS = ("bb", "a", "dddd", "ccc", "ee")
 
 
 def select(**config: Any) -> tuple[str, ...]:
-    return select_prompts(PROMPTS, PromptsConfig(**config))
+    return select_prompts(PROMPTS, PromptsConfig(**config), len)
 
 
 def test_prompts_are_sent_as_they_are_unless_asked_otherwise() -> None:
@@ -55,7 +55,7 @@ def test_a_shuffle_is_what_its_seed_says() -> None:
     st.integers(0, 1000),
 )
 def test_ordering_neither_loses_nor_repeats_a_prompt(prompts: list[str], order: Any, seed: int) -> None:
-    chosen = select_prompts(prompts, PromptsConfig(order=order, seed=seed))
+    chosen = select_prompts(prompts, PromptsConfig(order=order, seed=seed), len)
     assert sorted(chosen) == sorted(prompts)
 
 

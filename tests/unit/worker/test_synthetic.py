@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from lem_domain.config.experiment import InputConfig, PromptsConfig
 from lem_domain.config.prompt_sources import SyntheticPrompts
-from lem_worker.rank.synthetic_prompts import synthetic_lengths, synthetic_prompts
+from lem_worker.rank.prompt_share import synthetic_lengths
+from lem_worker.rank.prompts import synthetic_prompts
 
 WANTED = SyntheticPrompts(prompt_tokens=40, spread=15, count=200, seed=3)
 LIMITS = InputConfig()

@@ -20,9 +20,9 @@ from lem_domain.prompt_sets import DEFAULT_PROMPT_SET, PromptFileError, load_bui
 from lem_domain.states import FailureReason
 from lem_worker.daemon import huggingface_prompts
 from lem_worker.daemon.attempt_end import machine_failure, run_failure
-from lem_worker.daemon.prompt_selection import select_prompts
 from lem_worker.models import ModelSource, find
 from lem_worker.process.children import ProcessExit, child_environment
+from lem_worker.process.prompt_selection import select_prompts
 from lem_worker.server_api import ServerApi
 
 
@@ -129,7 +129,7 @@ async def _prompts(
         limit = wanted.sample_size if wanted.order == "as_is" else None
         texts = await _huggingface_prompts(wanted.huggingface, limit, attempt_id)
         facts: dict[str, JsonValue] = {"dataset": wanted.huggingface.dataset, "sha256": prompts_digest(texts)}
-        return select_prompts(texts, wanted), facts
+        return select_prompts(texts, wanted, len), facts
     try:
         if wanted.dataset is not None:
             texts = (await api.dataset(wanted.dataset)).texts
@@ -137,7 +137,7 @@ async def _prompts(
             texts = tuple(prompt.text for prompt in load_builtin_prompts(wanted.builtin or DEFAULT_PROMPT_SET))
     except (PromptFileError, LemError) as error:
         raise _prompts_missing(str(error)) from error
-    return select_prompts(texts, wanted), {}
+    return select_prompts(texts, wanted, len), {}
 
 
 async def _huggingface_prompts(source: HuggingFacePrompts, limit: int | None, attempt_id: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from lem_worker.models.missing import ModelNotFound
+from lem_worker.models.resolve import ModelNotFound
 from lem_worker.process import children
 
 _BUILDERS = {"tiny-llama": "lem_worker.models.tiny_llama", "smollm2-135m-instruct": "lem_worker.models.smollm2"}

@@ -10,13 +10,17 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lem_domain.errors import LemError
 from lem_worker.models.cache import build_once
-from lem_worker.models.missing import ModelNotFound
 
 BUILTIN_PREFIX = "builtin:"
 RECIPES = {"tiny-llama": "tiny-llama 2", "smollm2-135m-instruct": "smollm2-135m-instruct 1"}
 """Built-in models and the version of each recipe; a cached model of another version is rebuilt."""
 _DIGESTED = (".json", ".safetensors", ".bin", ".model", ".gguf", ".jinja", ".txt")
+
+
+class ModelNotFound(LemError):
+    """The model is not available; the message names the remedy."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
+
 from lem_domain.config.experiment import InputConfig
 from lem_domain.errors import LemError
 
@@ -82,6 +84,17 @@ def truncate_prompt(index: int, token_ids: Sequence[int], limits: InputConfig) -
                 f"prompt {index} has {len(token_ids)} tokens and input.max_tokens is {limit}; "
                 "raise input.max_tokens, set input.truncate to left or right, or shorten the prompt."
             )
+
+
+def synthetic_prompts(
+    lengths: Sequence[tuple[int, int]], vocabulary: Sequence[int], *, seed: int, limits: InputConfig
+) -> list[PreparedPrompt]:
+    """One prompt per (index, length): ids drawn uniformly from `vocabulary`, a function of seed and index alone."""
+    ids = np.asarray(vocabulary, dtype=np.int64)
+    drawn = (
+        (index, ids[np.random.default_rng([seed, index]).integers(len(ids), size=length)]) for index, length in lengths
+    )
+    return [truncate_prompt(index, tokens.tolist(), limits) for index, tokens in drawn]
 
 
 def requests_of(prompts: Sequence[PreparedPrompt], *, repetition: int, first_id: int, seed: int) -> tuple[Request, ...]:

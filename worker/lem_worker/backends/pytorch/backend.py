@@ -20,9 +20,8 @@ from lem_worker.backends.create import missing_package
 from lem_worker.backends.protocol import NotLoaded, loaded
 from lem_worker.backends.pytorch import batching, log_filters
 from lem_worker.process.protocol import RankJob
-from lem_worker.rank.prompts import PreparedPrompt, Request, truncate_prompt, with_few_tokens
+from lem_worker.rank.prompts import PreparedPrompt, Request, synthetic_prompts, truncate_prompt, with_few_tokens
 from lem_worker.rank.recorder import Recorder
-from lem_worker.rank.synthetic_prompts import synthetic_prompts
 
 if TYPE_CHECKING:
     from lem_worker.backends.pytorch.decoding import Decoder

@@ -21,9 +21,8 @@ from lem_domain.evidence.streams import PhaseName
 from lem_domain.wire.runs import EffectiveConfig, EffectiveParameter
 from lem_worker.backends.protocol import loaded
 from lem_worker.process.protocol import RankJob
-from lem_worker.rank.prompts import PreparedPrompt, Request, batches_of, truncate_prompt
+from lem_worker.rank.prompts import PreparedPrompt, Request, batches_of, synthetic_prompts, truncate_prompt
 from lem_worker.rank.recorder import Recorder
-from lem_worker.rank.synthetic_prompts import synthetic_prompts
 
 _VOCABULARY = 50_000
 _EXIT_CODE = 3

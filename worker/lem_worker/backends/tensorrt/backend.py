@@ -20,10 +20,9 @@ from lem_worker.backends.tensorrt import devices, engine, options, readback
 from lem_worker.backends.tensorrt.engine import TensorrtEngine
 from lem_worker.backends.tensorrt.serving import EngineStatistics, Serving, median
 from lem_worker.process.protocol import RankJob
-from lem_worker.rank.prompts import PreparedPrompt, Request, truncate_prompt
+from lem_worker.rank.prompts import PreparedPrompt, Request, synthetic_prompts, truncate_prompt
 from lem_worker.rank.recorder import Recorder
 from lem_worker.rank.request_feed import RequestFeed
-from lem_worker.rank.synthetic_prompts import synthetic_prompts
 
 if TYPE_CHECKING:
     from lem_worker.backends.tensorrt.tokens import Tokens

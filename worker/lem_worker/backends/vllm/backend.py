@@ -16,10 +16,9 @@ from lem_worker.backends.protocol import loaded
 from lem_worker.backends.vllm.options import environment, options_of, require_devices
 from lem_worker.process.failures import BackendUnavailable
 from lem_worker.process.protocol import RankJob
-from lem_worker.rank.prompts import PreparedPrompt, Request, truncate_prompt
+from lem_worker.rank.prompts import PreparedPrompt, Request, synthetic_prompts, truncate_prompt
 from lem_worker.rank.recorder import Recorder
 from lem_worker.rank.request_feed import RequestFeed
-from lem_worker.rank.synthetic_prompts import synthetic_prompts
 
 if TYPE_CHECKING:
     from lem_worker.backends.vllm.engine import VllmEngine
