@@ -26,6 +26,7 @@ from lem_server.database.listener import Hub
 from lem_server.database.migrate import require_head
 from lem_server.datasets.routes import router as datasets_router
 from lem_server.events.routes import router as events_router
+from lem_server.evidence.routes import router as evidence_router
 from lem_server.exports.routes import router as exports_router
 from lem_server.http import documentation, health, middleware, problems
 from lem_server.leases.routes import router as leases_router
@@ -42,6 +43,7 @@ ROUTERS = (
     campaigns_router,
     datasets_router,
     events_router,
+    evidence_router,
     exports_router,
     leases_router,
     runs_router,

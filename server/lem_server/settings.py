@@ -15,7 +15,7 @@ class LeaseTerms(NamedTuple):
 
     ttl_s: float
     grace_s: float
-    beat_interval_s: float
+    heartbeat_interval_s: float
 
 
 def default_data_dir() -> Path:

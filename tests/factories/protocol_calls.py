@@ -18,7 +18,7 @@ from lem_domain.ids import IdKind, format_id
 from lem_domain.states import FailureReason
 from lem_domain.wire.runs import EffectiveConfig
 from lem_domain.wire.workers import (
-    AttemptBeat,
+    AttemptHeartbeat,
     ClaimRequest,
     CompleteAttempt,
     Device,
@@ -41,7 +41,7 @@ from lem_server.runs import service as runs
 from lem_server.settings import LeaseTerms
 from lem_server.workers import service as workers
 
-TERMS = LeaseTerms(ttl_s=60, grace_s=300, beat_interval_s=15)
+TERMS = LeaseTerms(ttl_s=60, grace_s=300, heartbeat_interval_s=15)
 USER = "tester"
 OK = "ok"
 NOTHING = "nothing"
@@ -129,7 +129,7 @@ class Server:
         """A worker beats; the body is the verdict on each attempt."""
         request = Heartbeat(
             boot_id=machine.boot,
-            attempts=tuple(AttemptBeat(attempt_id=format_id(IdKind.ATTEMPT, one)) for one in attempts),
+            attempts=tuple(AttemptHeartbeat(attempt_id=format_id(IdKind.ATTEMPT, one)) for one in attempts),
         )
 
         async def call() -> Answer:

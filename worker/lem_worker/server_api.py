@@ -24,11 +24,11 @@ from lem_domain.wire.datasets import DatasetContent
 from lem_domain.wire.runs import AttemptView
 from lem_domain.wire.workers import (
     Assignment,
-    BeatAnswer,
     ClaimRequest,
     CompleteAttempt,
     EndAttempt,
     Heartbeat,
+    HeartbeatAnswer,
     LogText,
     MissingChunks,
     ProcessCompletion,
@@ -145,7 +145,7 @@ class ServerApi:
             return NoAssignment.RUN_WAITS if "retry-after" in answer.headers else None
         return _read(Assignment, answer)
 
-    async def heartbeat(self, request: Heartbeat) -> BeatAnswer:
+    async def heartbeat(self, request: Heartbeat) -> HeartbeatAnswer:
         """Renew leases, with one attempt: the next heartbeat follows anyway.
 
         Raises:
@@ -161,7 +161,7 @@ class ServerApi:
         if self._is_transient(answer):
             answer.raise_for_status()
         _raise_refusal(answer)
-        return _read(BeatAnswer, answer)
+        return _read(HeartbeatAnswer, answer)
 
     async def start(self, attempt_id: str, request: StartAttempt) -> AttemptView:
         """Start the attempt: after this returns the window may open."""

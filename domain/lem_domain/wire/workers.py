@@ -111,7 +111,7 @@ class Assignment(AnswerModel):
     beat_interval_s: float
 
 
-class AttemptBeat(RequestModel):
+class AttemptHeartbeat(RequestModel):
     """An attempt in a heartbeat."""
 
     attempt_id: AttemptId
@@ -122,10 +122,10 @@ class Heartbeat(RequestModel):
     """A heartbeat for all attempts of a worker."""
 
     boot_id: UUID
-    attempts: tuple[AttemptBeat, ...] = Field(default=(), max_length=64)
+    attempts: tuple[AttemptHeartbeat, ...] = Field(default=(), max_length=64)
 
 
-class BeatVerdict(StrEnum):
+class HeartbeatVerdict(StrEnum):
     """The action that a worker must take for an attempt."""
 
     OK = "ok"
@@ -139,11 +139,11 @@ class AttemptVerdict(AnswerModel):
     """The server's answer for one attempt."""
 
     attempt_id: AttemptId
-    verdict: BeatVerdict
+    verdict: HeartbeatVerdict
     lease_s: float | None = Field(description="Duration of the renewed lease from now; null without a lease.")
 
 
-class BeatAnswer(AnswerModel):
+class HeartbeatAnswer(AnswerModel):
     """The answer to a heartbeat."""
 
     attempts: tuple[AttemptVerdict, ...]

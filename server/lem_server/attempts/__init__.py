@@ -1,1 +1,1 @@
-"""Attempts: a worker's try at a run, its endpoints, and how it ends."""
+"""Attempts: a worker's execution of a run, its endpoints, and how it ends."""

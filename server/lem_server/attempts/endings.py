@@ -105,6 +105,6 @@ async def end_without_result(
             attempt.run_id,
             then.state.value,
             reason=FailureReason.WORKER_LOST.value,
-            message=f"quarantined after {LOSSES_PER_RUN + 1} workers did not finish it; `lemctl retry` queues it "
+            message=f"quarantined after {LOSSES_PER_RUN + 1} attempts lost their worker; `lemctl retry` queues it "
             f"again. The last error: {message}",
         )

@@ -1,4 +1,4 @@
-"""Table of attempts: one row per try of a worker at a run."""
+"""Table of attempts: one row per execution of a run by a worker."""
 
 from __future__ import annotations
 

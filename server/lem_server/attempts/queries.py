@@ -1,6 +1,7 @@
 """SQL of attempts: reading them, locking one together with its run, its start and its end.
 
-Lock order in every transaction: campaign, run, lease.
+Lock order in every transaction: worker, campaign, run, attempt, lease. A claim locks its run before the campaign, but
+with SKIP LOCKED (see `leases.claim_queries`).
 """
 
 from __future__ import annotations
@@ -58,12 +59,6 @@ async def get_attempt(connection: AsyncConnection, attempt_id: UUID) -> Recorded
     return None if row is None else RecordedAttempt(*row)
 
 
-async def exists(connection: AsyncConnection, attempt_id: UUID) -> bool:
-    """Return whether the attempt exists."""
-    row = await connection.execute(text("SELECT 1 FROM attempts WHERE id = :id"), {"id": attempt_id})
-    return row.one_or_none() is not None
-
-
 class LockedAttempt(NamedTuple):
     """A locked attempt with the state and the budgets of its run."""
 
@@ -82,8 +77,9 @@ class LockedAttempt(NamedTuple):
 
 
 # A transaction that waited for the run's row sees new values only in rows that it locks (READ COMMITTED), so the
-# attempt is locked too. FOR NO KEY UPDATE, because a writer of evidence holds the lease already and takes KEY SHARE on
-# the attempt through its foreign key: the stronger mode would invert the lock order and deadlock.
+# attempt is locked too. FOR NO KEY UPDATE excludes every other change of the run. On the attempt it must not be the
+# stronger mode: a writer of evidence holds the lease already and takes KEY SHARE on the attempt through its foreign
+# key, so FOR UPDATE would invert the lock order and deadlock.
 _LOCK = text("""
     SELECT a.id, a.run_id, a.worker_id, a.boot_id, r.state, a.outcome, a.started_at IS NOT NULL, a.manifest,
            r.cancel_requested_at IS NOT NULL, r.retries_left, r.losses_left, c.state
@@ -91,8 +87,7 @@ _LOCK = text("""
       JOIN runs r ON r.id = a.run_id
       JOIN campaigns c ON c.id = r.campaign_id
      WHERE a.id = :attempt_id
-       FOR UPDATE OF r
-       FOR NO KEY UPDATE OF a
+       FOR NO KEY UPDATE OF r, a
 """)
 
 

@@ -1,27 +1,21 @@
-"""HTTP of attempts: their start, their uploads and their end by the worker, and reading them."""
+"""HTTP of attempts: reading them, and their start and end by the worker."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-from typing import Annotated, Any
-
-from fastapi import APIRouter, Depends, Header, Path, Request, Response, status
-from pydantic import Field, TypeAdapter
+from fastapi import APIRouter, Depends
+from pydantic import TypeAdapter
 
 from lem_domain.errors import ProblemCode
-from lem_domain.evidence.streams import CHUNK_MEDIA_TYPE, ProcessName, StreamName
 from lem_domain.wire.access import Scope
-from lem_domain.wire.base import AnswerModel, Page
-from lem_domain.wire.runs import AttemptView, StreamView
-from lem_domain.wire.workers import CompleteAttempt, EndAttempt, LogText, ProcessCompletion, StartAttempt
+from lem_domain.wire.base import Page
+from lem_domain.wire.runs import AttemptView
+from lem_domain.wire.workers import CompleteAttempt, EndAttempt, StartAttempt
 from lem_server.access.guard import requires
 from lem_server.attempts import service
 from lem_server.context import Context
-from lem_server.evidence import service as evidence
 from lem_server.http.paging import Cursor, Int4, Limit, decode_cursor, encode_cursor
 from lem_server.http.path_ids import AttemptPath, RunPath
-from lem_server.http.problems import ProblemError, problem_responses
+from lem_server.http.problems import problem_responses
 from lem_server.leases.dependencies import AttemptOfWorker, require_protocol
 
 router = APIRouter(prefix="/api/v1", tags=["attempts"])
@@ -31,20 +25,6 @@ _READ = requires(Scope.READ)
 _WORK = requires(Scope.WORK)
 _PROTOCOL = [Depends(require_protocol)]
 _NUMBER: TypeAdapter[tuple[Int4]] = TypeAdapter(tuple[Int4])
-
-Process = Annotated[ProcessName, Path(description="rank-0, rank-1, … or sampler.")]
-Stream = Annotated[StreamName, Path(description="Name of the stream.")]
-Seq = Annotated[int, Path(ge=0, le=2**31 - 1, description="Number of the piece, from 0.")]
-
-
-class Accepted(AnswerModel):
-    """The piece is stored durably."""
-
-    new: bool = Field(description="False if the same bytes were stored already.")
-    cancel: bool = Field(default=False, description="A cancel of the attempt was requested.")
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 @router.get("/attempts/{attempt_id}", responses=problem_responses(_C.NOT_FOUND), openapi_extra=_READ)
@@ -67,34 +47,15 @@ async def list_run_attempts(
     return Page(items=items, next=None if following is None else encode_cursor("attempts", (following,)))
 
 
-@router.get("/attempts/{attempt_id}/streams", responses=problem_responses(_C.NOT_FOUND), openapi_extra=_READ)
-async def list_streams(context: Context, attempt_id: AttemptPath) -> Page[StreamView]:
-    """List the stored chunks of an attempt with their digests, so that an upload can be resumed."""
-    return Page(items=await service.list_streams(context.engine, attempt_id))
+_CHANGE = (_C.NOT_FOUND, _C.LEASE_LOST, _C.ATTEMPT_CLOSED, _C.ILLEGAL_TRANSITION, _C.CLIENT_TOO_OLD)
 
 
-@router.get(
-    "/attempts/{attempt_id}/processes/{process}/streams/{stream}/chunks/{seq}",
-    response_class=Response,
-    responses={
-        status.HTTP_200_OK: {"description": "The original bytes.", "content": {CHUNK_MEDIA_TYPE: {}}},
-        **problem_responses(_C.NOT_FOUND, _C.EVIDENCE_CORRUPT),
-    },
-    openapi_extra=_READ,
+@router.post(
+    "/attempts/{attempt_id}:start",
+    responses=problem_responses(*_CHANGE, _C.CONFLICT),
+    openapi_extra=_WORK,
+    dependencies=_PROTOCOL,
 )
-async def get_chunk(context: Context, attempt_id: AttemptPath, process: Process, stream: Stream, seq: Seq) -> Response:
-    """Return a chunk byte for byte as it was sent: an Apache Arrow IPC stream."""
-    body, digest = await evidence.read_chunk(context.engine, attempt_id, process=process, stream=stream, seq=seq)
-    encoded = base64.b64encode(bytes.fromhex(digest)).decode()
-    return Response(body, media_type=CHUNK_MEDIA_TYPE, headers={"Content-Digest": f"sha-256=:{encoded}:"})
-
-
-# --- start and end ----------------------------------------------------------------------------------------------------
-
-_ENDS = problem_responses(_C.NOT_FOUND, _C.LEASE_LOST, _C.ATTEMPT_CLOSED, _C.ILLEGAL_TRANSITION, _C.CLIENT_TOO_OLD)
-
-
-@router.post("/attempts/{attempt_id}:start", responses=_ENDS, openapi_extra=_WORK, dependencies=_PROTOCOL)
 async def start_attempt(context: Context, attempt: AttemptOfWorker, request: StartAttempt) -> AttemptView:
     """Record that the backend is loaded and warm. The measured window may open once this is answered."""
     await service.start_attempt(context.engine, attempt, request)
@@ -103,9 +64,7 @@ async def start_attempt(context: Context, attempt: AttemptOfWorker, request: Sta
 
 @router.post(
     "/attempts/{attempt_id}:complete",
-    responses=problem_responses(
-        _C.NOT_FOUND, _C.LEASE_LOST, _C.ATTEMPT_CLOSED, _C.ILLEGAL_TRANSITION, _C.MANIFEST_INCOMPLETE, _C.CLIENT_TOO_OLD
-    ),
+    responses=problem_responses(*_CHANGE, _C.MANIFEST_INCOMPLETE),
     openapi_extra=_WORK,
     dependencies=_PROTOCOL,
 )
@@ -115,110 +74,13 @@ async def complete_attempt(context: Context, attempt: AttemptOfWorker, request: 
     return await service.get_attempt(context.engine, attempt.attempt_id)
 
 
-@router.post("/attempts/{attempt_id}:end", responses=_ENDS, openapi_extra=_WORK, dependencies=_PROTOCOL)
+@router.post(
+    "/attempts/{attempt_id}:end",
+    responses=problem_responses(*_CHANGE),
+    openapi_extra=_WORK,
+    dependencies=_PROTOCOL,
+)
 async def end_attempt(context: Context, attempt: AttemptOfWorker, request: EndAttempt) -> AttemptView:
     """End an attempt that failed, was interrupted or was cancelled. Evidence that it sent is kept."""
     await service.end_attempt(context.engine, attempt, request)
     return await service.get_attempt(context.engine, attempt.attempt_id)
-
-
-# --- uploads ----------------------------------------------------------------------------------------------------------
-
-_STORED: dict[int | str, dict[str, Any]] = {
-    status.HTTP_201_CREATED: {"description": "Stored now.", "model": Accepted},
-    status.HTTP_200_OK: {"description": "The same was stored already.", "model": Accepted},
-}
-
-_CHUNK_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {CHUNK_MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}},
-    }
-}
-
-
-@router.put(
-    "/attempts/{attempt_id}/processes/{process}/streams/{stream}/chunks/{seq}",
-    response_model=Accepted,
-    responses={
-        **_STORED,
-        **problem_responses(
-            _C.BAD_REQUEST,
-            _C.LEASE_LOST,
-            _C.CHUNK_CONFLICT,
-            _C.PAYLOAD_TOO_LARGE,
-            _C.DECOMPRESSION_LIMIT,
-            _C.UNSUPPORTED_MEDIA_TYPE,
-            _C.DIGEST_MISMATCH,
-            _C.EVIDENCE_INVALID,
-            _C.CLIENT_TOO_OLD,
-        ),
-    },
-    openapi_extra={**_WORK, **_CHUNK_BODY},
-    dependencies=_PROTOCOL,
-)
-async def put_chunk(
-    context: Context,
-    attempt: AttemptOfWorker,
-    request: Request,
-    response: Response,
-    process: Process,
-    stream: Stream,
-    seq: Seq,
-    content_digest: Annotated[str, Header(description="`sha-256=:<base64>:` (RFC 9530) of the body.")],
-) -> Accepted:
-    """Store a chunk of evidence byte for byte. An answer with a success status means that it is durable."""
-    if request.headers.get("content-type", "").partition(";")[0].strip() != CHUNK_MEDIA_TYPE:
-        raise ProblemError(ProblemCode.UNSUPPORTED_MEDIA_TYPE, f"send a chunk as {CHUNK_MEDIA_TYPE}.")
-    digest = _sha256_of(content_digest)
-    new, cancel = await evidence.put_chunk(
-        context.engine, attempt, process=process, stream=stream, seq=seq, body=await request.body(), digest=digest
-    )
-    response.status_code = status.HTTP_201_CREATED if new else status.HTTP_200_OK
-    return Accepted(new=new, cancel=cancel)
-
-
-@router.put(
-    "/attempts/{attempt_id}/processes/{process}/logs/{seq}",
-    response_model=Accepted,
-    responses={**_STORED, **problem_responses(_C.LEASE_LOST, _C.CHUNK_CONFLICT, _C.CLIENT_TOO_OLD)},
-    openapi_extra=_WORK,
-    dependencies=_PROTOCOL,
-)
-async def put_log(
-    context: Context, attempt: AttemptOfWorker, response: Response, process: Process, seq: Seq, piece: LogText
-) -> Accepted:
-    """Store a piece of a process's output."""
-    new = await evidence.put_log(context.engine, attempt, process=process, seq=seq, content=piece.text)
-    response.status_code = status.HTTP_201_CREATED if new else status.HTTP_200_OK
-    return Accepted(new=new)
-
-
-@router.put(
-    "/attempts/{attempt_id}/processes/{process}/completion",
-    response_model=Accepted,
-    responses={**_STORED, **problem_responses(_C.LEASE_LOST, _C.CONFLICT, _C.CLIENT_TOO_OLD)},
-    openapi_extra=_WORK,
-    dependencies=_PROTOCOL,
-)
-async def put_completion(
-    context: Context, attempt: AttemptOfWorker, response: Response, process: Process, marker: ProcessCompletion
-) -> Accepted:
-    """Store a process's completion marker: the process has written all of its evidence."""
-    new = await evidence.put_completion(context.engine, attempt, process=process, marker=marker)
-    response.status_code = status.HTTP_201_CREATED if new else status.HTTP_200_OK
-    return Accepted(new=new)
-
-
-def _sha256_of(header: str) -> bytes:
-    """Return the SHA-256 of a Content-Digest header (RFC 9530), which may list digests of other algorithms too."""
-    for member in header.split(","):
-        name, _, value = member.strip().partition("=")
-        if name == "sha-256" and len(value) > 2 and value[0] == value[-1] == ":":
-            try:
-                digest = base64.b64decode(value[1:-1], validate=True)
-            except binascii.Error:
-                break
-            if len(digest) == 32:
-                return digest
-    raise ProblemError(ProblemCode.BAD_REQUEST, "Content-Digest must be `sha-256=:<base64 of 32 bytes>:` (RFC 9530).")

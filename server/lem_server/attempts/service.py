@@ -12,11 +12,10 @@ from lem_domain.errors import ProblemCode
 from lem_domain.evidence.streams import StreamManifest
 from lem_domain.ids import IdKind, format_id
 from lem_domain.states import ActorKind, FailureReason, RunState
-from lem_domain.wire.runs import AttemptView, EffectiveConfig, StreamView
+from lem_domain.wire.runs import AttemptView, EffectiveConfig
 from lem_domain.wire.workers import CompleteAttempt, EndAttempt, StartAttempt
 from lem_server.attempts import queries
 from lem_server.attempts.endings import end_without_result
-from lem_server.evidence import reading
 from lem_server.evidence import service as evidence
 from lem_server.evidence.texts import storable, storable_text
 from lem_server.http.problems import ProblemError, not_found
@@ -59,18 +58,6 @@ async def get_attempt(engine: AsyncEngine, attempt_id: UUID) -> AttemptView:
     return _view(row)
 
 
-async def list_streams(engine: AsyncEngine, attempt_id: UUID) -> tuple[StreamView, ...]:
-    """Return the stored streams of an attempt, so that its worker can resume an upload.
-
-    Raises:
-        ProblemError: `not_found`.
-    """
-    async with engine.connect() as connection:
-        if not await queries.exists(connection, attempt_id):
-            raise not_found(IdKind.ATTEMPT, attempt_id)
-    return await reading.streams_of(engine, attempt_id)
-
-
 async def start_attempt(engine: AsyncEngine, attempt: FencedAttempt, request: StartAttempt) -> None:
     """Open the window: move the run from `initialised` to `running`. A repeated request changes nothing.
 
@@ -79,7 +66,7 @@ async def start_attempt(engine: AsyncEngine, attempt: FencedAttempt, request: St
     """
     async with engine.begin() as connection:
         row = await _lock(connection, attempt)
-        await _require_open(connection, row, attempt)
+        await _lock_open_attempt(connection, row, attempt)
         if row.run_state == RunState.RUNNING and row.started:
             return
         if row.cancel_requested:
@@ -109,7 +96,7 @@ async def complete_attempt(engine: AsyncEngine, attempt: FencedAttempt, request:
         row = await _lock(connection, attempt)
         if _is_owner(row, attempt) and row.outcome == "completed" and row.manifest == manifest:
             return
-        await _require_open(connection, row, attempt)
+        await _lock_open_attempt(connection, row, attempt)
         await evidence.verify_manifest(
             connection, attempt.attempt_id, processes=request.processes, manifest=request.manifest
         )
@@ -131,7 +118,7 @@ async def end_attempt(engine: AsyncEngine, attempt: FencedAttempt, request: EndA
         same = (request.outcome, "cancelled") if request.outcome == "interrupted" else (request.outcome,)
         if _is_owner(row, attempt) and row.outcome in same:
             return
-        await _require_open(connection, row, attempt)
+        await _lock_open_attempt(connection, row, attempt)
         effective_config = request.effective_config
         await end_without_result(
             connection,
@@ -149,7 +136,8 @@ async def end_attempt(engine: AsyncEngine, attempt: FencedAttempt, request: EndA
 async def end_expired(engine: AsyncEngine, terms: LeaseTerms) -> int:
     """End every attempt whose lease expired longer ago than the grace; return their number.
 
-    Several replicas may run this at the same time: each attempt is locked and its lease looked at again.
+    Several replicas may run this at the same time: each attempt is locked, and its lease is
+    checked again under the lock.
     """
     ended = 0
     for attempt_id in await leases.expired_attempts(engine, terms):
@@ -157,7 +145,9 @@ async def end_expired(engine: AsyncEngine, terms: LeaseTerms) -> int:
             row = await queries.lock_attempt(connection, attempt_id)
             if row is None or not await leases.lock_if_expired(connection, attempt_id, terms):
                 continue
-            await _end_lost(connection, row, f"no heartbeat of the worker for {terms.ttl_s + terms.grace_s:.0f} s")
+            await _end_lost(
+                connection, row, f"no heartbeat of the worker for {terms.ttl_s + terms.grace_s:.0f} s; see its log"
+            )
             ended += 1
     if ended:
         logger.warning("ended %d attempts whose workers were lost", ended)
@@ -209,8 +199,12 @@ async def _lock(connection: AsyncConnection, attempt: FencedAttempt) -> queries.
     return row
 
 
-async def _require_open(connection: AsyncConnection, row: queries.LockedAttempt, attempt: FencedAttempt) -> None:
-    """Lock the lease in order to end it, after the run's row, which `_lock` has locked."""
+async def _lock_open_attempt(connection: AsyncConnection, row: queries.LockedAttempt, attempt: FencedAttempt) -> None:
+    """Lock the lease (after the run's row, see `queries`) and require that the attempt has not ended.
+
+    Raises:
+        ProblemError: `attempt_closed`, `lease_lost`.
+    """
     if _is_owner(row, attempt) and row.outcome in ("completed", "failed"):
         raise ProblemError(
             ProblemCode.ATTEMPT_CLOSED, f"the attempt has already ended as {row.outcome} and accepts no more writes."

@@ -177,3 +177,9 @@ async def next_body(
         )
     ).one_or_none()
     return None if row is None else (row.seq, row.body)
+
+
+async def attempt_exists(connection: AsyncConnection, attempt_id: UUID) -> bool:
+    """Return whether the attempt exists."""
+    row = await connection.execute(text("SELECT 1 FROM attempts WHERE id = :id"), {"id": attempt_id})
+    return row.one_or_none() is not None

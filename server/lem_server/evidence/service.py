@@ -14,12 +14,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from lem_domain.errors import ProblemCode
 from lem_domain.evidence.codec import ChunkError, ChunkTooLarge
 from lem_domain.evidence.streams import StreamManifest, StreamName, digest_of_digests
+from lem_domain.ids import IdKind
+from lem_domain.wire.runs import StreamView
 from lem_domain.wire.workers import MissingChunks, ProcessCompletion
-from lem_server.evidence import queries
+from lem_server.evidence import queries, reading
 from lem_server.evidence.queries import StoredChunk
 from lem_server.evidence.texts import storable, storable_text
 from lem_server.evidence.validation import check_chunk
-from lem_server.http.problems import ProblemError
+from lem_server.http.problems import ProblemError, not_found
 from lem_server.leases.fence import FencedAttempt, require_lease
 
 MAX_MISSING_LISTED = 1000
@@ -155,6 +157,18 @@ async def put_completion(
     if stored != (streams, summary):
         raise ProblemError(ProblemCode.CONFLICT, f"{process} has another completion marker, which cannot be changed.")
     return False
+
+
+async def list_streams(engine: AsyncEngine, attempt_id: UUID) -> tuple[StreamView, ...]:
+    """Return the stored streams of an attempt, so that its worker can resume an upload.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    async with engine.connect() as connection:
+        if not await queries.attempt_exists(connection, attempt_id):
+            raise not_found(IdKind.ATTEMPT, attempt_id)
+    return await reading.streams_of(engine, attempt_id)
 
 
 async def read_chunk(

@@ -14,6 +14,7 @@ from sqlalchemy.sql import bindparam
 from sqlalchemy.types import Text
 
 from lem_domain.config.gaps import ExperimentCycle
+from lem_server.leases.queries import WorkerBoot
 from lem_server.leases.queue_queries import FITTING, FREE, free_parameters
 from lem_server.leases.scheduling import FreeDevice, NextRun, QueuedCampaign
 
@@ -40,14 +41,6 @@ class LockedRun(NamedTuple):
     run_id: UUID
     attempts: int
     next: NextRun
-
-
-class WorkerBoot(NamedTuple):
-    """The state of a worker that a claim or a heartbeat checks."""
-
-    boot_id: UUID
-    backend: str
-    draining: bool
 
 
 # Index uq_attempts_claim_id.
@@ -211,19 +204,6 @@ async def insert_attempt(
 
 
 # A claim may arrive after its worker signed off, so only a registration revives a boot that has signed off.
-_CONTACT = text("""
-    UPDATE workers SET last_seen_at = now()
-     WHERE id = :id AND boot_id = :boot_id AND signed_off_at IS NULL
-    RETURNING boot_id, backend, draining
-""")
-
-
-async def record_contact(connection: AsyncConnection, worker_id: UUID, boot_id: UUID) -> WorkerBoot | None:
-    """Record a sign of life and lock the worker's row; return None if this boot is not current or has signed off."""
-    row = (await connection.execute(_CONTACT, {"id": worker_id, "boot_id": boot_id})).one_or_none()
-    return None if row is None else WorkerBoot(*row)
-
-
 _CLAIM_REQUEST = text("""
     UPDATE workers SET last_seen_at = now(), asked_at = now(), temperatures_c = :temperatures_c
      WHERE id = :id AND boot_id = :boot_id AND signed_off_at IS NULL
@@ -234,7 +214,7 @@ _CLAIM_REQUEST = text("""
 async def record_claim_request(
     connection: AsyncConnection, worker_id: UUID, boot_id: UUID, temperatures_c: Mapping[str, float]
 ) -> WorkerBoot | None:
-    """As `record_contact`, and record that the worker asks for work and the temperatures of its devices (°C)."""
+    """As `queries.record_contact`; record also that the worker asks for work, and its devices' temperatures (°C)."""
     values = {"id": worker_id, "boot_id": boot_id, "temperatures_c": dict(temperatures_c)}
     row = (await connection.execute(_CLAIM_REQUEST, values)).one_or_none()
     return None if row is None else WorkerBoot(*row)

@@ -31,17 +31,17 @@ MIN_WAIT_S = 0.05
 """A gap that ends within this time would otherwise make the loop query without a pause."""
 
 
-class ClaimAnswer(NamedTuple):
-    """The answer to a claim."""
+class ClaimResult(NamedTuple):
+    """The result of a claim."""
 
     assignment: Assignment | None
     retry_after_s: float | None = None
-    """Set if a run for this worker has to wait: seconds until the next claim is useful, or until another run ends."""
+    """Set if a run for this worker has to wait: seconds until a gap ends; the poll interval if that is not known."""
 
 
 async def claim(
     engine: AsyncEngine, hub: Hub, terms: LeaseTerms, *, worker_id: UUID, request: ClaimRequest
-) -> ClaimAnswer:
+) -> ClaimResult:
     """Claim a run for this worker, waiting up to `request.wait_s` for one.
 
     No database connection is held during the wait. A repeated `claim_id` returns the attempt that it created.
@@ -53,16 +53,16 @@ async def claim(
     clock = hub.clock
     deadline = clock() + request.wait_s
     while True:
-        # The ticket comes before the look, so that a notification between the look and the wait is not lost.
+        # Take the ticket before the query, so that a notification between query and wait is not lost.
         ticket = hub.queue_ticket()
         found = await _claim_now(engine, terms, worker_id, request)
         if isinstance(found, Assignment):
-            return ClaimAnswer(found)
+            return ClaimResult(found)
         if found.cooling:
             deadline = min(deadline, clock() + COOLING_RECHECK_S)
         remaining = deadline - clock()
         if remaining <= 0 or hub.stopping:
-            return ClaimAnswer(None, _retry_after_s(found))
+            return ClaimResult(None, _retry_after_s(found))
         if found.retry_after_s is not None:
             remaining = min(remaining, max(MIN_WAIT_S, found.retry_after_s))
         await hub.wait_for_queue(ticket, remaining)
@@ -78,9 +78,9 @@ def _retry_after_s(outlook: Outlook) -> float | None:
 async def _claim_now(
     engine: AsyncEngine, terms: LeaseTerms, worker_id: UUID, request: ClaimRequest
 ) -> Assignment | Outlook:
-    # Each lost race removes one device from the next look, and a campaign is placed once, so this many tries suffice.
+    # Each conflict removes one device, and a campaign is placed once, so this many tries suffice.
     for _ in range(len(request.devices) + 1):
-        with contextlib.suppress(_Overtaken):
+        with contextlib.suppress(_Conflict):
             return await _claim_once(engine, terms, worker_id, request)
     return NOTHING_WAITS
 
@@ -108,8 +108,8 @@ async def _claim_once(
         return NOTHING_WAITS if created is None else _assignment(created, terms)
 
 
-class _Overtaken(Exception):
-    """Another worker leased a device or placed the campaign between the look and the insert; roll back and retry."""
+class _Conflict(Exception):
+    """Another transaction leased a device or placed the campaign after this one's query; roll back and retry."""
 
 
 async def _claim_run(
@@ -164,11 +164,11 @@ async def _create_attempt(
     """Create the attempt, its lease and its device leases.
 
     Raises:
-        _Overtaken: another worker was faster.
+        _Conflict: another transaction leased a device or placed the campaign.
     """
     await set_actor(connection, ActorKind.WORKER, format_id(IdKind.WORKER, worker_id))
     if not await queries.record_place(connection, campaign, devices):
-        raise _Overtaken
+        raise _Conflict
     created = await queries.insert_attempt(
         connection,
         attempt_id=uuid7(),
@@ -181,7 +181,7 @@ async def _create_attempt(
         ttl=timedelta(seconds=terms.ttl_s),
     )
     if not created:
-        raise _Overtaken
+        raise _Conflict
 
 
 def _assignment(row: queries.ClaimedAttempt, terms: LeaseTerms) -> Assignment:
@@ -196,5 +196,5 @@ def _assignment(row: queries.ClaimedAttempt, terms: LeaseTerms) -> Assignment:
         config_hash=row.config_hash,
         devices=tuple(row.devices),
         lease_s=terms.ttl_s,
-        beat_interval_s=terms.beat_interval_s,
+        beat_interval_s=terms.heartbeat_interval_s,
     )

@@ -1,6 +1,7 @@
 """SQL of leases: the fence, heartbeats and expiry. Only the database's clock decides what has expired.
 
-Lock order in every transaction: campaign, run, lease.
+Lock order in every transaction: worker, campaign, run, attempt, lease. A claim locks its run before the campaign, but
+with SKIP LOCKED (see `claim_queries`).
 """
 
 from __future__ import annotations
@@ -56,6 +57,28 @@ _DELETE_LEASE = text("""
 async def delete_lease(connection: AsyncConnection, attempt_id: UUID) -> None:
     """Delete a lease together with its device leases (ON DELETE CASCADE), and wake waiting claims."""
     await connection.execute(_DELETE_LEASE, {"id": attempt_id})
+
+
+class WorkerBoot(NamedTuple):
+    """The state of a worker that a claim or a heartbeat checks."""
+
+    boot_id: UUID
+    backend: str
+    draining: bool
+
+
+# A heartbeat may arrive after its worker signed off, so only a registration revives a boot that has signed off.
+_CONTACT = text("""
+    UPDATE workers SET last_seen_at = now()
+     WHERE id = :id AND boot_id = :boot_id AND signed_off_at IS NULL
+    RETURNING boot_id, backend, draining
+""")
+
+
+async def record_contact(connection: AsyncConnection, worker_id: UUID, boot_id: UUID) -> WorkerBoot | None:
+    """Record a sign of life and lock the worker's row; return None if this boot is not current or has signed off."""
+    row = (await connection.execute(_CONTACT, {"id": worker_id, "boot_id": boot_id})).one_or_none()
+    return None if row is None else WorkerBoot(*row)
 
 
 class RenewedLease(NamedTuple):
@@ -159,6 +182,8 @@ async def expired_attempts(connection: AsyncConnection, grace: timedelta) -> lis
 
 async def still_expired(connection: AsyncConnection, attempt_id: UUID, grace: timedelta) -> bool:
     """Lock a lease in order to end it; return False if a heartbeat renewed it meanwhile."""
+    # FOR UPDATE waits for a heartbeat that is renewing the lease, then checks `until` again (READ COMMITTED), and for
+    # the writes that hold the fence.
     row = await connection.execute(
         text("SELECT 1 FROM leases WHERE attempt_id = :attempt_id AND until + :grace < now() FOR UPDATE"),
         {"attempt_id": attempt_id, "grace": grace},

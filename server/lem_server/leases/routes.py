@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Response, status
 
 from lem_domain.errors import ProblemCode
 from lem_domain.wire.access import Scope
-from lem_domain.wire.workers import Assignment, BeatAnswer, ClaimRequest, Heartbeat
+from lem_domain.wire.workers import Assignment, ClaimRequest, Heartbeat, HeartbeatAnswer
 from lem_server.access.guard import requires
 from lem_server.context import Context
 from lem_server.http.path_ids import WorkerPath
@@ -55,6 +55,6 @@ async def claim_run(context: Context, worker_id: WorkerPath, request: ClaimReque
     responses=problem_responses(_C.BOOT_SUPERSEDED, _C.CLIENT_TOO_OLD),
     openapi_extra=_WORK,
 )
-async def beat(context: Context, worker_id: WorkerPath, request: Heartbeat) -> BeatAnswer:
+async def send_heartbeat(context: Context, worker_id: WorkerPath, request: Heartbeat) -> HeartbeatAnswer:
     """Renew every lease that the worker holds in one request, and return a verdict on each."""
     return await service.heartbeat(context.engine, context.settings.lease_terms, worker_id=worker_id, request=request)

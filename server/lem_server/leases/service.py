@@ -10,15 +10,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, format_id, parse_id
-from lem_domain.wire.workers import AttemptVerdict, BeatAnswer, BeatVerdict, Heartbeat
+from lem_domain.wire.workers import AttemptVerdict, Heartbeat, HeartbeatAnswer, HeartbeatVerdict
 from lem_server.http.problems import ProblemError
-from lem_server.leases import claim_queries, queries
+from lem_server.leases import queries
 from lem_server.settings import LeaseTerms
 
 logger = logging.getLogger(__name__)
 
 
-async def heartbeat(engine: AsyncEngine, terms: LeaseTerms, *, worker_id: UUID, request: Heartbeat) -> BeatAnswer:
+async def heartbeat(engine: AsyncEngine, terms: LeaseTerms, *, worker_id: UUID, request: Heartbeat) -> HeartbeatAnswer:
     """Renew every lease that the worker still holds, and report the others as lost.
 
     Raises:
@@ -33,7 +33,7 @@ async def heartbeat(engine: AsyncEngine, terms: LeaseTerms, *, worker_id: UUID, 
     ]
     renewed: dict[UUID, queries.RenewedLease] = {}
     async with engine.begin() as connection:
-        worker = await claim_queries.record_contact(connection, worker_id, request.boot_id)
+        worker = await queries.record_contact(connection, worker_id, request.boot_id)
         if worker is None:
             raise ProblemError(
                 ProblemCode.BOOT_SUPERSEDED,
@@ -54,20 +54,20 @@ async def heartbeat(engine: AsyncEngine, terms: LeaseTerms, *, worker_id: UUID, 
             AttemptVerdict(
                 attempt_id=format_id(IdKind.ATTEMPT, attempt_id),
                 verdict=verdict,
-                lease_s=None if verdict is BeatVerdict.LOST else terms.ttl_s,
+                lease_s=None if verdict is HeartbeatVerdict.LOST else terms.ttl_s,
             )
         )
-    return BeatAnswer(attempts=tuple(verdicts), next_beat_s=terms.beat_interval_s, drain=worker.draining)
+    return HeartbeatAnswer(attempts=tuple(verdicts), next_beat_s=terms.heartbeat_interval_s, drain=worker.draining)
 
 
-def _verdict(lease: queries.RenewedLease | None) -> BeatVerdict:
+def _verdict(lease: queries.RenewedLease | None) -> HeartbeatVerdict:
     if lease is None:
-        return BeatVerdict.LOST
+        return HeartbeatVerdict.LOST
     if lease.was_late:
         logger.warning("%s missed its heartbeat deadline but recovered", format_id(IdKind.ATTEMPT, lease.attempt_id))
     if lease.cancel:
-        return BeatVerdict.CANCEL
-    return BeatVerdict.PAUSE if lease.pause else BeatVerdict.OK
+        return HeartbeatVerdict.CANCEL
+    return HeartbeatVerdict.PAUSE if lease.pause else HeartbeatVerdict.OK
 
 
 async def mark_suspects(engine: AsyncEngine) -> int:

@@ -85,7 +85,9 @@ def _deferred(deferred: Deferred, free: Mapping[str, FreeDevice], until: datetim
             until=until,
         )
     if deferred.reason is DeferReason.GAP:
-        return WaitView(reason=WaitReason.GAP, message=f"gap: {names} is idle until {at}", until=until)
+        return WaitView(
+            reason=WaitReason.GAP, message=f"the gap before the next run on {names} ends at {at}", until=until
+        )
     if deferred.reason is DeferReason.TURN:
         return WaitView(reason=WaitReason.TURN, message="its devices are reserved for another campaign")
     if deferred.reason is DeferReason.ORDER:
@@ -96,7 +98,10 @@ def _deferred(deferred: Deferred, free: Mapping[str, FreeDevice], until: datetim
 def _no_worker(first: FirstRun, serving: Sequence[KnownWorker]) -> WaitView | None:
     if not any(worker.online for worker in serving):
         last = f"; last contact with {serving[0].name}: {_moment(serving[0].last_seen_at)}" if serving else ""
-        return WaitView(reason=WaitReason.NO_WORKER, message=f"no worker for backend {first.backend} is online{last}")
+        start = f"; start one with `lemctl up --backend {first.backend}`"
+        return WaitView(
+            reason=WaitReason.NO_WORKER, message=f"no worker for backend {first.backend} is online{last}{start}"
+        )
     if any(worker.online and _can_run(worker, first) for worker in serving):
         return None
     required = _required_devices(first)
@@ -169,7 +174,7 @@ def _until(wait: WaitView) -> datetime:
 
 
 def _silent(able: Sequence[KnownWorker], known: Mapping[str, KnownDevice]) -> WaitView | None:
-    """Return None if one of the workers just ended a run: it cleans up, and claims in a moment."""
+    """Report workers that are online but do not claim; None if one has just ended a run and will claim soon."""
     idle_s = [known[device].idle_s for worker in able for device in worker.devices]
     if any(seconds is not None and seconds < queries.ASKING_S for seconds in idle_s):
         return None

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 LOSSES_PER_RUN = 3
-"""So many lost workers are forgiven; the next loss quarantines the run as failed. A user's retry resets the budget."""
+"""Losses after which a run is queued again; one more ends it as failed. A user's retry resets the budget."""
 
 
 class NewRun(NamedTuple):

@@ -40,7 +40,7 @@ async def register(engine: AsyncEngine, terms: LeaseTerms, request: RegisterWork
                 "a newer boot of this worker is registered; restart the worker for a new boot.",
             )
         await attempts.end_older_boots(connection, worker_id=worker_id, boot_id=request.boot_id)
-    return Registered(id=request.id, beat_interval_s=terms.beat_interval_s, lease_ttl_s=terms.ttl_s)
+    return Registered(id=request.id, beat_interval_s=terms.heartbeat_interval_s, lease_ttl_s=terms.ttl_s)
 
 
 async def list_workers(

@@ -24,7 +24,7 @@ from lem_server.settings import LeaseTerms
 
 pytestmark = pytest.mark.anyio
 
-TERMS = LeaseTerms(ttl_s=60, grace_s=300, beat_interval_s=15)
+TERMS = LeaseTerms(ttl_s=60, grace_s=300, heartbeat_interval_s=15)
 PROGRESS = {"phase": "measure", "requests_done": 3}
 
 

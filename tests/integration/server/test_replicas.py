@@ -101,7 +101,7 @@ async def listeners(engine: AsyncEngine) -> set[int]:
 @pytest.fixture
 def terms() -> LeaseTerms:
     """Lease terms of both; override this fixture for others."""
-    return LeaseTerms(ttl_s=60, grace_s=300, beat_interval_s=15)
+    return LeaseTerms(ttl_s=60, grace_s=300, heartbeat_interval_s=15)
 
 
 @contextlib.asynccontextmanager
@@ -113,7 +113,7 @@ async def running(
         trusted_hosts=("testserver",),
         lease_ttl_s=terms.ttl_s,
         lease_grace_s=terms.grace_s,
-        beat_interval_s=terms.beat_interval_s,
+        beat_interval_s=terms.heartbeat_interval_s,
     )
     app = create_app(settings, database_url)
     before = await listeners(engine)
@@ -312,7 +312,7 @@ class TestShortLeases:
     @pytest.fixture
     def terms(self) -> LeaseTerms:
         """About a second."""
-        return LeaseTerms(ttl_s=1, grace_s=0.2, beat_interval_s=0.1)
+        return LeaseTerms(ttl_s=1, grace_s=0.2, heartbeat_interval_s=0.1)
 
     async def test_maintenance_in_both_ends_each_expired_lease_once(
         self, one: Replica, other: Replica, engine: AsyncEngine

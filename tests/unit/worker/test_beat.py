@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from lem_domain.wire.runs import Progress
-from lem_domain.wire.workers import BeatVerdict, Heartbeat
+from lem_domain.wire.workers import Heartbeat, HeartbeatVerdict
 from lem_worker.heartbeat import sender as beat
 from lem_worker.heartbeat.messages import (
     AttemptHeld,
@@ -87,7 +87,7 @@ async def test_a_verdict_is_handed_on(running: Running, verdict: str) -> None:
     running.answer = answer
     running.beats.take(AttemptHeld(attempt_id=ATTEMPT))
     told = await running.next()
-    assert told == LeaseVerdict(attempt_id=ATTEMPT, verdict=BeatVerdict(verdict))
+    assert told == LeaseVerdict(attempt_id=ATTEMPT, verdict=HeartbeatVerdict(verdict))
 
 
 async def test_trust_is_counted_from_before_the_beat_was_sent(

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 
 from lem_domain.backends.registry import backend_spec, engine_distributions
 from lem_domain.errors import LemError, ProblemCode
-from lem_domain.wire.workers import Assignment, BeatVerdict, ClaimRequest, Device, RegisterWorker
+from lem_domain.wire.workers import Assignment, ClaimRequest, Device, HeartbeatVerdict, RegisterWorker
 from lem_worker.backends.installed import absence, is_served_by_another
 from lem_worker.daemon.attempt import Attempt
 from lem_worker.daemon.attempt_end import AttemptEnded, AttemptLost, cancelled, handed_back, lease_expired, paused
@@ -303,11 +303,11 @@ class Daemon:
         attempt = self._attempt
         match event:
             case LeaseVerdict() if attempt is not None and attempt.assignment.attempt_id == event.attempt_id:
-                if event.verdict is BeatVerdict.CANCEL:
+                if event.verdict is HeartbeatVerdict.CANCEL:
                     attempt.stop(cancelled())
-                elif event.verdict is BeatVerdict.PAUSE:
+                elif event.verdict is HeartbeatVerdict.PAUSE:
                     attempt.stop(paused())
-                elif event.verdict is BeatVerdict.LOST:
+                elif event.verdict is HeartbeatVerdict.LOST:
                     attempt.stop(AttemptLost("the server gave the lease to another worker or ended it"))
             case LeaseExpired() if attempt is not None and attempt.assignment.attempt_id == event.attempt_id:
                 attempt.stop(lease_expired())

@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from lem_domain.wire.runs import Progress
-from lem_domain.wire.workers import BeatVerdict
+from lem_domain.wire.workers import HeartbeatVerdict
 
 
 class HeartbeatMessage(BaseModel):
@@ -48,7 +48,7 @@ class LeaseVerdict(HeartbeatMessage):
 
     type: Literal["verdict"] = "verdict"
     attempt_id: str
-    verdict: BeatVerdict
+    verdict: HeartbeatVerdict
 
 
 class LeaseRenewed(HeartbeatMessage):

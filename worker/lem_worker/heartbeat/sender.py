@@ -17,7 +17,7 @@ import httpx
 
 from lem_domain.errors import ProblemCode
 from lem_domain.wire.runs import Progress
-from lem_domain.wire.workers import AttemptBeat, BeatVerdict, Heartbeat
+from lem_domain.wire.workers import AttemptHeartbeat, Heartbeat, HeartbeatVerdict
 from lem_worker.heartbeat.messages import (
     AttemptHeld,
     AttemptReleased,
@@ -80,7 +80,9 @@ class HeartbeatLoop:
 
     async def _send(self) -> None:
         sent_at = self._last_sent = _now()
-        attempts = tuple(AttemptBeat(attempt_id=name, progress=progress) for name, progress in self._attempts.items())
+        attempts = tuple(
+            AttemptHeartbeat(attempt_id=name, progress=progress) for name, progress in self._attempts.items()
+        )
         try:
             answer = await self._api.heartbeat(Heartbeat(boot_id=self._start.boot_id, attempts=attempts))
         except httpx.HTTPError as error:
@@ -97,7 +99,7 @@ class HeartbeatLoop:
                 continue  # released while the heartbeat was under way
             if one.lease_s is not None:
                 self._emit(LeaseRenewed(attempt_id=one.attempt_id, until=trusted_until(sent_at, one.lease_s)))
-            if one.verdict is not BeatVerdict.OK:
+            if one.verdict is not HeartbeatVerdict.OK:
                 self._emit(LeaseVerdict(attempt_id=one.attempt_id, verdict=one.verdict))
         if answer.drain:
             self._emit(DrainRequested())
