@@ -118,7 +118,7 @@ def test_an_engine_that_fails_lies_and_is_not_deterministic_is_found_out(shared_
         "window_cut",
         "warmup_not_converged",
     }
-    assert found["warmup_not_converged"].severity is Severity.INFO
+    assert found["warmup_not_converged"].severity is Severity.NOTE
     assert result.verdict == "questionable"
     assert result.work.failed_requests == result.work.requests // 4 > 0
     assert "simulated.failed_share" in found["failed_requests"].message

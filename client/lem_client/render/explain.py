@@ -26,7 +26,7 @@ from lem_domain.wire.runs import (
 )
 from lem_domain.wire.workers import WorkerView
 
-_SEVERITIES = {Severity.INFO: "note", Severity.WARNING: "warning", Severity.ERROR: "error"}
+_SEVERITIES = {Severity.NOTE: "note", Severity.WARNING: "warning", Severity.ERROR: "error"}
 
 
 def local_time(at: datetime) -> str:

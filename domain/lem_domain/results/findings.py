@@ -11,15 +11,15 @@ from lem_domain.results.figures import ResultModel
 
 
 class Severity(StrEnum):
-    """The severity of a finding; it decides the verdict."""
+    """Effect of a finding on the verdict."""
 
-    INFO = "info"
+    NOTE = "info"
     WARNING = "warning"
     ERROR = "error"
 
 
 class FindingCode(StrEnum):
-    """The code of a finding; docs/reference/findings.md has the criterion of each."""
+    """The code of a finding; docs/reference/findings.md lists the criterion of each."""
 
     ENERGY_UNAVAILABLE = "energy_unavailable"
     ENERGY_MODELLED = "energy_modelled"

@@ -95,7 +95,7 @@ class WorkResult(ResultModel):
 class OutputsResult(ResultModel):
     """Digest of the generated tokens, so that cycles can be compared without their texts."""
 
-    sha256: Sha256 | None = Field(description="Over the ranks' digests; null if a rank reported none.")
+    sha256: Sha256 | None = Field(description="SHA-256 over the ranks' digests; null if a rank reported none.")
     greedy: bool = Field(description="Whether equal inputs must give equal tokens.")
     repeat: bool | None = Field(
         description="Whether every repetition generated the tokens of the first; null if unknown."
@@ -144,11 +144,11 @@ class ComputeResult(ResultModel):
         description="FLOPs / (window × dense peak of the devices for this number format); null above 1."
     )
     peak_flops_per_s: Figure = Field(description="That peak, summed over the leased devices.")
-    peak_source: str | None = Field(default=None, description="The data sheets that state the peak.")
+    peak_source: str | None = Field(default=None, description="The data sheet that states the peak.")
 
 
 class DeviceTelemetry(ResultModel):
-    """Readings of one device during the window; a reading applies until the next."""
+    """Readings of one device over the window; each applies until the next."""
 
     uuid: str
     temperature_mean_c: Figure
@@ -157,9 +157,9 @@ class DeviceTelemetry(ResultModel):
     memory_clock_mean_mhz: Figure
     gpu_utilisation_mean_percent: Figure
     memory_utilisation_mean_percent: Figure
-    memory_peak_mb: Figure = Field(description="By all processes on the device, 10^6 bytes.")
+    memory_peak_mb: Figure = Field(description="Used by all processes on the device, 10^6 bytes.")
     throttled: dict[str, float] | None = Field(
-        description="Share of the window by reason, without those at 0; null if the device does not report it."
+        description="Share of the window by reason, without those at 0; null if the device does not report throttling."
     )
 
 
@@ -183,7 +183,7 @@ class SamplerTelemetry(ResultModel):
 
 
 class TelemetryResult(ResultModel):
-    """Readings other than energy and time."""
+    """Measurements other than energy and time."""
 
     devices: tuple[DeviceTelemetry, ...] = ()
     processes: tuple[ProcessMemory, ...] = ()
@@ -206,8 +206,8 @@ class Check(ResultModel):
     """One check of the evidence with its outcome, whether it passed or not."""
 
     name: CheckName
-    passed: bool | None = Field(description="Null if it could not be made.")
-    detail: str = Field(description="What was checked, with numbers; or why it could not be made.")
+    passed: bool | None = Field(description="Null if the check was not possible.")
+    detail: str = Field(description="The values that were examined; if the check was not possible, the reason.")
 
 
 class RunResult(ResultModel):

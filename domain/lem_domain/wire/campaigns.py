@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Literal
@@ -10,8 +11,11 @@ from pydantic import Field
 from pydantic.types import JsonValue
 
 from lem_domain.config.campaign import CampaignSpec
+from lem_domain.config.duration import least_duration
 from lem_domain.config.execution import ExecutionConfig, Placement
+from lem_domain.config.expansion import Plan, PlannedExperiment
 from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.config.ordering import PlannedRun
 from lem_domain.config.provenance import Source
 from lem_domain.errors import FieldProblem, ProblemCode
 from lem_domain.ids import CampaignId, ExperimentId, RunId, Sha256
@@ -109,7 +113,7 @@ class ImportOrigin(AnswerModel):
 
 
 class PlaceCampaign(RequestModel):
-    """Request to place the remaining runs of a campaign on other devices."""
+    """Releases a campaign's devices for its remaining runs."""
 
     placement: Placement | None = Field(default=None, description="New rule; unchanged if omitted.")
 
@@ -130,7 +134,7 @@ class WaitReason(StrEnum):
 
     NO_WORKER = "no_worker"
     DEVICE_GONE = "device_gone"
-    """No online worker has its device; the run waits for it without a limit."""
+    """Its device belongs to no online worker; the campaign waits without limit."""
     BUSY = "busy"
     GAP = "gap"
     COOLING = "cooling"
@@ -170,12 +174,12 @@ class CampaignView(AnswerModel):
     )
     waiting: WaitView | None = Field(
         default=None,
-        description="Why it has no live run although it is active; null in lists.",
+        description="Why the active campaign has no live run; only in the answer for a single campaign.",
     )
 
 
 class ImportedBundle(AnswerModel):
-    """Outcome of an import."""
+    """Result of an import."""
 
     campaign: CampaignView
     new: bool = Field(description="False if the same bundle was imported before; nothing changed then.")
@@ -215,6 +219,11 @@ class PlannedExperimentView(AnswerModel):
     config: ExperimentConfig
     config_hash: Sha256
 
+    @classmethod
+    def of(cls, one: PlannedExperiment) -> PlannedExperimentView:
+        """Build the view of a planned experiment."""
+        return cls(display_name=one.display_name, varied=one.varied, config=one.config, config_hash=one.config_hash)
+
 
 class PlannedRunView(AnswerModel):
     """A run that would be queued."""
@@ -222,6 +231,11 @@ class PlannedRunView(AnswerModel):
     experiment: int = Field(description="Index into `experiments`.")
     cycle: int
     position: int
+
+    @classmethod
+    def of(cls, one: PlannedRun) -> PlannedRunView:
+        """Build the view of a planned run."""
+        return cls(**one._asdict())
 
 
 class MergedView(AnswerModel):
@@ -262,6 +276,26 @@ class CampaignPlan(AnswerModel):
     # The last two fields, because the server sends them in pieces.
     experiments: tuple[PlannedExperimentView, ...] = Field(description="All of them, or as many as `listed` allows.")
     runs: tuple[PlannedRunView, ...] = Field(description="The runs in their order, all or as many as `listed` allows.")
+
+    @classmethod
+    def without_lists(cls, spec: CampaignSpec, plan: Plan, notes: Sequence[str]) -> CampaignPlan:
+        """Build the view of a plan with empty `experiments` and `runs`."""
+        least = least_duration(plan.runs, [one.needs.window_s for one in plan.experiments], spec.execution.gaps)
+        return cls(
+            name=spec.name,
+            experiment_count=len(plan.experiments),
+            run_count=len(plan.runs),
+            duplicates=plan.duplicates,
+            merged=tuple(MergedView(**one._asdict()) for one in plan.merged),
+            refused=plan.refused,
+            refusals=tuple(RefusedView(**one._asdict()) for one in plan.refusals),
+            execution=spec.execution,
+            minimum_duration_s=least.total_s,
+            minimum_gap_s=least.gaps_s,
+            notes=tuple(notes),
+            experiments=(),
+            runs=(),
+        )
 
 
 class RunOutcome(AnswerModel):

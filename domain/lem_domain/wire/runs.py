@@ -51,7 +51,7 @@ class RunView(AnswerModel):
 
 
 class AttemptView(AnswerModel):
-    """One worker's try at a run."""
+    """One worker's execution of a run."""
 
     id: AttemptId
     run_id: RunId
@@ -87,9 +87,9 @@ class LeaseEventKind(StrEnum):
     """An event of a lease that does not change the state of its run."""
 
     SUSPECT = "suspect"
-    """The lease ran out without a heartbeat; the run is interrupted when the grace ends."""
+    """It expired without a heartbeat; the run waits until the grace ends."""
     RECOVERED = "recovered"
-    """A heartbeat of the same attempt arrived before the grace ended."""
+    """A heartbeat of the same attempt arrived before the grace ended; the attempt continues."""
 
 
 class LeaseEventView(AnswerModel):

@@ -39,9 +39,9 @@ async def run_row(connection: AsyncConnection, run_id: UUID, *, lock: bool = Fal
     """Return a run with its current attempt; None if it does not exist.
 
     With `lock` the row is locked until the transaction ends, so that no other aggregation and no retry changes the run
-    between this check and the insertion.
+    between this check and the insertion. FOR NO KEY UPDATE, because every change of a run takes it.
     """
-    statement = _RUN + (" FOR UPDATE OF r" if lock else "")
+    statement = _RUN + (" FOR NO KEY UPDATE OF r" if lock else "")
     row = (await connection.execute(text(statement), {"run_id": run_id})).one_or_none()
     return None if row is None else RunToAggregate(*row)
 

@@ -14,18 +14,10 @@ from lem_domain.backends.registry import BackendName, has_engine
 from lem_domain.config.campaign import CAMPAIGN_KEYS, CampaignSpec
 from lem_domain.config.devices import DevicesConfig
 from lem_domain.config.documents import pointer
-from lem_domain.config.duration import least_duration
-from lem_domain.config.expansion import Needs, Plan, PlannedExperiment, expand, preview
-from lem_domain.config.ordering import PlannedRun
+from lem_domain.config.expansion import Needs, Plan, expand, preview
 from lem_domain.errors import ConfigurationError, FieldProblem
 from lem_domain.prompt_sets import builtin_prompt_sets
-from lem_domain.wire.campaigns import (
-    CampaignPlan,
-    MergedView,
-    PlannedExperimentView,
-    PlannedRunView,
-    RefusedView,
-)
+from lem_domain.wire.campaigns import CampaignPlan, PlannedExperimentView, PlannedRunView
 from lem_server.campaigns.queries import ServedBackend
 
 
@@ -130,30 +122,13 @@ def answer(spec: CampaignSpec, planned: Plan, notes_on_it: tuple[str, ...], *, l
 
     Only one piece of them is in memory at a time, because an experiment as an object takes 9 kB.
     """
-    least = least_duration(planned.runs, [one.needs.window_s for one in planned.experiments], spec.execution.gaps)
-    whole = CampaignPlan(
-        name=spec.name,
-        execution=spec.execution,
-        experiment_count=len(planned.experiments),
-        run_count=len(planned.runs),
-        duplicates=planned.duplicates,
-        merged=tuple(MergedView(display_name=one.display_name, same_as=one.same_as) for one in planned.merged),
-        refused=planned.refused,
-        refusals=tuple(
-            RefusedView(display_name=one.display_name, varied=one.varied, problems=tuple(map(_in_body, one.problems)))
-            for one in planned.refusals
-        ),
-        minimum_duration_s=least.total_s,
-        minimum_gap_s=least.gaps_s,
-        notes=notes_on_it,
-        experiments=(),
-        runs=(),
-    )
+    in_body = [one._replace(problems=tuple(map(_in_body, one.problems))) for one in planned.refusals]
+    whole = CampaignPlan.without_lists(spec, planned._replace(refusals=tuple(in_body)), notes_on_it)
     yield whole.model_dump_json().encode().removesuffix(_LISTS)
     yield b'"experiments":['
-    yield from _pieces(map(_experiment_view, planned.experiments[:listed]))
+    yield from _pieces(map(PlannedExperimentView.of, planned.experiments[:listed]))
     yield b'],"runs":['
-    yield from _pieces(map(_run_view, planned.runs[:listed]))
+    yield from _pieces(map(PlannedRunView.of, planned.runs[:listed]))
     yield b"]}"
 
 
@@ -167,16 +142,6 @@ def _pieces(views: Iterator[BaseModel]) -> Iterator[bytes]:
     while piece := [view.model_dump_json().encode() for view in itertools.islice(views, _PIECE)]:
         yield comma + b",".join(piece)
         comma = b","
-
-
-def _experiment_view(one: PlannedExperiment) -> PlannedExperimentView:
-    return PlannedExperimentView(
-        display_name=one.display_name, varied=one.varied, config=one.config, config_hash=one.config_hash
-    )
-
-
-def _run_view(run: PlannedRun) -> PlannedRunView:
-    return PlannedRunView(experiment=run.experiment, cycle=run.cycle, position=run.position)
 
 
 def _refuse_unstorable(spec: CampaignSpec) -> None:

@@ -239,6 +239,7 @@ _SET_PAUSED = text("""
 _SET_ACTIVE = text("""
     UPDATE campaigns SET state = CASE WHEN state = 'paused' THEN 'active' ELSE state END WHERE id = :id RETURNING state
 """)
+# Conflicts with the FOR SHARE of claims, so a run of this campaign is claimed either before or after the change.
 _LOCK = text("SELECT state FROM campaigns WHERE id = :id FOR NO KEY UPDATE")
 
 

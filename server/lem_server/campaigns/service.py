@@ -218,7 +218,7 @@ async def pause(engine: AsyncEngine, campaign_id: UUID, *, live_runs: Literal["f
 
 
 async def resume(engine: AsyncEngine, campaign_id: UUID) -> CampaignView:
-    """Resume a campaign. A live run that the pause asked to stop continues if its worker has not received that yet.
+    """Allow claims again; a live run continues if its worker has not yet received the request to stop.
 
     Raises:
         ProblemError: `not_found`, or `conflict` if it was cancelled.
@@ -299,7 +299,7 @@ def _require_not_cancelled(campaign_id: UUID, state: str | None) -> None:
     if state is None:
         raise not_found(IdKind.CAMPAIGN, campaign_id)
     if state == CampaignState.CANCELLED:
-        raise ProblemError(ProblemCode.CONFLICT, "the campaign was cancelled, which is final; submit it again.")
+        raise ProblemError(ProblemCode.CONFLICT, "the campaign was cancelled, which cannot be undone; submit it again.")
 
 
 async def get_within(connection: AsyncConnection, campaign_id: UUID) -> CampaignView:

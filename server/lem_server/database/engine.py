@@ -14,7 +14,9 @@ from lem_domain.errors import LemError
 OLDEST_MAJOR = 15
 APPLICATION_ROLE = "lem_app"
 STATEMENT_TIMEOUT_MS = 15_000
+"""A longer statement would keep one of the pool's few connections from other requests."""
 LOCK_TIMEOUT_MS = 5_000
+"""Below the limit of a statement, so that the error names the lock as the cause."""
 ANSWER_TIMEOUT_S = 20.0
 """Above PostgreSQL's own limit, so it ends only connections that are dead without being closed (by a firewall that
 dropped them, or a host that disappeared)."""

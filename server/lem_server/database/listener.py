@@ -27,10 +27,12 @@ APPLICATION_NAME = "lem listener"
 QUEUE_POLL_S = 5.0
 """The longest wait before the queue is read again, varied by ± 20 % so that replicas don't read at the same time."""
 SELF_TEST_INTERVAL_S = 30.0
+"""Until a dead connection is noticed, waits end by `QUEUE_POLL_S`, so the test may be rare."""
 SELF_TEST_TIMEOUT_S = 5.0
 """A connection that a firewall dropped reports no error; only a missing echo shows it."""
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 30.0
+"""The pause doubles up to this, so that the replicas do not load a PostgreSQL that is starting."""
 
 logger = logging.getLogger(__name__)
 

@@ -55,7 +55,7 @@ class NextRun(NamedTuple):
     """The first queued run of a campaign for one backend."""
 
     position: int
-    turn: ExperimentCycle
+    experiment_cycle: ExperimentCycle
     device_count: int
     fitting: tuple[str, ...]
     """The free devices that the run may use, in its order of preference."""
@@ -224,7 +224,7 @@ def remaining_gap(gaps: Sequence[GapConfig], *, idle_s: float | None, temperatur
 
 def _remaining_gap(campaign: QueuedCampaign, run: NextRun, device: FreeDevice) -> RemainingGap:
     previous = campaign.previous.get(device.uuid)
-    gaps = () if previous is None else campaign.gaps.between(previous, run.turn)
+    gaps = () if previous is None else campaign.gaps.between(previous, run.experiment_cycle)
     return remaining_gap(gaps, idle_s=device.idle_s, temperature_c=device.temperature_c)
 
 

@@ -143,7 +143,7 @@ async def retry_run(connection: AsyncConnection, run_id: UUID, *, retried_by: st
     if state in (RunState.COMPLETED, RunState.AGGREGATED, RunState.CANCELLED):
         raise ProblemError(
             ProblemCode.CONFLICT,
-            f"the run is {state}, which is final; submit its configuration again to measure it again.",
+            f"the run is {state}, which cannot be undone; submit its configuration again to measure it again.",
         )
     await set_actor(connection, ActorKind.USER, retried_by)
     await change_queries.retry(connection, run_id, losses=LOSSES_PER_RUN, message=f"queued again by {retried_by}")

@@ -39,8 +39,8 @@ def test_an_occurrence_has_the_rule_s_severity_and_remedy_unless_it_has_its_own(
     plain = rule.finding(Occurrence("3 things were found", {"things": 3}))
     assert (plain.code, plain.severity, plain.numbers) == (rule.code, rule.severity, {"things": 3})
     assert plain.message == f"3 things were found; {rule.remedy.replace('`', '')}."
-    own = rule.finding(Occurrence("one", severity=Severity.INFO, remedy="do `that`"))
-    assert (own.severity, own.message) == (Severity.INFO, "one; do that.")
+    own = rule.finding(Occurrence("one", severity=Severity.NOTE, remedy="do `that`"))
+    assert (own.severity, own.message) == (Severity.NOTE, "one; do that.")
 
 
 @EVERY

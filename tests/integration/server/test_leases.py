@@ -388,7 +388,7 @@ async def test_workers_that_shut_down_use_up_the_same_budget_and_the_run_says_wh
     attempts = (await api.get(f"/api/v1/runs/{run}/attempts")).json()["items"]
     assert [(one["outcome"], one["reason"]) for one in attempts] == [("interrupted", "worker_shutdown")] * 4
     last = (await api.get(f"/api/v1/runs/{run}/transitions")).json()["items"][-1]
-    assert "4 workers" in last["message"]
+    assert "4 attempts" in last["message"]
     assert "lemctl retry" in last["message"]
 
 

@@ -15,9 +15,8 @@ from lem_client.errors import InvalidRequest, ServerUnreachable
 from lem_client.files.campaign_file import CampaignFile, load_campaign_file
 from lem_client.render.schedule import execution_summary, least_duration_text
 from lem_client.render.terminal import clean, table
-from lem_domain.config.duration import least_duration
 from lem_domain.config.expansion import Plan
-from lem_domain.wire.campaigns import CampaignPlan, MergedView, PlannedExperimentView, PlannedRunView, RefusedView
+from lem_domain.wire.campaigns import CampaignPlan, PlannedExperimentView, PlannedRunView
 
 RUNS_SHOWN = 40
 COMBINATIONS_SHOWN = 20
@@ -92,30 +91,11 @@ def _more(count: int) -> tuple[str, ...]:
 
 
 def _local_plan(loaded: CampaignFile, listed: int | None, note: str) -> CampaignPlan:
-    windows = [one.needs.window_s for one in loaded.plan.experiments]
-    least = least_duration(loaded.plan.runs, windows, loaded.spec.execution.gaps)
-    return CampaignPlan(
-        name=loaded.spec.name,
-        experiment_count=len(loaded.plan.experiments),
-        run_count=len(loaded.plan.runs),
-        experiments=tuple(
-            PlannedExperimentView(
-                display_name=one.display_name, varied=one.varied, config=one.config, config_hash=one.config_hash
-            )
-            for one in loaded.plan.experiments[:listed]
-        ),
-        runs=tuple(
-            PlannedRunView(experiment=one.experiment, cycle=one.cycle, position=one.position)
-            for one in loaded.plan.runs[:listed]
-        ),
-        duplicates=loaded.plan.duplicates,
-        merged=tuple(MergedView(**one._asdict()) for one in loaded.plan.merged),
-        refused=loaded.plan.refused,
-        refusals=tuple(RefusedView(**one._asdict()) for one in loaded.plan.refusals),
-        execution=loaded.spec.execution,
-        minimum_duration_s=least.total_s,
-        minimum_gap_s=least.gaps_s,
-        notes=(note,),
+    return CampaignPlan.without_lists(loaded.spec, loaded.plan, (note,)).model_copy(
+        update={
+            "experiments": tuple(map(PlannedExperimentView.of, loaded.plan.experiments[:listed])),
+            "runs": tuple(map(PlannedRunView.of, loaded.plan.runs[:listed])),
+        }
     )
 
 

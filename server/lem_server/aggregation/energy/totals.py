@@ -53,7 +53,7 @@ class EnergyAccount(NamedTuple):
     """
 
     result: EnergyResult
-    gaps: dict[str, SampleGaps]
+    sampling_gaps: dict[str, SampleGaps]
     meters: dict[str, Meter]
     parts: tuple[str, ...]
 
@@ -119,7 +119,7 @@ def energy_account(
         phases=with_probe(phase_split(ranks, meters, tuple(parts), window), probe),
         probe=probe,
     )
-    gaps = {part: found for part, meter in meters.items() if (found := meter.trace.gaps(window)) is not None}
+    gaps = {part: found for part, meter in meters.items() if (found := meter.trace.sampling_gaps(window)) is not None}
     return EnergyAccount(result, gaps, meters, tuple(parts))
 
 

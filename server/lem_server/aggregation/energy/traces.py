@@ -12,7 +12,7 @@ import numpy.typing as npt
 from lem_server.aggregation.evidence_reader import NULL, IntArray
 
 GAP_FACTOR = 5
-"""An interval is a gap if it is longer than this many median intervals."""
+"""An interval is a sampling gap if it is longer than this many median intervals."""
 
 
 FloatArray = npt.NDArray[np.float64]
@@ -116,8 +116,8 @@ class Trace:
         part = slice(span[0], span[1] + 1)
         return _mean_update_s(self.times_ns[use][part], self.counts[use][part])
 
-    def gaps(self, window: Interval) -> SampleGaps | None:
-        """Gaps among the samples that bracket the window; None without any."""
+    def sampling_gaps(self, window: Interval) -> SampleGaps | None:
+        """Return the sampling gaps among the samples that bracket the window; None without any."""
         span = _bracket(self.times_ns, window)
         if isinstance(span, str):
             return None

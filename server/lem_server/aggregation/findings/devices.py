@@ -40,7 +40,7 @@ def throttled(facts: RunFacts) -> Iterator[Occurrence]:
         yield Occurrence(
             f"{device.uuid} was slowed down during the window ({listed} of it)",
             {f"{device.uuid}.{reason}": share for reason, share in shown.items()},
-            None if slowed else Severity.INFO,
+            None if slowed else Severity.NOTE,
             None if slowed else "this keeps its power limit, so compare only runs under the same limit",
         )
 
@@ -67,7 +67,7 @@ def temperature_drift(facts: RunFacts) -> Iterator[Occurrence]:
 
 @rule(
     FindingCode.FOREIGN_PROCESS,
-    when="a process of someone else was on a leased device during the window",
+    when="a process that does not belong to the attempt was on a leased device during the window",
     otherwise="note if during a baseline only",
     remedy="end these processes or lease other devices",
 )
@@ -92,7 +92,7 @@ def foreign_process(facts: RunFacts) -> Iterator[Occurrence]:
     yield Occurrence(
         f"Foreign processes used the leased devices during {when}: {listed}",
         {"processes": len(shown), **({"memory_bytes": float(sum(memory))} if memory else {})},
-        None if in_window else Severity.INFO,
+        None if in_window else Severity.NOTE,
     )
 
 
@@ -102,7 +102,7 @@ def foreign_process(facts: RunFacts) -> Iterator[Occurrence]:
     remedy="lease a whole GPU to measure energy",
 )
 def mig_parent_power(facts: RunFacts) -> Iterator[Occurrence]:
-    """A leased MIG instance shows the power of the whole GPU."""
+    """A leased MIG instance has no separate power reading."""
     parents = {uuid: known.mig_parent_uuid for uuid, known in facts.record.facts.items() if known.mig_parent_uuid}
     uuids = dict.fromkeys(device.uuid for device in facts.inputs.devices)
     found = {uuid: parents[uuid] for uuid in uuids if uuid in parents}
@@ -138,5 +138,5 @@ def clock_jump(facts: RunFacts) -> Iterator[Occurrence]:
         f"The machine's wall clock jumped by {largest:+.3g} s against its monotonic clock"
         f"{', possibly during the window' if inside else ''}: it was set, or the machine slept",
         {"jump_s": largest},
-        None if inside else Severity.INFO,
+        None if inside else Severity.NOTE,
     )

@@ -26,7 +26,7 @@ _COUNTED = "note if a counter kept counting"
     FindingCode.ENERGY_UNAVAILABLE,
     when="the job's energy is null and `record.power` is on",
     otherwise="error with `energy.required`",
-    remedy="run `lemctl doctor` on the worker's machine to list what can be read there",
+    remedy="make NVML, RAPL or CodeCarbon readable on the worker's machine, or set `record.power` to false",
 )
 def energy_unavailable(facts: RunFacts) -> Iterator[Occurrence]:
     """The job's energy is null."""
@@ -97,19 +97,20 @@ def few_samples(facts: RunFacts) -> Iterator[Occurrence]:
     remedy="keep other work off the machine",
 )
 def sampling_gaps(facts: RunFacts) -> Iterator[Occurrence]:
-    """Samples have gaps; a counter is not affected, an integral is."""
+    """There are sampling gaps, which affect an integral but not a counter."""
     energy = facts.account.result
-    found = {name: facts.account.gaps[name] for name in energy.includes if name in facts.account.gaps}
+    gaps = facts.account.sampling_gaps
+    found = {name: gaps[name] for name in energy.includes if name in gaps}
     if not found:
         return
     parts = _parts(energy)
     counted = all(parts[name].energy.method is EnergyMethod.COUNTER for name in found)
     listed = ", ".join(f"{name}: {gap.number}, longest {gap.longest_s:.3g} s" for name, gap in found.items())
-    consequence = "the counters kept counting" if counted else "power in the gaps is interpolated"
+    consequence = "the counters kept counting" if counted else "power in the sampling gaps is interpolated"
     yield Occurrence(
-        f"Power samples have gaps of more than {GAP_FACTOR} median intervals ({listed}); {consequence}",
+        f"There are sampling gaps of more than {GAP_FACTOR} median intervals ({listed}); {consequence}",
         {f"{name}.longest_s": gap.longest_s for name, gap in found.items()},
-        Severity.INFO if counted else None,
+        Severity.NOTE if counted else None,
     )
 
 
@@ -128,7 +129,7 @@ def sampler_overload(facts: RunFacts) -> Iterator[Occurrence]:
         yield Occurrence(
             f"{share:.0%} of the sampler's ticks were late or missed{consequence}",
             {"late_or_missed": share},
-            Severity.INFO if counted else None,
+            Severity.NOTE if counted else None,
         )
 
 

@@ -25,7 +25,7 @@ from lem_server.aggregation.work.warmups import Warmup
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """Everything that a rule may look at: an attempt's inputs and the parts of its result."""
+    """Inputs of the rules: an attempt's inputs and the parts of its result."""
 
     inputs: AggregationInput
     missing: Sequence[MissingPart]

@@ -19,7 +19,7 @@ _PERIODS_PER_BLOCK = 5
 
 
 def power_trend(meters: Sequence[Meter], window: Interval) -> LinearTrend | None:
-    """Fit the job's power over means of equal blocks of the window; None if these are not known."""
+    """Trend of the job's power over means of equal parts of the window; None if they can't be computed."""
     periods = [meter.trace.counter_period_s(window) or meter.trace.sampling_period_s(window) for meter in meters]
     known = [period for period in periods if period is not None]
     if not meters or len(known) < len(meters):

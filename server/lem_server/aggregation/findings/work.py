@@ -34,7 +34,7 @@ def warmup_not_converged(facts: RunFacts) -> Iterator[Occurrence]:
     if not settings.enabled:
         yield Occurrence(
             "Warm-up was switched off, so the window includes the extra cost of the first requests",
-            severity=Severity.INFO,
+            severity=Severity.NOTE,
             remedy="set `warmup.enabled`",
         )
         return
@@ -51,11 +51,11 @@ def warmup_not_converged(facts: RunFacts) -> Iterator[Occurrence]:
 
 @rule(
     FindingCode.COMPILED_IN_WINDOW,
-    when="an engine compiled a graph inside the window, for a shape that it had not met before",
+    when="an engine compiled a graph inside the window, for a shape that it had not compiled before",
     remedy="use prompts of fewer lengths, a smaller `batch_size`, or leave `torch_compile.dynamic` out",
 )
 def compiled_in_window(facts: RunFacts) -> Iterator[Occurrence]:
-    """The engine met shapes in the window that it had not compiled before."""
+    """The window had shapes that the engine had not compiled before."""
     reported = {process: summary.get("compilation") for process, summary in facts.inputs.summaries.items()}
     counts = {
         process: count
@@ -224,7 +224,7 @@ def _warmup_text(warmup: Warmup | None) -> str:
         return "recorded no outcome of its warm-up"
     after = f" after {warmup.requests} requests" if warmup.requests is not None else ""
     if warmup.power_slope is not None:
-        after += f", power changing by {warmup.power_slope:.1%} over its last 5 s"
+        after += f", power changing by {warmup.power_slope:.1%} over its last trend"
     return f"reached {warmup.cv:.3g}{after}" if warmup.cv is not None else f"had too few latencies{after}"
 
 

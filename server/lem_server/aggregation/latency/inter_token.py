@@ -44,7 +44,7 @@ def intervals(requests: RankRequests, request_id: IntArray, index: IntArray, tim
         return TokenIntervals(empty, expected, len(request_id))
     if int(index.min()) < 0:
         raise EvidenceInvalid(
-            f"a token of {requests.process} has a negative index; correct the backend, which records it."
+            f"a token of {requests.process} has a negative index; report this as a defect of the backend."
         )
     position, known = _positions(requests.request_id, request_id)
     counts = np.bincount(position[known], minlength=len(requests))
@@ -62,10 +62,14 @@ def intervals(requests: RankRequests, request_id: IntArray, index: IntArray, tim
         order = np.argsort(key)
         time_ns, steps = time_ns[order], np.diff(key[order])
         if (steps == 0).any():
-            raise EvidenceInvalid(f"a token of {requests.process} is recorded twice; correct the backend.")
+            raise EvidenceInvalid(
+                f"a token of {requests.process} is recorded twice; report this as a defect of the backend."
+            )
     itl_ns = np.diff(time_ns)[steps == 1]
     if len(itl_ns) and int(itl_ns.min()) < 0:
-        raise EvidenceInvalid(f"token times of {requests.process} run backwards; correct the backend.")
+        raise EvidenceInvalid(
+            f"token times of {requests.process} run backwards; report this as a defect of the backend."
+        )
     return TokenIntervals(itl_ns, miscounted, int((~known).sum()))
 
 

@@ -45,7 +45,7 @@ class TestThrottled:
     @pytest.mark.parametrize(
         ("mask", "reason", "severity"),
         [
-            (0x04, "sw_power_cap", Severity.INFO),
+            (0x04, "sw_power_cap", Severity.NOTE),
             (0x08, "hw_slowdown", Severity.WARNING),
             (0x20, "sw_thermal_slowdown", Severity.WARNING),
             (0x40, "hw_thermal_slowdown", Severity.WARNING),
@@ -110,7 +110,7 @@ class TestForeignProcess:
         evidence.baseline("ready", 10.0, 20.0)
         assert FindingCode.FOREIGN_PROCESS in {finding.code for finding in result_of(evidence).findings}
         (finding,) = (one for one in result_of(evidence).findings if one.code is FindingCode.FOREIGN_PROCESS)
-        assert finding.severity is Severity.INFO
+        assert finding.severity is Severity.NOTE
 
 
 class TestMig:
@@ -145,7 +145,7 @@ class TestClockJump:
 
     def test_before_the_window(self) -> None:
         finding = only(self.clocks((0, 1000), (20, 1019), (60, 1059)), FindingCode.CLOCK_JUMP)
-        assert finding.severity is Severity.INFO
+        assert finding.severity is Severity.NOTE
         assert finding.numbers == {"jump_s": pytest.approx(-1)}
 
     def test_gentle_correction_is_no_jump(self) -> None:

@@ -132,7 +132,7 @@ class TestNotStationary:
 
 
 class TestSamplerOverload:
-    @pytest.mark.parametrize(("counted", "severity"), [(True, Severity.INFO), (False, Severity.WARNING)])
+    @pytest.mark.parametrize(("counted", "severity"), [(True, Severity.NOTE), (False, Severity.WARNING)])
     def test_late_and_missed_ticks(self, counted: bool, severity: Severity) -> None:
         evidence = made()
         if counted:

@@ -60,7 +60,7 @@ def test_few_samples() -> None:
     assert finding.numbers == {"GPU-0": 6}
 
 
-@pytest.mark.parametrize(("counted", "severity"), [(True, Severity.INFO), (False, Severity.WARNING)])
+@pytest.mark.parametrize(("counted", "severity"), [(True, Severity.NOTE), (False, Severity.WARNING)])
 def test_gaps_matter_for_an_integral_more_than_for_a_counter(counted: bool, severity: Severity) -> None:
     made = clean()
     times = [number * 0.1 - 1 for number in range(141) if not 50 < number < 60]
@@ -112,7 +112,7 @@ def test_what_was_compiled_inside_the_window_is_in_its_figures(count: int) -> No
 
 def test_no_warm_up_is_said_but_was_the_user_s_wish() -> None:
     made = sampled(clean({"warmup": {"enabled": False}}))
-    assert only(made, FindingCode.WARMUP_NOT_CONVERGED).severity is Severity.INFO
+    assert only(made, FindingCode.WARMUP_NOT_CONVERGED).severity is Severity.NOTE
 
 
 def test_a_parameter_that_did_not_take_effect_makes_the_run_invalid() -> None:

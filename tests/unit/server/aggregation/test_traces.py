@@ -314,7 +314,7 @@ def test_several_samples_of_one_instant_are_one() -> None:
 
 def test_gaps_are_longer_than_five_usual_intervals() -> None:
     times = [time for time in every(0.1, 12) if not 4.05 < time < 4.95]
-    found = trace(times, watts=lambda _: 10).gaps(window(1, 11))
+    found = trace(times, watts=lambda _: 10).sampling_gaps(window(1, 11))
     assert found is not None
     assert (found.number, round(found.longest_s, 6)) == (1, 1.0)
-    assert trace(times, watts=lambda _: 10).gaps(window(6, 11)) is None
+    assert trace(times, watts=lambda _: 10).sampling_gaps(window(6, 11)) is None
