@@ -43,8 +43,8 @@ def _in_body(problem: FieldProblem) -> FieldProblem:
     return problem.model_copy(update={"pointer": f"/experiment{problem.pointer}"})
 
 
-def refuse_missing_prompts(planned: Plan, *, held: Collection[str]) -> None:
-    """Check that the prompts of every experiment exist; `held` are the digests of the stored data sets.
+def refuse_missing_prompts(planned: Plan, *, existing: Collection[str]) -> None:
+    """Check that the prompts of every experiment exist; `existing` are the digests of the stored data sets.
 
     Raises:
         ConfigurationError: with every problem.
@@ -55,7 +55,7 @@ def refuse_missing_prompts(planned: Plan, *, held: Collection[str]) -> None:
         for needs in _distinct_needs(planned)
         for problem in (
             *_prompt_problems(needs.builtin, builtin=builtin),
-            *(problem for one in _uploaded(needs) for problem in one.problems(held)),
+            *(problem for one in _uploaded(needs) for problem in one.problems(existing)),
         )
     }
     if problems:
@@ -72,7 +72,7 @@ def _distinct_needs(planned: Plan) -> Iterable[Needs]:
     return dict.fromkeys(experiment.needs for experiment in planned.experiments)
 
 
-def notes(planned: Plan, served: Sequence[ServedBackend]) -> tuple[str, ...]:
+def worker_notes(planned: Plan, served: Sequence[ServedBackend]) -> tuple[str, ...]:
     """Return one sentence per need that no registered worker meets, and last how many runs they can run."""
     wanted: dict[BackendName, dict[DevicesConfig, None]] = {}
     for needs in _distinct_needs(planned):
@@ -117,13 +117,13 @@ def _missing_devices(
             )
 
 
-def answer(spec: CampaignSpec, planned: Plan, notes_on_it: tuple[str, ...], *, listed: int | None) -> Iterator[bytes]:
+def plan_json(spec: CampaignSpec, planned: Plan, notes: tuple[str, ...], *, listed: int | None) -> Iterator[bytes]:
     """Yield the JSON of `CampaignPlan` in pieces, with at most `listed` experiments and runs.
 
     Only one piece of them is in memory at a time, because an experiment as an object takes 9 kB.
     """
     in_body = [one._replace(problems=tuple(map(_in_body, one.problems))) for one in planned.refusals]
-    whole = CampaignPlan.without_lists(spec, planned._replace(refusals=tuple(in_body)), notes_on_it)
+    whole = CampaignPlan.without_lists(spec, planned._replace(refusals=tuple(in_body)), notes)
     yield whole.model_dump_json().encode().removesuffix(_LISTS)
     yield b'"experiments":['
     yield from _pieces(map(PlannedExperimentView.of, planned.experiments[:listed]))
@@ -176,13 +176,13 @@ def _prompt_problems(wanted: str | None, *, builtin: Collection[str]) -> Iterato
 class _Uploaded(NamedTuple):
     """A data set that an experiment names by its digest; `lemctl` replaces a file name by it."""
 
-    what: str
+    kind: str
     file_key: str
     file: str | None
     digest_key: str
     digest: str | None
 
-    def problems(self, held: Collection[str]) -> Iterator[FieldProblem]:
+    def problems(self, existing: Collection[str]) -> Iterator[FieldProblem]:
         """Yield why the server cannot accept the experiment."""
         if self.file is not None:
             yield FieldProblem(
@@ -190,10 +190,10 @@ class _Uploaded(NamedTuple):
                 message=f"only lemctl reads files; upload the content (PUT /api/v1/datasets/{{sha256}}) and give "
                 f"{self.digest_key} instead of {self.file_key}",
             )
-        if self.digest is not None and self.digest not in held:
+        if self.digest is not None and self.digest not in existing:
             yield FieldProblem(
                 pointer=f"/experiment/{self.digest_key.replace('.', '/')}",
-                message=f"the server holds no {self.what} {self.digest}; upload it first "
+                message=f"the server holds no {self.kind} {self.digest}; upload it first "
                 "(PUT /api/v1/datasets/{sha256})",
             )
 

@@ -53,7 +53,7 @@ async def plan(engine: AsyncEngine, spec: CampaignSpec, *, listed: int | None) -
     async with engine.connect() as connection:
         await _refuse_missing_prompts(connection, planned)
         served = await queries.served_backends(connection)
-    return planning.answer(spec, planned, planning.notes(planned, served), listed=listed)
+    return planning.plan_json(spec, planned, planning.worker_notes(planned, served), listed=listed)
 
 
 async def expand(spec: CampaignSpec) -> Plan:
@@ -110,7 +110,7 @@ async def submit(connection: AsyncConnection, spec: CampaignSpec, planned: Plan,
         retries=spec.execution.retries,
         submitted_by=submitted_by,
     )
-    return await _get(connection, campaign_id)
+    return await get_within(connection, campaign_id)
 
 
 class CampaignFilter(NamedTuple):
@@ -139,7 +139,7 @@ async def get_campaign(engine: AsyncEngine, campaign_id: UUID) -> CampaignView:
         ProblemError: `not_found`.
     """
     async with engine.connect() as connection:
-        return await _get(connection, campaign_id)
+        return await get_within(connection, campaign_id)
 
 
 async def watch_campaign(engine: AsyncEngine, terms: LeaseTerms, campaign_id: UUID) -> CampaignView:
@@ -149,7 +149,7 @@ async def watch_campaign(engine: AsyncEngine, terms: LeaseTerms, campaign_id: UU
         ProblemError: `not_found`.
     """
     async with engine.connect() as connection:
-        view = await _get(connection, campaign_id)
+        view = await get_within(connection, campaign_id)
         if view.state is not CampaignState.ACTIVE or view.runs.in_states(*LIVE_STATES):
             return view
         ttl = timedelta(seconds=terms.ttl_s)
@@ -200,7 +200,7 @@ async def cancel(engine: AsyncEngine, campaign_id: UUID, *, cancelled_by: str) -
             raise not_found(IdKind.CAMPAIGN, campaign_id)
         await runs.cancel_runs_of_campaign(connection, campaign_id, cancelled_by=cancelled_by)
         await queries.notify_followers(connection, campaign_id)
-        return await _get(connection, campaign_id)
+        return await get_within(connection, campaign_id)
 
 
 async def pause(engine: AsyncEngine, campaign_id: UUID, *, live_runs: Literal["finish", "stop"]) -> CampaignView:
@@ -214,7 +214,7 @@ async def pause(engine: AsyncEngine, campaign_id: UUID, *, live_runs: Literal["f
         if live_runs == "stop":
             await runs.ask_campaign_to_pause(connection, campaign_id, pause=True)
         await queries.notify_followers(connection, campaign_id)
-        return await _get(connection, campaign_id)
+        return await get_within(connection, campaign_id)
 
 
 async def resume(engine: AsyncEngine, campaign_id: UUID) -> CampaignView:
@@ -228,7 +228,7 @@ async def resume(engine: AsyncEngine, campaign_id: UUID) -> CampaignView:
         await runs.ask_campaign_to_pause(connection, campaign_id, pause=False)
         await runs.wake_claims(connection, campaign_id)
         await queries.notify_followers(connection, campaign_id)
-        return await _get(connection, campaign_id)
+        return await get_within(connection, campaign_id)
 
 
 async def place(engine: AsyncEngine, campaign_id: UUID, *, placement: Placement | None, placed_by: str) -> CampaignView:
@@ -242,7 +242,7 @@ async def place(engine: AsyncEngine, campaign_id: UUID, *, placement: Placement 
         await queries.reset_place(connection, campaign_id, placement=placement, by=placed_by)
         await runs.wake_claims(connection, campaign_id)
         await queries.notify_followers(connection, campaign_id)
-        return await _get(connection, campaign_id)
+        return await get_within(connection, campaign_id)
 
 
 async def end_after_failures(engine: AsyncEngine) -> int:
@@ -308,10 +308,6 @@ async def get_within(connection: AsyncConnection, campaign_id: UUID) -> Campaign
     Raises:
         ProblemError: `not_found`.
     """
-    return await _get(connection, campaign_id)
-
-
-async def _get(connection: AsyncConnection, campaign_id: UUID) -> CampaignView:
     row = await queries.get_campaign(connection, campaign_id)
     if row is None:
         raise not_found(IdKind.CAMPAIGN, campaign_id)
@@ -319,8 +315,8 @@ async def _get(connection: AsyncConnection, campaign_id: UUID) -> CampaignView:
 
 
 async def _refuse_missing_prompts(connection: AsyncConnection, planned: Plan) -> None:
-    held = await datasets.existing(connection, planning.datasets_of(planned))
-    planning.refuse_missing_prompts(planned, held=held)
+    existing = await datasets.existing(connection, planning.datasets_of(planned))
+    planning.refuse_missing_prompts(planned, existing=existing)
 
 
 def _new_experiments(planned: Plan, ids: Sequence[UUID], first: int, last: int) -> list[queries.NewExperiment]:

@@ -53,7 +53,8 @@ async def put_chunk(
     async with engine.connect() as connection:
         stored = await queries.chunk_digest(connection, attempt.attempt_id, process, stream.value, seq)
     if stored is not None:
-        return _same_or_conflict(stored, digest, process, stream, seq)
+        _require_same(stored, digest, process, stream, seq)
+        return False, False
     # In a thread, because decoding 4 MiB blocks the event loop; before the transaction, which holds a connection.
     try:
         facts = await to_thread.run_sync(check_chunk, stream, body)
@@ -73,9 +74,10 @@ async def put_chunk(
         )
         if not new:
             stored = await queries.chunk_digest(connection, attempt.attempt_id, process, stream.value, seq)
-    if not new:
-        return _same_or_conflict(stored or b"", digest, process, stream, seq)
-    return True, cancel
+    if new:
+        return True, cancel
+    _require_same(stored, digest, process, stream, seq)
+    return False, False
 
 
 async def import_chunk(
@@ -102,13 +104,12 @@ async def import_chunk(
     return digest.hexdigest()
 
 
-def _same_or_conflict(stored: bytes, digest: bytes, process: str, stream: StreamName, seq: int) -> tuple[bool, bool]:
+def _require_same(stored: bytes | None, digest: bytes, process: str, stream: StreamName, seq: int) -> None:
     if stored != digest:
         raise ProblemError(
             ProblemCode.CHUNK_CONFLICT,
             f"chunk {seq} of {process}/{stream.value} is stored with other bytes and cannot be changed.",
         )
-    return False, False
 
 
 async def put_log(engine: AsyncEngine, attempt: FencedAttempt, *, process: str, seq: int, content: str) -> bool:

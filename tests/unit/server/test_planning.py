@@ -20,14 +20,14 @@ def spec(experiment: dict[str, Any] | None = None, **keys: Any) -> CampaignSpec:
     return CampaignSpec.model_validate({"name": "a campaign", "experiment": base, **keys})
 
 
-def refusal(submitted: CampaignSpec, held: frozenset[str] = frozenset()) -> ConfigurationError:
+def refusal(submitted: CampaignSpec, existing: frozenset[str] = frozenset()) -> ConfigurationError:
     with pytest.raises(ConfigurationError) as refused:
-        planning.refuse_missing_prompts(planning.expand_campaign(submitted), held=held)
+        planning.refuse_missing_prompts(planning.expand_campaign(submitted), existing=existing)
     return refused.value
 
 
 def answer(submitted: CampaignSpec, listed: int | None = None) -> CampaignPlan:
-    pieces = planning.answer(submitted, planning.expand_campaign(submitted), ("a note",), listed=listed)
+    pieces = planning.plan_json(submitted, planning.expand_campaign(submitted), ("a note",), listed=listed)
     return CampaignPlan.model_validate_json(b"".join(pieces))
 
 
@@ -71,7 +71,7 @@ def test_a_dataset_that_is_not_held_is_refused() -> None:
 def test_a_dataset_that_is_held_is_accepted() -> None:
     planned = planning.expand_campaign(spec({"prompts": {"dataset": DIGEST}}))
     assert planning.datasets_of(planned) == {DIGEST}
-    planning.refuse_missing_prompts(planned, held={DIGEST})
+    planning.refuse_missing_prompts(planned, existing={DIGEST})
 
 
 def test_every_problem_of_a_sweep_is_told_once() -> None:
@@ -107,7 +107,7 @@ TORCH = {"torch": "2.13.0"}
 )
 def test_notes_name_what_no_worker_can_run(served: list[ServedBackend], words: list[str]) -> None:
     planned = planning.expand_campaign(spec({"devices": {"count": 2}}, execution={"cycles": 2}))
-    notes = planning.notes(planned, served)
+    notes = planning.worker_notes(planned, served)
     assert len(notes) == len(words)
     assert all(word in note for word, note in zip(words, notes, strict=True))
 
@@ -121,7 +121,7 @@ def test_notes_tell_of_each_backend_its_engine_and_devices_and_how_much_can_run(
         ServedBackend("pytorch", [GPU], TORCH),
         ServedBackend("vllm", [GPU], TORCH),
     ]
-    assert planning.notes(planning.expand_campaign(submitted), served) == (
+    assert planning.worker_notes(planning.expand_campaign(submitted), served) == (
         "No registered worker for backend 'simulated' has 1 device of kind '*A100*'; runs that want them wait until "
         "one has.",
         "No registered worker for backend 'pytorch' has 1 device of kind '*A100*'; runs that want them wait until "
