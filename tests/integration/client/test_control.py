@@ -93,7 +93,7 @@ def test_a_run_with_a_result_is_not_tried_again(lem: Lem, database_url: URL) -> 
     by_sql(database_url, lambda engine: complete(engine, runs[0]))
     answer = lem("retry", runs[0])
     assert (answer.code, answer.out) == (1, "")
-    assert "the run is completed and stays so" in answer.err
+    assert "the run is completed" in answer.err
 
 
 def test_a_worker_is_drained_by_name(lem: Lem, database_url: URL) -> None:
