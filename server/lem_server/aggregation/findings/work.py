@@ -222,7 +222,7 @@ def _mean_distance_ns(ranks: Sequence[RankRequests], rate_per_s: float | None) -
 def _warmup_text(warmup: Warmup | None) -> str:
     if warmup is None:
         return "recorded no outcome of its warm-up"
-    after = f" after {warmup.requests} requests" if warmup.requests is not None else ""
+    after = f" after {warmup.requests} batches" if warmup.requests is not None else ""
     if warmup.power_slope is not None:
         after += f", power changing by {warmup.power_slope:.1%} over its last trend"
     return f"reached {warmup.cv:.3g}{after}" if warmup.cv is not None else f"had too few latencies{after}"
