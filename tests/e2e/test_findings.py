@@ -39,6 +39,10 @@ def wall_clock(tmp_path_factory: pytest.TempPathFactory) -> SimulatedWallClock:
     return SimulatedWallClock(tmp_path_factory.getbasetemp().parent, tmp_path_factory.mktemp("clock") / "seconds")
 
 
+RANK, SAMPLER = "factories.rank_losing_chunk", "lem_worker.sampler.main"
+"""The modules that the worker's processes run."""
+
+
 @pytest.fixture(scope="module")
 def worker(shared_house: Any, wall_clock: SimulatedWallClock) -> psutil.Process:
     """One worker for all of them."""
@@ -209,7 +213,7 @@ def test_a_machine_that_stops_and_whose_clock_is_set_is_found_out(
     def disturb() -> None:
         wall_clock.jump(3600)
         for _ in range(3):
-            with stopped(worker, ("lem_worker.rank.main", "lem_worker.sampler.main")):
+            with stopped(worker, (RANK, SAMPLER)):
                 time.sleep(0.4)
 
     result = result_of_disturbed(shared_house, path, disturb)
@@ -236,7 +240,7 @@ def test_a_machine_that_stops_while_a_trace_is_replayed_is_found_out(
     )
 
     def disturb() -> None:
-        with stopped(worker, ("lem_worker.rank.main",)):
+        with stopped(worker, (RANK,)):
             time.sleep(0.5)
 
     found = found_in(result_of_disturbed(shared_house, path, disturb))

@@ -52,7 +52,7 @@ BREAKS: dict[str, tuple[str, Break]] = {
     ),
     "an ending does not wait for the run": (
         "cancel-requeue-after-failure",
-        without(attempt_queries, "_LOCK", "FOR UPDATE OF r", "FOR NO KEY UPDATE OF a"),
+        without(attempt_queries, "_LOCK", "FOR NO KEY UPDATE OF r, a"),
     ),
     "expiry does not look again": (
         "expire-beat",

@@ -201,6 +201,12 @@ async def aggregate(world: World) -> httpx.Request:
     return world.request("POST", f"/runs/{(await (await world.worker()).whole_attempt()).run_id}:aggregate")
 
 
+async def aggregate_campaign(world: World) -> httpx.Request:
+    run = (await (await world.worker()).whole_attempt()).run_id
+    campaign = (await world.api.get(f"/api/v1/runs/{run}")).json()["campaign_id"]
+    return world.request("POST", f"/campaigns/{campaign}:aggregate")
+
+
 async def put_dataset(world: World) -> httpx.Request:
     prompts = [f"Prompt {uuid4()}"]
     return world.request("PUT", f"/datasets/{prompts_digest(prompts)}", json={"name": "my prompts", "prompts": prompts})
@@ -308,6 +314,8 @@ CASES: dict[str, dict[str, Case]] = {
         "by another rule": Case(campaign_verb("place", placement="same_model")),
     },
     "POST /api/v1/campaigns/{campaign_id}:cancel": {"": Case(campaign_verb("cancel"))},
+    # Aggregated runs are not aggregated a second time, so the second answer counts none.
+    "POST /api/v1/campaigns/{campaign_id}:aggregate": {"": Case(aggregate_campaign, differs=("aggregated",))},
     "POST /api/v1/campaigns/{campaign_id}:retry_failed": {"": Case(retry_failed)},
     "POST /api/v1/runs/{run_id}:retry": {
         "with a key": Case(retry_run(key=True)),

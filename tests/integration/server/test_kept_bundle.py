@@ -28,9 +28,17 @@ def kept_results() -> dict[str, bytes]:
     return {json.loads(result)["run_id"]: result for result in results}
 
 
-def figures(result: dict[str, Any]) -> dict[str, Any]:
-    """Everything of a result but texts and the computing version."""
-    return {name: value for name, value in result.items() if name not in NOT_FIGURES}
+def figures(result: Any) -> Any:
+    """Everything of a result but the computing version and sentences; of a reason only whether there is one."""
+    if isinstance(result, list):
+        return [figures(one) for one in result]
+    if isinstance(result, dict):
+        return {
+            name: value is not None if name == "reason" else figures(value)
+            for name, value in result.items()
+            if name not in NOT_FIGURES
+        }
+    return result
 
 
 async def test_its_results_are_the_stored_bytes_and_its_evidence_gives_the_same_figures(api: httpx.AsyncClient) -> None:
