@@ -21,7 +21,7 @@ demo: $(VENV)/.installed  ## Measure SmolLM2 at two batch sizes and show the tab
 	$(BIN)/python examples/demo.py $(if $(KEEP),--keep)
 
 test: $(VENV)/.installed  ## Run the default test suite.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist worksteal -m 'not slow'
 
 test-slow: $(VENV)/.installed  ## Run the tests that take long.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --timeout 900 -m slow
