@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from lem_domain.backends.spec import BackendSpec, LaunchMode
-from lem_domain.config.model_base import ConfigModel, engine_parameter
+from lem_domain.config.model_base import ConfigModel, extras, key
 
 if TYPE_CHECKING:
     from lem_domain.config.experiment import ExperimentConfig
@@ -22,30 +22,24 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 class TorchCompileConfig(ConfigModel):
     """torch.compile of the model's forward pass, before the window."""
 
-    enabled: bool = Field(
-        default=True,
-        description="Compile the model's forward pass.",
-        json_schema_extra=engine_parameter("torch.compile"),
+    enabled: bool = key(True, "Compile the model's forward pass.", engine="torch.compile")
+    mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = key(
+        None,
+        "How much time the compiler spends on optimisation; of the inductor backend only.",
+        engine="torch.compile(mode)",
     )
-    mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = Field(
-        default=None,
-        description="How much time the compiler spends on optimisation; of the inductor backend only.",
-        json_schema_extra=engine_parameter("torch.compile(mode)"),
+    backend: Literal["inductor", "eager", "aot_eager"] | None = key(
+        None,
+        "The compiler of the captured graph; `eager` and `aot_eager` capture it and compile nothing.",
+        engine="torch.compile(backend)",
     )
-    backend: Literal["inductor", "eager", "aot_eager"] | None = Field(
-        default=None,
-        description="The compiler of the captured graph; `eager` and `aot_eager` capture it and compile nothing.",
-        json_schema_extra=engine_parameter("torch.compile(backend)"),
+    fullgraph: Literal[True] | None = key(
+        None, "Fail where the forward pass can't be captured as one graph.", engine="torch.compile(fullgraph)"
     )
-    fullgraph: Literal[True] | None = Field(
-        default=None,
-        description="Fail where the forward pass can't be captured as one graph.",
-        json_schema_extra=engine_parameter("torch.compile(fullgraph)"),
-    )
-    dynamic: bool | None = Field(
-        default=None,
-        description="Compile once for all shapes (true), for each shape (false), or as torch finds best (unset).",
-        json_schema_extra=engine_parameter("torch.compile(dynamic)"),
+    dynamic: bool | None = key(
+        None,
+        "Compile once for all shapes (true), for each shape (false), or as torch finds best (unset).",
+        engine="torch.compile(dynamic)",
     )
 
     @model_validator(mode="after")
@@ -64,30 +58,20 @@ class TorchCompileConfig(ConfigModel):
 class QuantizationConfig(ConfigModel):
     """Weights in fewer bits, made from the checkpoint while it loads."""
 
-    load_in_8bit: bool = Field(
-        default=False,
-        description="8-bit weights by bitsandbytes (LLM.int8(), arXiv:2208.07339).",
-        json_schema_extra=engine_parameter("BitsAndBytesConfig.load_in_8bit"),
+    load_in_8bit: bool = key(
+        False, "8-bit weights by bitsandbytes (LLM.int8(), arXiv:2208.07339).", engine="BitsAndBytesConfig.load_in_8bit"
     )
-    load_in_4bit: bool = Field(
-        default=False,
-        description="4-bit weights by bitsandbytes (QLoRA, arXiv:2305.14314).",
-        json_schema_extra=engine_parameter("BitsAndBytesConfig.load_in_4bit"),
+    load_in_4bit: bool = key(
+        False, "4-bit weights by bitsandbytes (QLoRA, arXiv:2305.14314).", engine="BitsAndBytesConfig.load_in_4bit"
     )
-    compute_dtype: Dtype | None = Field(
-        default=None,
-        description="Number format that 4-bit weights are multiplied in.",
-        json_schema_extra=engine_parameter("BitsAndBytesConfig.bnb_4bit_compute_dtype"),
+    compute_dtype: Dtype | None = key(
+        None, "Number format that 4-bit weights are multiplied in.", engine="BitsAndBytesConfig.bnb_4bit_compute_dtype"
     )
-    quant_type: Literal["fp4", "nf4"] | None = Field(
-        default=None,
-        description="The 4-bit number format.",
-        json_schema_extra=engine_parameter("BitsAndBytesConfig.bnb_4bit_quant_type"),
+    quant_type: Literal["fp4", "nf4"] | None = key(
+        None, "The 4-bit number format.", engine="BitsAndBytesConfig.bnb_4bit_quant_type"
     )
-    torchao: Literal["int8_weight_only", "int8_dynamic_activation_int8_weight", "float8_weight_only"] | None = Field(
-        default=None,
-        description="A scheme of torchao.",
-        json_schema_extra=engine_parameter("TorchAoConfig.quant_type"),
+    torchao: Literal["int8_weight_only", "int8_dynamic_activation_int8_weight", "float8_weight_only"] | None = key(
+        None, "A scheme of torchao.", engine="TorchAoConfig.quant_type"
     )
 
     @model_validator(mode="after")
@@ -110,102 +94,93 @@ class AssistedDecodingConfig(ConfigModel):
         min_length=1,
         max_length=512,
         description="Hub id, folder or built-in name of the drafting model, which must share the tokenizer.",
-        json_schema_extra=engine_parameter("generate(assistant_model)"),
+        json_schema_extra=extras(engine="generate(assistant_model)"),
     )
-    num_tokens: int | None = Field(
-        default=None,
+    num_tokens: int | None = key(
+        None,
+        "Tokens drafted in each step, always so many; unset lets transformers adapt it.",
         ge=1,
         le=64,
-        description="Tokens drafted in each step, always so many; unset lets transformers adapt it.",
-        json_schema_extra=engine_parameter("GenerationConfig.num_assistant_tokens", unit="tokens"),
+        unit="tokens",
+        engine="GenerationConfig.num_assistant_tokens",
     )
 
 
 class PyTorchConfig(ConfigModel):
     """Settings of the PyTorch backend (transformers 5). Unset means unset: the engine's own default applies."""
 
-    batch_size: int = Field(
-        default=1,
+    batch_size: int = key(
+        1,
+        "Most requests that are decoded together, in lockstep. Under dynamic batching, 1 (the default) "
+        "leaves max_tokens_per_batch as the only bound.",
         ge=1,
         le=4096,
-        description="Most requests that are decoded together, in lockstep. Under dynamic batching, 1 (the default) "
-        "leaves max_tokens_per_batch as the only bound.",
-        json_schema_extra=engine_parameter("rows of input_ids", unit="requests"),
+        unit="requests",
+        engine="rows of input_ids",
     )
-    batching: Literal["static", "dynamic", "length_sorted"] = Field(
-        default="static",
-        description="How requests that wait become batches. static: in their order, batch_size at a time; dynamic: in "
+    batching: Literal["static", "dynamic", "length_sorted"] = key(
+        "static",
+        "How requests that wait become batches. static: in their order, batch_size at a time; dynamic: in "
         "their order, as many as fit into max_tokens_per_batch; length_sorted: the longest prompts first, so that "
         "rows of like length share a batch and little is padded.",
-        json_schema_extra=engine_parameter("rows of input_ids"),
+        engine="rows of input_ids",
     )
-    max_tokens_per_batch: int | None = Field(
-        default=None,
+    max_tokens_per_batch: int | None = key(
+        None,
+        "Of dynamic batching: most tokens of a batch, rows times (longest prompt + output.max_tokens).",
         ge=1,
         le=100_000_000,
-        description="Of dynamic batching: most tokens of a batch, rows times (longest prompt + output.max_tokens).",
-        json_schema_extra=engine_parameter("size of input_ids and of what is generated", unit="tokens"),
+        unit="tokens",
+        engine="size of input_ids and of what is generated",
     )
-    num_processes: int = Field(
-        default=1,
+    num_processes: int = key(
+        1,
+        "Data parallel: processes with a copy of the model each, among which the prompts are divided. "
+        "More than one are started by `accelerate launch`.",
         ge=1,
         le=64,
-        description="Data parallel: processes with a copy of the model each, among which the prompts are divided. "
-        "More than one are started by `accelerate launch`.",
-        json_schema_extra=engine_parameter("accelerate launch --num_processes", unit="processes"),
+        unit="processes",
+        engine="accelerate launch --num_processes",
     )
     attn_implementation: Literal["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"] | None = (
-        Field(
-            default=None,
-            description="The attention kernel family. flash_attention_2 and 3 need an NVIDIA GPU and their packages; "
+        key(
+            None,
+            "The attention kernel family. flash_attention_2 and 3 need an NVIDIA GPU and their packages; "
             "a worker without them refuses them.",
-            json_schema_extra=engine_parameter("attn_implementation"),
+            engine="attn_implementation",
         )
     )
-    use_cache: bool = Field(
-        default=True,
-        description="Keep keys and values of earlier tokens; without, every step computes the whole sequence again.",
-        json_schema_extra=engine_parameter("use_cache"),
+    use_cache: bool = key(
+        True,
+        "Keep keys and values of earlier tokens; without, every step computes the whole sequence again.",
+        engine="use_cache",
     )
-    cache_implementation: Literal["dynamic", "static"] | None = Field(
-        default=None,
-        description="How keys and values are kept: growing with the sequence (dynamic, when unset), or allocated at "
+    cache_implementation: Literal["dynamic", "static"] | None = key(
+        None,
+        "How keys and values are kept: growing with the sequence (dynamic, when unset), or allocated at "
         "once for its greatest length (static).",
-        json_schema_extra=engine_parameter("cache_implementation"),
+        engine="cache_implementation",
     )
-    torch_compile: TorchCompileConfig | None = Field(
-        default=None, description="Compilation of the model.", json_schema_extra=engine_parameter("torch.compile")
+    torch_compile: TorchCompileConfig | None = key(None, "Compilation of the model.", engine="torch.compile")
+    quantization: QuantizationConfig | None = key(None, "Weights in fewer bits.", engine="quantization_config")
+    assisted_decoding: AssistedDecodingConfig | None = key(
+        None, "Speculation with a drafting model; one request at a time.", engine="generate(assistant_model)"
     )
-    quantization: QuantizationConfig | None = Field(
-        default=None,
-        description="Weights in fewer bits.",
-        json_schema_extra=engine_parameter("quantization_config"),
-    )
-    assisted_decoding: AssistedDecodingConfig | None = Field(
-        default=None,
-        description="Speculation with a drafting model; one request at a time.",
-        json_schema_extra=engine_parameter("generate(assistant_model)"),
-    )
-    prompt_lookup_tokens: int | None = Field(
-        default=None,
+    prompt_lookup_tokens: int | None = key(
+        None,
+        "Speculation from the prompt itself: most tokens copied from an earlier position; one request at a time.",
         ge=1,
         le=64,
-        description="Speculation from the prompt itself: most tokens copied from an earlier position; one request at a "
-        "time.",
-        json_schema_extra=engine_parameter("GenerationConfig.prompt_lookup_num_tokens", unit="tokens"),
+        unit="tokens",
+        engine="GenerationConfig.prompt_lookup_num_tokens",
     )
-    matmul_precision: Literal["highest", "high", "medium"] | None = Field(
-        default=None,
-        description="What float32 products may be computed in: float32, TensorFloat-32 or bfloat16, where the "
-        "processor has it.",
-        json_schema_extra=engine_parameter("torch.set_float32_matmul_precision"),
+    matmul_precision: Literal["highest", "high", "medium"] | None = key(
+        None,
+        "What float32 products may be computed in: float32, TensorFloat-32 or bfloat16, where the processor has it.",
+        engine="torch.set_float32_matmul_precision",
     )
-    num_threads: int | None = Field(
-        default=None,
-        ge=1,
-        le=1024,
-        description="CPU threads inside one operator.",
-        json_schema_extra=engine_parameter("torch.set_num_threads", unit="threads"),
+    num_threads: int | None = key(
+        None, "CPU threads inside one operator.", ge=1, le=1024, unit="threads", engine="torch.set_num_threads"
     )
 
     @property

@@ -10,7 +10,7 @@ from typing import Final, Literal, Self
 from pydantic import Field, model_validator
 
 from lem_domain.backends.spec import BackendSpec
-from lem_domain.config.model_base import ConfigModel, unit
+from lem_domain.config.model_base import ConfigModel, extras, key
 
 
 class SimulatedFailure(ConfigModel):
@@ -24,7 +24,7 @@ class SimulatedFailure(ConfigModel):
         "works without progress; exit: the process ends with code 3; kill, abort, segfault: it is killed by SIGKILL, "
         "SIGABRT or SIGSEGV."
     )
-    process: int = Field(default=0, ge=0, description="The rank that fails, from 0.", json_schema_extra=unit("1"))
+    process: int = key(0, "The rank that fails, from 0.", ge=0, unit="1")
 
 
 class SimulatedPower(ConfigModel):
@@ -34,67 +34,35 @@ class SimulatedPower(ConfigModel):
         description="ramp: rises evenly over `period_s` and stays; sawtooth: rises so in every period; burst: "
         "`peak_w` for the first `duty` of every period, else `power_w`."
     )
-    peak_w: float = Field(ge=0, le=10_000, description="The other end of the shape.", json_schema_extra=unit("W"))
-    period_s: float = Field(gt=0, le=86_400, description="Length of the shape.", json_schema_extra=unit("s"))
-    duty: float = Field(
-        default=0.5, gt=0, lt=1, description="Part of a period that a burst lasts.", json_schema_extra=unit("1")
+    peak_w: float = Field(
+        ge=0, le=10_000, description="The other end of the shape.", json_schema_extra=extras(unit="W")
     )
+    period_s: float = Field(gt=0, le=86_400, description="Length of the shape.", json_schema_extra=extras(unit="s"))
+    duty: float = key(0.5, "Part of a period that a burst lasts.", gt=0, lt=1, unit="1")
 
 
 class SimulatedConfig(ConfigModel):
     """Settings of the simulated backend: its latencies, power and failures."""
 
-    batch_size: int = Field(
-        default=1, ge=1, le=4096, description="Requests that are decoded together.", json_schema_extra=unit("requests")
+    batch_size: int = key(1, "Requests that are decoded together.", ge=1, le=4096, unit="requests")
+    num_processes: int = key(1, "Ranks; the prompts are divided among them.", ge=1, le=64, unit="processes")
+    prefill_ms_per_token: float = key(0.01, "Prefill time per prompt token.", ge=0, le=1000, unit="ms")
+    decode_ms_per_token: float = key(1.0, "Time of one decode step.", ge=0, le=1000, unit="ms")
+    jitter: float = key(0.0, "Relative half-width of a seeded uniform spread on every step.", ge=0, le=0.9, unit="1")
+    load_s: float = key(0.0, "Time that loading takes.", ge=0, le=3600, unit="s")
+    power_w: float = key(
+        100.0, "Power of each simulated device; constant unless `power` is set.", ge=0, le=10_000, unit="W"
     )
-    num_processes: int = Field(
-        default=1,
-        ge=1,
-        le=64,
-        description="Ranks; the prompts are divided among them.",
-        json_schema_extra=unit("processes"),
+    power: SimulatedPower | None = key(None, "How power changes, from the moment when sampling begins.")
+    fail: SimulatedFailure | None = key(None, "A failure to produce.")
+    failed_share: float = key(
+        0.0, "Share of the window's requests that fail after their first token, spread evenly.", ge=0, le=1, unit="1"
     )
-    prefill_ms_per_token: float = Field(
-        default=0.01, ge=0, le=1000, description="Prefill time per prompt token.", json_schema_extra=unit("ms")
+    nondeterministic: bool = key(
+        False, "Every repetition of the prompts gets other answers, as from non-deterministic kernels."
     )
-    decode_ms_per_token: float = Field(
-        default=1.0, ge=0, le=1000, description="Time of one decode step.", json_schema_extra=unit("ms")
-    )
-    jitter: float = Field(
-        default=0.0,
-        ge=0,
-        le=0.9,
-        description="Relative half-width of a seeded uniform spread on every step.",
-        json_schema_extra=unit("1"),
-    )
-    load_s: float = Field(
-        default=0.0, ge=0, le=3600, description="Time that loading takes.", json_schema_extra=unit("s")
-    )
-    power_w: float = Field(
-        default=100.0,
-        ge=0,
-        le=10_000,
-        description="Power of each simulated device; constant unless `power` is set.",
-        json_schema_extra=unit("W"),
-    )
-    power: SimulatedPower | None = Field(
-        default=None, description="How power changes, from the moment when sampling begins."
-    )
-    fail: SimulatedFailure | None = Field(default=None, description="A failure to produce.")
-    failed_share: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="Share of the window's requests that fail after their first token, spread evenly.",
-        json_schema_extra=unit("1"),
-    )
-    nondeterministic: bool = Field(
-        default=False,
-        description="Every repetition of the prompts gets other answers, as from non-deterministic kernels.",
-    )
-    misreport: tuple[Literal["batch_size", "num_processes"], ...] = Field(
-        default=(),
-        description="Parameters that the backend reads back with a wrong value.",
+    misreport: tuple[Literal["batch_size", "num_processes"], ...] = key(
+        (), "Parameters that the backend reads back with a wrong value."
     )
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from lem_domain.backends.spec import BackendSpec, LaunchMode
-from lem_domain.config.model_base import ConfigModel, engine_parameter
+from lem_domain.config.model_base import ConfigModel, extras, key
 
 if TYPE_CHECKING:
     from lem_domain.config.experiment import ExperimentConfig
@@ -20,82 +20,71 @@ if TYPE_CHECKING:
 class TensorrtKvCache(ConfigModel):
     """The cache of keys and values."""
 
-    free_gpu_memory_fraction: float | None = Field(
-        default=None,
+    free_gpu_memory_fraction: float | None = key(
+        None,
+        "Share of the memory that is free after loading which the cache may take.",
         gt=0,
         le=1,
-        description="Share of the memory that is free after loading which the cache may take.",
-        json_schema_extra=engine_parameter("kv_cache_config.free_gpu_memory_fraction", unit="1"),
+        unit="1",
+        engine="kv_cache_config.free_gpu_memory_fraction",
     )
-    max_tokens: int | None = Field(
-        default=None,
+    max_tokens: int | None = key(
+        None,
+        "Tokens that it holds at most; the smaller of this and the share of memory counts.",
         ge=1,
-        description="Tokens that it holds at most; the smaller of this and the share of memory counts.",
-        json_schema_extra=engine_parameter("kv_cache_config.max_tokens", unit="tokens"),
+        unit="tokens",
+        engine="kv_cache_config.max_tokens",
     )
-    enable_block_reuse: bool | None = Field(
-        default=None,
-        description="Requests with a common beginning share its blocks.",
-        json_schema_extra=engine_parameter("kv_cache_config.enable_block_reuse"),
+    enable_block_reuse: bool | None = key(
+        None, "Requests with a common beginning share its blocks.", engine="kv_cache_config.enable_block_reuse"
     )
-    enable_partial_reuse: bool | None = Field(
-        default=None,
-        description="Blocks that match in part are reused too; how many prompt tokens came from the cache is recorded "
+    enable_partial_reuse: bool | None = key(
+        None,
+        "Blocks that match in part are reused too; how many prompt tokens came from the cache is recorded "
         "only without it.",
-        json_schema_extra=engine_parameter("kv_cache_config.enable_partial_reuse"),
+        engine="kv_cache_config.enable_partial_reuse",
     )
-    host_cache_size: int | None = Field(
-        default=None,
-        ge=0,
-        description="Host memory that blocks are moved to.",
-        json_schema_extra=engine_parameter("kv_cache_config.host_cache_size", unit="bytes"),
+    host_cache_size: int | None = key(
+        None, "Host memory that blocks are moved to.", ge=0, unit="bytes", engine="kv_cache_config.host_cache_size"
     )
-    dtype: Literal["auto", "fp8"] | None = Field(
-        default=None,
-        description="Number format of the cache in the PyTorch flow; a built engine has `quantization.kv_cache`.",
-        json_schema_extra=engine_parameter("kv_cache_config.dtype"),
+    dtype: Literal["auto", "fp8"] | None = key(
+        None,
+        "Number format of the cache in the PyTorch flow; a built engine has `quantization.kv_cache`.",
+        engine="kv_cache_config.dtype",
     )
 
 
 class TensorrtScheduler(ConfigModel):
     """The scheduler."""
 
-    capacity_policy: Literal["MAX_UTILIZATION", "GUARANTEED_NO_EVICT", "STATIC_BATCH"] | None = Field(
-        default=None,
-        description="Requests that are admitted: as many as fit now, only those sure to finish, or whole batches.",
-        json_schema_extra=engine_parameter("scheduler_config.capacity_scheduler_policy"),
+    capacity_policy: Literal["MAX_UTILIZATION", "GUARANTEED_NO_EVICT", "STATIC_BATCH"] | None = key(
+        None,
+        "Requests that are admitted: as many as fit now, only those sure to finish, or whole batches.",
+        engine="scheduler_config.capacity_scheduler_policy",
     )
-    context_chunking_policy: Literal["FIRST_COME_FIRST_SERVED", "EQUAL_PROGRESS"] | None = Field(
-        default=None,
-        description="Whose prompt is worked on first where prompts are cut into chunks.",
-        json_schema_extra=engine_parameter("scheduler_config.context_chunking_policy"),
+    context_chunking_policy: Literal["FIRST_COME_FIRST_SERVED", "EQUAL_PROGRESS"] | None = key(
+        None,
+        "Whose prompt is worked on first where prompts are cut into chunks.",
+        engine="scheduler_config.context_chunking_policy",
     )
 
 
 class TensorrtCudaGraph(ConfigModel):
     """CUDA graphs of decode steps, in the PyTorch flow."""
 
-    enabled: bool = Field(
-        default=True,
-        description="false turns them off.",
-        json_schema_extra=engine_parameter("cuda_graph_config"),
+    enabled: bool = key(True, "false turns them off.", engine="cuda_graph_config")
+    batch_sizes: tuple[int, ...] | None = key(
+        None, "Batch sizes that get a graph.", min_length=1, unit="requests", engine="cuda_graph_config.batch_sizes"
     )
-    batch_sizes: tuple[int, ...] | None = Field(
-        default=None,
-        min_length=1,
-        description="Batch sizes that get a graph.",
-        json_schema_extra=engine_parameter("cuda_graph_config.batch_sizes", unit="requests"),
-    )
-    max_batch_size: int | None = Field(
-        default=None,
+    max_batch_size: int | None = key(
+        None,
+        "The engine chooses sizes up to this one; instead of `batch_sizes`.",
         ge=1,
-        description="The engine chooses sizes up to this one; instead of `batch_sizes`.",
-        json_schema_extra=engine_parameter("cuda_graph_config.max_batch_size", unit="requests"),
+        unit="requests",
+        engine="cuda_graph_config.max_batch_size",
     )
-    enable_padding: bool | None = Field(
-        default=None,
-        description="A batch is filled up to the next size that has a graph.",
-        json_schema_extra=engine_parameter("cuda_graph_config.enable_padding"),
+    enable_padding: bool | None = key(
+        None, "A batch is filled up to the next size that has a graph.", engine="cuda_graph_config.enable_padding"
     )
 
     @model_validator(mode="after")
@@ -119,27 +108,28 @@ class TensorrtSpeculation(ConfigModel):
 
     method: Literal["ngram", "draft_target"] = Field(
         description="Drafts from earlier text of the request, or by a smaller model.",
-        json_schema_extra=engine_parameter("speculative_config (NGramDecodingConfig, DraftTargetDecodingConfig)"),
+        json_schema_extra=extras(engine="speculative_config (NGramDecodingConfig, DraftTargetDecodingConfig)"),
     )
     max_draft_len: int = Field(
         ge=1,
         le=64,
         description="Tokens drafted at once.",
-        json_schema_extra=engine_parameter("speculative_config.max_draft_len", unit="tokens"),
+        json_schema_extra=extras(unit="tokens", engine="speculative_config.max_draft_len"),
     )
-    max_matching_ngram_size: int | None = Field(
-        default=None,
+    max_matching_ngram_size: int | None = key(
+        None,
+        "Longest sequence of tokens that is looked up (`ngram`).",
         ge=1,
         le=64,
-        description="Longest sequence of tokens that is looked up (`ngram`).",
-        json_schema_extra=engine_parameter("speculative_config.max_matching_ngram_size", unit="tokens"),
+        unit="tokens",
+        engine="speculative_config.max_matching_ngram_size",
     )
-    model: str | None = Field(
-        default=None,
+    model: str | None = key(
+        None,
+        "Folder or hub id of the smaller model (`draft_target`).",
         min_length=1,
         max_length=512,
-        description="Folder or hub id of the smaller model (`draft_target`).",
-        json_schema_extra=engine_parameter("speculative_config.speculative_model_dir"),
+        engine="speculative_config.speculative_model_dir",
     )
 
     @model_validator(mode="after")
@@ -164,106 +154,71 @@ class TensorrtQuantization(ConfigModel):
 
     algorithm: Literal["FP8", "NVFP4", "W8A16", "W4A16", "W4A16_AWQ", "W4A8_AWQ", "W8A8_SQ_PER_CHANNEL"] = Field(
         description="Bits of weights (W) and activations (A), and the way there; AWQ and SQ calibrate first.",
-        json_schema_extra=engine_parameter("quant_config.quant_algo"),
+        json_schema_extra=extras(engine="quant_config.quant_algo"),
     )
-    kv_cache: Literal["FP8", "INT8"] | None = Field(
-        default=None,
-        description="Number format of the cache of keys and values.",
-        json_schema_extra=engine_parameter("quant_config.kv_cache_quant_algo"),
+    kv_cache: Literal["FP8", "INT8"] | None = key(
+        None, "Number format of the cache of keys and values.", engine="quant_config.kv_cache_quant_algo"
     )
 
 
 class TensorrtConfig(ConfigModel):
     """Settings of the TensorRT-LLM backend. Unset means unset: the engine's own default applies."""
 
-    tensor_parallel_size: int | None = Field(
-        default=None,
+    tensor_parallel_size: int | None = key(
+        None, "Devices that share every layer.", ge=1, le=64, unit="devices", engine="tensor_parallel_size"
+    )
+    pipeline_parallel_size: int | None = key(
+        None,
+        "Stages of layers, each on separate devices.",
         ge=1,
         le=64,
-        description="Devices that share every layer.",
-        json_schema_extra=engine_parameter("tensor_parallel_size", unit="devices"),
+        unit="devices",
+        engine="pipeline_parallel_size",
     )
-    pipeline_parallel_size: int | None = Field(
-        default=None,
+    moe_tensor_parallel_size: int | None = key(
+        None, "Devices that share every expert.", ge=1, le=64, unit="devices", engine="moe_tensor_parallel_size"
+    )
+    moe_expert_parallel_size: int | None = key(
+        None, "Parts that the experts are divided into.", ge=1, le=64, unit="devices", engine="moe_expert_parallel_size"
+    )
+    max_batch_size: int | None = key(
+        None, "Requests in flight at most.", ge=1, le=65_536, unit="requests", engine="max_batch_size"
+    )
+    max_input_len: int | None = key(None, "Longest prompt.", ge=1, unit="tokens", engine="max_input_len")
+    max_seq_len: int | None = key(None, "Longest prompt with its answer.", ge=2, unit="tokens", engine="max_seq_len")
+    max_num_tokens: int | None = key(
+        None, "Tokens of all requests in one step at most.", ge=1, unit="tokens", engine="max_num_tokens"
+    )
+    max_beam_width: int | None = key(
+        None,
+        "Beams that the engine has room for; decoding uses one.",
         ge=1,
         le=64,
-        description="Stages of layers, each on separate devices.",
-        json_schema_extra=engine_parameter("pipeline_parallel_size", unit="devices"),
+        unit="beams",
+        engine="max_beam_width",
     )
-    moe_tensor_parallel_size: int | None = Field(
-        default=None,
-        ge=1,
-        le=64,
-        description="Devices that share every expert.",
-        json_schema_extra=engine_parameter("moe_tensor_parallel_size", unit="devices"),
-    )
-    moe_expert_parallel_size: int | None = Field(
-        default=None,
-        ge=1,
-        le=64,
-        description="Parts that the experts are divided into.",
-        json_schema_extra=engine_parameter("moe_expert_parallel_size", unit="devices"),
-    )
-    max_batch_size: int | None = Field(
-        default=None,
-        ge=1,
-        le=65_536,
-        description="Requests in flight at most.",
-        json_schema_extra=engine_parameter("max_batch_size", unit="requests"),
-    )
-    max_input_len: int | None = Field(
-        default=None,
-        ge=1,
-        description="Longest prompt.",
-        json_schema_extra=engine_parameter("max_input_len", unit="tokens"),
-    )
-    max_seq_len: int | None = Field(
-        default=None,
-        ge=2,
-        description="Longest prompt with its answer.",
-        json_schema_extra=engine_parameter("max_seq_len", unit="tokens"),
-    )
-    max_num_tokens: int | None = Field(
-        default=None,
-        ge=1,
-        description="Tokens of all requests in one step at most.",
-        json_schema_extra=engine_parameter("max_num_tokens", unit="tokens"),
-    )
-    max_beam_width: int | None = Field(
-        default=None,
-        ge=1,
-        le=64,
-        description="Beams that the engine has room for; decoding uses one.",
-        json_schema_extra=engine_parameter("max_beam_width", unit="beams"),
-    )
-    enable_chunked_prefill: bool | None = Field(
-        default=None,
-        description="Long prompts are worked on in parts, between decode steps.",
-        json_schema_extra=engine_parameter("enable_chunked_prefill"),
+    enable_chunked_prefill: bool | None = key(
+        None, "Long prompts are worked on in parts, between decode steps.", engine="enable_chunked_prefill"
     )
     kv_cache: TensorrtKvCache = Field(default_factory=TensorrtKvCache, description="The cache of keys and values.")
     scheduler: TensorrtScheduler = Field(default_factory=TensorrtScheduler, description="Which requests work together.")
-    cuda_graph: TensorrtCudaGraph | None = Field(default=None, description="CUDA graphs of decode steps.")
-    speculative: TensorrtSpeculation | None = Field(default=None, description="Speculative decoding.")
-    build_engine: bool = Field(
-        default=False,
-        description="Compile the model into a TensorRT engine first, instead of running it in the PyTorch flow.",
-        json_schema_extra=engine_parameter("tensorrt_llm._tensorrt_engine.LLM"),
+    cuda_graph: TensorrtCudaGraph | None = key(None, "CUDA graphs of decode steps.")
+    speculative: TensorrtSpeculation | None = key(None, "Speculative decoding.")
+    build_engine: bool = key(
+        False,
+        "Compile the model into a TensorRT engine first, instead of running it in the PyTorch flow.",
+        engine="tensorrt_llm._tensorrt_engine.LLM",
     )
-    quantization: TensorrtQuantization | None = Field(default=None, description="Quantisation of a built engine.")
-    engine_cache_dir: str | None = Field(
-        default=None,
+    quantization: TensorrtQuantization | None = key(None, "Quantisation of a built engine.")
+    engine_cache_dir: str | None = key(
+        None,
+        "Folder on the worker's machine where built engines are kept, each under a key of all that shapes "
+        "it. Unset builds for every run.",
         min_length=1,
         max_length=1024,
-        description="Folder on the worker's machine where built engines are kept, each under a key of all that shapes "
-        "it. Unset builds for every run.",
-        json_schema_extra=engine_parameter("LLM.save, LLM(model=<engine>)"),
+        engine="LLM.save, LLM(model=<engine>)",
     )
-    force_rebuild: bool = Field(
-        default=False,
-        description="Rebuild the engine and replace the one in `engine_cache_dir`.",
-        json_schema_extra=engine_parameter("LLM.save"),
-    )
+    force_rebuild: bool = key(False, "Rebuild the engine and replace the one in `engine_cache_dir`.", engine="LLM.save")
 
     @property
     def devices_needed(self) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from lem_domain.backends.spec import BackendSpec, LaunchMode
-from lem_domain.config.model_base import ConfigModel, engine_parameter
+from lem_domain.config.model_base import ConfigModel, extras, key
 
 if TYPE_CHECKING:
     from lem_domain.config.experiment import ExperimentConfig
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
 class SpeculativeConfig(ConfigModel):
     """Guesses the next tokens by looking the last ones up in the request's own text, and checks them in one step."""
 
-    method: Literal["ngram"] = Field(
-        default="ngram",
-        description="How tokens are guessed; `ngram` needs no second model.",
-        json_schema_extra=engine_parameter("speculative_config.method"),
+    method: Literal["ngram"] = key(
+        "ngram", "How tokens are guessed; `ngram` needs no second model.", engine="speculative_config.method"
     )
     num_speculative_tokens: int = Field(
         ge=1,
         le=64,
         description="Most tokens guessed per step.",
-        json_schema_extra=engine_parameter("speculative_config.num_speculative_tokens", unit="tokens"),
+        json_schema_extra=extras(unit="tokens", engine="speculative_config.num_speculative_tokens"),
     )
-    prompt_lookup_max: int | None = Field(
-        default=None,
+    prompt_lookup_max: int | None = key(
+        None,
+        "Longest sequence of tokens that is looked up.",
         ge=1,
         le=64,
-        description="Longest sequence of tokens that is looked up.",
-        json_schema_extra=engine_parameter("speculative_config.prompt_lookup_max", unit="tokens"),
+        unit="tokens",
+        engine="speculative_config.prompt_lookup_max",
     )
-    prompt_lookup_min: int | None = Field(
-        default=None,
+    prompt_lookup_min: int | None = key(
+        None,
+        "Shortest sequence of tokens that is looked up.",
         ge=1,
         le=64,
-        description="Shortest sequence of tokens that is looked up.",
-        json_schema_extra=engine_parameter("speculative_config.prompt_lookup_min", unit="tokens"),
+        unit="tokens",
+        engine="speculative_config.prompt_lookup_min",
     )
 
     @model_validator(mode="after")
@@ -59,138 +59,135 @@ class SpeculativeConfig(ConfigModel):
 class VllmConfig(ConfigModel):
     """Settings of the vLLM backend. Unset means unset: the engine's own default applies, and is read back."""
 
-    tensor_parallel_size: int | None = Field(
-        default=None,
+    tensor_parallel_size: int | None = key(
+        None,
+        "Processes that share each layer: one per leased GPU, or on the CPU one per part of its cores.",
         ge=1,
         le=64,
-        description="Processes that share each layer: one per leased GPU, or on the CPU one per part of its cores.",
-        json_schema_extra=engine_parameter("tensor_parallel_size", unit="processes"),
+        unit="processes",
+        engine="tensor_parallel_size",
     )
-    distributed_executor_backend: Literal["uni", "mp"] | None = Field(
-        default=None,
-        description="`uni` runs the model in the engine's own process, `mp` in subprocesses.",
-        json_schema_extra=engine_parameter("distributed_executor_backend"),
+    distributed_executor_backend: Literal["uni", "mp"] | None = key(
+        None,
+        "`uni` runs the model in the engine's own process, `mp` in subprocesses.",
+        engine="distributed_executor_backend",
     )
-    max_num_seqs: int | None = Field(
-        default=None,
+    max_num_seqs: int | None = key(
+        None,
+        "Most requests worked on in one step; others wait.",
         ge=1,
         le=65_536,
-        description="Most requests worked on in one step; others wait.",
-        json_schema_extra=engine_parameter("max_num_seqs", unit="requests"),
+        unit="requests",
+        engine="max_num_seqs",
     )
-    max_num_batched_tokens: int | None = Field(
-        default=None,
-        ge=1,
-        le=4_194_304,
-        description="Most tokens computed in one step.",
-        json_schema_extra=engine_parameter("max_num_batched_tokens", unit="tokens"),
+    max_num_batched_tokens: int | None = key(
+        None, "Most tokens computed in one step.", ge=1, le=4_194_304, unit="tokens", engine="max_num_batched_tokens"
     )
-    max_model_len: int | None = Field(
-        default=None,
+    max_model_len: int | None = key(
+        None,
+        "Longest request, prompt and answer together; unset takes the model's.",
         ge=1,
         le=16_777_216,
-        description="Longest request, prompt and answer together; unset takes the model's.",
-        json_schema_extra=engine_parameter("max_model_len", unit="tokens"),
+        unit="tokens",
+        engine="max_model_len",
     )
-    gpu_memory_utilization: float | None = Field(
-        default=None,
+    gpu_memory_utilization: float | None = key(
+        None,
+        "Fraction of the device's memory (on the CPU: of the machine's) that the engine fills, most of it "
+        "with its KV cache; no effect with `kv_cache_memory_bytes`.",
         gt=0,
         le=1,
-        description="Fraction of the device's memory (on the CPU: of the machine's) that the engine fills, most of it "
-        "with its KV cache; no effect with `kv_cache_memory_bytes`.",
-        json_schema_extra=engine_parameter("gpu_memory_utilization", unit="1"),
+        unit="1",
+        engine="gpu_memory_utilization",
     )
-    kv_cache_memory_bytes: int | None = Field(
-        default=None,
-        ge=1,
-        description="Size of the KV cache of each process. On the CPU the worker sends 1 GiB where neither this nor "
+    kv_cache_memory_bytes: int | None = key(
+        None,
+        "Size of the KV cache of each process. On the CPU the worker sends 1 GiB where neither this nor "
         "`gpu_memory_utilization` is set, because the engine would claim 92 % of the machine's memory.",
-        json_schema_extra=engine_parameter("kv_cache_memory_bytes", unit="bytes"),
+        ge=1,
+        unit="bytes",
+        engine="kv_cache_memory_bytes",
     )
-    kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"] | None = Field(
-        default=None,
-        description="Number format of the KV cache; `auto` takes the model's.",
-        json_schema_extra=engine_parameter("kv_cache_dtype"),
+    kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"] | None = key(
+        None, "Number format of the KV cache; `auto` takes the model's.", engine="kv_cache_dtype"
     )
-    block_size: int | None = Field(
-        default=None,
+    block_size: int | None = key(
+        None,
+        "Tokens in a block of the KV cache; prefixes are shared in whole blocks.",
         ge=1,
         le=1024,
-        description="Tokens in a block of the KV cache; prefixes are shared in whole blocks.",
-        json_schema_extra=engine_parameter("block_size", unit="tokens"),
+        unit="tokens",
+        engine="block_size",
     )
-    enable_prefix_caching: bool | None = Field(
-        default=None,
-        description="Reuse the KV cache of a prefix that an earlier request of the same repetition had.",
-        json_schema_extra=engine_parameter("enable_prefix_caching"),
+    enable_prefix_caching: bool | None = key(
+        None,
+        "Reuse the KV cache of a prefix that an earlier request of the same repetition had.",
+        engine="enable_prefix_caching",
     )
-    enable_chunked_prefill: bool | None = Field(
-        default=None,
-        description="Compute a long prompt in parts, together with the tokens of other requests.",
-        json_schema_extra=engine_parameter("enable_chunked_prefill"),
+    enable_chunked_prefill: bool | None = key(
+        None,
+        "Compute a long prompt in parts, together with the tokens of other requests.",
+        engine="enable_chunked_prefill",
     )
-    enforce_eager: bool | None = Field(
-        default=None,
-        description="Run the model as it is written: no compilation and no CUDA graphs.",
-        json_schema_extra=engine_parameter("enforce_eager"),
+    enforce_eager: bool | None = key(
+        None, "Run the model as it is written: no compilation and no CUDA graphs.", engine="enforce_eager"
     )
-    optimization_level: Literal[0, 1, 2, 3] | None = Field(
-        default=None,
-        description="0 compiles nothing; each further level takes longer to start and less to run.",
-        json_schema_extra=engine_parameter("optimization_level", unit="1"),
+    optimization_level: Literal[0, 1, 2, 3] | None = key(
+        None,
+        "0 compiles nothing; each further level takes longer to start and less to run.",
+        unit="1",
+        engine="optimization_level",
     )
-    load_format: Literal["auto", "safetensors", "pt"] | None = Field(
-        default=None,
-        description="Which files of the checkpoint are read.",
-        json_schema_extra=engine_parameter("load_format"),
+    load_format: Literal["auto", "safetensors", "pt"] | None = key(
+        None, "Which files of the checkpoint are read.", engine="load_format"
     )
-    attention_backend: str | None = Field(
-        default=None,
-        pattern=r"^[A-Z][A-Z0-9_]{0,63}$",
-        description="The attention kernel family by vLLM's name, such as FLASH_ATTN, TRITON_ATTN or CPU_ATTN; one "
+    attention_backend: str | None = key(
+        None,
+        "The attention kernel family by vLLM's name, such as FLASH_ATTN, TRITON_ATTN or CPU_ATTN; one "
         "that the device doesn't have ends the run.",
-        json_schema_extra=engine_parameter("attention_backend"),
+        pattern=r"^[A-Z][A-Z0-9_]{0,63}$",
+        engine="attention_backend",
     )
-    speculative_config: SpeculativeConfig | None = Field(
-        default=None,
-        description="Speculative decoding.",
-        json_schema_extra=engine_parameter("speculative_config"),
-    )
-    num_threads: int | None = Field(
-        default=None,
+    speculative_config: SpeculativeConfig | None = key(None, "Speculative decoding.", engine="speculative_config")
+    num_threads: int | None = key(
+        None,
+        "CPU threads of a model that runs in the engine's own process.",
         ge=1,
         le=1024,
-        description="CPU threads of a model that runs in the engine's own process.",
-        json_schema_extra=engine_parameter("OMP_NUM_THREADS", unit="threads"),
+        unit="threads",
+        engine="OMP_NUM_THREADS",
     )
-    cpu_omp_threads_bind: str | None = Field(
-        default=None,
-        pattern=r"^(auto|nobind|[0-9,\-]+(\|[0-9,\-]+)*)$",
-        description="Cores of each subprocess of a model that runs in subprocesses on the CPU, such as `0-3|4-7`. "
+    cpu_omp_threads_bind: str | None = key(
+        None,
+        "Cores of each subprocess of a model that runs in subprocesses on the CPU, such as `0-3|4-7`. "
         "Where it is unset the worker divides the cores that it has among them.",
-        json_schema_extra=engine_parameter("VLLM_CPU_OMP_THREADS_BIND"),
+        pattern=r"^(auto|nobind|[0-9,\-]+(\|[0-9,\-]+)*)$",
+        engine="VLLM_CPU_OMP_THREADS_BIND",
     )
-    presence_penalty: float | None = Field(
-        default=None,
+    presence_penalty: float | None = key(
+        None,
+        "Subtracted from the logits of tokens that were generated before.",
         ge=-2,
         le=2,
-        description="Subtracted from the logits of tokens that were generated before.",
-        json_schema_extra=engine_parameter("SamplingParams.presence_penalty", unit="1"),
+        unit="1",
+        engine="SamplingParams.presence_penalty",
     )
-    frequency_penalty: float | None = Field(
-        default=None,
+    frequency_penalty: float | None = key(
+        None,
+        "Subtracted from the logits of a token for each time that it was generated before.",
         ge=-2,
         le=2,
-        description="Subtracted from the logits of a token for each time that it was generated before.",
-        json_schema_extra=engine_parameter("SamplingParams.frequency_penalty", unit="1"),
+        unit="1",
+        engine="SamplingParams.frequency_penalty",
     )
-    logprobs: int | None = Field(
-        default=None,
+    logprobs: int | None = key(
+        None,
+        "Compute the log probabilities of so many of the likeliest tokens at each step, as a service that "
+        "returns them has to.",
         ge=0,
         le=20,
-        description="Compute the log probabilities of so many of the likeliest tokens at each step, as a service that "
-        "returns them has to.",
-        json_schema_extra=engine_parameter("SamplingParams.logprobs", unit="tokens"),
+        unit="tokens",
+        engine="SamplingParams.logprobs",
     )
 
     @model_validator(mode="after")

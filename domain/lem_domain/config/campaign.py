@@ -12,7 +12,7 @@ from lem_domain.config.documents import pointer
 from lem_domain.config.execution import ExecutionConfig
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.keys import unknown_key_message
-from lem_domain.config.model_base import ConfigModel, unit
+from lem_domain.config.model_base import ConfigModel, key
 from lem_domain.config.provenance import Origin
 from lem_domain.config.validation import BETWEEN_KEYS, problems_of, refused
 from lem_domain.errors import FieldProblem
@@ -40,14 +40,11 @@ class CampaignSpec(ConfigModel):
         description="Experiments that differ from the base by the keys of each entry, which may have a `name`; the "
         "sweep applies to every one of them. Without any, the base is the only one.",
     )
-    on_refused: Literal["stop", "skip"] = Field(
-        default="stop",
-        description="`stop`: one invalid combination refuses the campaign; `skip`: the other combinations run.",
+    on_refused: Literal["stop", "skip"] = key(
+        "stop", "`stop`: one invalid combination refuses the campaign; `skip`: the other combinations run."
     )
     execution: ExecutionConfig = Field(default_factory=ExecutionConfig, description="Cycles, order, gaps, placement.")
-    priority: int = Field(
-        default=0, ge=-100, le=100, description="Higher is claimed first.", json_schema_extra=unit("1")
-    )
+    priority: int = key(0, "Higher is claimed first.", ge=-100, le=100, unit="1")
     metadata: dict[str, JsonValue] = Field(
         default_factory=dict,
         max_length=64,
@@ -82,9 +79,9 @@ def campaign_from_document(document: Mapping[str, JsonValue], *, default_name: s
     own = {key: value for key, value in document.items() if key in CAMPAIGN_KEYS}
 
     def problems() -> Iterator[FieldProblem]:
-        for key in document:
-            if key not in known:
-                yield FieldProblem(pointer=pointer((key,)), message=unknown_key_message(str(key), known))
+        for given in document:
+            if given not in known:
+                yield FieldProblem(pointer=pointer((given,)), message=unknown_key_message(str(given), known))
         if invalid is not None:
             yield from problems_of(CampaignSpec, invalid)
         yield from key_problems(base, own.get("experiments"))

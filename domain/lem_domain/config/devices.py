@@ -6,9 +6,9 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import StringConstraints, model_validator
 
-from lem_domain.config.model_base import ConfigModel, unit
+from lem_domain.config.model_base import ConfigModel, key
 
 MAX_DEVICES = 64
 
@@ -18,25 +18,25 @@ DeviceUuid = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,100}$
 class DevicesConfig(ConfigModel):
     """The devices that are leased exclusively for a run."""
 
-    count: int = Field(
-        default=1,
+    count: int = key(
+        1,
+        "Number of leased accelerators (1 is the CPU of a machine without any); with `uuids` their number.",
         ge=1,
         le=MAX_DEVICES,
-        description="Number of leased accelerators (1 is the CPU of a machine without any); with `uuids` their number.",
-        json_schema_extra=unit("devices"),
+        unit="devices",
     )
-    uuids: tuple[DeviceUuid, ...] = Field(
-        default=(),
+    uuids: tuple[DeviceUuid, ...] = key(
+        (),
+        "Exactly these devices, in this order; `lemctl workers` lists them. The run waits for them.",
         max_length=MAX_DEVICES,
-        description="Exactly these devices, in this order; `lemctl workers` lists them. The run waits for them.",
     )
-    kind: str | None = Field(
-        default=None,
+    kind: str | None = key(
+        None,
+        "Only devices whose name matches this pattern (`*` any text, `?` any character, case-insensitive), "
+        "such as `*H100*`; or `gpu`, `cpu`, `simulated`.",
         min_length=1,
         max_length=200,
         pattern=r"^[^\[\]]+$",
-        description="Only devices whose name matches this pattern (`*` any text, `?` any character, case-insensitive), "
-        "such as `*H100*`; or `gpu`, `cpu`, `simulated`.",
     )
 
     @model_validator(mode="before")

@@ -24,7 +24,7 @@ from lem_domain.config.measurement import (
     WarmupConfig,
     WindowConfig,
 )
-from lem_domain.config.model_base import ConfigModel, Rule, engine_parameter, unit
+from lem_domain.config.model_base import ConfigModel, Rule, key
 from lem_domain.config.prompt_sources import HuggingFacePrompts, SyntheticPrompts
 from lem_domain.ids import Sha256
 
@@ -38,21 +38,18 @@ class ModelConfig(ConfigModel):
         description="A Hugging Face Hub id, a folder on the worker's machine, or `builtin:smollm2-135m-instruct` / "
         "`builtin:tiny-llama`, which need no download.",
     )
-    revision: str | None = Field(
-        default=None, min_length=1, max_length=200, description="Branch, tag or commit on the Hub."
-    )
-    adapter: str | None = Field(
-        default=None,
-        min_length=1,
-        max_length=512,
-        description="A LoRA adapter that every request uses "
+    revision: str | None = key(None, "Branch, tag or commit on the Hub.", min_length=1, max_length=200)
+    adapter: str | None = key(
+        None,
+        "A LoRA adapter that every request uses "
         f"({', '.join(spec.name for spec in BACKENDS if spec.loads_adapters)}): a Hub id, or a folder on the worker's "
         "machine.",
-        json_schema_extra=engine_parameter("load_adapter, lora_request"),
+        min_length=1,
+        max_length=512,
+        engine="load_adapter, lora_request",
     )
-    weights: Literal["checkpoint", "dummy"] = Field(
-        default="checkpoint",
-        description="`dummy` gives the model random weights: its energy and speed without a checkpoint.",
+    weights: Literal["checkpoint", "dummy"] = key(
+        "checkpoint", "`dummy` gives the model random weights: its energy and speed without a checkpoint."
     )
 
 
@@ -78,45 +75,30 @@ class PromptsConfig(ConfigModel):
     """The prompts. At most one of `builtin`, `file`, `dataset`, `synthetic` and `huggingface`; none means
     the built-in set."""
 
-    builtin: str | None = Field(
-        default=None, min_length=1, max_length=200, description="Name of a built-in set; `lemctl datasets` lists them."
+    builtin: str | None = key(
+        None, "Name of a built-in set; `lemctl datasets` lists them.", min_length=1, max_length=200
     )
-    file: str | None = Field(
-        default=None,
+    file: str | None = key(
+        None,
+        "A text file (one prompt per line) or a JSONL file, relative to the campaign file; `lemctl` "
+        "uploads it and submits its digest instead.",
         min_length=1,
         max_length=1000,
-        description="A text file (one prompt per line) or a JSONL file, relative to the campaign file; `lemctl` "
-        "uploads it and submits its digest instead.",
     )
-    column: str | None = Field(
-        default=None,
-        min_length=1,
-        max_length=200,
-        description="The JSONL file's column that holds the prompt (default `text`).",
+    column: str | None = key(
+        None, "The JSONL file's column that holds the prompt (default `text`).", min_length=1, max_length=200
     )
-    dataset: Sha256 | None = Field(default=None, description="Digest of an uploaded set of prompts.")
-    synthetic: SyntheticPrompts | None = Field(default=None, description="Generated prompts of a given length.")
-    huggingface: HuggingFacePrompts | None = Field(
-        default=None, description="Prompts of a dataset on the Hub, read by the worker."
-    )
-    sample_size: int | None = Field(
-        default=None,
-        ge=1,
-        le=1_000_000,
-        description="Number of prompts to use; unset uses all.",
-        json_schema_extra=unit("prompts"),
-    )
-    order: Literal["as_is", "shuffled", "longest_first"] = Field(
-        default="as_is",
-        description="Order of sending. `longest_first` compares lengths in characters, which do not depend on the "
+    dataset: Sha256 | None = key(None, "Digest of an uploaded set of prompts.")
+    synthetic: SyntheticPrompts | None = key(None, "Generated prompts of a given length.")
+    huggingface: HuggingFacePrompts | None = key(None, "Prompts of a dataset on the Hub, read by the worker.")
+    sample_size: int | None = key(None, "Number of prompts to use; unset uses all.", ge=1, le=1_000_000, unit="prompts")
+    order: Literal["as_is", "shuffled", "longest_first"] = key(
+        "as_is",
+        "Order of sending. `longest_first` compares lengths in characters, which do not depend on the "
         "model; lengths of `synthetic` prompts in tokens.",
     )
-    seed: int = Field(
-        default=0, ge=0, description="Seed of `shuffled`; sampling takes the first prompts after ordering."
-    )
-    chat_template: bool = Field(
-        default=False, description="Wrap each prompt in the model's chat template as a user turn."
-    )
+    seed: int = key(0, "Seed of `shuffled`; sampling takes the first prompts after ordering.", ge=0)
+    chat_template: bool = key(False, "Wrap each prompt in the model's chat template as a user turn.")
 
     rules: ClassVar[tuple[Rule, ...]] = (
         _several_sources,
@@ -128,11 +110,9 @@ class PromptsConfig(ConfigModel):
 class InputConfig(ConfigModel):
     """Limits on the length of prompts."""
 
-    max_tokens: int = Field(
-        default=512, ge=1, le=1_000_000, description="Longest prompt in tokens.", json_schema_extra=unit("tokens")
-    )
-    truncate: Literal["error", "left", "right"] = Field(
-        default="error", description="A longer prompt is an error, or is truncated on that side."
+    max_tokens: int = key(512, "Longest prompt in tokens.", ge=1, le=1_000_000, unit="tokens")
+    truncate: Literal["error", "left", "right"] = key(
+        "error", "A longer prompt is an error, or is truncated on that side."
     )
 
 
@@ -151,23 +131,11 @@ def _min_tokens_of_fixed(output: OutputConfig) -> str | None:
 class OutputConfig(ConfigModel):
     """Length of the output."""
 
-    max_tokens: int = Field(
-        default=128,
-        ge=1,
-        le=100_000,
-        description="Most tokens generated per request.",
-        json_schema_extra=unit("tokens"),
-    )
-    min_tokens: int = Field(
-        default=0,
-        ge=0,
-        le=100_000,
-        description="Fewest tokens before the end of sequence.",
-        json_schema_extra=unit("tokens"),
-    )
-    mode: Literal["fixed", "natural"] = Field(
-        default="fixed",
-        description="`fixed`: exactly max_tokens, the end of sequence is ignored (for comparisons); "
+    max_tokens: int = key(128, "Most tokens generated per request.", ge=1, le=100_000, unit="tokens")
+    min_tokens: int = key(0, "Fewest tokens before the end of sequence.", ge=0, le=100_000, unit="tokens")
+    mode: Literal["fixed", "natural"] = key(
+        "fixed",
+        "`fixed`: exactly max_tokens, the end of sequence is ignored (for comparisons); "
         "`natural`: generation stops at the model's end of sequence.",
     )
 
@@ -193,34 +161,18 @@ class DecodingConfig(ConfigModel):
         description="A named set of values, which replaces the name; values written next to it take precedence. "
         f"{decoding_presets.description()}.",
     )
-    temperature: float = Field(
-        default=0.0, ge=0, le=100, description="0 is greedy; above it, sampling.", json_schema_extra=unit("1")
+    temperature: float = key(0.0, "0 is greedy; above it, sampling.", ge=0, le=100, unit="1")
+    top_k: int | None = key(None, "Sample from the k most likely tokens.", ge=1, unit="tokens")
+    top_p: float | None = key(
+        None, "Sample from the smallest set of tokens with this probability mass.", gt=0, le=1, unit="1"
     )
-    top_k: int | None = Field(
-        default=None, ge=1, description="Sample from the k most likely tokens.", json_schema_extra=unit("tokens")
+    min_p: float | None = key(
+        None, "Drop tokens below this fraction of the most likely token's probability.", gt=0, le=1, unit="1"
     )
-    top_p: float | None = Field(
-        default=None,
-        gt=0,
-        le=1,
-        description="Sample from the smallest set of tokens with this probability mass.",
-        json_schema_extra=unit("1"),
+    repetition_penalty: float | None = key(
+        None, "Divides the logits of tokens seen before (CTRL, arXiv:1909.05858).", gt=0, le=10, unit="1"
     )
-    min_p: float | None = Field(
-        default=None,
-        gt=0,
-        le=1,
-        description="Drop tokens below this fraction of the most likely token's probability.",
-        json_schema_extra=unit("1"),
-    )
-    repetition_penalty: float | None = Field(
-        default=None,
-        gt=0,
-        le=10,
-        description="Divides the logits of tokens seen before (CTRL, arXiv:1909.05858).",
-        json_schema_extra=unit("1"),
-    )
-    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of sampling.")
+    seed: int = key(0, "Seed of sampling.", ge=0, le=2**63 - 1)
 
     rules: ClassVar[tuple[Rule, ...]] = (_sampling_under_greedy,)
 
@@ -235,13 +187,13 @@ def _model_from_text(value: Any) -> Any:
 class UniversalConfig(ConfigModel):
     """The keys of an experiment that mean the same for every backend."""
 
-    backend: BackendName = Field(default=BackendName("pytorch"), description="The engine that runs the model.")
+    backend: BackendName = key(BackendName("pytorch"), "The engine that runs the model.")
     model: Annotated[ModelConfig, BeforeValidator(_model_from_text, json_schema_input_type=str | ModelConfig)] = Field(
         description="The model; a text is its id."
     )
-    precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        default="auto",
-        description="Number format of the weights; auto leaves it to the engine: the checkpoint's format, except that "
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = key(
+        "auto",
+        "Number format of the weights; auto leaves it to the engine: the checkpoint's format, except that "
         "vLLM uses a 16-bit one for a float32 checkpoint.",
     )
     prompts: PromptsConfig = Field(default_factory=PromptsConfig, description="The prompts.")
@@ -259,22 +211,19 @@ class UniversalConfig(ConfigModel):
     energy: EnergyConfig = Field(default_factory=EnergyConfig, description="Power and energy sources.")
     record: RecordConfig = Field(default_factory=RecordConfig, description="Recorded evidence.")
     limits: LimitsConfig = Field(default_factory=LimitsConfig, description="Time limits.")
-    prefill_probe: bool = Field(
-        default=False,
-        description="After the window send the same prompts again for one output token each, in a separate window: "
+    prefill_probe: bool = key(
+        False,
+        "After the window send the same prompts again for one output token each, in a separate window: "
         "energy of prefill, and of decode as the difference, even with continuous batching.",
     )
-    quality: bool = Field(
-        default=False,
-        description="After the window measure the model's perplexity on a built-in text (PyTorch backend).",
-    )
-    carbon: CarbonConfig | None = Field(default=None, description="Carbon per energy.")
-    cost: CostConfig | None = Field(default=None, description="Price of energy.")
-    allow: tuple[str, ...] = Field(
-        default=(),
-        max_length=100,
-        description="Parameters by dotted path (as in `pytorch.batch_size`) whose effective value may differ from the "
+    quality: bool = key(False, "After the window measure the model's perplexity on a built-in text (PyTorch backend).")
+    carbon: CarbonConfig | None = key(None, "Carbon per energy.")
+    cost: CostConfig | None = key(None, "Price of energy.")
+    allow: tuple[str, ...] = key(
+        (),
+        "Parameters by dotted path (as in `pytorch.batch_size`) whose effective value may differ from the "
         "requested one: the run then continues, and its result has a warning.",
+        max_length=100,
     )
 
     rules: ClassVar[tuple[Rule, ...]] = experiment_rules.RULES
@@ -303,7 +252,7 @@ else:
         **{
             spec.name: (
                 spec.section | None,
-                Field(default=None, description=f"Settings of the {spec.title} backend."),
+                key(None, f"Settings of the {spec.title} backend."),
             )
             for spec in BACKENDS
         },

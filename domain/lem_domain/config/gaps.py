@@ -5,34 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from lem_domain.config.model_base import ConfigModel, unit
+from lem_domain.config.model_base import ConfigModel, key
 
 
 class GapConfig(ConfigModel):
     """A pause of a device: a number of seconds, or until it has cooled."""
 
-    seconds: float | None = Field(
-        default=None,
-        gt=0,
-        le=86_400,
-        description="Time after the end of the previous run on the device.",
-        json_schema_extra=unit("s"),
+    seconds: float | None = key(
+        None, "Time after the end of the previous run on the device.", gt=0, le=86_400, unit="s"
     )
-    temperature_c: int | None = Field(
-        default=None,
+    temperature_c: int | None = key(
+        None,
+        "Wait until the device is no warmer; a device without a temperature sensor waits `max_seconds`.",
         ge=20,
         le=110,
-        description="Wait until the device is no warmer; a device without a temperature sensor waits `max_seconds`.",
-        json_schema_extra=unit("°C"),
+        unit="°C",
     )
-    max_seconds: float | None = Field(
-        default=None,
-        gt=0,
-        le=86_400,
-        description="Longest wait with `temperature_c`, cooled or not.",
-        json_schema_extra=unit("s"),
+    max_seconds: float | None = key(
+        None, "Longest wait with `temperature_c`, cooled or not.", gt=0, le=86_400, unit="s"
     )
 
     @model_validator(mode="after")

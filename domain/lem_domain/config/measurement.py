@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
-
-from lem_domain.config.model_base import ConfigModel, Rule, unit
+from lem_domain.config.model_base import ConfigModel, Rule, key
 from lem_domain.config.source_names import SourceName
 from lem_domain.ids import Sha256
 
@@ -18,15 +16,8 @@ def _slo_without_limit(slo: SloConfig) -> str | None:
 class SloConfig(ConfigModel):
     """Latency limits of a good request; at least one of the two."""
 
-    ttft_ms: float | None = Field(
-        default=None, gt=0, description="Longest time to first token.", json_schema_extra=unit("ms")
-    )
-    tpot_ms: float | None = Field(
-        default=None,
-        gt=0,
-        description="Longest mean time per output token after it.",
-        json_schema_extra=unit("ms"),
-    )
+    ttft_ms: float | None = key(None, "Longest time to first token.", gt=0, unit="ms")
+    tpot_ms: float | None = key(None, "Longest mean time per output token after it.", gt=0, unit="ms")
 
     rules: ClassVar[tuple[Rule, ...]] = (_slo_without_limit,)
 
@@ -64,41 +55,28 @@ def _trace_and_arrivals_disagree(traffic: TrafficConfig) -> str | None:
 class TrafficConfig(ConfigModel):
     """How requests arrive."""
 
-    mode: Literal["offline", "closed", "open"] = Field(
-        default="offline",
-        description="`offline`: the engine gets as many requests as it accepts at once, and the next ones when those "
+    mode: Literal["offline", "closed", "open"] = key(
+        "offline",
+        "`offline`: the engine gets as many requests as it accepts at once, and the next ones when those "
         "are finished; `closed`: `concurrency` requests are always in flight, a finished one is replaced at once; "
         "`open`: requests arrive at scheduled times, however busy the engine is.",
     )
-    concurrency: int | None = Field(
-        default=None,
-        ge=1,
-        le=10_000,
-        description="Requests in flight under `closed`.",
-        json_schema_extra=unit("requests"),
+    concurrency: int | None = key(None, "Requests in flight under `closed`.", ge=1, le=10_000, unit="requests")
+    rate_per_s: float | None = key(None, "Mean arrivals per second under `open`.", gt=0, le=100_000, unit="1/s")
+    arrivals: Literal["poisson", "constant", "trace"] = key(
+        "poisson", "Intervals between arrivals under `open`: exponential, constant, or as in a recorded trace."
     )
-    rate_per_s: float | None = Field(
-        default=None,
-        gt=0,
-        le=100_000,
-        description="Mean arrivals per second under `open`.",
-        json_schema_extra=unit("1/s"),
-    )
-    arrivals: Literal["poisson", "constant", "trace"] = Field(
-        default="poisson",
-        description="Intervals between arrivals under `open`: exponential, constant, or as in a recorded trace.",
-    )
-    trace_file: str | None = Field(
-        default=None,
-        min_length=1,
-        max_length=1000,
-        description="A text file, relative to the campaign file: one arrival per line, in seconds from the start of "
+    trace_file: str | None = key(
+        None,
+        "A text file, relative to the campaign file: one arrival per line, in seconds from the start of "
         "the window. `lemctl` uploads it and submits its digest instead. The whole trace is replayed, again and again "
         "while the window lasts.",
+        min_length=1,
+        max_length=1000,
     )
-    trace: Sha256 | None = Field(default=None, description="Digest of an uploaded trace.")
-    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of `poisson`.")
-    slo: SloConfig | None = Field(default=None, description="Latency limits of a good request.")
+    trace: Sha256 | None = key(None, "Digest of an uploaded trace.")
+    seed: int = key(0, "Seed of `poisson`.", ge=0, le=2**63 - 1)
+    slo: SloConfig | None = key(None, "Latency limits of a good request.")
 
     rules: ClassVar[tuple[Rule, ...]] = (
         _missing_load,
@@ -116,27 +94,23 @@ def _baseline_min_above_max(baseline: BaselineConfig) -> str | None:
 class BaselineConfig(ConfigModel):
     """Power of the leased devices (or the host) without requests: before the engine is loaded, and when it is ready."""
 
-    enabled: bool = Field(default=True, description="Measure baselines; without them net energy is null.")
-    required: bool = Field(
-        default=False, description="Fail a run whose baselines can't be measured, instead of giving it no net energy."
-    )
-    min_s: float = Field(
-        default=10.0, ge=1, le=3600, description="Shortest duration of each baseline.", json_schema_extra=unit("s")
-    )
-    max_s: float = Field(
-        default=60.0,
+    enabled: bool = key(True, "Measure baselines; without them net energy is null.")
+    required: bool = key(False, "Fail a run whose baselines can't be measured, instead of giving it no net energy.")
+    min_s: float = key(10.0, "Shortest duration of each baseline.", ge=1, le=3600, unit="s")
+    max_s: float = key(
+        60.0,
+        "Longest duration of each baseline; it ends earlier when power is stationary (standard error of "
+        "the mean below 1 %).",
         ge=1,
         le=3600,
-        description="Longest duration of each baseline; it ends earlier when power is stationary (standard error of "
-        "the mean below 1 %).",
-        json_schema_extra=unit("s"),
+        unit="s",
     )
-    ttl_s: float = Field(
-        default=3600.0,
+    ttl_s: float = key(
+        3600.0,
+        "How long an idle baseline is reused for the same devices of the same worker; 0 never reuses it.",
         ge=0,
         le=604_800,
-        description="How long an idle baseline is reused for the same devices of the same worker; 0 never reuses it.",
-        json_schema_extra=unit("s"),
+        unit="s",
     )
 
     rules: ClassVar[tuple[Rule, ...]] = (_baseline_min_above_max,)
@@ -145,20 +119,9 @@ class BaselineConfig(ConfigModel):
 class SettleConfig(ConfigModel):
     """Waiting between warm-up and window; off unless a condition is set."""
 
-    temperature_c: int | None = Field(
-        default=None, ge=20, le=110, description="Wait until no leased device is warmer.", json_schema_extra=unit("°C")
-    )
-    idle_power: bool = Field(
-        default=False,
-        description="Wait until power is within 10 % of the ready baseline (or of its lowest so far).",
-    )
-    max_s: float = Field(
-        default=120.0,
-        gt=0,
-        le=3600,
-        description="Longest wait; the window then opens regardless.",
-        json_schema_extra=unit("s"),
-    )
+    temperature_c: int | None = key(None, "Wait until no leased device is warmer.", ge=20, le=110, unit="°C")
+    idle_power: bool = key(False, "Wait until power is within 10 % of the ready baseline (or of its lowest so far).")
+    max_s: float = key(120.0, "Longest wait; the window then opens regardless.", gt=0, le=3600, unit="s")
 
 
 def _window_min_above_max(window: WindowConfig) -> str | None:
@@ -170,22 +133,18 @@ def _window_min_above_max(window: WindowConfig) -> str | None:
 class WindowConfig(ConfigModel):
     """Length of the measured window: whole repetitions of the prompt set until both minima are reached."""
 
-    min_duration_s: float = Field(
-        default=10.0,
-        ge=0,
-        le=86_400,
-        description="Shortest window; power counters update every 20 to 100 ms.",
-        json_schema_extra=unit("s"),
+    min_duration_s: float = key(
+        10.0, "Shortest window; power counters update every 20 to 100 ms.", ge=0, le=86_400, unit="s"
     )
-    min_requests: int = Field(default=1, ge=1, description="Fewest requests.", json_schema_extra=unit("requests"))
-    max_duration_s: float | None = Field(
-        default=None,
-        gt=0,
-        le=604_800,
-        description="No request starts after this time, even if the minima are not reached or the prompt set is "
+    min_requests: int = key(1, "Fewest requests.", ge=1, unit="requests")
+    max_duration_s: float | None = key(
+        None,
+        "No request starts after this time, even if the minima are not reached or the prompt set is "
         "incomplete; requests in flight are finished. An engine with continuous batching gets the whole set at once "
         "under offline traffic, and checks this limit between repetitions.",
-        json_schema_extra=unit("s"),
+        gt=0,
+        le=604_800,
+        unit="s",
     )
 
     rules: ClassVar[tuple[Rule, ...]] = (_window_min_above_max,)
@@ -200,43 +159,27 @@ def _warmup_min_above_max(warmup: WarmupConfig) -> str | None:
 class WarmupConfig(ConfigModel):
     """Requests sent before the window through the same path, until their latency is stable."""
 
-    enabled: bool = Field(default=True, description="Send warm-up requests.")
-    min_requests: int = Field(
-        default=5,
-        ge=1,
-        le=10_000,
-        description="Fewest warm-up requests; a batch counts as one.",
-        json_schema_extra=unit("requests"),
+    enabled: bool = key(True, "Send warm-up requests.")
+    min_requests: int = key(5, "Fewest warm-up requests; a batch counts as one.", ge=1, le=10_000, unit="requests")
+    max_requests: int = key(
+        50, "Most warm-up requests, converged or not; a batch counts as one.", ge=1, le=10_000, unit="requests"
     )
-    max_requests: int = Field(
-        default=50,
-        ge=1,
-        le=10_000,
-        description="Most warm-up requests, converged or not; a batch counts as one.",
-        json_schema_extra=unit("requests"),
-    )
-    cv_threshold: float = Field(
-        default=0.05,
+    cv_threshold: float = key(
+        0.05,
+        "Converged when the coefficient of variation of the last `window_size` latencies is below this.",
         gt=0,
         le=1,
-        description="Converged when the coefficient of variation of the last `window_size` latencies is below this.",
-        json_schema_extra=unit("1"),
+        unit="1",
     )
-    window_size: int = Field(
-        default=5,
-        ge=2,
-        le=100,
-        description="Number of latencies in the criterion.",
-        json_schema_extra=unit("requests"),
-    )
-    power_slope: float | None = Field(
-        default=0.02,
-        gt=0,
-        le=1,
-        description="The leased devices' power has settled when a linear fit over its last 5 s, or ten sampling "
+    window_size: int = key(5, "Number of latencies in the criterion.", ge=2, le=100, unit="requests")
+    power_slope: float | None = key(
+        0.02,
+        "The leased devices' power has settled when a linear fit over its last 5 s, or ten sampling "
         "intervals if they are longer, changes by less than this fraction of its mean; null, or a run without power "
         "samples, ignores power.",
-        json_schema_extra=unit("1"),
+        gt=0,
+        le=1,
+        unit="1",
     )
 
     rules: ClassVar[tuple[Rule, ...]] = (_warmup_min_above_max,)
@@ -245,37 +188,27 @@ class WarmupConfig(ConfigModel):
 class EnergyConfig(ConfigModel):
     """Sources of power and energy, and their sampling interval."""
 
-    sources: tuple[SourceName, ...] | Literal["auto"] = Field(
-        default="auto", description="`auto` uses every source of the worker's machine; or a list of names."
+    sources: tuple[SourceName, ...] | Literal["auto"] = key(
+        "auto", "`auto` uses every source of the worker's machine; or a list of names."
     )
-    interval_ms: int = Field(
-        default=50,
-        ge=5,
-        le=5000,
-        description="Sampling interval; a slower source is read as often as it allows.",
-        json_schema_extra=unit("ms"),
+    interval_ms: int = key(
+        50, "Sampling interval; a slower source is read as often as it allows.", ge=5, le=5000, unit="ms"
     )
-    required: bool = Field(default=False, description="Fail a run whose energy can't be read, instead of giving null.")
+    required: bool = key(False, "Fail a run whose energy can't be read, instead of giving null.")
 
 
 class RecordConfig(ConfigModel):
     """The recorded evidence, in addition to requests."""
 
-    tokens: bool = Field(
-        default=True, description="Record the time of every output token (needed for ITL percentiles)."
-    )
-    power: bool = Field(
-        default=True, description="Record samples of power and energy; without them every energy figure is null."
-    )
-    outputs: bool = Field(default=False, description="Record the generated text, as events.")
+    tokens: bool = key(True, "Record the time of every output token (needed for ITL percentiles).")
+    power: bool = key(True, "Record samples of power and energy; without them every energy figure is null.")
+    outputs: bool = key(False, "Record the generated text, as events.")
 
 
 class LimitsConfig(ConfigModel):
     """Time limits; past any of them the attempt ends and its processes are killed."""
 
-    load_s: float = Field(default=900, gt=0, description="Longest time to load the model.", json_schema_extra=unit("s"))
-    warmup_s: float = Field(default=600, gt=0, description="Longest warm-up.", json_schema_extra=unit("s"))
-    run_s: float = Field(default=3600, gt=0, description="Longest attempt.", json_schema_extra=unit("s"))
-    silence_s: float = Field(
-        default=300, gt=0, description="Longest time without progress from a rank.", json_schema_extra=unit("s")
-    )
+    load_s: float = key(900, "Longest time to load the model.", gt=0, unit="s")
+    warmup_s: float = key(600, "Longest warm-up.", gt=0, unit="s")
+    run_s: float = key(3600, "Longest attempt.", gt=0, unit="s")
+    silence_s: float = key(300, "Longest time without progress from a rank.", gt=0, unit="s")

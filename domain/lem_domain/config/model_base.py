@@ -1,13 +1,15 @@
-"""The strict, frozen base of every configuration model, and the schema extras for units and engine parameters."""
+"""The strict, frozen base of every configuration model, and how a key of one is written."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Self, TypedDict, TypeVar, Unpack
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.types import JsonValue
 from pydantic_core import PydanticCustomError
+
+T = TypeVar("T")
 
 Rule = Callable[[Any], str | None]
 """Checks a model whose fields are valid; returns what is wrong and the remedy, or None."""
@@ -33,14 +35,29 @@ class ConfigModel(BaseModel):
         return self
 
 
-def engine_parameter(name: str, *, unit: str | None = None) -> dict[str, JsonValue]:
-    """Schema extras of a field: the engine's own `name` of the parameter and, if it has one, its unit."""
-    extras: dict[str, JsonValue] = {"x-engine-parameter": name}
-    if unit is not None:
-        extras["x-unit"] = unit
-    return extras
+class Bounds(TypedDict, total=False):
+    """Bounds of a key's value, as pydantic's `Field` takes them."""
+
+    ge: float
+    gt: float
+    le: float
+    lt: float
+    min_length: int
+    max_length: int
+    pattern: str
 
 
-def unit(name: str) -> dict[str, JsonValue]:
-    """Schema extras of a field that has a unit."""
-    return {"x-unit": name}
+def key(
+    default: T, description: str, *, unit: str | None = None, engine: str | None = None, **bounds: Unpack[Bounds]
+) -> T:
+    """A field of a configuration model with its default; `engine` is the engine's own name of the parameter."""
+    field: T = Field(
+        default=default, description=description, json_schema_extra=extras(unit=unit, engine=engine), **bounds
+    )
+    return field
+
+
+def extras(*, unit: str | None = None, engine: str | None = None) -> dict[str, JsonValue]:
+    """Schema extras of a field: the engine's own name of the parameter, and the unit of a quantity."""
+    given = {"x-engine-parameter": engine, "x-unit": unit}
+    return {name: value for name, value in given.items() if value is not None}

@@ -6,26 +6,24 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from lem_domain.config.model_base import ConfigModel, unit
+from lem_domain.config.model_base import ConfigModel, extras, key
 
 
 class SyntheticPrompts(ConfigModel):
     """Prompts of an exact length: random ordinary tokens of the model's tokenizer."""
 
     prompt_tokens: int = Field(
-        ge=1, le=1_000_000, description="Length of each prompt.", json_schema_extra=unit("tokens")
+        ge=1, le=1_000_000, description="Length of each prompt.", json_schema_extra=extras(unit="tokens")
     )
-    spread: int = Field(
-        default=0,
+    spread: int = key(
+        0,
+        "Lengths are drawn uniformly from prompt_tokens - spread to prompt_tokens + spread.",
         ge=0,
         le=1_000_000,
-        description="Lengths are drawn uniformly from prompt_tokens - spread to prompt_tokens + spread.",
-        json_schema_extra=unit("tokens"),
+        unit="tokens",
     )
-    count: int = Field(
-        default=32, ge=1, le=100_000, description="Number of prompts.", json_schema_extra=unit("prompts")
-    )
-    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of lengths and tokens.")
+    count: int = key(32, "Number of prompts.", ge=1, le=100_000, unit="prompts")
+    seed: int = key(0, "Seed of lengths and tokens.", ge=0, le=2**63 - 1)
 
     @model_validator(mode="after")
     def _spread_leaves_a_token(self) -> Self:
@@ -44,11 +42,7 @@ class HuggingFacePrompts(ConfigModel):
         max_length=512,
         description="Hub id of a dataset, or a folder of data files on the worker's machine.",
     )
-    subset: str | None = Field(
-        default=None, min_length=1, max_length=200, description="The dataset's configuration, if it has several."
-    )
-    split: str = Field(default="train", min_length=1, max_length=200, description="The dataset's split.")
-    column: str = Field(default="text", min_length=1, max_length=200, description="Column with the prompt.")
-    revision: str | None = Field(
-        default=None, min_length=1, max_length=200, description="Branch, tag or commit on the Hub."
-    )
+    subset: str | None = key(None, "The dataset's configuration, if it has several.", min_length=1, max_length=200)
+    split: str = key("train", "The dataset's split.", min_length=1, max_length=200)
+    column: str = key("text", "Column with the prompt.", min_length=1, max_length=200)
+    revision: str | None = key(None, "Branch, tag or commit on the Hub.", min_length=1, max_length=200)

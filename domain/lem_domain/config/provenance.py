@@ -6,12 +6,11 @@ from collections.abc import Collection, Iterator, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
-from pydantic import Field
 from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.keys import keys_of
-from lem_domain.config.model_base import ConfigModel
+from lem_domain.config.model_base import ConfigModel, key
 
 
 class Source(StrEnum):
@@ -31,7 +30,7 @@ class Origin(ConfigModel):
     """Where a value was set, as reported by the client."""
 
     source: Source
-    detail: str = Field(default="", max_length=1000, description="File and line, name of a preset, or option.")
+    detail: str = key("", "File and line, name of a preset, or option.", max_length=1000)
 
 
 class ResolvedValue(NamedTuple):

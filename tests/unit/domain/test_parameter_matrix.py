@@ -37,7 +37,7 @@ def test_every_key_says_what_it_means() -> None:
 
 
 def test_every_quantity_has_a_unit_and_a_bound() -> None:
-    """A plain number's unit is `1`; a seed has none. `json_schema_extra=unit(...)`, and `ge` or `gt` at least."""
+    """A plain number's unit is `1`; a seed has none. `unit=`, and `ge` or `gt` at least."""
     quantities = [key for key in LEAVES if re.search("integer|number", key.type)]
     assert [key.path for key in quantities if key.constraint is None] == []
     assert [key.path for key in quantities if key.unit is None and key.name != "seed"] == []
