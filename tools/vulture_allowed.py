@@ -26,6 +26,14 @@ max_beam_width
 max_num_tokens
 num_speculative_tokens
 
+# Bounds of a configuration key: passed on to pydantic as one mapping.
+ge
+gt
+le
+lt
+min_length
+max_length
+
 # Facts of a backend that the tests compare with files of the repository.
 image  # its Dockerfile
 
