@@ -19,8 +19,9 @@ from lem_domain.wire.runs import EffectiveConfig
 from lem_worker.backends.create import missing_package
 from lem_worker.backends.protocol import NotLoaded, loaded
 from lem_worker.backends.pytorch import batching, log_filters
+from lem_worker.backends.tokenizer import TokenizingBackend
 from lem_worker.process.protocol import RankJob
-from lem_worker.rank.prompts import PreparedPrompt, Request, synthetic_prompts, truncate_prompt, with_few_tokens
+from lem_worker.rank.prompts import Request, with_few_tokens
 from lem_worker.rank.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -29,13 +30,12 @@ if TYPE_CHECKING:
     from lem_worker.backends.pytorch.speculation import SpeculativeDecoder
 
 
-class PyTorchBackend:
+class PyTorchBackend(TokenizingBackend):
     """One model in this process, one batch at a time."""
 
     def __init__(self) -> None:
         self._live: LiveModel | None = None
         self._decoder: Decoder | SpeculativeDecoder | None = None
-        self._job: RankJob | None = None
         self._batches = 0
         self._graphs_before: int | None = None
         """Number of graphs that were compiled before the window."""
@@ -64,29 +64,9 @@ class PyTorchBackend:
         else:
             self._decoder = decoding.Decoder(*parts)
 
-    def prepare(self, prompts: Sequence[tuple[int, str]]) -> list[PreparedPrompt]:
-        """Tokenise and truncate; prompt and answer must fit into the model's context."""
-        live, config = loaded(self._live), loaded(self._job).config
-        prepared = [
-            truncate_prompt(index, live.token_ids(text, chat_template=config.prompts.chat_template), config.input)
-            for index, text in prompts
-        ]
-        return self._within_context(prepared)
-
-    def synthesise(self, lengths: Sequence[tuple[int, int]], seed: int) -> list[PreparedPrompt]:
-        """Prompts of ids that are text, within the model's context."""
-        vocabulary = loaded(self._live).ordinary_ids()
-        limits = loaded(self._job).config.input
-        return self._within_context(synthetic_prompts(lengths, vocabulary, seed=seed, limits=limits))
-
-    def _within_context(self, prepared: list[PreparedPrompt]) -> list[PreparedPrompt]:
-        for prompt in prepared:
-            loaded(self._live).check_context(prompt, loaded(self._job).config.output.max_tokens)
-        return prepared
-
     def batches(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
         """Divide requests as `pytorch.batching` asks."""
-        return batching.batches(requests, self._settings(), max_new_tokens=loaded(self._job).config.output.max_tokens)
+        return batching.batches(requests, self._settings(), max_new_tokens=self._config.output.max_tokens)
 
     def compiles(self) -> bool:
         """Whether the configuration asks for compilation."""
@@ -98,7 +78,7 @@ class PyTorchBackend:
         Open and closed traffic have many shapes. With dynamic shapes the third and later ones run only until their
         steps repeat.
         """
-        most = loaded(self._job).config.output.max_tokens
+        most = self._config.output.max_tokens
         compiled, graphs = loaded(loaded(self._live).compiled), 0
         found = batching.shapes(requests, self._settings(), max_new_tokens=most, waiting=waiting)
         for number, batch in enumerate(found):
@@ -160,10 +140,6 @@ class PyTorchBackend:
             facts["compilation"] = {**live.compiled.facts(), "compiled_graphs_in_window": in_window}
         return facts
 
-    def text(self, token_ids: Sequence[int]) -> str:
-        """Decode without special tokens."""
-        return loaded(self._live).text(token_ids)
-
     def score(self, text: str) -> tuple[float, int]:
         """Score by teacher forcing, in segments as long as the model's context."""
         from lem_worker.backends.pytorch.quality import negative_log_likelihood  # noqa: PLC0415 - needs torch
@@ -176,6 +152,10 @@ class PyTorchBackend:
             self._live.release()
         self._live = self._decoder = None
 
+    @property
+    def _tokens(self) -> LiveModel:
+        return loaded(self._live)
+
     def _ready(self) -> Decoder | SpeculativeDecoder:
         if self._decoder is None:
             raise NotLoaded
@@ -186,4 +166,4 @@ class PyTorchBackend:
         return 0 if compiled is None else compiled.graphs
 
     def _settings(self) -> PyTorchConfig:
-        return loaded(self._job).config.section(PyTorchConfig)
+        return self._config.section(PyTorchConfig)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,12 +16,11 @@ from lem_domain.backends.pytorch import PyTorchConfig
 from lem_domain.config.experiment import ExperimentConfig, ModelConfig
 from lem_domain.errors import LemError
 from lem_domain.wire.workers import DeviceKind
-from lem_worker.backends import tokenizer as tokenizers
 from lem_worker.backends.pytorch import log_filters, quantization
 from lem_worker.backends.pytorch.compile import Compiled
+from lem_worker.backends.tokenizer import ModelTokens
 from lem_worker.process.failures import BackendUnavailable
 from lem_worker.process.protocol import RankJob
-from lem_worker.rank.prompts import PreparedPrompt
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _DUMMY_SEED = 20_260_601
@@ -33,7 +31,7 @@ class ModelRefused(LemError):
     """The model can't be loaded as configured."""
 
 
-class LiveModel:
+class LiveModel(ModelTokens):
     """A loaded model with its tokenizer, adapter and drafting model."""
 
     def __init__(
@@ -47,8 +45,9 @@ class LiveModel:
         assistant: PreTrainedModel | None = None,
         compiled: Compiled | None = None,
     ) -> None:
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        super().__init__(tokenizer, {"the model's context": positions}, model.generation_config)
         self.model = model
-        self.tokenizer = tokenizer
         self.weights = weights
         self.commit = commit
         """The hub commit of the files; None for a folder."""
@@ -61,33 +60,11 @@ class LiveModel:
         """The model's forward pass, compiled if configured."""
         self.device = next(model.parameters()).device
 
-    @cached_property
-    def end_ids(self) -> tuple[int, ...]:
-        """Every token that ends a sequence."""
-        return tokenizers.end_ids(self.model.generation_config, self.tokenizer)
-
     @property
-    def padding_id(self) -> int:
-        """The token that fills padded rows."""
-        return tokenizers.padding_id(self.tokenizer, self.end_ids)
-
-    def token_ids(self, text: str, *, chat_template: bool) -> list[int]:
-        """Tokenise, as `lem_worker.backends.tokenizer.token_ids` does."""
-        return tokenizers.token_ids(self.tokenizer, text, chat_template=chat_template)
-
-    def ordinary_ids(self) -> list[int]:
-        """Every token that is text."""
+    def vocabulary(self) -> int:
+        """Number of tokens of the model."""
         embedding: Any = self.model.get_input_embeddings()
-        return tokenizers.ordinary_ids(self.tokenizer, embedding.num_embeddings)
-
-    def text(self, token_ids: Sequence[int]) -> str:
-        """Decode without special tokens."""
-        return tokenizers.text_of(self.tokenizer, token_ids)
-
-    def check_context(self, prompt: PreparedPrompt, max_tokens: int) -> None:
-        """Raise PromptRefused when prompt and answer are longer than the model's positions."""
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        tokenizers.check_context(prompt, max_tokens, context)
+        return int(embedding.num_embeddings)
 
     def release(self) -> None:
         """Free the memory, on an accelerator also the one that torch's allocator caches."""

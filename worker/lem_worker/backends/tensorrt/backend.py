@@ -7,20 +7,20 @@ docs/backends.md). The engine is imported in `load`, not before.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic.types import JsonValue
 
 from lem_domain.backends.tensorrt import TensorrtConfig
-from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.wire.runs import EffectiveConfig
 from lem_worker.backends.protocol import loaded
 from lem_worker.backends.tensorrt import devices, engine, options, readback
 from lem_worker.backends.tensorrt.engine import TensorrtEngine
 from lem_worker.backends.tensorrt.serving import EngineStatistics, Serving, median
+from lem_worker.backends.tokenizer import TokenizingBackend
 from lem_worker.process.protocol import RankJob
-from lem_worker.rank.prompts import PreparedPrompt, Request, synthetic_prompts, truncate_prompt
+from lem_worker.rank.prompts import Request
 from lem_worker.rank.recorder import Recorder
 from lem_worker.rank.request_feed import RequestFeed
 
@@ -31,13 +31,12 @@ _SIXTEEN_BIT_ARITHMETIC = frozenset({"W8A16", "W4A16", "W4A16_AWQ"})
 """Algorithms that quantise weights and multiply in the model's own number format."""
 
 
-class TensorrtBackend:
+class TensorrtBackend(TokenizingBackend):
     """One engine, which distributes the model over the leased devices."""
 
     def __init__(self) -> None:
         self._live: TensorrtEngine | None = None
-        self._tokens: Tokens | None = None
-        self._job: RankJob | None = None
+        self._described: Tokens | None = None
         self._sampling_class: Callable[..., Any] | None = None
         self._runner = asyncio.Runner()
         self._statistics = EngineStatistics()
@@ -56,29 +55,8 @@ class TensorrtBackend:
         gpus = devices.require_gpus(job.devices)
         from lem_worker.backends.tensorrt.tokens import Tokens  # noqa: PLC0415 - needs transformers
 
-        self._tokens = Tokens(job)
+        self._described = Tokens(job)
         self._live = engine.load(job, gpus)
-
-    def prepare(self, prompts: Sequence[tuple[int, str]]) -> list[PreparedPrompt]:
-        """Tokenise and truncate; prompt and answer must fit into the model's context and `max_seq_len`."""
-        tokens, config = loaded(self._tokens), self._config()
-        return self._within_context(
-            truncate_prompt(index, tokens.ids(text, chat_template=config.prompts.chat_template), config.input)
-            for index, text in prompts
-        )
-
-    def synthesise(self, lengths: Sequence[tuple[int, int]], seed: int) -> list[PreparedPrompt]:
-        """Prompts of ids that are text, within the same limits."""
-        vocabulary = loaded(self._tokens).ordinary_ids()
-        return self._within_context(synthetic_prompts(lengths, vocabulary, seed=seed, limits=self._config().input))
-
-    def _within_context(self, prompts: Iterable[PreparedPrompt]) -> list[PreparedPrompt]:
-        tokens, config = loaded(self._tokens), self._config()
-        longest = config.section(TensorrtConfig).max_seq_len
-        prepared = list(prompts)
-        for prompt in prepared:
-            tokens.check_context(prompt, config.output.max_tokens, longest=longest)
-        return prepared
 
     def in_flight(self) -> int:
         """The most requests of one step."""
@@ -92,7 +70,7 @@ class TensorrtBackend:
         live = loaded(self._live)
         return EffectiveConfig(
             engine=f"TensorRT-LLM {live.version}",
-            parameters=readback.parameters(self._config(), live, self._sampling(sample[0])),
+            parameters=readback.parameters(self._config, live, self._sampling(sample[0])),
         )
 
     def serve(self, feed: RequestFeed, recorder: Recorder) -> None:
@@ -113,15 +91,15 @@ class TensorrtBackend:
 
     def facts(self) -> dict[str, JsonValue]:
         """Sizes of the model, counts of speculation, the delay of first chunks, and the origin of a built engine."""
-        live, settings = loaded(self._live), self._config().section(TensorrtConfig)
-        model = loaded(self._tokens).model_facts()
-        quantized = loaded(self._tokens).is_quantized
+        live, settings = loaded(self._live), self._config.section(TensorrtConfig)
+        model = self._tokens.model_facts()
+        quantized = self._tokens.is_quantized
         if settings.quantization is not None:
             quantized = settings.quantization.algorithm not in _SIXTEEN_BIT_ARITHMETIC
         if quantized:
             model["dtype"] = None
-        elif self._config().precision != "auto":
-            model["dtype"] = self._config().precision
+        elif self._config.precision != "auto":
+            model["dtype"] = self._config.precision
         found: dict[str, JsonValue] = {
             "model": model,
             "peak_device_memory_bytes": None,
@@ -141,19 +119,15 @@ class TensorrtBackend:
             found["engine_from_cache"] = live.built.from_cache
         return found
 
-    def text(self, token_ids: Sequence[int]) -> str:
-        """Decode without special tokens."""
-        return loaded(self._tokens).text(token_ids)
-
     def unload(self) -> None:
         """Shut the engine and its processes down."""
         if self._live is not None:
             self._live.llm.shutdown()
-        self._live = self._tokens = None
+        self._live = self._described = None
         self._runner.close()
 
     def _sampling(self, request: Request) -> Any:
-        config, tokens = self._config(), loaded(self._tokens)
+        config, tokens = self._config, self._tokens
         common = options.of_sampling(
             config.decoding, config.output, end_ids=tokens.end_ids, padding_id=tokens.padding_id
         )
@@ -163,5 +137,6 @@ class TensorrtBackend:
         seed = {"seed": request.seed} if config.decoding.temperature > 0 else {}
         return loaded(self._sampling_class)(**common, **seed)
 
-    def _config(self) -> ExperimentConfig:
-        return loaded(self._job).config
+    @property
+    def _tokens(self) -> Tokens:
+        return loaded(self._described)

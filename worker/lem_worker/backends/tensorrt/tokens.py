@@ -2,52 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic.types import JsonValue
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from lem_worker.backends import tokenizer as tokenizers
+from lem_domain.backends.tensorrt import TensorrtConfig
+from lem_worker.backends.tokenizer import ModelTokens
 from lem_worker.process.protocol import RankJob
-from lem_worker.rank.prompts import PreparedPrompt
 
 
-class Tokens:
-    """Converts a model's texts to token ids and back."""
+class Tokens(ModelTokens):
+    """The tokenizer of the job's model, and what its description says about the model."""
 
     def __init__(self, job: RankJob) -> None:
         source = {} if job.config.model.revision is None else {"revision": job.config.model.revision}
         self._folder = Path(job.model_path)
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(job.model_path, **source)
         self._config: Any = AutoConfig.from_pretrained(job.model_path, **source)
-        self.end_ids = tokenizers.end_ids(_generation_config(job.model_path, source), self._tokenizer)
-        """Every token that ends a sequence."""
-        self.padding_id = tokenizers.padding_id(self._tokenizer, self.end_ids)
+        contexts = {
+            "the model's context": getattr(self._config.get_text_config(), "max_position_embeddings", None),
+            "tensorrt.max_seq_len": job.config.section(TensorrtConfig).max_seq_len,
+        }
+        tokenizer = AutoTokenizer.from_pretrained(job.model_path, **source)
+        super().__init__(tokenizer, contexts, _generation_config(job.model_path, source))
 
     @property
     def vocabulary(self) -> int:
         """Number of tokens of the model."""
         return int(self._config.get_text_config().vocab_size)
-
-    def ordinary_ids(self) -> list[int]:
-        """Every token that is text."""
-        return tokenizers.ordinary_ids(self._tokenizer, self.vocabulary)
-
-    def ids(self, text: str, *, chat_template: bool) -> list[int]:
-        """Tokenise, as `lem_worker.backends.tokenizer.token_ids` does."""
-        return tokenizers.token_ids(self._tokenizer, text, chat_template=chat_template)
-
-    def text(self, token_ids: Sequence[int]) -> str:
-        """Decode without special tokens."""
-        return tokenizers.text_of(self._tokenizer, token_ids)
-
-    def check_context(self, prompt: PreparedPrompt, max_tokens: int, *, longest: int | None) -> None:
-        """Raise PromptRefused when prompt and answer are longer than the model's positions or `longest`."""
-        context = getattr(self._config.get_text_config(), "max_position_embeddings", None)
-        tokenizers.check_context(prompt, max_tokens, context)
-        tokenizers.check_context(prompt, max_tokens, longest, "tensorrt.max_seq_len")
 
     @property
     def is_quantized(self) -> bool:

@@ -5,7 +5,7 @@ The engine is imported in `load`, not before, because it reads its environment v
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pydantic.types import JsonValue
@@ -13,10 +13,11 @@ from pydantic.types import JsonValue
 from lem_domain.wire.runs import EffectiveConfig
 from lem_worker.backends.create import missing_package
 from lem_worker.backends.protocol import loaded
+from lem_worker.backends.tokenizer import TokenizingBackend
 from lem_worker.backends.vllm.options import environment, options_of, require_devices
 from lem_worker.process.failures import BackendUnavailable
 from lem_worker.process.protocol import RankJob
-from lem_worker.rank.prompts import PreparedPrompt, Request, synthetic_prompts, truncate_prompt
+from lem_worker.rank.prompts import Request
 from lem_worker.rank.recorder import Recorder
 from lem_worker.rank.request_feed import RequestFeed
 
@@ -24,12 +25,11 @@ if TYPE_CHECKING:
     from lem_worker.backends.vllm.engine import VllmEngine
 
 
-class VllmBackend:
+class VllmBackend(TokenizingBackend):
     """One engine in this process; with several devices, the engine starts worker processes."""
 
     def __init__(self) -> None:
         self._engine: VllmEngine | None = None
-        self._job: RankJob | None = None
 
     def load(self, job: RankJob) -> None:
         """Load the engine and its model.
@@ -52,27 +52,6 @@ class VllmBackend:
         self._job = job
         self._engine = vllm_engine.load(job, options_of(job))
 
-    def prepare(self, prompts: Sequence[tuple[int, str]]) -> list[PreparedPrompt]:
-        """Tokenise and truncate; prompt and answer must fit into the engine's context."""
-        engine, config = loaded(self._engine), loaded(self._job).config
-        return self._within_context(
-            truncate_prompt(index, engine.token_ids(text, chat_template=config.prompts.chat_template), config.input)
-            for index, text in prompts
-        )
-
-    def synthesise(self, lengths: Sequence[tuple[int, int]], seed: int) -> list[PreparedPrompt]:
-        """Prompts of ids that are text, within the engine's context."""
-        vocabulary = loaded(self._engine).ordinary_ids()
-        limits = loaded(self._job).config.input
-        return self._within_context(synthetic_prompts(lengths, vocabulary, seed=seed, limits=limits))
-
-    def _within_context(self, prompts: Iterable[PreparedPrompt]) -> list[PreparedPrompt]:
-        engine, most = loaded(self._engine), loaded(self._job).config.output.max_tokens
-        prepared = list(prompts)
-        for prompt in prepared:
-            engine.check_context(prompt, most)
-        return prepared
-
     def in_flight(self) -> int:
         """The most sequences of one step."""
         return loaded(self._engine).max_num_seqs
@@ -81,7 +60,7 @@ class VllmBackend:
         """Read back the live engine, its scheduler, its workers, and the sampling parameters of the first request."""
         from lem_worker.backends.vllm import readback as vllm_readback  # noqa: PLC0415 - needs vllm
 
-        return vllm_readback.effective_config(loaded(self._job).config, loaded(self._engine), sample[0])
+        return vllm_readback.effective_config(self._config, loaded(self._engine), sample[0])
 
     def serve(self, feed: RequestFeed, recorder: Recorder) -> None:
         """Step the engine until the feed is over and all requests are done."""
@@ -91,12 +70,12 @@ class VllmBackend:
         """Sizes of the model, memory of its workers, and the engine's counters of the window."""
         return loaded(self._engine).facts()
 
-    def text(self, token_ids: Sequence[int]) -> str:
-        """Decode without special tokens."""
-        return loaded(self._engine).text(token_ids)
-
     def unload(self) -> None:
         """Shut the engine and its workers down."""
         if self._engine is not None:
             self._engine.shut_down()
         self._engine = None
+
+    @property
+    def _tokens(self) -> VllmEngine:
+        return loaded(self._engine)

@@ -15,12 +15,12 @@ from vllm.sampling_params import RequestOutputKind
 from lem_domain.backends.vllm import VllmConfig
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence.streams import PhaseName
-from lem_worker.backends.tokenizer import check_context, ordinary_ids, text_of, token_ids
+from lem_worker.backends.tokenizer import ModelTokens
 from lem_worker.backends.vllm import workers
 from lem_worker.backends.vllm.adapter import Adapter, adapter_of
 from lem_worker.backends.vllm.failures import explained
 from lem_worker.process.protocol import RankJob
-from lem_worker.rank.prompts import PreparedPrompt, Request
+from lem_worker.rank.prompts import Request
 from lem_worker.rank.recorder import FinishReason, Recorder
 from lem_worker.rank.request_feed import RequestFeed
 
@@ -33,14 +33,14 @@ _COUNTERS = {
 _FINISHES: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
-class VllmEngine:
+class VllmEngine(ModelTokens):
     """A loaded engine with its core in this process."""
 
     def __init__(self, engine: LLMEngine, job: RankJob, adapter: Adapter | None = None) -> None:
         self.engine = engine
         self.adapter = adapter
         self.core: Any = engine.engine_core.engine_core
-        self.tokenizer: Any = engine.get_tokenizer()
+        super().__init__(engine.get_tokenizer(), {"the model's context": int(self.core.scheduler.max_model_len)})
         self.workers: list[dict[str, Any]] = engine.collective_rpc(workers.describe)
         """The description of each worker's part of the model."""
         self._config = job.config
@@ -54,25 +54,9 @@ class VllmEngine:
         return int(self.core.scheduler.max_num_running_reqs)
 
     @property
-    def max_model_len(self) -> int:
-        """The longest request, prompt and answer together."""
-        return int(self.core.scheduler.max_model_len)
-
-    def token_ids(self, text: str, *, chat_template: bool) -> list[int]:
-        """Tokenise a prompt by the engine's tokenizer."""
-        return token_ids(self.tokenizer, text, chat_template=chat_template)
-
-    def ordinary_ids(self) -> list[int]:
-        """Every token that is text."""
-        return ordinary_ids(self.tokenizer, int(self.engine.vllm_config.model_config.get_vocab_size()))
-
-    def text(self, tokens: Sequence[int]) -> str:
-        """Decode without special tokens."""
-        return text_of(self.tokenizer, tokens)
-
-    def check_context(self, prompt: PreparedPrompt, max_tokens: int) -> None:
-        """Raise PromptRefused when prompt and answer are longer than the engine takes."""
-        check_context(prompt, max_tokens, self.max_model_len)
+    def vocabulary(self) -> int:
+        """Number of tokens of the model."""
+        return int(self.engine.vllm_config.model_config.get_vocab_size())
 
     def add(self, request: Request, *, scope: str) -> None:
         """Add a request to the engine.
