@@ -13,12 +13,13 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from lem_domain.backends.pytorch import PyTorchConfig, QuantizationConfig, TorchCompileConfig
+from lem_domain.backends.pytorch import PyTorchConfig, TorchCompileConfig
 from lem_domain.wire.runs import EffectiveParameter
 from lem_worker.backends.pytorch import quantization
 from lem_worker.backends.pytorch.decoding import Decoder
 from lem_worker.backends.pytorch.model import LiveModel
 from lem_worker.backends.pytorch.speculation import SpeculativeDecoder
+from lem_worker.backends.readback import compared, compared_keys, of_model, of_revision
 from lem_worker.process.protocol import RankJob
 
 _DECODING = {
@@ -41,13 +42,20 @@ def parameters(
     return (
         *_universal(job, live, decoder),
         *_batching(job, settings, rows=rows, expected_rows=expected_rows),
-        _parameter("pytorch.attn_implementation", settings.attn_implementation, live.model.config._attn_implementation),
-        *_cache(settings, decoder),
+        *compared_keys(
+            "pytorch",
+            settings,
+            {
+                "attn_implementation": live.model.config._attn_implementation,
+                "use_cache": decoder.cache is not None,
+                "cache_implementation": decoder.cache,
+            },
+        ),
         *_compilation(settings.torch_compile, live),
-        *_quantization(settings.quantization, live),
+        *compared_keys("pytorch.quantization", settings.quantization, quantization.in_force(live.model)),
         *_speculation(job, settings, live, decoder),
-        _parameter("pytorch.matmul_precision", settings.matmul_precision, torch.get_float32_matmul_precision()),
-        _parameter("pytorch.num_threads", settings.num_threads, torch.get_num_threads()),
+        compared("pytorch.matmul_precision", settings.matmul_precision, torch.get_float32_matmul_precision()),
+        compared("pytorch.num_threads", settings.num_threads, torch.get_num_threads()),
     )
 
 
@@ -55,23 +63,16 @@ def _universal(job: RankJob, live: LiveModel, decoder: Decoder | SpeculativeDeco
     config, decoding = job.config, job.config.decoding
     precision = str(next(live.model.parameters()).dtype).removeprefix("torch.")
     found = [
-        _parameter("precision", None if config.precision == "auto" else config.precision, precision),
-        _parameter("model.weights", config.model.weights, live.weights),
-        # A branch or tag can't be compared with its commit; the proof is that the hub resolved it.
-        EffectiveParameter(
-            name="model.revision",
-            requested=config.model.revision,
-            effective=live.commit,
-            confirmed=config.model.revision is None or live.commit is not None,
-        ),
-        _parameter("model.adapter", config.model.adapter, live.adapter),
-        _parameter("device", None, str(live.device)),
-        _parameter("output.mode", config.output.mode, "natural" if decoder.end_ids else "fixed"),
-        _parameter("decoding.temperature", decoding.temperature, _temperature(decoder)),
+        *of_model(config, precision=precision, weights=live.weights),
+        of_revision(config, live.commit),
+        compared("model.adapter", config.model.adapter, live.adapter),
+        compared("device", None, str(live.device)),
+        compared("output.mode", config.output.mode, "natural" if decoder.end_ids else "fixed"),
+        compared("decoding.temperature", decoding.temperature, _temperature(decoder)),
     ]
     for key, (processor, attribute) in _DECODING.items():
         effective = _attribute(decoder.processors, processor, attribute)
-        found.append(_parameter(f"decoding.{key}", getattr(decoding, key), effective))
+        found.append(compared(f"decoding.{key}", getattr(decoding, key), effective))
     return found
 
 
@@ -90,40 +91,25 @@ def _batching(job: RankJob, settings: PyTorchConfig, *, rows: int, expected_rows
             effective=rows,
             confirmed=as_planned and within if dynamic else rows == settings.batch_size,
         ),
-        _parameter("pytorch.batching", settings.batching, settings.batching if as_planned else None),
-        _parameter(
+        compared("pytorch.batching", settings.batching, settings.batching if as_planned else None),
+        compared(
             "pytorch.max_tokens_per_batch",
             settings.max_tokens_per_batch,
             settings.max_tokens_per_batch if dynamic and as_planned else None,
         ),
-        _parameter("pytorch.num_processes", settings.num_processes, job.world_size),
-    ]
-
-
-def _cache(settings: PyTorchConfig, decoder: Decoder | SpeculativeDecoder) -> list[EffectiveParameter]:
-    return [
-        _parameter("pytorch.use_cache", settings.use_cache, decoder.cache is not None),
-        _parameter("pytorch.cache_implementation", settings.cache_implementation, decoder.cache),
+        compared("pytorch.num_processes", settings.num_processes, job.world_size),
     ]
 
 
 def _compilation(wanted: TorchCompileConfig | None, live: LiveModel) -> list[EffectiveParameter]:
     found: dict[str, JsonValue] = {"enabled": False} if live.compiled is None else live.compiled.in_force()
     return [
-        _parameter(
+        compared(
             f"pytorch.torch_compile.{key}",
             None if wanted is None or not (wanted.enabled or key == "enabled") else getattr(wanted, key),
             found.get(key),
         )
         for key in TorchCompileConfig.model_fields
-    ]
-
-
-def _quantization(wanted: QuantizationConfig | None, live: LiveModel) -> list[EffectiveParameter]:
-    found = quantization.in_force(live.model)
-    return [
-        _parameter(f"pytorch.quantization.{key}", None if wanted is None else getattr(wanted, key), found[key])
-        for key in QuantizationConfig.model_fields
     ]
 
 
@@ -136,19 +122,13 @@ def _speculation(
     if assisted is not None and live.assistant is not None and model == job.assistant_path:
         model = assisted.model  # the configured name; the engine knows only its folder
     return [
-        _parameter("pytorch.assisted_decoding.model", None if assisted is None else assisted.model, model),
-        _parameter(
-            "pytorch.assisted_decoding.num_tokens",
-            None if assisted is None else assisted.num_tokens,
-            drafter.get("assisted_decoding.num_tokens"),
+        *compared_keys(
+            "pytorch.assisted_decoding",
+            assisted,
+            {"model": model, "num_tokens": drafter.get("assisted_decoding.num_tokens")},
         ),
-        _parameter("pytorch.prompt_lookup_tokens", settings.prompt_lookup_tokens, drafter.get("prompt_lookup_tokens")),
+        compared("pytorch.prompt_lookup_tokens", settings.prompt_lookup_tokens, drafter.get("prompt_lookup_tokens")),
     ]
-
-
-def _parameter(name: str, requested: JsonValue, effective: JsonValue) -> EffectiveParameter:
-    confirmed = requested is None or requested == effective
-    return EffectiveParameter(name=name, requested=requested, effective=effective, confirmed=confirmed)
 
 
 def _temperature(decoder: Decoder | SpeculativeDecoder) -> float:

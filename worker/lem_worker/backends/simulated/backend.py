@@ -18,8 +18,9 @@ from lem_domain.backends.simulated import SimulatedConfig, SimulatedFailure
 from lem_domain.config.experiment import OutputConfig
 from lem_domain.errors import LemError
 from lem_domain.evidence.streams import PhaseName
-from lem_domain.wire.runs import EffectiveConfig, EffectiveParameter
+from lem_domain.wire.runs import EffectiveConfig
 from lem_worker.backends.protocol import loaded
+from lem_worker.backends.readback import compared, compared_keys
 from lem_worker.process.protocol import RankJob
 from lem_worker.rank.prompts import PreparedPrompt, Request, batches_of, synthetic_prompts, truncate_prompt
 from lem_worker.rank.recorder import Recorder
@@ -76,27 +77,12 @@ class SimulatedBackend:
         config, job = self._config, self._loaded()
         batch_size = config.batch_size + ("batch_size" in config.misreport)
         processes = job.world_size + ("num_processes" in config.misreport)
+        mode = job.config.output.mode
         return EffectiveConfig(
             engine="simulated",
             parameters=(
-                EffectiveParameter(
-                    name="simulated.batch_size",
-                    requested=config.batch_size,
-                    effective=batch_size,
-                    confirmed=batch_size == config.batch_size,
-                ),
-                EffectiveParameter(
-                    name="simulated.num_processes",
-                    requested=config.num_processes,
-                    effective=processes,
-                    confirmed=processes == config.num_processes,
-                ),
-                EffectiveParameter(
-                    name="output.mode",
-                    requested=job.config.output.mode,
-                    effective=job.config.output.mode,
-                    confirmed=True,
-                ),
+                *compared_keys("simulated", config, {"batch_size": batch_size, "num_processes": processes}),
+                compared("output.mode", mode, mode),
             ),
         )
 

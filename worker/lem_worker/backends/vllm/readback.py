@@ -16,6 +16,7 @@ from vllm import SamplingParams
 from lem_domain.backends.vllm import VllmConfig
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.wire.runs import EffectiveConfig, EffectiveParameter
+from lem_worker.backends.readback import compared, compared_keys, of_model, of_revision
 from lem_worker.backends.vllm.engine import VllmEngine
 from lem_worker.rank.prompts import Request
 
@@ -41,24 +42,17 @@ def _universal(config: ExperimentConfig, live: VllmEngine, scheduled: Any) -> li
     weights = "dummy" if engine_config.load_config.load_format == "dummy" else "checkpoint"
     revision = getattr(engine_config.model_config.hf_config, "_commit_hash", None)
     found = [
-        _parameter("precision", None if config.precision == "auto" else config.precision, live.workers[0]["dtype"]),
-        _parameter("model.weights", config.model.weights, weights),
-        # A branch or tag can't be compared with its commit; the proof is that the hub resolved it.
-        EffectiveParameter(
-            name="model.revision",
-            requested=config.model.revision,
-            effective=revision,
-            confirmed=config.model.revision is None or revision is not None,
-        ),
-        _parameter("model.adapter", config.model.adapter, _adapter(live, scheduled)),
-        _parameter("device", None, str(engine_config.device_config.device_type)),
-        _parameter("output.mode", config.output.mode, "fixed" if sampling.ignore_eos else "natural"),
-        _parameter("output.max_tokens", config.output.max_tokens, sampling.max_tokens),
-        _parameter("decoding.temperature", decoding.temperature, sampling.temperature),
+        *of_model(config, precision=live.workers[0]["dtype"], weights=weights),
+        of_revision(config, revision),
+        compared("model.adapter", config.model.adapter, _adapter(live, scheduled)),
+        compared("device", None, str(engine_config.device_config.device_type)),
+        compared("output.mode", config.output.mode, "fixed" if sampling.ignore_eos else "natural"),
+        compared("output.max_tokens", config.output.max_tokens, sampling.max_tokens),
+        compared("decoding.temperature", decoding.temperature, sampling.temperature),
     ]
     for name, off in _OFF.items():
         value = getattr(sampling, name)
-        found.append(_parameter(f"decoding.{name}", getattr(decoding, name), None if value == off else value))
+        found.append(compared(f"decoding.{name}", getattr(decoding, name), None if value == off else value))
     return found
 
 
@@ -89,10 +83,7 @@ def _engine(settings: VllmConfig, live: VllmEngine, sampling: SamplingParams) ->
         "frequency_penalty": sampling.frequency_penalty,
         "logprobs": sampling.logprobs,
     }
-    found = [_parameter(f"vllm.{name}", getattr(settings, name), value) for name, value in values.items()]
-    found.append(_kv_cache(settings, live))
-    found += _speculation(settings, live)
-    return found
+    return [*compared_keys("vllm", settings, values), _kv_cache(settings, live), *_speculation(settings, live)]
 
 
 def _kv_cache(settings: VllmConfig, live: VllmEngine) -> EffectiveParameter:
@@ -120,11 +111,7 @@ def _speculation(settings: VllmConfig, live: VllmEngine) -> list[EffectiveParame
         "prompt_lookup_max": most,
         "prompt_lookup_min": least,
     }
-    return [
-        _parameter(f"vllm.speculative_config.{name}", None if asked is None else getattr(asked, name), value)
-        for name, value in effective.items()
-        if active or asked is not None
-    ]
+    return compared_keys("vllm.speculative_config", asked, effective) if active or asked is not None else []
 
 
 def _scheduled(live: VllmEngine, sample: Request) -> Any:
@@ -159,8 +146,3 @@ def _version() -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     return "of unknown version"
-
-
-def _parameter(name: str, requested: JsonValue, effective: JsonValue) -> EffectiveParameter:
-    confirmed = requested is None or requested == effective
-    return EffectiveParameter(name=name, requested=requested, effective=effective, confirmed=confirmed)
