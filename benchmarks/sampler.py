@@ -44,8 +44,8 @@ from lem_worker.process.protocol import (
     SamplerJob,
     SamplingStarted,
     Stop,
-    decode_from_process,
     encode,
+    from_process,
 )
 
 MOST_SHARE = 0.01
@@ -136,7 +136,7 @@ def run_sampler(folder: Path, source: str, options: argparse.Namespace) -> Sampl
     reason: str | None = None
     with os.fdopen(read_fd, "rb") as lines:
         for line in lines:
-            match decode_from_process(line):
+            match from_process.validate_json(line):
                 case SamplingStarted() as opened:
                     [report] = opened.sources
                     reason = None if report.opened else report.reason

@@ -26,8 +26,8 @@ from lem_worker.process.protocol import (
     FromProcess,
     RankJob,
     SamplerJob,
-    decode_from_process,
     encode,
+    from_process,
 )
 
 TESTS = Path(__file__).parents[2]
@@ -65,7 +65,7 @@ class DrivenProcess:
         line = self._lines.readline()
         if not line:
             return None
-        self.messages.append(decode_from_process(line))
+        self.messages.append(from_process.validate_json(line))
         return self.messages[-1]
 
     def until(self, kind: type[M]) -> M:

@@ -26,8 +26,8 @@ from lem_worker.process.protocol import (
     ControlMessage,
     FromProcess,
     Joined,
-    decode_from_process,
     encode,
+    from_process,
 )
 
 LAUNCH_OPTIONS = (
@@ -62,7 +62,7 @@ class LaunchedRank:
             line = await self._reader.readline()
         except ConnectionError:
             return None
-        return decode_from_process(line) if line.endswith(b"\n") else None
+        return from_process.validate_json(line) if line.endswith(b"\n") else None
 
     def send(self, message: ControlMessage) -> None:
         """Send a message; one to a rank that has ended is dropped."""

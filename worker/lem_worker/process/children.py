@@ -20,8 +20,8 @@ from lem_worker.process.protocol import (
     CONTROL_OUT,
     ControlMessage,
     FromProcess,
-    decode_from_process,
     encode,
+    from_process,
 )
 
 logger = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ class Child:
         """Return the next message; None when the process closed its pipe."""
         line = await self._reader.readline()
         # A line without its end is what a killed process left of a message.
-        return decode_from_process(line) if line.endswith(b"\n") else None
+        return from_process.validate_json(line) if line.endswith(b"\n") else None
 
     def send(self, message: ControlMessage) -> None:
         """Send a message; one to a process that has ended is dropped."""

@@ -17,8 +17,8 @@ from lem_worker.process.protocol import (
     Failed,
     Joined,
     ToProcess,
-    decode_to_process,
     encode,
+    to_process,
 )
 from lem_worker.process.spool import EvidenceWriter
 
@@ -99,7 +99,7 @@ class ControlPipes:
                 raise DaemonGone("the daemon closed the control pipe.")
             self._buffer += received
         line, _, self._buffer = self._buffer.partition(b"\n")
-        return decode_to_process(line)
+        return to_process.validate_json(line)
 
 
 def send_failure(control: ControlPipes, writer: EvidenceWriter, reason: FailureReason, message: str) -> None:

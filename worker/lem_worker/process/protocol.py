@@ -239,28 +239,10 @@ ToProcess = Annotated[
     WarmUp | PowerSlope | Go | Finish | Stop | TakeBaseline | ReuseBaseline | Settle, Field(discriminator="type")
 ]
 
-_from_process: TypeAdapter[FromProcess] = TypeAdapter(FromProcess)
-_to_process: TypeAdapter[ToProcess] = TypeAdapter(ToProcess)
+from_process: TypeAdapter[FromProcess] = TypeAdapter(FromProcess)
+to_process: TypeAdapter[ToProcess] = TypeAdapter(ToProcess)
 
 
 def encode(message: ControlMessage) -> bytes:
     """Encode a message as one JSON line."""
     return message.model_dump_json().encode() + b"\n"
-
-
-def decode_from_process(line: bytes) -> FromProcess:
-    """Decode a message from a process.
-
-    Raises:
-        pydantic.ValidationError: the line is not a message.
-    """
-    return _from_process.validate_json(line)
-
-
-def decode_to_process(line: bytes) -> ToProcess:
-    """Decode a message from the daemon.
-
-    Raises:
-        pydantic.ValidationError: the line is not a message.
-    """
-    return _to_process.validate_json(line)

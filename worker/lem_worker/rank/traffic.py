@@ -11,8 +11,9 @@ that the wait is part of its latency. Otherwise a slow answer would reduce the l
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,24 +34,25 @@ class Arrival(NamedTuple):
     arrival_ns: int
 
 
-class Arrivals(Protocol):
+class Arrivals(ABC):
     """The requests of a phase with their arrival times."""
 
+    over = False
+    """Whether no more requests arrive; exact only after `take`."""
+
+    @abstractmethod
     def take(self, now_ns: int) -> Sequence[Arrival]:
         """The requests that have arrived since the last call."""
 
     def next_ns(self) -> int | None:
         """The next arrival; None where it depends on requests in flight, or none follows."""
+        return None
 
-    def ended(self, requests: int) -> None:
+    def ended(self, requests: int) -> None:  # noqa: B027 - planned arrivals don't depend on the end of others
         """Report that so many requests ended."""
 
-    @property
-    def over(self) -> bool:
-        """Whether no more requests arrive."""
 
-
-class OfflineArrivals:
+class OfflineArrivals(Arrivals):
     """All requests of a repetition arrive at once; the next repetition follows when all are done.
 
     `worked_until_ns` returns when the last one ended, from which the length of the window is counted.
@@ -72,38 +74,28 @@ class OfflineArrivals:
         self._worked_until_ns = worked_until_ns
         self._repetition = 0
         self._in_flight = 0
-        self._over = False
 
     def take(self, now_ns: int) -> Sequence[Arrival]:
         """A whole repetition where none is in flight."""
-        if self._in_flight or self._over:
+        if self._in_flight or self.over:
             return ()
         sent = self._repetition * len(self._prompts)
         if self._begin_ns is None:
             self._begin_ns = now_ns
         elif self._length.is_met(self._worked_until_ns() - self._begin_ns, sent):
-            self._over = True
+            self.over = True
             return ()
         requests = requests_of(self._prompts, repetition=self._repetition, first_id=sent, seed=self._seed)
         self._repetition += 1
         self._in_flight = len(requests)
         return [Arrival(request, now_ns) for request in requests]
 
-    def next_ns(self) -> int | None:
-        """None: it depends on requests in flight."""
-        return None
-
     def ended(self, requests: int) -> None:
         """Subtract ended requests from those in flight."""
         self._in_flight -= requests
 
-    @property
-    def over(self) -> bool:
-        """Whether the last repetition is done."""
-        return self._over
 
-
-class OnceArrivals:
+class OnceArrivals(Arrivals):
     """The given requests at once, and no more (warm-up)."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
@@ -111,23 +103,11 @@ class OnceArrivals:
 
     def take(self, now_ns: int) -> Sequence[Arrival]:
         """All of them, at the first call."""
-        taken, self._requests = self._requests, ()
+        taken, self._requests, self.over = self._requests, (), True
         return [Arrival(request, now_ns) for request in taken]
 
-    def next_ns(self) -> int | None:
-        """None: no more follow."""
-        return None
 
-    def ended(self, requests: int) -> None:
-        """Has no effect on arrivals."""
-
-    @property
-    def over(self) -> bool:
-        """Whether they were taken."""
-        return not self._requests
-
-
-class OpenArrivals:
+class OpenArrivals(Arrivals):
     """Arrivals at times that are planned in advance."""
 
     def __init__(
@@ -162,21 +142,14 @@ class OpenArrivals:
         """The planned time of the next request."""
         return None if self._next is None else self._next.arrival_ns
 
-    def ended(self, requests: int) -> None:
-        """Has no effect on arrivals."""
-
-    @property
-    def over(self) -> bool:
-        """Whether all have arrived."""
-        return self._next is None
-
     def _arrival(self, at_ns: int) -> Arrival | None:
         is_over = self._length.is_over(at_ns - self._first_ns)
         request = None if is_over else next(self._requests, None)
+        self.over = request is None
         return None if request is None else Arrival(request, at_ns)
 
 
-class ClosedArrivals:
+class ClosedArrivals(Arrivals):
     """A constant number in flight: a request arrives at the moment in which another ends."""
 
     def __init__(
@@ -197,34 +170,24 @@ class ClosedArrivals:
         self._requests = _in_repetitions(prompts, seed, enough)
         self._length = length
         self._free = concurrency
-        self._over = False
 
     def take(self, now_ns: int) -> Sequence[Arrival]:
         """One request for each free slot."""
         self._begin_ns = now_ns if self._begin_ns is None else self._begin_ns
         taken = []
-        while self._free and not self._over:
+        while self._free and not self.over:
             is_over = self._length.is_over(now_ns - self._begin_ns)
             request = None if is_over else next(self._requests, None)
             if request is None:
-                self._over = True
+                self.over = True
                 break
             self._free -= 1
             taken.append(Arrival(request, now_ns))
         return taken
 
-    def next_ns(self) -> int | None:
-        """None: it depends on requests in flight."""
-        return None
-
     def ended(self, requests: int) -> None:
         """Free their slots."""
         self._free += requests
-
-    @property
-    def over(self) -> bool:
-        """Whether the last repetition has arrived."""
-        return self._over
 
 
 def make_arrivals(
