@@ -22,7 +22,8 @@ from fakes.nvml.curves import Burst, Curve, Sawtooth, constant, joules
 from fakes.nvml.library import SimulatedNvml, built
 from lem_domain.evidence.codec import decode_chunk
 from lem_domain.evidence.streams import StreamName
-from lem_domain.results.run import EnergyMethod, RunResult
+from lem_domain.results.figures import EnergyMethod
+from lem_domain.results.run import RunResult
 from lem_domain.states import RunState
 
 TESTS = Path(__file__).parents[1]

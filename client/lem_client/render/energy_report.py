@@ -5,24 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lem_client.render.numbers import MISSING, duration, number, quantity
-from lem_domain.results.run import (
-    Baseline,
-    Check,
-    ComputeResult,
-    DeviceEnergy,
-    DeviceTelemetry,
-    Distribution,
-    EnergyFigure,
-    EnergyMethod,
-    EnergyResult,
-    Figure,
-    FootprintResult,
-    HostEnergy,
-    PhaseSplit,
-    PrefillProbe,
-    QualityResult,
-    TelemetryResult,
-)
+from lem_domain.results.energy import Baseline, DeviceEnergy, EnergyResult, HostEnergy, PhaseSplit, PrefillProbe
+from lem_domain.results.figures import Distribution, EnergyFigure, EnergyMethod, Figure
+from lem_domain.results.footprint import FootprintResult, QualityResult
+from lem_domain.results.run import Check, ComputeResult, DeviceTelemetry, TelemetryResult
 
 _METHODS = {
     EnergyMethod.COUNTER: "read from its own energy counter",

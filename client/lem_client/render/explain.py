@@ -12,8 +12,10 @@ from lem_client.render import energy_report
 from lem_client.render.numbers import MISSING, duration, quantity
 from lem_client.render.schedule import execution_summary
 from lem_domain.config.provenance import Source
+from lem_domain.results.figures import Distribution, EnergyFigure, Figure
+from lem_domain.results.findings import Severity
 from lem_domain.results.metrics import METRICS, field_of
-from lem_domain.results.run import Distribution, EnergyFigure, Figure, RunResult, Severity
+from lem_domain.results.run import RunResult
 from lem_domain.states import RunState
 from lem_domain.wire.campaigns import CampaignView, ExperimentView
 from lem_domain.wire.runs import (

@@ -9,64 +9,15 @@ from pydantic.types import JsonValue
 
 from lem_domain.ids import AttemptId, RunId, Sha256
 from lem_domain.results.energy import (
-    Baseline,
-    BaselineContext,
-    DeviceEnergy,
     EnergyResult,
-    HostEnergy,
-    PartPower,
-    PhaseEnergy,
-    PhaseSplit,
-    PrefillProbe,
 )
 from lem_domain.results.figures import (
     Distribution,
-    EnergyFigure,
-    EnergyMethod,
     Figure,
     ResultModel,
 )
-from lem_domain.results.findings import Finding, FindingCode, Severity, Verdict, verdict_of
+from lem_domain.results.findings import Finding, Verdict
 from lem_domain.results.footprint import FootprintResult, QualityResult
-
-__all__ = [
-    "METHOD_VERSION",
-    "Baseline",
-    "BaselineContext",
-    "Check",
-    "CheckName",
-    "ComputeResult",
-    "CycleSummary",
-    "DeviceEnergy",
-    "DeviceTelemetry",
-    "Distribution",
-    "EfficiencyResult",
-    "EnergyFigure",
-    "EnergyMethod",
-    "EnergyResult",
-    "Figure",
-    "Finding",
-    "FindingCode",
-    "FootprintResult",
-    "HostEnergy",
-    "OutputsResult",
-    "PartPower",
-    "PhaseEnergy",
-    "PhaseSplit",
-    "PrefillProbe",
-    "ProcessMemory",
-    "QualityResult",
-    "ResultModel",
-    "RunResult",
-    "SamplerTelemetry",
-    "Severity",
-    "SpeedResult",
-    "TelemetryResult",
-    "Verdict",
-    "WindowResult",
-    "WorkResult",
-    "verdict_of",
-]
 
 METHOD_VERSION = "m1"
 """Version of the formulas in docs/measurement.md; a change to any formula is a new version."""

@@ -19,32 +19,11 @@ from lem_domain.config.ordering import PlannedRun
 from lem_domain.config.provenance import Source
 from lem_domain.errors import FieldProblem, ProblemCode
 from lem_domain.ids import CampaignId, ExperimentId, RunId, Sha256
-from lem_domain.results.run import CycleSummary, Verdict
+from lem_domain.results.findings import Verdict
+from lem_domain.results.run import CycleSummary
 from lem_domain.states import CampaignState, RunState
 from lem_domain.wire.base import AnswerModel, RequestModel
 from lem_domain.wire.workers import DeviceKind
-
-__all__ = [
-    "AggregatedCampaign",
-    "AggregationProblem",
-    "CampaignPlan",
-    "CampaignResults",
-    "CampaignSpec",
-    "CampaignView",
-    "ExperimentResults",
-    "ExperimentView",
-    "ImportOrigin",
-    "ImportedBundle",
-    "PauseCampaign",
-    "PlaceCampaign",
-    "PlaceView",
-    "PlannedExperimentView",
-    "PlannedRunView",
-    "RetriedRuns",
-    "RunOutcome",
-    "WaitReason",
-    "WaitView",
-]
 
 
 class RunCounts(AnswerModel):

@@ -9,16 +9,9 @@ import numpy as np
 from lem_domain.config.hashing import config_hash
 from lem_domain.config.measurement import SloConfig
 from lem_domain.evidence.streams import StreamName
-from lem_domain.results.run import (
-    METHOD_VERSION,
-    Distribution,
-    Figure,
-    RunResult,
-    SpeedResult,
-    WindowResult,
-    WorkResult,
-    verdict_of,
-)
+from lem_domain.results.figures import Distribution, Figure
+from lem_domain.results.findings import verdict_of
+from lem_domain.results.run import METHOD_VERSION, RunResult, SpeedResult, WindowResult, WorkResult
 from lem_server.aggregation.checks.completeness import missing_parts
 from lem_server.aggregation.checks.reported import evidence_checks
 from lem_server.aggregation.energy.efficiency import efficiency_result

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from lem_domain.results.findings import Finding, Verdict, verdict_of
 from lem_domain.results.metrics import METRICS, Metric
-from lem_domain.results.run import CycleSummary, Finding, RunResult, Verdict, verdict_of
+from lem_domain.results.run import CycleSummary, RunResult
 from lem_server.aggregation.findings.rule import Occurrence
 from lem_server.aggregation.findings.work import output_mismatch
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lem_domain.results.run import FindingCode, Severity
+from lem_domain.results.findings import FindingCode, Severity
 from lem_server.aggregation.findings import RULES
 from lem_server.aggregation.findings.rule import Occurrence, Rule
 from tools.reference.results import findings_page

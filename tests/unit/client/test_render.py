@@ -21,7 +21,8 @@ from lem_client.render.result_table import result_table
 from lem_client.render.schedule import execution_summary
 from lem_client.render.terminal import clean
 from lem_domain.config.execution import ExecutionConfig
-from lem_domain.results.run import EnergyFigure, EnergyMethod, EnergyResult, Figure
+from lem_domain.results.energy import EnergyResult
+from lem_domain.results.figures import EnergyFigure, EnergyMethod, Figure
 from lem_domain.states import RunState
 from lem_domain.wire.events import AggregationEvent, RunProgressEvent, RunTransitionEvent
 from lem_domain.wire.runs import Progress

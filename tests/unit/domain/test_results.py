@@ -8,7 +8,8 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from lem_domain.results.run import EnergyFigure, EnergyMethod, Figure, Finding, FindingCode, Severity, verdict_of
+from lem_domain.results.figures import EnergyFigure, EnergyMethod, Figure
+from lem_domain.results.findings import Finding, FindingCode, Severity, verdict_of
 
 
 def test_a_figure_has_a_value_or_a_reason() -> None:

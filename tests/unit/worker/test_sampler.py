@@ -9,7 +9,7 @@ from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence.streams import STREAMS, StreamName
-from lem_domain.results.run import EnergyMethod
+from lem_domain.results.figures import EnergyMethod
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_worker.process.evidence_rows import Clock
 from lem_worker.sampler.cadence import DeadlineGrid

@@ -10,7 +10,7 @@ from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.errors import LemError
-from lem_domain.results.run import EnergyMethod
+from lem_domain.results.figures import EnergyMethod
 from lem_domain.wire.workers import Device
 from lem_worker.process.evidence_rows import Clock
 

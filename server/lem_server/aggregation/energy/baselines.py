@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lem_domain.results.run import Baseline, BaselineContext, EnergyFigure, Figure, PartPower
+from lem_domain.results.energy import Baseline, BaselineContext, PartPower
+from lem_domain.results.figures import EnergyFigure, Figure
 from lem_server.aggregation.energy.meters import Meter, sum_or_none
 from lem_server.aggregation.energy.sampler_record import BaselineSpan, ReusedBaseline, SamplerRecord
 from lem_server.aggregation.energy.traces import FloatArray, Interval, Span

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from lem_domain.results.run import Distribution, EfficiencyResult, EnergyFigure, EnergyResult, Figure, WorkResult
+from lem_domain.results.energy import EnergyResult
+from lem_domain.results.figures import Distribution, EnergyFigure, Figure
+from lem_domain.results.run import EfficiencyResult, WorkResult
 
 
 def efficiency_result(energy: EnergyResult, work: WorkResult, e2e_ms: Distribution) -> EfficiencyResult:

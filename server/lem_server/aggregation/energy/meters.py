@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lem_domain.results.run import EnergyFigure, EnergyMethod, Figure
+from lem_domain.results.figures import EnergyFigure, EnergyMethod, Figure
 from lem_server.aggregation.energy.traces import (
     EnergyEstimate,
     FloatArray,

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lem_domain.results.run import EnergyFigure, EnergyMethod, Figure, PhaseEnergy, PhaseSplit
+from lem_domain.results.energy import PhaseEnergy, PhaseSplit
+from lem_domain.results.figures import EnergyFigure, EnergyMethod, Figure
 from lem_server.aggregation.energy.meters import Meter, not_sampled, total_energy
 from lem_server.aggregation.energy.traces import FloatArray, Interval, Trace
 from lem_server.aggregation.evidence_reader import NULL, IntArray

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lem_domain.evidence.streams import StreamName
-from lem_domain.results.run import EnergyMethod
+from lem_domain.results.figures import EnergyMethod
 from lem_domain.wire.workers import Device
 from lem_server.aggregation.energy.traces import Trace, make_trace
 from lem_server.aggregation.errors import EvidenceInvalid

@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 from pydantic.types import JsonValue
 
-from lem_domain.results.run import EnergyFigure, Figure, PhaseEnergy, PhaseSplit, PrefillProbe, WorkResult
+from lem_domain.results.energy import PhaseEnergy, PhaseSplit, PrefillProbe
+from lem_domain.results.figures import EnergyFigure, Figure
+from lem_domain.results.run import WorkResult
 from lem_server.aggregation.energy.meters import Meter, not_sampled, sum_or_none, total_energy
 from lem_server.aggregation.inputs import Summaries
 

@@ -12,7 +12,7 @@ from typing import NamedTuple, get_args
 from pydantic.types import JsonValue
 
 from lem_domain.evidence.streams import SAMPLER, PhaseName, StreamName
-from lem_domain.results.run import BaselineContext
+from lem_domain.results.energy import BaselineContext
 from lem_server.aggregation.energy.traces import Span
 from lem_server.aggregation.evidence_reader import EvidenceReader
 from lem_server.aggregation.inputs import Summaries

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from pydantic.types import JsonValue
 
-from lem_domain.results.run import DeviceTelemetry, Figure, ProcessMemory, SamplerTelemetry, TelemetryResult
+from lem_domain.results.figures import Figure
+from lem_domain.results.run import DeviceTelemetry, ProcessMemory, SamplerTelemetry, TelemetryResult
 from lem_domain.wire.workers import Device
 from lem_server.aggregation.energy.power_traces import DeviceSamples, SparseReadings
 from lem_server.aggregation.energy.sampler_record import SamplerRecord

@@ -8,15 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.results.run import (
-    DeviceEnergy,
-    EnergyFigure,
-    EnergyMethod,
-    EnergyResult,
-    Figure,
-    HostEnergy,
-    WindowResult,
-)
+from lem_domain.results.energy import DeviceEnergy, EnergyResult, HostEnergy
+from lem_domain.results.figures import EnergyFigure, EnergyMethod, Figure
+from lem_domain.results.run import WindowResult
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_server.aggregation.energy.baselines import baseline_results, net_energy
 from lem_server.aggregation.energy.meters import Meter, mean_power, strength, total_energy

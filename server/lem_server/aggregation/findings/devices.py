@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 
-from lem_domain.results.run import FindingCode, Severity
+from lem_domain.results.findings import FindingCode, Severity
 from lem_server.aggregation.findings.rule import Occurrence, RunFacts, rule
 from lem_server.aggregation.findings.trends import temperature_change_c
 

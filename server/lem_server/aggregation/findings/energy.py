@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lem_domain.results.run import DeviceEnergy, EnergyMethod, EnergyResult, FindingCode, HostEnergy, Severity
+from lem_domain.results.energy import DeviceEnergy, EnergyResult, HostEnergy
+from lem_domain.results.figures import EnergyMethod
+from lem_domain.results.findings import FindingCode, Severity
 from lem_server.aggregation.energy.telemetry import late_share
 from lem_server.aggregation.energy.traces import GAP_FACTOR
 from lem_server.aggregation.findings.rule import Occurrence, RunFacts, rule

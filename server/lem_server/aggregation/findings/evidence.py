@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lem_domain.results.run import FindingCode, Severity
+from lem_domain.results.findings import FindingCode, Severity
 from lem_server.aggregation.findings.rule import Occurrence, RunFacts, rule
 
 

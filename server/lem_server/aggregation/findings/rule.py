@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lem_domain.results.run import (
-    Finding,
-    FindingCode,
-    OutputsResult,
-    Severity,
-    TelemetryResult,
-    WindowResult,
-    WorkResult,
-)
+from lem_domain.results.findings import Finding, FindingCode, Severity
+from lem_domain.results.run import OutputsResult, TelemetryResult, WindowResult, WorkResult
 from lem_server.aggregation.energy.power_traces import DeviceSamples
 from lem_server.aggregation.energy.sampler_record import SamplerRecord
 from lem_server.aggregation.energy.totals import EnergyAccount

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic.types import JsonValue
 
 from lem_domain.config.hashing import canonical_json
-from lem_domain.results.run import FindingCode, Severity
+from lem_domain.results.findings import FindingCode, Severity
 from lem_domain.wire.runs import EffectiveConfig
 from lem_server.aggregation.checks.reported import LOW_OVERLAP, engine_versions, repeated_devices
 from lem_server.aggregation.findings.rule import Occurrence, RunFacts, rule

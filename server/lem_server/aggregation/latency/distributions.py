@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lem_domain.config.measurement import SloConfig
-from lem_domain.results.run import Distribution, Figure, WindowResult
+from lem_domain.results.figures import Distribution, Figure
+from lem_domain.results.run import WindowResult
 from lem_server.aggregation.evidence_reader import NULL, IntArray
 from lem_server.aggregation.work.requests import RankRequests
 

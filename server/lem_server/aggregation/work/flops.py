@@ -18,7 +18,8 @@ import numpy as np
 from pydantic.types import JsonValue
 
 from lem_domain.gpu_peaks import GpuPeak, is_part, peak_of
-from lem_domain.results.run import ComputeResult, Figure, WindowResult
+from lem_domain.results.figures import Figure
+from lem_domain.results.run import ComputeResult, WindowResult
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_server.aggregation.evidence_reader import NULL
 from lem_server.aggregation.inputs import Summaries

@@ -10,7 +10,9 @@ import pytest
 
 from factories.evidence import Evidence, cpu, gpu
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.results.run import Baseline, EnergyMethod, RunResult
+from lem_domain.results.energy import Baseline
+from lem_domain.results.figures import EnergyMethod
+from lem_domain.results.run import RunResult
 from lem_server.aggregation.result import aggregate
 
 SAMPLES = [number * 0.05 for number in range(1201)]

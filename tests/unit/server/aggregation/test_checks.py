@@ -8,7 +8,8 @@ import pytest
 
 from factories.evidence import Evidence, gpu
 from lem_domain.evidence.streams import StreamName
-from lem_domain.results.run import Check, CheckName, FindingCode, RunResult, Severity
+from lem_domain.results.findings import FindingCode, Severity
+from lem_domain.results.run import Check, CheckName, RunResult
 from lem_server.aggregation.result import aggregate
 
 ENGINE = "transformers 5.23.0, torch 2.12.1"

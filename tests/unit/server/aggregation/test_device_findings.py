@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from factories.evidence import Evidence, gpu, ns
-from lem_domain.results.run import Finding, FindingCode, RunResult, Severity
+from lem_domain.results.findings import Finding, FindingCode, Severity
+from lem_domain.results.run import RunResult
 from lem_server.aggregation.result import aggregate
 
 TIMES = [number * 0.1 for number in range(701)]

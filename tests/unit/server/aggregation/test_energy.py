@@ -6,7 +6,10 @@ import pytest
 from pydantic.types import JsonValue
 
 from factories.evidence import Evidence, cpu, gpu, simulated
-from lem_domain.results.run import EnergyMethod, EnergyResult, FindingCode, RunResult, Severity
+from lem_domain.results.energy import EnergyResult
+from lem_domain.results.figures import EnergyMethod
+from lem_domain.results.findings import FindingCode, Severity
+from lem_domain.results.run import RunResult
 from lem_server.aggregation.result import aggregate
 
 SAMPLES = [number * 0.1 for number in range(140)]

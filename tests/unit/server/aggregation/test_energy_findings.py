@@ -9,7 +9,8 @@ import pytest
 
 from factories.evidence import Evidence
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.results.run import Finding, FindingCode, RunResult, Severity
+from lem_domain.results.findings import Finding, FindingCode, Severity
+from lem_domain.results.run import RunResult
 from lem_server.aggregation.result import aggregate
 
 TIMES = [number * 0.1 for number in range(701)]

@@ -8,7 +8,8 @@ import pytest
 
 from factories.evidence import Evidence
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.results.run import Finding, FindingCode, RunResult, Severity
+from lem_domain.results.findings import Finding, FindingCode, Severity
+from lem_domain.results.run import RunResult
 from lem_domain.wire.runs import EffectiveConfig, EffectiveParameter
 from lem_server.aggregation.result import aggregate
 

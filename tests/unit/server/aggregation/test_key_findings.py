@@ -8,7 +8,8 @@ import pytest
 
 from factories.evidence import Evidence, simulated
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.results.run import FindingCode, RunResult, Severity
+from lem_domain.results.findings import FindingCode, Severity
+from lem_domain.results.run import RunResult
 from lem_domain.wire.runs import EffectiveConfig, EffectiveParameter
 from lem_server.aggregation.result import aggregate
 

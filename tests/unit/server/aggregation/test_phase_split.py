@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factories.evidence import Evidence, cpu, gpu
-from lem_domain.results.run import EnergyMethod, PhaseSplit, RunResult
+from lem_domain.results.energy import PhaseSplit
+from lem_domain.results.figures import EnergyMethod
+from lem_domain.results.run import RunResult
 from lem_server.aggregation.result import aggregate
 
 

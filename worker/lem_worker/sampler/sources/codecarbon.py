@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.results.run import EnergyMethod
+from lem_domain.results.figures import EnergyMethod
 from lem_domain.wire.workers import Device
 from lem_worker.process.evidence_rows import Clock
 from lem_worker.sampler.energy_source import Coverage, EnergySource, HostSample, SourceSpec, SourceUnavailable

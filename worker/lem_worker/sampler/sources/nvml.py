@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 from pydantic.types import JsonValue
 
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.results.run import EnergyMethod
+from lem_domain.results.figures import EnergyMethod
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_worker.devices.gpu_memory import attempt_processes
 from lem_worker.devices.nvml_session import NvmlUnavailable, open_nvml

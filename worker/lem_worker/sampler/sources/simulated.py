@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lem_domain.backends.registry import backend_spec
 from lem_domain.backends.simulated import SimulatedConfig
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.results.run import EnergyMethod
+from lem_domain.results.figures import EnergyMethod
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_worker.process.evidence_rows import Clock
 from lem_worker.sampler.energy_source import Coverage, DeviceSample, EnergySource, SourceSpec, SourceUnavailable
