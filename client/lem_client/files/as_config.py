@@ -6,18 +6,23 @@ Defaults are written too, because a later version may have others. Unset values 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Final
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic.types import JsonValue
 
 from lem_client.files.yaml_dialect import as_line
+from lem_domain.config.documents import flattened, with_value
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.hashing import config_hash
+from lem_domain.config.keys import keys_of
 from lem_domain.errors import LemError
 from lem_domain.wire.campaigns import CampaignView, ExperimentView
 from lem_domain.wire.runs import AttemptView, RunView
 
 Values = dict[str, JsonValue]
+
+_DEFAULTS: Final = {key.path: key.default for key in keys_of(ExperimentConfig)}
 
 
 def document(experiment: ExperimentView, campaign: CampaignView, run: RunView | None) -> Values:
@@ -63,13 +68,10 @@ def origin_lines(
     return lines
 
 
-def yaml_text(values: Values, experiment: ExperimentView, comments: list[str]) -> str:
+def yaml_text(values: Values, comments: list[str]) -> str:
     """Return the file's text, with a comment at every default."""
     head = [f"# {line}" for line in comments]
-    own = {key: value for key, value in values.items() if key not in ExperimentConfig.model_fields}
-    rest = {key: value for key, value in values.items() if key in ExperimentConfig.model_fields}
-    body = [*_lines(own, {}, ""), *_lines(rest, _defaults(experiment.config), "")]
-    return "\n".join([*head, "", *body]) + "\n"
+    return "\n".join([*head, "", *_lines(values)]) + "\n"
 
 
 def _apparatus(attempt: AttemptView) -> Iterator[str]:
@@ -81,41 +83,21 @@ def _apparatus(attempt: AttemptView) -> Iterator[str]:
         yield f"lem         {lem.get('version')}, commit {lem.get('commit') or 'not known'}"
 
 
-def _set_values(model: BaseModel) -> Values:
+def _set_values(config: ExperimentConfig) -> Values:
     """Return every value that is set; a null counts as set where the default is not null."""
     found: Values = {}
-    for name, field in type(model).model_fields.items():
-        value = getattr(model, name)
-        if value is None and field.get_default(call_default_factory=True) is None:
-            continue
-        if isinstance(value, BaseModel):
-            inner = _set_values(value)
-            if inner:
-                found[name] = inner
-        else:
-            found[name] = model.model_dump(mode="json", include={name})[name]
+    for path, value in flattened(config.model_dump(mode="json")):
+        if value is not None or _DEFAULTS[path] is not None:
+            found = with_value(found, path, value)
     return found
 
 
-def _defaults(model: BaseModel) -> Values:
-    """Return the default of each value in the model's shape; required values have none."""
-    found: Values = {}
-    for name, field in type(model).model_fields.items():
-        value = getattr(model, name)
-        if isinstance(value, BaseModel):
-            found[name] = _defaults(value)
-        elif not field.is_required() and not field.exclude:
-            default = field.get_default(call_default_factory=True)
-            found[name] = type(model).model_construct(**{name: default}).model_dump(mode="json", include={name})[name]
-    return found
-
-
-def _lines(values: Mapping[str, JsonValue], defaults: Mapping[str, JsonValue], indent: str) -> Iterator[str]:
+def _lines(values: Mapping[str, JsonValue], indent: str = "", section: str = "") -> Iterator[str]:
     for key, value in values.items():
-        default = defaults.get(key)
-        if isinstance(value, dict) and value and isinstance(default, dict | None):
+        path = f"{section}{key}"
+        if isinstance(value, dict) and value:
             yield f"{indent}{as_line(key)}:"
-            yield from _lines(value, default or {}, indent + "  ")
+            yield from _lines(value, indent + "  ", f"{path}.")
             continue
-        mark = "  # the default" if key in defaults and default == value else ""
+        mark = "  # the default" if path in _DEFAULTS and _DEFAULTS[path] == value else ""
         yield f"{indent}{as_line(key)}: {as_line(value)}{mark}"

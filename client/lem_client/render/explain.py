@@ -11,6 +11,7 @@ from pydantic.types import JsonValue
 from lem_client.render import energy_report
 from lem_client.render.numbers import MISSING, duration, quantity
 from lem_client.render.schedule import execution_summary
+from lem_domain.config.documents import flattened
 from lem_domain.config.provenance import Source
 from lem_domain.results.figures import Distribution, EnergyFigure, Figure
 from lem_domain.results.findings import Severity
@@ -267,15 +268,9 @@ def evidence(server: str, one: AttemptView) -> list[str]:
     return lines
 
 
-def values(tree: Mapping[str, JsonValue], prefix: str = "") -> list[str]:
+def values(tree: Mapping[str, JsonValue]) -> list[str]:
     """Return a line per leaf of a tree: its dotted path and its value."""
-    lines = []
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            lines += values(value, f"{prefix}{key}.")
-        else:
-            lines.append(f"  {prefix + key:<34} {_value(value)}")
-    return lines
+    return [f"  {path:<34} {_value(value)}" for path, value in flattened(tree)]
 
 
 def _value(value: JsonValue) -> str:

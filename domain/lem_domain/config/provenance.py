@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from pydantic.types import JsonValue
 
+from lem_domain.config.documents import flattened
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.keys import keys_of
 from lem_domain.config.model_base import ConfigModel, key
@@ -52,8 +53,7 @@ def resolved_values(
     revision.
     """
     defaults = {key.path: key.default for key in keys_of(ExperimentConfig)}
-    groups = {key.path for key in keys_of(ExperimentConfig) if key.group}
-    for path, value in _leaves(config.model_dump(mode="json"), groups, ""):
+    for path, value in flattened(config.model_dump(mode="json")):
         axis = next((one for one in varied if path == one or path.startswith(f"{one}.")), None)
         if axis is not None:
             swept = origins.get(f"sweep.{axis}") or origins.get("experiments")
@@ -72,13 +72,3 @@ def _nearest(path: str, origins: Mapping[str, Origin]) -> Origin | None:
     while path and path not in origins:
         path = path.rpartition(".")[0]
     return origins.get(path)
-
-
-def _leaves(values: Mapping[str, JsonValue], groups: Collection[str], prefix: str) -> Iterator[tuple[str, JsonValue]]:
-    """Path and value of everything that is no section; a section that is off is a null."""
-    for name, value in values.items():
-        path = f"{prefix}{name}"
-        if isinstance(value, dict) and path in groups:
-            yield from _leaves(value, groups, f"{path}.")
-        else:
-            yield path, value

@@ -70,9 +70,7 @@ RUN = RunView(
 def written(config: ExperimentConfig, tmp_path: Path, *, run: RunView | None = RUN, **execution: Any) -> Path:
     campaign, experiment = campaign_view(**execution), experiment_view(config)
     values = as_config.document(experiment, campaign, run)
-    text = as_config.yaml_text(
-        values, experiment, as_config.origin_lines("http://lem", experiment, campaign, run, None)
-    )
+    text = as_config.yaml_text(values, as_config.origin_lines("http://lem", experiment, campaign, run, None))
     path = tmp_path / "as_config.yaml"
     path.write_text(text, encoding="utf-8")
     return path

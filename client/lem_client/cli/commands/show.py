@@ -163,7 +163,7 @@ def _show_as_config(session: Session, target: str) -> None:
         return
     lines = as_config.origin_lines(client.server, experiment, campaign, run, attempt)
     comments = [clean(line.replace("\n", " ")) for line in lines]
-    sys.stdout.write(as_config.yaml_text(document, experiment, comments))
+    sys.stdout.write(as_config.yaml_text(document, comments))
 
 
 def _json(value: BaseModel) -> dict[str, JsonValue]:
