@@ -1,7 +1,8 @@
-"""Whether engines are installed in this environment; imports no engine."""
+"""Which engines and packages are installed in this environment; imports no engine."""
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from lem_domain.backends.registry import backend_spec, has_engine
@@ -28,3 +29,11 @@ def is_served_by_another(backend: str, workers: tuple[WorkerView, ...], *, own_i
         and has_engine(backend, worker.versions)
         for worker in workers
     )
+
+
+def version_of(distribution: str) -> str | None:
+    """The version of an installed package; None without it."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

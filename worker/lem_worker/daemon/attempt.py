@@ -198,13 +198,13 @@ class Attempt:
         self._require_as_requested()
         await self._baseline(sampler, "ready")
         for rank in ranks:
-            rank.send(WarmUp(power_known=self._supervision.power_known))
+            rank.send(WarmUp(power_known=self._supervision.sampler.power_w is not None))
         await self._supervision.until_ready()
         settle = self._config.settle
         if settle.temperature_c is not None or settle.idle_power:
             await self._supervision.settle(sampler, limit_s=settle.max_s)
         # In a thread: the snapshot runs git and reads many files, and the processes' messages must not wait for it.
-        facts = await asyncio.to_thread(snapshot, self._devices, self._supervision.device_facts)
+        facts = await asyncio.to_thread(snapshot, self._devices, self._supervision.sampler.device_facts)
         await self._open_window(StartAttempt(environment={**facts, **self._input_facts}, effective_config=effective))
         for rank in ranks:
             rank.send(Go())
@@ -285,7 +285,7 @@ class Attempt:
             raise machine_failure(
                 FailureReason.BACKEND_INITIALISATION, "the sampler died or hangs, and energy.required is set."
             )
-        failure = self._supervision.sampler_failure
+        failure = self._supervision.sampler.failure
         if failure is None:
             await sampler.kill(self._kill_grace_s)
             failure = f"the sampler {await sampler.wait()}"
@@ -298,7 +298,11 @@ class Attempt:
         Waits without limit for the server's answer: only the server knows whether the lease is lost, and until then
         the folder is kept.
         """
-        if isinstance(why, AttemptEnded) and why.outcome == "interrupted" and self._is_complete():
+        if (
+            isinstance(why, AttemptEnded)
+            and why.outcome == "interrupted"
+            and spool.is_complete(self._dir, self._processes)
+        ):
             unfinished = await self._failure_of(self._uploader.complete(self._processes))
             if unfinished is None:
                 spool.remove_attempt(self._dir)
@@ -326,12 +330,9 @@ class Attempt:
             reason=why.reason,
             # An engine may print any character, but PostgreSQL's text type can't hold U+0000.
             message=str(why).replace("\x00", "\N{REPLACEMENT CHARACTER}")[:4000],
-            environment={**snapshot(self._devices, self._supervision.device_facts), **self._input_facts},
-            effective_config=self._supervision.effective_config,
+            environment={**snapshot(self._devices, self._supervision.sampler.device_facts), **self._input_facts},
+            effective_config=self._supervision.leader.effective_config,
         )
-
-    def _is_complete(self) -> bool:
-        return spool.is_complete(self._dir, self._processes)
 
     async def _kill_all(self) -> None:
         """End the processes with their groups, then those that left their group, and wait for free GPU memory."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 import socket
 from collections.abc import Coroutine
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
@@ -16,7 +14,7 @@ from uuid import UUID, uuid4
 from lem_domain.backends.registry import backend_spec, engine_distributions
 from lem_domain.errors import LemError, ProblemCode
 from lem_domain.wire.workers import Assignment, ClaimRequest, Device, HeartbeatVerdict, RegisterWorker
-from lem_worker.backends.installed import absence, is_served_by_another
+from lem_worker.backends.installed import absence, is_served_by_another, version_of
 from lem_worker.daemon.attempt import Attempt
 from lem_worker.daemon.attempt_end import AttemptEnded, AttemptLost, cancelled, handed_back, lease_expired, paused
 from lem_worker.daemon.heartbeat_process import HeartbeatEvent, HeartbeatProcess, LeaseExpired
@@ -202,19 +200,14 @@ class Daemon:
             logger.error("%s Nothing is claimed until then.", holder)
 
     def _log_end(self, assignment: Assignment, ended: AttemptEnded | AttemptLost | None) -> None:
-        if ended is None:
-            logger.info("%s cycle %d: completed", assignment.display_name, assignment.cycle)
-        elif isinstance(ended, AttemptEnded):
-            logger.warning(
-                "%s cycle %d: %s (%s): %s",
-                assignment.display_name,
-                assignment.cycle,
-                ended.outcome,
-                ended.reason.value,
-                ended,
-            )
-        else:
-            logger.warning("%s cycle %d: the lease was lost: %s", assignment.display_name, assignment.cycle, ended)
+        run = f"{assignment.display_name} cycle {assignment.cycle}"
+        match ended:
+            case None:
+                logger.info("%s: completed", run)
+            case AttemptEnded():
+                logger.warning("%s: %s (%s): %s", run, ended.outcome, ended.reason.value, ended)
+            case AttemptLost():
+                logger.warning("%s: the lease was lost: %s", run, ended)
 
     def _count_failure(self, ended: AttemptEnded | AttemptLost | None) -> None:
         """Count failures of the machine. Only a completed run resets the count: others prove nothing about it."""
@@ -339,11 +332,8 @@ def _inventory(settings: WorkerSettings, worker_id: str) -> tuple[Device, ...]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("llm-energy-measurement", "transformers", "codecarbon", *engine_distributions()):
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+    names = ("llm-energy-measurement", "transformers", "codecarbon", *engine_distributions())
+    return {name: found for name in names if (found := version_of(name)) is not None}
 
 
 def _read_token(path: Path) -> str:

@@ -6,7 +6,6 @@ here.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -19,6 +18,7 @@ from pydantic.types import JsonValue
 
 from lem_domain.backends.registry import engine_distributions
 from lem_domain.wire.workers import Device
+from lem_worker.backends.installed import version_of
 
 _PACKAGES = (
     "accelerate",
@@ -61,7 +61,7 @@ def snapshot(devices: Sequence[Device], known: Sequence[Mapping[str, JsonValue]]
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "packages": _versions(),
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
-        "lem": {"version": _version(_DISTRIBUTION), "commit": _commit() or os.environ.get("LEM_COMMIT") or None},
+        "lem": {"version": version_of(_DISTRIBUTION), "commit": _commit() or os.environ.get("LEM_COMMIT") or None},
     }
 
 
@@ -129,15 +129,7 @@ def _container(environment: Mapping[str, str]) -> dict[str, JsonValue]:
 
 
 def _versions() -> dict[str, JsonValue]:
-    versions = {name: _version(name) for name in _PACKAGES}
-    return {name: version for name, version in versions.items() if version is not None}
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return {name: version for name in _PACKAGES if (version := version_of(name)) is not None}
 
 
 def _commit() -> str | None:

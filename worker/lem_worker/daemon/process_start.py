@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ class ProcessModules(NamedTuple):
     sampler: str = "lem_worker.sampler.main"
 
 
+@dataclass
 class ProcessStarter:
     """Starts the processes of one attempt and lets its supervision follow them.
 
@@ -34,33 +36,28 @@ class ProcessStarter:
         AttemptEnded: a process can't be started.
     """
 
-    def __init__(
-        self,
-        assignment: Assignment,
-        *,
-        modules: ProcessModules,
-        attempt_dir: Path,
-        devices: tuple[Device, ...],
-        supervision: Supervision,
-    ) -> None:
-        self.started = False
-        """Whether any process was started, which may have used the devices."""
-        self._attempt_id = assignment.attempt_id
-        self._config = assignment.config
-        self._modules = modules
-        self._dir = attempt_dir
-        self._devices = devices
-        self._supervision = supervision
+    assignment: Assignment
+    modules: ProcessModules
+    attempt_dir: Path
+    devices: tuple[Device, ...]
+    supervision: Supervision
+    started: bool = False
+    """Whether any process was started, which may have used the devices."""
 
     async def start_sampler(self) -> Child:
         """Start the sampler."""
-        job = SamplerJob(attempt_id=self._attempt_id, config=self._config, spool=str(self._dir), devices=self._devices)
-        return await self._start(SAMPLER, self._modules.sampler, job, {})
+        job = SamplerJob(
+            attempt_id=self.assignment.attempt_id,
+            config=self.assignment.config,
+            spool=str(self.attempt_dir),
+            devices=self.devices,
+        )
+        return await self._start(SAMPLER, self.modules.sampler, job, {})
 
     async def start_ranks(self, prepared: Prepared) -> list[SupervisedProcess]:
         """Start all ranks, in the way that the backend needs."""
-        jobs = [self._rank_job(number, prepared) for number in range(self._config.processes)]
-        gpus = [device.uuid for device in self._devices if device.kind is DeviceKind.GPU]
+        jobs = [self._rank_job(number, prepared) for number in range(self.assignment.config.processes)]
+        gpus = [device.uuid for device in self.devices if device.kind is DeviceKind.GPU]
         environment = {
             # Tokenizers warn, and may deadlock, when a process forks after they have used threads.
             "TOKENIZERS_PARALLELISM": "false",
@@ -71,26 +68,26 @@ class ProcessStarter:
         if prepared.is_local:
             # Without it the library contacts the hub even for local files, and waits for it.
             environment["HF_HUB_OFFLINE"] = "1"
-        if len(jobs) > 1 and backend_spec(self._config.backend).launch_mode is LaunchMode.ACCELERATE:
+        if len(jobs) > 1 and backend_spec(self.assignment.config.backend).launch_mode is LaunchMode.ACCELERATE:
             if not gpus:
                 environment["ACCELERATE_USE_CPU"] = "true"
             return await self._launch(jobs, environment)
-        return [await self._start(rank_name(job.rank), self._modules.rank, job, environment) for job in jobs]
+        return [await self._start(rank_name(job.rank), self.modules.rank, job, environment) for job in jobs]
 
     def _rank_job(self, number: int, prepared: Prepared) -> RankJob:
         return RankJob(
-            attempt_id=self._attempt_id,
+            attempt_id=self.assignment.attempt_id,
             rank=number,
-            world_size=self._config.processes,
-            config=self._config,
+            world_size=self.assignment.config.processes,
+            config=self.assignment.config,
             model_path=prepared.model.path_or_id,
             model_files=prepared.model.file_digests,
             adapter_path=None if prepared.adapter is None else prepared.adapter.path_or_id,
             assistant_path=None if prepared.assistant is None else prepared.assistant.path_or_id,
             prompts=prepared.prompts,
             arrivals_s=prepared.arrivals_s,
-            spool=str(self._dir),
-            devices=self._devices,
+            spool=str(self.attempt_dir),
+            devices=self.devices,
         )
 
     async def _launch(self, jobs: Sequence[RankJob], environment: dict[str, str]) -> list[SupervisedProcess]:
@@ -98,14 +95,14 @@ class ProcessStarter:
         files = [self._write_job(name, job) for name, job in zip(names, jobs, strict=True)]
         self.started = True
         launching = launch_ranks(
-            self._modules.rank, files[0], names, attempt_id=self._attempt_id, environment=environment
+            self.modules.rank, files[0], names, attempt_id=self.assignment.attempt_id, environment=environment
         )
         try:
-            ranks = await self._supervision.while_loading(launching, "starting the ranks")
+            ranks = await self.supervision.while_loading(launching, "starting the ranks")
         except OSError as error:
             raise _not_started("accelerate launch", error) from error
         for rank in ranks:
-            self._supervision.follow(rank)
+            self.supervision.follow(rank)
         return list(ranks)
 
     async def _start(self, name: str, module: str, job: RankJob | SamplerJob, environment: dict[str, str]) -> Child:
@@ -115,18 +112,18 @@ class ProcessStarter:
                 name,
                 module,
                 job_file,
-                log_file=self._dir / f"{name}.log",
-                attempt_id=self._attempt_id,
+                log_file=self.attempt_dir / f"{name}.log",
+                attempt_id=self.assignment.attempt_id,
                 environment=environment,
             )
         except OSError as error:
             raise _not_started(name, error) from error
         self.started = True
-        self._supervision.follow(child)
+        self.supervision.follow(child)
         return child
 
     def _write_job(self, name: str, job: RankJob | SamplerJob) -> Path:
-        path = self._dir / f"{name}.job.json"
+        path = self.attempt_dir / f"{name}.job.json"
         spool.write_model(path, job)
         return path
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic.types import JsonValue
-
 from lem_domain.config.measurement import LimitsConfig
 from lem_domain.evidence.streams import SAMPLER, PhaseName
 from lem_domain.states import FailureReason
@@ -57,8 +55,9 @@ class Supervision:
     ) -> None:
         self._limits = limits
         self._ranks = {name: RankStatus() for name in ranks}
-        self._leader = self._ranks[ranks[0]]
-        self._sampler = SamplerStatus()
+        self.leader = self._ranks[ranks[0]]
+        """Rank 0."""
+        self.sampler = SamplerStatus()
         self._on_progress = on_progress
         self._log_dir = log_dir
         self._children: dict[str, SupervisedProcess] = {}
@@ -70,30 +69,10 @@ class Supervision:
         self._phase_began = 0.0
 
     @property
-    def effective_config(self) -> EffectiveConfig | None:
-        """The configuration that rank 0 read back from its engine; None before it is loaded."""
-        return self._leader.effective_config
-
-    @property
     def effective_configs(self) -> tuple[EffectiveConfig, ...]:
-        """The configurations that the loaded ranks read back."""
+        """The configurations that the loaded ranks read back, that of rank 0 first."""
         found = (rank.effective_config for rank in self._ranks.values())
         return tuple(config for config in found if config is not None)
-
-    @property
-    def device_facts(self) -> tuple[dict[str, JsonValue], ...]:
-        """The sampler's facts of the leased devices; empty before its first samples."""
-        return self._sampler.device_facts
-
-    @property
-    def power_known(self) -> bool:
-        """Whether any source measures power."""
-        return self._sampler.power_w is not None
-
-    @property
-    def sampler_failure(self) -> str | None:
-        """Why the sampler never had a sample, if the attempt continued without it."""
-        return self._sampler.failure
 
     # --- the end of the attempt ---------------------------------------------------------------------------------------
 
@@ -181,9 +160,7 @@ class Supervision:
         """
         limit_s = self._limits.load_s if required else min(OPENING_S, self._limits.load_s)
         try:
-            await self._until(
-                lambda: self._sampler.sampling or self._sampler.gone, limit_s, "opening the energy sources"
-            )
+            await self._until(lambda: self.sampler.sampling or self.sampler.gone, limit_s, "opening the energy sources")
         except AttemptEnded:
             if required:
                 raise
@@ -193,7 +170,7 @@ class Supervision:
             # Awaited at the end of the attempt only: a driver call may keep a killed process for any time.
             self._tasks.append(asyncio.create_task(sampler.kill(grace_s), name="lem-kill-sampler"))
             return
-        if self._sampler.sampling:
+        if self.sampler.sampling:
             return
         ended = await sampler.wait()
         if not required:
@@ -218,13 +195,13 @@ class Supervision:
     ) -> BaselineTaken | None:
         """Let the sampler measure a baseline while no requests run; None when the sampler can't."""
         sampler.send(TakeBaseline(context=context))
-        await self._until_sampler(lambda: context in self._sampler.baselines, PhaseName.BASELINE, limit_s)
-        return self._sampler.baselines.get(context)
+        await self._until_sampler(lambda: context in self.sampler.baselines, PhaseName.BASELINE, limit_s)
+        return self.sampler.baselines.get(context)
 
     async def settle(self, sampler: SupervisedProcess, *, limit_s: float) -> None:
         """Wait until the devices have settled; the sampler's evidence records whether they did."""
         sampler.send(Settle())
-        await self._until_sampler(lambda: self._sampler.settled is not None, PhaseName.SETTLE, limit_s)
+        await self._until_sampler(lambda: self.sampler.settled is not None, PhaseName.SETTLE, limit_s)
 
     async def until_measured(self) -> None:
         """Wait until every rank has the last token of its last request."""
@@ -239,9 +216,9 @@ class Supervision:
         """Wait until the sampler has sealed its evidence; None when it died or takes longer than `SEALING_S`."""
         with contextlib.suppress(AttemptEnded):
             await self._until(
-                lambda: self._sampler.done is not None or self._sampler.gone, SEALING_S, "sealing the power samples"
+                lambda: self.sampler.done is not None or self.sampler.gone, SEALING_S, "sealing the power samples"
             )
-        return self._sampler.done
+        return self.sampler.done
 
     async def _until_sampler(self, met: Callable[[], bool], phase: PhaseName, limit_s: float) -> None:
         """Wait for an answer of the sampler; one that died or hangs costs its answer, not the attempt."""
@@ -249,7 +226,7 @@ class Supervision:
         self._report()
         try:
             with contextlib.suppress(AttemptEnded):
-                await self._until(lambda: met() or self._sampler.gone, limit_s + SEALING_S, phase.value)
+                await self._until(lambda: met() or self.sampler.gone, limit_s + SEALING_S, phase.value)
         finally:
             self._idle_phase = None
 
@@ -312,8 +289,8 @@ class Supervision:
             return
         if child.name != SAMPLER:
             await self._rank_ended(child)
-        elif self._sampler.done is None:
-            self._sampler.end()
+        elif self.sampler.done is None:
+            self.sampler.end()
             self._send_power_slope()
             self._report()
             self._changed.set()
@@ -333,9 +310,9 @@ class Supervision:
             self.stop(run_failure(FailureReason.INFERENCE, message))
 
     def _take_of_sampler(self, message: FromProcess) -> None:
-        if self._sampler.failure is not None:
+        if self.sampler.failure is not None:
             return  # it is being killed
-        self._sampler.take(message)
+        self.sampler.take(message)
         if isinstance(message, Failed):
             self.stop(machine_failure(message.reason, message.message))
         elif isinstance(message, Tick):
@@ -351,7 +328,7 @@ class Supervision:
                 self.stop(machine_failure(message.reason, message.message))
             case Failed():
                 self.stop(run_failure(message.reason, message.message))
-            case PhaseEdge(edge="begin") if rank is self._leader:
+            case PhaseEdge(edge="begin") if rank is self.leader:
                 self._phase_began = _now()
                 for one in self._ranks.values():
                     one.tick = None
@@ -360,22 +337,22 @@ class Supervision:
                 self._report()
 
     def _continue_without_sampler(self, why: str) -> None:
-        self._sampler.end()
-        self._sampler.failure = why
+        self.sampler.end()
+        self.sampler.failure = why
         logger.warning("%s:\n%s", why, tail(self._log_dir / f"{SAMPLER}.log"))
 
     def _send_power_slope(self) -> None:
         for name, rank in self._ranks.items():
             if rank.phase is PhaseName.WARMUP:
-                self._children[name].send(PowerSlope(slope=self._sampler.power_slope))
+                self._children[name].send(PowerSlope(slope=self.sampler.power_slope))
 
     def _report(self) -> None:
         self._on_progress(
             progress_of(
                 [*self._ranks.values()],
-                phase=self._idle_phase or self._leader.phase,
+                phase=self._idle_phase or self.leader.phase,
                 elapsed_s=_now() - self._phase_began,
-                power_w=self._sampler.power_w,
+                power_w=self.sampler.power_w,
             )
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 from pydantic.types import JsonValue
 
 from lem_domain.backends.tensorrt import SPEC, TensorrtConfig
+from lem_worker.backends.installed import version_of
 from lem_worker.backends.tensorrt import options
 from lem_worker.backends.tensorrt.cache import EngineKey, GpuKind, engine_folder, key_of
 from lem_worker.process.failures import BackendUnavailable, OptionRefused
@@ -93,7 +93,7 @@ def _from_cache(
         revision=job.config.model.revision,
         model_files=job.model_files,
         arguments=options.of_build(job.config),
-        versions={"tensorrt_llm": version, "tensorrt": _version_of("tensorrt"), "torch": _version_of("torch")},
+        versions={"tensorrt_llm": version, "tensorrt": version_of("tensorrt"), "torch": version_of("torch")},
         gpus=gpus,
     )
     made: list[Any] = []
@@ -162,13 +162,6 @@ def _description(folder: Path) -> Mapping[str, Any]:
     """A built engine's description: `build_config` and `pretrained_config`."""
     described: Mapping[str, Any] = json.loads((folder / "config.json").read_text())
     return described
-
-
-def _version_of(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _broken(error: Exception) -> BackendUnavailable:

