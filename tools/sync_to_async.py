@@ -17,13 +17,12 @@ MODULES = {"sender.py": "async_sender.py", "client.py": "async_client.py"}
 AWAITED = {
     "retrying",
     "response.read",
-    "self._sleep",
     "self._client.close",
     "self._client.post",
     "self._sender.close",
     "self._sender.send",
     "self._sender.transmit",
-    "self._sender.wait",
+    "self._sender.sleep",
     "self.close",
 }
 ITERATED = {"response.iter_bytes", "response.iter_raw", "self._sender.receive"}

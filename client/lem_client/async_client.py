@@ -315,4 +315,4 @@ class AsyncClient:
                     raise
                 problem = error
             if not follower.is_finished:
-                await self._sender.wait(follower.delay_s(self.server, problem))
+                await self._sender.sleep(follower.delay_s(self.server, problem))

@@ -34,12 +34,9 @@ class AsyncSender:
     ) -> None:
         self._exchange = Exchange(url, token, retries)
         self._client = httpx.AsyncClient(**self._exchange.client_options(), transport=transport)
-        self._sleep = sleep
-
-    @property
-    def url(self) -> str:
-        """The server's address."""
-        return self._exchange.url
+        self.url = url
+        self.sleep = sleep
+        "Replaced by tests."
 
     async def send(self, operation: Operation[M]) -> M:
         """Send an operation, again where the retry policy allows it, and return its answer.
@@ -49,7 +46,7 @@ class AsyncSender:
             ServerUnreachable: no connection, after every attempt.
             NoAnswerInTime: the answer did not come within the read timeout.
         """
-        retrying = AsyncRetrying(sleep=self._sleep, **self._exchange.retrying(operation))
+        retrying = AsyncRetrying(sleep=self.sleep, **self._exchange.retrying(operation))
         try:
             response: httpx.Response = await retrying(
                 self._client.send, self._exchange.request(self._client, operation)
@@ -94,10 +91,6 @@ class AsyncSender:
         except httpx.TransportError as error:
             raise self._exchange.error(error) from error
         return self._exchange.answer(operation, response)
-
-    async def wait(self, seconds: float) -> None:
-        """Sleep, by the clock that tests replace."""
-        await self._sleep(seconds)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -320,4 +320,4 @@ class Client:
                     raise
                 problem = error
             if not follower.is_finished:
-                self._sender.wait(follower.delay_s(self.server, problem))
+                self._sender.sleep(follower.delay_s(self.server, problem))

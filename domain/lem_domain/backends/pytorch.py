@@ -238,14 +238,6 @@ def _more_processes_than_gpus(config: ExperimentConfig) -> str | None:
     )
 
 
-def _processes(settings: PyTorchConfig) -> int:
-    return settings.num_processes
-
-
-def _assistant_model(settings: PyTorchConfig) -> str | None:
-    return None if settings.assisted_decoding is None else settings.assisted_decoding.model
-
-
 SPEC: Final = BackendSpec(
     name="pytorch",
     title="PyTorch",
@@ -257,8 +249,8 @@ SPEC: Final = BackendSpec(
     distributions=("torch",),
     launch_mode=LaunchMode.ACCELERATE,
     image="Dockerfile.pytorch",
-    processes=_processes,
-    assistant_model=_assistant_model,
+    processes=lambda settings: settings.num_processes,
+    assistant_model=lambda settings: settings.assisted_decoding and settings.assisted_decoding.model,
     rules=(_more_processes_than_gpus,),
     presets={"throughput": {"batch_size": 32}, "latency": {"batch_size": 1}},
     loads_adapters=True,

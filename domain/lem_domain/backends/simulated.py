@@ -75,10 +75,6 @@ class SimulatedConfig(ConfigModel):
         return self
 
 
-def _processes(settings: SimulatedConfig) -> int:
-    return settings.num_processes
-
-
 SPEC: Final = BackendSpec(
     name="simulated",
     title="simulated",
@@ -86,7 +82,7 @@ SPEC: Final = BackendSpec(
     implementation="lem_worker.backends.simulated.backend:SimulatedBackend",
     extra="worker",
     install_hint="install llm-energy-measurement[worker] in this worker's environment",
-    processes=_processes,
+    processes=lambda settings: settings.num_processes,
     presets={"throughput": {"batch_size": 32}, "latency": {"batch_size": 1}},
     is_simulated=True,
 )

@@ -23,14 +23,6 @@ class LaunchMode(StrEnum):
     """The daemon starts one rank, and the engine starts its own worker processes."""
 
 
-def _one_process(_settings: Any) -> int:
-    return 1
-
-
-def _no_model(_settings: Any) -> str | None:
-    return None
-
-
 @dataclass(frozen=True)
 class BackendSpec:
     """One backend. A module of `lem_domain.backends` offers it as `SPEC`.
@@ -56,9 +48,9 @@ class BackendSpec:
     launch_mode: LaunchMode = LaunchMode.DIRECT
     image: str | None = None
     """The Dockerfile of a worker with this engine."""
-    processes: Callable[[Any], int] = _one_process
+    processes: Callable[[Any], int] = lambda _: 1
     """The number of ranks that a section asks for."""
-    assistant_model: Callable[[Any], str | None] = _no_model
+    assistant_model: Callable[[Any], str | None] = lambda _: None
     """The model that drafts for the measured one, which a section names."""
     rules: tuple[Rule, ...] = ()
     """Rules between the section and the rest of the experiment; they apply where the backend is chosen."""

@@ -17,13 +17,13 @@ from lem_worker.heartbeat.messages import (
     BootSuperseded,
     DrainRequested,
     FromHeartbeat,
-    HeartbeatMessage,
     HeartbeatStart,
     LeaseRenewed,
     LeaseVerdict,
     from_heartbeat,
     trusted_until,
 )
+from lem_worker.process.protocol import ControlMessage, encode
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +143,6 @@ class HeartbeatProcess:
         if deadline is not None:
             deadline.cancel()
 
-    def _write(self, line: HeartbeatMessage) -> None:
+    def _write(self, line: ControlMessage) -> None:
         if self._process is not None and self._process.stdin is not None and not self._process.stdin.is_closing():
-            self._process.stdin.write(line.model_dump_json().encode() + b"\n")
+            self._process.stdin.write(encode(line))

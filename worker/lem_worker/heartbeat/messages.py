@@ -5,19 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from lem_domain.wire.runs import Progress
 from lem_domain.wire.workers import HeartbeatVerdict
+from lem_worker.process.protocol import ControlMessage
 
 
-class HeartbeatMessage(BaseModel):
-    """Base of all messages: frozen, and unknown fields are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class HeartbeatStart(HeartbeatMessage):
+class HeartbeatStart(ControlMessage):
     """First line from the daemon."""
 
     type: Literal["start"] = "start"
@@ -28,7 +23,7 @@ class HeartbeatStart(HeartbeatMessage):
     interval_s: float
 
 
-class AttemptHeld(HeartbeatMessage):
+class AttemptHeld(ControlMessage):
     """From the daemon: renew the lease of this attempt, or new progress of it."""
 
     type: Literal["hold"] = "hold"
@@ -36,14 +31,14 @@ class AttemptHeld(HeartbeatMessage):
     progress: Progress | None = None
 
 
-class AttemptReleased(HeartbeatMessage):
+class AttemptReleased(ControlMessage):
     """From the daemon: the attempt is over; do not renew its lease any more."""
 
     type: Literal["release"] = "release"
     attempt_id: str
 
 
-class LeaseVerdict(HeartbeatMessage):
+class LeaseVerdict(ControlMessage):
     """To the daemon: the server's order for an attempt."""
 
     type: Literal["verdict"] = "verdict"
@@ -51,7 +46,7 @@ class LeaseVerdict(HeartbeatMessage):
     verdict: HeartbeatVerdict
 
 
-class LeaseRenewed(HeartbeatMessage):
+class LeaseRenewed(ControlMessage):
     """To the daemon: a heartbeat renewed an attempt's lease."""
 
     type: Literal["renewed"] = "renewed"
@@ -59,13 +54,13 @@ class LeaseRenewed(HeartbeatMessage):
     until: float = Field(description="End of the trusted part of the lease, in seconds of CLOCK_MONOTONIC.")
 
 
-class DrainRequested(HeartbeatMessage):
+class DrainRequested(ControlMessage):
     """To the daemon: claim no more runs."""
 
     type: Literal["drain"] = "drain"
 
 
-class BootSuperseded(HeartbeatMessage):
+class BootSuperseded(ControlMessage):
     """To the daemon: another boot of this worker is registered."""
 
     type: Literal["superseded"] = "superseded"
