@@ -1,4 +1,4 @@
-"""Prompt sets: built-in ones, parsers of prompt files, and the digest that identifies a set."""
+"""Prompt sets: built-in ones, parsers of prompt files, the digest of a set; and the text of perplexity."""
 
 from __future__ import annotations
 
@@ -97,3 +97,14 @@ def prompts_digest(prompts: Sequence[str]) -> str:
         whole.update(len(encoded).to_bytes(8, "big"))
         whole.update(encoded)
     return whole.hexdigest()
+
+
+PERPLEXITY_TEXT = "harbour-v1"
+"""The text on which perplexity is measured. It was written for this project, so no model was trained on it before it was
+published here. The content of a name never changes: results refer to it."""
+
+
+@cache
+def perplexity_text() -> str:
+    """The text."""
+    return files("lem_domain.data.perplexity").joinpath(f"{PERPLEXITY_TEXT}.txt").read_text(encoding="utf-8")

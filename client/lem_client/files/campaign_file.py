@@ -16,9 +16,9 @@ from lem_client.files.layer_reader import read_layers
 from lem_client.files.layers import Layer
 from lem_client.files.named_files import PromptSet, replace_named_files
 from lem_domain.config.campaign import CampaignSpec, campaign_from_document
-from lem_domain.config.decoding_presets import DECODING_PRESETS
 from lem_domain.config.documents import flattened, overlaps, pointer
 from lem_domain.config.expansion import Plan, expand, preview
+from lem_domain.config.presets import DECODING_PRESETS
 from lem_domain.config.provenance import Origin
 from lem_domain.config.sweep import RESERVED, ZIP
 from lem_domain.errors import ConfigurationError, FieldProblem

@@ -7,8 +7,14 @@ from collections.abc import Sequence
 from lem_client.render.numbers import MISSING, duration, number, quantity
 from lem_domain.results.energy import Baseline, DeviceEnergy, EnergyResult, HostEnergy, PhaseSplit, PrefillProbe
 from lem_domain.results.figures import Distribution, EnergyFigure, EnergyMethod, Figure
-from lem_domain.results.footprint import FootprintResult, QualityResult
-from lem_domain.results.run import Check, ComputeResult, DeviceTelemetry, TelemetryResult
+from lem_domain.results.run import (
+    Check,
+    ComputeResult,
+    DeviceTelemetry,
+    FootprintResult,
+    QualityResult,
+    TelemetryResult,
+)
 
 _METHODS = {
     EnergyMethod.COUNTER: "read from its own energy counter",

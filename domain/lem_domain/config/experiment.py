@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BeforeValidator, Field, create_model
 
 from lem_domain.backends.registry import BACKENDS, BackendName, backend_spec
-from lem_domain.config import decoding_presets, experiment_rules
-from lem_domain.config.decoding_presets import DecodingPreset, expand_decoding
+from lem_domain.config import experiment_rules
 from lem_domain.config.devices import DevicesConfig
 from lem_domain.config.footprint import CarbonConfig, CostConfig
 from lem_domain.config.measurement import (
@@ -25,6 +24,7 @@ from lem_domain.config.measurement import (
     WindowConfig,
 )
 from lem_domain.config.model_base import ConfigModel, Rule, key
+from lem_domain.config.presets import DecodingPreset, decoding_presets_in_words, expand_decoding
 from lem_domain.config.prompt_sources import HuggingFacePrompts, SyntheticPrompts
 from lem_domain.ids import Sha256
 
@@ -159,7 +159,7 @@ class DecodingConfig(ConfigModel):
         default=None,
         exclude=True,
         description="A named set of values, which replaces the name; values written next to it take precedence. "
-        f"{decoding_presets.description()}.",
+        f"{decoding_presets_in_words()}.",
     )
     temperature: float = key(0.0, "0 is greedy; above it, sampling.", ge=0, le=100, unit="1")
     top_k: int | None = key(None, "Sample from the k most likely tokens.", ge=1, unit="tokens")

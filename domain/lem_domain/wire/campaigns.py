@@ -11,10 +11,10 @@ from pydantic import Field
 from pydantic.types import JsonValue
 
 from lem_domain.config.campaign import CampaignSpec
-from lem_domain.config.duration import least_duration
 from lem_domain.config.execution import ExecutionConfig, Placement
 from lem_domain.config.expansion import Plan, PlannedExperiment
 from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.config.gaps import least_duration
 from lem_domain.config.ordering import PlannedRun
 from lem_domain.config.provenance import Source
 from lem_domain.errors import FieldProblem, ProblemCode

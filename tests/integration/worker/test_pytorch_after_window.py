@@ -14,7 +14,7 @@ import torch
 from factories.fake_server import FakeServer
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence.streams import PhaseName, StreamName
-from lem_domain.perplexity_text import perplexity_text
+from lem_domain.prompt_sets import perplexity_text
 from lem_worker.backends.pytorch.backend import PyTorchBackend
 from lem_worker.daemon.process_start import ProcessModules
 from lem_worker.models import resolve_model

@@ -15,7 +15,7 @@ from lem_domain.backends.simulated import SimulatedPower
 from lem_domain.evidence.streams import SAMPLER, StreamName
 from lem_domain.states import FailureReason
 from lem_worker.daemon.process_start import ProcessModules
-from lem_worker.sampler.simulated_curves import energy_j
+from lem_worker.sampler.sources.simulated import energy_j
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("worker_environment")]
 

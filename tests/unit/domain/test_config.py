@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lem_domain.config.campaign import CampaignSpec, campaign_from_document
-from lem_domain.config.decoding_presets import DECODING_PRESETS, DecodingPreset
 from lem_domain.config.expansion import expand
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.hashing import canonical_json, config_hash
-from lem_domain.config.presets import builtin_presets
+from lem_domain.config.presets import DECODING_PRESETS, DecodingPreset, builtin_presets
 from lem_domain.errors import ConfigurationError
 
 TINY = {"model": "builtin:tiny-llama"}

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lem_domain.config.campaign import campaign_from_document
-from lem_domain.config.duration import least_duration
-from lem_domain.config.gaps import ExperimentCycle, GapConfig, RunGaps
+from lem_domain.config.gaps import ExperimentCycle, GapConfig, RunGaps, least_duration
 from lem_domain.config.ordering import order_runs
 from lem_domain.errors import ConfigurationError
 

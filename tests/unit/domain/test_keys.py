@@ -8,11 +8,11 @@ import pytest
 
 from lem_domain.arrivals import TraceError, parse_trace, trace_lines
 from lem_domain.config.campaign import campaign_from_document
-from lem_domain.config.decoding_presets import DECODING_PRESETS
 from lem_domain.config.expansion import expand
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.hashing import config_hash
 from lem_domain.config.keys import key_paths
+from lem_domain.config.presets import DECODING_PRESETS
 from lem_domain.errors import ConfigurationError
 
 

@@ -10,8 +10,7 @@ import pytest
 from lem_domain.backends.simulated import SimulatedPower
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.wire.workers import Device, DeviceKind
-from lem_worker.sampler.simulated_curves import energy_j, power_w
-from lem_worker.sampler.sources.simulated import SimulatedSource
+from lem_worker.sampler.sources.simulated import SimulatedSource, energy_j, power_w
 
 SHAPES = {
     "ramp": SimulatedPower(shape="ramp", peak_w=300, period_s=4),

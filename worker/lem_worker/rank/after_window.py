@@ -11,7 +11,7 @@ from pydantic.types import JsonValue
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.errors import LemError
 from lem_domain.evidence.streams import PhaseName
-from lem_domain.perplexity_text import PERPLEXITY_TEXT, perplexity_text
+from lem_domain.prompt_sets import PERPLEXITY_TEXT, perplexity_text
 from lem_worker.backends.protocol import InferenceBackend, ScoringBackend
 from lem_worker.process.evidence_rows import Clock
 from lem_worker.rank.measured_window import RankIndex, measure

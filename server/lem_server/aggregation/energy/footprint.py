@@ -10,8 +10,7 @@ from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.footprint import CarbonConfig
 from lem_domain.evidence.streams import SAMPLER
 from lem_domain.results.figures import EnergyFigure, Figure
-from lem_domain.results.footprint import FootprintResult
-from lem_domain.results.run import WorkResult
+from lem_domain.results.run import FootprintResult, WorkResult
 from lem_server.aggregation.inputs import Summaries
 from lem_server.aggregation.json_values import finite_number
 

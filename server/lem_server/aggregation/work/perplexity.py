@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from lem_domain.evidence.streams import rank_name
 from lem_domain.results.figures import Figure
-from lem_domain.results.footprint import QualityResult
+from lem_domain.results.run import QualityResult
 from lem_server.aggregation.inputs import Summaries
 from lem_server.aggregation.json_values import finite_number
 

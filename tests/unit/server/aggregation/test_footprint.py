@@ -10,8 +10,7 @@ import pytest
 from factories.evidence import Evidence, simulated
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence.streams import SAMPLER
-from lem_domain.results.footprint import FootprintResult
-from lem_domain.results.run import RunResult
+from lem_domain.results.run import FootprintResult, RunResult
 from lem_server.aggregation.result import aggregate
 
 WATTS, SECONDS, TOKENS = 360.0, 10, 10
