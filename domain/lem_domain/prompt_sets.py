@@ -100,8 +100,8 @@ def prompts_digest(prompts: Sequence[str]) -> str:
 
 
 PERPLEXITY_TEXT = "harbour-v1"
-"""The text on which perplexity is measured. It was written for this project, so no model was trained on it before it was
-published here. The content of a name never changes: results refer to it."""
+"""The text on which perplexity is measured. It was written for this project, so no model was trained on it before.
+The content of a name never changes: results refer to it."""
 
 
 @cache
