@@ -11,46 +11,30 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from lem_domain.backends.spec import BackendSpec, LaunchMode
-from lem_domain.config.model_base import ConfigModel, extras, key
+from lem_domain.config.model_base import ConfigModel, EngineModel, extras, key
 
 if TYPE_CHECKING:
     from lem_domain.config.experiment import ExperimentConfig
 
 
-class TensorrtKvCache(ConfigModel):
+class TensorrtKvCache(EngineModel, prefix="kv_cache_config."):
     """The cache of keys and values."""
 
     free_gpu_memory_fraction: float | None = key(
-        None,
-        "Share of the memory that is free after loading which the cache may take.",
-        gt=0,
-        le=1,
-        unit="1",
-        engine="kv_cache_config.free_gpu_memory_fraction",
+        None, "Share of the memory that is free after loading which the cache may take.", gt=0, le=1, unit="1"
     )
     max_tokens: int | None = key(
-        None,
-        "Tokens that it holds at most; the smaller of this and the share of memory counts.",
-        ge=1,
-        unit="tokens",
-        engine="kv_cache_config.max_tokens",
+        None, "Tokens that it holds at most; the smaller of this and the share of memory counts.", ge=1, unit="tokens"
     )
-    enable_block_reuse: bool | None = key(
-        None, "Requests with a common beginning share its blocks.", engine="kv_cache_config.enable_block_reuse"
-    )
+    enable_block_reuse: bool | None = key(None, "Requests with a common beginning share its blocks.")
     enable_partial_reuse: bool | None = key(
         None,
         "Blocks that match in part are reused too; how many prompt tokens came from the cache is recorded "
         "only without it.",
-        engine="kv_cache_config.enable_partial_reuse",
     )
-    host_cache_size: int | None = key(
-        None, "Host memory that blocks are moved to.", ge=0, unit="bytes", engine="kv_cache_config.host_cache_size"
-    )
+    host_cache_size: int | None = key(None, "Host memory that blocks are moved to.", ge=0, unit="bytes")
     dtype: Literal["auto", "fp8"] | None = key(
-        None,
-        "Number format of the cache in the PyTorch flow; a built engine has `quantization.kv_cache`.",
-        engine="kv_cache_config.dtype",
+        None, "Number format of the cache in the PyTorch flow; a built engine has `quantization.kv_cache`."
     )
 
 
@@ -69,23 +53,15 @@ class TensorrtScheduler(ConfigModel):
     )
 
 
-class TensorrtCudaGraph(ConfigModel):
+class TensorrtCudaGraph(EngineModel, prefix="cuda_graph_config."):
     """CUDA graphs of decode steps, in the PyTorch flow."""
 
     enabled: bool = key(True, "false turns them off.", engine="cuda_graph_config")
-    batch_sizes: tuple[int, ...] | None = key(
-        None, "Batch sizes that get a graph.", min_length=1, unit="requests", engine="cuda_graph_config.batch_sizes"
-    )
+    batch_sizes: tuple[int, ...] | None = key(None, "Batch sizes that get a graph.", min_length=1, unit="requests")
     max_batch_size: int | None = key(
-        None,
-        "The engine chooses sizes up to this one; instead of `batch_sizes`.",
-        ge=1,
-        unit="requests",
-        engine="cuda_graph_config.max_batch_size",
+        None, "The engine chooses sizes up to this one; instead of `batch_sizes`.", ge=1, unit="requests"
     )
-    enable_padding: bool | None = key(
-        None, "A batch is filled up to the next size that has a graph.", engine="cuda_graph_config.enable_padding"
-    )
+    enable_padding: bool | None = key(None, "A batch is filled up to the next size that has a graph.")
 
     @model_validator(mode="after")
     def _one_way_to_say_it(self) -> Self:
@@ -103,7 +79,7 @@ class TensorrtCudaGraph(ConfigModel):
         return self
 
 
-class TensorrtSpeculation(ConfigModel):
+class TensorrtSpeculation(EngineModel, prefix="speculative_config."):
     """Speculative decoding, in the PyTorch flow."""
 
     method: Literal["ngram", "draft_target"] = Field(
@@ -111,18 +87,10 @@ class TensorrtSpeculation(ConfigModel):
         json_schema_extra=extras(engine="speculative_config (NGramDecodingConfig, DraftTargetDecodingConfig)"),
     )
     max_draft_len: int = Field(
-        ge=1,
-        le=64,
-        description="Tokens drafted at once.",
-        json_schema_extra=extras(unit="tokens", engine="speculative_config.max_draft_len"),
+        ge=1, le=64, description="Tokens drafted at once.", json_schema_extra=extras(unit="tokens")
     )
     max_matching_ngram_size: int | None = key(
-        None,
-        "Longest sequence of tokens that is looked up (`ngram`).",
-        ge=1,
-        le=64,
-        unit="tokens",
-        engine="speculative_config.max_matching_ngram_size",
+        None, "Longest sequence of tokens that is looked up (`ngram`).", ge=1, le=64, unit="tokens"
     )
     model: str | None = key(
         None,
@@ -161,55 +129,35 @@ class TensorrtQuantization(ConfigModel):
     )
 
 
-class TensorrtConfig(ConfigModel):
+class TensorrtConfig(EngineModel):
     """Settings of the TensorRT-LLM backend. Unset means unset: the engine's own default applies."""
 
-    tensor_parallel_size: int | None = key(
-        None, "Devices that share every layer.", ge=1, le=64, unit="devices", engine="tensor_parallel_size"
-    )
+    tensor_parallel_size: int | None = key(None, "Devices that share every layer.", ge=1, le=64, unit="devices")
     pipeline_parallel_size: int | None = key(
-        None,
-        "Stages of layers, each on separate devices.",
-        ge=1,
-        le=64,
-        unit="devices",
-        engine="pipeline_parallel_size",
+        None, "Stages of layers, each on separate devices.", ge=1, le=64, unit="devices"
     )
-    moe_tensor_parallel_size: int | None = key(
-        None, "Devices that share every expert.", ge=1, le=64, unit="devices", engine="moe_tensor_parallel_size"
-    )
+    moe_tensor_parallel_size: int | None = key(None, "Devices that share every expert.", ge=1, le=64, unit="devices")
     moe_expert_parallel_size: int | None = key(
-        None, "Parts that the experts are divided into.", ge=1, le=64, unit="devices", engine="moe_expert_parallel_size"
+        None, "Parts that the experts are divided into.", ge=1, le=64, unit="devices"
     )
-    max_batch_size: int | None = key(
-        None, "Requests in flight at most.", ge=1, le=65_536, unit="requests", engine="max_batch_size"
-    )
-    max_input_len: int | None = key(None, "Longest prompt.", ge=1, unit="tokens", engine="max_input_len")
-    max_seq_len: int | None = key(None, "Longest prompt with its answer.", ge=2, unit="tokens", engine="max_seq_len")
-    max_num_tokens: int | None = key(
-        None, "Tokens of all requests in one step at most.", ge=1, unit="tokens", engine="max_num_tokens"
-    )
+    max_batch_size: int | None = key(None, "Requests in flight at most.", ge=1, le=65_536, unit="requests")
+    max_input_len: int | None = key(None, "Longest prompt.", ge=1, unit="tokens")
+    max_seq_len: int | None = key(None, "Longest prompt with its answer.", ge=2, unit="tokens")
+    max_num_tokens: int | None = key(None, "Tokens of all requests in one step at most.", ge=1, unit="tokens")
     max_beam_width: int | None = key(
-        None,
-        "Beams that the engine has room for; decoding uses one.",
-        ge=1,
-        le=64,
-        unit="beams",
-        engine="max_beam_width",
+        None, "Beams that the engine has room for; decoding uses one.", ge=1, le=64, unit="beams"
     )
-    enable_chunked_prefill: bool | None = key(
-        None, "Long prompts are worked on in parts, between decode steps.", engine="enable_chunked_prefill"
-    )
+    enable_chunked_prefill: bool | None = key(None, "Long prompts are worked on in parts, between decode steps.")
     kv_cache: TensorrtKvCache = Field(default_factory=TensorrtKvCache, description="The cache of keys and values.")
     scheduler: TensorrtScheduler = Field(default_factory=TensorrtScheduler, description="Which requests work together.")
-    cuda_graph: TensorrtCudaGraph | None = key(None, "CUDA graphs of decode steps.")
-    speculative: TensorrtSpeculation | None = key(None, "Speculative decoding.")
+    cuda_graph: TensorrtCudaGraph | None = Field(default=None, description="CUDA graphs of decode steps.")
+    speculative: TensorrtSpeculation | None = Field(default=None, description="Speculative decoding.")
     build_engine: bool = key(
         False,
         "Compile the model into a TensorRT engine first, instead of running it in the PyTorch flow.",
         engine="tensorrt_llm._tensorrt_engine.LLM",
     )
-    quantization: TensorrtQuantization | None = key(None, "Quantisation of a built engine.")
+    quantization: TensorrtQuantization | None = Field(default=None, description="Quantisation of a built engine.")
     engine_cache_dir: str | None = key(
         None,
         "Folder on the worker's machine where built engines are kept, each under a key of all that shapes "

@@ -11,39 +11,24 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from lem_domain.backends.spec import BackendSpec, LaunchMode
-from lem_domain.config.model_base import ConfigModel, extras, key
+from lem_domain.config.model_base import EngineModel, extras, key
 
 if TYPE_CHECKING:
     from lem_domain.config.experiment import ExperimentConfig
 
 
-class SpeculativeConfig(ConfigModel):
+class SpeculativeConfig(EngineModel, prefix="speculative_config."):
     """Guesses the next tokens by looking the last ones up in the request's own text, and checks them in one step."""
 
-    method: Literal["ngram"] = key(
-        "ngram", "How tokens are guessed; `ngram` needs no second model.", engine="speculative_config.method"
-    )
+    method: Literal["ngram"] = key("ngram", "How tokens are guessed; `ngram` needs no second model.")
     num_speculative_tokens: int = Field(
-        ge=1,
-        le=64,
-        description="Most tokens guessed per step.",
-        json_schema_extra=extras(unit="tokens", engine="speculative_config.num_speculative_tokens"),
+        ge=1, le=64, description="Most tokens guessed per step.", json_schema_extra=extras(unit="tokens")
     )
     prompt_lookup_max: int | None = key(
-        None,
-        "Longest sequence of tokens that is looked up.",
-        ge=1,
-        le=64,
-        unit="tokens",
-        engine="speculative_config.prompt_lookup_max",
+        None, "Longest sequence of tokens that is looked up.", ge=1, le=64, unit="tokens"
     )
     prompt_lookup_min: int | None = key(
-        None,
-        "Shortest sequence of tokens that is looked up.",
-        ge=1,
-        le=64,
-        unit="tokens",
-        engine="speculative_config.prompt_lookup_min",
+        None, "Shortest sequence of tokens that is looked up.", ge=1, le=64, unit="tokens"
     )
 
     @model_validator(mode="after")
@@ -56,7 +41,7 @@ class SpeculativeConfig(ConfigModel):
         return self
 
 
-class VllmConfig(ConfigModel):
+class VllmConfig(EngineModel):
     """Settings of the vLLM backend. Unset means unset: the engine's own default applies, and is read back."""
 
     tensor_parallel_size: int | None = key(
@@ -65,23 +50,15 @@ class VllmConfig(ConfigModel):
         ge=1,
         le=64,
         unit="processes",
-        engine="tensor_parallel_size",
     )
     distributed_executor_backend: Literal["uni", "mp"] | None = key(
-        None,
-        "`uni` runs the model in the engine's own process, `mp` in subprocesses.",
-        engine="distributed_executor_backend",
+        None, "`uni` runs the model in the engine's own process, `mp` in subprocesses."
     )
     max_num_seqs: int | None = key(
-        None,
-        "Most requests worked on in one step; others wait.",
-        ge=1,
-        le=65_536,
-        unit="requests",
-        engine="max_num_seqs",
+        None, "Most requests worked on in one step; others wait.", ge=1, le=65_536, unit="requests"
     )
     max_num_batched_tokens: int | None = key(
-        None, "Most tokens computed in one step.", ge=1, le=4_194_304, unit="tokens", engine="max_num_batched_tokens"
+        None, "Most tokens computed in one step.", ge=1, le=4_194_304, unit="tokens"
     )
     max_model_len: int | None = key(
         None,
@@ -89,7 +66,6 @@ class VllmConfig(ConfigModel):
         ge=1,
         le=16_777_216,
         unit="tokens",
-        engine="max_model_len",
     )
     gpu_memory_utilization: float | None = key(
         None,
@@ -98,7 +74,6 @@ class VllmConfig(ConfigModel):
         gt=0,
         le=1,
         unit="1",
-        engine="gpu_memory_utilization",
     )
     kv_cache_memory_bytes: int | None = key(
         None,
@@ -106,49 +81,31 @@ class VllmConfig(ConfigModel):
         "`gpu_memory_utilization` is set, because the engine would claim 92 % of the machine's memory.",
         ge=1,
         unit="bytes",
-        engine="kv_cache_memory_bytes",
     )
     kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"] | None = key(
-        None, "Number format of the KV cache; `auto` takes the model's.", engine="kv_cache_dtype"
+        None, "Number format of the KV cache; `auto` takes the model's."
     )
     block_size: int | None = key(
-        None,
-        "Tokens in a block of the KV cache; prefixes are shared in whole blocks.",
-        ge=1,
-        le=1024,
-        unit="tokens",
-        engine="block_size",
+        None, "Tokens in a block of the KV cache; prefixes are shared in whole blocks.", ge=1, le=1024, unit="tokens"
     )
     enable_prefix_caching: bool | None = key(
-        None,
-        "Reuse the KV cache of a prefix that an earlier request of the same repetition had.",
-        engine="enable_prefix_caching",
+        None, "Reuse the KV cache of a prefix that an earlier request of the same repetition had."
     )
     enable_chunked_prefill: bool | None = key(
-        None,
-        "Compute a long prompt in parts, together with the tokens of other requests.",
-        engine="enable_chunked_prefill",
+        None, "Compute a long prompt in parts, together with the tokens of other requests."
     )
-    enforce_eager: bool | None = key(
-        None, "Run the model as it is written: no compilation and no CUDA graphs.", engine="enforce_eager"
-    )
+    enforce_eager: bool | None = key(None, "Run the model as it is written: no compilation and no CUDA graphs.")
     optimization_level: Literal[0, 1, 2, 3] | None = key(
-        None,
-        "0 compiles nothing; each further level takes longer to start and less to run.",
-        unit="1",
-        engine="optimization_level",
+        None, "0 compiles nothing; each further level takes longer to start and less to run.", unit="1"
     )
-    load_format: Literal["auto", "safetensors", "pt"] | None = key(
-        None, "Which files of the checkpoint are read.", engine="load_format"
-    )
+    load_format: Literal["auto", "safetensors", "pt"] | None = key(None, "Which files of the checkpoint are read.")
     attention_backend: str | None = key(
         None,
         "The attention kernel family by vLLM's name, such as FLASH_ATTN, TRITON_ATTN or CPU_ATTN; one "
         "that the device doesn't have ends the run.",
         pattern=r"^[A-Z][A-Z0-9_]{0,63}$",
-        engine="attention_backend",
     )
-    speculative_config: SpeculativeConfig | None = key(None, "Speculative decoding.", engine="speculative_config")
+    speculative_config: SpeculativeConfig | None = key(None, "Speculative decoding.")
     num_threads: int | None = key(
         None,
         "CPU threads of a model that runs in the engine's own process.",

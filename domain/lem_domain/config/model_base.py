@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Final, Self, TypedDict, TypeVar, Unpack
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 from pydantic.types import JsonValue
 from pydantic_core import PydanticCustomError
 
@@ -33,6 +34,16 @@ class ConfigModel(BaseModel):
             # One error with all messages: an exception per rule would report only the first.
             raise PydanticCustomError(BROKEN_RULES, "{text}", {"text": "; ".join(broken), "messages": broken})
         return self
+
+
+class EngineModel(ConfigModel):
+    """A part of an engine's section. Its keys have the engine's names below `prefix`; `engine=` gives another name."""
+
+    def __init_subclass__(cls, *, prefix: str = "", **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name, field in vars(cls).items():
+            if isinstance(field, FieldInfo) and isinstance(field.json_schema_extra, dict):
+                field.json_schema_extra.setdefault("x-engine-parameter", f"{prefix}{name}")
 
 
 class Bounds(TypedDict, total=False):
