@@ -6,12 +6,12 @@ the engine's arguments that are not offered, with the reasons.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from lem_domain.backends.spec import BackendSpec, LaunchMode
-from lem_domain.config.model_base import EngineModel, extras, key
+from lem_domain.config.model_base import EngineModel, Rule, extras, key, not_above
 
 if TYPE_CHECKING:
     from lem_domain.config.experiment import ExperimentConfig
@@ -31,14 +31,7 @@ class SpeculativeConfig(EngineModel, prefix="speculative_config."):
         None, "Shortest sequence of tokens that is looked up.", ge=1, le=64, unit="tokens"
     )
 
-    @model_validator(mode="after")
-    def _min_below_max(self) -> Self:
-        if self.prompt_lookup_min and self.prompt_lookup_max and self.prompt_lookup_min > self.prompt_lookup_max:
-            raise ValueError(
-                f"prompt_lookup_min {self.prompt_lookup_min} is above prompt_lookup_max {self.prompt_lookup_max}; "
-                "lower it"
-            )
-        return self
+    rules: ClassVar[tuple[Rule, ...]] = (not_above("prompt_lookup_min", "prompt_lookup_max"),)
 
 
 class VllmConfig(EngineModel):

@@ -23,7 +23,7 @@ from lem_domain.config.measurement import (
     WarmupConfig,
     WindowConfig,
 )
-from lem_domain.config.model_base import ConfigModel, Rule, key
+from lem_domain.config.model_base import ConfigModel, Rule, key, not_above
 from lem_domain.config.presets import DecodingPreset, decoding_presets_in_words, expand_decoding
 from lem_domain.config.prompt_sources import HuggingFacePrompts, SyntheticPrompts
 from lem_domain.ids import Sha256
@@ -116,12 +116,6 @@ class InputConfig(ConfigModel):
     )
 
 
-def _min_above_max_tokens(output: OutputConfig) -> str | None:
-    if output.min_tokens <= output.max_tokens:
-        return None
-    return f"min_tokens {output.min_tokens} is above max_tokens {output.max_tokens}; lower it"
-
-
 def _min_tokens_of_fixed(output: OutputConfig) -> str | None:
     if output.min_tokens == 0 or output.mode == "natural":
         return None
@@ -139,10 +133,7 @@ class OutputConfig(ConfigModel):
         "`natural`: generation stops at the model's end of sequence.",
     )
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        _min_above_max_tokens,
-        _min_tokens_of_fixed,
-    )
+    rules: ClassVar[tuple[Rule, ...]] = (not_above("min_tokens", "max_tokens"), _min_tokens_of_fixed)
 
 
 def _sampling_under_greedy(decoding: DecodingConfig) -> str | None:

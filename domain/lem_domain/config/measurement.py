@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from lem_domain.config.model_base import ConfigModel, Rule, key
+from lem_domain.config.model_base import ConfigModel, Rule, key, not_above
 from lem_domain.config.source_names import SourceName
 from lem_domain.ids import Sha256
 
@@ -85,12 +85,6 @@ class TrafficConfig(ConfigModel):
     )
 
 
-def _baseline_min_above_max(baseline: BaselineConfig) -> str | None:
-    if baseline.min_s <= baseline.max_s:
-        return None
-    return f"min_s {baseline.min_s:g} is above max_s {baseline.max_s:g}; lower it"
-
-
 class BaselineConfig(ConfigModel):
     """Power of the leased devices (or the host) without requests: before the engine is loaded, and when it is ready."""
 
@@ -113,7 +107,7 @@ class BaselineConfig(ConfigModel):
         unit="s",
     )
 
-    rules: ClassVar[tuple[Rule, ...]] = (_baseline_min_above_max,)
+    rules: ClassVar[tuple[Rule, ...]] = (not_above("min_s", "max_s"),)
 
 
 class SettleConfig(ConfigModel):
@@ -122,12 +116,6 @@ class SettleConfig(ConfigModel):
     temperature_c: int | None = key(None, "Wait until no leased device is warmer.", ge=20, le=110, unit="°C")
     idle_power: bool = key(False, "Wait until power is within 10 % of the ready baseline (or of its lowest so far).")
     max_s: float = key(120.0, "Longest wait; the window then opens regardless.", gt=0, le=3600, unit="s")
-
-
-def _window_min_above_max(window: WindowConfig) -> str | None:
-    if window.max_duration_s is None or window.min_duration_s <= window.max_duration_s:
-        return None
-    return f"min_duration_s {window.min_duration_s:g} is above max_duration_s {window.max_duration_s:g}; lower it"
 
 
 class WindowConfig(ConfigModel):
@@ -147,13 +135,7 @@ class WindowConfig(ConfigModel):
         unit="s",
     )
 
-    rules: ClassVar[tuple[Rule, ...]] = (_window_min_above_max,)
-
-
-def _warmup_min_above_max(warmup: WarmupConfig) -> str | None:
-    if warmup.min_requests <= warmup.max_requests:
-        return None
-    return f"min_requests {warmup.min_requests} is above max_requests {warmup.max_requests}; lower it"
+    rules: ClassVar[tuple[Rule, ...]] = (not_above("min_duration_s", "max_duration_s"),)
 
 
 class WarmupConfig(ConfigModel):
@@ -182,7 +164,7 @@ class WarmupConfig(ConfigModel):
         unit="1",
     )
 
-    rules: ClassVar[tuple[Rule, ...]] = (_warmup_min_above_max,)
+    rules: ClassVar[tuple[Rule, ...]] = (not_above("min_requests", "max_requests"),)
 
 
 class EnergyConfig(ConfigModel):

@@ -36,6 +36,18 @@ class ConfigModel(BaseModel):
         return self
 
 
+def not_above(lower: str, upper: str) -> Rule:
+    """The rule that the value of one key is at most that of another, where both are set."""
+
+    def check(model: ConfigModel) -> str | None:
+        low, high = getattr(model, lower), getattr(model, upper)
+        if low is None or high is None or low <= high:
+            return None
+        return f"{lower} {low:g} is above {upper} {high:g}; lower it"
+
+    return check
+
+
 class EngineModel(ConfigModel):
     """A part of an engine's section. Its keys have the engine's names below `prefix`; `engine=` gives another name."""
 

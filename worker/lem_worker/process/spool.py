@@ -73,7 +73,7 @@ class StreamWriter:
         self._rows = 0
         self._size = 0
         self._oldest: float | None = None
-        self._sealed: list[tuple[int, int, str]] = []
+        self._sealed: list[SpooledChunk] = []
 
     def append(self, **row: object) -> None:
         """Add one row; omitted columns are null.
@@ -132,16 +132,7 @@ class StreamWriter:
 
     def manifest(self) -> StreamManifest | None:
         """The manifest of the sealed chunks; None without any."""
-        if not self._sealed:
-            return None
-        return StreamManifest(
-            process=self._process,
-            stream=self._stream,
-            chunks=len(self._sealed),
-            rows=sum(rows for rows, _, _ in self._sealed),
-            bytes=sum(size for _, size, _ in self._sealed),
-            sha256=digest_of_digests(digest for _, _, digest in self._sealed),
-        )
+        return _manifest(self._sealed) if self._sealed else None
 
     def _rows_of_next_chunk(self) -> int:
         if not self._texts:
@@ -156,8 +147,12 @@ class StreamWriter:
     def _seal(self, columns: dict[str, list[object]], rows: int) -> None:
         body = encode_chunk(self._stream, columns)
         digest = hashlib.sha256(body).hexdigest()
-        write_durably(self._folder / f"{len(self._sealed):08d}.{rows}.{digest}{_SEALED}", body)
-        self._sealed.append((rows, len(body), digest))
+        seq = len(self._sealed)
+        path = self._folder / f"{seq:08d}.{rows}.{digest}{_SEALED}"
+        write_durably(path, body)
+        self._sealed.append(
+            SpooledChunk(self._process, self._stream, seq, rows, digest, path, len(body), acknowledged=False)
+        )
 
 
 class EvidenceWriter:
@@ -270,17 +265,7 @@ def sealed_manifests(attempt_dir: Path) -> tuple[StreamManifest, ...]:
     by_stream: dict[tuple[str, StreamName], list[SpooledChunk]] = {}
     for chunk in sealed_chunks(attempt_dir):
         by_stream.setdefault((chunk.process, chunk.stream), []).append(chunk)
-    return tuple(
-        StreamManifest(
-            process=process,
-            stream=stream,
-            chunks=len(found),
-            rows=sum(chunk.rows for chunk in found),
-            bytes=sum(chunk.bytes for chunk in found),
-            sha256=digest_of_digests(chunk.sha256 for chunk in found),
-        )
-        for (process, stream), found in sorted(by_stream.items())
-    )
+    return tuple(_manifest(found) for _, found in sorted(by_stream.items()))
 
 
 def write_completion_marker(attempt_dir: Path, process: str, marker: ProcessCompletion) -> None:
@@ -327,6 +312,17 @@ def move_to_refused(attempt_dir: Path) -> Path:
         _sync_folder(kept.parent)
         _sync_folder(attempt_dir.parent)
     return kept
+
+
+def _manifest(chunks: Sequence[SpooledChunk]) -> StreamManifest:
+    return StreamManifest(
+        process=chunks[0].process,
+        stream=chunks[0].stream,
+        chunks=len(chunks),
+        rows=sum(chunk.rows for chunk in chunks),
+        bytes=sum(chunk.bytes for chunk in chunks),
+        sha256=digest_of_digests(chunk.sha256 for chunk in chunks),
+    )
 
 
 def _stream_key(one: StreamManifest) -> tuple[str, str]:
