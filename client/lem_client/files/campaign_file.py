@@ -59,14 +59,15 @@ def load_campaign_file(
     path = Path(path)
     layer = read_layers(path, overrides)
     layer, prompt_sets, found = replace_named_files(layer)
-    where = _Where(path, layer)
+    where = _finder(path, layer)
     document = layer.values if name is None else {**layer.values, "name": name}
     try:
         spec = campaign_from_document(document, default_name=path.stem)
         plan = preview(spec) if refused_too else expand(spec)
         unknown = tuple(_unknown_prompts(plan))
     except ConfigurationError as error:
-        raise FileError((*_sentences(where, error.field_problems or (_whole(str(error)),)), *found)) from None
+        whole = FieldProblem(pointer="", message=str(error))
+        raise FileError((*_sentences(where, error.field_problems or (whole,)), *found)) from None
     if unknown or found:
         raise FileError((*_sentences(where, unknown), *found))
     return CampaignFile(spec.model_copy(update={"provenance": _provenance(spec, layer)}), plan, prompt_sets, where)
@@ -105,20 +106,18 @@ def _abbreviated(path: str, value: JsonValue) -> tuple[str, ...]:
     return ()
 
 
-class _Where:
-    """Finds the `file:line` or option that set a value of the submitted campaign."""
+def _finder(path: Path, layer: Layer) -> Callable[[str], str]:
+    """From a JSON pointer to the `file:line` or option that set the value in the submitted campaign."""
+    sweep = layer.values.get("sweep")
+    swept = tuple(_axes(sweep)) if isinstance(sweep, dict) else ()
 
-    def __init__(self, path: Path, layer: Layer) -> None:
-        self._path = path
-        self._layer = layer
-        sweep = layer.values.get("sweep")
-        self._axes = tuple(_axes(sweep)) if isinstance(sweep, dict) else ()
-
-    def __call__(self, at: str) -> str:
+    def where(at: str) -> str:
         dotted = _dotted(at)
         # The value of a swept path comes from its axis, whatever the base has.
-        axes = (axis_at for axis, axis_at in self._axes if dotted and overlaps(dotted, axis))
-        return self._layer.where(next(axes, at)) or str(self._path)
+        axes = (axis_at for axis, axis_at in swept if dotted and overlaps(dotted, axis))
+        return layer.where(next(axes, at)) or str(path)
+
+    return where
 
 
 def _axes(sweep: Mapping[str, JsonValue] | Mapping[str, list[JsonValue]]) -> Iterator[tuple[str, str]]:
@@ -143,10 +142,6 @@ def _sentences(where: Callable[[str], str], problems: Iterable[FieldProblem]) ->
         shown = message if not dotted or message.startswith(dotted) else f"{dotted}: {message}"
         found.append(f"{where(at)}: {shown}")
     return tuple(dict.fromkeys(found))
-
-
-def _whole(message: str) -> FieldProblem:
-    return FieldProblem(pointer="", message=message)
 
 
 def _dotted(at: str) -> str:

@@ -182,7 +182,7 @@ def quality(one: QualityResult) -> list[str]:
 def compute(one: ComputeResult) -> list[str]:
     """Return lines for the estimated operations and their share of the device's peak."""
     peak = "" if one.peak_source is None else f" (peak: {one.peak_source})"
-    share = f"{MISSING} ({one.mfu.reason})" if one.mfu.value is None else f"{one.mfu.value:.1%}{peak}"
+    share = percent(one.mfu, 1, peak)
     return [f"  operations  {figure(one.flops)}, estimated from the model's shape", f"  MFU         {share}"]
 
 
@@ -196,17 +196,19 @@ def telemetry(one: TelemetryResult) -> list[str]:
         for process in one.processes
     ]
     if one.sampler is not None:
-        took = one.sampler.cpu_share
-        share = f"{MISSING} ({took.reason})" if took.value is None else f"{took.value:.2%} of a core"
-        late = one.sampler.late_or_missed
-        off = f"{MISSING} ({late.reason})" if late.value is None else f"{late.value:.1%} of its ticks late or missed"
-        lines.append(f"  sampler: {share}, {off}")
+        late = percent(one.sampler.late_or_missed, 1, " of its ticks late or missed")
+        lines.append(f"  sampler: {percent(one.sampler.cpu_share, 2, ' of a core')}, {late}")
     return lines
 
 
 def figure(one: Figure) -> str:
     """Format a value with its unit, or the reason for a missing one."""
     return f"{MISSING} ({one.reason})" if one.value is None else quantity(one.value, one.unit)
+
+
+def percent(one: Figure, digits: int, of: str) -> str:
+    """Format a fraction in percent of something, or the reason for a missing one."""
+    return f"{MISSING} ({one.reason})" if one.value is None else f"{one.value:.{digits}%}{of}"
 
 
 def distribution(one: Distribution) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -20,12 +21,12 @@ PROGRESS_LINE_S = 10.0
 """Least time between two progress lines of one run, so that a log stays readable."""
 
 
+@dataclass
 class CampaignPicture:
     """State of a campaign after the events so far."""
 
-    def __init__(self) -> None:
-        self.campaign: CampaignView | None = None
-        self.live_runs: dict[str, LiveRun] = {}
+    campaign: CampaignView | None = None
+    live_runs: dict[str, LiveRun] = field(default_factory=dict)
 
     def apply(self, event: Event) -> None:
         """Update the state by an event."""
@@ -66,14 +67,14 @@ _ORDER: Sequence[RunState] = (
 )
 
 
+@dataclass
 class LiveRun:
     """A run that a worker executes."""
 
-    def __init__(self, display_name: str, cycle: int) -> None:
-        self.display_name = display_name
-        self.cycle = cycle
-        self.state = RunState.INITIALISED
-        self.progress: Progress | None = None
+    display_name: str
+    cycle: int
+    state: RunState = RunState.INITIALISED
+    progress: Progress | None = None
 
     def cells(self) -> tuple[str, ...]:
         """Cells: name, cycle, phase, share done, requests, tokens, rate and power."""

@@ -32,7 +32,7 @@ DeviceUuid = Annotated[str, StringConstraints(min_length=1, max_length=100, patt
 class Device(RequestModel):
     """A device of a worker, identified by its UUID."""
 
-    uuid: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9._:-]+$")
+    uuid: DeviceUuid
     kind: DeviceKind
     name: str = Field(max_length=200)
 

@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lem_domain.states import FailureReason
@@ -38,44 +39,36 @@ LAUNCH_OPTIONS = (
 """Used on the CPU too, with ACCELERATE_USE_CPU in the environment: `--cpu` would start a single process."""
 
 
+@dataclass
 class LaunchedRank:
     """One rank, a grandchild of the daemon."""
 
-    def __init__(
-        self,
-        joined: Joined,
-        name: str,
-        group: _LaunchedGroup,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
-        self.name = name
-        self.pid = joined.pid
-        self._rank = joined.rank
-        self._group = group
-        self._reader = reader
-        self._writer = writer
+    name: str
+    joined: Joined
+    group: _LaunchedGroup
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
 
     async def receive(self) -> FromProcess | None:
         """Return the next message; None when the rank closed the connection."""
         try:
-            line = await self._reader.readline()
+            line = await self.reader.readline()
         except ConnectionError:
             return None
         return from_process.validate_json(line) if line.endswith(b"\n") else None
 
     def send(self, message: ControlMessage) -> None:
         """Send a message; one to a rank that has ended is dropped."""
-        self._writer.write(encode(message))
+        self.writer.write(encode(message))
 
     async def wait(self) -> ProcessExit:
         """Wait for all ranks (accelerate ends the others when one fails) and return this rank's exit."""
-        return (await self._group.exits()).get(self._rank, ProcessExit(await self._group.process.wait()))
+        return (await self.group.exits()).get(self.joined.rank, ProcessExit(await self.group.process.wait()))
 
     async def kill(self, grace_s: float) -> None:
         """End all ranks and the launcher."""
-        await self._group.kill(grace_s)
-        self._writer.close()
+        await self.group.kill(grace_s)
+        self.writer.close()
 
 
 class _LaunchedGroup:
@@ -170,7 +163,7 @@ async def _until_joined(
                     f"{len(names)} processes were requested and accelerate started {joined.world_size}; "
                     "check the ACCELERATE_… variables of the worker's environment, or request the number it starts.",
                 )
-            ranks[joined.rank] = LaunchedRank(joined, names[joined.rank], group, reader, writer)
+            ranks[joined.rank] = LaunchedRank(names[joined.rank], joined, group, reader, writer)
     finally:
         ended.cancel()
     return [ranks[number] for number in range(len(names))]

@@ -80,7 +80,6 @@ class SupervisedProcess(Protocol):
     """A process of an attempt, as its supervisor uses it."""
 
     name: str
-    pid: int
 
     async def receive(self) -> FromProcess | None:
         """Return the next message; None when the process closed its end."""
