@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple, Self
 
@@ -83,13 +83,8 @@ class RunGaps(NamedTuple):
         )
 
     def least_s(self, previous: ExperimentCycle, following: ExperimentCycle) -> float:
-        """Shortest wait of a run in seconds, if the device is cool."""
-        return least_s(self.between(previous, following))
-
-
-def least_s(gaps: Iterable[GapConfig]) -> float:
-    """The longest gap by time, in seconds; a gap by cooling may end at once."""
-    return max((gap.seconds or 0.0 for gap in gaps), default=0.0)
+        """Shortest wait of a run in seconds: the longest gap by time; a gap by cooling may end at once."""
+        return max((gap.seconds or 0.0 for gap in self.between(previous, following)), default=0.0)
 
 
 class LeastDuration(NamedTuple):
@@ -107,14 +102,6 @@ class LeastDuration(NamedTuple):
 
 def least_duration(runs: Sequence[PlannedRun], windows_s: Sequence[float], gaps: RunGaps) -> LeastDuration:
     """The sum of all windows (`windows_s` has the shortest of each experiment) and of the gaps between the runs."""
-    return LeastDuration(
-        windows_s=sum(windows_s[run.experiment] for run in runs),
-        gaps_s=sum(_gaps_s(runs, gaps)) if gaps.config or gaps.cycle else 0.0,
-    )
-
-
-def _gaps_s(runs: Sequence[PlannedRun], gaps: RunGaps) -> Iterable[float]:
-    for previous, following in pairwise(runs):
-        yield gaps.least_s(
-            ExperimentCycle(previous.experiment, previous.cycle), ExperimentCycle(following.experiment, following.cycle)
-        )
+    cycles = (ExperimentCycle(run.experiment, run.cycle) for run in runs)
+    gaps_s = sum(gaps.least_s(*pair) for pair in pairwise(cycles)) if gaps.config or gaps.cycle else 0.0
+    return LeastDuration(sum(windows_s[run.experiment] for run in runs), gaps_s)

@@ -37,13 +37,7 @@ class Compiled:
     def __init__(self, forward: Callable[..., Any], wanted: TorchCompileConfig) -> None:
         torch._dynamo.reset()
         counters.clear()
-        given: dict[str, Any] = {
-            "mode": wanted.mode,
-            "backend": wanted.backend,
-            "fullgraph": wanted.fullgraph,
-            "dynamic": wanted.dynamic,
-        }
-        given = {name: value for name, value in given.items() if value is not None}
+        given = wanted.model_dump(exclude={"enabled"}, exclude_none=True)
         self.dynamic = wanted.dynamic is not False
         """Whether compiled code may have dynamic sizes."""
         torch._dynamo.config.recompile_limit = _MOST_DYNAMIC if self.dynamic else _MOST_FIXED

@@ -15,8 +15,8 @@ from lem_domain.config.experiment import DecodingConfig, ExperimentConfig, Outpu
 
 Arguments = dict[str, JsonValue]
 
-_SIZES = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "max_beam_width")
-_PARALLEL = (
+SIZES = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "max_beam_width")
+PARALLEL = (
     "tensor_parallel_size",
     "pipeline_parallel_size",
     "moe_tensor_parallel_size",
@@ -27,7 +27,7 @@ _PARALLEL = (
 def pytorch_flow(config: ExperimentConfig) -> Arguments:
     """All arguments of `tensorrt_llm.LLM` except the model."""
     settings = config.section(TensorrtConfig)
-    arguments = {**_of_weights(config), **_chosen(settings, _SIZES), **at_run_time(config)}
+    arguments = {**_of_weights(config), **_chosen(settings, SIZES), **at_run_time(config)}
     if settings.cuda_graph is not None:
         arguments["cuda_graph_config"] = _cuda_graph(settings.cuda_graph)
     if settings.speculative is not None:
@@ -38,8 +38,8 @@ def pytorch_flow(config: ExperimentConfig) -> Arguments:
 def of_build(config: ExperimentConfig) -> Arguments:
     """The arguments that shape a built engine; all are part of the engine's key."""
     settings = config.section(TensorrtConfig)
-    arguments = {**_of_weights(config), **_chosen(settings, _PARALLEL)}
-    sizes = _chosen(settings, _SIZES)
+    arguments = {**_of_weights(config), **_chosen(settings, PARALLEL)}
+    sizes = _chosen(settings, SIZES)
     if sizes:
         arguments["build_config"] = sizes
     if settings.quantization is not None:
@@ -57,7 +57,7 @@ def at_run_time(config: ExperimentConfig) -> Arguments:
         # Prompts and answers are token ids: the engine's tokenizer would only cost time in the window.
         "skip_tokenizer_init": True,
         "return_perf_metrics": True,
-        **_chosen(settings, (*_PARALLEL, "enable_chunked_prefill")),
+        **_chosen(settings, (*PARALLEL, "enable_chunked_prefill")),
     }
     if config.model.revision is not None:
         arguments["revision"] = config.model.revision

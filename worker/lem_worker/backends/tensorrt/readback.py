@@ -15,10 +15,7 @@ from lem_domain.config.experiment import DecodingConfig, ExperimentConfig, Outpu
 from lem_domain.wire.runs import EffectiveParameter
 from lem_worker.backends.readback import compared, compared_keys, of_model
 from lem_worker.backends.tensorrt.engine import BuiltEngine, TensorrtEngine
-
-_SIZES = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "max_beam_width")
-_PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size")
-_EXPERTS = ("moe_tensor_parallel_size", "moe_expert_parallel_size")
+from lem_worker.backends.tensorrt.options import PARALLEL, SIZES
 
 
 def parameters(config: ExperimentConfig, live: TensorrtEngine, sampling: Any) -> tuple[EffectiveParameter, ...]:
@@ -75,16 +72,16 @@ def _of_sampling(decoding: DecodingConfig, output: OutputConfig, sampling: Any) 
 
 def _sizes(live: TensorrtEngine) -> dict[str, Any]:
     if live.built is None:
-        return _attributes(live.llm.args, _SIZES)
+        return _attributes(live.llm.args, SIZES)
     build = live.built.described["build_config"]
-    return {name: build.get(name) for name in _SIZES}
+    return {name: build.get(name) for name in SIZES}
 
 
 def _parallel(live: TensorrtEngine) -> dict[str, Any]:
     # A built engine keeps the parallel sizes of its build, whatever arguments it is loaded with.
     mapping = {} if live.built is None else _pretrained(live.built).get("mapping", {})
-    sizes = _attributes(live.llm.args, (*_PARALLEL, *_EXPERTS))
-    for name, short in zip(_PARALLEL, ("tp_size", "pp_size"), strict=True):
+    sizes = _attributes(live.llm.args, PARALLEL)
+    for name, short in (("tensor_parallel_size", "tp_size"), ("pipeline_parallel_size", "pp_size")):
         sizes[name] = mapping.get(short, sizes[name])
     return sizes
 

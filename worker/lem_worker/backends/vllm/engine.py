@@ -158,24 +158,22 @@ def sampling_params(config: ExperimentConfig, seed: int) -> SamplingParams:
     """
     decoding, output = config.decoding, config.output
     natural = output.mode == "natural"
-    given: dict[str, Any] = {
-        "temperature": decoding.temperature,
-        "top_k": decoding.top_k,
-        "top_p": decoding.top_p,
-        "min_p": decoding.min_p,
-        "repetition_penalty": decoding.repetition_penalty,
-        "seed": seed if decoding.temperature > 0 else None,
-        "min_tokens": output.min_tokens if natural and output.min_tokens else None,
+    given = {
+        **decoding.model_dump(exclude={"seed"}, exclude_none=True),
+        **config.section(VllmConfig).model_dump(
+            include={"presence_penalty", "frequency_penalty", "logprobs"}, exclude_none=True
+        ),
     }
-    settings = config.section(VllmConfig)
-    for name in ("presence_penalty", "frequency_penalty", "logprobs"):
-        given[name] = getattr(settings, name)
+    if decoding.temperature > 0:
+        given["seed"] = seed
+    if natural and output.min_tokens:
+        given["min_tokens"] = output.min_tokens
     return SamplingParams(
         max_tokens=output.max_tokens,
         ignore_eos=not natural,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
-        **{name: value for name, value in given.items() if value is not None},
+        **given,
     )
 
 
