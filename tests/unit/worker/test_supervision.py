@@ -53,10 +53,10 @@ async def test_the_power_of_a_sampler_that_died_is_not_told_to_anybody_any_more(
     await under_test.until_sampling(sampler, required=True, grace_s=0)
     for process in (rank, sampler):
         await process.says.join()
-    assert (progress[-1].power_w, under_test.power_known) == (300.0, True)
+    assert (progress[-1].power_w, under_test.sampler.power_w is not None) == (300.0, True)
     assert rank.told == [PowerSlope(slope=0.001)]
     sampler.says.put_nowait(None)
     assert await under_test.until_sampler_done() is None
-    assert (progress[-1].power_w, under_test.power_known) == (None, False)
+    assert (progress[-1].power_w, under_test.sampler.power_w is not None) == (None, False)
     assert rank.told == [PowerSlope(slope=0.001), PowerSlope(slope=None)]
     await under_test.kill_all(0)
