@@ -19,12 +19,15 @@ VllmBackend
 attention_backend
 enable_padding
 enable_prefix_caching
+fullgraph
 free_gpu_memory_fraction
 host_cache_size
 kv_cache_dtype
 max_beam_width
 max_num_tokens
 num_speculative_tokens
+prompt_lookup_max
+prompt_lookup_min
 
 # Bounds of a configuration key: passed on to pydantic as one mapping.
 ge
@@ -33,6 +36,9 @@ le
 lt
 min_length
 max_length
+
+# Text of the list of backends in the JSON Schema.
+__doc__
 
 # Facts of a backend that the tests compare with files of the repository.
 image  # its Dockerfile
