@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import StringConstraints
+from pydantic import BeforeValidator, StringConstraints
 
 
 class IdKind(StrEnum):
@@ -20,19 +20,24 @@ class IdKind(StrEnum):
     TOKEN = "tok"  # noqa: S105 - a prefix, not a secret
 
 
-CampaignId = Annotated[str, StringConstraints(pattern=r"^cmp_[0-9a-f]{32}$")]
-ExperimentId = Annotated[str, StringConstraints(pattern=r"^exp_[0-9a-f]{32}$")]
-RunId = Annotated[str, StringConstraints(pattern=r"^run_[0-9a-f]{32}$")]
-AttemptId = Annotated[str, StringConstraints(pattern=r"^att_[0-9a-f]{32}$")]
-WorkerId = Annotated[str, StringConstraints(pattern=r"^wrk_[0-9a-f]{32}$")]
-TokenId = Annotated[str, StringConstraints(pattern=r"^tok_[0-9a-f]{32}$")]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-"""A SHA-256 digest as 64 lower-case hexadecimal digits."""
-
-
 def format_id(kind: IdKind, value: UUID) -> str:
     """Return the public form of an identifier, for example `run_0199…`."""
     return f"{kind.value}_{value.hex}"
+
+
+def _formats(kind: IdKind) -> BeforeValidator:
+    return BeforeValidator(lambda value: format_id(kind, value) if isinstance(value, UUID) else value)
+
+
+# Each accepts the UUID too, as the database stores it.
+CampaignId = Annotated[str, StringConstraints(pattern=r"^cmp_[0-9a-f]{32}$"), _formats(IdKind.CAMPAIGN)]
+ExperimentId = Annotated[str, StringConstraints(pattern=r"^exp_[0-9a-f]{32}$"), _formats(IdKind.EXPERIMENT)]
+RunId = Annotated[str, StringConstraints(pattern=r"^run_[0-9a-f]{32}$"), _formats(IdKind.RUN)]
+AttemptId = Annotated[str, StringConstraints(pattern=r"^att_[0-9a-f]{32}$"), _formats(IdKind.ATTEMPT)]
+WorkerId = Annotated[str, StringConstraints(pattern=r"^wrk_[0-9a-f]{32}$"), _formats(IdKind.WORKER)]
+TokenId = Annotated[str, StringConstraints(pattern=r"^tok_[0-9a-f]{32}$"), _formats(IdKind.TOKEN)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256 digest as 64 lower-case hexadecimal digits."""
 
 
 def parse_id(kind: IdKind, text: str) -> UUID:

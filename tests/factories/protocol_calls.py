@@ -16,7 +16,7 @@ from factories.worker import device_body
 from lem_domain.errors import LemError, ProblemCode
 from lem_domain.ids import IdKind, format_id
 from lem_domain.states import FailureReason
-from lem_domain.wire.runs import EffectiveConfig
+from lem_domain.wire.runs import EffectiveConfig, RunView
 from lem_domain.wire.workers import (
     AttemptHeartbeat,
     ClaimRequest,
@@ -37,7 +37,7 @@ from lem_server.http.problems import problem_of
 from lem_server.leases import claims
 from lem_server.leases import service as leases
 from lem_server.leases.fence import FencedAttempt
-from lem_server.runs import service as runs
+from lem_server.runs import changes as runs
 from lem_server.settings import LeaseTerms
 from lem_server.workers import service as workers
 
@@ -192,7 +192,12 @@ class Server:
 
     def cancel_run(self, run: UUID) -> Call:
         """Cancel one run."""
-        return _said(lambda: runs.cancel_run(self.engine, run, cancelled_by=USER))
+
+        async def work() -> RunView:
+            async with self.engine.begin() as connection:
+                return await runs.cancel_run(connection, run, cancelled_by=USER)
+
+        return _said(work)
 
     def cancel(self, campaign: UUID) -> Call:
         """Cancel a campaign."""

@@ -14,7 +14,7 @@ from factories.protocol_stage import of_two, stage
 from lem_server.attempts import queries as attempt_queries
 from lem_server.leases import claim_queries
 from lem_server.leases import queries as lease_queries
-from lem_server.runs import change_queries
+from lem_server.runs import changes
 
 pytestmark = pytest.mark.anyio
 
@@ -61,7 +61,7 @@ BREAKS: dict[str, tuple[str, Break]] = {
     "a worker ends what it has lost": ("expire-end", lambda patch: patch.setattr(lease_queries, "lock_lease", _always)),
     "a cancel does not wait for the run": (
         "cancel-requeue-after-failure",
-        lambda patch: patch.setattr(change_queries, "lock_run", _always),
+        lambda patch: patch.setattr(changes, "lock_run", _always),
     ),
 }
 

@@ -6,17 +6,15 @@ run's row and the lease.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lem_domain.states import ActorKind, FailureReason, RunState
 from lem_server.attempts import queries
 from lem_server.leases.fence import end_lease
-from lem_server.runs.new_run import LOSSES_PER_RUN
+from lem_server.runs.changes import LOSSES_PER_RUN
 from lem_server.runs.transitions import set_actor
-
-Outcome = Literal["failed", "interrupted", "cancelled"]
 
 
 class FollowUp(NamedTuple):
@@ -29,8 +27,8 @@ class FollowUp(NamedTuple):
 
 
 def follow_up(
-    outcome: Outcome,
-    reason: FailureReason,
+    outcome: queries.Outcome,
+    reason: FailureReason | None,
     *,
     retries_left: int,
     losses_left: int,
@@ -52,37 +50,20 @@ def follow_up(
 
 
 async def end_without_result(
-    connection: AsyncConnection,
-    attempt: queries.LockedAttempt,
-    *,
-    actor: ActorKind,
-    actor_name: str,
-    outcome: Outcome,
-    reason: FailureReason,
-    message: str,
-    environment: dict[str, Any] | None = None,
-    effective_config: dict[str, Any] | None = None,
+    connection: AsyncConnection, attempt: queries.LockedAttempt, ending: queries.Ending, actor: ActorKind, name: str
 ) -> None:
     """End an attempt: free its lease and devices, move its run, and queue the run again if its budgets allow that."""
     campaign_cancelled = attempt.campaign_state == "cancelled"
-    if outcome == "interrupted" and (attempt.cancel_requested or campaign_cancelled):
+    if ending.outcome == "interrupted" and (attempt.cancel_requested or campaign_cancelled):
         # A cancel was requested, so the loss of the worker completes it.
-        outcome, reason = "cancelled", FailureReason.USER_CANCELLED
-    await queries.close_attempt(
-        connection,
-        attempt.attempt_id,
-        outcome=outcome,
-        reason=reason.value,
-        message=message,
-        environment=environment,
-        effective_config=effective_config,
-    )
+        ending = ending._replace(outcome="cancelled", reason=FailureReason.USER_CANCELLED)
+    await queries.close_attempt(connection, attempt.attempt_id, ending)
     await end_lease(connection, attempt.attempt_id)
-    await set_actor(connection, actor, actor_name)
-    await queries.move_run(connection, attempt.run_id, outcome, reason=reason.value, message=message)
+    await set_actor(connection, actor, name)
+    await queries.move_run(connection, attempt.run_id, ending.outcome, reason=ending.reason, message=ending.message)
     then = follow_up(
-        outcome,
-        reason,
+        ending.outcome,
+        ending.reason,
         retries_left=attempt.retries_left,
         losses_left=attempt.losses_left,
         cancel_requested=attempt.cancel_requested,
@@ -97,14 +78,14 @@ async def end_without_result(
             attempt.run_id,
             retries=then.retries,
             losses=then.losses,
-            message=f"queued again after: {message}",
+            message=f"queued again after: {ending.message}",
         )
     else:
         await queries.move_run(
             connection,
             attempt.run_id,
             then.state.value,
-            reason=FailureReason.WORKER_LOST.value,
+            reason=FailureReason.WORKER_LOST,
             message=f"quarantined after {LOSSES_PER_RUN + 1} attempts lost their worker; `lemctl retry` queues it "
-            f"again. The last error: {message}",
+            f"again. The last error: {ending.message}",
         )

@@ -6,8 +6,7 @@ with SKIP LOCKED (see `leases.claim_queries`).
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import text
@@ -15,30 +14,21 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import bindparam
 
+from lem_domain.ids import IdKind
+from lem_domain.states import FailureReason
+from lem_domain.wire.base import Page
+from lem_domain.wire.runs import AttemptView
+from lem_server.database.rows import read_one
+from lem_server.http.paging import Int4, Listing
+from lem_server.http.problems import required
+from lem_server.runs.reading import get_run
 
-class RecordedAttempt(NamedTuple):
-    """An attempt as it is shown; `devices` are UUIDs."""
+Outcome = Literal["completed", "failed", "interrupted", "cancelled"]
 
-    id: UUID
-    run_id: UUID
-    number: int
-    worker_id: UUID
-    worker_name: str
-    devices: list[str]
-    claimed_at: datetime
-    started_at: datetime | None
-    ended_at: datetime | None
-    outcome: str | None
-    reason: str | None
-    message: str | None
-    environment: dict[str, Any] | None
-    effective_config: dict[str, Any] | None
-    manifest: list[dict[str, Any]] | None
-
-
+_ATTEMPTS = Listing("attempts", AttemptView, number=Int4)
 _SELECT = """
-    SELECT a.id, a.run_id, a.number, a.worker_id, w.name, a.devices, a.claimed_at, a.started_at, a.ended_at,
-           a.outcome, a.reason, a.message, a.environment, a.effective_config, a.manifest
+    SELECT a.id, a.run_id, a.number, a.worker_id, w.name AS worker_name, a.devices, a.claimed_at, a.started_at,
+           a.ended_at, a.outcome, a.reason, a.message, a.environment, a.effective_config, a.manifest
       FROM attempts a
       JOIN workers w ON w.id = a.worker_id
 """
@@ -47,16 +37,26 @@ _GET = text(_SELECT + " WHERE a.id = :id")
 _LIST = text(_SELECT + " WHERE a.run_id = :run_id AND a.number > :after ORDER BY a.number LIMIT :limit")
 
 
-async def list_attempts(connection: AsyncConnection, run_id: UUID, *, after: int, limit: int) -> list[RecordedAttempt]:
-    """Return a run's attempts with a number above `after`, in order."""
-    rows = await connection.execute(_LIST, {"run_id": run_id, "after": after, "limit": limit})
-    return [RecordedAttempt(*row) for row in rows]
+async def list_attempts(
+    connection: AsyncConnection, run_id: UUID, *, cursor: str | None, limit: int
+) -> Page[AttemptView]:
+    """Return a page of a run's attempts, in order.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    (after,) = _ATTEMPTS.after(cursor, 0)
+    await get_run(connection, run_id)
+    return await _ATTEMPTS.page(connection, _LIST, limit, run_id=run_id, after=after)
 
 
-async def get_attempt(connection: AsyncConnection, attempt_id: UUID) -> RecordedAttempt | None:
-    """Return one attempt by its primary key."""
-    row = (await connection.execute(_GET, {"id": attempt_id})).one_or_none()
-    return None if row is None else RecordedAttempt(*row)
+async def get_attempt(connection: AsyncConnection, attempt_id: UUID) -> AttemptView:
+    """Return one attempt.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    return required(await read_one(connection, _GET, AttemptView, id=attempt_id), IdKind.ATTEMPT, attempt_id)
 
 
 class LockedAttempt(NamedTuple):
@@ -81,8 +81,9 @@ class LockedAttempt(NamedTuple):
 # stronger mode: a writer of evidence holds the lease already and takes KEY SHARE on the attempt through its foreign
 # key, so FOR UPDATE would invert the lock order and deadlock.
 _LOCK = text("""
-    SELECT a.id, a.run_id, a.worker_id, a.boot_id, r.state, a.outcome, a.started_at IS NOT NULL, a.manifest,
-           r.cancel_requested_at IS NOT NULL, r.retries_left, r.losses_left, c.state
+    SELECT a.id AS attempt_id, a.run_id, a.worker_id, a.boot_id, r.state AS run_state, a.outcome,
+           a.started_at IS NOT NULL AS started, a.manifest, r.cancel_requested_at IS NOT NULL AS cancel_requested,
+           r.retries_left, r.losses_left, c.state AS campaign_state
       FROM attempts a
       JOIN runs r ON r.id = a.run_id
       JOIN campaigns c ON c.id = r.campaign_id
@@ -93,8 +94,7 @@ _LOCK = text("""
 
 async def lock_attempt(connection: AsyncConnection, attempt_id: UUID) -> LockedAttempt | None:
     """Lock an attempt and its run's row."""
-    row = (await connection.execute(_LOCK, {"attempt_id": attempt_id})).one_or_none()
-    return None if row is None else LockedAttempt(*row)
+    return await read_one(connection, _LOCK, LockedAttempt, attempt_id=attempt_id)
 
 
 _STORE_START = text("""
@@ -132,30 +132,20 @@ _CLOSE = text("""
 )
 
 
-async def close_attempt(
-    connection: AsyncConnection,
-    attempt_id: UUID,
-    *,
-    outcome: str,
-    reason: str | None = None,
-    message: str | None = None,
-    manifest: list[dict[str, Any]] | None = None,
-    environment: dict[str, Any] | None = None,
-    effective_config: dict[str, Any] | None = None,
-) -> None:
-    """Store the end of an attempt; an environment and a configuration that its start stored are kept."""
-    await connection.execute(
-        _CLOSE,
-        {
-            "attempt_id": attempt_id,
-            "outcome": outcome,
-            "reason": reason,
-            "message": message,
-            "manifest": manifest,
-            "environment": environment,
-            "effective_config": effective_config,
-        },
-    )
+class Ending(NamedTuple):
+    """The end of an attempt; an environment and a configuration that its start stored are kept."""
+
+    outcome: Outcome
+    reason: FailureReason | None = None
+    message: str | None = None
+    manifest: list[dict[str, Any]] | None = None
+    environment: dict[str, Any] | None = None
+    effective_config: dict[str, Any] | None = None
+
+
+async def close_attempt(connection: AsyncConnection, attempt_id: UUID, ending: Ending) -> None:
+    """Store the end of an attempt."""
+    await connection.execute(_CLOSE, {"attempt_id": attempt_id, **ending._asdict()})
 
 
 async def move_run(

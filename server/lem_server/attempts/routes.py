@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Depends
-from pydantic import TypeAdapter
 
 from lem_domain.errors import ProblemCode
 from lem_domain.wire.access import Scope
@@ -11,9 +10,9 @@ from lem_domain.wire.base import Page
 from lem_domain.wire.runs import AttemptView
 from lem_domain.wire.workers import CompleteAttempt, EndAttempt, StartAttempt
 from lem_server.access.guard import requires
-from lem_server.attempts import service
+from lem_server.attempts import queries, service
 from lem_server.context import Context
-from lem_server.http.paging import Cursor, Int4, Limit, decode_cursor, encode_cursor
+from lem_server.http.paging import Cursor, Limit
 from lem_server.http.path_ids import AttemptPath, RunPath
 from lem_server.http.problems import problem_responses
 from lem_server.leases.dependencies import AttemptOfWorker, require_protocol
@@ -24,13 +23,13 @@ _C = ProblemCode
 _READ = requires(Scope.READ)
 _WORK = requires(Scope.WORK)
 _PROTOCOL = [Depends(require_protocol)]
-_NUMBER: TypeAdapter[tuple[Int4]] = TypeAdapter(tuple[Int4])
 
 
 @router.get("/attempts/{attempt_id}", responses=problem_responses(_C.NOT_FOUND), openapi_extra=_READ)
 async def get_attempt(context: Context, attempt_id: AttemptPath) -> AttemptView:
     """Return one attempt with its environment and the configuration that was in force."""
-    return await service.get_attempt(context.engine, attempt_id)
+    async with context.engine.connect() as connection:
+        return await queries.get_attempt(connection, attempt_id)
 
 
 @router.get(
@@ -42,9 +41,8 @@ async def list_run_attempts(
     context: Context, run_id: RunPath, limit: Limit = 100, cursor: Cursor = None
 ) -> Page[AttemptView]:
     """List the attempts of a run, the first one first."""
-    (after,) = decode_cursor("attempts", cursor, _NUMBER) or (0,)
-    items, following = await service.list_attempts(context.engine, run_id, after=after, limit=limit)
-    return Page(items=items, next=None if following is None else encode_cursor("attempts", (following,)))
+    async with context.engine.connect() as connection:
+        return await queries.list_attempts(connection, run_id, cursor=cursor, limit=limit)
 
 
 _CHANGE = (_C.NOT_FOUND, _C.LEASE_LOST, _C.ATTEMPT_CLOSED, _C.ILLEGAL_TRANSITION, _C.CLIENT_TOO_OLD)
@@ -59,7 +57,7 @@ _CHANGE = (_C.NOT_FOUND, _C.LEASE_LOST, _C.ATTEMPT_CLOSED, _C.ILLEGAL_TRANSITION
 async def start_attempt(context: Context, attempt: AttemptOfWorker, request: StartAttempt) -> AttemptView:
     """Record that the backend is loaded and warm. The measured window may open once this is answered."""
     await service.start_attempt(context.engine, attempt, request)
-    return await service.get_attempt(context.engine, attempt.attempt_id)
+    return await get_attempt(context, attempt.attempt_id)
 
 
 @router.post(
@@ -71,7 +69,7 @@ async def start_attempt(context: Context, attempt: AttemptOfWorker, request: Sta
 async def complete_attempt(context: Context, attempt: AttemptOfWorker, request: CompleteAttempt) -> AttemptView:
     """Complete an attempt whose evidence is all sent. The server compares the manifest and its digests with it."""
     await service.complete_attempt(context.engine, attempt, request)
-    return await service.get_attempt(context.engine, attempt.attempt_id)
+    return await get_attempt(context, attempt.attempt_id)
 
 
 @router.post(
@@ -83,4 +81,4 @@ async def complete_attempt(context: Context, attempt: AttemptOfWorker, request: 
 async def end_attempt(context: Context, attempt: AttemptOfWorker, request: EndAttempt) -> AttemptView:
     """End an attempt that failed, was interrupted or was cancelled. Evidence that it sent is kept."""
     await service.end_attempt(context.engine, attempt, request)
-    return await service.get_attempt(context.engine, attempt.attempt_id)
+    return await get_attempt(context, attempt.attempt_id)

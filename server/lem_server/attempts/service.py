@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 from uuid import UUID
 
-from pydantic import TypeAdapter
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from lem_domain.errors import ProblemCode
 from lem_domain.evidence.streams import StreamManifest
 from lem_domain.ids import IdKind, format_id
 from lem_domain.states import ActorKind, FailureReason, RunState
-from lem_domain.wire.runs import AttemptView, EffectiveConfig
 from lem_domain.wire.workers import CompleteAttempt, EndAttempt, StartAttempt
 from lem_server.attempts import queries
 from lem_server.attempts.endings import end_without_result
@@ -21,41 +19,10 @@ from lem_server.evidence.texts import storable, storable_text
 from lem_server.http.problems import ProblemError, not_found
 from lem_server.leases import service as leases
 from lem_server.leases.fence import FencedAttempt, end_lease, lease_lost, lock_lease
-from lem_server.runs import service as runs
 from lem_server.runs.transitions import set_actor
 from lem_server.settings import LeaseTerms
 
 logger = logging.getLogger(__name__)
-
-_MANIFEST: TypeAdapter[tuple[StreamManifest, ...]] = TypeAdapter(tuple[StreamManifest, ...])
-
-
-async def list_attempts(
-    engine: AsyncEngine, run_id: UUID, *, after: int, limit: int
-) -> tuple[tuple[AttemptView, ...], int | None]:
-    """Return one page of a run's attempts, and the number after which the next page begins.
-
-    Raises:
-        ProblemError: `not_found`.
-    """
-    async with engine.connect() as connection:
-        await runs.require_run(connection, run_id)
-        rows = await queries.list_attempts(connection, run_id, after=after, limit=limit + 1)
-    shown = rows[:limit]
-    return tuple(_view(row) for row in shown), shown[-1].number if len(rows) > limit else None
-
-
-async def get_attempt(engine: AsyncEngine, attempt_id: UUID) -> AttemptView:
-    """Return one attempt.
-
-    Raises:
-        ProblemError: `not_found`.
-    """
-    async with engine.connect() as connection:
-        row = await queries.get_attempt(connection, attempt_id)
-    if row is None:
-        raise not_found(IdKind.ATTEMPT, attempt_id)
-    return _view(row)
 
 
 async def start_attempt(engine: AsyncEngine, attempt: FencedAttempt, request: StartAttempt) -> None:
@@ -100,7 +67,7 @@ async def complete_attempt(engine: AsyncEngine, attempt: FencedAttempt, request:
         await evidence.verify_manifest(
             connection, attempt.attempt_id, processes=request.processes, manifest=request.manifest
         )
-        await queries.close_attempt(connection, attempt.attempt_id, outcome="completed", manifest=manifest)
+        await queries.close_attempt(connection, attempt.attempt_id, queries.Ending("completed", manifest=manifest))
         await end_lease(connection, attempt.attempt_id)
         await set_actor(connection, ActorKind.WORKER, format_id(IdKind.WORKER, attempt.worker_id))
         await queries.move_run(connection, row.run_id, RunState.COMPLETED.value)
@@ -120,17 +87,15 @@ async def end_attempt(engine: AsyncEngine, attempt: FencedAttempt, request: EndA
             return
         await _lock_open_attempt(connection, row, attempt)
         effective_config = request.effective_config
-        await end_without_result(
-            connection,
-            row,
-            actor=ActorKind.WORKER,
-            actor_name=format_id(IdKind.WORKER, attempt.worker_id),
-            outcome=request.outcome,
-            reason=request.reason,
-            message=storable_text(request.message),
+        ending = queries.Ending(
+            request.outcome,
+            request.reason,
+            storable_text(request.message),
             environment=None if request.environment is None else storable(request.environment),
             effective_config=None if effective_config is None else storable(effective_config.model_dump(mode="json")),
         )
+        worker = format_id(IdKind.WORKER, attempt.worker_id)
+        await end_without_result(connection, row, ending, ActorKind.WORKER, worker)
 
 
 async def end_expired(engine: AsyncEngine, terms: LeaseTerms) -> int:
@@ -169,27 +134,14 @@ async def end_leaving_boot(connection: AsyncConnection, *, worker_id: UUID, boot
         row = await queries.lock_attempt(connection, attempt_id)
         if row is None or not await lock_lease(connection, FencedAttempt(attempt_id, worker_id, boot_id)):
             continue
-        await end_without_result(
-            connection,
-            row,
-            actor=ActorKind.WORKER,
-            actor_name=format_id(IdKind.WORKER, worker_id),
-            outcome="interrupted",
-            reason=FailureReason.WORKER_SHUTDOWN,
-            message="the worker signed off while it held the run",
-        )
+        message = "the worker signed off while it held the run"
+        ending = queries.Ending("interrupted", FailureReason.WORKER_SHUTDOWN, message)
+        await end_without_result(connection, row, ending, ActorKind.WORKER, format_id(IdKind.WORKER, worker_id))
 
 
 async def _end_lost(connection: AsyncConnection, row: queries.LockedAttempt, message: str) -> None:
-    await end_without_result(
-        connection,
-        row,
-        actor=ActorKind.SERVER,
-        actor_name="lease protocol",
-        outcome="interrupted",
-        reason=FailureReason.WORKER_LOST,
-        message=message,
-    )
+    ending = queries.Ending("interrupted", FailureReason.WORKER_LOST, message)
+    await end_without_result(connection, row, ending, ActorKind.SERVER, "lease protocol")
 
 
 async def _lock(connection: AsyncConnection, attempt: FencedAttempt) -> queries.LockedAttempt:
@@ -219,19 +171,3 @@ def _is_owner(row: queries.LockedAttempt, attempt: FencedAttempt) -> bool:
 
 def _stream_key(stream: StreamManifest) -> tuple[str, str]:
     return stream.process, stream.stream.value
-
-
-def _view(row: queries.RecordedAttempt) -> AttemptView:
-    return AttemptView.model_validate(
-        {
-            **row._asdict(),
-            "id": format_id(IdKind.ATTEMPT, row.id),
-            "run_id": format_id(IdKind.RUN, row.run_id),
-            "worker_id": format_id(IdKind.WORKER, row.worker_id),
-            "reason": None if row.reason is None else FailureReason(row.reason),
-            "effective_config": (
-                None if row.effective_config is None else EffectiveConfig.model_validate(row.effective_config)
-            ),
-            "manifest": None if row.manifest is None else _MANIFEST.validate_python(row.manifest),
-        }
-    )

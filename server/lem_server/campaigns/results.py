@@ -15,7 +15,8 @@ from lem_domain.results.run import RunResult
 from lem_domain.states import RunState
 from lem_domain.wire.campaigns import CampaignResults, ExperimentResults, RunOutcome
 from lem_server.aggregation.summaries import CycleTally
-from lem_server.campaigns import result_queries, service
+from lem_server.campaigns import result_queries
+from lem_server.campaigns.reading import get_campaign
 from lem_server.campaigns.result_queries import OutcomePosition, OutcomeRow
 
 RUNS_PER_PAGE = 200
@@ -33,7 +34,8 @@ async def campaign_results(engine: AsyncEngine, campaign_id: UUID) -> AsyncItera
     Raises:
         ProblemError: `not_found`, before the first piece.
     """
-    campaign = await service.get_campaign(engine, campaign_id)
+    async with engine.connect() as connection:
+        campaign = await get_campaign(connection, campaign_id)
     whole = CampaignResults(
         campaign_id=campaign.id, name=campaign.name, state=campaign.state, runs=campaign.runs, experiments=()
     )

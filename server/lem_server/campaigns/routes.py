@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from typing import Annotated, Any
-from uuid import UUID
 
 from fastapi import APIRouter, Query, Response, status
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, StringConstraints, TypeAdapter
+from pydantic import BaseModel, StringConstraints
 
 from lem_domain.config.campaign import CampaignSpec
 from lem_domain.errors import ProblemCode
@@ -26,18 +25,16 @@ from lem_domain.wire.campaigns import (
 )
 from lem_domain.wire.runs import RunView
 from lem_server.access.guard import CurrentPrincipal, requires
-from lem_server.campaigns import results, service
+from lem_server.campaigns import reading, results, service
 from lem_server.context import Context
 from lem_server.http.idempotency import IdempotencyKey, fingerprint, run_once
-from lem_server.http.paging import Cursor, Int4, Limit, decode_cursor, encode_cursor
+from lem_server.http.paging import Cursor, Limit
 from lem_server.http.path_ids import CampaignPath, ExperimentPath, RunPath
 from lem_server.http.problems import problem_responses
 
 router = APIRouter(prefix="/api/v1", tags=["campaigns"])
 
 _Label = Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^=\x00]+=[^\x00]*$")]
-_ID: TypeAdapter[tuple[UUID]] = TypeAdapter(tuple[UUID])
-_ORDINAL: TypeAdapter[tuple[Int4]] = TypeAdapter(tuple[Int4])
 
 _BODY = problem_responses(ProblemCode.BAD_REQUEST, ProblemCode.PAYLOAD_TOO_LARGE)
 _ONE = problem_responses(ProblemCode.NOT_FOUND)
@@ -110,16 +107,18 @@ async def list_campaigns(
     cursor: Cursor = None,
 ) -> Page[CampaignView]:
     """List campaigns, the newest first."""
-    (before,) = decode_cursor("campaigns", cursor, _ID) or (None,)
-    wanted = service.CampaignFilter(state, name, dict(one.split("=", 1) for one in label or ()))
-    items, following = await service.list_campaigns(context.engine, wanted, before=before, limit=limit)
-    return Page(items=items, next=None if following is None else encode_cursor("campaigns", (following,)))
+    labels = dict(one.split("=", 1) for one in label or ())
+    async with context.engine.connect() as connection:
+        return await reading.list_campaigns(
+            connection, state=state, name=name, labels=labels, cursor=cursor, limit=limit
+        )
 
 
 @router.get("/campaigns/{campaign_id}", responses=_ONE, openapi_extra=requires(Scope.READ))
 async def get_campaign(context: Context, campaign_id: CampaignPath) -> CampaignView:
     """Return one campaign, with the number of its runs in each state and the reason if none is live."""
-    return await service.watch_campaign(context.engine, context.settings.lease_terms, campaign_id)
+    async with context.engine.connect() as connection:
+        return await reading.watch_campaign(connection, context.settings.lease_terms, campaign_id)
 
 
 @router.get(
@@ -131,15 +130,15 @@ async def list_experiments(
     context: Context, campaign_id: CampaignPath, limit: Limit = 100, cursor: Cursor = None
 ) -> Page[ExperimentView]:
     """List the campaign's experiments in the order of its sweep."""
-    (after,) = decode_cursor("experiments", cursor, _ORDINAL) or (-1,)
-    items, following = await service.list_experiments(context.engine, campaign_id, after=after, limit=limit)
-    return Page(items=items, next=None if following is None else encode_cursor("experiments", (following,)))
+    async with context.engine.connect() as connection:
+        return await reading.list_experiments(connection, campaign_id, cursor=cursor, limit=limit)
 
 
 @router.get("/experiments/{experiment_id}", responses=_ONE, openapi_extra=requires(Scope.READ))
 async def get_experiment(context: Context, experiment_id: ExperimentPath) -> ExperimentView:
     """Return one experiment with its whole configuration and the hash of that."""
-    return await service.get_experiment(context.engine, experiment_id)
+    async with context.engine.connect() as connection:
+        return await reading.get_experiment(connection, experiment_id)
 
 
 _CHANGES = problem_responses(ProblemCode.BAD_REQUEST, ProblemCode.NOT_FOUND, ProblemCode.CONFLICT)

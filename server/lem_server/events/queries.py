@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
+
+from lem_domain.wire.events import RunProgressEvent, RunTransitionEvent
+from lem_server.database.rows import read_all
 
 
 class EventCursor(NamedTuple):
@@ -18,35 +19,18 @@ class EventCursor(NamedTuple):
     id: int
 
 
-class EventRow(NamedTuple):
+class LoggedTransition(NamedTuple):
     """One transition. `stable`: no entry can appear before it, because no older transaction is open."""
 
     xact: int
     id: int
     stable: bool
-    run_id: UUID
-    display_name: str
-    cycle: int
-    source: str | None
-    target: str
-    at: datetime
-    reason: str | None
-    message: str | None
-
-
-class ProgressRow(NamedTuple):
-    """A live run and its latest progress."""
-
-    run_id: UUID
-    attempt_id: UUID
-    display_name: str
-    cycle: int
-    progress: dict[str, Any]
+    event: RunTransitionEvent
 
 
 _TRANSITIONS = """
-    SELECT t.xact::text::bigint, t.id, t.xact < pg_snapshot_xmin(pg_current_snapshot()), t.run_id, e.display_name,
-           r.cycle, t.source, t.target, t.at, t.reason, t.message
+    SELECT t.xact::text::bigint AS xact, t.id, t.xact < pg_snapshot_xmin(pg_current_snapshot()) AS stable, t.run_id,
+           e.display_name, r.cycle, t.source, t.target, t.at, t.reason, t.message
       FROM run_transitions t
       JOIN runs r ON r.id = t.run_id
       JOIN experiments e ON e.id = r.experiment_id
@@ -62,18 +46,21 @@ _OF_RUN = text(_TRANSITIONS.format(condition="t.run_id = :run_id"))
 
 async def transitions(
     connection: AsyncConnection, *, campaign_id: UUID, run_id: UUID | None, after: EventCursor, limit: int
-) -> list[EventRow]:
+) -> list[LoggedTransition]:
     """Return the log of a campaign, or of one of its runs, after a cursor."""
     where = {"campaign_id": campaign_id} if run_id is None else {"run_id": run_id}
     rows = await connection.execute(
         _OF_CAMPAIGN if run_id is None else _OF_RUN,
         {**where, "xact": str(after.xact), "id": after.id, "limit": limit},
     )
-    return [EventRow(*row) for row in rows]
+    return [
+        LoggedTransition(row["xact"], row["id"], row["stable"], RunTransitionEvent.model_validate(dict(row)))
+        for row in rows.mappings()
+    ]
 
 
 _PROGRESS = """
-    SELECT r.id, l.attempt_id, e.display_name, r.cycle, l.progress
+    SELECT r.id AS run_id, l.attempt_id, e.display_name, r.cycle, l.progress
       FROM runs r
       JOIN leases l ON l.run_id = r.id
       JOIN experiments e ON e.id = r.experiment_id
@@ -86,10 +73,8 @@ _PROGRESS_OF_CAMPAIGN = text(_PROGRESS.format(condition="r.campaign_id = :campai
 _PROGRESS_OF_RUN = text(_PROGRESS.format(condition="r.id = :run_id"))
 
 
-async def progress(connection: AsyncConnection, *, campaign_id: UUID, run_id: UUID | None) -> Sequence[ProgressRow]:
+async def progress(connection: AsyncConnection, *, campaign_id: UUID, run_id: UUID | None) -> list[RunProgressEvent]:
     """Return the latest progress of live runs."""
     if run_id is None:
-        rows = await connection.execute(_PROGRESS_OF_CAMPAIGN, {"campaign_id": campaign_id})
-    else:
-        rows = await connection.execute(_PROGRESS_OF_RUN, {"run_id": run_id})
-    return [ProgressRow(*row) for row in rows]
+        return await read_all(connection, _PROGRESS_OF_CAMPAIGN, RunProgressEvent, campaign_id=campaign_id)
+    return await read_all(connection, _PROGRESS_OF_RUN, RunProgressEvent, run_id=run_id)

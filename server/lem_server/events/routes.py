@@ -15,13 +15,13 @@ from lem_domain.ids import IdKind, parse_id
 from lem_domain.wire.access import Scope
 from lem_domain.wire.events import AggregationEvent, CampaignEvent, RunProgressEvent, RunTransitionEvent
 from lem_server.access.guard import requires
-from lem_server.campaigns import service as campaigns
+from lem_server.campaigns.reading import get_campaign
 from lem_server.context import Context
 from lem_server.events.queries import EventCursor
 from lem_server.events.stream import Followed, follow, parse_cursor
 from lem_server.http.path_ids import CampaignPath, RunPath
 from lem_server.http.problems import problem_responses
-from lem_server.runs import service as runs
+from lem_server.runs.reading import get_run
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +46,14 @@ def _cursor(
 
 
 async def _followed_campaign(context: Context, campaign_id: CampaignPath) -> Followed:
-    await campaigns.get_campaign(context.engine, campaign_id)
+    async with context.engine.connect() as connection:
+        await get_campaign(connection, campaign_id)
     return Followed(campaign_id)
 
 
 async def _followed_run(context: Context, run_id: RunPath) -> Followed:
-    run = await runs.get_run(context.engine, run_id)
+    async with context.engine.connect() as connection:
+        run = await get_run(connection, run_id)
     return Followed(parse_id(IdKind.CAMPAIGN, run.campaign_id), run_id)
 
 

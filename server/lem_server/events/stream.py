@@ -12,16 +12,14 @@ from fastapi.sse import ServerSentEvent
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from lem_domain.errors import ProblemCode
-from lem_domain.ids import IdKind, format_id
 from lem_domain.states import LIVE_STATES, RunState
-from lem_domain.wire.events import AggregationEvent, CampaignEvent, RunProgressEvent, RunTransitionEvent
-from lem_domain.wire.runs import Progress
-from lem_server.campaigns import service as campaigns
+from lem_domain.wire.events import AggregationEvent, CampaignEvent, RunProgressEvent
+from lem_server.campaigns.reading import watch_campaign
 from lem_server.database.listener import Hub
 from lem_server.events import queries
-from lem_server.events.queries import EventCursor, EventRow, ProgressRow
+from lem_server.events.queries import EventCursor, LoggedTransition
 from lem_server.http.problems import ProblemError
-from lem_server.runs import service as runs
+from lem_server.runs.reading import get_run
 from lem_server.settings import LeaseTerms
 
 POLL_S = 2.0
@@ -116,9 +114,9 @@ class LatestProgress:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._sent: dict[UUID, tuple[ProgressRow, float]] = {}
+        self._sent: dict[str, tuple[RunProgressEvent, float]] = {}
 
-    def changes(self, busy: Sequence[ProgressRow]) -> Iterator[RunProgressEvent]:
+    def changes(self, busy: Sequence[RunProgressEvent]) -> Iterator[RunProgressEvent]:
         """Yield the events to send now; a suppressed change is sent by a later call."""
         now = self._clock()
         self._sent = {row.run_id: self._sent[row.run_id] for row in busy if row.run_id in self._sent}
@@ -127,34 +125,28 @@ class LatestProgress:
             if last is not None and (last == row or now - sent_at < PROGRESS_INTERVAL_S):
                 continue
             self._sent[row.run_id] = (row, now)
-            yield RunProgressEvent(
-                run_id=format_id(IdKind.RUN, row.run_id),
-                attempt_id=format_id(IdKind.ATTEMPT, row.attempt_id),
-                display_name=row.display_name,
-                cycle=row.cycle,
-                progress=Progress.model_validate(row.progress),
-            )
+            yield row
 
 
 async def _state(engine: AsyncEngine, terms: LeaseTerms, followed: Followed) -> tuple[CampaignEvent, bool]:
     """Return the campaign, and whether nothing of the subject is queued or live."""
-    view = await campaigns.watch_campaign(engine, terms, followed.campaign_id)
-    settled = view.runs.in_states(RunState.QUEUED, *LIVE_STATES) == 0
-    over = settled
-    if followed.run_id is not None:
-        run = await runs.get_run(engine, followed.run_id)
+    async with engine.connect() as connection:
+        view = await watch_campaign(connection, terms, followed.campaign_id)
+        run = None if followed.run_id is None else await get_run(connection, followed.run_id)
+    over = settled = view.runs.in_states(RunState.QUEUED, *LIVE_STATES) == 0
+    if run is not None:
         over = run.state is not RunState.QUEUED and run.state not in LIVE_STATES
     return CampaignEvent(campaign=view, settled=settled), over
 
 
-async def _transitions(engine: AsyncEngine, followed: Followed, after: EventCursor) -> list[EventRow]:
+async def _transitions(engine: AsyncEngine, followed: Followed, after: EventCursor) -> list[LoggedTransition]:
     async with engine.connect() as connection:
         return await queries.transitions(
             connection, campaign_id=followed.campaign_id, run_id=followed.run_id, after=after, limit=PAGE
         )
 
 
-async def _progress(engine: AsyncEngine, followed: Followed) -> Sequence[ProgressRow]:
+async def _progress(engine: AsyncEngine, followed: Followed) -> list[RunProgressEvent]:
     async with engine.connect() as connection:
         return await queries.progress(connection, campaign_id=followed.campaign_id, run_id=followed.run_id)
 
@@ -163,15 +155,5 @@ def _event(event: CampaignEvent | RunProgressEvent | AggregationEvent) -> Server
     return ServerSentEvent(event=event.type, raw_data=event.model_dump_json())
 
 
-def _transition(row: EventRow) -> ServerSentEvent:
-    event = RunTransitionEvent(
-        run_id=format_id(IdKind.RUN, row.run_id),
-        display_name=row.display_name,
-        cycle=row.cycle,
-        source=None if row.source is None else RunState(row.source),
-        target=RunState(row.target),
-        at=row.at,
-        reason=row.reason,
-        message=row.message,
-    )
-    return ServerSentEvent(id=f"{row.xact}-{row.id}", event=event.type, raw_data=event.model_dump_json())
+def _transition(row: LoggedTransition) -> ServerSentEvent:
+    return ServerSentEvent(id=f"{row.xact}-{row.id}", event=row.event.type, raw_data=row.event.model_dump_json())

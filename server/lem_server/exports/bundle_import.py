@@ -22,7 +22,7 @@ from lem_domain.results.run import RunResult
 from lem_domain.wire.campaigns import ImportedBundle, ImportOrigin
 from lem_domain.wire.datasets import DatasetContent, DatasetUpload
 from lem_server.aggregation.identity import aggregate_key, evidence_digest
-from lem_server.campaigns import service as campaigns
+from lem_server.campaigns.reading import get_campaign
 from lem_server.datasets import service as datasets
 from lem_server.evidence import service as evidence
 from lem_server.exports import bundle_rows as rows
@@ -47,7 +47,7 @@ async def import_bundle(engine: AsyncEngine, file: IO[bytes], *, imported_by: st
             importing = _Import(connection, verified, imported_by)
             new = await importing.run(file)
             return ImportedBundle(
-                campaign=await campaigns.get_within(connection, importing.campaign_id),
+                campaign=await get_campaign(connection, importing.campaign_id),
                 new=new,
                 **verified.header.model_dump(include={"experiments", "runs", "attempts", "chunks", "evidence_bytes"}),
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -26,6 +26,8 @@ from lem_domain.errors import ConfigurationError, FieldProblem, LemError, Proble
 from lem_domain.ids import IdKind, format_id
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -111,6 +113,17 @@ _LISTED_AT: dict[IdKind, str] = {
 def not_found(kind: IdKind, value: UUID) -> ProblemError:
     """Build `not_found` for an id, with the request that lists the existing ones."""
     return ProblemError(_C.NOT_FOUND, f"there is no {kind.name.lower()} {format_id(kind, value)}; {_LISTED_AT[kind]}.")
+
+
+def required(found: T | None, kind: IdKind, value: UUID) -> T:
+    """Return what was found by an id.
+
+    Raises:
+        ProblemError: `not_found` for None.
+    """
+    if found is None:
+        raise not_found(kind, value)
+    return found
 
 
 def problem_response(error: ProblemError, request_id: str | None = None) -> Response:

@@ -210,7 +210,7 @@ async def test_a_transition_of_a_slow_transaction_is_not_skipped(
             seen = await queries.transitions(
                 looking, campaign_id=followed(view).campaign_id, run_id=None, after=BEGINNING, limit=10
             )
-        assert [(row.target, row.stable) for row in seen] == [
+        assert [(row.event.target, row.stable) for row in seen] == [
             ("queued", True),
             ("queued", True),
             ("cancelled", False),

@@ -11,10 +11,10 @@ import pytest
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from lem_server.campaigns import queries as campaigns
+from lem_server.campaigns import reading as campaigns
 from lem_server.leases import claim_queries, queue_queries
-from lem_server.runs import change_queries
-from lem_server.runs import queries as runs
+from lem_server.runs import changes
+from lem_server.runs import reading as runs
 
 pytestmark = pytest.mark.anyio
 
@@ -131,7 +131,7 @@ async def test_a_campaigns_runs_are_counted_in_an_index(connection: AsyncConnect
 
 
 async def test_a_cancel_finds_a_campaigns_open_runs_by_index(connection: AsyncConnection) -> None:
-    plan = await plan_of(connection, change_queries._LOCK_OPEN, campaign_id=await campaign(connection))
+    plan = await plan_of(connection, changes._LOCK_OPEN, campaign_id=await campaign(connection))
     assert "runs" not in scanned(plan)
 
 

@@ -15,7 +15,7 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import text
 from sqlalchemy.engine import URL
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from starlette.requests import ClientDisconnect
 
 from factories.runs import complete, run_ids, submit
@@ -27,7 +27,7 @@ from lem_server.campaigns import service as campaigns
 from lem_server.database.engine import make_engine
 from lem_server.http.middleware import JSON_LIMIT_BYTES, SECURITY_HEADERS, body_limit
 from lem_server.http.problems import STATUS, problem_of
-from lem_server.runs import service as runs_service
+from lem_server.runs import changes
 from lem_server.runs.transitions import set_actor
 
 pytestmark = pytest.mark.anyio
@@ -185,12 +185,11 @@ async def test_a_transition_that_the_database_forbids_is_a_409(
     [run] = await run_ids(api, (await api.get(CAMPAIGNS)).json()["items"][0])
     await complete(engine, run)
 
-    async def forgetful(_engine: AsyncEngine, run_id: Any, **_: Any) -> None:
-        async with engine.begin() as connection:
-            await set_actor(connection, ActorKind.USER, "somebody")
-            await connection.execute(text("UPDATE runs SET state = 'queued' WHERE id = :id"), {"id": run_id})
+    async def forgetful(connection: AsyncConnection, run_id: Any, **_: Any) -> None:
+        await set_actor(connection, ActorKind.USER, "somebody")
+        await connection.execute(text("UPDATE runs SET state = 'queued' WHERE id = :id"), {"id": run_id})
 
-    monkeypatch.setattr(runs_service, "cancel_run", forgetful)
+    monkeypatch.setattr(changes, "cancel_run", forgetful)
     body = problem(await api.post(f"/api/v1/runs/{run}:cancel"), 409, "illegal_transition")
     assert "completed" in body["detail"] and "queued" in body["detail"]
 

@@ -7,7 +7,8 @@ import itertools
 import pytest
 
 from lem_domain.states import FailureReason, RunState
-from lem_server.attempts.endings import FollowUp, Outcome, follow_up
+from lem_server.attempts.endings import FollowUp, follow_up
+from lem_server.attempts.queries import Outcome
 
 NOTHING = FollowUp(None)
 AGAIN_FOR_A_LOSS = FollowUp(RunState.QUEUED, losses=1)

@@ -6,7 +6,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from lem_server.events.queries import EventCursor, ProgressRow
+from lem_domain.wire.events import RunProgressEvent
+from lem_server.events.queries import EventCursor
 from lem_server.events.stream import BEGINNING, LatestProgress, parse_cursor
 from lem_server.http.problems import ProblemError
 
@@ -21,8 +22,10 @@ class Clock:
         return self.now
 
 
-def busy(run_id: UUID, tokens: int) -> ProgressRow:
-    return ProgressRow(run_id, UUID(int=1), "e", 1, {"phase": "measure", "generated_tokens": tokens})
+def busy(run_id: UUID, tokens: int) -> RunProgressEvent:
+    progress = {"phase": "measure", "generated_tokens": tokens}
+    row = {"run_id": run_id, "attempt_id": UUID(int=1), "display_name": "e", "cycle": 1, "progress": progress}
+    return RunProgressEvent.model_validate(row)
 
 
 def test_a_stream_goes_on_after_the_last_event() -> None:
