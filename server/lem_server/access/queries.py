@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Iterable
 from typing import NamedTuple
 from uuid import UUID
 
@@ -12,32 +12,35 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import bindparam
 from sqlalchemy.types import Text
 
+from lem_domain.wire.access import Scope, TokenCreate, TokenView
+from lem_domain.wire.base import Page
+from lem_server.database.rows import read_one
+from lem_server.http.paging import Listing
 
-class TokenRow(NamedTuple):
-    """A stored token."""
+_TOKENS = Listing("tokens", TokenView, id=UUID)
+_COLUMNS = "id, name, kind, scopes, created_at, expires_at, revoked_at, last_used_at"
+
+
+class PresentedToken(NamedTuple):
+    """A token that a request presents."""
 
     id: UUID
     name: str
     kind: str
     scopes: list[str]
-    created_at: datetime
-    expires_at: datetime | None
-    revoked_at: datetime | None
-    last_used_at: datetime | None
+    revoked: bool
     expired: bool
 
 
-_COLUMNS = (
-    "id, name, kind, scopes, created_at, expires_at, revoked_at, last_used_at, coalesce(expires_at <= now(), false)"
-)
+_BY_DIGEST = text("""
+    SELECT id, name, kind, scopes, revoked_at IS NOT NULL AS revoked, coalesce(expires_at <= now(), false) AS expired
+      FROM api_tokens WHERE sha256 = :digest
+""")
 
 
-async def by_digest(connection: AsyncConnection, digest: bytes) -> TokenRow | None:
+async def by_digest(connection: AsyncConnection, digest: bytes) -> PresentedToken | None:
     """Return the token with this digest. Index uq_api_tokens_sha256."""
-    row = (
-        await connection.execute(text(f"SELECT {_COLUMNS} FROM api_tokens WHERE sha256 = :d"), {"d": digest})  # noqa: S608
-    ).one_or_none()
-    return None if row is None else TokenRow(*row)
+    return await read_one(connection, _BY_DIGEST, PresentedToken, digest=digest)
 
 
 async def touch(connection: AsyncConnection, token_id: UUID) -> None:
@@ -59,54 +62,40 @@ _INSERT = text(f"""
 
 
 async def insert(
-    connection: AsyncConnection,
-    *,
-    token_id: UUID,
-    name: str,
-    kind: str,
-    digest: bytes,
-    scopes: list[str],
-    expires_in_days: int | None,
-) -> TokenRow:
+    connection: AsyncConnection, token_id: UUID, request: TokenCreate, scopes: Iterable[Scope], digest: bytes
+) -> TokenView:
     """Store a token's digest."""
     row = await connection.execute(
         _INSERT,
         {
             "id": token_id,
-            "name": name,
-            "kind": kind,
+            "name": request.name,
+            "kind": request.kind,
             "digest": digest,
-            "scopes": scopes,
-            "days": expires_in_days,
+            "scopes": list(scopes),
+            "days": request.expires_in_days,
         },
     )
-    return TokenRow(*row.one())
+    return TokenView.model_validate(dict(row.mappings().one()))
 
 
-async def replace_digest(connection: AsyncConnection, token_id: UUID, digest: bytes) -> TokenRow | None:
+_REPLACE_DIGEST = text(f"""
+    UPDATE api_tokens SET sha256 = :digest WHERE id = :id AND revoked_at IS NULL RETURNING {_COLUMNS}
+""")  # noqa: S608 - constants only
+_LIST = text(f"""
+    SELECT {_COLUMNS} FROM api_tokens WHERE CAST(:after AS uuid) IS NULL OR id > :after ORDER BY id LIMIT :limit
+""")  # noqa: S608 - constants only
+
+
+async def replace_digest(connection: AsyncConnection, token_id: UUID, digest: bytes) -> TokenView | None:
     """Give a token another secret; None when it was revoked or does not exist."""
-    row = (
-        await connection.execute(
-            text(
-                "UPDATE api_tokens SET sha256 = :digest WHERE id = :id AND revoked_at IS NULL "  # noqa: S608
-                f"RETURNING {_COLUMNS}"
-            ),
-            {"id": token_id, "digest": digest},
-        )
-    ).one_or_none()
-    return None if row is None else TokenRow(*row)
+    return await read_one(connection, _REPLACE_DIGEST, TokenView, id=token_id, digest=digest)
 
 
-async def list_tokens(connection: AsyncConnection, *, after: UUID | None, limit: int) -> list[TokenRow]:
-    """Return one page of tokens, oldest first."""
-    rows = await connection.execute(
-        text(
-            f"SELECT {_COLUMNS} FROM api_tokens WHERE CAST(:after AS uuid) IS NULL OR id > :after "  # noqa: S608
-            "ORDER BY id LIMIT :limit"
-        ),
-        {"after": after, "limit": limit},
-    )
-    return [TokenRow(*row) for row in rows]
+async def list_tokens(connection: AsyncConnection, *, cursor: str | None, limit: int) -> Page[TokenView]:
+    """Return a page of tokens without their secrets, oldest first."""
+    (after,) = _TOKENS.after(cursor, None)
+    return await _TOKENS.page(connection, _LIST, limit, after=after)
 
 
 async def revoke(connection: AsyncConnection, token_id: UUID) -> bool:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
-from uuid import UUID
 
 from fastapi import APIRouter, Path, Response, status
-from pydantic import TypeAdapter
 
 from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, TokenId, parse_id
 from lem_domain.wire.access import Scope, TokenCreate, TokenCreated, TokenView
 from lem_domain.wire.base import Page
-from lem_server.access import service
+from lem_server.access import queries, service
 from lem_server.access.guard import CurrentPrincipal, requires
 from lem_server.context import Context
 from lem_server.http.idempotency import IdempotencyKey, fingerprint, run_once
-from lem_server.http.paging import Cursor, Limit, decode_cursor, encode_cursor
+from lem_server.http.paging import Cursor, Limit
 from lem_server.http.problems import problem_responses
 
 router = APIRouter(prefix="/api/v1/tokens", tags=["tokens"])
-
-_CURSOR: TypeAdapter[tuple[UUID]] = TypeAdapter(tuple[UUID])
 
 _CREATED: dict[int | str, dict[str, Any]] = {
     201: {"description": "The token. For a repeated Idempotency-Key: the same token with a new secret."},
@@ -67,9 +63,8 @@ async def create_token(
 @router.get("", responses=problem_responses(ProblemCode.BAD_REQUEST), openapi_extra=requires(Scope.ADMIN))
 async def list_tokens(context: Context, limit: Limit = 50, cursor: Cursor = None) -> Page[TokenView]:
     """List tokens without their secrets, oldest first."""
-    position = decode_cursor("tokens", cursor, _CURSOR)
-    items, after = await service.list_tokens(context.engine, after=position[0] if position else None, limit=limit)
-    return Page(items=tuple(items), next=encode_cursor("tokens", (after,)) if after else None)
+    async with context.engine.connect() as connection:
+        return await queries.list_tokens(connection, cursor=cursor, limit=limit)
 
 
 @router.delete(

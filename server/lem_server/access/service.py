@@ -51,7 +51,7 @@ async def authenticate(engine: AsyncEngine, token: str) -> Principal:
         row = await queries.by_digest(connection, tokens.digest(token))
         if row is None:
             raise _unauthenticated("this server does not know the token; use one that it created (see owner.token).")
-        if row.revoked_at is not None:
+        if row.revoked:
             raise _unauthenticated("the token was revoked; ask for a new one.")
         if row.expired:
             raise _unauthenticated("the token has expired; ask for a new one.")
@@ -69,16 +69,8 @@ async def create_in(connection: AsyncConnection, request: TokenCreate) -> TokenC
     """Create a token within the caller's transaction."""
     token = tokens.mint(request.kind)
     scopes = request.scopes or DEFAULT_SCOPES[request.kind]
-    row = await queries.insert(
-        connection,
-        token_id=uuid7(),
-        name=request.name,
-        kind=request.kind.value,
-        digest=tokens.digest(token),
-        scopes=[scope.value for scope in scopes],
-        expires_in_days=request.expires_in_days,
-    )
-    return TokenCreated(token=token, **_view(row).model_dump())
+    view = await queries.insert(connection, uuid7(), request, scopes, tokens.digest(token))
+    return TokenCreated(token=token, **view.model_dump())
 
 
 async def renew_secret(connection: AsyncConnection, token_id: UUID, kind: TokenKind) -> TokenCreated:
@@ -88,25 +80,18 @@ async def renew_secret(connection: AsyncConnection, token_id: UUID, kind: TokenK
         ProblemError: `conflict` when the token was revoked.
     """
     token = tokens.mint(kind)
-    row = await queries.replace_digest(connection, token_id, tokens.digest(token))
-    if row is None:
+    view = await queries.replace_digest(connection, token_id, tokens.digest(token))
+    if view is None:
         raise ProblemError(
             ProblemCode.CONFLICT,
             f"{format_id(IdKind.TOKEN, token_id)}, created with this Idempotency-Key, was revoked; send a new key.",
         )
-    return TokenCreated(token=token, **_view(row).model_dump())
+    return TokenCreated(token=token, **view.model_dump())
 
 
 def without_secret(created: TokenCreated) -> TokenView:
     """Return the part of the answer that may be stored."""
     return TokenView.model_validate(created.model_dump(exclude={"token"}))
-
-
-async def list_tokens(engine: AsyncEngine, *, after: UUID | None, limit: int) -> tuple[list[TokenView], UUID | None]:
-    """Return one page of tokens, and the cursor of the next; None at the end."""
-    async with engine.connect() as connection:
-        rows = await queries.list_tokens(connection, after=after, limit=limit + 1)
-    return [_view(row) for row in rows[:limit]], rows[limit - 1].id if len(rows) > limit else None
 
 
 async def revoke(engine: AsyncEngine, token_id: UUID) -> None:
@@ -134,7 +119,7 @@ async def ensure_owner_token(engine: AsyncEngine, data_dir: Path) -> Path:
         if path.exists():
             async with engine.connect() as connection:
                 row = await queries.by_digest(connection, tokens.digest(path.read_text().strip()))
-            if row is not None and row.revoked_at is None and not row.expired:
+            if row is not None and not row.revoked and not row.expired:
                 return path
         token = tokens.mint(TokenKind.OWNER)
         async with engine.begin() as connection:
@@ -159,15 +144,8 @@ async def _store_owner_token(connection: AsyncConnection, data_dir: Path, digest
             return True
         with contextlib.suppress(IntegrityError):
             async with connection.begin_nested():
-                await queries.insert(
-                    connection,
-                    token_id=token_id,
-                    name="owner",
-                    kind=TokenKind.OWNER.value,
-                    digest=digest,
-                    scopes=[scope.value for scope in DEFAULT_SCOPES[TokenKind.OWNER]],
-                    expires_in_days=None,
-                )
+                owner = TokenCreate(name="owner", kind=TokenKind.OWNER)
+                await queries.insert(connection, token_id, owner, DEFAULT_SCOPES[TokenKind.OWNER], digest)
             return False
     raise AssertionError("generations don't end")
 
@@ -182,19 +160,6 @@ async def has_tokens_besides_owner(engine: AsyncEngine) -> bool:
     """Return whether access was set up, so that the server may listen on a public address."""
     async with engine.connect() as connection:
         return await queries.others_than_owner(connection)
-
-
-def _view(row: queries.TokenRow) -> TokenView:
-    return TokenView(
-        id=format_id(IdKind.TOKEN, row.id),
-        name=row.name,
-        kind=TokenKind(row.kind),
-        scopes=tuple(Scope(scope) for scope in row.scopes),
-        created_at=row.created_at,
-        expires_at=row.expires_at,
-        revoked_at=row.revoked_at,
-        last_used_at=row.last_used_at,
-    )
 
 
 def _unauthenticated(detail: str) -> ProblemError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
 
 from sqlalchemy import text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
@@ -11,14 +10,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import bindparam
 from sqlalchemy.types import LargeBinary
 
+from lem_domain.ids import Sha256
+from lem_domain.wire.base import Page
+from lem_domain.wire.datasets import DatasetContent, DatasetView
+from lem_server.database.rows import read_one
+from lem_server.http.paging import Listing
 
-class DatasetRow(NamedTuple):
-    """An uploaded set of prompts without its texts."""
-
-    sha256: bytes
-    name: str
-    prompts: int
-
+_DATASETS = Listing("datasets", DatasetView, sha256=Sha256)
+_COLUMNS = "encode(sha256, 'hex') AS sha256, name, false AS builtin, prompts"
 
 _INSERT = text("""
     INSERT INTO datasets (sha256, name, prompts, texts) VALUES (:sha256, :name, :prompts, :texts)
@@ -36,22 +35,21 @@ async def insert(connection: AsyncConnection, *, sha256: bytes, name: str, texts
 
 
 # Every statement uses the primary key.
-_LIST = text("SELECT sha256, name, prompts FROM datasets WHERE sha256 > :after ORDER BY sha256 LIMIT :limit")
+_LIST = text(f"""
+    SELECT {_COLUMNS} FROM datasets WHERE sha256 > decode(:after, 'hex') ORDER BY datasets.sha256 LIMIT :limit
+""")  # noqa: S608 - constants only
+_GET = text(f"SELECT {_COLUMNS}, texts FROM datasets WHERE sha256 = decode(:sha256, 'hex')")  # noqa: S608
 
 
-async def list_datasets(connection: AsyncConnection, *, after: bytes, limit: int) -> list[DatasetRow]:
-    """Return one page of uploaded sets, ordered by digest, without their texts."""
-    return [DatasetRow(*row) for row in await connection.execute(_LIST, {"after": after, "limit": limit})]
+async def list_datasets(connection: AsyncConnection, *, cursor: str | None, limit: int) -> Page[DatasetView]:
+    """Return a page of uploaded sets, ordered by digest, without their texts."""
+    (after,) = _DATASETS.after(cursor, "")
+    return await _DATASETS.page(connection, _LIST, limit, after=after)
 
 
-async def get_dataset(connection: AsyncConnection, sha256: bytes) -> tuple[DatasetRow, list[str]] | None:
+async def get_dataset(connection: AsyncConnection, sha256: str) -> DatasetContent | None:
     """Return a set and its texts."""
-    row = (
-        await connection.execute(
-            text("SELECT sha256, name, prompts, texts FROM datasets WHERE sha256 = :sha256"), {"sha256": sha256}
-        )
-    ).one_or_none()
-    return None if row is None else (DatasetRow(*row[:3]), list(row[3]))
+    return await read_one(connection, _GET, DatasetContent, sha256=sha256)
 
 
 _EXISTING = text("SELECT sha256 FROM datasets WHERE sha256 = ANY(:wanted)").bindparams(

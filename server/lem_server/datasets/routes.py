@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Response, status
-from pydantic import TypeAdapter
 
 from lem_domain.errors import ProblemCode
 from lem_domain.ids import Sha256
@@ -15,12 +14,10 @@ from lem_domain.wire.datasets import DatasetContent, DatasetUpload, DatasetView
 from lem_server.access.guard import requires
 from lem_server.context import Context
 from lem_server.datasets import service
-from lem_server.http.paging import Cursor, Limit, decode_cursor, encode_cursor
+from lem_server.http.paging import Cursor, Limit
 from lem_server.http.problems import problem_responses
 
 router = APIRouter(prefix="/api/v1", tags=["datasets"])
-
-_CURSOR: TypeAdapter[tuple[Sha256]] = TypeAdapter(tuple[Sha256])
 
 DigestPath = Annotated[Sha256, Path(description="SHA-256 over the prompts, 64 hexadecimal digits.")]
 
@@ -28,9 +25,7 @@ DigestPath = Annotated[Sha256, Path(description="SHA-256 over the prompts, 64 he
 @router.get("/datasets", responses=problem_responses(ProblemCode.BAD_REQUEST), openapi_extra=requires(Scope.READ))
 async def list_datasets(context: Context, limit: Limit = 100, cursor: Cursor = None) -> Page[DatasetView]:
     """List sets of prompts: the built-in ones, all on the first page, then the uploaded ones."""
-    (after,) = decode_cursor("datasets", cursor, _CURSOR) or (None,)
-    items, next_digest = await service.list_datasets(context.engine, after=after, limit=limit)
-    return Page(items=items, next=None if next_digest is None else encode_cursor("datasets", (next_digest,)))
+    return await service.list_datasets(context.engine, cursor=cursor, limit=limit)
 
 
 @router.get(

@@ -9,21 +9,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from lem_domain.errors import ProblemCode
 from lem_domain.prompt_sets import builtin_prompt_sets, load_builtin_prompts, prompts_digest
+from lem_domain.wire.base import Page
 from lem_domain.wire.datasets import DatasetContent, DatasetUpload, DatasetView
 from lem_server.datasets import queries
 from lem_server.http.problems import ProblemError
 
 
-async def list_datasets(
-    engine: AsyncEngine, *, after: str | None, limit: int
-) -> tuple[tuple[DatasetView, ...], str | None]:
-    """Return one page of sets, the built-in ones before the uploaded, and the cursor of the next; None at the end."""
-    builtin = [] if after is not None else [_without_texts(one) for one in _builtin().values()]
+async def list_datasets(engine: AsyncEngine, *, cursor: str | None, limit: int) -> Page[DatasetView]:
+    """Return a page of sets, the built-in ones before the uploaded."""
     async with engine.connect() as connection:
-        rows = await queries.list_datasets(connection, after=bytes.fromhex(after or ""), limit=limit + 1)
-    shown = rows[:limit]
-    uploaded = [_view(row) for row in shown]
-    return (*builtin, *uploaded), shown[-1].sha256.hex() if len(rows) > limit else None
+        page = await queries.list_datasets(connection, cursor=cursor, limit=limit)
+    return page if cursor is not None else page.model_copy(update={"items": (*builtin_sets(), *page.items)})
 
 
 async def get_dataset(engine: AsyncEngine, sha256: str) -> DatasetContent:
@@ -36,15 +32,12 @@ async def get_dataset(engine: AsyncEngine, sha256: str) -> DatasetContent:
     if builtin is not None:
         return builtin
     async with engine.connect() as connection:
-        found = await queries.get_dataset(connection, bytes.fromhex(sha256))
+        found = await queries.get_dataset(connection, sha256)
     if found is None:
         raise ProblemError(
             ProblemCode.NOT_FOUND, f"the server holds no dataset {sha256}; GET /api/v1/datasets lists those it holds."
         )
-    row, texts = found
-    return DatasetContent(
-        name=row.name, sha256=row.sha256.hex(), builtin=False, prompts=row.prompts, texts=tuple(texts)
-    )
+    return found
 
 
 async def put_dataset(engine: AsyncEngine, sha256: str, upload: DatasetUpload) -> tuple[DatasetView, bool]:
@@ -76,12 +69,11 @@ async def store(connection: AsyncConnection, sha256: str, upload: DatasetUpload)
         raise ProblemError(
             ProblemCode.VALIDATION, "the name or a prompt holds the character U+0000, which can't be stored; remove it."
         )
-    key = bytes.fromhex(sha256)
-    created = await queries.insert(connection, sha256=key, name=upload.name, texts=upload.prompts)
-    found = await queries.get_dataset(connection, key)
+    created = await queries.insert(connection, sha256=bytes.fromhex(sha256), name=upload.name, texts=upload.prompts)
+    found = await queries.get_dataset(connection, sha256)
     if found is None:
         raise RuntimeError(f"dataset {sha256} vanished while it was stored")
-    return _view(found[0]), created
+    return _without_texts(found), created
 
 
 async def existing(connection: AsyncConnection, wanted: Collection[str]) -> frozenset[str]:
@@ -109,8 +101,4 @@ def _builtin() -> dict[str, DatasetContent]:
 
 
 def _without_texts(content: DatasetContent) -> DatasetView:
-    return DatasetView(name=content.name, sha256=content.sha256, builtin=content.builtin, prompts=content.prompts)
-
-
-def _view(row: queries.DatasetRow) -> DatasetView:
-    return DatasetView(name=row.name, sha256=row.sha256.hex(), builtin=False, prompts=row.prompts)
+    return DatasetView.model_validate(content.model_dump(exclude={"texts"}))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy import text
@@ -11,25 +10,15 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import bindparam
 
+from lem_domain.ids import IdKind
+from lem_domain.wire.base import Page
+from lem_domain.wire.workers import WorkerView
+from lem_server.database.rows import read_one
+from lem_server.http.paging import Listing
+from lem_server.http.problems import required
+from lem_server.settings import LeaseTerms
 
-class WorkerRow(NamedTuple):
-    """A worker with its current attempts and runs."""
-
-    id: UUID
-    name: str
-    host: str
-    backend: str
-    devices: list[dict[str, Any]]
-    versions: dict[str, str]
-    labels: dict[str, str]
-    draining: bool
-    registered_at: datetime
-    last_seen_at: datetime
-    offline: bool
-    attempts: list[UUID]
-    runs: list[UUID]
-
-
+_WORKERS = Listing("workers", WorkerView, id=UUID)
 _REGISTER = text("""
     INSERT INTO workers (id, boot_id, name, host, backend, devices, versions, labels)
     VALUES (:id, :boot_id, :name, :host, :backend, :devices, :versions, :labels)
@@ -61,32 +50,37 @@ async def register(connection: AsyncConnection, **values: object) -> bool:
 
 
 _SELECT = """
-    SELECT w.id, w.name, w.host, w.backend, w.devices, w.versions, w.labels, w.draining, w.registered_at,
-           w.last_seen_at, w.signed_off_at IS NOT NULL OR w.last_seen_at + :ttl < now() AS offline,
-           coalesce(array_agg(l.attempt_id) FILTER (WHERE l.attempt_id IS NOT NULL), '{}') AS attempts,
-           coalesce(array_agg(l.run_id) FILTER (WHERE l.run_id IS NOT NULL), '{}') AS runs
+    SELECT w.id, w.name, w.host, w.backend, w.devices, w.versions, w.labels, w.registered_at,
+           w.last_seen_at,
+           CASE WHEN w.signed_off_at IS NOT NULL OR w.last_seen_at + :ttl < now() THEN 'offline'
+                WHEN w.draining THEN 'draining' ELSE 'online' END AS state,
+           coalesce(array_agg(l.attempt_id) FILTER (WHERE l.attempt_id IS NOT NULL), '{}') AS current_attempts,
+           coalesce(array_agg(l.run_id) FILTER (WHERE l.run_id IS NOT NULL), '{}') AS current_runs
       FROM workers w
       LEFT JOIN leases l ON l.worker_id = w.id
 """
 
 
+_LIST = text(_SELECT + " WHERE CAST(:after AS uuid) IS NULL OR w.id > :after GROUP BY w.id ORDER BY w.id LIMIT :limit")
+_GET = text(_SELECT + " WHERE w.id = :id GROUP BY w.id")
+
+
 async def list_workers(
-    connection: AsyncConnection, *, ttl: timedelta, after: UUID | None, limit: int
-) -> list[WorkerRow]:
-    """Return one page of workers, ordered by id."""
-    rows = await connection.execute(
-        text(_SELECT + " WHERE CAST(:after AS uuid) IS NULL OR w.id > :after GROUP BY w.id ORDER BY w.id LIMIT :limit"),
-        {"ttl": ttl, "after": after, "limit": limit},
-    )
-    return [WorkerRow(*row) for row in rows]
+    connection: AsyncConnection, terms: LeaseTerms, *, cursor: str | None, limit: int
+) -> Page[WorkerView]:
+    """Return a page of workers with their current attempts and runs, ordered by id."""
+    (after,) = _WORKERS.after(cursor, None)
+    return await _WORKERS.page(connection, _LIST, limit, ttl=timedelta(seconds=terms.ttl_s), after=after)
 
 
-async def get_worker(connection: AsyncConnection, worker_id: UUID, *, ttl: timedelta) -> WorkerRow | None:
-    """Return a worker; None when there is none."""
-    row = (
-        await connection.execute(text(_SELECT + " WHERE w.id = :id GROUP BY w.id"), {"ttl": ttl, "id": worker_id})
-    ).one_or_none()
-    return None if row is None else WorkerRow(*row)
+async def get_worker(connection: AsyncConnection, terms: LeaseTerms, worker_id: UUID) -> WorkerView:
+    """Return a worker with its current attempts and runs.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
+    found = await read_one(connection, _GET, WorkerView, ttl=timedelta(seconds=terms.ttl_s), id=worker_id)
+    return required(found, IdKind.WORKER, worker_id)
 
 
 async def set_draining(connection: AsyncConnection, worker_id: UUID) -> bool:

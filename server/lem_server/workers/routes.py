@@ -5,7 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, status
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from lem_domain.errors import ProblemCode
 from lem_domain.wire.access import Scope
@@ -13,15 +13,13 @@ from lem_domain.wire.base import Page, RequestModel
 from lem_domain.wire.workers import Registered, RegisterWorker, WorkerView
 from lem_server.access.guard import requires
 from lem_server.context import Context
-from lem_server.http.paging import Cursor, Limit, decode_cursor, encode_cursor
+from lem_server.http.paging import Cursor, Limit
 from lem_server.http.path_ids import WorkerPath
 from lem_server.http.problems import problem_responses
 from lem_server.leases.dependencies import require_protocol
-from lem_server.workers import service
+from lem_server.workers import queries, service
 
 router = APIRouter(prefix="/api/v1/workers", tags=["workers"])
-
-_CURSOR: TypeAdapter[tuple[UUID]] = TypeAdapter(tuple[UUID])
 
 
 class SignOff(RequestModel):
@@ -44,17 +42,15 @@ async def register_worker(context: Context, request: RegisterWorker) -> Register
 @router.get("", responses=problem_responses(ProblemCode.BAD_REQUEST), openapi_extra=requires(Scope.READ))
 async def list_workers(context: Context, limit: Limit = 100, cursor: Cursor = None) -> Page[WorkerView]:
     """List all workers that ever registered, with their current attempts and runs."""
-    position = decode_cursor("workers", cursor, _CURSOR)
-    items, after = await service.list_workers(
-        context.engine, context.settings.lease_terms, after=position[0] if position else None, limit=limit
-    )
-    return Page(items=items, next=encode_cursor("workers", (after,)) if after else None)
+    async with context.engine.connect() as connection:
+        return await queries.list_workers(connection, context.settings.lease_terms, cursor=cursor, limit=limit)
 
 
 @router.get("/{worker_id}", responses=problem_responses(ProblemCode.NOT_FOUND), openapi_extra=requires(Scope.READ))
 async def get_worker(context: Context, worker_id: WorkerPath) -> WorkerView:
     """Return a worker."""
-    return await service.get_worker(context.engine, context.settings.lease_terms, worker_id)
+    async with context.engine.connect() as connection:
+        return await queries.get_worker(connection, context.settings.lease_terms, worker_id)
 
 
 @router.post(
