@@ -12,8 +12,7 @@ from sqlalchemy.sql.elements import TextClause
 from factories.protocol_races import PAIRS
 from factories.protocol_stage import of_two, stage
 from lem_server.attempts import queries as attempt_queries
-from lem_server.leases import claim_queries
-from lem_server.leases import queries as lease_queries
+from lem_server.leases import claim_queries, fence
 from lem_server.runs import changes
 
 pytestmark = pytest.mark.anyio
@@ -41,7 +40,7 @@ async def _always(*_: object, **__: object) -> bool:
 
 
 BREAKS: dict[str, tuple[str, Break]] = {
-    "the fence looks and does not hold": ("end-chunk", without(lease_queries, "_FENCE", "FOR KEY SHARE")),
+    "the fence looks and does not hold": ("end-chunk", without(fence, "_FENCE", "FOR KEY SHARE")),
     "a claim does not hold its campaign": (
         "pause-claim",
         without(claim_queries, "_NEXT_RUN", "FOR SHARE OF c SKIP LOCKED"),
@@ -56,9 +55,9 @@ BREAKS: dict[str, tuple[str, Break]] = {
     ),
     "expiry does not look again": (
         "expire-beat",
-        lambda patch: patch.setattr(lease_queries, "still_expired", _always),
+        lambda patch: patch.setattr(fence, "lock_if_expired", _always),
     ),
-    "a worker ends what it has lost": ("expire-end", lambda patch: patch.setattr(lease_queries, "lock_lease", _always)),
+    "a worker ends what it has lost": ("expire-end", lambda patch: patch.setattr(fence, "lock_lease", _always)),
     "a cancel does not wait for the run": (
         "cancel-requeue-after-failure",
         lambda patch: patch.setattr(changes, "lock_run", _always),

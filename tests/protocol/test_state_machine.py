@@ -9,7 +9,9 @@ import pytest
 from sqlalchemy.engine import URL
 
 from factories.protocol_machine import explore
-from lem_server.leases import queries
+from lem_server.attempts import service as attempts
+from lem_server.evidence import service as evidence
+from lem_server.leases import fence
 
 Break = Callable[[pytest.MonkeyPatch], None]
 
@@ -33,12 +35,10 @@ async def _anybody(*_: Any, **__: Any) -> bool:
 
 
 BREAKS: dict[str, Break] = {
-    "a new boot leaves the leases of the old one": lambda patch: patch.setattr(
-        queries, "attempts_of_other_boots", _nobody
-    ),
-    "a worker that leaves keeps its leases": lambda patch: patch.setattr(queries, "attempts_of_boot", _nobody),
-    "anybody may write": lambda patch: patch.setattr(queries, "hold_fence", _anybody),
-    "nothing expires": lambda patch: patch.setattr(queries, "expired_attempts", _nobody),
+    "a new boot leaves the leases of the old one": lambda patch: patch.setattr(attempts, "end_older_boots", _nobody),
+    "a worker that leaves keeps its leases": lambda patch: patch.setattr(attempts, "end_leaving_boot", _nobody),
+    "anybody may write": lambda patch: patch.setattr(evidence, "require_lease", _anybody),
+    "nothing expires": lambda patch: patch.setattr(fence, "expired_attempts", _nobody),
 }
 
 

@@ -17,8 +17,8 @@ from lem_server.attempts.endings import end_without_result
 from lem_server.evidence import service as evidence
 from lem_server.evidence.texts import storable, storable_text
 from lem_server.http.problems import ProblemError, not_found
-from lem_server.leases import service as leases
-from lem_server.leases.fence import FencedAttempt, end_lease, lease_lost, lock_lease
+from lem_server.leases import fence
+from lem_server.leases.fence import FencedAttempt
 from lem_server.runs.transitions import set_actor
 from lem_server.settings import LeaseTerms
 
@@ -68,7 +68,7 @@ async def complete_attempt(engine: AsyncEngine, attempt: FencedAttempt, request:
             connection, attempt.attempt_id, processes=request.processes, manifest=request.manifest
         )
         await queries.close_attempt(connection, attempt.attempt_id, queries.Ending("completed", manifest=manifest))
-        await end_lease(connection, attempt.attempt_id)
+        await fence.end_lease(connection, attempt.attempt_id)
         await set_actor(connection, ActorKind.WORKER, format_id(IdKind.WORKER, attempt.worker_id))
         await queries.move_run(connection, row.run_id, RunState.COMPLETED.value)
 
@@ -104,11 +104,13 @@ async def end_expired(engine: AsyncEngine, terms: LeaseTerms) -> int:
     Several replicas may run this at the same time: each attempt is locked, and its lease is
     checked again under the lock.
     """
+    async with engine.connect() as connection:
+        expired = await fence.expired_attempts(connection, terms)
     ended = 0
-    for attempt_id in await leases.expired_attempts(engine, terms):
+    for attempt_id in expired:
         async with engine.begin() as connection:
             row = await queries.lock_attempt(connection, attempt_id)
-            if row is None or not await leases.lock_if_expired(connection, attempt_id, terms):
+            if row is None or not await fence.lock_if_expired(connection, attempt_id, terms):
                 continue
             await _end_lost(
                 connection, row, f"no heartbeat of the worker for {terms.ttl_s + terms.grace_s:.0f} s; see its log"
@@ -121,22 +123,26 @@ async def end_expired(engine: AsyncEngine, terms: LeaseTerms) -> int:
 
 async def end_older_boots(connection: AsyncConnection, *, worker_id: UUID, boot_id: UUID) -> None:
     """End the attempts that earlier boots of a worker still lease: its new boot proves that they no longer run."""
-    for attempt_id in await leases.attempts_of_other_boots(connection, worker_id=worker_id, boot_id=boot_id):
-        row = await queries.lock_attempt(connection, attempt_id)
-        if row is None or not await lock_lease(connection, FencedAttempt(attempt_id, worker_id, row.boot_id)):
-            continue
-        await _end_lost(connection, row, "the worker was restarted during the run")
+    for held in await fence.leases_of_worker(connection, worker_id):
+        row = None if held.boot_id == boot_id else await _lock_held(connection, held)
+        if row is not None:
+            await _end_lost(connection, row, "the worker was restarted during the run")
 
 
 async def end_leaving_boot(connection: AsyncConnection, *, worker_id: UUID, boot_id: UUID) -> None:
     """End the attempts that a boot still leases when it signs off, such as a claim whose answer it did not receive."""
-    for attempt_id in await leases.attempts_of_boot(connection, worker_id=worker_id, boot_id=boot_id):
-        row = await queries.lock_attempt(connection, attempt_id)
-        if row is None or not await lock_lease(connection, FencedAttempt(attempt_id, worker_id, boot_id)):
-            continue
-        message = "the worker signed off while it held the run"
-        ending = queries.Ending("interrupted", FailureReason.WORKER_SHUTDOWN, message)
-        await end_without_result(connection, row, ending, ActorKind.WORKER, format_id(IdKind.WORKER, worker_id))
+    message = "the worker signed off while it held the run"
+    ending = queries.Ending("interrupted", FailureReason.WORKER_SHUTDOWN, message)
+    for held in await fence.leases_of_worker(connection, worker_id):
+        row = await _lock_held(connection, held) if held.boot_id == boot_id else None
+        if row is not None:
+            await end_without_result(connection, row, ending, ActorKind.WORKER, format_id(IdKind.WORKER, worker_id))
+
+
+async def _lock_held(connection: AsyncConnection, held: FencedAttempt) -> queries.LockedAttempt | None:
+    """Lock an attempt and its lease; return None if the lease has ended meanwhile."""
+    row = await queries.lock_attempt(connection, held.attempt_id)
+    return row if row is not None and await fence.lock_lease(connection, held) else None
 
 
 async def _end_lost(connection: AsyncConnection, row: queries.LockedAttempt, message: str) -> None:
@@ -161,8 +167,8 @@ async def _lock_open_attempt(connection: AsyncConnection, row: queries.LockedAtt
         raise ProblemError(
             ProblemCode.ATTEMPT_CLOSED, f"the attempt has already ended as {row.outcome} and accepts no more writes."
         )
-    if not await lock_lease(connection, attempt):
-        raise lease_lost()
+    if not await fence.lock_lease(connection, attempt):
+        raise fence.lease_lost()
 
 
 def _is_owner(row: queries.LockedAttempt, attempt: FencedAttempt) -> bool:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import text
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import bindparam
 from sqlalchemy.types import Text
 
 from lem_domain.config.gaps import ExperimentCycle
-from lem_server.leases.queries import WorkerBoot
+from lem_server.database.rows import read_one
 from lem_server.leases.queue_queries import FITTING, FREE, free_parameters
 from lem_server.leases.scheduling import FreeDevice, NextRun, QueuedCampaign
 
@@ -45,8 +45,8 @@ class LockedRun(NamedTuple):
 
 # Index uq_attempts_claim_id.
 _BY_CLAIM = text("""
-    SELECT a.id, a.run_id, r.campaign_id, e.display_name, r.cycle, a.number, e.config, e.config_hash, a.devices,
-           a.worker_id, l.attempt_id IS NOT NULL
+    SELECT a.id AS attempt_id, a.run_id, r.campaign_id, e.display_name, r.cycle, a.number, e.config, e.config_hash,
+           a.devices, a.worker_id, l.attempt_id IS NOT NULL AS leased
       FROM attempts a
       JOIN runs r ON r.id = a.run_id
       JOIN experiments e ON e.id = r.experiment_id
@@ -57,8 +57,7 @@ _BY_CLAIM = text("""
 
 async def claimed_attempt(connection: AsyncConnection, claim_id: UUID) -> ClaimedAttempt | None:
     """Return the attempt that a claim created, or None."""
-    row = (await connection.execute(_BY_CLAIM, {"claim_id": claim_id})).one_or_none()
-    return None if row is None else ClaimedAttempt(*row)
+    return await read_one(connection, _BY_CLAIM, ClaimedAttempt, claim_id=claim_id)
 
 
 # Index ix_runs_claim; the campaigns' primary key. FOR SHARE OF c: a pause that was answered holds for every later
@@ -201,20 +200,3 @@ async def insert_attempt(
     await connection.execute(_RECORD_TURN, turn)
     await connection.execute(_INITIALISE, {"attempt_id": attempt_id, "run_id": run.run_id})
     return True
-
-
-# A claim may arrive after its worker signed off, so only a registration revives a boot that has signed off.
-_CLAIM_REQUEST = text("""
-    UPDATE workers SET last_seen_at = now(), asked_at = now(), temperatures_c = :temperatures_c
-     WHERE id = :id AND boot_id = :boot_id AND signed_off_at IS NULL
-    RETURNING boot_id, backend, draining
-""").bindparams(bindparam("temperatures_c", type_=JSONB))
-
-
-async def record_claim_request(
-    connection: AsyncConnection, worker_id: UUID, boot_id: UUID, temperatures_c: Mapping[str, float]
-) -> WorkerBoot | None:
-    """As `queries.record_contact`; record also that the worker asks for work, and its devices' temperatures (°C)."""
-    values = {"id": worker_id, "boot_id": boot_id, "temperatures_c": dict(temperatures_c)}
-    row = (await connection.execute(_CLAIM_REQUEST, values)).one_or_none()
-    return None if row is None else WorkerBoot(*row)

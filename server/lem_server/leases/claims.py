@@ -12,7 +12,6 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from uuid_utils.compat import uuid7
 
-from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, format_id
 from lem_domain.states import ActorKind
@@ -21,6 +20,7 @@ from lem_server.database.listener import QUEUE_POLL_S, Hub
 from lem_server.http.problems import ProblemError
 from lem_server.leases import claim_queries as queries
 from lem_server.leases import queue_queries
+from lem_server.leases.fence import require_boot
 from lem_server.leases.scheduling import NOTHING_WAITS, Deferred, FreeDevice, Outlook, QueuedCampaign, SchedulingPass
 from lem_server.runs.transitions import set_actor
 from lem_server.settings import LeaseTerms
@@ -115,12 +115,7 @@ class _Conflict(Exception):
 async def _claim_run(
     connection: AsyncConnection, terms: LeaseTerms, worker_id: UUID, request: ClaimRequest
 ) -> queries.ClaimedAttempt | Outlook:
-    worker = await queries.record_claim_request(connection, worker_id, request.boot_id, request.temperatures_c)
-    if worker is None:
-        raise ProblemError(
-            ProblemCode.BOOT_SUPERSEDED,
-            "this boot of the worker is not registered, has signed off, or a newer one is; register again.",
-        )
+    worker = await require_boot(connection, worker_id, request.boot_id, request.temperatures_c)
     # The worker's row is locked now, so a concurrent request with the same claim id has created its attempt by this
     # point or never will.
     created_before = await queries.claimed_attempt(connection, request.claim_id)
@@ -185,16 +180,6 @@ async def _create_attempt(
 
 
 def _assignment(row: queries.ClaimedAttempt, terms: LeaseTerms) -> Assignment:
-    return Assignment(
-        attempt_id=format_id(IdKind.ATTEMPT, row.attempt_id),
-        run_id=format_id(IdKind.RUN, row.run_id),
-        campaign_id=format_id(IdKind.CAMPAIGN, row.campaign_id),
-        display_name=row.display_name,
-        cycle=row.cycle,
-        number=row.number,
-        config=ExperimentConfig.model_validate(row.config),
-        config_hash=row.config_hash,
-        devices=tuple(row.devices),
-        lease_s=terms.ttl_s,
-        beat_interval_s=terms.heartbeat_interval_s,
+    return Assignment.model_validate(
+        {**row._asdict(), "lease_s": terms.ttl_s, "beat_interval_s": terms.heartbeat_interval_s}
     )
