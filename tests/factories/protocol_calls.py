@@ -32,7 +32,7 @@ from lem_server.attempts import service as attempts
 from lem_server.campaigns import service as campaigns
 from lem_server.database.listener import Hub
 from lem_server.evidence import service as evidence
-from lem_server.http.idempotency import run_once
+from lem_server.http.idempotency import KeyedRequest, run_once
 from lem_server.http.problems import problem_of
 from lem_server.leases import claims
 from lem_server.leases import service as leases
@@ -224,13 +224,8 @@ class Server:
 
         async def call() -> Answer:
             async with self.engine.begin() as connection:
-
-                async def made() -> tuple[int, BaseModel]:
-                    return 200, await produce(connection)
-
-                found = await run_once(
-                    connection, principal=_PRINCIPAL, route="retry", key=key, request=b"", produce=made
-                )
+                request = KeyedRequest(_PRINCIPAL, "retry", key, b"")
+                found = await run_once(connection, request, lambda: produce(connection))
             return Answer(OK, found.body)
 
         return call

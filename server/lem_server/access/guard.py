@@ -5,6 +5,7 @@ The middleware runs before routing, so that a path without a route is closed too
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import Depends, Request, Security
@@ -16,7 +17,7 @@ from lem_domain.errors import ProblemCode
 from lem_domain.wire.access import Scope
 from lem_server.access.service import Principal, authenticate
 from lem_server.context import AppContext
-from lem_server.http.problems import ProblemError, problem_response
+from lem_server.http.problems import ProblemError, problem_response, problem_responses
 
 PUBLIC_PATHS = frozenset({"/", "/livez", "/readyz", "/version", "/docs", "/openapi.json"})
 PUBLIC_PREFIXES = ("/docs/assets/",)
@@ -24,9 +25,14 @@ PUBLIC_PREFIXES = ("/docs/assets/",)
 SCOPE_KEY = "x-lem-scope"
 
 
-def requires(scope: Scope) -> dict[str, Any]:
-    """Return the `openapi_extra` that declares the scope of a route; `check_scope` enforces it."""
-    return {SCOPE_KEY: scope.value}
+def declares(
+    scope: Scope, *problems: ProblemCode, answers: Mapping[int | str, Any] | None = None, **openapi: Any
+) -> dict[str, Any]:
+    """Return what a route declares: its scope, which `check_scope` enforces, its problems and its other answers."""
+    return {
+        "openapi_extra": {SCOPE_KEY: scope.value, **openapi},
+        "responses": {**(answers or {}), **problem_responses(*problems)},
+    }
 
 
 class Authentication:

@@ -11,21 +11,25 @@ from lem_domain.ids import IdKind, TokenId, parse_id
 from lem_domain.wire.access import Scope, TokenCreate, TokenCreated, TokenView
 from lem_domain.wire.base import Page
 from lem_server.access import queries, service
-from lem_server.access.guard import CurrentPrincipal, requires
+from lem_server.access.guard import CurrentPrincipal, declares
 from lem_server.context import Context
-from lem_server.http.idempotency import IdempotencyKey, fingerprint, run_once
+from lem_server.http.idempotency import IdempotencyKey, KeyedRequest, fingerprint, run_once
 from lem_server.http.paging import Cursor, Limit
-from lem_server.http.problems import problem_responses
 
 router = APIRouter(prefix="/api/v1/tokens", tags=["tokens"])
 
+_C = ProblemCode
+
 _CREATED: dict[int | str, dict[str, Any]] = {
     201: {"description": "The token. For a repeated Idempotency-Key: the same token with a new secret."},
-    **problem_responses(ProblemCode.CONFLICT, ProblemCode.IDEMPOTENCY_MISMATCH),
 }
 
 
-@router.post("", status_code=status.HTTP_201_CREATED, responses=_CREATED, openapi_extra=requires(Scope.ADMIN))
+@router.post(
+    "",
+    status_code=status.HTTP_201_CREATED,
+    **declares(Scope.ADMIN, _C.CONFLICT, _C.IDEMPOTENCY_MISMATCH, answers=_CREATED),
+)
 async def create_token(
     context: Context,
     principal: CurrentPrincipal,
@@ -41,18 +45,12 @@ async def create_token(
     async with context.engine.begin() as connection:
         created: list[TokenCreated] = []
 
-        async def produce() -> tuple[int, TokenView]:
+        async def produce() -> TokenView:
             created.append(await service.create_in(connection, request))
-            return status.HTTP_201_CREATED, service.without_secret(created[0])
+            return service.without_secret(created[0])
 
-        answer = await run_once(
-            connection,
-            principal=principal.token_id,
-            route="create_token",
-            key=idempotency_key,
-            request=fingerprint(request),
-            produce=produce,
-        )
+        keyed = KeyedRequest(principal.token_id, "create_token", idempotency_key, fingerprint(request))
+        answer = await run_once(connection, keyed, produce, status=status.HTTP_201_CREATED)
         if answer.replayed:
             first = TokenView.model_validate_json(answer.body)
             created.append(await service.renew_secret(connection, parse_id(IdKind.TOKEN, first.id), first.kind))
@@ -60,19 +58,14 @@ async def create_token(
     return created[0]
 
 
-@router.get("", responses=problem_responses(ProblemCode.BAD_REQUEST), openapi_extra=requires(Scope.ADMIN))
+@router.get("", **declares(Scope.ADMIN, _C.BAD_REQUEST))
 async def list_tokens(context: Context, limit: Limit = 50, cursor: Cursor = None) -> Page[TokenView]:
     """List tokens without their secrets, oldest first."""
     async with context.engine.connect() as connection:
         return await queries.list_tokens(connection, cursor=cursor, limit=limit)
 
 
-@router.delete(
-    "/{token_id}",
-    status_code=status.HTTP_204_NO_CONTENT,
-    responses=problem_responses(ProblemCode.NOT_FOUND),
-    openapi_extra=requires(Scope.ADMIN),
-)
+@router.delete("/{token_id}", status_code=status.HTTP_204_NO_CONTENT, **declares(Scope.ADMIN, _C.NOT_FOUND))
 async def revoke_token(context: Context, token_id: Annotated[TokenId, Path(description="The token's id.")]) -> None:
     """Revoke a token at once and permanently."""
     await service.revoke(context.engine, parse_id(IdKind.TOKEN, token_id))

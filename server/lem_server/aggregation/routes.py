@@ -10,12 +10,11 @@ from lem_domain.errors import ProblemCode
 from lem_domain.results.run import RunResult
 from lem_domain.wire.access import Scope
 from lem_domain.wire.campaigns import AggregatedCampaign
-from lem_server.access.guard import requires
+from lem_server.access.guard import declares
 from lem_server.aggregation import service
 from lem_server.aggregation.inputs import AggregationParameters
 from lem_server.context import Context
 from lem_server.http.path_ids import CampaignPath, RunPath
-from lem_server.http.problems import problem_responses
 
 router = APIRouter(prefix="/api/v1", tags=["results"])
 
@@ -28,7 +27,8 @@ AllowPartial = Annotated[bool, Query(description="Compute from incomplete eviden
 @router.post(
     "/runs/{run_id}:aggregate",
     response_model=RunResult,
-    responses=problem_responses(
+    **declares(
+        Scope.SUBMIT,
         _C.NOT_FOUND,
         _C.CONFLICT,
         _C.EVIDENCE_MISSING,
@@ -36,7 +36,6 @@ AllowPartial = Annotated[bool, Query(description="Compute from incomplete eviden
         _C.EVIDENCE_INVALID,
         _C.AGGREGATE_NOT_REPRODUCIBLE,
     ),
-    openapi_extra=requires(Scope.SUBMIT),
 )
 async def aggregate_run(context: Context, run_id: RunPath, allow_partial: AllowPartial = False) -> Response:
     """Compute the run's result from its raw evidence and verify every digest. A repetition returns the same bytes."""
@@ -45,11 +44,7 @@ async def aggregate_run(context: Context, run_id: RunPath, allow_partial: AllowP
     return Response(body, media_type=_JSON)
 
 
-@router.post(
-    "/campaigns/{campaign_id}:aggregate",
-    responses=problem_responses(_C.NOT_FOUND),
-    openapi_extra=requires(Scope.SUBMIT),
-)
+@router.post("/campaigns/{campaign_id}:aggregate", **declares(Scope.SUBMIT, _C.NOT_FOUND))
 async def aggregate_campaign(
     context: Context, campaign_id: CampaignPath, allow_partial: AllowPartial = False
 ) -> AggregatedCampaign:
@@ -61,12 +56,7 @@ async def aggregate_campaign(
     return await context.aggregations.aggregate(campaign_id, AggregationParameters(allow_partial=allow_partial))
 
 
-@router.get(
-    "/runs/{run_id}/aggregate",
-    response_model=RunResult,
-    responses=problem_responses(_C.NOT_FOUND),
-    openapi_extra=requires(Scope.READ),
-)
+@router.get("/runs/{run_id}/aggregate", response_model=RunResult, **declares(Scope.READ, _C.NOT_FOUND))
 async def get_aggregate(context: Context, run_id: RunPath) -> Response:
     """Return the newest stored result, byte for byte as it was computed."""
     return Response(await service.stored_aggregate(context.engine, run_id), media_type=_JSON)

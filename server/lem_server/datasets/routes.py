@@ -11,26 +11,25 @@ from lem_domain.ids import Sha256
 from lem_domain.wire.access import Scope
 from lem_domain.wire.base import Page
 from lem_domain.wire.datasets import DatasetContent, DatasetUpload, DatasetView
-from lem_server.access.guard import requires
+from lem_server.access.guard import declares
 from lem_server.context import Context
 from lem_server.datasets import service
 from lem_server.http.paging import Cursor, Limit
-from lem_server.http.problems import problem_responses
 
 router = APIRouter(prefix="/api/v1", tags=["datasets"])
+
+_C = ProblemCode
 
 DigestPath = Annotated[Sha256, Path(description="SHA-256 over the prompts, 64 hexadecimal digits.")]
 
 
-@router.get("/datasets", responses=problem_responses(ProblemCode.BAD_REQUEST), openapi_extra=requires(Scope.READ))
+@router.get("/datasets", **declares(Scope.READ, _C.BAD_REQUEST))
 async def list_datasets(context: Context, limit: Limit = 100, cursor: Cursor = None) -> Page[DatasetView]:
     """List sets of prompts: the built-in ones, all on the first page, then the uploaded ones."""
     return await service.list_datasets(context.engine, cursor=cursor, limit=limit)
 
 
-@router.get(
-    "/datasets/{sha256}", responses=problem_responses(ProblemCode.NOT_FOUND), openapi_extra=requires(Scope.READ)
-)
+@router.get("/datasets/{sha256}", **declares(Scope.READ, _C.NOT_FOUND))
 async def get_dataset(context: Context, sha256: DigestPath) -> DatasetContent:
     """Return a set of prompts with its texts."""
     return await service.get_dataset(context.engine, sha256)
@@ -39,11 +38,13 @@ async def get_dataset(context: Context, sha256: DigestPath) -> DatasetContent:
 @router.put(
     "/datasets/{sha256}",
     status_code=status.HTTP_201_CREATED,
-    responses={
-        200: {"model": DatasetView, "description": "The set exists; it is unchanged."},
-        **problem_responses(ProblemCode.BAD_REQUEST, ProblemCode.DIGEST_MISMATCH, ProblemCode.PAYLOAD_TOO_LARGE),
-    },
-    openapi_extra=requires(Scope.SUBMIT),
+    **declares(
+        Scope.SUBMIT,
+        _C.BAD_REQUEST,
+        _C.DIGEST_MISMATCH,
+        _C.PAYLOAD_TOO_LARGE,
+        answers={200: {"model": DatasetView, "description": "The set exists; it is unchanged."}},
+    ),
 )
 async def put_dataset(context: Context, sha256: DigestPath, upload: DatasetUpload, response: Response) -> DatasetView:
     """Upload prompts under the digest that `lem_domain.prompt_sets.prompts_digest` gives them (at most 4 MiB)."""

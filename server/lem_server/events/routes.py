@@ -14,26 +14,26 @@ from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, parse_id
 from lem_domain.wire.access import Scope
 from lem_domain.wire.events import AggregationEvent, CampaignEvent, RunProgressEvent, RunTransitionEvent
-from lem_server.access.guard import requires
+from lem_server.access.guard import declares
 from lem_server.campaigns.reading import get_campaign
 from lem_server.context import Context
 from lem_server.events.queries import EventCursor
 from lem_server.events.stream import Followed, follow, parse_cursor
 from lem_server.http.path_ids import CampaignPath, RunPath
-from lem_server.http.problems import problem_responses
 from lem_server.runs.reading import get_run
 
 logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/api/v1", tags=["events"])
 
-_RESPONSES: dict[int | str, dict[str, Any]] = {
+_C = ProblemCode
+
+_EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
         "model": CampaignEvent | RunTransitionEvent | RunProgressEvent | AggregationEvent,
         "description": "Events `campaign`, `transition` (with an id), `progress` and `aggregation`, each with its "
         "JSON in `data`; a comment every 15 s without one.",
     },
-    **problem_responses(ProblemCode.BAD_REQUEST, ProblemCode.NOT_FOUND),
 }
 
 
@@ -79,8 +79,7 @@ def _follow(context: Context, followed: Followed, after: EventCursor) -> AsyncIt
 @router.get(
     "/campaigns/{campaign_id}/events",
     response_class=EventSourceResponse,
-    responses=_RESPONSES,
-    openapi_extra=requires(Scope.READ),
+    **declares(Scope.READ, _C.BAD_REQUEST, _C.NOT_FOUND, answers=_EVENTS),
 )
 async def campaign_events(
     context: Context, followed: FollowedCampaign, after: Cursor
@@ -93,8 +92,7 @@ async def campaign_events(
 @router.get(
     "/runs/{run_id}/events",
     response_class=EventSourceResponse,
-    responses=_RESPONSES,
-    openapi_extra=requires(Scope.READ),
+    **declares(Scope.READ, _C.BAD_REQUEST, _C.NOT_FOUND, answers=_EVENTS),
 )
 async def run_events(context: Context, followed: FollowedRun, after: Cursor) -> AsyncIterator[ServerSentEvent]:
     """Stream all events of the run, past and future, until it is neither queued nor live."""

@@ -6,7 +6,7 @@ import base64
 import binascii
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Path, Request, Response, status
+from fastapi import APIRouter, Header, Path, Request, Response, status
 from pydantic import Field
 
 from lem_domain.errors import ProblemCode
@@ -15,19 +15,16 @@ from lem_domain.wire.access import Scope
 from lem_domain.wire.base import AnswerModel, Page
 from lem_domain.wire.runs import StreamView
 from lem_domain.wire.workers import LogText, ProcessCompletion
-from lem_server.access.guard import requires
+from lem_server.access.guard import declares
 from lem_server.context import Context
 from lem_server.evidence import service
 from lem_server.http.path_ids import AttemptPath
-from lem_server.http.problems import ProblemError, problem_responses
-from lem_server.leases.dependencies import AttemptOfWorker, require_protocol
+from lem_server.http.problems import ProblemError
+from lem_server.leases.dependencies import AttemptOfWorker, declares_work
 
 router = APIRouter(prefix="/api/v1", tags=["attempts"])
 
 _C = ProblemCode
-_READ = requires(Scope.READ)
-_WORK = requires(Scope.WORK)
-_PROTOCOL = [Depends(require_protocol)]
 
 Process = Annotated[ProcessName, Path(description="rank-0, rank-1, … or sampler.")]
 Stream = Annotated[StreamName, Path(description="Name of the stream.")]
@@ -41,7 +38,7 @@ class Accepted(AnswerModel):
     cancel: bool = Field(default=False, description="A cancel of the attempt was requested.")
 
 
-@router.get("/attempts/{attempt_id}/streams", responses=problem_responses(_C.NOT_FOUND), openapi_extra=_READ)
+@router.get("/attempts/{attempt_id}/streams", **declares(Scope.READ, _C.NOT_FOUND))
 async def list_streams(context: Context, attempt_id: AttemptPath) -> Page[StreamView]:
     """List the stored chunks of an attempt with their digests, so that an upload can be resumed."""
     return Page(items=await service.list_streams(context.engine, attempt_id))
@@ -50,11 +47,12 @@ async def list_streams(context: Context, attempt_id: AttemptPath) -> Page[Stream
 @router.get(
     "/attempts/{attempt_id}/processes/{process}/streams/{stream}/chunks/{seq}",
     response_class=Response,
-    responses={
-        status.HTTP_200_OK: {"description": "The original bytes.", "content": {CHUNK_MEDIA_TYPE: {}}},
-        **problem_responses(_C.NOT_FOUND, _C.EVIDENCE_CORRUPT),
-    },
-    openapi_extra=_READ,
+    **declares(
+        Scope.READ,
+        _C.NOT_FOUND,
+        _C.EVIDENCE_CORRUPT,
+        answers={status.HTTP_200_OK: {"description": "The original bytes.", "content": {CHUNK_MEDIA_TYPE: {}}}},
+    ),
 )
 async def get_chunk(context: Context, attempt_id: AttemptPath, process: Process, stream: Stream, seq: Seq) -> Response:
     """Return a chunk byte for byte as it was sent: an Apache Arrow IPC stream."""
@@ -79,22 +77,18 @@ _CHUNK_BODY: dict[str, Any] = {
 @router.put(
     "/attempts/{attempt_id}/processes/{process}/streams/{stream}/chunks/{seq}",
     response_model=Accepted,
-    responses={
-        **_STORED,
-        **problem_responses(
-            _C.BAD_REQUEST,
-            _C.LEASE_LOST,
-            _C.CHUNK_CONFLICT,
-            _C.PAYLOAD_TOO_LARGE,
-            _C.DECOMPRESSION_LIMIT,
-            _C.UNSUPPORTED_MEDIA_TYPE,
-            _C.DIGEST_MISMATCH,
-            _C.EVIDENCE_INVALID,
-            _C.CLIENT_TOO_OLD,
-        ),
-    },
-    openapi_extra={**_WORK, **_CHUNK_BODY},
-    dependencies=_PROTOCOL,
+    **declares_work(
+        _C.BAD_REQUEST,
+        _C.LEASE_LOST,
+        _C.CHUNK_CONFLICT,
+        _C.PAYLOAD_TOO_LARGE,
+        _C.DECOMPRESSION_LIMIT,
+        _C.UNSUPPORTED_MEDIA_TYPE,
+        _C.DIGEST_MISMATCH,
+        _C.EVIDENCE_INVALID,
+        answers=_STORED,
+        **_CHUNK_BODY,
+    ),
 )
 async def put_chunk(
     context: Context,
@@ -120,9 +114,7 @@ async def put_chunk(
 @router.put(
     "/attempts/{attempt_id}/processes/{process}/logs/{seq}",
     response_model=Accepted,
-    responses={**_STORED, **problem_responses(_C.LEASE_LOST, _C.CHUNK_CONFLICT, _C.CLIENT_TOO_OLD)},
-    openapi_extra=_WORK,
-    dependencies=_PROTOCOL,
+    **declares_work(_C.LEASE_LOST, _C.CHUNK_CONFLICT, answers=_STORED),
 )
 async def put_log(
     context: Context, attempt: AttemptOfWorker, response: Response, process: Process, seq: Seq, piece: LogText
@@ -136,9 +128,7 @@ async def put_log(
 @router.put(
     "/attempts/{attempt_id}/processes/{process}/completion",
     response_model=Accepted,
-    responses={**_STORED, **problem_responses(_C.LEASE_LOST, _C.CONFLICT, _C.CLIENT_TOO_OLD)},
-    openapi_extra=_WORK,
-    dependencies=_PROTOCOL,
+    **declares_work(_C.LEASE_LOST, _C.CONFLICT, answers=_STORED),
 )
 async def put_completion(
     context: Context, attempt: AttemptOfWorker, response: Response, process: Process, marker: ProcessCompletion

@@ -17,11 +17,11 @@ from lem_domain.bundle import MAX_BUNDLE_BYTES, MEDIA_TYPE
 from lem_domain.errors import ProblemCode
 from lem_domain.wire.access import Scope
 from lem_domain.wire.campaigns import ImportedBundle
-from lem_server.access.guard import CurrentPrincipal, requires
+from lem_server.access.guard import CurrentPrincipal, declares
 from lem_server.context import Context
 from lem_server.exports import bundle_export, bundle_import
 from lem_server.http.path_ids import CampaignPath
-from lem_server.http.problems import ProblemError, problem_responses
+from lem_server.http.problems import ProblemError
 
 router = APIRouter(prefix="/api/v1", tags=["bundles"])
 
@@ -34,20 +34,23 @@ EVIDENCE_BYTES_HEADER = "Lem-Evidence-Bytes"
 @router.get(
     "/campaigns/{campaign_id}/bundle",
     response_class=StreamingResponse,
-    responses={
-        status.HTTP_200_OK: {
-            "description": "A tar; one that ends before its SHA256SUMS is incomplete.",
-            "content": _TAR,
-            "headers": {
-                EVIDENCE_BYTES_HEADER: {
-                    "description": "Bytes of raw evidence in it; the rest is small.",
-                    "schema": {"type": "integer"},
-                }
-            },
+    **declares(
+        Scope.READ,
+        _C.NOT_FOUND,
+        _C.CONFLICT,
+        answers={
+            status.HTTP_200_OK: {
+                "description": "A tar; one that ends before its SHA256SUMS is incomplete.",
+                "content": _TAR,
+                "headers": {
+                    EVIDENCE_BYTES_HEADER: {
+                        "description": "Bytes of raw evidence in it; the rest is small.",
+                        "schema": {"type": "integer"},
+                    }
+                },
+            }
         },
-        **problem_responses(_C.NOT_FOUND, _C.CONFLICT),
-    },
-    openapi_extra=requires(Scope.READ),
+    ),
 )
 async def export_bundle(context: Context, campaign_id: CampaignPath) -> StreamingResponse:
     """Export a campaign without queued or live runs as one archive that another server can import."""
@@ -68,11 +71,15 @@ async def export_bundle(context: Context, campaign_id: CampaignPath) -> Streamin
     "/campaigns:import",
     status_code=status.HTTP_201_CREATED,
     response_model=ImportedBundle,
-    responses={
-        status.HTTP_200_OK: {"model": ImportedBundle, "description": "The same bundle was imported before."},
-        **problem_responses(_C.CONFLICT, _C.PAYLOAD_TOO_LARGE, _C.UNSUPPORTED_MEDIA_TYPE, _C.BUNDLE_INVALID),
-    },
-    openapi_extra={**requires(Scope.ADMIN), "requestBody": {"required": True, "content": _TAR}},
+    **declares(
+        Scope.ADMIN,
+        _C.CONFLICT,
+        _C.PAYLOAD_TOO_LARGE,
+        _C.UNSUPPORTED_MEDIA_TYPE,
+        _C.BUNDLE_INVALID,
+        answers={status.HTTP_200_OK: {"model": ImportedBundle, "description": "The same bundle was imported before."}},
+        requestBody={"required": True, "content": _TAR},
+    ),
 )
 async def import_bundle(
     context: Context, principal: CurrentPrincipal, request: Request, response: Response

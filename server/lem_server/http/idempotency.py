@@ -31,6 +31,15 @@ IdempotencyKey = Annotated[
 ]
 
 
+class KeyedRequest(NamedTuple):
+    """A request that creates something. Without a key it is never recognised as a repetition."""
+
+    principal: UUID
+    route: str
+    key: str | None
+    fingerprint: bytes
+
+
 class Answer(NamedTuple):
     """A new answer, or the stored one of an earlier request."""
 
@@ -89,34 +98,26 @@ async def forget_old_keys(engine: AsyncEngine) -> int:
 
 async def run_once(
     connection: AsyncConnection,
+    request: KeyedRequest,
+    produce: Callable[[], Awaitable[BaseModel]],
     *,
-    principal: UUID,
-    route: str,
-    key: str | None,
-    request: bytes,
-    produce: Callable[[], Awaitable[tuple[int, BaseModel]]],
+    status: int = 200,
 ) -> Answer:
-    """Produce an answer in the caller's transaction, or return the stored answer of the same key.
-
-    `request` is the request's fingerprint. Without a key the answer is always produced.
+    """Produce an answer with this status in the caller's transaction, or return the stored answer of the same key.
 
     Raises:
         ProblemError: `idempotency_mismatch` if the key was used for another request.
     """
-    if key is None:
-        status, model = await produce()
-        return Answer(status, model.model_dump_json().encode(), replayed=False)
-    primary_key = {"principal": principal, "route": route, "key": key}
-    inserted = await connection.execute(_INSERT, {**primary_key, "fingerprint": request})
-    if inserted.rowcount == 0:
-        stored = (await connection.execute(_SELECT, primary_key)).one()
-        if stored.fingerprint != request:
+    values = request._asdict()
+    if request.key is not None and (await connection.execute(_INSERT, values)).rowcount == 0:
+        stored = (await connection.execute(_SELECT, values)).one()
+        if stored.fingerprint != request.fingerprint:
             raise ProblemError(
                 ProblemCode.IDEMPOTENCY_MISMATCH,
                 "this Idempotency-Key was used for another request; send a new key.",
             )
         return Answer(stored.status, stored.body, replayed=True)
-    status, model = await produce()
-    body = model.model_dump_json().encode()
-    await connection.execute(_STORE, {**primary_key, "status": status, "body": body})
+    body = (await produce()).model_dump_json().encode()
+    if request.key is not None:
+        await connection.execute(_STORE, {**values, "status": status, "body": body})
     return Answer(status, body, replayed=False)

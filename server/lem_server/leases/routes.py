@@ -4,40 +4,38 @@ from __future__ import annotations
 
 import math
 
-from fastapi import APIRouter, Depends, Response, status
+from fastapi import APIRouter, Response, status
 
 from lem_domain.errors import ProblemCode
-from lem_domain.wire.access import Scope
 from lem_domain.wire.workers import Assignment, ClaimRequest, Heartbeat, HeartbeatAnswer
-from lem_server.access.guard import requires
 from lem_server.context import Context
 from lem_server.http.path_ids import WorkerPath
-from lem_server.http.problems import problem_responses
 from lem_server.leases import claims, service
-from lem_server.leases.dependencies import require_protocol
+from lem_server.leases.dependencies import declares_work
 
-router = APIRouter(prefix="/api/v1", tags=["worker protocol"], dependencies=[Depends(require_protocol)])
+router = APIRouter(prefix="/api/v1", tags=["worker protocol"])
 
 _C = ProblemCode
-_WORK = requires(Scope.WORK)
 
 
 @router.post(
     "/workers/{worker_id}/claims",
-    responses={
-        status.HTTP_204_NO_CONTENT: {
-            "description": "No run within `wait_s`.",
-            "headers": {
-                "Retry-After": {
-                    "description": "A run for this worker has to wait: seconds until the next claim is useful.",
-                    "schema": {"type": "integer"},
-                }
-            },
-        },
-        **problem_responses(_C.BOOT_SUPERSEDED, _C.LEASE_LOST, _C.CLIENT_TOO_OLD),
-    },
     response_model=Assignment,
-    openapi_extra=_WORK,
+    **declares_work(
+        _C.BOOT_SUPERSEDED,
+        _C.LEASE_LOST,
+        answers={
+            status.HTTP_204_NO_CONTENT: {
+                "description": "No run within `wait_s`.",
+                "headers": {
+                    "Retry-After": {
+                        "description": "A run for this worker has to wait: seconds until the next claim is useful.",
+                        "schema": {"type": "integer"},
+                    }
+                },
+            }
+        },
+    ),
 )
 async def claim_run(context: Context, worker_id: WorkerPath, request: ClaimRequest) -> Assignment | Response:
     """Claim the next run that fits, waiting up to `wait_s`. A repeated `claim_id` returns the same attempt."""
@@ -50,11 +48,7 @@ async def claim_run(context: Context, worker_id: WorkerPath, request: ClaimReque
     return Response(status_code=status.HTTP_204_NO_CONTENT, headers=headers)
 
 
-@router.post(
-    "/workers/{worker_id}/heartbeat",
-    responses=problem_responses(_C.BOOT_SUPERSEDED, _C.CLIENT_TOO_OLD),
-    openapi_extra=_WORK,
-)
+@router.post("/workers/{worker_id}/heartbeat", **declares_work(_C.BOOT_SUPERSEDED))
 async def send_heartbeat(context: Context, worker_id: WorkerPath, request: Heartbeat) -> HeartbeatAnswer:
     """Renew every lease that the worker holds in one request, and return a verdict on each."""
     return await service.heartbeat(context.engine, context.settings.lease_terms, worker_id=worker_id, request=request)

@@ -133,7 +133,7 @@ _SUSPECT = text("""
 
 
 async def mark_suspects(engine: AsyncEngine) -> int:
-    """Log the leases that ran out since the last pass, whose attempts can recover until the grace; return their number."""
+    """Log the leases that ran out since the last pass, whose attempts may still recover; return their number."""
     async with engine.begin() as connection:
         suspects = list((await connection.execute(_SUSPECT)).scalars())
     for attempt_id in suspects:

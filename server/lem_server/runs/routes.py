@@ -13,21 +13,18 @@ from lem_domain.states import RunState
 from lem_domain.wire.access import Scope
 from lem_domain.wire.base import Page
 from lem_domain.wire.runs import LeaseEventView, LogChunk, RunView, TransitionView
-from lem_server.access.guard import CurrentPrincipal, requires
+from lem_server.access.guard import CurrentPrincipal, declares
 from lem_server.context import Context
 from lem_server.http.paging import Cursor, Limit
 from lem_server.http.path_ids import RunPath
-from lem_server.http.problems import problem_responses
 from lem_server.runs import changes, reading
 
 router = APIRouter(prefix="/api/v1", tags=["runs"])
 
-_LIST = problem_responses(ProblemCode.BAD_REQUEST)
-_ONE = problem_responses(ProblemCode.NOT_FOUND)
-_LIST_OF_ONE = problem_responses(ProblemCode.BAD_REQUEST, ProblemCode.NOT_FOUND)
+_C = ProblemCode
 
 
-@router.get("/runs", responses=_LIST, openapi_extra=requires(Scope.READ))
+@router.get("/runs", **declares(Scope.READ, _C.BAD_REQUEST))
 async def list_runs(
     context: Context,
     campaign_id: Annotated[CampaignId | None, Query(description="Only runs of this campaign.")] = None,
@@ -41,21 +38,21 @@ async def list_runs(
         return await reading.list_runs(connection, campaign_id=wanted, state=state, cursor=cursor, limit=limit)
 
 
-@router.get("/runs/{run_id}", responses=_ONE, openapi_extra=requires(Scope.READ))
+@router.get("/runs/{run_id}", **declares(Scope.READ, _C.NOT_FOUND))
 async def get_run(context: Context, run_id: RunPath) -> RunView:
     """Return one run, with its progress while it is live."""
     async with context.engine.connect() as connection:
         return await reading.get_run(connection, run_id)
 
 
-@router.post("/runs/{run_id}:cancel", responses=_ONE, openapi_extra=requires(Scope.SUBMIT))
+@router.post("/runs/{run_id}:cancel", **declares(Scope.SUBMIT, _C.NOT_FOUND))
 async def cancel_run(context: Context, principal: CurrentPrincipal, run_id: RunPath) -> RunView:
     """Cancel a queued run at once. A live one is stopped after its worker's next heartbeat; an ended one stays."""
     async with context.engine.begin() as connection:
         return await changes.cancel_run(connection, run_id, cancelled_by=principal.name)
 
 
-@router.get("/runs/{run_id}/transitions", responses=_LIST_OF_ONE, openapi_extra=requires(Scope.READ))
+@router.get("/runs/{run_id}/transitions", **declares(Scope.READ, _C.BAD_REQUEST, _C.NOT_FOUND))
 async def list_run_transitions(
     context: Context, run_id: RunPath, limit: Limit = 100, cursor: Cursor = None
 ) -> Page[TransitionView]:
@@ -64,7 +61,7 @@ async def list_run_transitions(
         return await reading.list_transitions(connection, run_id, cursor=cursor, limit=limit)
 
 
-@router.get("/runs/{run_id}/lease_events", responses=_LIST_OF_ONE, openapi_extra=requires(Scope.READ))
+@router.get("/runs/{run_id}/lease_events", **declares(Scope.READ, _C.BAD_REQUEST, _C.NOT_FOUND))
 async def list_run_lease_events(
     context: Context, run_id: RunPath, limit: Limit = 100, cursor: Cursor = None
 ) -> Page[LeaseEventView]:
@@ -73,7 +70,7 @@ async def list_run_lease_events(
         return await reading.list_lease_events(connection, run_id, cursor=cursor, limit=limit)
 
 
-@router.get("/runs/{run_id}/logs", responses=_LIST_OF_ONE, openapi_extra=requires(Scope.READ))
+@router.get("/runs/{run_id}/logs", **declares(Scope.READ, _C.BAD_REQUEST, _C.NOT_FOUND))
 async def list_run_logs(
     context: Context,
     run_id: RunPath,

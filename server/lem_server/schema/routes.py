@@ -12,15 +12,14 @@ from lem_domain.config.presets import builtin_presets
 from lem_domain.config.schema import campaign_file_schema, campaign_keys, experiment_keys
 from lem_domain.wire.access import Scope
 from lem_domain.wire.schema import BackendView, KeyView, PresetView, SchemaView
-from lem_server.access.guard import requires
+from lem_server.access.guard import declares
 from lem_server.context import Context
-from lem_server.http.problems import problem_responses
 from lem_server.workers import service as workers
 
 router = APIRouter(prefix="/api/v1", tags=["configuration"])
 
 
-@router.get("/schema", responses=problem_responses(), openapi_extra=requires(Scope.READ))
+@router.get("/schema", **declares(Scope.READ))
 async def get_schema() -> SchemaView:
     """Return every key of a campaign and of an experiment, and the presets."""
     presets = tuple(
@@ -32,13 +31,13 @@ async def get_schema() -> SchemaView:
     )
 
 
-@router.get("/schema/campaign", responses=problem_responses(), openapi_extra=requires(Scope.READ))
+@router.get("/schema/campaign", **declares(Scope.READ))
 async def get_campaign_schema() -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of a campaign file."""
     return campaign_file_schema()
 
 
-@router.get("/backends", responses=problem_responses(), openapi_extra=requires(Scope.READ))
+@router.get("/backends", **declares(Scope.READ))
 async def list_backends(context: Context) -> tuple[BackendView, ...]:
     """List the backends with the keys of their sections and the number of their workers online."""
     online = await workers.online_by_backend(context.engine, context.settings.lease_terms)
