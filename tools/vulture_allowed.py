@@ -69,16 +69,23 @@ total_rate_tok_s
 # Fields of results and of the API that its clients read.
 completed
 current_attempts
+expires_at
 initialised
 interrupted
+last_used_at
 memory_utilisation_mean_percent
 peak_flops_per_s
 queued
+received_at
+registered_at
+revoked_at
 text_sha256
+updated_at
 workers_online
 
 # Values of the wire format that no part of the product compares with.
 DECODE
+DRAINING
 PREFILL
 RECOVERED
 
@@ -87,8 +94,11 @@ api_tokens
 campaign_devices
 device_details
 device_leases
+device_like
 device_uses
+device_uuids
 idempotency_keys
+leases
 run_edges
 worker_boots
 

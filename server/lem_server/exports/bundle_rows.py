@@ -25,13 +25,7 @@ from lem_domain.ids import Sha256
 from lem_domain.states import ENDED_STATES, ActorKind, FailureReason, RunState
 from lem_domain.wire.runs import EffectiveConfig, LeaseEventKind
 from lem_domain.wire.workers import Device
-from lem_server.aggregation.models import aggregates
-from lem_server.attempts.models import attempts
-from lem_server.campaigns.models import campaigns, experiments
-from lem_server.evidence.models import logs, process_results
-from lem_server.leases.models import lease_events
-from lem_server.runs.models import run_transitions, runs
-from lem_server.workers.models import workers
+from lem_server.database import tables
 
 _Int4 = Annotated[int, Field(ge=0, le=2**31 - 1)]
 _Bytea = Annotated[str, StringConstraints(pattern=r"^\\x[0-9a-f]{64}$")]
@@ -62,7 +56,7 @@ class BundledRow(BaseModel):
 class BundledCampaign(BundledRow):
     """The campaign."""
 
-    table = campaigns
+    table = tables.campaigns
     omitted = frozenset({"imported"})
 
     id: UUID
@@ -78,7 +72,7 @@ class BundledCampaign(BundledRow):
 class BundledWorker(BundledRow):
     """A worker that tried a run of the campaign."""
 
-    table = workers
+    table = tables.workers
     omitted = frozenset({"boot_id", "host", "signed_off_at"})
 
     id: UUID
@@ -92,7 +86,7 @@ class BundledWorker(BundledRow):
 class BundledExperiment(BundledRow):
     """An experiment of the campaign."""
 
-    table = experiments
+    table = tables.experiments
     order = ("ordinal",)
     first = (-1,)
     page_size = 32
@@ -115,7 +109,7 @@ class BundledExperiment(BundledRow):
 class BundledRun(BundledRow):
     """A run that ended."""
 
-    table = runs
+    table = tables.runs
     omitted = frozenset({"imported"})
     order = ("position",)
     first = (-1,)
@@ -145,7 +139,7 @@ class BundledRun(BundledRow):
 class BundledTransition(BundledRow):
     """An entry of the log of a run's transitions."""
 
-    table = run_transitions
+    table = tables.run_transitions
     omitted = frozenset({"id", "xact", "imported"})
     most = MAX_TRANSITIONS
 
@@ -164,7 +158,7 @@ class BundledTransition(BundledRow):
 class BundledAttempt(BundledRow):
     """An attempt that ended."""
 
-    table = attempts
+    table = tables.attempts
 
     id: UUID
     run_id: UUID
@@ -186,7 +180,7 @@ class BundledAttempt(BundledRow):
 class BundledProcessResult(BundledRow):
     """The completion marker of a process."""
 
-    table = process_results
+    table = tables.process_results
     order = ("process",)
     first = ("",)
 
@@ -199,7 +193,7 @@ class BundledProcessResult(BundledRow):
 class BundledLeaseEvent(BundledRow):
     """A lease that became suspect or recovered."""
 
-    table = lease_events
+    table = tables.lease_events
     omitted = frozenset({"id"})
     order = ("id",)
     first = (0,)
@@ -215,7 +209,7 @@ class BundledLeaseEvent(BundledRow):
 class BundledLog(BundledRow):
     """A piece of a process's output."""
 
-    table = logs
+    table = tables.logs
     order = ("process", "seq")
     first = ("", -1)
     page_size = 16  # of up to 65,536 characters each
@@ -229,7 +223,7 @@ class BundledLog(BundledRow):
 class BundledAggregate(BundledRow):
     """An aggregate; its result is the next member of the bundle."""
 
-    table = aggregates
+    table = tables.aggregates
     omitted = frozenset({"result"})
 
     key: _Bytea
