@@ -23,7 +23,7 @@ from factories.worker import FakeWorker
 from lem_domain.errors import ProblemCode
 from lem_domain.evidence.streams import MAX_CHUNK_BYTES
 from lem_domain.states import ActorKind
-from lem_server.campaigns import service as campaigns
+from lem_server.campaigns import reading as campaigns
 from lem_server.database.engine import make_engine
 from lem_server.http.middleware import JSON_LIMIT_BYTES, SECURITY_HEADERS, body_limit
 from lem_server.http.problems import STATUS, problem_of
