@@ -118,3 +118,9 @@ model_max_length  # transformers' tokenizers
 post_processor  # tokenizers
 pre_tokenizer  # tokenizers
 recompile_limit  # torch._dynamo.config
+ge  # the bounds of a key, which pydantic's Field takes
+gt  # the same
+le  # the same
+lt  # the same
+min_length  # the same
+max_length  # the same

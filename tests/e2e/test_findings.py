@@ -130,6 +130,35 @@ def test_an_engine_that_fails_lies_and_is_not_deterministic_is_found_out(shared_
     assert result.energy.total.joules == pytest.approx(100 * result.window.duration_s, rel=0.05)
 
 
+@pytest.mark.finds("batch_not_reached", "outputs_cut")
+@pytest.mark.usefixtures("worker")
+def test_a_batch_that_is_too_large_for_the_prompts_and_cut_outputs_are_found(shared_house: Any, tmp_path: Path) -> None:
+    large = {**QUICK, "output": {"mode": "natural", "max_tokens": 1}, "simulated": {"batch_size": 8}}
+    run = only_run(shared_house, campaign(tmp_path, "large", **large, window={"min_duration_s": 0.2}))
+    with shared_house.client() as client:
+        result = client.aggregate(run.id)
+    found = found_in(result)
+    assert found["batch_not_reached"].numbers == {"sequences": 4, "target": 8}
+    assert found["outputs_cut"].numbers == {"cut": result.work.requests, "finished": result.work.requests}
+    assert result.steady.energy.joules is None
+
+
+@pytest.mark.proves("window.steady_min_s", on="simulated")
+@pytest.mark.usefixtures("worker")
+def test_the_steady_state_of_full_batches_is_nearly_the_whole_window(shared_house: Any, tmp_path: Path) -> None:
+    full = {**QUICK, "simulated": {"batch_size": 2}, "window": {"min_duration_s": 0.5, "steady_min_s": 0.4}}
+    run = only_run(shared_house, campaign(tmp_path, "full", **full))
+    with shared_house.client() as client:
+        result = client.aggregate(run.id)
+    assert result.steady.target_sequences == 2
+    assert result.steady.generated_tokens.value == result.work.generated_tokens
+    assert result.steady.energy_per_output_token_j.value == pytest.approx(
+        result.efficiency.energy_per_output_token_j.value, rel=0.02
+    )
+    shown = shared_house.lemctl("show", run.id)
+    assert "Steady state" in shown.stdout
+
+
 @pytest.mark.finds("compiled_in_window")
 def test_what_an_engine_compiles_inside_its_window_is_found(shared_house: Any, tmp_path: Path) -> None:
     shared_house.start_worker(

@@ -9,7 +9,7 @@ from datetime import datetime
 from pydantic.types import JsonValue
 
 from lem_client.render import energy_report
-from lem_client.render.numbers import MISSING, duration, quantity
+from lem_client.render.numbers import MISSING, duration, number, quantity
 from lem_client.render.schedule import execution_summary
 from lem_domain.config.documents import flattened
 from lem_domain.config.provenance import Source
@@ -226,6 +226,7 @@ def result(one: RunResult) -> list[str]:
         *energy_report.phases(one.energy.phases),
         *energy_report.probe(one.energy.probe),
     ]
+    lines += ["", "Steady state, while every engine was full", *_steady(one)]
     if one.footprint is not None:
         lines += ["", "Carbon and cost", *energy_report.footprint(one.footprint)]
     if one.quality is not None:
@@ -236,6 +237,19 @@ def result(one: RunResult) -> list[str]:
     lines += ["", "Findings"]
     lines += [f"  {_SEVERITIES[found.severity]}: {found.message}" for found in one.findings] or ["  none"]
     return lines
+
+
+def _steady(one: RunResult) -> list[str]:
+    steady = one.steady
+    if steady.energy.joules is None:
+        return [f"  {MISSING} ({steady.energy.reason})"]
+    sequences = f"{number(steady.mean_sequences.value)} of {steady.target_sequences} sequences on average"
+    return [
+        *_metric_lines(one, "steady"),
+        f"  duration           {duration(steady.duration_s.value or 0)}, {sequences}",
+        f"  energy             {energy_report.energy(steady.energy)}",
+        f"  mean power         {energy_report.figure(steady.mean_power_w)}",
+    ]
 
 
 def _metric_lines(one: RunResult, section: str) -> list[str]:

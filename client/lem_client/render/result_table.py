@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from lem_client.render.numbers import MISSING, Scale, mean_and_spread, scale_for
-from lem_domain.results.metrics import METRICS, PRIMARY, Metric
+from lem_domain.results.metrics import METRICS, Metric
 from lem_domain.results.run import CycleSummary
 from lem_domain.states import RunState
 from lem_domain.wire.campaigns import CampaignResults, ExperimentResults
@@ -28,10 +28,15 @@ class ResultTable(NamedTuple):
 
 def result_table(results: CampaignResults) -> ResultTable:
     """Build the table: mean ± sd over cycles per experiment. Notes give reasons and findings, each once."""
-    scales = {column.name: _scale(results.experiments, column) for column in COLUMNS}
-    headings = ("experiment", "n", "verdict", *(_heading(column, scales[column.name]) for column in COLUMNS))
+    columns = [column for column in COLUMNS if not column.optional or _has_values(results.experiments, column)]
+    scales = {column: _scale(results.experiments, column) for column in columns}
+    headings = ("experiment", "n", "verdict", *(_heading(column, scale) for column, scale in scales.items()))
     rows = tuple(_row(one, scales) for one in results.experiments)
-    return ResultTable((*headings[:4], "method", *headings[4:]), rows, _notes(results))
+    return ResultTable((*headings[:4], "method", *headings[4:]), rows, _notes(results, columns))
+
+
+def _has_values(experiments: Sequence[ExperimentResults], column: Metric) -> bool:
+    return any((metric := _metric(one, column.name)) and metric.mean is not None for one in experiments)
 
 
 def _scale(experiments: Sequence[ExperimentResults], column: Metric) -> Scale:
@@ -42,14 +47,14 @@ def _scale(experiments: Sequence[ExperimentResults], column: Metric) -> Scale:
 
 
 def _heading(column: Metric, scale: Scale) -> str:
-    return f"{scale.unit} per output token" if column == PRIMARY else str(column.heading)
+    heading = str(column.heading)
+    return heading.replace("energy", scale.unit) if column.unit == "J" else heading
 
 
-def _row(one: ExperimentResults, scales: dict[str, Scale]) -> tuple[str, ...]:
+def _row(one: ExperimentResults, scales: dict[Metric, Scale]) -> tuple[str, ...]:
     cells = []
-    for column in COLUMNS:
+    for column, scale in scales.items():
         metric = _metric(one, column.name)
-        scale = scales[column.name]
         cells.append(MISSING if metric is None else mean_and_spread(metric.mean, metric.sd, scale))
     aggregated = sum(outcome.state is RunState.AGGREGATED for outcome in one.outcomes)
     n = str(aggregated) if aggregated == len(one.outcomes) else f"{aggregated} of {len(one.outcomes)}"
@@ -69,10 +74,10 @@ def _device(part: str) -> str:
     return part if len(part) <= 16 else part[:12] + "…"
 
 
-def _notes(results: CampaignResults) -> tuple[str, ...]:
+def _notes(results: CampaignResults, columns: Sequence[Metric]) -> tuple[str, ...]:
     notes: dict[str, None] = {}
     for one in results.experiments:
-        for column in COLUMNS:
+        for column in columns:
             metric = _metric(one, column.name)
             if metric is not None and metric.mean is None and one.verdict is not None:
                 notes[f"{MISSING} {one.display_name}: {column.heading}: {metric.reason}"] = None

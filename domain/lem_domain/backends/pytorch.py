@@ -244,6 +244,7 @@ SPEC: Final = BackendSpec(
     section=PyTorchConfig,
     implementation="lem_worker.backends.pytorch.backend:PyTorchBackend",
     extra="pytorch",
+    sequences_key="batch_size",
     install_hint="install llm-energy-measurement[pytorch] in this worker's environment",
     modules=("torch", "transformers"),
     distributions=("torch",),

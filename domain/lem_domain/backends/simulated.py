@@ -81,6 +81,7 @@ SPEC: Final = BackendSpec(
     section=SimulatedConfig,
     implementation="lem_worker.backends.simulated.backend:SimulatedBackend",
     extra="worker",
+    sequences_key="batch_size",
     install_hint="install llm-energy-measurement[worker] in this worker's environment",
     processes=lambda settings: settings.num_processes,
     presets={"throughput": {"batch_size": 32}, "latency": {"batch_size": 1}},

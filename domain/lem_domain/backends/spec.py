@@ -41,10 +41,14 @@ class BackendSpec:
     """The optional dependencies of llm-energy-measurement that install the engine."""
     install_hint: str
     """Completes "… is not installed here; " with the remedy."""
+    sequences_key: str
+    """The key of the section that limits how many sequences an engine works on at once."""
     modules: tuple[str, ...] = ()
     """Python modules that are all present where the engine is installed; empty for no engine."""
     distributions: tuple[str, ...] = ()
     """Packages of which a worker with the engine has at least one."""
+    is_continuous: bool = False
+    """Requests join and leave the engine's batch at any time; otherwise a batch runs in lockstep."""
     launch_mode: LaunchMode = LaunchMode.DIRECT
     image: str | None = None
     """The Dockerfile of a worker with this engine."""

@@ -250,6 +250,8 @@ SPEC: Final = BackendSpec(
     implementation="lem_worker.backends.tensorrt.backend:TensorrtBackend",
     extra="tensorrt",
     # Its pins exclude those of the other engines, and its packages are on NVIDIA's own index.
+    sequences_key="max_batch_size",
+    is_continuous=True,
     install_hint="run the worker in NVIDIA's image (Dockerfile.trt), or `pip install "
     "'llm-energy-measurement[tensorrt]' --extra-index-url https://pypi.nvidia.com` into a separate environment on a "
     "machine with an NVIDIA GPU of compute capability 8.0 or newer, and start the worker from there",

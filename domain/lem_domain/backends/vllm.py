@@ -188,6 +188,8 @@ SPEC: Final = BackendSpec(
     section=VllmConfig,
     implementation="lem_worker.backends.vllm.backend:VllmBackend",
     extra="vllm",
+    sequences_key="max_num_seqs",
+    is_continuous=True,
     install_hint="install llm-energy-measurement[vllm], or `make venv-vllm` for the CPU, in a separate environment and "
     "start the worker from there, or run it in the image of Dockerfile.vllm",
     modules=("vllm",),

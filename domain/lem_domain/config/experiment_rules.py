@@ -90,6 +90,16 @@ def _concurrency_below_processes(config: ExperimentConfig) -> str | None:
     )
 
 
+def _repeat_without_effect(config: ExperimentConfig) -> str | None:
+    if config.window.repeat is None:
+        return None
+    if config.traffic.mode != "offline":
+        return f"window.repeat has no effect under traffic.mode {config.traffic.mode}; remove it"
+    if backend_spec(config.backend).is_continuous:
+        return None
+    return f"window.repeat has no effect on backend {config.backend.value!r}, which runs batches in lockstep; remove it"
+
+
 RULES = (
     _sections_of_other_backends,
     _unknown_allowed_key,
@@ -99,5 +109,6 @@ RULES = (
     _required_baseline_is_off,
     _synthetic_prompts_too_long,
     _concurrency_below_processes,
+    _repeat_without_effect,
     *backend_rules(),
 )

@@ -129,10 +129,21 @@ class WindowConfig(ConfigModel):
         None,
         "No request starts after this time, even if the minima are not reached or the prompt set is "
         "incomplete; requests in flight are finished. An engine with continuous batching gets the whole set at once "
-        "under offline traffic, and checks this limit between repetitions.",
+        "under offline traffic.",
         gt=0,
         le=604_800,
         unit="s",
+    )
+
+    repeat: Literal["back_to_back", "drained"] | None = key(
+        None,
+        "How repetitions of the prompt set follow each other under offline traffic on an engine with continuous "
+        "batching. `back_to_back`: a finished request is replaced at once by the next of the following repetition, so "
+        "that the engine stays full; `drained`: a repetition starts when the last request of the one before it is "
+        "done. Null is `back_to_back` for such an engine; one that runs batches in lockstep always works `drained`.",
+    )
+    steady_min_s: float = key(
+        30.0, "Shortest steady state that gets figures; a shorter one is null.", ge=0, le=86_400, unit="s"
     )
 
     rules: ClassVar[tuple[Rule, ...]] = (not_above("min_duration_s", "max_duration_s"),)

@@ -44,6 +44,8 @@ class FindingCode(StrEnum):
     OUTPUT_MISMATCH = "output_mismatch"
     LATE_ARRIVALS = "late_arrivals"
     LOW_OVERLAP = "low_overlap"
+    BATCH_NOT_REACHED = "batch_not_reached"
+    OUTPUTS_CUT = "outputs_cut"
     FAILED_REQUESTS = "failed_requests"
 
 

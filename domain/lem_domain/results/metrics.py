@@ -31,7 +31,8 @@ class Metric(NamedTuple):
     """One metric: its path in `RunResult`, unit, better direction, and definition for the reference.
 
     `label` is its line in `lemctl show`; metrics without one are in a block of the page that shows their parts.
-    `heading` is its column in the result table of a campaign. `per_energy` names the energy whose relative error bound
+    `heading` is its column in the result table of a campaign; with `optional` it is left out if no experiment has a
+    value. `per_energy` names the energy whose relative error bound
     it shares. Every metric is summarised over cycles by mean, sample standard deviation and their ratio.
     """
 
@@ -41,6 +42,7 @@ class Metric(NamedTuple):
     definition: str
     label: str | None = None
     heading: str | None = None
+    optional: bool = False
     per_energy: str | None = None
 
     @property
@@ -114,6 +116,17 @@ METRICS: tuple[Metric, ...] = (
         "net per token",
         per_energy="energy.net",
     ),
+    Metric(
+        "steady.energy_per_output_token_j",
+        "J",
+        _LOWER,
+        "steady.energy / steady.generated_tokens: while every engine was full",
+        "per output token",
+        heading="energy per token, steady",
+        optional=True,
+        per_energy="steady.energy",
+    ),
+    Metric("steady.output_rate_tok_s", "tok/s", _HIGHER, "steady.generated_tokens / steady.duration_s", "output rate"),
     Metric(
         "speed.output_rate_tok_s",
         "tok/s",

@@ -13,6 +13,7 @@ from lem_domain.results.energy import (
 )
 from lem_domain.results.figures import (
     Distribution,
+    EnergyFigure,
     Figure,
     ResultModel,
 )
@@ -71,6 +72,37 @@ class OutputsResult(ResultModel):
     repeat: bool | None = Field(
         description="Whether every repetition generated the tokens of the first; null if unknown."
     )
+
+
+class SteadyState(ResultModel):
+    """The part of the window in which every engine worked on as many sequences as it could get.
+
+    Its energy per output token compares with published figures of steady states; that of the whole window is the job's.
+    """
+
+    begin_ns: int | None = None
+    end_ns: int | None = None
+    target_sequences: int | None = Field(default=None, description="Sequences that fill all engines.")
+    duration_s: Figure
+    mean_sequences: Figure = Field(description="Mean number of sequences that the engines worked on, with prefill.")
+    generated_tokens: Figure = Field(description="Tokens of finished requests with a time in it.")
+    output_rate_tok_s: Figure
+    energy: EnergyFigure
+    mean_power_w: Figure
+    energy_per_output_token_j: Figure = Field(description="Its energy / its generated tokens.")
+
+    @classmethod
+    def absent(cls, reason: str) -> SteadyState:
+        """A steady state without figures."""
+        return cls(
+            duration_s=Figure(value=None, unit="s", reason=reason),
+            mean_sequences=Figure(value=None, unit="1", reason=reason),
+            generated_tokens=Figure(value=None, unit="tok", reason=reason),
+            output_rate_tok_s=Figure(value=None, unit="tok/s", reason=reason),
+            energy=EnergyFigure(joules=None, reason=reason),
+            mean_power_w=Figure(value=None, unit="W", reason=reason),
+            energy_per_output_token_j=Figure(value=None, unit="J", reason=reason),
+        )
 
 
 class SpeculationResult(ResultModel):
@@ -208,6 +240,9 @@ class RunResult(ResultModel):
     speed: SpeedResult
     energy: EnergyResult
     efficiency: EfficiencyResult
+    steady: SteadyState = Field(
+        default_factory=lambda: SteadyState.absent("results of LEM 0.1 have none; aggregate the run again")
+    )
     compute: ComputeResult
     telemetry: TelemetryResult
     footprint: FootprintResult | None = Field(default=None, description="Null unless carbon or cost is configured.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from lem_domain.config.measurement import SloConfig
 from lem_domain.evidence.streams import StreamName
 from lem_domain.results.figures import Distribution, Figure
 from lem_domain.results.findings import verdict_of
-from lem_domain.results.run import METHOD_VERSION, RunResult, SpeedResult, WindowResult, WorkResult
+from lem_domain.results.run import METHOD_VERSION, RunResult, SpeedResult, SteadyState, WindowResult, WorkResult
 from lem_server.aggregation.checks.completeness import missing_parts
 from lem_server.aggregation.checks.reported import evidence_checks
 from lem_server.aggregation.energy.efficiency import efficiency_result
@@ -20,8 +21,10 @@ from lem_server.aggregation.energy.power_traces import read_devices, read_host_t
 from lem_server.aggregation.energy.prefill_probe import read_probe
 from lem_server.aggregation.energy.sampler_record import read_sampler
 from lem_server.aggregation.energy.sources import read_sources
+from lem_server.aggregation.energy.steady_state import steady_span, steady_state
 from lem_server.aggregation.energy.telemetry import telemetry_result
 from lem_server.aggregation.energy.totals import energy_account
+from lem_server.aggregation.energy.traces import Interval
 from lem_server.aggregation.errors import EvidenceMissing
 from lem_server.aggregation.evidence_reader import EvidenceReader
 from lem_server.aggregation.findings import RULES, RunFacts
@@ -60,8 +63,9 @@ def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:
     ranks = [read_requests(reader, process) for process in inputs.ranks]
     window = union_window([found for rank in ranks if (found := process_window(rank)) is not None])
     work = work_result(ranks)
-    itl_ms, miscounted, stray = _inter_token(reader, ranks)
-    speed = _speed(ranks, work, window, itl_ms, inputs.config.traffic.slo)
+    steady = steady_span(inputs.config, inputs.effective_config, ranks)
+    tokens = _tokens(reader, ranks, None if isinstance(steady, str) else steady.span)
+    speed = _speed(ranks, work, window, tokens.itl_ms, inputs.config.traffic.slo)
     samples = read_devices(reader, inputs.devices)
     record = read_sampler(reader, inputs.summaries)
     account = energy_account(
@@ -89,13 +93,16 @@ def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:
         samples=samples,
         telemetry=telemetry_result(inputs.devices, samples, inputs.ranks, inputs.summaries, record, window),
         warmups=warmups,
-        miscounted_requests=miscounted,
-        stray_tokens=stray,
+        miscounted_requests=tokens.miscounted,
+        stray_tokens=tokens.stray,
     )
-    return _result(facts, speed, reader.evidence_sha256())
+    steady_result = steady_state(
+        steady, ranks, tokens.in_span, account.meters, account.parts, inputs.config.window.steady_min_s
+    )
+    return _result(facts, speed, steady_result, reader.evidence_sha256())
 
 
-def _result(facts: RunFacts, speed: SpeedResult, evidence_sha256: str) -> RunResult:
+def _result(facts: RunFacts, speed: SpeedResult, steady: SteadyState, evidence_sha256: str) -> RunResult:
     inputs, window, work, energy = facts.inputs, facts.window, facts.work, facts.account.result
     findings = tuple(finding for rule in RULES.values() for finding in rule.findings(facts))
     return RunResult(
@@ -117,6 +124,7 @@ def _result(facts: RunFacts, speed: SpeedResult, evidence_sha256: str) -> RunRes
         speed=speed,
         energy=energy,
         efficiency=efficiency_result(energy, work, speed.e2e_ms),
+        steady=steady,
         compute=compute_result(facts.ranks, inputs.summaries, inputs.devices, window),
         telemetry=facts.telemetry,
         footprint=footprint_result(inputs.config, energy.total, work, inputs.summaries),
@@ -124,25 +132,37 @@ def _result(facts: RunFacts, speed: SpeedResult, evidence_sha256: str) -> RunRes
     )
 
 
-def _inter_token(reader: EvidenceReader, ranks: Sequence[RankRequests]) -> tuple[Distribution, int, int]:
-    """Return the ITL over all ranks, requests with another number of token times than of tokens, and stray token times.
+class _Tokens(NamedTuple):
+    """What the token times of all ranks give.
 
-    The distribution is null as soon as one rank that finished requests recorded no token times.
+    `miscounted` are requests with another number of token times than of tokens, `stray` token times of no request, and
+    `in_span` the tokens of the steady state, or why their number is unknown.
     """
+
+    itl_ms: Distribution
+    miscounted: int
+    stray: int
+    in_span: int | str
+
+
+def _tokens(reader: EvidenceReader, ranks: Sequence[RankRequests], span: Interval | None) -> _Tokens:
+    """Read the token times. ITL is null as soon as one rank that finished requests recorded none."""
     recorded = set(reader.processes_with(StreamName.TOKENS))
     silent = [rank.process for rank in ranks if rank.process not in recorded and bool(rank.finished.any())]
     if silent:
-        return latency.distribution_ms(_empty(), f"no token times were recorded by {', '.join(silent)}"), 0, 0
+        reason = f"no token times were recorded by {', '.join(silent)}"
+        return _Tokens(latency.distribution_ms(_empty(), reason), 0, 0, reason)
     values = np.empty(sum(reader.rows(rank.process, StreamName.TOKENS) for rank in ranks), dtype=np.int64)
-    used = miscounted = stray = 0
+    used = miscounted = stray = in_span = 0
     for rank in ranks:
-        found = read_intervals(reader, rank)
+        found = read_intervals(reader, rank, span)
         values[used : used + len(found.itl_ns)] = found.itl_ns
         used += len(found.itl_ns)
         miscounted += found.miscounted
         stray += found.stray
+        in_span += found.in_span
     distribution = latency.distribution_ms(values[:used], "no finished request has two tokens with times")
-    return distribution, miscounted, stray
+    return _Tokens(distribution, miscounted, stray, in_span)
 
 
 def _speed(

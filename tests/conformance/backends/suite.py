@@ -126,6 +126,8 @@ class BackendConformance:
         spec, backend = backend_spec(self.name), create_backend(self.name)
         assert BackendName(self.name) == self.name
         assert isinstance(backend, LockstepBackend) != isinstance(backend, ContinuousBackend)
+        assert isinstance(backend, ContinuousBackend) is spec.is_continuous
+        assert spec.sequences_key in spec.section.model_fields
         assert isinstance(backend, ScoringBackend) is spec.scores_quality
         assert bool(spec.modules) is bool(spec.distributions) is not spec.is_simulated
         assert spec.launch_mode is not LaunchMode.ENGINE_MANAGED or spec.processes(spec.section()) == 1

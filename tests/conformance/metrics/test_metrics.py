@@ -19,6 +19,7 @@ from lem_domain.results.metrics import METRICS, Metric, field_of
 from lem_domain.results.run import RunResult
 from lem_domain.states import CampaignState
 from lem_domain.wire.campaigns import CampaignResults, ExperimentResults, RunCounts
+from lem_domain.wire.runs import EffectiveConfig, EffectiveParameter
 from lem_domain.wire.workers import Device
 from lem_server.aggregation.result import aggregate
 from lem_server.aggregation.summaries import CycleTally
@@ -38,7 +39,16 @@ def full() -> RunResult:
     """A run of lockstep batches with every source of energy, limits, and a model of known size."""
     evidence = Evidence(
         config=ExperimentConfig.model_validate(
-            {"backend": "simulated", "model": "test", "traffic": {"slo": {"ttft_ms": 5000}}}
+            {
+                "backend": "simulated",
+                "model": "test",
+                "traffic": {"slo": {"ttft_ms": 5000}},
+                "window": {"steady_min_s": 0},
+            }
+        ),
+        effective_config=EffectiveConfig(
+            engine="simulated 1",
+            parameters=(EffectiveParameter(name="simulated.batch_size", requested=1, effective=1, confirmed=True),),
         ),
         devices=(Device(uuid="GPU-0", kind=gpu().kind, name="NVIDIA A100-SXM4-80GB"),),
     )

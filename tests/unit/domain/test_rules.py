@@ -48,6 +48,12 @@ def told(**document: Any) -> list[tuple[str, str]]:
         ({"warmup": {"min_requests": 9, "max_requests": 3}}, "/warmup", "above max_requests 3; lower it"),
         ({"baseline": {"min_s": 9, "max_s": 3}}, "/baseline", "above max_s 3; lower it"),
         ({"baseline": {"enabled": False, "required": True}}, "/baseline/required", "remove one of them"),
+        ({"window": {"repeat": "drained"}}, "/window/repeat", "no effect on backend 'pytorch'"),
+        (
+            {"backend": "vllm", "window": {"repeat": "drained"}, "traffic": {"mode": "closed", "concurrency": 2}},
+            "/window/repeat",
+            "no effect under traffic.mode closed; remove it",
+        ),
         (
             {"record": {"power": False}, "energy": {"required": True}},
             "/record/power",

@@ -98,7 +98,12 @@ class StepEngine(Unused):
 
 
 def measured(
-    engine: StepEngine, monkeypatch: pytest.MonkeyPatch, *, length: WindowLength, **traffic: object
+    engine: StepEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    length: WindowLength,
+    drained: bool = False,
+    **traffic: object,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
     monkeypatch.setattr(intake_module.time, "sleep", engine.sleep)
     requests, tokens = Rows(), Rows()
@@ -111,6 +116,7 @@ def measured(
         seed=0,
         flush_evidence=lambda: flushes.append(1),
         traffic=TrafficConfig.model_validate(traffic),
+        drained=drained,
     )
     assert flushes
     return sorted(requests.rows, key=lambda row: row["request_id"]), tokens.rows, repetitions
@@ -125,13 +131,41 @@ def test_offline_everything_arrives_at_once_and_queues_in_the_engine(monkeypatch
     assert {row["batch_id"] for row in rows} == {None}
 
 
-def test_offline_the_next_repetition_arrives_when_the_last_request_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.proves("window.repeat", on="worker")
+def test_drained_repetitions_begin_when_the_last_request_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = StepEngine()
-    rows, _, repetitions = measured(engine, monkeypatch, length=WindowLength(250 * MS, 1))
+    rows, _, repetitions = measured(engine, monkeypatch, length=WindowLength(250 * MS, 1), drained=True)
     assert repetitions == 3
     assert sorted({(row["arrival_ns"] - 1_000) / MS for row in rows}) == [0, 120, 240]
     assert max(row["last_token_ns"] for row in rows) - 1_000 >= 250 * MS, "the window lasts as long as it has to"
     assert [request.repetition for request in engine.seen] == [0] * 5 + [1] * 5 + [2] * 5
+
+
+@pytest.mark.proves("window.repeat", on="worker")
+@pytest.mark.parametrize("slots", [1, 2, 5, 8])
+def test_repetitions_back_to_back_never_let_the_engine_drain(monkeypatch: pytest.MonkeyPatch, slots: int) -> None:
+    engine = StepEngine(slots=slots)
+    rows, _, repetitions = measured(engine, monkeypatch, length=WindowLength(500 * MS, 1))
+    sent = len(rows)
+    assert sent == 5 * repetitions, "whole repetitions"
+    assert [request.repetition for request in engine.seen] == [number // 5 for number in range(sent)]
+    last_begin = max(row["scheduled_ns"] for row in rows)
+    for now in range(1_000, last_begin, 10 * MS):
+        running = sum(row["scheduled_ns"] <= now < row["last_token_ns"] for row in rows)
+        assert running == min(slots, 5)
+    assert max(row["last_token_ns"] for row in rows) - 1_000 >= 500 * MS
+
+
+def test_a_repetition_is_not_begun_long_before_the_engine_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, _, repetitions = measured(StepEngine(slots=1), monkeypatch, length=WindowLength(100 * MS, 1))
+    assert repetitions == 1, "after 100 ms two of five requests are done, and three still wait"
+    assert {row["arrival_ns"] for row in rows} == {1_000}
+
+
+def test_no_request_begins_after_the_longest_window_back_to_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    length = WindowLength(1000 * MS, 1, longest_ns=200 * MS)
+    rows, _, _ = measured(StepEngine(), monkeypatch, length=length)
+    assert max(row["arrival_ns"] for row in rows) - 1_000 <= 200 * MS
 
 
 def test_closed_traffic_replaces_what_is_done_in_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:

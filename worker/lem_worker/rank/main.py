@@ -214,6 +214,7 @@ class Rank:
                     seed=config.decoding.seed,
                     flush_evidence=lambda: self._writer.flush_older_than(_FLUSH_S),
                     traffic=config.traffic,
+                    drained=config.window.repeat == "drained",
                     rank=RankIndex(self._job.rank, self._job.world_size),
                     arrivals_s=self._job.arrivals_s,
                 )

@@ -2,7 +2,8 @@
 
 Under `offline` traffic a lockstep backend gets one batch after the other. The arrival of a request is therefore the
 moment when its batch goes to the backend, and its latency excludes the wait behind earlier batches. A continuous
-backend gets all prompts at once, and the next repetition when all are done; it queues them and reports for how long.
+backend gets all prompts at once and queues them. The next repetition replaces finished requests one by one, or begins
+when all are done (`window.repeat`).
 Under `open` and `closed` traffic requests arrive one by one (`lem_worker.rank.traffic`), and their latency includes
 the wait for a batch.
 """
@@ -82,23 +83,28 @@ def measure(
     seed: int,
     flush_evidence: Callable[[], None],
     traffic: TrafficConfig | None = None,
+    drained: bool = False,
     rank: RankIndex | None = None,
     arrivals_s: Sequence[float] = (),
 ) -> int:
-    """Run a window and return the number of whole repetitions."""
+    """Run a window and return the number of whole repetitions.
+
+    Under offline traffic a continuous backend works on the next repetition before the last one is done, unless
+    `drained` is set.
+    """
     traffic, rank = traffic or TrafficConfig(), rank or RankIndex()
-    if traffic.mode == "offline" and not isinstance(backend, ContinuousBackend):
-        return _in_batches(
-            backend,
-            prompts,
-            recorder,
-            length=length,
-            seed=seed,
-            flush_evidence=flush_evidence,
-        )
     arrivals: Arrivals
     if traffic.mode == "offline":
-        arrivals = OfflineArrivals(prompts, length=length, seed=seed, worked_until_ns=lambda: recorder.worked_until_ns)
+        if not isinstance(backend, ContinuousBackend):
+            return _in_batches(backend, prompts, recorder, length=length, seed=seed, flush_evidence=flush_evidence)
+        arrivals = OfflineArrivals(
+            prompts,
+            length=length,
+            seed=seed,
+            worked_until_ns=lambda: recorder.worked_until_ns,
+            # Twice what fits into a step, because every request of a step may end with it.
+            refill_below=1 if drained else min(len(prompts), 2 * backend.in_flight()),
+        )
     else:
         arrivals = make_arrivals(
             traffic,

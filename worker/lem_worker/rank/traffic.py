@@ -53,9 +53,11 @@ class Arrivals(ABC):
 
 
 class OfflineArrivals(Arrivals):
-    """All requests of a repetition arrive at once; the next repetition follows when all are done.
+    """All prompts arrive at once, and those of the next repetition when fewer than `refill_below` are in flight.
 
-    `worked_until_ns` returns when the last one ended, from which the length of the window is counted.
+    With 1 a repetition begins as a whole when the one before it is done. A higher number keeps so many in flight, so
+    that the engine doesn't drain between repetitions. `worked_until_ns` returns when the last request ended, from which
+    the length of the window is counted.
     """
 
     def __init__(
@@ -65,34 +67,38 @@ class OfflineArrivals(Arrivals):
         length: WindowLength,
         seed: int,
         worked_until_ns: Callable[[], int],
+        refill_below: int = 1,
     ) -> None:
-        self._prompts = prompts
-        self._length = length
-        self._seed = seed
+        self._prompts = len(prompts)
         self._begin_ns: int | None = None
         """The first arrival, which begins the window."""
+        self._length = length
         self._worked_until_ns = worked_until_ns
-        self._repetition = 0
+        self._requests = _in_repetitions(prompts, seed, lambda sent: length.is_met(self._elapsed_ns(), sent))
+        self._refill_below = refill_below
         self._in_flight = 0
 
     def take(self, now_ns: int) -> Sequence[Arrival]:
-        """A whole repetition where none is in flight."""
-        if self._in_flight or self.over:
+        """Return the first repetition as a whole, later the requests that are due."""
+        if self.over or self._in_flight >= self._refill_below:
             return ()
-        sent = self._repetition * len(self._prompts)
+        whole = self._begin_ns is None or self._refill_below == 1
+        count = self._prompts if whole else self._refill_below - self._in_flight
         if self._begin_ns is None:
             self._begin_ns = now_ns
-        elif self._length.is_met(self._worked_until_ns() - self._begin_ns, sent):
-            self.over = True
-            return ()
-        requests = requests_of(self._prompts, repetition=self._repetition, first_id=sent, seed=self._seed)
-        self._repetition += 1
-        self._in_flight = len(requests)
-        return [Arrival(request, now_ns) for request in requests]
+        elif self._length.is_over(self._elapsed_ns()):
+            count = 0
+        taken = [Arrival(request, now_ns) for request in itertools.islice(self._requests, count)]
+        self.over = not count or len(taken) < count
+        self._in_flight += len(taken)
+        return taken
 
     def ended(self, requests: int) -> None:
         """Subtract ended requests from those in flight."""
         self._in_flight -= requests
+
+    def _elapsed_ns(self) -> int:
+        return self._worked_until_ns() - (self._begin_ns or 0)
 
 
 class OnceArrivals(Arrivals):

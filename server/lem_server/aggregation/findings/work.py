@@ -11,10 +11,14 @@ from lem_domain.config.hashing import canonical_json
 from lem_domain.results.findings import FindingCode, Severity
 from lem_domain.wire.runs import EffectiveConfig
 from lem_server.aggregation.checks.reported import LOW_OVERLAP, engine_versions, repeated_devices
+from lem_server.aggregation.energy.steady_state import LEAST_FULL, most_sequences, wanted_sequences
 from lem_server.aggregation.findings.rule import Occurrence, RunFacts, rule
 from lem_server.aggregation.json_values import finite_number
 from lem_server.aggregation.work.requests import RankRequests
 from lem_server.aggregation.work.warmups import Warmup
+
+MOST_CUT = 0.3
+"""The ML.ENERGY benchmark rejects a run in which more outputs are cut."""
 
 LATE_SHARE = 0.05
 _LATE_NS = 1_000_000
@@ -112,6 +116,40 @@ def window_cut(facts: RunFacts) -> Iterator[Occurrence]:
             f"The window of {', '.join(sorted(cut))} ended at window.max_duration_s ({limit_s:g} s) before it held the "
             "minimum of requests in whole repetitions of the prompts, so other runs may have sent other prompts",
             {"max_duration_s": limit_s},
+        )
+
+
+@rule(
+    FindingCode.BATCH_NOT_REACHED,
+    when=f"a rank never worked on {LEAST_FULL:.0%} of the sequences that the configuration asks for at once",
+    remedy="send more prompts, raise `traffic.concurrency`, or give the KV cache more memory",
+)
+def batch_not_reached(facts: RunFacts) -> Iterator[Occurrence]:
+    """A rank worked on fewer sequences at once than requested."""
+    wanted = wanted_sequences(facts.inputs.config, facts.inputs.effective_config, len(facts.ranks))
+    for rank, target in zip(facts.ranks, wanted, strict=True):
+        most = most_sequences(rank)
+        if target is not None and most and most < LEAST_FULL * target:
+            yield Occurrence(
+                f"{rank.process} worked on at most {most} sequences at once where {target} were asked for",
+                {"sequences": most, "target": target},
+            )
+
+
+@rule(
+    FindingCode.OUTPUTS_CUT,
+    when=f"in natural mode more than {MOST_CUT:.0%} of the finished requests ended at `output.max_tokens`",
+    remedy="raise `output.max_tokens`",
+)
+def outputs_cut(facts: RunFacts) -> Iterator[Occurrence]:
+    """Many answers were cut at their limit instead of reaching their end."""
+    finished = facts.work.requests - facts.work.failed_requests
+    cut = sum(rank.cut_outputs for rank in facts.ranks)
+    if facts.inputs.config.output.mode == "natural" and finished and cut > MOST_CUT * finished:
+        yield Occurrence(
+            f"{cut} of {finished} answers were cut at output.max_tokens ({facts.inputs.config.output.max_tokens}), so "
+            "their energy is below that of whole answers",
+            {"cut": cut, "finished": finished},
         )
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lem_domain.evidence.streams import StreamName
+from lem_server.aggregation.energy.traces import Interval
 from lem_server.aggregation.errors import EvidenceInvalid
 from lem_server.aggregation.evidence_reader import EvidenceReader, IntArray, integers
 from lem_server.aggregation.work.requests import RankRequests
@@ -20,9 +21,11 @@ class TokenIntervals(NamedTuple):
     """Finished requests whose number of token times differs from their generated tokens."""
     stray: int
     """Token times of unknown requests."""
+    in_span: int
+    """Tokens of finished requests with a time in the span that was asked for, its begin excluded."""
 
 
-def read_intervals(reader: EvidenceReader, requests: RankRequests) -> TokenIntervals:
+def read_intervals(reader: EvidenceReader, requests: RankRequests, span: Interval | None = None) -> TokenIntervals:
     """Read the ITL values of one rank's finished requests in ns: `time[i + 1] - time[i]` within a request.
 
     n tokens give n - 1 values; tokens of one speculative step share a time and give zeros. Around a missing token there
@@ -33,15 +36,18 @@ def read_intervals(reader: EvidenceReader, requests: RankRequests) -> TokenInter
         EvidenceCorrupt, EvidenceMissing: see `EvidenceReader.read`.
     """
     table = reader.read(requests.process, StreamName.TOKENS, ("request_id", "index", "time_ns"))
-    return intervals(requests, integers(table, "request_id"), integers(table, "index"), integers(table, "time_ns"))
+    request_id, index, time_ns = (integers(table, name) for name in ("request_id", "index", "time_ns"))
+    return intervals(requests, request_id, index, time_ns, span)
 
 
-def intervals(requests: RankRequests, request_id: IntArray, index: IntArray, time_ns: IntArray) -> TokenIntervals:
+def intervals(
+    requests: RankRequests, request_id: IntArray, index: IntArray, time_ns: IntArray, span: Interval | None = None
+) -> TokenIntervals:
     """Compute the ITL values from equally long columns, one entry per token, in any order."""
     empty = np.empty(0, dtype=np.int64)
     if len(requests) == 0 or len(request_id) == 0:
         expected = int((requests.finished & (requests.generated_tokens > 0)).sum())
-        return TokenIntervals(empty, expected, len(request_id))
+        return TokenIntervals(empty, expected, len(request_id), 0)
     if int(index.min()) < 0:
         raise EvidenceInvalid(
             f"a token of {requests.process} has a negative index; report this as a defect of the backend."
@@ -53,7 +59,7 @@ def intervals(requests: RankRequests, request_id: IntArray, index: IntArray, tim
     if not wanted.all():
         position, index, time_ns = position[wanted], index[wanted], time_ns[wanted]
     if len(position) == 0:
-        return TokenIntervals(empty, miscounted, int((~known).sum()))
+        return TokenIntervals(empty, miscounted, int((~known).sum()), 0)
     # One number per token that sorts by request and index. The stride leaves a gap after each request, so that only
     # neighbours within one request differ by exactly 1.
     key = position * (int(index.max()) + 2) + index
@@ -70,7 +76,8 @@ def intervals(requests: RankRequests, request_id: IntArray, index: IntArray, tim
         raise EvidenceInvalid(
             f"token times of {requests.process} run backwards; report this as a defect of the backend."
         )
-    return TokenIntervals(itl_ns, miscounted, int((~known).sum()))
+    in_span = 0 if span is None else int(((time_ns > span.begin_ns) & (time_ns <= span.end_ns)).sum())
+    return TokenIntervals(itl_ns, miscounted, int((~known).sum()), in_span)
 
 
 def _positions(

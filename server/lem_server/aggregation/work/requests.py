@@ -49,6 +49,8 @@ class RankRequests:
     batch_id: IntArray
     finished: BoolArray
     first_error: str | None
+    cut_outputs: int
+    """Finished requests that ended at their most tokens."""
 
     def __len__(self) -> int:
         return len(self.request_id)
@@ -62,11 +64,12 @@ def read_requests(reader: EvidenceReader, process: str) -> RankRequests:
             time.
         EvidenceCorrupt, EvidenceMissing: see `EvidenceReader.read`.
     """
-    table = reader.read(process, StreamName.REQUESTS, _COLUMNS)
+    table = reader.read(process, StreamName.REQUESTS, (*_COLUMNS, "finish_reason"))
     ids = integers(table, "request_id")
     order = np.argsort(ids, kind="stable")
     failed = table.column("error").is_valid().to_numpy()
     errors = table.column("error").drop_null()
+    reasons = table.column("finish_reason").to_numpy()[~failed]
     columns = {name: integers(table, name)[order] for name in _COLUMNS if name != "error"}
     columns["released_ns"] = np.where(columns["released_ns"] == NULL, columns["arrival_ns"], columns["released_ns"])
     requests = RankRequests(
@@ -74,6 +77,7 @@ def read_requests(reader: EvidenceReader, process: str) -> RankRequests:
         **columns,
         finished=~failed[order],
         first_error=errors[0].as_py() if len(errors) else None,
+        cut_outputs=int((reasons == "length").sum()),
     )
     _refuse_contradictions(requests)
     return requests
