@@ -377,14 +377,14 @@ def test_readings_that_fail_beside_power_cost_no_energy_and_are_told(
     assert events(shared_house, run, "source_failed") == []
     assert {(told["device_index"], told["reading"]) for told in events(shared_house, run, "reading_failed")} == {
         (0, "temperature"),
-        (0, "nvmlDeviceGetComputeRunningProcesses_v3"),
+        (0, "Compute processes"),
         (0, "VBIOS version"),
         (1, "energy counter"),
     }
 
 
-def lost_in_the_window(house: Any, nvml: SimulatedNvml, path: Path) -> Any:
-    """The run, when it is over, during whose window its GPU was away for 3 s."""
+def lost_in_the_window(house: Any, nvml: SimulatedNvml, path: Path, away_ms: float = 1e9) -> Any:
+    """The run, when it is over, during whose window its GPU was away for a time, or for good."""
     origin_ns = time.monotonic_ns()
     machine = (f"origin_ns {origin_ns}", power(A, constant(300)))
     nvml.write(machine[0], gpu(A), machine[1])
@@ -397,7 +397,7 @@ def lost_in_the_window(house: Any, nvml: SimulatedNvml, path: Path) -> Any:
             [run] = client.runs(campaign_id=newest.id)
             if run.state is RunState.RUNNING and RunState.RUNNING not in states:
                 now_ms = (time.monotonic_ns() - origin_ns) / 1e6
-                nvml.write(machine[0], gpu(A, f"gone_ms {now_ms} back_ms {now_ms + 3000}"), machine[1])
+                nvml.write(machine[0], gpu(A, f"gone_ms {now_ms} back_ms {now_ms + away_ms}"), machine[1])
             states.add(run.state)
             if run.state not in (RunState.QUEUED, RunState.INITIALISED, RunState.RUNNING):
                 break
@@ -409,7 +409,7 @@ def lost_in_the_window(house: Any, nvml: SimulatedNvml, path: Path) -> Any:
 def test_a_gpu_that_is_lost_in_the_window_costs_the_energy_and_is_named(
     shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
 ) -> None:
-    path = experiment(tmp_path, "lost", window={"min_duration_s": 5})
+    path = experiment(tmp_path, "lost", window={"min_duration_s": 8})
     run = lost_in_the_window(shared_house, nvml, path)
     assert run.state is RunState.COMPLETED, run.message
     with shared_house.client() as client:
@@ -421,6 +421,25 @@ def test_a_gpu_that_is_lost_in_the_window_costs_the_energy_and_is_named(
     [failed] = events(shared_house, run, "source_failed")
     assert f"of {A} (GPU is lost)" in failed["reason"]
     assert result.window.begin_ns < failed["time_ns"] < result.window.end_ns
+
+
+def test_a_gpu_that_is_away_for_a_moment_costs_nothing_as_its_counter_spans_the_gap(
+    shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
+) -> None:
+    energy = {"sources": ["nvml"], "interval_ms": 5, "required": True}
+    path = experiment(tmp_path, "moment", window={"min_duration_s": 5}, energy=energy)
+    run = lost_in_the_window(shared_house, nvml, path, away_ms=400)
+    assert run.state in (RunState.COMPLETED, RunState.AGGREGATED), run.message
+    with shared_house.client() as client:
+        result = client.aggregate(run.id)
+    total = result.energy.total
+    assert total.joules is not None and total.bound_j is not None and total.method is EnergyMethod.COUNTER
+    assert abs(total.joules - 300 * result.window.duration_s) <= total.bound_j
+    assert events(shared_house, run, "source_failed") == []
+    returned = {one["reading"]: one for one in events(shared_house, run, "reading_returned")}
+    assert {"energy counter", "instant power"} <= set(returned)
+    assert 0.3 < returned["energy counter"]["away_s"] < 1.5
+    assert result.window.begin_ns < returned["energy counter"]["time_ns"] < result.window.end_ns
 
 
 def test_a_gpu_that_is_lost_fails_a_run_that_requires_energy(

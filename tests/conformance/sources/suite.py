@@ -141,16 +141,23 @@ class SourceConformance:
 
     def test_a_failing_part_invalidates_only_itself(self, spec: SourceSpec, rig: Rig) -> None:
         broken, rows = FailingSource(), Rows()
-        sampler = sampler_of([broken.spec, spec], rig, rows)
+        ahead_ns = 0
+
+        def clock() -> int:
+            return time.monotonic_ns() + ahead_ns
+
+        sampler = EnergySampler([broken.spec, spec], rig.config, rows, clock)
         _, report = sampler.open(rig.devices)
         broken.fails = True
         failed_part = rig.fail_one_part()
         for _ in range(8):
             rig.work()
-            sampler.tick(time.monotonic_ns() + round(MOST_S * 1e9))
+            ahead_ns += round(MOST_S * 1e9)
+            sampler.tick(clock())
         sampler.begin_means()
         rig.work()
-        sampler.tick(time.monotonic_ns() + round(2 * MOST_S * 1e9))
+        ahead_ns += round(MOST_S * 1e9)
+        sampler.tick(clock())
         assert set(sampler.means_w()) == set(report.domains) - {failed_part}
         sampler.close()
         assert "broken on purpose" in str(sampler.reports()[0].reason)

@@ -33,7 +33,8 @@ class NvmlRig(Rig):
         self.write("error nvmlInitWithFlags 9")
 
     def fail_one_part(self) -> str:
-        self.write("error nvmlDeviceGetTotalEnergyConsumption 15 1", "error nvmlDeviceGetFieldValues 15 1")
+        powers = ("nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetFieldValues", "nvmlDeviceGetPowerUsage")
+        self.write(*(f"error {symbol} 15 1" for symbol in powers))
         return UUIDS[1]
 
 

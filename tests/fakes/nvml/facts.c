@@ -50,6 +50,11 @@ nvmlReturn_t nvmlDeviceGetMaxClockInfo(nvmlDevice_t handle, unsigned clock, unsi
     return number(clock == CLOCK_SM ? device->facts.sm_clock_max : device->facts.memory_clock_max, mhz);
 }
 
+nvmlReturn_t nvmlDeviceGetApplicationsClock(nvmlDevice_t handle, unsigned clock, unsigned *mhz) {
+    ENTER_DEVICE(handle);
+    return clock == CLOCK_SM ? number(device->facts.sm_clock_application, mhz) : NOT_SUPPORTED;
+}
+
 nvmlReturn_t nvmlDeviceGetMaxPcieLinkGeneration(nvmlDevice_t handle, unsigned *generation) {
     ENTER_DEVICE(handle);
     return number(device->facts.pcie_generation, generation);

@@ -11,10 +11,16 @@ A line of the state file describes one item; addresses are GPUs (`0`) or MIG ins
     process 0 pid 4711 memory ... bound no      permanent: a pid of another namespace
     process 0 pid 4711 memory ... reported no   NVML lists the process and has no figure for it
     process 0 pid 4711 memory ... kind graphics listed as graphics (or mps), not as compute
+    process 0 pid 4711 memory ... listed_as 77  under that pid, as of another namespace
+    process 0 pid 4711 memory ... sm 35         it uses 35 % of the device, says nvmlDeviceGetProcessUtilization
+    process 0 pid self memory 0                 the process that asks
     error nvmlDeviceGetMemoryInfo 15            that symbol (any version of it) returns 15 everywhere
     error nvmlDeviceGetMemoryInfo 15 1          or on device 1 and its instances
     error nvmlDeviceGetMemoryInfo 15 1 call 3   only at the third such call of each process
     error nvmlDeviceGetFieldValues 3 1 field 186    not the call, but the status of that field in it
+    error nvmlDeviceGetMemoryInfo 15 1 from_ms 5000 until_ms 5200    only then (a glitch)
+    value nvmlDeviceGetTotalEnergyConsumption 18446744073709551615 0 call 20    success with that number
+    value nvmlDeviceGetFieldValues 0 0 field 186    also counter, power usage and fields alone
     delay nvmlDeviceGetMemoryInfo 500           that symbol takes half a second
 
 Quantities over time are in ms from the origin; before it they have their first value:
@@ -27,10 +33,20 @@ Quantities over time are in ms from the origin; before it they have their first 
     power 0 burst 100 300 2000 200              300 W in the first 200 ms of every 2 s, else 100 W
     temperature 0 constant 41                   and so sm_clock, memory_clock, gpu_use, memory_use (these two together)
     throttle 0 steps 0:0,5000:4                 the bit mask of reasons
+    module_power 0 constant 900                 and so memory_power: power of these scopes (fields 185 and 186)
+    violation_power 0 burst 0 1 200 60          share of the time under a policy; also _thermal, _board, _reliability
+    sensor 0 gain 0.954 offset_w -5             what readings show of the power, apart from the counter
+    sensor 0 average_ms 20 instant no           what nvmlDeviceGetPowerUsage is a mean over; without field 186
     sensor 0 period_ms 100 window_ms 25         a reading of power holds for 100 ms and is the mean of the 25 ms before
     counter 0 period_ms 20 quantum_mj 100 base_mj 7     how the energy counter rounds the exact integral
     counter 0 supported no                      there is none
+    counter 0 gain 1000                         it counts another unit
+    counter 0 stall_ms 5000 resume_ms 9000      it does not move in between
+    counter 0 leap_ms 5000 leap_mj 1e12         that is added from then on
+    counter 0 reset_ms 5000                     it begins again from zero
     limits 0 enforced_w 300 current_w 300 default_w 350 min_w 100 max_w 400
+    limits 0 enforced_w 700 later_ms 5000 later_enforced_w 300    changed from outside
+    facts 0 sm_clock_application 1410
     facts 0 vbios 96.00.74.00.01 compute 9.0 ecc yes persistence no sm_clock_max 1980 memory_clock_max 2619
     facts 0 pcie_generation 5 pcie_width 16 nvlinks 18 nvlinks_up 17    facts without a line are not offered
     device 0 uuid ... gone_ms 5000              lost from then on, with its instances; or until back_ms

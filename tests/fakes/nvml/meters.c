@@ -37,10 +37,11 @@ _Static_assert(sizeof(nvmlFieldValue_t) == 40, "as c_nvmlFieldValue_t");
 _Static_assert(sizeof(nvmlTemperature_v1_t) == 0xc, "the version number 0x0100000c holds the size");
 
 static const unsigned TEMPERATURE_V1 = 0x0100000c;
-static const double AVERAGED_MS = 1000;
 
 enum { VALUE_UNSIGNED_INT = 1, VALUE_UNSIGNED_LONG_LONG = 3 };
 enum { CLOCK_SM = 1, CLOCK_MEM = 2 };
+enum { SCOPE_GPU = 0, SCOPE_MODULE = 1, SCOPE_MEMORY = 2 };
+enum { POLICY_POWER = 0, POLICY_THERMAL = 1, POLICY_BOARD = 3, POLICY_RELIABILITY = 5 };
 enum {
     FI_TOTAL_ENERGY = 83,
     FI_POWER_AVERAGE = 185,
@@ -60,11 +61,13 @@ static double newest_ms(const struct state *state, double period_ms) {
 static unsigned long long whole(double value) { return (unsigned long long)llround(value); }
 
 static nvmlReturn_t power_mw(
-    const struct state *state, const struct device *device, double window_ms, unsigned *milliwatts) {
-    const struct curve *power = &device->curve[POWER];
+    const struct state *state, const struct device *device, enum quantity quantity, double window_ms,
+    unsigned *milliwatts) {
+    const struct curve *power = &device->curve[quantity];
     if (power->shape == ABSENT) return NOT_SUPPORTED;
     double at_ms = newest_ms(state, device->sensor.period_ms);
-    *milliwatts = (unsigned)whole(curve_mean(power, at_ms - window_ms, at_ms) * 1000);
+    double watts = curve_mean(power, at_ms - window_ms, at_ms) * device->sensor.gain + device->sensor.offset_w;
+    *milliwatts = (unsigned)whole(fmax(0, watts) * 1000);
     return SUCCESS;
 }
 
@@ -73,9 +76,13 @@ static nvmlReturn_t energy_mj(const struct state *state, const struct device *de
     const struct curve *power = &device->curve[POWER];
     const struct counter *counter = &device->counter;
     if (power->shape == ABSENT || !counter->supported) return NOT_SUPPORTED;
-    double total_mj = fmax(0, curve_integral(power, newest_ms(state, counter->period_ms)));
+    double at_ms = newest_ms(state, counter->period_ms), from_ms = 0;
+    if (at_ms >= counter->stall_ms && at_ms < counter->resume_ms) at_ms = counter->stall_ms;
+    if (at_ms >= counter->reset_ms) from_ms = counter->reset_ms;
+    double total_mj = fmax(0, curve_integral(power, at_ms) - curve_integral(power, from_ms)) * counter->gain;
+    if (at_ms >= counter->leap_ms) total_mj += counter->leap_mj;
     unsigned long long quanta = (unsigned long long)(total_mj / (double)counter->quantum_mj);
-    *millijoules = counter->base_mj + quanta * counter->quantum_mj;
+    *millijoules = (from_ms > 0 ? 0 : counter->base_mj) + quanta * counter->quantum_mj;
     return SUCCESS;
 }
 
@@ -95,12 +102,17 @@ static nvmlReturn_t limit(const struct device *device, unsigned known_mw, unsign
 
 nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t handle, unsigned long long *millijoules) {
     ENTER_DEVICE(handle);
-    return energy_mj(state, device, millijoules);
+    return forged_value(state, device, __func__, 0, millijoules) ? SUCCESS : energy_mj(state, device, millijoules);
 }
 
 nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t handle, unsigned *milliwatts) {
     ENTER_DEVICE(handle);
-    return power_mw(state, device, AVERAGED_MS, milliwatts);
+    unsigned long long forged;
+    if (forged_value(state, device, __func__, 0, &forged)) {
+        *milliwatts = (unsigned)forged;
+        return SUCCESS;
+    }
+    return power_mw(state, device, POWER, device->sensor.average_ms, milliwatts);
 }
 
 /* --- Fields: many values in one call, each with its own status. --- */
@@ -108,22 +120,39 @@ nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t handle, unsigned *milliwatts) 
 static nvmlReturn_t field_error(const struct state *state, const struct device *device, unsigned field) {
     for (int i = 0; i < state->rules; i++) {
         const struct rule *rule = &state->rule[i];
-        if (rule->field == field && within(device->address, rule->address) && rule_is_due(rule)) return rule->error;
+        if (rule->field != field || rule->is_value || !within(device->address, rule->address)) continue;
+        if (rule_is_due(state, rule)) return rule->error;
     }
     return SUCCESS;
+}
+
+/* GPUs without a module have the scope of the GPU alone. */
+static nvmlReturn_t scoped_mw(
+    const struct state *state, const struct device *device, unsigned scope, double window_ms, unsigned *milliwatts) {
+    enum quantity quantity = scope == SCOPE_MODULE ? MODULE_POWER : scope == SCOPE_MEMORY ? MEMORY_POWER : POWER;
+    if (scope > SCOPE_MEMORY) return INVALID_ARGUMENT;
+    return power_mw(state, device, quantity, window_ms, milliwatts);
 }
 
 static nvmlReturn_t fill(const struct state *state, const struct device *device, nvmlFieldValue_t *field) {
     unsigned *small = &field->value.uiVal;
     nvmlReturn_t wrong = field_error(state, device, field->field_id);
+    unsigned long long forged;
     if (wrong != SUCCESS) return wrong;
     field->value_type = VALUE_UNSIGNED_INT;
+    if (forged_value(state, device, "nvmlDeviceGetFieldValues", field->field_id, &forged)) {
+        field->value.ullVal = forged;
+        return SUCCESS;
+    }
     switch (field->field_id) {
         case FI_TOTAL_ENERGY:
             field->value_type = VALUE_UNSIGNED_LONG_LONG;
             return energy_mj(state, device, &field->value.ullVal);
-        case FI_POWER_AVERAGE: return power_mw(state, device, AVERAGED_MS, small);
-        case FI_POWER_INSTANT: return power_mw(state, device, device->sensor.window_ms, small);
+        case FI_POWER_AVERAGE: return scoped_mw(state, device, field->scope_id, device->sensor.average_ms, small);
+        case FI_POWER_INSTANT:
+            /* Of memory there is no instant reading (NVIDIA/k8s-test-infra#676, from a GB300). */
+            if (!device->sensor.has_instant || field->scope_id == SCOPE_MEMORY) return NOT_SUPPORTED;
+            return scoped_mw(state, device, field->scope_id, device->sensor.window_ms, small);
         case FI_POWER_MIN_LIMIT: return limit(device, device->limits.min_mw, small);
         case FI_POWER_MAX_LIMIT: return limit(device, device->limits.max_mw, small);
         case FI_POWER_DEFAULT_LIMIT: return limit(device, device->limits.default_mw, small);
@@ -196,11 +225,30 @@ nvmlReturn_t nvmlDeviceGetCurrentClocksThrottleReasons(nvmlDevice_t handle, unsi
     return now_of(state, device, THROTTLE, reasons);
 }
 
+typedef struct {
+    unsigned long long reference_us, violation_ns;
+} nvmlViolationTime_t;
+
+nvmlReturn_t nvmlDeviceGetViolationStatus(nvmlDevice_t handle, unsigned policy, nvmlViolationTime_t *time) {
+    ENTER_DEVICE(handle);
+    enum quantity quantity = policy == POLICY_POWER ? VIOLATION_POWER
+        : policy == POLICY_THERMAL                  ? VIOLATION_THERMAL
+        : policy == POLICY_BOARD                    ? VIOLATION_BOARD
+        : policy == POLICY_RELIABILITY              ? VIOLATION_RELIABILITY
+                                                    : QUANTITIES;
+    if (quantity == QUANTITIES || device->curve[quantity].shape == ABSENT) return NOT_SUPPORTED;
+    double now_ms = state_now_ms(state);
+    time->reference_us = whole(fmax(0, now_ms) * 1e3);
+    time->violation_ns = whole(fmax(0, curve_integral(&device->curve[quantity], now_ms)) * 1e6);
+    return SUCCESS;
+}
+
 /* --- Limits of power. --- */
 
 nvmlReturn_t nvmlDeviceGetEnforcedPowerLimit(nvmlDevice_t handle, unsigned *milliwatts) {
     ENTER_DEVICE(handle);
-    return limit(device, device->limits.enforced_mw, milliwatts);
+    bool is_later = state_now_ms(state) >= device->limits.later_ms;
+    return limit(device, is_later ? device->limits.later_enforced_mw : device->limits.enforced_mw, milliwatts);
 }
 
 nvmlReturn_t nvmlDeviceGetPowerManagementLimit(nvmlDevice_t handle, unsigned *milliwatts) {

@@ -72,12 +72,26 @@ static nvmlReturn_t follow_rules(const struct state *state, const char *symbol, 
     for (int i = 0; i < state->rules; i++) {
         const struct rule *rule = &state->rule[i];
         bool here = address == NULL ? rule->address.gpu < 0 : rule->address.gpu >= 0 && within(*address, rule->address);
-        if (!here || rule->field != 0 || !names(rule->symbol, symbol) || !rule_is_due(rule)) continue;
+        if (!here || rule->field != 0 || rule->is_value || !names(rule->symbol, symbol)) continue;
+        if (!rule_is_due(state, rule)) continue;
         struct timespec delay = {(time_t)(rule->delay_ms / 1000), (long)(rule->delay_ms % 1000) * 1000000};
         nanosleep(&delay, NULL);
         if (rule->error != SUCCESS) return rule->error;
     }
     return SUCCESS;
+}
+
+bool forged_value(
+    const struct state *state, const struct device *device, const char *symbol, unsigned field,
+    unsigned long long *value) {
+    for (int i = 0; i < state->rules; i++) {
+        const struct rule *rule = &state->rule[i];
+        if (!rule->is_value || rule->field != field || !within(device->address, rule->address)) continue;
+        if (!names(rule->symbol, symbol) || !rule_is_due(state, rule)) continue;
+        *value = rule->value;
+        return true;
+    }
+    return false;
 }
 
 static nvmlReturn_t load(const char *symbol, const struct state **state) {
@@ -157,6 +171,8 @@ const char *nvmlErrorString(nvmlReturn_t result) {
         case INSUFFICIENT_SIZE: return "Insufficient Size";
         case DRIVER_NOT_LOADED: return "Driver Not Loaded";
         case GPU_IS_LOST: return "GPU is lost";
+        case NO_PERMISSION: return "Insufficient Permissions";
+        case DEPRECATED: return "Deprecated";
         case ARGUMENT_VERSION_MISMATCH: return "Argument version mismatch";
         default: return "Unknown Error";
     }
@@ -276,7 +292,7 @@ static nvmlReturn_t list_processes(
     for (unsigned i = 0; i < count; i++) {
         const struct device *instance = found[i]->address.instance < 0 ? NULL : find(state, found[i]->address);
         infos[i] = (nvmlProcessInfo_t){
-            .pid = found[i]->pid,
+            .pid = found[i]->listed_as != 0 ? found[i]->listed_as : found[i]->pid,
             .used_gpu_memory = found[i]->reported ? found[i]->memory : NOT_AVAILABLE,
             .gpu_instance_id = instance == NULL ? NO_INSTANCE : instance->gpu_instance,
             .compute_instance_id = instance == NULL ? NO_INSTANCE : instance->compute_instance,
@@ -305,6 +321,38 @@ nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses_v3(
     nvmlDevice_t handle, unsigned *count, nvmlProcessInfo_t *infos) {
     ENTER_DEVICE(handle);
     return list_processes(state, device, MPS, count, infos);
+}
+
+typedef struct {
+    unsigned pid;
+    unsigned long long time_stamp;
+    unsigned sm_util, mem_util, enc_util, dec_util;
+} nvmlProcessUtilizationSample_t;
+
+nvmlReturn_t nvmlDeviceGetProcessUtilization(
+    nvmlDevice_t handle, nvmlProcessUtilizationSample_t *samples, unsigned *count, unsigned long long last_seen_us) {
+    ENTER_DEVICE(handle);
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    unsigned long long now_us = (unsigned long long)now.tv_sec * 1000000 + (unsigned long long)now.tv_nsec / 1000;
+    unsigned found = 0, room = samples == NULL ? 0 : *count;
+    for (int i = 0; i < state->processes; i++) {
+        const struct process *process = &state->process[i];
+        if (process->sm_percent == 0 || !within(process->address, device->address)) continue;
+        if (!process_holds(state, process)) continue;
+        if (found < room) {
+            samples[found] = (nvmlProcessUtilizationSample_t){
+                .pid = process->listed_as != 0 ? process->listed_as : process->pid,
+                .time_stamp = now_us,
+                .sm_util = process->sm_percent,
+            };
+        }
+        found++;
+    }
+    (void)last_seen_us;
+    *count = found;
+    if (found == 0) return NOT_FOUND;
+    return found > room ? INSUFFICIENT_SIZE : SUCCESS;
 }
 
 /* --- MIG. --- */

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { LINE = 65536 };
 
@@ -94,12 +95,18 @@ static bool device_key(struct device *device, const char *key, const char *value
 
 static bool process_key(struct process *process, const char *key, const char *value) {
     unsigned long long number;
+    if (strcmp(key, "pid") == 0 && strcmp(value, "self") == 0) {
+        process->pid = (unsigned)getpid();
+        return true;
+    }
     if (strcmp(key, "pid") == 0) return to_unsigned(value, &process->pid);
     if (strcmp(key, "memory") == 0) return to_number(value, &process->memory);
     if (strcmp(key, "reported") == 0) return to_flag(value, &process->reported);
     if (strcmp(key, "bound") == 0) return to_flag(value, &process->bound);
     if (strcmp(key, "from_ms") == 0) return to_real(value, &process->from_ms);
     if (strcmp(key, "until_ms") == 0) return to_real(value, &process->until_ms);
+    if (strcmp(key, "listed_as") == 0) return to_unsigned(value, &process->listed_as);
+    if (strcmp(key, "sm") == 0) return to_unsigned(value, &process->sm_percent);
     if (strcmp(key, "lingers_ms") == 0) {
         bool good = to_number(value, &number);
         process->lingers_ms = (unsigned long)number;
@@ -116,7 +123,19 @@ static bool read_device(char *rest) {
     if (current.devices == MAX_DEVICES) return false;
     struct device *device = &current.device[current.devices++];
     *device = (struct device){
-        .mig_slots = 7, .gone_ms = INFINITY, .back_ms = INFINITY, .counter = {.supported = true, .quantum_mj = 1}};
+        .mig_slots = 7,
+        .gone_ms = INFINITY,
+        .back_ms = INFINITY,
+        .sensor = {.gain = 1, .average_ms = 1000, .has_instant = true},
+        .counter =
+            {.supported = true,
+             .quantum_mj = 1,
+             .gain = 1,
+             .stall_ms = INFINITY,
+             .resume_ms = INFINITY,
+             .leap_ms = INFINITY,
+             .reset_ms = INFINITY},
+        .limits = {.later_ms = INFINITY}};
     if (!parse_address(next_word(&rest), &device->address)) return false;
     for (char *key, *value; (key = next_word(&rest)) != NULL;) {
         if ((value = next_word(&rest)) == NULL || !device_key(device, key, value)) return false;
@@ -137,22 +156,24 @@ static bool read_process(char *rest) {
 
 static bool rule_key(struct rule *rule, const char *key, const char *value) {
     if (strcmp(key, "call") == 0) return to_unsigned(value, &rule->call);
+    if (strcmp(key, "from_ms") == 0) return to_real(value, &rule->from_ms);
+    if (strcmp(key, "until_ms") == 0) return to_real(value, &rule->until_ms);
     if (strcmp(key, "field") == 0) return to_unsigned(value, &rule->field);
     return false;
 }
 
-static bool read_rule(char *rest, bool is_delay) {
+enum effect { ERROR, DELAY, VALUE };
+
+static bool read_rule(char *rest, enum effect effect) {
     if (current.rules == MAX_RULES) return false;
     struct rule *rule = &current.rule[current.rules++];
-    *rule = (struct rule){.address = {-1, -1}};
+    *rule = (struct rule){.address = {-1, -1}, .from_ms = -INFINITY, .until_ms = INFINITY, .is_value = effect == VALUE};
     char *symbol = next_word(&rest), *value = next_word(&rest), *key = next_word(&rest);
     unsigned long long number;
     if (value == NULL || !to_text(symbol, rule->symbol) || !to_number(value, &number)) return false;
-    if (is_delay) {
-        rule->delay_ms = (unsigned long)number;
-    } else {
-        rule->error = (int)number;
-    }
+    if (effect == DELAY) rule->delay_ms = (unsigned long)number;
+    if (effect == ERROR) rule->error = (int)number;
+    if (effect == VALUE) rule->value = number;
     if (key != NULL && parse_address(key, &rule->address)) key = next_word(&rest);
     for (; key != NULL; key = next_word(&rest)) {
         if ((value = next_word(&rest)) == NULL || !rule_key(rule, key, value)) return false;
@@ -160,9 +181,11 @@ static bool read_rule(char *rest, bool is_delay) {
     return true;
 }
 
-static bool read_error(char *rest) { return read_rule(rest, false); }
+static bool read_error(char *rest) { return read_rule(rest, ERROR); }
 
-static bool read_delay(char *rest) { return read_rule(rest, true); }
+static bool read_delay(char *rest) { return read_rule(rest, DELAY); }
+
+static bool read_value(char *rest) { return read_rule(rest, VALUE); }
 
 /* --- Quantities over time. --- */
 
@@ -231,18 +254,34 @@ static bool read_memory_clock(char *rest) { return read_curve(rest, MEMORY_CLOCK
 static bool read_gpu_use(char *rest) { return read_curve(rest, GPU_USE); }
 static bool read_memory_use(char *rest) { return read_curve(rest, MEMORY_USE); }
 static bool read_throttle(char *rest) { return read_curve(rest, THROTTLE); }
+static bool read_module_power(char *rest) { return read_curve(rest, MODULE_POWER); }
+static bool read_memory_power(char *rest) { return read_curve(rest, MEMORY_POWER); }
+static bool read_violation_power(char *rest) { return read_curve(rest, VIOLATION_POWER); }
+static bool read_violation_thermal(char *rest) { return read_curve(rest, VIOLATION_THERMAL); }
+static bool read_violation_board(char *rest) { return read_curve(rest, VIOLATION_BOARD); }
+static bool read_violation_reliability(char *rest) { return read_curve(rest, VIOLATION_RELIABILITY); }
 
 /* --- Sensors and counters. --- */
 
 static bool meter_key(struct device *device, const char *word, const char *key, const char *value) {
     if (strcmp(word, "sensor") == 0) {
         if (strcmp(key, "period_ms") == 0) return to_real(value, &device->sensor.period_ms);
+        if (strcmp(key, "gain") == 0) return to_real(value, &device->sensor.gain);
+        if (strcmp(key, "offset_w") == 0) return to_real(value, &device->sensor.offset_w);
+        if (strcmp(key, "average_ms") == 0) return to_real(value, &device->sensor.average_ms);
+        if (strcmp(key, "instant") == 0) return to_flag(value, &device->sensor.has_instant);
         return strcmp(key, "window_ms") == 0 && to_real(value, &device->sensor.window_ms);
     }
     if (strcmp(word, "counter") == 0) {
         if (strcmp(key, "supported") == 0) return to_flag(value, &device->counter.supported);
         if (strcmp(key, "period_ms") == 0) return to_real(value, &device->counter.period_ms);
         if (strcmp(key, "base_mj") == 0) return to_number(value, &device->counter.base_mj);
+        if (strcmp(key, "gain") == 0) return to_real(value, &device->counter.gain);
+        if (strcmp(key, "stall_ms") == 0) return to_real(value, &device->counter.stall_ms);
+        if (strcmp(key, "resume_ms") == 0) return to_real(value, &device->counter.resume_ms);
+        if (strcmp(key, "leap_ms") == 0) return to_real(value, &device->counter.leap_ms);
+        if (strcmp(key, "leap_mj") == 0) return to_real(value, &device->counter.leap_mj);
+        if (strcmp(key, "reset_ms") == 0) return to_real(value, &device->counter.reset_ms);
         return strcmp(key, "quantum_mj") == 0 && to_number(value, &device->counter.quantum_mj) &&
             device->counter.quantum_mj > 0;
     }
@@ -250,6 +289,8 @@ static bool meter_key(struct device *device, const char *word, const char *key, 
     if (strcmp(key, "enforced_w") == 0) return to_mw(value, &device->limits.enforced_mw);
     if (strcmp(key, "current_w") == 0) return to_mw(value, &device->limits.current_mw);
     if (strcmp(key, "default_w") == 0) return to_mw(value, &device->limits.default_mw);
+    if (strcmp(key, "later_ms") == 0) return to_real(value, &device->limits.later_ms);
+    if (strcmp(key, "later_enforced_w") == 0) return to_mw(value, &device->limits.later_enforced_mw);
     if (strcmp(key, "min_w") == 0) return to_mw(value, &device->limits.min_mw);
     return strcmp(key, "max_w") == 0 && to_mw(value, &device->limits.max_mw);
 }
@@ -272,6 +313,7 @@ static bool facts_key(struct facts *facts, const char *key, const char *value) {
         return sscanf(value, "%u%c%u", &facts->compute_major, &dot, &facts->compute_minor) == 3 && dot == '.';
     if (strcmp(key, "sm_clock_max") == 0) return to_unsigned(value, &facts->sm_clock_max);
     if (strcmp(key, "memory_clock_max") == 0) return to_unsigned(value, &facts->memory_clock_max);
+    if (strcmp(key, "sm_clock_application") == 0) return to_unsigned(value, &facts->sm_clock_application);
     if (strcmp(key, "pcie_generation") == 0) return to_unsigned(value, &facts->pcie_generation);
     if (strcmp(key, "pcie_width") == 0) return to_unsigned(value, &facts->pcie_width);
     if (strcmp(key, "nvlinks") == 0) return to_unsigned(value, &facts->nvlinks);
@@ -315,6 +357,13 @@ static const struct {
     {"throttle", read_throttle},   {"sensor", read_sensor},
     {"counter", read_counter},     {"limits", read_limits},
     {"facts", read_facts},
+    {"value", read_value},
+    {"module_power", read_module_power},
+    {"memory_power", read_memory_power},
+    {"violation_power", read_violation_power},
+    {"violation_thermal", read_violation_thermal},
+    {"violation_board", read_violation_board},
+    {"violation_reliability", read_violation_reliability},
 };
 
 static bool read_line(char *line) {
@@ -415,19 +464,22 @@ bool process_holds(const struct state *state, const struct process *process) {
     return process->lingers_ms > 0 && now_ms() - seen_dead_ms(process->pid) < process->lingers_ms;
 }
 
-bool rule_is_due(const struct rule *rule) {
+bool rule_is_due(const struct state *state, const struct rule *rule) {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     static struct {
         struct rule rule;
         unsigned calls;
     } seen[MAX_RULES];
     static int count;
+    double ms = state_now_ms(state);
+    if (ms < rule->from_ms || ms >= rule->until_ms) return false;
     if (rule->call == 0) return true;
     pthread_mutex_lock(&lock);
     int i = 0;
     while (i < count &&
            (strcmp(seen[i].rule.symbol, rule->symbol) != 0 || !same_address(seen[i].rule.address, rule->address) ||
-            seen[i].rule.call != rule->call || seen[i].rule.field != rule->field))
+            seen[i].rule.call != rule->call || seen[i].rule.field != rule->field ||
+            seen[i].rule.is_value != rule->is_value))
         i++;
     if (i == count && count < MAX_RULES) seen[count++].rule = *rule;
     unsigned calls = i < count ? ++seen[i].calls : 0;

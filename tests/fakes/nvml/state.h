@@ -6,7 +6,7 @@
 
 #include <stdbool.h>
 
-enum { MAX_DEVICES = 64, MAX_PROCESSES = 128, MAX_RULES = 32, MAX_POINTS = 4096, TEXT = 96 };
+enum { MAX_DEVICES = 64, MAX_PROCESSES = 128, MAX_RULES = 128, MAX_POINTS = 4096, TEXT = 96 };
 
 /* The address of a line: a GPU ("2"), one of its MIG instances ("2.0"), or anywhere. */
 struct address {
@@ -14,12 +14,31 @@ struct address {
     int instance; /* -1: the whole GPU */
 };
 
-enum quantity { POWER, TEMPERATURE, SM_CLOCK, MEMORY_CLOCK, GPU_USE, MEMORY_USE, THROTTLE, QUANTITIES };
+enum quantity {
+    POWER,
+    MODULE_POWER,
+    MEMORY_POWER,
+    TEMPERATURE,
+    SM_CLOCK,
+    MEMORY_CLOCK,
+    GPU_USE,
+    MEMORY_USE,
+    THROTTLE,
+    /* The share of time under each policy, 0 to 1; the violation counters are their integrals. */
+    VIOLATION_POWER,
+    VIOLATION_THERMAL,
+    VIOLATION_BOARD,
+    VIOLATION_RELIABILITY,
+    QUANTITIES
+};
 
 /* Times in ms; with a period of 0 every reading is new. */
 struct sensor {
     double period_ms; /* between two readings */
     double window_ms; /* averaged before each reading */
+    double gain, offset_w;
+    double average_ms; /* the mean that nvmlDeviceGetPowerUsage shows */
+    bool has_instant;
 };
 
 struct counter {
@@ -27,11 +46,17 @@ struct counter {
     double period_ms;
     unsigned long long quantum_mj;
     unsigned long long base_mj;
+    double gain;
+    double stall_ms, resume_ms; /* it shows the value of stall_ms in between */
+    double leap_ms, leap_mj;    /* added from then on */
+    double reset_ms;            /* it begins again from zero */
 };
 
 struct limits {
     bool known;
     unsigned enforced_mw, current_mw, default_mw, min_mw, max_mw;
+    double later_ms; /* from then on another one is enforced */
+    unsigned later_enforced_mw;
 };
 
 /* Facts of the chip; it does not offer a fact without a line. */
@@ -40,6 +65,7 @@ struct facts {
     bool has_ecc, ecc, has_persistence, persistence;
     unsigned compute_major, compute_minor, sm_clock_max, memory_clock_max, pcie_generation, pcie_width;
     unsigned nvlinks, nvlinks_up;
+    unsigned sm_clock_application;
 };
 
 struct device {
@@ -74,6 +100,8 @@ struct process {
     bool bound;             /* ends with the process of that id; else permanent, like a pid of another namespace */
     unsigned long lingers_ms; /* how long its memory stays after its end */
     double from_ms, until_ms;
+    unsigned listed_as; /* the pid that NVML shows, as of another namespace; 0: its own */
+    unsigned sm_percent; /* of its use of the device; 0: not listed by nvmlDeviceGetProcessUtilization */
 };
 
 struct rule {
@@ -83,6 +111,9 @@ struct rule {
     unsigned long delay_ms;
     unsigned field; /* for one value of nvmlDeviceGetFieldValues, not for the call; 0 otherwise */
     unsigned call;  /* only for that call of each process, counted from 1; 0: for every call */
+    double from_ms, until_ms;
+    bool is_value; /* the call succeeds, with this value */
+    unsigned long long value;
 };
 
 struct state {
@@ -110,6 +141,6 @@ bool within(struct address inner, struct address outer);
 bool process_holds(const struct state *state, const struct process *process);
 
 /* Whether a rule that matches a call applies to this one; counts the call. */
-bool rule_is_due(const struct rule *rule);
+bool rule_is_due(const struct state *state, const struct rule *rule);
 
 #endif

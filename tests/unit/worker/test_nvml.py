@@ -234,3 +234,55 @@ def test_processes_and_memory_are_read_with_what_old_and_new_drivers_offer(nvml:
 def test_a_line_that_the_simulation_does_not_understand_is_an_error(nvml: SimulatedNvml) -> None:
     nvml.write(gpu(0, A), "colour 0 green")
     assert "Unknown Error" in answer(nvml)["remarks"][0]
+
+
+# --- one GPU's trouble, and functions that a driver has given up ------------------------------------------------------
+
+READ_ALL = """
+import asyncio, json, os
+from lem_domain.wire.workers import Device, DeviceKind
+from lem_worker.daemon.temperatures import read_temperatures
+from lem_worker.devices.gpu_memory import memory_before
+uuids = json.loads(os.environ["UUIDS"])
+devices = [Device(uuid=uuid, kind=DeviceKind.GPU, name="NVIDIA H100") for uuid in uuids]
+memory = asyncio.run(memory_before(devices))
+print(json.dumps([asyncio.run(read_temperatures(devices)), {uuid: use.used_bytes for uuid, use in memory.items()}]))
+"""
+
+
+@pytest.mark.parametrize("symbols", [("nvmlDeviceGetTemperature", "nvmlDeviceGetMemoryInfo"), ("nvmlDeviceGet",)])
+def test_a_lost_gpu_hides_neither_the_temperature_nor_the_memory_of_those_after_it(
+    nvml: SimulatedNvml, symbols: tuple[str, ...]
+) -> None:
+    uuids = [f"GPU-{number:08d}-0000-0000-0000-000000000000" for number in range(8)]
+    lost = (
+        ["error nvmlDeviceGetHandleByUUID 15 2"]
+        if symbols == ("nvmlDeviceGet",)
+        else [f"error {symbol} 15 2" for symbol in symbols]
+    )
+    nvml.write(
+        *(gpu(number, uuid) for number, uuid in enumerate(uuids)),
+        *(f"temperature {number} constant {40 + number}" for number in range(8)),
+        *lost,
+    )
+    temperatures, memory = json.loads(nvml.python(READ_ALL, {"UUIDS": json.dumps(uuids)}))
+    others = [uuid for number, uuid in enumerate(uuids) if number != 2]
+    assert temperatures == {uuid: 40 + uuids.index(uuid) for uuid in others}
+    assert memory == dict.fromkeys(others, GIB)
+
+
+def test_a_driver_that_calls_functions_deprecated_has_its_gpus_all_the_same(nvml: SimulatedNvml) -> None:
+    """As drivers of 595 do for the mode of MIG, memory, PCI addresses and temperatures."""
+    refused = ("MigMode", "PciInfo", "Temperature", "MemoryInfo")
+    nvml.write(
+        gpu(0, A),
+        gpu(1, B),
+        "temperature 0 constant 40",
+        "temperature 1 constant 41",
+        *(f"error nvmlDeviceGet{name} 26" for name in refused if name != "MemoryInfo"),
+        *(f"error nvmlDeviceGetMemoryInfo 26 {number} call 1" for number in (0, 1)),  # the first version of it
+    )
+    assert answer(nvml)["uuids"] == [A, B]
+    temperatures, memory = json.loads(nvml.python(READ_ALL, {"UUIDS": json.dumps([A, B])}))
+    assert temperatures == {A: 40, B: 41}
+    assert memory == {A: GIB, B: GIB}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fakes.nvml.library import SimulatedNvml, built
 A, B, C, D = (f"GPU-{letter * 8}-0000-0000-0000-000000000000" for letter in "abcd")
 M0, M1 = (f"MIG-{number * 8}-0000-0000-0000-000000000000" for number in "12")
 
-CODES = {"NOT_SUPPORTED": 3, "FUNCTION_NOT_FOUND": 13, "GPU_IS_LOST": 15, "UNKNOWN": 999}
+CODES = {"NOT_SUPPORTED": 3, "NO_PERMISSION": 4, "FUNCTION_NOT_FOUND": 13, "DEPRECATED": 26}
 
 PRELUDE = """
 import json, os, time
@@ -152,16 +153,20 @@ def test_every_reading_of_a_gpu_arrives_in_its_column(nvml: SimulatedNvml) -> No
             "pcie_generation": 5,
             "pcie_width": 16,
             "nvlinks": 17,
+            "unsupported": [],
         }
     ]
 
 
-def test_slow_readings_come_every_fifth_of_a_second(nvml: SimulatedNvml) -> None:
+def test_slow_readings_come_about_every_fifth_of_a_second_at_distances_that_differ(nvml: SimulatedNvml) -> None:
     nvml.write(gpu(0, A), *everything())
-    rows = asked(nvml, ROWS_BY_TIME, at_ms=[0, 100, 199, 200, 250, 400])["rows"]
-    assert [row["temperature_c"] for row in rows] == [61, None, None, 61, None, 61]
-    assert [row["throttle_reasons"] for row in rows] == [4, None, None, 4, None, 4]
-    assert [row["power_mw"] for row in rows] == [250_500] * 6
+    rows = asked(nvml, ROWS_BY_TIME, at_ms=list(range(0, 10_000, 10)))["rows"]
+    seen_ms = [row["time_ns"] // 10**6 for row in rows if row["temperature_c"] is not None]
+    distances = [later - earlier for earlier, later in pairwise(seen_ms)]
+    assert min(distances) >= 100 and max(distances) <= 310 and len(set(distances)) > 10
+    assert sum(distances) / len(distances) == pytest.approx(205, abs=25)
+    assert [row["throttle_reasons"] for row in rows] == [row["temperature_c"] and 4 for row in rows]
+    assert [row["power_mw"] for row in rows] == [250_500] * 1000
 
 
 WATCHED = """
@@ -297,7 +302,7 @@ def test_each_reading_that_is_not_offered_is_null_and_leaves_the_others(nvml: Si
         "TotalEnergyConsumption": ["energy_mj"],
         "UtilizationRates": ["gpu_percent", "memory_percent"],
         "MemoryInfo": ["memory_total_bytes", "memory_used_bytes"],
-        "Temperature": ["temperature_c"],
+        "Temperature": [],  # has a newer name
         "ClockInfo": ["sm_clock_mhz", "memory_clock_mhz"],
         "EnforcedPowerLimit": ["power_limit_w"],
         "PowerManagementLimit": ["power_limit_current_w"],
@@ -319,11 +324,7 @@ def test_each_reading_that_is_not_offered_is_null_and_leaves_the_others(nvml: Si
         nvml,
         WITHOUT_EACH,
         machine=[gpu(0, A, "mig no"), *everything()],
-        rules={
-            f"{name} {code}": f"error nvmlDeviceGet{name} {code}"
-            for name in symbols
-            for code in (CODES["NOT_SUPPORTED"], CODES["FUNCTION_NOT_FOUND"])
-        },
+        rules={f"{name} {code}": f"error nvmlDeviceGet{name} {code}" for name in symbols for code in CODES.values()},
     )
     for asked_for, missing in said.items():
         assert set(missing) == {"mig_parent_uuid", *symbols[asked_for.split()[0]]}, asked_for
@@ -432,11 +433,11 @@ source = opened(clock)
 seen = []
 for second, machine in enumerate(ASKED["machines"]):
     write(*machine)
-    clock.now_ns = second * 10**9
+    clock.now_ns = second * 2 * 10**9
     found = [one for one in source.sample(clock()) if isinstance(one, SourceEvent)]
-    clock.now_ns += 9 * 10**8  # looked for once a second
+    clock.now_ns += 4 * 10**8  # looked for every 0.5 to 1.5 s
     found += [one for one in source.sample(clock()) if isinstance(one, SourceEvent)]
-    seen.append([[one.time_ns // 10**9, one.kind, one.detail] for one in found])
+    seen.append([[one.time_ns // (2 * 10**9), one.kind, one.detail] for one in found])
 say(seen)
 """
 
@@ -565,7 +566,7 @@ seen, second = [], 0
 while len(seen) < 2:
     second += 1
     before_ms = (time.monotonic_ns() - origin_ns) / 1e6
-    for one in source.sample(second * 10**9):
+    for one in source.sample(second * 2 * 10**9):
         if isinstance(one, SourceEvent):
             seen.append((one.kind, before_ms, (time.monotonic_ns() - origin_ns) / 1e6))
 say(seen)
@@ -598,9 +599,10 @@ sampling = EnergySampler(
 )
 try:
     sampling.open(DEVICES)
-    while clock() // 10**9 != ASKED["ticks"]:
-        clock.now_ns += 10**9
-        if (machine := ASKED.get("machines", {}).get(str(clock() // 10**9))) is not None:
+    step_ns = ASKED.get("tick_ms", 1000) * 10**6
+    while clock() // step_ns != ASKED["ticks"]:
+        clock.now_ns += step_ns
+        if (machine := ASKED.get("machines", {}).get(str(clock() // step_ns))) is not None:
             write(*machine)
         sampling.tick(clock())
         if ASKED["ticks"] is None and sampling.reports()[0].reason:
@@ -617,6 +619,8 @@ power = rows.get("power", ())
 say({"reason": report.reason, "opened": report.opened, "domains": report.domains, "raised": raised,
      "rows": {index: sum(row["device_index"] == index for row in power) for index in range(len(DEVICES)) if power},
      "failures": events("source_failed"), "unread": events("reading_failed"), "facts": sampling.facts(),
+     "returned": events("source_returned"), "readings_returned": events("reading_returned"),
+     "changed": events("power_reading"),
      "columns": {name: [row[name] for row in power if row["device_index"] == len(DEVICES) - 1][:-1]
                  for name in ("energy_mj", "power_mw", "temperature_c", "sm_clock_mhz", "throttle_reasons")},
      "power_w": power_w, "hottest_c": hottest_c})
@@ -624,7 +628,8 @@ say({"reason": report.reason, "opened": report.opened, "domains": report.domains
 """Samples once a second while the machine is what `machines` says from a second on; the columns are the last device's,
 without the row from the end, which comes too soon after the one before for slow readings."""
 
-DEAD = ("error nvmlDeviceGetTotalEnergyConsumption 999 1", "error nvmlDeviceGetFieldValues 999 1")
+POWERS = ("nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetFieldValues", "nvmlDeviceGetPowerUsage")
+DEAD = tuple(f"error {symbol} 999 1" for symbol in POWERS)
 
 
 def why(what: str, uuid: str = B) -> str:
@@ -671,7 +676,7 @@ def test_a_call_that_fails_once_costs_its_one_reading_and_says_why(
         ("nvmlDeviceGetMPSComputeRunningProcesses_v3", set()),
         ("nvmlDeviceGetGraphicsRunningProcesses_v3", set()),
         ("nvmlDeviceGetTotalEnergyConsumption", {"energy_mj"}),
-        ("nvmlDeviceGetFieldValues", {"power_mw"}),
+        ("nvmlDeviceGetPowerUsage", set()),  # asked only where there is no instant power
         ("nvmlDeviceGetVbiosVersion", set()),
         ("nvmlDeviceGetEccMode", set()),
         ("nvmlDeviceGetNvLinkState", set()),
@@ -689,7 +694,8 @@ def test_a_call_that_always_fails_leaves_the_energy_to_the_others_and_is_told_on
 
 
 def test_a_temperature_and_a_power_that_are_not_told_any_more_are_not_held(nvml: SimulatedNvml) -> None:
-    rules = ("error nvmlDeviceGetTemperature 999 1", "error nvmlDeviceGetFieldValues 999 1")
+    symbols = ("nvmlDeviceGetTemperature", "nvmlDeviceGetFieldValues", "nvmlDeviceGetPowerUsage")
+    rules = tuple(f"error {symbol} 999 1" for symbol in symbols)
     nvml.write(gpu(0, A), gpu(1, B), *everything(0), *everything(1), *rules)
     said = asked(nvml, FAILING, leased=(A, B), required=False, ticks=3)
     assert (said["power_w"], said["hottest_c"]) == (None, None), "what one device tells is not what both have"
@@ -700,7 +706,7 @@ def test_a_fact_that_could_not_be_read_is_null_and_asked_for_again(nvml: Simulat
     said = asked(
         nvml,
         "clock = Clock()\nsource = opened(clock)\nfirst = dict(source.facts()[0])\n"
-        "say([first, source.facts()[0], [one._asdict() for one in source.sample(0) if hasattr(one, 'reading')]])",
+        "say([first, source.facts()[0], [one._asdict() for one in source.sample(0) if hasattr(one, 'reason')]])",
     )
     before, after, told = said
     assert (before["vbios"], after["vbios"]) == (None, "96.00.74.00.01")
@@ -708,27 +714,151 @@ def test_a_fact_that_could_not_be_read_is_null_and_asked_for_again(nvml: Simulat
     assert [one["reason"] for one in told] == [why("VBIOS version", A)]
 
 
+# --- no answer is final -----------------------------------------------------------------------------------------------
+
+
+WHOLE = (gpu(0, A, "mig no"), *everything())
+REFUSED_CALLS = [
+    ("nvmlDeviceGetTotalEnergyConsumption 3 0", "energy counter", "energy_mj"),
+    ("nvmlDeviceGetTotalEnergyConsumption 26 0", "energy counter", "energy_mj"),
+    ("nvmlDeviceGetFieldValues 3 0 field 186", "instant power", "power_mw"),
+    ("nvmlDeviceGetFieldValues 4 0", "instant power", "power_mw"),
+    ("nvmlDeviceGetClockInfo 13 0", "sm clock", "sm_clock_mhz"),
+]
+
+
+@pytest.mark.parametrize(("rule", "what", "column"), REFUSED_CALLS)
+def test_a_refusal_after_a_success_is_a_failure_that_is_told_and_asked_again(
+    nvml: SimulatedNvml, rule: str, what: str, column: str
+) -> None:
+    nvml.write(*WHOLE, f"error {rule} call 9")
+    said = asked(nvml, FAILING, required=True, ticks=12)
+    assert [(one["device_index"], one["reading"]) for one in said["unread"]] == [(0, what)]
+    assert [one["reading"] for one in said["readings_returned"]] == [what]
+    assert said["columns"][column].count(None) == 1
+    assert said["columns"][column][-1] is not None
+    assert said["facts"][0]["unsupported"] == []
+    assert (said["facts"][0]["power_reading"], said["changed"]) == ("instant", [])
+
+
+@pytest.mark.parametrize(("rule", "what", "column"), REFUSED_CALLS)
+def test_a_refusal_at_the_very_first_call_is_not_believed(
+    nvml: SimulatedNvml, rule: str, what: str, column: str
+) -> None:
+    nvml.write(*WHOLE, f"error {rule} call 1")
+    said = asked(nvml, FAILING, required=True, ticks=4)
+    assert [(one["reading"], "at first" in one["reason"]) for one in said["unread"]] == [(what, True)]
+    assert [one["reading"] for one in said["readings_returned"]] == [what]
+    assert said["columns"][column].count(None) <= 1
+    assert said["facts"][0]["unsupported"] == []
+    assert said["facts"][0]["power_reading"] == "instant"
+
+
+def test_a_reading_that_never_worked_is_unsupported_and_asked_less_and_less(nvml: SimulatedNvml) -> None:
+    nvml.write(*WHOLE, "counter 0 supported no")
+    count = """
+calls = []
+real = pynvml.nvmlDeviceGetTotalEnergyConsumption
+pynvml.nvmlDeviceGetTotalEnergyConsumption = lambda handle: calls.append(clock()) or real(handle)
+clock = Clock()
+source = opened(clock)
+for tick in range(6000):
+    clock.now_ns += 50 * 10**6
+    source.sample(clock())
+say([calls, source.facts()[0]["unsupported"]])
+"""
+    calls, unsupported = asked(nvml, count)
+    assert unsupported == ["energy counter"]
+    distances = [later - earlier for earlier, later in pairwise(calls[3:])]
+    assert len(calls) < 90 and max(distances) <= 10.05e9 and distances == sorted(distances)
+
+
+def test_the_average_replaces_an_instant_power_that_stays_away_and_the_facts_say_so(nvml: SimulatedNvml) -> None:
+    nvml.write(gpu(0, A), *everything())
+    gone = [gpu(0, A), *everything(), "error nvmlDeviceGetFieldValues 3 0 field 186"]
+    machines = {"20": gone, "60": [gpu(0, A), *everything()]}
+    said = asked(nvml, FAILING, required=True, ticks=120, tick_ms=100, machines=machines)
+    assert [(one["before"], one["reading"]) for one in said["changed"]] == [
+        ("instant", "average"),
+        ("average", "instant"),
+    ]
+    missing = said["columns"]["power_mw"].count(None)
+    assert 10 <= missing <= 12, "a second until the mean over one second replaces it"
+    assert said["facts"][0]["power_reading"] == "average", "the wider bound is due"
+
+
+ALL_ONES = 2**64 - 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "what", "column"),
+    [
+        (f"value nvmlDeviceGetTotalEnergyConsumption {ALL_ONES} 0", "energy counter", "energy_mj"),
+        (f"value nvmlDeviceGetTotalEnergyConsumption {2**63} 0", "energy counter", "energy_mj"),
+        (f"value nvmlDeviceGetFieldValues {2**32 - 1} 0 field 186", "instant power", None),
+        (f"value nvmlDeviceGetFieldValues {2**31} 0 field 186", "instant power", None),
+    ],
+)
+@pytest.mark.parametrize("when", ["", " call 6", " call 1"])
+def test_a_number_that_no_reading_can_have_is_a_failed_reading_and_ends_nothing(
+    nvml: SimulatedNvml, rule: str, what: str, column: str | None, when: str
+) -> None:
+    nvml.write(gpu(0, A), *everything(), rule + when)
+    said = asked(nvml, FAILING, required=True, ticks=8)
+    assert {one["reading"] for one in said["unread"]} == {what}
+    assert said["rows"] == {"0": 10}
+    if column is not None:
+        assert said["columns"][column].count(None) == {"": 9, " call 6": 1, " call 1": 0}[when]
+
+
+@pytest.mark.parametrize("code", CODES.values(), ids=CODES)
+def test_a_deprecated_function_is_followed_by_its_successor_or_its_old_name(nvml: SimulatedNvml, code: int) -> None:
+    refused = (
+        "nvmlDeviceGetTemperature",
+        "nvmlDeviceGetCurrentClocksEventReasons",
+        "nvmlDeviceGetComputeRunningProcesses_v3",
+        "nvmlDeviceGetMigMode",
+    )
+    memory = gpu(0, A, "mig no memory_reserved 40")
+    rules = [f"error {symbol} {code}" for symbol in refused] + [f"error nvmlDeviceGetMemoryInfo {code} 0 call 1"]
+    nvml.write(memory, *everything(), *rules)
+    said = asked(nvml, ROWS_BY_TIME, at_ms=[0])
+    [row], [facts] = said["rows"], said["facts"]
+    assert (row["temperature_c"], row["throttle_reasons"], row["memory_used_bytes"]) == (61, 4, 540)
+    assert (facts["mig"], facts["memory_total_bytes"]) == (None, 80_000)
+    assert facts["unsupported"] == ["MIG mode"]
+
+
 TWO = (gpu(0, A), gpu(1, B), *everything(0), *everything(1))
 
 
-def test_a_device_that_gives_neither_power_nor_energy_is_given_up_after_a_few_ticks(nvml: SimulatedNvml) -> None:
+def test_a_device_that_gives_neither_power_nor_energy_for_five_seconds_counts_as_failed_and_is_asked_further(
+    nvml: SimulatedNvml,
+) -> None:
     nvml.write(*TWO)
-    machines = {2: [*TWO, *DEAD], 7: TWO}
-    said = asked(nvml, FAILING, leased=(A, B), required=False, ticks=9, machines=machines)
+    machines = {2: [*TWO, *DEAD], 12: TWO}
+    said = asked(nvml, FAILING, leased=(A, B), required=False, ticks=20, machines=machines)
     reason = why("energy counter")
     assert (said["reason"], said["opened"]) == (reason, True)
     assert said["failures"] == [{"source": "nvml", "device": B, "reason": reason}]
-    assert said["rows"] == {"0": 11, "1": 2}, "it does not come back, and the other keeps its samples"
-    assert (said["power_w"], said["hottest_c"]) == (None, None)
-
-
-def test_a_device_that_gives_nothing_for_a_moment_is_not_given_up(nvml: SimulatedNvml) -> None:
-    nvml.write(*TWO)
-    machines = {2: [*TWO, *DEAD], 6: TWO}
-    said = asked(nvml, FAILING, leased=(A, B), required=True, ticks=9, machines=machines)
-    assert (said["reason"], said["raised"], said["rows"]) == (None, None, {"0": 11, "1": 7})
-    assert None not in said["columns"]["energy_mj"]
+    [returned] = said["returned"]
+    assert (returned["source"], returned["device"]) == ("nvml", B)
+    assert 10 <= returned["away_s"] <= 10 * 1.25 + 1, "asking late lengthens the gap by a quarter at most"
+    energy = said["columns"]["energy_mj"]
+    assert energy[-1] is not None and 10 <= energy.count(None) <= 13
     assert said["power_w"] == 501.0
+
+
+def test_the_time_decides_when_a_device_is_given_up_and_not_the_number_of_ticks(nvml: SimulatedNvml) -> None:
+    """Five ticks of 5 ms are no reason: the counter spans the gap."""
+    nvml.write(*TWO)
+    machines = {"200": [*TWO, *DEAD], "240": TWO}
+    said = asked(nvml, FAILING, leased=(A, B), required=True, ticks=400, tick_ms=5, machines=machines)
+    assert (said["reason"], said["raised"], said["failures"]) == (None, None, [])
+    assert {one["reading"] for one in said["unread"]} == {"energy counter", "instant power"}
+    [away] = [one["away_s"] for one in said["readings_returned"] if one["reading"] == "energy counter"]
+    assert away == pytest.approx(0.2, abs=0.06)
+    assert said["columns"]["energy_mj"][-1] is not None
 
 
 def test_a_failure_names_its_reason_where_energy_is_required(nvml: SimulatedNvml) -> None:

@@ -20,11 +20,12 @@ from lem_worker.sampler.energy_source import (
     EnergySource,
     HostSample,
     ReadingFailed,
+    ReadingReturned,
     Sample,
     SourceEvent,
     SourceSpec,
 )
-from lem_worker.sampler.sampling import EnergyRequired, EnergySampler
+from lem_worker.sampler.sampling import NOTED_FAILURES, EnergyRequired, EnergySampler
 from lem_worker.sampler.sources import all_sources, plan_sources
 
 DEVICES = (
@@ -274,9 +275,22 @@ def test_a_reading_that_failed_is_not_held_until_it_is_told_again(column: str | 
         under_test.tick(now + 50)
         assert (under_test.power_w(), under_test.hottest_c()) == (7.0, 70)
     assert under_test.reports()[0].reason is None
-    [event] = table.rows[StreamName.EVENTS]
-    assert event["kind"] == "reading_failed"
-    assert json.loads(str(event["detail"])) == {"device_index": 0, "reading": "it", "reason": "It could not be read."}
+    told = {"device_index": 0, "reading": "it", "reason": "It could not be read."}
+    for event in table.rows[StreamName.EVENTS]:
+        assert (event["kind"], event["time_ns"], json.loads(str(event["detail"]))) == ("reading_failed", 50, told)
+    assert under_test.failures() == [{"device_index": 0, "reading": "it", "times": 2}]
+
+
+def test_a_reading_that_fails_again_and_again_is_told_a_few_times_and_counted() -> None:
+    source = Devices(warm(0, 3000, 70))
+    under_test, table = sampling(source)
+    under_test.open(DEVICES)
+    for now in range(100, 200):
+        source.says = (ReadingFailed(0, now, "it", "It could not be read."), ReadingReturned(0, now + 1, "it", 0.1))
+        under_test.tick(now)
+    kinds = [event["kind"] for event in table.rows[StreamName.EVENTS]]
+    assert kinds == ["reading_failed", "reading_returned"] * NOTED_FAILURES
+    assert under_test.failures() == [{"device_index": 0, "reading": "it", "times": 100}]
 
 
 # --- the simulated source and the choice of sources -------------------------------------------------------------------

@@ -29,8 +29,12 @@ def _read(uuids: Sequence[str], found: dict[str, float]) -> None:
     try:
         with open_nvml() as nvml:
             for uuid in uuids:
-                degrees = nvml.temperature_c(uuid)
+                try:
+                    degrees = nvml.temperature_c(uuid)
+                except NvmlFailed as error:  # a GPU that is lost does not hide the others
+                    logger.warning("the temperature of a device is unknown: %s", error)
+                    continue
                 if degrees is not None:
                     found[uuid] = degrees
-    except (NvmlUnavailable, NvmlFailed) as error:
+    except NvmlUnavailable as error:
         logger.warning("the temperatures of the devices are unknown: %s", error)

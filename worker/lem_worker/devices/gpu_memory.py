@@ -161,8 +161,11 @@ def _read_all(uuids: Sequence[str], found: dict[str, MemoryUse]) -> None:
     try:
         with open_nvml() as nvml:
             for uuid in uuids:
-                found[uuid] = _memory_use(nvml, uuid, lambda _: False)
-    except (NvmlUnavailable, NvmlFailed) as error:
+                try:
+                    found[uuid] = _memory_use(nvml, uuid, lambda _: False)
+                except NvmlFailed as error:  # a GPU that is lost does not hide the others
+                    logger.warning("memory in use before the run is unknown: %s", error)
+    except NvmlUnavailable as error:
         logger.warning("memory in use before the run is unknown: %s", error)
 
 

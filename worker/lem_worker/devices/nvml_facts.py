@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import pynvml
 from pydantic.types import JsonValue
 
-Read = Callable[[str, Callable[[], Any]], Any]
-"""Calls NVML for a named reading; None where the chip, the driver or the container's rights do not offer it."""
+from lem_worker.devices.nvml_calls import memory_calls
+
+
+class Read(Protocol):
+    """Calls NVML for a named reading; None where the chip, the driver or the container's rights do not offer it."""
+
+    def __call__(self, name: str, *calls: Callable[[], Any]) -> Any:
+        """Of several calls, the first that is not refused gives the reading."""
 
 
 def gpu_facts(device: Any, chip: Any, read: Read) -> dict[str, JsonValue]:
@@ -19,7 +25,6 @@ def gpu_facts(device: Any, chip: Any, read: Read) -> dict[str, JsonValue]:
     `device` is the leased device and `chip` its GPU; the two differ for a MIG instance. Power limits are in W: the
     enforced one is in effect (the lowest of all limiters), the current one was set, the default one is the vendor's.
     """
-    memory = read("memory", lambda: pynvml.nvmlDeviceGetMemoryInfo(device))
     ecc = read("ECC", lambda: pynvml.nvmlDeviceGetEccMode(chip))
     mig = read("MIG mode", lambda: pynvml.nvmlDeviceGetMigMode(chip))
     persistence = read("persistence mode", lambda: pynvml.nvmlDeviceGetPersistenceMode(chip))
@@ -44,7 +49,7 @@ def gpu_facts(device: Any, chip: Any, read: Read) -> dict[str, JsonValue]:
         "memory_clock_max_mhz": read(
             "highest memory clock", lambda: pynvml.nvmlDeviceGetMaxClockInfo(chip, pynvml.NVML_CLOCK_MEM)
         ),
-        "memory_total_bytes": None if memory is None else memory.total,
+        "memory_total_bytes": read("total memory", *memory_calls(pynvml, device, "total")),
         "ecc": None if ecc is None else bool(ecc[0]),
         "mig": None if mig is None else bool(mig[0]),
         "persistence": None if persistence is None else bool(persistence),

@@ -6,11 +6,12 @@ Nothing here initialises CUDA: a CUDA context would take GPU memory and power fo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lem_domain.errors import LemError
+from lem_worker.devices.nvml_calls import first_answer, memory_calls, temperature_calls
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -113,10 +114,8 @@ class Nvml:
 
     def memory_used(self, uuid: str) -> int | None:
         """Bytes in use on a device by all processes; None where NVML has no such figure. Raises NvmlFailed."""
-        memory = self._call(
-            uuid, lambda: self._optional(lambda: self._nvml.nvmlDeviceGetMemoryInfo(self._handle(uuid)))
-        )
-        return None if memory is None else int(memory.used)
+        found = self._call(uuid, lambda: self._first(memory_calls(self._nvml, self._handle(uuid), "used")))
+        return None if found is None else int(found)
 
     def compute_capability(self, uuid: str) -> tuple[int, int] | None:
         """CUDA compute capability (major, minor); of a MIG instance, that of its GPU. Raises NvmlFailed."""
@@ -139,8 +138,7 @@ class Nvml:
 
     def temperature_c(self, uuid: str) -> int | None:
         """Temperature of the chip in °C; None where NVML offers none, as for MIG instances. Raises NvmlFailed."""
-        read = lambda: self._nvml.nvmlDeviceGetTemperature(self._handle(uuid), self._nvml.NVML_TEMPERATURE_GPU)  # noqa: E731
-        found = self._call(uuid, lambda: self._optional(read))
+        found = self._call(uuid, lambda: self._first(temperature_calls(self._nvml, self._handle(uuid))))
         return None if found is None else int(found)
 
     def processes(self, uuid: str) -> tuple[GpuProcess, ...] | None:
@@ -199,31 +197,20 @@ class Nvml:
 
     def _running(self, kind: str, handle: Any) -> list[Any] | None:
         # Drivers before 510 lack the _v3 functions. pynvml's unversioned names raise another exception there.
-        for version in (3, 2):
-            listed = self._optional(
-                partial(getattr(self._nvml, f"nvmlDeviceGet{kind}RunningProcesses_v{version}"), handle)
-            )
-            if listed is not None:
-                return list(listed)
-        return None
+        names = [f"nvmlDeviceGet{kind}RunningProcesses_v{version}" for version in (3, 2)]
+        listed = self._first([partial(getattr(self._nvml, name), handle) for name in names])
+        return None if listed is None else list(listed)
 
     def _handle(self, uuid: str) -> Any:
         return self._nvml.nvmlDeviceGetHandleByUUID(uuid)
 
     def _optional(self, read: Callable[[], Any]) -> Any:
         """The result of a call that a chip, a driver or the process's rights may not offer; None where they don't."""
-        try:
-            return read()
-        except self._nvml.NVMLError as error:
-            offered = (
-                self._nvml.NVML_ERROR_NOT_SUPPORTED,
-                self._nvml.NVML_ERROR_FUNCTION_NOT_FOUND,
-                self._nvml.NVML_ERROR_NO_PERMISSION,
-                self._nvml.NVML_ERROR_INVALID_ARGUMENT,
-            )
-            if error.value in offered:
-                return None
-            raise
+        return self._first([read])
+
+    def _first(self, calls: Sequence[Callable[[], Any]]) -> Any:
+        """The result of the first of several functions for one reading that is offered; None where none is."""
+        return first_answer(self._nvml.NVMLError, calls)
 
     def _call(self, what: str, read: Callable[[], Any]) -> Any:
         try:

@@ -63,15 +63,49 @@ class ReadingFailed(NamedTuple):
     """Its column in the stream `power`; None where it has none."""
 
 
+class ReadingReturned(NamedTuple):
+    """A reading that had failed, or was refused at first, has succeeded."""
+
+    device_index: int
+    time_ns: int
+    reading: str
+    away_s: float
+
+
 class DeviceFailed(NamedTuple):
-    """A device no longer reports power or energy; its source continues with the other devices."""
+    """A device reports neither power nor energy for so long that it counts as failed; it is still asked."""
 
     device_index: int
     time_ns: int
     reason: str
 
 
-Sample = DeviceSample | HostSample | SourceEvent | ReadingFailed | DeviceFailed
+class DeviceReturned(NamedTuple):
+    """A device that counted as failed reports power or energy again."""
+
+    device_index: int
+    time_ns: int
+    away_s: float
+
+
+class PartFailed(NamedTuple):
+    """A domain of the host no longer reports; its source continues with the others and asks it again."""
+
+    domain: str
+    time_ns: int
+    reason: str
+
+
+Sample = (
+    DeviceSample
+    | HostSample
+    | SourceEvent
+    | ReadingFailed
+    | ReadingReturned
+    | DeviceFailed
+    | DeviceReturned
+    | PartFailed
+)
 
 
 class EnergySource(Protocol):

@@ -98,6 +98,7 @@ class SamplerProcess:
             "duration_s": (time.monotonic_ns() - began_ns) / 1e9,
             "sources": [report.model_dump(mode="json") for report in self._sampler.reports()],
             "devices": [*self._sampler.facts()],
+            "failed_readings": [*self._sampler.failures()],
         }
         carbon = self._job.config.carbon
         if carbon is not None and carbon.country is not None:

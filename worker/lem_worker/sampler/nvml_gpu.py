@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,21 +11,40 @@ import pynvml
 from pydantic.types import JsonValue
 
 from lem_worker.devices.gpu_memory import BelongsToAttempt
+from lem_worker.devices.nvml_calls import REFUSALS, memory_calls, temperature_calls
 from lem_worker.devices.nvml_facts import gpu_facts
 from lem_worker.process.evidence_rows import Clock
-from lem_worker.sampler.energy_source import DeviceFailed, DeviceSample, Sample, SourceEvent, SourceUnavailable
-from lem_worker.sampler.nvml_queries import NvmlQueries
+from lem_worker.sampler.energy_source import (
+    DeviceFailed,
+    DeviceReturned,
+    DeviceSample,
+    Sample,
+    SourceEvent,
+    SourceUnavailable,
+)
+from lem_worker.sampler.nvml_queries import NvmlQueries, number
 
 _SLOW_NS = 200_000_000
 """Temperature, clocks, utilisation and memory change slowly, and reading them takes longer than power does."""
 _FOREIGN_PROCESSES_NS = 1_000_000_000
-FAILED_TICKS = 5
-"""A device without power and energy in so many successive ticks is given up. A busy driver refuses a call now and then;
-five refusals, at 50 ms a quarter of a second, would be a gap that a window of seconds can't tolerate."""
+_JITTER = 0.5
+"""Distances between looks vary by this share, so that nothing periodic hides between them. The generator is seeded with
+the device, so that two runs look at the same distances."""
+GIVEN_UP_S = 5.0
+"""A device without power and energy for so long counts as failed. A driver that restarts a GPU, or is busy, takes a
+second or two; counted in time, because ticks are as short as the user wants them. The device is asked further."""
+STAND_IN_S = 1.0
+"""The average power, which is a mean over one second, replaces the instant power once that has failed for so long."""
+_FIRST_QUESTIONS = 3
+"""A reading counts as refused at the opening only after so many refusals: drivers refuse one that they have."""
 
 _COUNTER = "energy counter"
 _INSTANT = "instant power"
 _AVERAGE = "average power"
+_MOST_INT64 = 2**63 - 1
+_MOST_INT32 = 2**31 - 1
+_MOST_MW = 100_000_000
+"""No device draws 100 kW."""
 
 
 class LeasedGpu:
@@ -34,123 +54,157 @@ class LeasedGpu:
         SourceUnavailable: NVML can't open the device, or offers neither power nor energy of it.
     """
 
-    def __init__(self, index: int, uuid: str) -> None:
+    def __init__(self, index: int, uuid: str, clock: Clock) -> None:
         self.index = index
         self.uuid = uuid
+        self._clock = clock
         try:
             self._device = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-            self._is_instance = bool(pynvml.nvmlDeviceIsMigDeviceHandle(self._device))
+            self._is_instance = self._is_mig_instance()
             self._chip = self._device
             if self._is_instance:
                 self._chip = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self._device)
         except pynvml.NVMLError as error:
             raise SourceUnavailable(f"NVML can't open {uuid} ({error}); see what nvidia-smi says of it.") from error
-        self._queries = NvmlQueries(index, uuid)
+        self._queries = NvmlQueries(index, uuid, clock)
         self._read = self._queries.read
+        self._jitter = random.Random(uuid)
         self._facts: dict[str, JsonValue] = {}
-        self._failed = False
-        self._failed_ticks = 0
+        self._silent_since_ns: int | None = None
+        self._failed_since_ns: int | None = None
         self._slow_due_ns = 0
         self._foreign_due_ns = 0
         self._foreign_pids: set[int] = set()
-        self._energy_mj()
-        self._power_mw()
+        self._served: str | None = None
+        self._served_average = False
+        for _ in range(_FIRST_QUESTIONS):
+            self._energy_mj()
+            self._power_mw()
         # A reading that fails at the moment still counts as supported: it may succeed later.
         if not any(self._queries.is_supported(name) for name in (_COUNTER, _INSTANT, _AVERAGE)):
             raise SourceUnavailable(f"NVML has neither power nor energy of {uuid}; name other energy.sources.")
 
-    def sample(self, due_ns: int, clock: Clock, belongs: BelongsToAttempt) -> list[Sample]:
-        """Read counter and power, every 200 ms the slow readings, and report failures and foreign processes.
+    def sample(self, due_ns: int, belongs: BelongsToAttempt) -> list[Sample]:
+        """Read counter and power, about every 200 ms the slow readings, and report failures and foreign processes.
 
         `due_ns` is the time of the tick; the sample has the clock's time between the readings of counter and power.
         """
-        if self._failed:
-            return []
         energy_mj = self._energy_mj()
-        now_ns = clock()
-        power_mw = self._power_mw()
-        if energy_mj is None and power_mw is None:
-            return [*self._queries.take_failures(now_ns), *self._count_failed_tick(now_ns)]
-        self._failed_ticks = 0
+        now_ns = self._clock()
+        reading, power_mw = self._power_mw()
         sample = DeviceSample(self.index, now_ns, power_mw=power_mw, energy_mj=energy_mj)
         if now_ns >= self._slow_due_ns:
-            self._slow_due_ns = now_ns + _SLOW_NS
+            self._slow_due_ns = now_ns + self._about(_SLOW_NS)
             sample = self._with_slow_readings(sample)
+        changes = [*self._silence(now_ns, is_silent=energy_mj is None and power_mw is None)]
+        if reading is not None:
+            if self._served not in (None, reading):
+                changes.append(self._event(now_ns, "power_reading", reading=reading, before=self._served))
+            self._served = reading
+            self._served_average |= reading == "average"
         foreign = self._foreign_process_events(due_ns, belongs)
-        return [sample, *foreign, *self._queries.take_failures(now_ns)]
+        # A failure comes before the sample, which may have the reading again.
+        news: list[Sample] = [*self._queries.take_news(), *changes]
+        return [*news, sample, *foreign] if sample != DeviceSample(self.index, now_ns) else [*news, *foreign]
 
     def facts(self) -> dict[str, JsonValue]:
         """Facts that don't change during an attempt; those that could not be read are read again."""
         read: dict[str, JsonValue] = {
             "index": self.index,
             "uuid": self.uuid,
-            "power_reading": self._power_reading(),
             "mig_parent_uuid": self._parent_uuid(),
             **gpu_facts(self._device, self._chip, self._read),
         }
         self._facts = {**read, **{name: value for name, value in self._facts.items() if value is not None}}
+        self._facts["power_reading"] = self._power_reading()
+        self._facts["unsupported"] = [*self._queries.refused()]
         return self._facts
 
-    def _count_failed_tick(self, now_ns: int) -> list[Sample]:
-        self._failed_ticks += 1
-        if self._failed_ticks < FAILED_TICKS:
-            return []
-        self._failed = True
-        reasons = [why for name in (_COUNTER, _INSTANT, _AVERAGE) if (why := self._queries.failure(name)) is not None]
-        unsupported = f"NVML has neither power nor energy of {self.uuid} any more; see what nvidia-smi says of it."
-        return [DeviceFailed(self.index, now_ns, reasons[0] if reasons else unsupported)]
+    def _about(self, distance_ns: int) -> int:
+        return round(distance_ns * self._jitter.uniform(1 - _JITTER, 1 + _JITTER))
+
+    def _is_mig_instance(self) -> bool:
+        try:
+            return bool(pynvml.nvmlDeviceIsMigDeviceHandle(self._device))
+        except pynvml.NVMLError as error:
+            if error.value in REFUSALS:  # a driver or a chip without MIG
+                return False
+            raise
+
+    def _silence(self, now_ns: int, *, is_silent: bool) -> Iterator[Sample]:
+        """Count the time without power and energy; report the device as failed after `GIVEN_UP_S`, and its return."""
+        if not is_silent:
+            if self._failed_since_ns is not None:
+                yield DeviceReturned(self.index, now_ns, (now_ns - self._failed_since_ns) / 1e9)
+            self._silent_since_ns = self._failed_since_ns = None
+            return
+        if self._silent_since_ns is None:
+            self._silent_since_ns = now_ns
+        if self._failed_since_ns is None and now_ns - self._silent_since_ns >= GIVEN_UP_S * 1e9:
+            self._failed_since_ns = self._silent_since_ns
+            reasons = [
+                why for name in (_COUNTER, _INSTANT, _AVERAGE) if (why := self._queries.failure(name)) is not None
+            ]
+            unsupported = f"NVML has neither power nor energy of {self.uuid} any more; see what nvidia-smi says of it."
+            yield DeviceFailed(self.index, now_ns, reasons[0] if reasons else unsupported)
 
     def _energy_mj(self) -> int | None:
         energy_mj: int | None = self._read(
-            _COUNTER, lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(self._chip), "energy_mj"
+            _COUNTER,
+            lambda: number(pynvml.nvmlDeviceGetTotalEnergyConsumption(self._chip), 0, _MOST_INT64),
+            column="energy_mj",
         )
         return energy_mj
 
     def _power_reading(self) -> str | None:
+        """The reading that the power samples have; `average` if any has it, because its bound is the wider one."""
+        if self._served is not None:
+            return "average" if self._served_average else self._served
         if self._queries.is_supported(_INSTANT):
             return "instant"
         return "average" if self._queries.is_supported(_AVERAGE) else None
 
-    def _power_mw(self) -> int | None:
-        power_mw: int | None = self._read(_INSTANT, self._instant_mw, "power_mw")
-        if power_mw is None and not self._queries.is_supported(_INSTANT):
-            power_mw = self._read(_AVERAGE, lambda: pynvml.nvmlDeviceGetPowerUsage(self._chip), "power_mw")
-        return power_mw
+    def _power_mw(self) -> tuple[str | None, int | None]:
+        """The power with the name of its reading; the average replaces an instant power that is not there."""
+        power_mw: int | None = self._read(_INSTANT, self._instant_mw, column="power_mw")
+        if power_mw is not None:
+            return "instant", power_mw
+        if self._queries.is_supported(_INSTANT) and self._queries.failing_s(_INSTANT) < STAND_IN_S:
+            return None, None
+        power_mw = self._read(
+            _AVERAGE, lambda: number(pynvml.nvmlDeviceGetPowerUsage(self._chip), 0, _MOST_MW), column="power_mw"
+        )
+        return ("average", power_mw) if power_mw is not None else (None, None)
 
     def _instant_mw(self) -> int:
         [field] = pynvml.nvmlDeviceGetFieldValues(self._chip, [pynvml.NVML_FI_DEV_POWER_INSTANT])
         if field.nvmlReturn != pynvml.NVML_SUCCESS:
             raise pynvml.NVMLError(field.nvmlReturn)
-        return int(field.value.uiVal)
+        return number(field.value.uiVal, 0, _MOST_MW)
 
     def _with_slow_readings(self, sample: DeviceSample) -> DeviceSample:
-        use = self._read("utilisation", lambda: pynvml.nvmlDeviceGetUtilizationRates(self._device))
-        memory = self._read("memory", lambda: pynvml.nvmlDeviceGetMemoryInfo(self._device))
+        use = self._read("utilisation", self._utilisation)
         return sample._replace(
-            memory_used_bytes=None if memory is None else memory.used,
-            gpu_percent=None if use is None else use.gpu,
-            memory_percent=None if use is None else use.memory,
-            temperature_c=self._read(
-                "temperature",
-                lambda: pynvml.nvmlDeviceGetTemperature(self._chip, pynvml.NVML_TEMPERATURE_GPU),
-                "temperature_c",
+            memory_used_bytes=self._read("memory", *memory_calls(pynvml, self._device, "used")),
+            gpu_percent=None if use is None else use[0],
+            memory_percent=None if use is None else use[1],
+            temperature_c=self._read("temperature", *temperature_calls(pynvml, self._chip), column="temperature_c"),
+            sm_clock_mhz=self._read("sm clock", partial(self._clock_mhz, pynvml.NVML_CLOCK_SM)),
+            memory_clock_mhz=self._read("memory clock", partial(self._clock_mhz, pynvml.NVML_CLOCK_MEM)),
+            # NVML renamed "throttle reasons" to "event reasons" in driver 535.
+            throttle_reasons=self._read(
+                "clocks event reasons",
+                lambda: number(pynvml.nvmlDeviceGetCurrentClocksEventReasons(self._chip), 0, _MOST_INT64),
+                lambda: number(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._chip), 0, _MOST_INT64),
             ),
-            sm_clock_mhz=self._read(
-                "sm clock", lambda: pynvml.nvmlDeviceGetClockInfo(self._chip, pynvml.NVML_CLOCK_SM)
-            ),
-            memory_clock_mhz=self._read(
-                "memory clock", lambda: pynvml.nvmlDeviceGetClockInfo(self._chip, pynvml.NVML_CLOCK_MEM)
-            ),
-            throttle_reasons=self._throttle_reasons(),
         )
 
-    def _throttle_reasons(self) -> int | None:
-        # NVML renamed "throttle reasons" to "event reasons" in driver 535; older drivers have only the old function.
-        new, old = "clocks event reasons", "clocks throttle reasons"
-        reasons: int | None = self._read(new, lambda: pynvml.nvmlDeviceGetCurrentClocksEventReasons(self._chip))
-        if reasons is None and not self._queries.is_supported(new):
-            reasons = self._read(old, lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._chip))
-        return reasons
+    def _utilisation(self) -> tuple[int, int]:
+        use = pynvml.nvmlDeviceGetUtilizationRates(self._device)
+        return number(use.gpu, 0, 100), number(use.memory, 0, 100)
+
+    def _clock_mhz(self, kind: int) -> int:
+        return number(pynvml.nvmlDeviceGetClockInfo(self._chip, kind), 0, _MOST_INT32)
 
     def _parent_uuid(self) -> str | None:
         if not self._is_instance:
@@ -167,7 +221,7 @@ class LeasedGpu:
         if now_ns < self._foreign_due_ns:
             return []
         first = self._foreign_due_ns == 0
-        self._foreign_due_ns = now_ns + _FOREIGN_PROCESSES_NS
+        self._foreign_due_ns = now_ns + self._about(_FOREIGN_PROCESSES_NS)
         memory = self._process_memory()
         if memory is None:
             return []
@@ -201,14 +255,11 @@ class LeasedGpu:
 
     def _running(self, kind: str, handle: Any, suffix: str) -> Sequence[Any] | None:
         """The processes of a kind; empty where NVML does not offer the list, None where the call fails."""
+        name = f"{kind} processes{suffix}"
         # Drivers before 510 lack the _v3 functions. pynvml's unversioned names raise another exception there.
-        for version in (3, 2):
-            function = f"nvmlDeviceGet{kind}RunningProcesses_v{version}"
-            name = f"{function}{suffix}"
-            listed: Sequence[Any] | None = self._read(name, partial(getattr(pynvml, function), handle))
-            if listed is not None or self._queries.failure(name) is not None:
-                return listed
-        return ()
+        calls = [partial(getattr(pynvml, f"nvmlDeviceGet{kind}RunningProcesses_{v}"), handle) for v in ("v3", "v2")]
+        listed: Sequence[Any] | None = self._read(name, *calls)
+        return listed if listed is not None or self._queries.is_supported(name) else ()
 
     def _event(self, now_ns: int, kind: str, **detail: JsonValue) -> SourceEvent:
         return SourceEvent(now_ns, kind, {"device_index": self.index, **detail})

@@ -16,10 +16,13 @@ from lem_worker.process.evidence_rows import Clock, EvidenceRows
 from lem_worker.process.protocol import SourceReport
 from lem_worker.sampler.energy_source import (
     DeviceFailed,
+    DeviceReturned,
     DeviceSample,
     EnergySource,
     HostSample,
+    PartFailed,
     ReadingFailed,
+    ReadingReturned,
     Sample,
     SourceEvent,
     SourceSpec,
@@ -58,6 +61,10 @@ OVERLAPPING_DOMAINS = ("core", "uncore", "psys")
 """RAPL domains that are part of a package, or contain it: adding them would count power twice."""
 
 
+NOTED_FAILURES = 10
+"""Of one reading, as events; later ones are counted in the sampler's summary."""
+
+
 class EnergyRequired(LemError):
     """A source failed and the configuration requires energy."""
 
@@ -94,7 +101,8 @@ class EnergySampler:
         self._device_mw, self._host_mw, self._temperature_c = LatestReadings(), LatestReadings(), LatestReadings()
         self._sums: dict[str, tuple[int, int]] = {}
         self._uuids: tuple[str, ...] = ()
-        self._noted: set[tuple[int, str]] = set()
+        self._failures: dict[tuple[int, str], int] = {}
+        """How often a reading of a device began to fail."""
 
     def open(self, devices: Sequence[Device]) -> tuple[SourceReport, ...]:
         """Open every planned source and take its first samples; the reports have the reasons of those that can't open.
@@ -131,6 +139,13 @@ class EnergySampler:
     def facts(self) -> list[dict[str, JsonValue]]:
         """Constant facts of the devices, from all sources."""
         return [fact for state in self._states for fact in state.facts]
+
+    def failures(self) -> list[dict[str, JsonValue]]:
+        """How often each reading of each device began to fail."""
+        return [
+            {"device_index": index, "reading": reading, "times": times}
+            for (index, reading), times in sorted(self._failures.items())
+        ]
 
     def tick(self, now_ns: int) -> None:
         """Read the sources that are due.
@@ -220,8 +235,17 @@ class EnergySampler:
                 self._write_event(sample)
             case ReadingFailed():
                 self._invalidate_reading(sample)
+            case ReadingReturned():
+                self._note_return(sample)
             case DeviceFailed():
                 self._invalidate_device(state, sample)
+            case DeviceReturned():
+                uuid = self._uuids[sample.device_index]
+                detail: dict[str, JsonValue] = {"source": state.report.name, "device": uuid, "away_s": sample.away_s}
+                self._write_event(SourceEvent(sample.time_ns, "source_returned", detail))
+            case PartFailed():
+                self._invalidate(self._host_mw, sample.domain)
+                self._note_part_failure(state, sample.domain, sample.reason)
 
     def _write_event(self, event: SourceEvent) -> None:
         self._rows(StreamName.EVENTS).append(time_ns=event.time_ns, kind=event.kind, detail=json.dumps(event.detail))
@@ -246,21 +270,37 @@ class EnergySampler:
             self._device_mw.invalidate(uuid)
         elif failed.column == "temperature_c":
             self._temperature_c.invalidate(uuid)
-        # A reading that fails intermittently is noted once, or a busy driver would fill the stream.
-        if (failed.device_index, failed.reason) not in self._noted:
-            self._noted.add((failed.device_index, failed.reason))
-            self.event(
-                "reading_failed",
-                {"device_index": failed.device_index, "reading": failed.reading, "reason": failed.reason},
-            )
+        reading = (failed.device_index, failed.reading)
+        self._failures[reading] = self._failures.get(reading, 0) + 1
+        # A reading that fails again and again is noted a few times, or a busy driver would fill the stream.
+        if self._failures[reading] <= NOTED_FAILURES:
+            detail: dict[str, JsonValue] = {
+                "device_index": failed.device_index,
+                "reading": failed.reading,
+                "reason": failed.reason,
+            }
+            self._write_event(SourceEvent(failed.time_ns, "reading_failed", detail))
+
+    def _note_return(self, returned: ReadingReturned) -> None:
+        if self._failures.get((returned.device_index, returned.reading), 0) <= NOTED_FAILURES:
+            detail: dict[str, JsonValue] = {
+                "device_index": returned.device_index,
+                "reading": returned.reading,
+                "away_s": returned.away_s,
+            }
+            self._write_event(SourceEvent(returned.time_ns, "reading_returned", detail))
 
     def _invalidate_device(self, state: _SourceState, failed: DeviceFailed) -> None:
         uuid = self._uuids[failed.device_index]
         self._invalidate(self._device_mw, uuid)
         self._invalidate(self._temperature_c, uuid)
-        reason = f"{state.report.reason} {failed.reason}" if state.report.reason else failed.reason
-        state.report = state.report.model_copy(update={"reason": reason})
-        self._note_failure(state.report.name, failed.reason, uuid)
+        self._note_part_failure(state, uuid, failed.reason)
+
+    def _note_part_failure(self, state: _SourceState, part: str, reason: str) -> None:
+        known = state.report.reason or ""
+        if reason not in known:
+            state.report = state.report.model_copy(update={"reason": f"{known} {reason}".strip()})
+        self._note_failure(state.report.name, reason, part)
 
     def _note_source_failure(self, state: _SourceState, error: Exception) -> None:
         for latest, part in state.reported:
@@ -271,9 +311,9 @@ class EnergySampler:
         if not (state.has_substitute and not state.report.opened):
             self._note_failure(state.report.name, reason, None)
 
-    def _note_failure(self, name: str, reason: str, uuid: str | None) -> None:
-        """`uuid` is None where the whole source failed."""
-        self.event("source_failed", {"source": name, "device": uuid, "reason": reason})
+    def _note_failure(self, name: str, reason: str, part: str | None) -> None:
+        """`part` is a device's UUID or a domain; None where the whole source failed."""
+        self.event("source_failed", {"source": name, "device": part, "reason": reason})
         if self._config.energy.required:
             raise EnergyRequired(
                 f"the energy source {name} failed and energy.required is set: {reason} "

@@ -14,7 +14,7 @@ from lem_domain.results.figures import EnergyMethod
 from lem_domain.wire.workers import Device
 from lem_server.aggregation.energy.traces import Trace, make_trace
 from lem_server.aggregation.errors import EvidenceInvalid
-from lem_server.aggregation.evidence_reader import BoolArray, EvidenceReader, IntArray, integers
+from lem_server.aggregation.evidence_reader import NULL, BoolArray, EvidenceReader, IntArray, integers
 
 SLOW_READINGS = (
     "memory_used_bytes",
@@ -75,7 +75,9 @@ def read_devices(reader: EvidenceReader, devices: Sequence[Device]) -> dict[str,
                 )
             mine = device_index == index
             uuid = devices[index].uuid
-            traces.setdefault(uuid, []).append((values[0][mine], values[1][mine], values[2][mine]))
+            # A row with neither has the temperature, say, of a device that is away: it must not cover a gap.
+            measured = mine & ((values[1] != NULL) | (values[2] != NULL))
+            traces.setdefault(uuid, []).append((values[0][measured], values[1][measured], values[2][measured]))
             held = slow.setdefault(uuid, {name: [] for name in SLOW_READINGS})
             for name, there in present.items():
                 held[name].append(_held(table, name, values[0], mine & there))

@@ -70,7 +70,7 @@ class NvmlSource(EnergySource):
 
         for index, device in leased:
             try:
-                self._gpus.append(LeasedGpu(index, device.uuid))
+                self._gpus.append(LeasedGpu(index, device.uuid, self._clock))
             except SourceUnavailable as error:
                 self._not_opened[index] = str(error)
         if not self._gpus:
@@ -83,7 +83,7 @@ class NvmlSource(EnergySource):
         samples: list[Sample] = [DeviceFailed(index, now_ns, reason) for index, reason in self._not_opened.items()]
         self._not_opened = {}
         for gpu in self._gpus:
-            samples += gpu.sample(now_ns, self._clock, self._belongs)
+            samples += gpu.sample(now_ns, self._belongs)
         return samples
 
     def facts(self) -> list[dict[str, JsonValue]]:
