@@ -21,23 +21,19 @@ class UsageError(LemError):
     """The command line is invalid."""
 
 
-class RefusedFile(LemError):
+class RefusedFile(FileError):
     """The server refused the content of a campaign file; `problems` name its lines."""
-
-    def __init__(self, problems: tuple[str, ...]) -> None:
-        super().__init__(problems[0])
-        self.problems = problems
 
 
 def exit_code_of(error: LemError) -> ExitCode:
     """Return 2 for an error in the user's input, 1 for any other."""
-    wrong_input = (FileError, RefusedFile, UsageError, ConfigurationError, CredentialsError, InvalidRequest)
+    wrong_input = (FileError, UsageError, ConfigurationError, CredentialsError, InvalidRequest)
     return ExitCode.USAGE if isinstance(error, wrong_input) else ExitCode.FAILED
 
 
 def sentences_of(error: LemError) -> tuple[str, ...]:
     """Return one sentence per problem."""
-    if isinstance(error, FileError | RefusedFile):
+    if isinstance(error, FileError):
         return error.problems
     if isinstance(error, Unauthenticated):
         return (f"{str(error).rstrip('.')}. The token comes from --token-file, LEM_TOKEN or LEM_TOKEN_FILE.",)
