@@ -58,7 +58,7 @@ class SimulatedBackend:
 
     def prepare(self, prompts: Sequence[tuple[int, str]]) -> list[PreparedPrompt]:
         """Make one token of each word; its id is a checksum."""
-        limits = self._loaded().config.input
+        limits = loaded(self._job).config.input
         return [
             truncate_prompt(index, [zlib.crc32(word.encode()) % _VOCABULARY for word in text.split()], limits)
             for index, text in prompts
@@ -66,7 +66,7 @@ class SimulatedBackend:
 
     def synthesise(self, lengths: Sequence[tuple[int, int]], seed: int) -> list[PreparedPrompt]:
         """Prompts of ids from the whole vocabulary."""
-        return synthetic_prompts(lengths, range(_VOCABULARY), seed=seed, limits=self._loaded().config.input)
+        return synthetic_prompts(lengths, range(_VOCABULARY), seed=seed, limits=loaded(self._job).config.input)
 
     def batches(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
         """Divide the requests in order by the batch size."""
@@ -74,7 +74,7 @@ class SimulatedBackend:
 
     def effective_config(self, sample: Sequence[Request]) -> EffectiveConfig:  # noqa: ARG002 - nothing to run
         """The configuration itself, except for the keys in `misreport`."""
-        config, job = self._config, self._loaded()
+        config, job = self._config, loaded(self._job)
         batch_size = config.batch_size + ("batch_size" in config.misreport)
         processes = job.world_size + ("num_processes" in config.misreport)
         mode = job.config.output.mode
@@ -89,7 +89,7 @@ class SimulatedBackend:
     def run(self, requests: Sequence[Request], recorder: Recorder) -> None:
         """Run one batch on a grid of deadlines, so that a late wake-up doesn't delay the next step."""
         failure = self._failure(recorder.phase.value)
-        output = self._loaded().config.output
+        output = loaded(self._job).config.output
         outputs = [self._answer(request, output) for request in requests]
         failing = self._failing(requests, recorder.phase)
         lengths = np.array(
@@ -133,9 +133,6 @@ class SimulatedBackend:
             fail(failure)
         self._job = None
 
-    def _loaded(self) -> RankJob:
-        return loaded(self._job)
-
     def _answer(self, request: Request, output: OutputConfig) -> list[int]:
         salt = request.repetition if self._config.nondeterministic else 0
         return generated_ids(request.token_ids, output, salt)[: request.max_tokens or output.max_tokens]
@@ -150,7 +147,7 @@ class SimulatedBackend:
 
     def _failure(self, phase: str) -> SimulatedFailure | None:
         failure = self._config.fail
-        return failure if failure and failure.at == phase and failure.process == self._loaded().rank else None
+        return failure if failure and failure.at == phase and failure.process == loaded(self._job).rank else None
 
     def _duration_ns(self, milliseconds: float) -> int:
         spread = self._config.jitter
