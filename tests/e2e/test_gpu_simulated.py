@@ -135,6 +135,9 @@ CURVES: Mapping[str, Curve] = {
 }
 
 
+OWN_LISTED = tuple(f"process {number} pid self memory 0" for number in NUMBERS.values())
+"""The driver lists a process of the attempt under its pid, so pids can be compared."""
+
 LIMITS: Mapping[str, int] = {A: 650, B: 500, C: 700, D: 350}
 
 
@@ -176,6 +179,7 @@ def four_gpus(shared_house: Any, tmp_path_factory: pytest.TempPathFactory) -> Fo
                 for uuid, limit in LIMITS.items()
             ),
             f"process 0 pid {stranger.pid} memory 1073741824",
+            *OWN_LISTED,
         )
         # By the bus: C, A, D, B.
         saw = folder / "cuda-saw"
@@ -282,7 +286,9 @@ def codes(result: RunResult) -> set[str]:
 
 
 @pytest.mark.finds("not_stationary", "baseline_drift", "negative_net_energy", "temperature_drift")
-@pytest.mark.finds("throttled", "sensor_disagreement", "foreign_process", "warmup_not_converged")
+@pytest.mark.finds(
+    "throttled", "sensor_disagreement", "foreign_process", "warmup_not_converged", "unidentified_process"
+)
 def test_what_is_wrong_with_devices_is_found_in_the_result(
     shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
 ) -> None:
@@ -304,6 +310,8 @@ def test_what_is_wrong_with_devices_is_found_in_the_result(
             "sensor 1 period_ms 100 window_ms 25",  # it sees the quarter that ends where each burst begins
             "counter 1 period_ms 20",
             f"process 1 pid {stranger.pid} memory 1073741824",
+            f"process 1 pid {2**32 - 1} memory 5 bound no",
+            *OWN_LISTED,
         )
         path = experiment(
             tmp_path,
@@ -324,6 +332,7 @@ def test_what_is_wrong_with_devices_is_found_in_the_result(
         "throttled",
         "sensor_disagreement",
         "foreign_process",
+        "unidentified_process",
         "warmup_not_converged",
     }
     assert result.verdict == "questionable"
@@ -335,6 +344,22 @@ def test_what_is_wrong_with_devices_is_found_in_the_result(
     true_j = truth(result, Burst(75, 700, 100, 7), origin_ns)
     assert burst.joules is not None and burst.bound_j is not None
     assert abs(burst.joules - true_j) <= burst.bound_j
+
+
+@pytest.mark.finds("foreign_load")
+def test_the_load_of_others_on_the_cpu_of_a_cpu_run_is_found(
+    shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
+) -> None:
+    nvml.write()
+    busy = f"import time\nwhile time.monotonic() < {time.monotonic() + LONG_S}: pass"
+    with subprocess.Popen([sys.executable, "-c", busy]) as other:
+        with gpu_worker(shared_house, nvml, "busy", ""):
+            path = experiment(tmp_path, "busy", energy={"sources": ["rapl"], "interval_ms": 50})
+            result = result_of(shared_house, only_run(shared_house, path))
+        other.kill()
+    [found] = [finding for finding in result.findings if finding.code == "foreign_load"]
+    assert 0.25 < found.numbers["cores"] <= (os.cpu_count() or 1)
+    assert 0.1 < found.numbers["share"] < 1
 
 
 @pytest.mark.finds("few_samples", "sampler_overload")

@@ -37,6 +37,8 @@ class FindingCode(StrEnum):
     THROTTLED = "throttled"
     TEMPERATURE_DRIFT = "temperature_drift"
     FOREIGN_PROCESS = "foreign_process"
+    UNIDENTIFIED_PROCESS = "unidentified_process"
+    FOREIGN_LOAD = "foreign_load"
     MIG_PARENT_POWER = "mig_parent_power"
     NOT_AS_REQUESTED = "not_as_requested"
     MISSING_EVIDENCE = "missing_evidence"

@@ -203,6 +203,7 @@ class CheckName(StrEnum):
     WINDOWS_OVERLAP = "windows_overlap"
     DEVICES_DISTINCT = "devices_distinct"
     ONE_ENGINE_VERSION = "one_engine_version"
+    NO_FOREIGN_PROCESS = "no_foreign_process"
 
 
 class Check(ResultModel):

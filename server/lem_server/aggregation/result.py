@@ -116,7 +116,7 @@ def _result(facts: RunFacts, speed: SpeedResult, steady: SteadyState, evidence_s
         computed_by=computed_by(),
         verdict=verdict_of(findings),
         findings=findings,
-        checks=evidence_checks(inputs, facts.missing, window),
+        checks=evidence_checks(inputs, facts.missing, window, facts.record),
         window=window,
         work=work,
         outputs=facts.outputs,

@@ -11,12 +11,15 @@ import pytest
 from conformance.sources.suite import Rig, SourceConformance
 from lem_worker.sampler.sources import rapl
 
-RANGE_UJ = 10_000_000
+RANGE_UJ = 262_143_328_850
 WATTS = 20.0
+WRAPS_AFTER_S = 0.1
 
 
 class PowercapRig(Rig):
-    """Two packages and a memory domain that each use 20 W; their counters wrap every half second."""
+    """Two packages and a memory domain that each use 20 W; their counters wrap after a tenth of a second."""
+
+    began_s = 0.0
 
     def write(self, root: Path) -> None:
         self.root = root
@@ -25,7 +28,8 @@ class PowercapRig(Rig):
             zone.mkdir(parents=True, exist_ok=True)
             (zone / "name").write_text(f"{name}\n")
             (zone / "max_energy_range_uj").write_text(f"{RANGE_UJ}\n")
-            (zone / "energy_uj").write_text(f"{round(time.monotonic() * WATTS * 1e6) % RANGE_UJ}\n")
+            seconds = time.monotonic() - self.began_s - WRAPS_AFTER_S
+            (zone / "energy_uj").write_text(f"{round(seconds * WATTS * 1e6) % RANGE_UJ}\n")
 
     def work(self) -> None:
         super().work()
@@ -41,6 +45,7 @@ class TestRapl(SourceConformance):
     @pytest.fixture
     def rig(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
         rig = PowercapRig(watts=WATTS)
+        rig.began_s = time.monotonic()
         rig.write(tmp_path / "powercap")
         monkeypatch.setattr(rapl, "POWERCAP", rig.root)
         return rig

@@ -153,6 +153,8 @@ def test_every_reading_of_a_gpu_arrives_in_its_column(nvml: SimulatedNvml) -> No
             "pcie_generation": 5,
             "pcie_width": 16,
             "nvlinks": 17,
+            "own_processes_listed": False,
+            "own_pid_namespace": str(Path("/proc/self/ns/pid").readlink()) != "pid:[4026531836]",
             "unsupported": [],
         }
     ]
@@ -550,6 +552,54 @@ def test_of_processes_that_cannot_be_looked_at_those_from_before_the_engine_are_
     ]
 
 
+def test_a_pid_that_no_process_can_have_is_not_named_a_stranger(nvml: SimulatedNvml) -> None:
+    scrambled = [f"process 0 pid {pid} memory 5 bound no" for pid in (0, 2**32 - 1, 2**22 + 1)]
+    machine = [gpu(0, A), *everything(), *scrambled]
+    before, after = asked(nvml, EVENTS, machines=[machine, machine])
+    assert [(kind, detail["listed_as"], detail["memory_bytes"]) for _, kind, detail in before] == [
+        ("unidentified_process", pid, 5) for pid in (0, 2**22 + 1, 2**32 - 1)
+    ]
+    assert after == []
+
+
+LISTED = """
+clock = Clock()
+write(*ASKED["machine"])
+source = opened(clock)
+found = [one.kind for one in source.sample(0) if isinstance(one, SourceEvent)]
+say([found, source.facts()[0]["own_processes_listed"]])
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "listed"),
+    [("process 0 pid self memory 5", True), ("process 0 pid self memory 5 listed_as 4194301", False), ("", False)],
+)
+def test_whether_a_process_of_the_attempt_is_listed_under_its_pid_is_a_fact(
+    nvml: SimulatedNvml, line: str, listed: bool
+) -> None:
+    machine = [gpu(0, A), *everything(), line]
+    _, told = asked(nvml, LISTED, machine=machine, more={"LEM_ATTEMPT": "att_1"})
+    assert told is listed
+
+
+def test_a_stranger_that_uses_a_device_without_being_listed_on_it_is_told_with_its_share(
+    nvml: SimulatedNvml, of_attempts: dict[str, int]
+) -> None:
+    machine = [gpu(0, A), *everything()]
+    ours = f"process 0 pid {of_attempts['ours']} memory 70 sm 60"
+    foreign = f"process 0 pid {of_attempts['foreign']} memory 0 sm 35"
+    unlisted = [f"error nvmlDeviceGet{kind}RunningProcesses 3" for kind in ("Compute", "MPSCompute", "Graphics")]
+    machines = [[*machine, ours, *unlisted], [*machine, ours, foreign, *unlisted], [*machine, ours, *unlisted]]
+    seen = asked(nvml, EVENTS, machines=machines, more={"LEM_ATTEMPT": "att_1"})
+    about = {"device_index": 0, "pid": of_attempts["foreign"]}
+    assert seen == [
+        [],
+        [[1, "foreign_process", {**about, "memory_bytes": None, "sm_percent": 35}]],
+        [[2, "foreign_process_gone", about]],
+    ]
+
+
 def test_drivers_before_510_list_their_processes_too(nvml: SimulatedNvml, of_attempts: dict[str, int]) -> None:
     machine = [gpu(0, A), *everything(), "error nvmlDeviceGetComputeRunningProcesses_v3 13"]
     foreign = f"process 0 pid {of_attempts['foreign']} memory 30"
@@ -676,7 +726,6 @@ def test_a_call_that_fails_once_costs_its_one_reading_and_says_why(
         ("nvmlDeviceGetMPSComputeRunningProcesses_v3", set()),
         ("nvmlDeviceGetGraphicsRunningProcesses_v3", set()),
         ("nvmlDeviceGetTotalEnergyConsumption", {"energy_mj"}),
-        ("nvmlDeviceGetPowerUsage", set()),  # asked only where there is no instant power
         ("nvmlDeviceGetVbiosVersion", set()),
         ("nvmlDeviceGetEccMode", set()),
         ("nvmlDeviceGetNvLinkState", set()),

@@ -27,6 +27,25 @@ BelongsToAttempt = Callable[[int], bool | None]
 """Whether a process (pid) belongs to the attempt; None when unknown: it is dead, or in another namespace."""
 
 
+_MOST_PID = 2**22
+"""PID_MAX_LIMIT of Linux on 64 bits."""
+_INITIAL_NAMESPACE = "pid:[4026531836]"
+"""PROC_PID_INIT_INO of Linux: the number of the namespace that every other one is inside of."""
+
+
+def is_possible_pid(pid: int) -> bool:
+    """Whether a process can have the number; drivers list 0 and 2^32 - 1 as well (nvitop#75, go-nvml#21)."""
+    return 0 < pid <= _MOST_PID
+
+
+def is_in_own_pid_namespace() -> bool | None:
+    """Whether this process has another namespace of pids than the machine's first one; None where it can't be read."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink()) != _INITIAL_NAMESPACE
+    except OSError:
+        return None
+
+
 class DeviceProcess(NamedTuple):
     """A process that holds memory of a GPU."""
 
@@ -175,7 +194,10 @@ def _memory_use(nvml: Nvml, uuid: str, belongs: BelongsToAttempt) -> MemoryUse:
         used_bytes=nvml.memory_used(uuid),
         processes=None
         if listed is None
-        else tuple(DeviceProcess(one.pid, one.memory_bytes, belongs(one.pid)) for one in listed),
+        # A process without a possible pid is known by its memory alone.
+        else tuple(
+            DeviceProcess(one.pid, one.memory_bytes, belongs(one.pid)) for one in listed if is_possible_pid(one.pid)
+        ),
     )
 
 

@@ -88,8 +88,16 @@ class DeviceReturned(NamedTuple):
     away_s: float
 
 
-class PartFailed(NamedTuple):
-    """A domain of the host no longer reports; its source continues with the others and asks it again."""
+class DomainSilent(NamedTuple):
+    """A domain of the host can't be read; its power is unknown until it is."""
+
+    domain: str
+    time_ns: int
+    reason: str
+
+
+class DomainFailed(NamedTuple):
+    """A domain of the host could not be read for so long that it counts as failed; it is still asked."""
 
     domain: str
     time_ns: int
@@ -104,7 +112,8 @@ Sample = (
     | ReadingReturned
     | DeviceFailed
     | DeviceReturned
-    | PartFailed
+    | DomainSilent
+    | DomainFailed
 )
 
 

@@ -13,6 +13,7 @@ from pydantic.types import JsonValue
 
 from lem_domain.evidence.codec import preload
 from lem_domain.evidence.streams import SAMPLER, PhaseName, StreamName
+from lem_domain.wire.workers import DeviceKind
 from lem_worker.process import children
 from lem_worker.process.control import ControlPipes, DaemonGone, send_failure
 from lem_worker.process.failures import failure_of
@@ -31,12 +32,15 @@ from lem_worker.process.spool import EvidenceWriter
 from lem_worker.sampler.baseline import IdlePhases
 from lem_worker.sampler.cadence import DeadlineGrid
 from lem_worker.sampler.carbon_intensity import intensity_of
+from lem_worker.sampler.cpu_load import cpu_load
 from lem_worker.sampler.sampling import EnergySampler
 from lem_worker.sampler.sources import plan_sources
 from lem_worker.sampler.stationarity import PowerHistory
 
 _PROGRESS_NS = 1_000_000_000
 _CLOCK_NS = 60_000_000_000
+_CPU_LOAD_NS = 2_000_000_000
+"""Counters, so nothing is missed in between; reading those of all processes takes some 10 ms."""
 _FLUSH_S = 5.0
 """Older rows are sealed into a chunk of the spool, so that the daemon can upload them during the run."""
 
@@ -60,6 +64,8 @@ class SamplerProcess:
             self._history,
         )
         self._clock_due_ns = 0
+        self._cpu_load_due_ns = 0
+        self._measures_cpu = any(device.kind is DeviceKind.CPU for device in job.devices)
 
     def run(self) -> int:
         """Sample until `Stop`; return the exit code."""
@@ -89,6 +95,8 @@ class SamplerProcess:
         self._idle_phases.close(time.monotonic_ns())
         self._sampler.close()
         self._note_clock(time.monotonic_ns())
+        if self._measures_cpu:
+            self._note_cpu_load(time.monotonic_ns())
         summary: dict[str, JsonValue] = {
             "interval_ns": interval_ns,
             "ticks": grid.ticks,
@@ -136,6 +144,8 @@ class SamplerProcess:
                 self._writer.flush_older_than(_FLUSH_S)
             if now >= self._clock_due_ns:
                 self._note_clock(now)
+            if self._measures_cpu and now >= self._cpu_load_due_ns:
+                self._note_cpu_load(now)
 
     def _note_clock(self, now_ns: int) -> None:
         """Record UTC next to monotonic time, so that a step of the wall clock or a suspend can be detected."""
@@ -146,6 +156,12 @@ class SamplerProcess:
         self._sampler.event(
             "clock", {"monotonic_ns": (before + after) // 2, "utc_ns": utc_ns, "uncertainty_ns": after - before}
         )
+
+    def _note_cpu_load(self, now_ns: int) -> None:
+        """Record the processor time of the host and of the worker, whose difference is that of other processes."""
+        self._cpu_load_due_ns = now_ns + _CPU_LOAD_NS
+        if (load := cpu_load(os.getppid())) is not None:
+            self._sampler.event("cpu_load", {**load._asdict()})
 
 
 def main(arguments: list[str]) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import pynvml
 from pydantic.types import JsonValue
 
-from lem_worker.devices.gpu_memory import BelongsToAttempt
+from lem_worker.devices.gpu_memory import BelongsToAttempt, is_in_own_pid_namespace, is_possible_pid
 from lem_worker.devices.nvml_calls import REFUSALS, memory_calls, temperature_calls
 from lem_worker.devices.nvml_facts import gpu_facts
 from lem_worker.process.evidence_rows import Clock
@@ -75,6 +75,9 @@ class LeasedGpu:
         self._slow_due_ns = 0
         self._foreign_due_ns = 0
         self._foreign_pids: set[int] = set()
+        self._unidentified: set[int] = set()
+        self._own_listed = False
+        self._use_seen_us = 0
         self._served: str | None = None
         self._served_average = False
         for _ in range(_FIRST_QUESTIONS):
@@ -117,6 +120,8 @@ class LeasedGpu:
         }
         self._facts = {**read, **{name: value for name, value in self._facts.items() if value is not None}}
         self._facts["power_reading"] = self._power_reading()
+        self._facts["own_processes_listed"] = self._own_listed
+        self._facts["own_pid_namespace"] = is_in_own_pid_namespace()
         self._facts["unsupported"] = [*self._queries.refused()]
         return self._facts
 
@@ -213,29 +218,58 @@ class LeasedGpu:
         return uuid.decode() if isinstance(uuid, bytes) else uuid
 
     def _foreign_process_events(self, now_ns: int, belongs: BelongsToAttempt) -> list[SourceEvent]:
-        """Foreign processes that appeared on the device or left it; looked for once a second.
+        """Foreign processes that appeared on the device or left it; looked for about once a second.
 
         NVML lists pids of the host's namespace, which a sampler in a container can't inspect. Such a process is known
-        to be foreign only if it was there at the first look, before the engine.
+        to be foreign only if it was there at the first look, before the engine. Whether pids can be compared at all is
+        in the facts: a process of the attempt that NVML lists under its pid shows it. A pid that no process can have is
+        one that can't be identified.
         """
         if now_ns < self._foreign_due_ns:
             return []
         first = self._foreign_due_ns == 0
         self._foreign_due_ns = now_ns + self._about(_FOREIGN_PROCESSES_NS)
-        memory = self._process_memory()
-        if memory is None:
+        listed = self._process_memory()
+        if listed is None:
             return []
-        foreign = {pid for pid in memory if belongs(pid) is False or (first and belongs(pid) is None)}
-        foreign |= self._foreign_pids & memory.keys()
-        events = [
-            self._event(now_ns, "foreign_process", pid=pid, memory_bytes=memory[pid])
-            for pid in sorted(foreign - self._foreign_pids)
-        ]
-        events += [
-            self._event(now_ns, "foreign_process_gone", pid=pid) for pid in sorted(self._foreign_pids - memory.keys())
-        ]
+        memory = {pid: held for pid, held in listed.items() if is_possible_pid(pid)}
+        owned = {pid: belongs(pid) for pid in memory}
+        self._own_listed |= True in owned.values()
+        used = {pid: share for pid, share in self._sm_percent().items() if owned.get(pid, belongs(pid)) is False}
+        foreign = {pid for pid, ours in owned.items() if ours is False or (first and ours is None)} | used.keys()
+        present = memory.keys() | used.keys()
+        foreign |= self._foreign_pids & present
+        events = []
+        for pid in sorted(foreign - self._foreign_pids):
+            detail: dict[str, JsonValue] = {"pid": pid, "memory_bytes": memory.get(pid)}
+            if pid in used:
+                detail["sm_percent"] = used[pid]
+            events.append(self._event(now_ns, "foreign_process", **detail))
+        events += [self._event(now_ns, "foreign_process_gone", pid=pid) for pid in sorted(self._foreign_pids - present)]
+        for pid in sorted(listed.keys() - memory.keys() - self._unidentified):
+            self._unidentified.add(pid)
+            events.append(self._event(now_ns, "unidentified_process", listed_as=pid, memory_bytes=listed[pid]))
         self._foreign_pids = foreign
         return events
+
+    def _sm_percent(self) -> dict[int, int]:
+        """Use of the device's compute units since the previous look, by pid; empty where NVML does not offer it."""
+
+        def read() -> dict[int, int]:
+            try:
+                samples = pynvml.nvmlDeviceGetProcessUtilization(self._device, self._use_seen_us)
+            except pynvml.NVMLError as error:
+                if error.value in (pynvml.NVML_SUCCESS, pynvml.NVML_ERROR_NOT_FOUND):  # no process used it
+                    return {}
+                raise
+            found: dict[int, int] = {}
+            for one in samples:
+                self._use_seen_us = max(self._use_seen_us, int(one.timeStamp))
+                if is_possible_pid(int(one.pid)) and 0 < one.smUtil <= 100:
+                    found[int(one.pid)] = max(found.get(int(one.pid), 0), int(one.smUtil))
+            return found
+
+        return self._read("use by processes", read) or {}
 
     def _process_memory(self) -> dict[int, int | None] | None:
         """Memory by pid of the compute, MPS and graphics processes on the device; None while a list fails.

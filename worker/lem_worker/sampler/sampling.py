@@ -18,9 +18,10 @@ from lem_worker.sampler.energy_source import (
     DeviceFailed,
     DeviceReturned,
     DeviceSample,
+    DomainFailed,
+    DomainSilent,
     EnergySource,
     HostSample,
-    PartFailed,
     ReadingFailed,
     ReadingReturned,
     Sample,
@@ -57,8 +58,8 @@ class LatestReadings:
         return None if self._missing else self._values
 
 
-OVERLAPPING_DOMAINS = ("core", "uncore", "psys")
-"""RAPL domains that are part of a package, or contain it: adding them would count power twice."""
+OVERLAPPING_DOMAINS = ("core", "uncore", "psys", "repeated")
+"""RAPL domains that are part of a package, contain it, or repeat another: adding them would count power twice."""
 
 
 NOTED_FAILURES = 10
@@ -243,7 +244,11 @@ class EnergySampler:
                 uuid = self._uuids[sample.device_index]
                 detail: dict[str, JsonValue] = {"source": state.report.name, "device": uuid, "away_s": sample.away_s}
                 self._write_event(SourceEvent(sample.time_ns, "source_returned", detail))
-            case PartFailed():
+            case DomainSilent():
+                self._invalidate(self._host_mw, sample.domain)
+                silent: dict[str, JsonValue] = {"domain": sample.domain, "reading": "counter", "reason": sample.reason}
+                self._write_event(SourceEvent(sample.time_ns, "reading_failed", silent))
+            case DomainFailed():
                 self._invalidate(self._host_mw, sample.domain)
                 self._note_part_failure(state, sample.domain, sample.reason)
 

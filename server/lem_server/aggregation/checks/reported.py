@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from lem_domain.results.run import Check, CheckName, WindowResult
+from lem_domain.wire.workers import Device, DeviceKind
+from lem_server.aggregation.energy.sampler_record import ForeignProcess, SamplerRecord
+from lem_server.aggregation.energy.traces import Interval
 from lem_server.aggregation.errors import MissingPart
 from lem_server.aggregation.inputs import AggregationInput, Summaries
 
@@ -13,7 +16,7 @@ LOW_OVERLAP = 0.5
 
 
 def evidence_checks(
-    inputs: AggregationInput, missing: Sequence[MissingPart], window: WindowResult
+    inputs: AggregationInput, missing: Sequence[MissingPart], window: WindowResult, record: SamplerRecord
 ) -> tuple[Check, ...]:
     """Return all checks in one order; `missing` is empty unless partial evidence is allowed.
 
@@ -40,6 +43,51 @@ def evidence_checks(
         ),
         _devices(inputs),
         _engine(inputs),
+        _foreign(inputs, window, record),
+    )
+
+
+def foreign_in_window(record: SamplerRecord, devices: Sequence[Device], window: Interval) -> list[ForeignProcess]:
+    """Return the foreign processes that were on a leased device during an interval, where pids can be compared."""
+    found = []
+    for one in record.foreign_processes:
+        until = one.gone_ns if one.gone_ns is not None else max(window.end_ns, one.seen_ns)
+        uuid = devices[one.device_index].uuid if 0 <= one.device_index < len(devices) else ""
+        if one.seen_ns < window.end_ns and until > window.begin_ns and why_incomparable(record, uuid) is None:
+            found.append(one)
+    return found
+
+
+def why_incomparable(record: SamplerRecord, uuid: str) -> str | None:
+    """Return why the pids that the driver lists for a device can't be compared with the attempt's; None if they can.
+
+    Evidence of version 0.1 has no such facts: its checks count as possible.
+    """
+    facts = record.facts.get(uuid)
+    if facts is None or facts.own_processes_listed is not False:
+        return None
+    if facts.own_pid_namespace:
+        return f"the worker is in a container with its own pids, and the driver lists those of the host for {uuid}"
+    return f"the driver never listed a process of the run under its pid on {uuid}"
+
+
+def _foreign(inputs: AggregationInput, window: WindowResult, record: SamplerRecord) -> Check:
+    name = CheckName.NO_FOREIGN_PROCESS
+    leased = {device.uuid for device in inputs.devices if device.kind is DeviceKind.GPU}
+    reported = sorted(leased & record.facts.keys())
+    found = foreign_in_window(record, inputs.devices, window)
+    reasons = [why for uuid in reported if (why := why_incomparable(record, uuid)) is not None]
+    if found:
+        return Check(name=name, passed=False, detail=f"{len({one.pid for one in found})} in the window")
+    if not leased or len(reported) < len(leased):
+        why = "no GPU was leased" if not leased else "the processes on a GPU were not listed"
+        return Check(name=name, passed=None, detail=why)
+    if reasons:
+        return Check(name=name, passed=None, detail="; ".join(reasons))
+    return Check(
+        name=name,
+        passed=True,
+        detail=f"none at looks about once a second on {len(leased)} GPUs; shorter visits go unseen",
     )
 
 

@@ -50,13 +50,34 @@ class ForeignProcess(NamedTuple):
     seen_ns: int
     gone_ns: int | None
     memory_bytes: int | None
+    sm_percent: int | None = None
+    """Its use of the compute units when it was found, where the driver shows it."""
+
+
+class UnidentifiedProcess(NamedTuple):
+    """A process on a leased device under a pid that no process can have."""
+
+    device_index: int
+    seen_ns: int
+    memory_bytes: int | None
+
+
+class CpuTime(NamedTuple):
+    """Processor time of the host and of the worker since the machine started, in seconds over all cores."""
+
+    time_ns: int
+    busy_s: float
+    own_s: float
 
 
 class DeviceFacts(NamedTuple):
-    """Facts about a device that the sampler reported."""
+    """Facts about a device that the sampler reported; None where it did not."""
 
     power_reading: str | None
     mig_parent_uuid: str | None
+    own_processes_listed: bool | None = None
+    """Whether the driver listed a process of the attempt under its pid, so that pids can be compared."""
+    own_pid_namespace: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +88,8 @@ class SamplerRecord:
     reused: ReusedBaseline | None = None
     clocks: tuple[ClockReading, ...] = ()
     foreign_processes: tuple[ForeignProcess, ...] = ()
+    unidentified_processes: tuple[UnidentifiedProcess, ...] = ()
+    cpu_loads: tuple[CpuTime, ...] = ()
     facts: dict[str, DeviceFacts] = field(default_factory=dict)
     summary: Mapping[str, JsonValue] = field(default_factory=dict)
 
@@ -94,6 +117,17 @@ def read_sampler(reader: EvidenceReader, summaries: Summaries) -> SamplerRecord:
         clocks=tuple(found for _, detail in details.get("clock", ()) if (found := _clock(detail)) is not None),
         foreign_processes=_foreign_processes(
             details.get("foreign_process", []), details.get("foreign_process_gone", [])
+        ),
+        unidentified_processes=tuple(
+            UnidentifiedProcess(index, time_ns, integer(detail.get("memory_bytes")))
+            for time_ns, detail in details.get("unidentified_process", ())
+            if (index := integer(detail.get("device_index"))) is not None
+        ),
+        cpu_loads=tuple(
+            CpuTime(time_ns, busy_s, own_s)
+            for time_ns, detail in details.get("cpu_load", ())
+            if (busy_s := finite_number(detail.get("busy_s"))) is not None
+            and (own_s := finite_number(detail.get("own_s"))) is not None
         ),
         facts=_facts(summary.get("devices")),
         summary=summary,
@@ -148,7 +182,8 @@ def _foreign_processes(
         if device is None or pid is None:
             continue
         end = min((end_ns for end_ns, *process in ends if process == [device, pid] and end_ns >= time_ns), default=None)
-        found.append(ForeignProcess(device, pid, time_ns, end, integer(detail.get("memory_bytes"))))
+        memory_bytes, sm_percent = integer(detail.get("memory_bytes")), integer(detail.get("sm_percent"))
+        found.append(ForeignProcess(device, pid, time_ns, end, memory_bytes, sm_percent))
     return tuple(found)
 
 
@@ -157,5 +192,14 @@ def _facts(listed: JsonValue) -> dict[str, DeviceFacts]:
     for entry in listed if isinstance(listed, list) else []:
         uuid = entry.get("uuid") if isinstance(entry, Mapping) else None
         if isinstance(entry, Mapping) and isinstance(uuid, str):
-            found[uuid] = DeviceFacts(string(entry.get("power_reading")), string(entry.get("mig_parent_uuid")))
+            found[uuid] = DeviceFacts(
+                string(entry.get("power_reading")),
+                string(entry.get("mig_parent_uuid")),
+                _flag(entry.get("own_processes_listed")),
+                _flag(entry.get("own_pid_namespace")),
+            )
     return found
+
+
+def _flag(value: JsonValue) -> bool | None:
+    return value if isinstance(value, bool) else None

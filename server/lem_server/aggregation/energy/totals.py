@@ -35,8 +35,9 @@ AVERAGED_S = 1.0
 _J_PER_MJ = 1e-3
 _J_PER_UJ = 1e-6
 
-NOT_ADDED = ("core", "uncore", "psys", "gpu")
-"""Host domains that are not in the total: core and uncore are inside the package, psys contains it (powercap/RAPL), and
+NOT_ADDED = ("core", "uncore", "psys", "repeated", "gpu")
+"""Host domains that are not in the total: core and uncore are inside the package, psys contains it (powercap/RAPL), a
+repeated domain shows the counter of another one, and
 a GPU of the host that was not leased does no work of the job."""
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from lem_domain.results.findings import FindingCode, Severity
+from lem_domain.wire.workers import DeviceKind
+from lem_server.aggregation.checks.reported import foreign_in_window
 from lem_server.aggregation.findings.rule import Occurrence, RunFacts, rule
 from lem_server.aggregation.findings.trends import temperature_change_c
 
@@ -16,6 +18,10 @@ _POWER_CAP = "sw_power_cap"
 
 WARMED_C = 10.0
 """A device whose temperature changes by more has not reached the state that a longer window would measure."""
+
+FOREIGN_LOAD = 0.1
+FOREIGN_CORES = 0.25
+"""An idle desktop or server with its services uses less."""
 
 _SLEWED = 500e-6
 """NTP corrects a clock without a step by at most 500 ppm (RFC 5905, adjtime(3))."""
@@ -73,20 +79,18 @@ def temperature_drift(facts: RunFacts) -> Iterator[Occurrence]:
 )
 def foreign_process(facts: RunFacts) -> Iterator[Occurrence]:
     """A foreign process was on a leased device."""
-    window, devices = facts.window, facts.inputs.devices
-    in_window, in_baseline = [], []
+    devices = facts.inputs.devices
+    in_window = foreign_in_window(facts.record, devices, facts.window)
     spans = [baseline.span for baseline in facts.record.baselines.values()]
-    for one in facts.record.foreign_processes:
-        until = one.gone_ns if one.gone_ns is not None else max(window.end_ns, one.seen_ns)
-        if one.seen_ns < window.end_ns and until > window.begin_ns:
-            in_window.append(one)
-        elif any(one.seen_ns < span.end_ns and until > span.begin_ns for span in spans):
-            in_baseline.append(one)
-    shown = in_window or in_baseline
+    in_baseline = [one for span in spans for one in foreign_in_window(facts.record, devices, span)]
+    shown = in_window or list(dict.fromkeys(in_baseline))
     if not shown:
         return
     names = [devices[one.device_index].uuid if 0 <= one.device_index < len(devices) else "a device" for one in shown]
-    listed = ", ".join(f"process {one.pid} on {name}" for one, name in zip(shown, names, strict=True))
+    listed = ", ".join(
+        f"process {one.pid} on {name}" + (f", using {one.sm_percent} % of it" if one.sm_percent else "")
+        for one, name in zip(shown, names, strict=True)
+    )
     memory = [one.memory_bytes for one in shown if one.memory_bytes is not None]
     when = "the window, and the figure includes their energy" if in_window else "a baseline, which includes their power"
     yield Occurrence(
@@ -94,6 +98,51 @@ def foreign_process(facts: RunFacts) -> Iterator[Occurrence]:
         {"processes": len(shown), **({"memory_bytes": float(sum(memory))} if memory else {})},
         None if in_window else Severity.NOTE,
     )
+
+
+@rule(
+    FindingCode.UNIDENTIFIED_PROCESS,
+    Severity.NOTE,
+    when="the driver listed a process on a leased device under a pid that no process can have",
+    remedy="see what nvidia-smi lists, and update the driver",
+)
+def unidentified_process(facts: RunFacts) -> Iterator[Occurrence]:
+    """A process on a leased device can't be identified; it may be the attempt's."""
+    shown = [one for one in facts.record.unidentified_processes if one.seen_ns < facts.window.end_ns]
+    if shown:
+        memory = [one.memory_bytes for one in shown if one.memory_bytes is not None]
+        yield Occurrence(
+            f"The driver listed {len(shown)} unidentified processes: no process can have their pids, and they may "
+            "belong to the run",
+            {"processes": len(shown), **({"memory_bytes": float(sum(memory))} if memory else {})},
+        )
+
+
+@rule(
+    FindingCode.FOREIGN_LOAD,
+    when=f"a CPU was leased, and other processes used more than {FOREIGN_LOAD:.0%} of the processor time that was used "
+    f"during the window, and more than {FOREIGN_CORES:g} cores",
+    remedy="end them, or measure when the machine is idle",
+)
+def foreign_load(facts: RunFacts) -> Iterator[Occurrence]:
+    """Other processes used the CPU whose energy is the figure."""
+    if not any(device.kind is DeviceKind.CPU for device in facts.inputs.devices):
+        return
+    loads, window = facts.record.cpu_loads, facts.window
+    before = [load for load in loads if load.time_ns <= window.begin_ns]
+    after = [load for load in loads if load.time_ns >= window.end_ns]
+    if not before or not after:
+        return
+    first, last = before[-1], after[0]
+    busy_s, own_s = last.busy_s - first.busy_s, last.own_s - first.own_s
+    cores = (busy_s - own_s) / ((last.time_ns - first.time_ns) / 1e9)
+    if busy_s > 0 and cores > FOREIGN_CORES and busy_s - own_s > FOREIGN_LOAD * busy_s:
+        share = (busy_s - own_s) / busy_s
+        yield Occurrence(
+            f"Other processes used {cores:.2g} cores on average, {share:.0%} of the processor time around the window, "
+            "and the figure includes their energy",
+            {"cores": cores, "share": share},
+        )
 
 
 @rule(

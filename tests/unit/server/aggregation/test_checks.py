@@ -23,6 +23,9 @@ def two_ranks(*engines: str | None, end: float = 10.0) -> Evidence:
         made.power([number * 0.1 - 1 for number in range(140)], joules=lambda t: 100 * t + 500, device=device)
     for rank, engine in enumerate(engines):
         made.summaries[f"rank-{rank}"]["engine"] = engine
+    made.summaries["sampler"]["devices"] = [
+        {"uuid": f"GPU-{index}", "own_processes_listed": True} for index in range(2)
+    ]
     return made
 
 
@@ -95,6 +98,7 @@ def test_what_partial_evidence_lacks_does_not_pass() -> None:
         CheckName.WINDOWS_OVERLAP: True,
         CheckName.DEVICES_DISTINCT: True,
         CheckName.ONE_ENGINE_VERSION: None,
+        CheckName.NO_FOREIGN_PROCESS: True,
     }
     assert "rank-2" in check(result, CheckName.PROCESSES_PRESENT).detail
     assert check(result, CheckName.CHUNKS_CONTIGUOUS).detail == "without power of sampler: chunks 0"

@@ -9,7 +9,8 @@ import pytest
 
 from factories.evidence import Evidence, gpu, ns
 from lem_domain.results.findings import Finding, FindingCode, Severity
-from lem_domain.results.run import RunResult
+from lem_domain.results.run import CheckName, RunResult
+from lem_domain.wire.workers import Device, DeviceKind
 from lem_server.aggregation.result import aggregate
 
 TIMES = [number * 0.1 for number in range(701)]
@@ -112,6 +113,63 @@ class TestForeignProcess:
         assert FindingCode.FOREIGN_PROCESS in {finding.code for finding in result_of(evidence).findings}
         (finding,) = (one for one in result_of(evidence).findings if one.code is FindingCode.FOREIGN_PROCESS)
         assert finding.severity is Severity.NOTE
+
+    @staticmethod
+    def listed(evidence: Evidence, listed: bool | None, own: bool | None = None) -> Evidence:
+        facts = {"index": 0, "uuid": "GPU-0", "own_processes_listed": listed, "own_pid_namespace": own}
+        evidence.summaries["sampler"]["devices"] = [facts]
+        return evidence
+
+    @pytest.mark.parametrize(("own", "reason"), [(True, "in a container"), (False, "never listed"), (None, "never")])
+    def test_pids_of_another_namespace_are_not_compared(self, own: bool | None, reason: str) -> None:
+        """A pid of the host that by chance is that of a local process."""
+        result = result_of(self.listed(self.seen(made(), 35.0), listed=False, own=own))
+        assert result.findings == ()
+        check = next(one for one in result.checks if one.name is CheckName.NO_FOREIGN_PROCESS)
+        assert check.passed is None and reason in check.detail
+
+    @pytest.mark.parametrize(("at", "passed"), [(None, True), (35.0, False), (50.0, True)])
+    def test_the_check_says_what_was_seen(self, at: float | None, passed: bool) -> None:
+        evidence = self.listed(made(), listed=True)
+        result = result_of(evidence if at is None else self.seen(evidence, at))
+        check = next(one for one in result.checks if one.name is CheckName.NO_FOREIGN_PROCESS)
+        assert check.passed is passed
+
+    def test_its_use_of_the_device_is_said(self) -> None:
+        evidence = made()
+        detail = {"device_index": 0, "pid": 4711, "memory_bytes": None, "sm_percent": 35}
+        evidence.event("sampler", "foreign_process", json.dumps(detail), 35.0)
+        assert "using 35 % of it" in only(evidence, FindingCode.FOREIGN_PROCESS).message
+
+    def test_a_pid_that_no_process_can_have_is_noted(self) -> None:
+        evidence = made()
+        detail = {"device_index": 0, "listed_as": 2**32 - 1, "memory_bytes": 5}
+        evidence.event("sampler", "unidentified_process", json.dumps(detail), 35.0)
+        finding = only(evidence, FindingCode.UNIDENTIFIED_PROCESS)
+        assert (finding.severity, finding.numbers) == (Severity.NOTE, {"processes": 1, "memory_bytes": 5})
+
+
+class TestForeignLoad:
+    @staticmethod
+    def loaded(cores: float, own: float, kind: DeviceKind = DeviceKind.CPU) -> list[Finding]:
+        evidence = made(devices=(Device(uuid="GPU-0", kind=kind, name="one"),))
+        for time in range(0, 70, 2):
+            load = {"busy_s": 1000 + (cores + own) * time, "own_s": 50 + own * time, "cores": 8}
+            evidence.event("sampler", "cpu_load", json.dumps(load), float(time))
+        return [one for one in result_of(evidence).findings if one.code is FindingCode.FOREIGN_LOAD]
+
+    def test_three_busy_loops(self) -> None:
+        [finding] = self.loaded(3.0, 2.0)
+        assert finding.severity is Severity.WARNING
+        assert finding.numbers == {"cores": pytest.approx(3), "share": pytest.approx(0.6)}
+
+    @pytest.mark.parametrize(("cores", "own"), [(0.2, 0.5), (0.5, 7.0), (0.0, 4.0)])
+    def test_services_in_the_background_are_not_held_against_it(self, cores: float, own: float) -> None:
+        assert self.loaded(cores, own) == []
+
+    @pytest.mark.parametrize("kind", [DeviceKind.GPU, DeviceKind.SIMULATED])
+    def test_the_energy_of_other_devices_does_not_depend_on_it(self, kind: DeviceKind) -> None:
+        assert self.loaded(3.0, 2.0, kind) == []
 
 
 class TestMig:
