@@ -100,6 +100,8 @@ device_uuids
 idempotency_keys
 leases
 run_edges
+t_max_ns
+t_min_ns
 worker_boots
 
 # Fields of tuples that are compared as a whole.

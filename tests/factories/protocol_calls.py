@@ -32,6 +32,7 @@ from lem_server.attempts import service as attempts
 from lem_server.campaigns import service as campaigns
 from lem_server.database.listener import Hub
 from lem_server.evidence import service as evidence
+from lem_server.evidence.validation import ChunkKey
 from lem_server.http.idempotency import KeyedRequest, run_once
 from lem_server.http.problems import problem_of
 from lem_server.leases import claims
@@ -147,17 +148,8 @@ class Server:
     def put_chunk(self, holder: FencedAttempt, chunk: MadeChunk) -> Call:
         """One chunk; the body says whether it is new, and whether to cancel."""
         digest = hashlib.sha256(chunk.body).digest()
-        return _said(
-            lambda: evidence.put_chunk(
-                self.engine,
-                holder,
-                process=chunk.process,
-                stream=chunk.stream,
-                seq=chunk.seq,
-                body=chunk.body,
-                digest=digest,
-            )
-        )
+        key = ChunkKey(holder.attempt_id, chunk.process, chunk.stream, chunk.seq)
+        return _said(lambda: evidence.put_chunk(self.engine, holder, key, chunk.body, digest))
 
     def put_log(self, holder: FencedAttempt) -> Call:
         """A piece of log."""

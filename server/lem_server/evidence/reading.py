@@ -6,11 +6,13 @@ from itertools import groupby
 from uuid import UUID
 
 from pydantic.types import JsonValue
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from lem_domain.evidence.streams import StreamName
 from lem_domain.wire.runs import ChunkView, StreamView
 from lem_server.evidence import queries
+from lem_server.evidence.validation import ChunkKey
 
 
 async def streams_of(engine: AsyncEngine, attempt_id: UUID) -> tuple[StreamView, ...]:
@@ -31,19 +33,34 @@ async def streams_of(engine: AsyncEngine, attempt_id: UUID) -> tuple[StreamView,
 
 async def rows_of(engine: AsyncEngine, attempt_id: UUID) -> int:
     """Return the number of rows of all chunks."""
+    statement = text("SELECT coalesce(sum(rows), 0) FROM chunks WHERE attempt_id = :id")
     async with engine.connect() as connection:
-        return await queries.stored_rows(connection, attempt_id)
+        rows: int = (await connection.execute(statement, {"id": attempt_id})).scalar_one()
+    return rows
 
 
 async def summaries_of(engine: AsyncEngine, attempt_id: UUID) -> dict[str, dict[str, JsonValue]]:
     """Return the summary of each completed process."""
     async with engine.connect() as connection:
-        return await queries.completions(connection, attempt_id)
+        markers = await queries.completions(connection, attempt_id)
+    return {process: marker.summary for process, marker in markers.items()}
+
+
+_NEXT_BODY = text("""
+    SELECT seq, body FROM chunks
+     WHERE attempt_id = :attempt_id AND process = :process AND stream = :stream AND seq > :seq
+     ORDER BY seq LIMIT 1
+""")
 
 
 async def next_body(
     engine: AsyncEngine, attempt_id: UUID, process: str, stream: StreamName, after: int
 ) -> tuple[int, bytes] | None:
-    """Return the number and body of the first chunk of a stream with a number above `after`."""
+    """Return the number and body of the first chunk of a stream with a number above `after`.
+
+    One short statement per chunk, so that no snapshot stays open for the whole read.
+    """
+    key = ChunkKey(attempt_id, process, stream, after)
     async with engine.connect() as connection:
-        return await queries.next_body(connection, attempt_id, process, stream.value, after)
+        row = (await connection.execute(_NEXT_BODY, key._asdict())).one_or_none()
+    return None if row is None else (row.seq, row.body)

@@ -18,6 +18,7 @@ from lem_domain.wire.workers import LogText, ProcessCompletion
 from lem_server.access.guard import declares
 from lem_server.context import Context
 from lem_server.evidence import service
+from lem_server.evidence.validation import ChunkKey
 from lem_server.http.path_ids import AttemptPath
 from lem_server.http.problems import ProblemError
 from lem_server.leases.dependencies import AttemptOfWorker, declares_work
@@ -56,8 +57,8 @@ async def list_streams(context: Context, attempt_id: AttemptPath) -> Page[Stream
 )
 async def get_chunk(context: Context, attempt_id: AttemptPath, process: Process, stream: Stream, seq: Seq) -> Response:
     """Return a chunk byte for byte as it was sent: an Apache Arrow IPC stream."""
-    body, digest = await service.read_chunk(context.engine, attempt_id, process=process, stream=stream, seq=seq)
-    encoded = base64.b64encode(bytes.fromhex(digest)).decode()
+    body, digest = await service.read_chunk(context.engine, ChunkKey(attempt_id, process, stream, seq))
+    encoded = base64.b64encode(digest).decode()
     return Response(body, media_type=CHUNK_MEDIA_TYPE, headers={"Content-Digest": f"sha-256=:{encoded}:"})
 
 
@@ -104,9 +105,8 @@ async def put_chunk(
     if request.headers.get("content-type", "").partition(";")[0].strip() != CHUNK_MEDIA_TYPE:
         raise ProblemError(ProblemCode.UNSUPPORTED_MEDIA_TYPE, f"send a chunk as {CHUNK_MEDIA_TYPE}.")
     digest = _sha256_of(content_digest)
-    new, cancel = await service.put_chunk(
-        context.engine, attempt, process=process, stream=stream, seq=seq, body=await request.body(), digest=digest
-    )
+    key = ChunkKey(attempt.attempt_id, process, stream, seq)
+    new, cancel = await service.put_chunk(context.engine, attempt, key, await request.body(), digest)
     response.status_code = status.HTTP_201_CREATED if new else status.HTTP_200_OK
     return Accepted(new=new, cancel=cancel)
 

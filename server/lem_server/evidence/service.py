@@ -9,33 +9,27 @@ from itertools import islice
 from uuid import UUID
 
 from anyio import to_thread
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from lem_domain.errors import ProblemCode
 from lem_domain.evidence.codec import ChunkError, ChunkTooLarge
-from lem_domain.evidence.streams import StreamManifest, StreamName, digest_of_digests
+from lem_domain.evidence.streams import StreamManifest, digest_of_digests
 from lem_domain.ids import IdKind
 from lem_domain.wire.runs import StreamView
 from lem_domain.wire.workers import MissingChunks, ProcessCompletion
 from lem_server.evidence import queries, reading
 from lem_server.evidence.queries import StoredChunk
 from lem_server.evidence.texts import storable, storable_text
-from lem_server.evidence.validation import check_chunk
-from lem_server.http.problems import ProblemError, not_found
+from lem_server.evidence.validation import ChunkKey, check_chunk
+from lem_server.http.problems import ProblemError, required
 from lem_server.leases.fence import FencedAttempt, require_lease
 
 MAX_MISSING_LISTED = 1000
 
 
 async def put_chunk(
-    engine: AsyncEngine,
-    attempt: FencedAttempt,
-    *,
-    process: str,
-    stream: StreamName,
-    seq: int,
-    body: bytes,
-    digest: bytes,
+    engine: AsyncEngine, attempt: FencedAttempt, key: ChunkKey, body: bytes, digest: bytes
 ) -> tuple[bool, bool]:
     """Store a chunk byte for byte. A repetition of the same bytes is accepted, also after the lease has ended.
 
@@ -51,38 +45,26 @@ async def put_chunk(
             "the SHA-256 of the body differs from the Content-Digest header; send it again.",
         )
     async with engine.connect() as connection:
-        stored = await queries.chunk_digest(connection, attempt.attempt_id, process, stream.value, seq)
-    if stored is not None:
-        _require_same(stored, digest, process, stream, seq)
-        return False, False
-    # In a thread, because decoding 4 MiB blocks the event loop; before the transaction, which holds a connection.
-    try:
-        facts = await to_thread.run_sync(check_chunk, stream, body)
-    except ChunkTooLarge as error:
-        raise ProblemError(ProblemCode.DECOMPRESSION_LIMIT, str(error)) from error
-    except ChunkError as error:
-        raise ProblemError(ProblemCode.EVIDENCE_INVALID, str(error)) from error
-    async with engine.begin() as connection:
-        cancel = await require_lease(connection, attempt)
-        new = await queries.insert_chunk(
-            connection,
-            attempt_id=attempt.attempt_id,
-            chunk=StoredChunk(process, stream.value, seq, facts.rows, len(body), digest),
-            t_min_ns=facts.t_min_ns,
-            t_max_ns=facts.t_max_ns,
-            body=body,
-        )
-        if not new:
-            stored = await queries.chunk_digest(connection, attempt.attempt_id, process, stream.value, seq)
-    if new:
-        return True, cancel
-    _require_same(stored, digest, process, stream, seq)
+        stored = await queries.chunk_digest(connection, key)
+    if stored is None:
+        # In a thread, because decoding 4 MiB blocks the event loop; before the transaction, which holds a connection.
+        try:
+            facts = await to_thread.run_sync(check_chunk, key.stream, body)
+        except ChunkTooLarge as error:
+            raise ProblemError(ProblemCode.DECOMPRESSION_LIMIT, str(error)) from error
+        except ChunkError as error:
+            raise ProblemError(ProblemCode.EVIDENCE_INVALID, str(error)) from error
+        async with engine.begin() as connection:
+            cancel = await require_lease(connection, attempt)
+            if await queries.insert_chunk(connection, key, facts, sha256=digest, body=body):
+                return True, cancel
+            stored = await queries.chunk_digest(connection, key)
+    if stored != digest:
+        raise ProblemError(ProblemCode.CHUNK_CONFLICT, f"{key} is stored with other bytes and cannot be changed.")
     return False, False
 
 
-async def import_chunk(
-    connection: AsyncConnection, attempt_id: UUID, *, process: str, stream: StreamName, seq: int, body: bytes
-) -> str:
+async def import_chunk(connection: AsyncConnection, key: ChunkKey, body: bytes) -> str:
     """Store a chunk of an imported attempt with the checks of an upload; return its SHA-256.
 
     Raises:
@@ -90,26 +72,10 @@ async def import_chunk(
         ProblemError: `chunk_conflict` if a chunk with this number exists.
     """
     digest = hashlib.sha256(body)
-    facts = await to_thread.run_sync(check_chunk, stream, body)
-    new = await queries.insert_chunk(
-        connection,
-        attempt_id=attempt_id,
-        chunk=StoredChunk(process, stream.value, seq, facts.rows, len(body), digest.digest()),
-        t_min_ns=facts.t_min_ns,
-        t_max_ns=facts.t_max_ns,
-        body=body,
-    )
-    if not new:
-        raise ProblemError(ProblemCode.CHUNK_CONFLICT, f"chunk {seq} of {process}/{stream.value} is already stored.")
+    facts = await to_thread.run_sync(check_chunk, key.stream, body)
+    if not await queries.insert_chunk(connection, key, facts, sha256=digest.digest(), body=body):
+        raise ProblemError(ProblemCode.CHUNK_CONFLICT, f"{key} is already stored.")
     return digest.hexdigest()
-
-
-def _require_same(stored: bytes | None, digest: bytes, process: str, stream: StreamName, seq: int) -> None:
-    if stored != digest:
-        raise ProblemError(
-            ProblemCode.CHUNK_CONFLICT,
-            f"chunk {seq} of {process}/{stream.value} is stored with other bytes and cannot be changed.",
-        )
 
 
 async def put_log(engine: AsyncEngine, attempt: FencedAttempt, *, process: str, seq: int, content: str) -> bool:
@@ -123,9 +89,7 @@ async def put_log(engine: AsyncEngine, attempt: FencedAttempt, *, process: str, 
         stored = await queries.log_text(connection, attempt.attempt_id, process, seq)
         if stored is None:
             await require_lease(connection, attempt)
-            if await queries.insert_log(
-                connection, attempt_id=attempt.attempt_id, process=process, seq=seq, content=content
-            ):
+            if await queries.insert_log(connection, attempt.attempt_id, process, seq, content):
                 return True
             stored = await queries.log_text(connection, attempt.attempt_id, process, seq)
     if stored != content:
@@ -145,17 +109,15 @@ async def put_completion(
         ProblemError: `conflict` (another marker is stored), `lease_lost`.
     """
     streams = [one.model_dump(mode="json") for one in marker.streams]
-    summary = storable(marker.summary)
+    completion = queries.Completion(process, streams, storable(marker.summary))
     async with engine.begin() as connection:
-        stored = await queries.completion(connection, attempt.attempt_id, process)
+        stored = (await queries.completions(connection, attempt.attempt_id)).get(process)
         if stored is None:
             await require_lease(connection, attempt)
-            if await queries.insert_completion(
-                connection, attempt_id=attempt.attempt_id, process=process, streams=streams, summary=summary
-            ):
+            if await queries.insert_completion(connection, attempt.attempt_id, completion):
                 return True
-            stored = await queries.completion(connection, attempt.attempt_id, process)
-    if stored != (streams, summary):
+            stored = (await queries.completions(connection, attempt.attempt_id)).get(process)
+    if stored != completion:
         raise ProblemError(ProblemCode.CONFLICT, f"{process} has another completion marker, which cannot be changed.")
     return False
 
@@ -167,33 +129,24 @@ async def list_streams(engine: AsyncEngine, attempt_id: UUID) -> tuple[StreamVie
         ProblemError: `not_found`.
     """
     async with engine.connect() as connection:
-        if not await queries.attempt_exists(connection, attempt_id):
-            raise not_found(IdKind.ATTEMPT, attempt_id)
+        found = await connection.execute(text("SELECT 1 FROM attempts WHERE id = :id"), {"id": attempt_id})
+        required(found.scalar_one_or_none(), IdKind.ATTEMPT, attempt_id)
     return await reading.streams_of(engine, attempt_id)
 
 
-async def read_chunk(
-    engine: AsyncEngine, attempt_id: UUID, *, process: str, stream: StreamName, seq: int
-) -> tuple[bytes, str]:
-    """Return a chunk's original bytes and their recorded digest.
+async def read_chunk(engine: AsyncEngine, key: ChunkKey) -> tuple[bytes, bytes]:
+    """Return a chunk's original bytes and their digest.
 
     Raises:
         ProblemError: `not_found`, or `evidence_corrupt` if the bytes no longer match their digest.
     """
     async with engine.connect() as connection:
-        found = await queries.chunk_body(connection, attempt_id, process, stream.value, seq)
+        found = await queries.chunk_body(connection, key)
     if found is None:
-        raise ProblemError(
-            ProblemCode.NOT_FOUND,
-            f"chunk {seq} of {process}/{stream.value} is not stored; GET …/streams lists the stored chunks.",
-        )
-    body, digest = found
-    if hashlib.sha256(body).digest() != digest:
-        raise ProblemError(
-            ProblemCode.EVIDENCE_CORRUPT,
-            f"chunk {seq} of {process}/{stream.value} no longer matches its digest; restore the database.",
-        )
-    return body, digest.hex()
+        raise ProblemError(ProblemCode.NOT_FOUND, f"{key} is not stored; GET …/streams lists the stored chunks.")
+    if hashlib.sha256(found[0]).digest() != found[1]:
+        raise ProblemError(ProblemCode.EVIDENCE_CORRUPT, f"{key} no longer matches its digest; restore the database.")
+    return found
 
 
 async def verify_manifest(

@@ -1,8 +1,9 @@
-"""Checks the rows of a single chunk before it is stored. Pure; runs in a thread."""
+"""A single chunk: its key, and the check of its rows before it is stored. Pure; runs in a thread."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
+from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +22,19 @@ _TIME_COLUMN = {
 
 _ORDERED = frozenset({StreamName.POWER, StreamName.HOST_POWER, StreamName.PHASES, StreamName.EVENTS})
 """Streams that a single loop writes, so that their times never decrease; requests and tokens interleave."""
+
+
+class ChunkKey(NamedTuple):
+    """The primary key of a chunk."""
+
+    attempt_id: UUID
+    process: str
+    stream: StreamName
+    seq: int
+
+    def __str__(self) -> str:
+        """Name the chunk within its attempt."""
+        return f"chunk {self.seq} of {self.process}/{self.stream.value}"
 
 
 class ChunkFacts(NamedTuple):

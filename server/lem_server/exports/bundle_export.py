@@ -30,6 +30,7 @@ from lem_domain.results.run import METHOD_VERSION
 from lem_server.datasets import service as datasets
 from lem_server.evidence import reading
 from lem_server.evidence import service as evidence
+from lem_server.evidence.validation import ChunkKey
 from lem_server.exports import export_queries as queries
 from lem_server.exports.bundle_rows import (
     BundledExperiment,
@@ -209,9 +210,8 @@ async def _attempt(engine: AsyncEngine, attempt: queries.ExportedAttempt) -> _Me
         yield member
     for stream in await reading.streams_of(engine, attempt.id):
         for chunk in stream.chunks:
-            body, _ = await evidence.read_chunk(
-                engine, attempt.id, process=stream.process, stream=stream.stream, seq=chunk.seq
-            )
+            chunk_key = ChunkKey(attempt.id, stream.process, stream.stream, chunk.seq)
+            body, _ = await evidence.read_chunk(engine, chunk_key)
             yield f"{folder}/evidence/{stream.process}/{stream.stream.value}/{chunk.seq:06d}.arrow", body
     key = b""
     while True:

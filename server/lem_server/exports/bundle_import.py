@@ -25,6 +25,7 @@ from lem_server.aggregation.identity import aggregate_key, evidence_digest
 from lem_server.campaigns.reading import get_campaign
 from lem_server.datasets import service as datasets
 from lem_server.evidence import service as evidence
+from lem_server.evidence.validation import ChunkKey
 from lem_server.exports import bundle_rows as rows
 from lem_server.exports import import_queries as queries
 from lem_server.http.problems import ProblemError
@@ -193,14 +194,12 @@ class _Import:
         known = {stream.value: stream for stream in StreamName}
         if path is None or path[2] not in known:
             raise BundleError(f"{name} belongs to a stream that this version does not know; update it.")
-        seq = int(path[3])
+        key = ChunkKey(attempt.row.id, path[1], known[path[2]], int(path[3]))
         try:
-            sha256 = await evidence.import_chunk(
-                self._connection, attempt.row.id, process=path[1], stream=known[path[2]], seq=seq, body=content
-            )
+            sha256 = await evidence.import_chunk(self._connection, key, content)
         except ChunkError as error:
             raise BundleError(f"{name}: {error}") from error
-        attempt.chunks.append((path[1], path[2], seq, sha256))
+        attempt.chunks.append((key.process, key.stream.value, key.seq, sha256))
         self._chunks += 1
 
     async def _aggregate(

@@ -12,11 +12,17 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import bindparam
 from sqlalchemy.types import Text
+from uuid_utils.compat import uuid7
 
 from lem_domain.config.gaps import ExperimentCycle
+from lem_domain.ids import IdKind, format_id
+from lem_domain.states import ActorKind
+from lem_domain.wire.workers import ClaimRequest
 from lem_server.database.rows import read_one
 from lem_server.leases.queue_queries import FITTING, FREE, free_parameters
 from lem_server.leases.scheduling import FreeDevice, NextRun, QueuedCampaign
+from lem_server.runs.transitions import set_actor
+from lem_server.settings import LeaseTerms
 
 
 class ClaimedAttempt(NamedTuple):
@@ -137,7 +143,7 @@ _EXTEND_PLACE = text("""
 """).bindparams(bindparam("devices", type_=ARRAY(Text)))
 
 
-async def record_place(connection: AsyncConnection, campaign: QueuedCampaign, devices: Sequence[FreeDevice]) -> bool:
+async def _record_place(connection: AsyncConnection, campaign: QueuedCampaign, devices: Sequence[FreeDevice]) -> bool:
     """Record where a campaign's runs are placed; return False if another claim just did (the caller rolls back)."""
     if campaign.placement == "any" or campaign.run.named:
         return True
@@ -174,29 +180,41 @@ _INITIALISE = text("""
 """)
 
 
-async def insert_attempt(
+class ClaimConflict(Exception):
+    """Another transaction leased a device or placed the campaign after this one's query; roll back and retry."""
+
+
+async def create_attempt(
     connection: AsyncConnection,
-    *,
-    attempt_id: UUID,
-    campaign_id: UUID,
-    run: LockedRun,
+    terms: LeaseTerms,
     worker_id: UUID,
-    boot_id: UUID,
-    claim_id: UUID,
-    devices: Sequence[str],
-    ttl: timedelta,
-) -> bool:
-    """Create an attempt with its leases; return False if a device was leased meanwhile (the caller rolls back)."""
-    ids = {"attempt_id": attempt_id, "run_id": run.run_id, "worker_id": worker_id, "boot_id": boot_id}
-    await connection.execute(
-        _INSERT_ATTEMPT, {**ids, "number": run.attempts + 1, "claim_id": claim_id, "devices": list(devices)}
-    )
-    await connection.execute(_INSERT_LEASE, {**ids, "ttl": ttl})
-    leased = await connection.execute(_INSERT_DEVICE_LEASES, {"attempt_id": attempt_id, "devices": list(devices)})
-    if leased.rowcount != len(devices):
-        return False
-    turn = {"campaign_id": campaign_id, "run_id": run.run_id, "devices": list(devices)}
-    await connection.execute(_RECORD_USE, {"attempt_id": attempt_id, "devices": list(devices)})
-    await connection.execute(_RECORD_TURN, turn)
-    await connection.execute(_INITIALISE, {"attempt_id": attempt_id, "run_id": run.run_id})
-    return True
+    request: ClaimRequest,
+    campaign: QueuedCampaign,
+    run: LockedRun,
+    devices: Sequence[FreeDevice],
+) -> None:
+    """Create an attempt of a locked run, its lease and its device leases.
+
+    Raises:
+        ClaimConflict: another transaction leased a device or placed the campaign.
+    """
+    await set_actor(connection, ActorKind.WORKER, format_id(IdKind.WORKER, worker_id))
+    if not await _record_place(connection, campaign, devices):
+        raise ClaimConflict
+    values = {
+        "attempt_id": uuid7(),
+        "run_id": run.run_id,
+        "number": run.attempts + 1,
+        "campaign_id": campaign.campaign_id,
+        "worker_id": worker_id,
+        "boot_id": request.boot_id,
+        "claim_id": request.claim_id,
+        "devices": [device.uuid for device in devices],
+        "ttl": timedelta(seconds=terms.ttl_s),
+    }
+    await connection.execute(_INSERT_ATTEMPT, values)
+    await connection.execute(_INSERT_LEASE, values)
+    if (await connection.execute(_INSERT_DEVICE_LEASES, values)).rowcount != len(devices):
+        raise ClaimConflict
+    for statement in (_RECORD_USE, _RECORD_TURN, _INITIALISE):
+        await connection.execute(statement, values)

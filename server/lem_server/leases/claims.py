@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from datetime import timedelta
 from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from uuid_utils.compat import uuid7
 
 from lem_domain.errors import ProblemCode
-from lem_domain.ids import IdKind, format_id
-from lem_domain.states import ActorKind
 from lem_domain.wire.workers import Assignment, ClaimRequest
 from lem_server.database.listener import QUEUE_POLL_S, Hub
 from lem_server.http.problems import ProblemError
 from lem_server.leases import claim_queries as queries
 from lem_server.leases import queue_queries
 from lem_server.leases.fence import require_boot
-from lem_server.leases.scheduling import NOTHING_WAITS, Deferred, FreeDevice, Outlook, QueuedCampaign, SchedulingPass
-from lem_server.runs.transitions import set_actor
+from lem_server.leases.scheduling import NOTHING_WAITS, Deferred, Outlook, SchedulingPass
 from lem_server.settings import LeaseTerms
 
 COOLING_RECHECK_S = 5.0
@@ -80,7 +75,7 @@ async def _claim_now(
 ) -> Assignment | Outlook:
     # Each conflict removes one device, and a campaign is placed once, so this many tries suffice.
     for _ in range(len(request.devices) + 1):
-        with contextlib.suppress(_Conflict):
+        with contextlib.suppress(queries.ClaimConflict):
             return await _claim_once(engine, terms, worker_id, request)
     return NOTHING_WAITS
 
@@ -108,10 +103,6 @@ async def _claim_once(
         return NOTHING_WAITS if created is None else _assignment(created, terms)
 
 
-class _Conflict(Exception):
-    """Another transaction leased a device or placed the campaign after this one's query; roll back and retry."""
-
-
 async def _claim_run(
     connection: AsyncConnection, terms: LeaseTerms, worker_id: UUID, request: ClaimRequest
 ) -> queries.ClaimedAttempt | Outlook:
@@ -129,8 +120,8 @@ async def _claim_run(
     queue = await queue_queries.queue(connection, free)
     if not queue:
         return NOTHING_WAITS
-    workers = await queue_queries.online_workers(connection, ttl=timedelta(seconds=terms.ttl_s))
-    scheduling = SchedulingPass(worker.backend, free, workers)
+    workers = await queue_queries.workers(connection, ttl=timedelta(seconds=terms.ttl_s))
+    scheduling = SchedulingPass(worker.backend, free, [one.for_scheduling for one in workers if one.online])
     for choice in scheduling.choices(queue):
         run = await queries.lock_next_run(connection, choice.campaign, free=free)
         if run is None:
@@ -139,44 +130,12 @@ async def _claim_run(
         if isinstance(devices, Deferred):
             continue  # the locked run is a later one than the scheduling saw, and has to wait
         by_uuid = {device.uuid: device for device in free}
-        await _create_attempt(
+        await queries.create_attempt(
             connection, terms, worker_id, request, choice.campaign, run, [by_uuid[uuid] for uuid in devices]
         )
         created = await queries.claimed_attempt(connection, request.claim_id)
         return NOTHING_WAITS if created is None else created
     return scheduling.outlook
-
-
-async def _create_attempt(
-    connection: AsyncConnection,
-    terms: LeaseTerms,
-    worker_id: UUID,
-    request: ClaimRequest,
-    campaign: QueuedCampaign,
-    run: queries.LockedRun,
-    devices: Sequence[FreeDevice],
-) -> None:
-    """Create the attempt, its lease and its device leases.
-
-    Raises:
-        _Conflict: another transaction leased a device or placed the campaign.
-    """
-    await set_actor(connection, ActorKind.WORKER, format_id(IdKind.WORKER, worker_id))
-    if not await queries.record_place(connection, campaign, devices):
-        raise _Conflict
-    created = await queries.insert_attempt(
-        connection,
-        attempt_id=uuid7(),
-        campaign_id=campaign.campaign_id,
-        run=run,
-        worker_id=worker_id,
-        boot_id=request.boot_id,
-        claim_id=request.claim_id,
-        devices=[device.uuid for device in devices],
-        ttl=timedelta(seconds=terms.ttl_s),
-    )
-    if not created:
-        raise _Conflict
 
 
 def _assignment(row: queries.ClaimedAttempt, terms: LeaseTerms) -> Assignment:

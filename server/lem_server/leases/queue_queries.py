@@ -56,21 +56,6 @@ FITTING = """
 FREE = tuple(bindparam(name, type_=ARRAY(Text)) for name in ("uuids", "names", "kinds"))
 """The parameters of `FITTING`; `free_parameters` returns their values."""
 
-# A scan: there are few workers.
-_ONLINE_WORKERS = text("""
-    SELECT w.backend, ARRAY(SELECT device ->> 'uuid' FROM jsonb_array_elements(w.devices) AS known (device)),
-           coalesce(w.asked_at + :asking > now(), false)
-      FROM workers w
-     WHERE w.signed_off_at IS NULL AND NOT w.draining AND w.last_seen_at + :ttl > now()
-""")
-
-
-async def online_workers(connection: AsyncConnection, *, ttl: timedelta) -> list[OnlineWorker]:
-    """Return the workers that are online and not draining."""
-    rows = await connection.execute(_ONLINE_WORKERS, {"ttl": ttl, "asking": timedelta(seconds=ASKING_S)})
-    return [OnlineWorker(backend, frozenset(devices), asking) for backend, devices, asking in rows]
-
-
 # Index ix_runs_claim. The recursive part finds each pair of campaign and backend with queued runs by one step down the
 # index, however many runs the pair has; DISTINCT would read them all. `head` is the first run of each pair that fits;
 # a strict campaign shows its first run even if it does not fit, because no later run may overtake it. The other parts
