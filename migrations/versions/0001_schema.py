@@ -42,22 +42,17 @@ END $$
 # SET on the role. The grant fails where another login created the role (the server then keeps its login) and where
 # another database of the cluster grants at the same moment ("tuple concurrently updated" is an internal_error).
 GRANTS = """
-DO $$
-BEGIN
-    IF EXISTS (SELECT 1 FROM pg_roles WHERE rolname = 'lem_app') THEN
-        IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
-            BEGIN
-                EXECUTE format('GRANT lem_app TO %I', current_user);
-            EXCEPTION WHEN insufficient_privilege OR duplicate_object OR unique_violation OR internal_error THEN
-                NULL;
-            END;
-        END IF;
-        GRANT USAGE ON SCHEMA public TO lem_app;
-        ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO lem_app;
-        ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT USAGE, SELECT ON SEQUENCES TO lem_app;
-        GRANT SELECT ON alembic_version TO lem_app;
+    IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+        BEGIN
+            EXECUTE format('GRANT lem_app TO %I', current_user);
+        EXCEPTION WHEN insufficient_privilege OR duplicate_object OR unique_violation OR internal_error THEN
+            NULL;
+        END;
     END IF;
-END $$
+    GRANT USAGE ON SCHEMA public TO lem_app;
+    ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO lem_app;
+    ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT USAGE, SELECT ON SEQUENCES TO lem_app;
+    GRANT SELECT ON alembic_version TO lem_app;
 """
 
 # SECURITY DEFINER: they write tables that the application's role may not. Error codes: LE001 illegal transition, LE002
@@ -190,108 +185,77 @@ END $$
 """,
 )
 
-TRIGGERS = (
-    """
-    CREATE TRIGGER guard_insert BEFORE INSERT ON runs FOR EACH ROW
-        WHEN (NOT NEW.imported) EXECUTE FUNCTION lem_guard_run_state()
-    """,
-    """
-    CREATE TRIGGER guard_update BEFORE UPDATE ON runs FOR EACH ROW
-        WHEN (OLD.state IS DISTINCT FROM NEW.state) EXECUTE FUNCTION lem_guard_run_state()
-    """,
-    """
-    CREATE TRIGGER guard_imported_insert BEFORE INSERT ON runs FOR EACH ROW
-        WHEN (NEW.imported) EXECUTE FUNCTION lem_guard_imported_run()
-    """,
-    """
-    CREATE TRIGGER guard_imported_update BEFORE UPDATE ON runs FOR EACH ROW
-        WHEN (NEW.imported <> OLD.imported OR (OLD.imported AND OLD.state IS DISTINCT FROM NEW.state))
-        EXECUTE FUNCTION lem_guard_imported_run()
-    """,
-    """
-    CREATE TRIGGER guard_imported BEFORE UPDATE ON campaigns FOR EACH ROW
-        WHEN (NEW.imported IS DISTINCT FROM OLD.imported) EXECUTE FUNCTION lem_guard_imported_campaign()
-    """,
-    """
-    CREATE TRIGGER log_insert AFTER INSERT ON runs FOR EACH ROW
-        WHEN (NOT NEW.imported) EXECUTE FUNCTION lem_log_run_state()
-    """,
-    """
-    CREATE TRIGGER log_update AFTER UPDATE ON runs FOR EACH ROW
-        WHEN (OLD.state IS DISTINCT FROM NEW.state) EXECUTE FUNCTION lem_log_run_state()
-    """,
-    # Even the owner of the tables can't rewrite history by mistake; RIGHTS keep the application's role from trying.
-    """
-    CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON run_transitions
-        FOR EACH STATEMENT EXECUTE FUNCTION lem_refuse_change()
-    """,
-    """
-    CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON lease_events
-        FOR EACH STATEMENT EXECUTE FUNCTION lem_refuse_change()
-    """,
-    """
-    CREATE TRIGGER immutable BEFORE UPDATE OR TRUNCATE ON chunks
-        FOR EACH STATEMENT EXECUTE FUNCTION lem_refuse_change()
-    """,
+# Triggers of rows: name, event, condition, function.
+ROW_TRIGGERS = (
+    ("guard_insert", "BEFORE INSERT ON runs", "NOT NEW.imported", "lem_guard_run_state"),
+    ("guard_update", "BEFORE UPDATE ON runs", "OLD.state IS DISTINCT FROM NEW.state", "lem_guard_run_state"),
+    ("guard_imported_insert", "BEFORE INSERT ON runs", "NEW.imported", "lem_guard_imported_run"),
+    (
+        "guard_imported_update",
+        "BEFORE UPDATE ON runs",
+        "NEW.imported <> OLD.imported OR (OLD.imported AND OLD.state IS DISTINCT FROM NEW.state)",
+        "lem_guard_imported_run",
+    ),
+    (
+        "guard_imported",
+        "BEFORE UPDATE ON campaigns",
+        "NEW.imported IS DISTINCT FROM OLD.imported",
+        "lem_guard_imported_campaign",
+    ),
+    ("log_insert", "AFTER INSERT ON runs", "NOT NEW.imported", "lem_log_run_state"),
+    ("log_update", "AFTER UPDATE ON runs", "OLD.state IS DISTINCT FROM NEW.state", "lem_log_run_state"),
 )
 
-RIGHTS = """
-DO $$
-BEGIN
-    IF EXISTS (SELECT 1 FROM pg_roles WHERE rolname = 'lem_app') THEN
-        REVOKE ALL ON run_transitions, run_edges FROM lem_app;
-        GRANT SELECT ON run_transitions, run_edges TO lem_app;
-        REVOKE UPDATE, DELETE, TRUNCATE ON lease_events FROM lem_app;
-        REVOKE UPDATE, TRUNCATE ON chunks FROM lem_app;
-        REVOKE DELETE ON runs, attempts FROM lem_app;
-    END IF;
-END $$
-"""
-
+# Even the owner of the tables can't rewrite history by mistake; RIGHTS keep the application's role from trying.
 # A partition inherits neither the privileges nor the statement triggers of its table, and a statement can name it
 # directly. The application needs no right on partitions: it reaches them through their table.
-PARTITION = (
-    "CREATE TABLE chunks_p{number} PARTITION OF chunks FOR VALUES WITH (MODULUS {count}, REMAINDER {number})",
-    """
-    CREATE TRIGGER immutable BEFORE UPDATE OR TRUNCATE ON chunks_p{number}
-        FOR EACH STATEMENT EXECUTE FUNCTION lem_refuse_change()
-    """,
-    """
-    DO $$
-    BEGIN
-        IF EXISTS (SELECT 1 FROM pg_roles WHERE rolname = 'lem_app') THEN
-            REVOKE ALL ON chunks_p{number} FROM lem_app;
-        END IF;
-    END $$
-    """,
+PARTITIONS = tuple(f"chunks_p{number}" for number in range(CHUNK_PARTITIONS))
+STATEMENT_TRIGGERS = (
+    ("append_only", "UPDATE OR DELETE OR TRUNCATE ON run_transitions"),
+    ("append_only", "UPDATE OR DELETE OR TRUNCATE ON lease_events"),
+    *(("immutable", f"UPDATE OR TRUNCATE ON {table}") for table in ("chunks", *PARTITIONS)),
 )
 
-REVOKE_DEFAULTS = """
-DO $$
-BEGIN
-    IF EXISTS (SELECT 1 FROM pg_roles WHERE rolname = 'lem_app') THEN
-        ALTER DEFAULT PRIVILEGES IN SCHEMA public REVOKE ALL ON TABLES FROM lem_app;
-        ALTER DEFAULT PRIVILEGES IN SCHEMA public REVOKE ALL ON SEQUENCES FROM lem_app;
-        REVOKE ALL ON SCHEMA public FROM lem_app;
-    END IF;
-END $$
+RIGHTS = f"""
+    REVOKE ALL ON run_transitions, run_edges, {", ".join(PARTITIONS)} FROM lem_app;
+    GRANT SELECT ON run_transitions, run_edges TO lem_app;
+    REVOKE UPDATE, DELETE, TRUNCATE ON lease_events FROM lem_app;
+    REVOKE UPDATE, TRUNCATE ON chunks FROM lem_app;
+    REVOKE DELETE ON runs, attempts FROM lem_app;
 """
+
+REVOKE_DEFAULTS = """
+    ALTER DEFAULT PRIVILEGES IN SCHEMA public REVOKE ALL ON TABLES FROM lem_app;
+    ALTER DEFAULT PRIVILEGES IN SCHEMA public REVOKE ALL ON SEQUENCES FROM lem_app;
+    REVOKE ALL ON SCHEMA public FROM lem_app;
+"""
+
+
+def with_role(statements: str) -> None:
+    """Execute statements in a database whose cluster has the application's role."""
+    exists = "EXISTS (SELECT 1 FROM pg_roles WHERE rolname = 'lem_app')"
+    op.execute(f"DO $$ BEGIN IF {exists} THEN {statements} END IF; END $$")
 
 
 def upgrade() -> None:
     op.execute(ROLE)
     # The default privileges come before the tables that they apply to.
-    op.execute(GRANTS)
+    with_role(GRANTS)
     metadata.create_all(op.get_bind())
     edges = ", ".join(sorted(f"('{edge.source}', '{edge.target}', '{edge.actor}')" for edge in EDGES))
     op.execute(f"INSERT INTO run_edges (source, target, actor) VALUES {edges}")
     # Chunks are compressed already: PostgreSQL stores them out of line and does not try again. Partitions inherit it.
     op.execute("ALTER TABLE chunks ALTER COLUMN body SET STORAGE EXTERNAL")
-    for statement in (*FUNCTIONS, *TRIGGERS, RIGHTS):
-        op.execute(statement)
-    for number in range(CHUNK_PARTITIONS):
-        for statement in PARTITION:
-            op.execute(statement.format(number=number, count=CHUNK_PARTITIONS))
+    for number, partition in enumerate(PARTITIONS):
+        bounds = f"MODULUS {CHUNK_PARTITIONS}, REMAINDER {number}"
+        op.execute(f"CREATE TABLE {partition} PARTITION OF chunks FOR VALUES WITH ({bounds})")
+    for function in FUNCTIONS:
+        op.execute(function)
+    for name, event, condition, function in ROW_TRIGGERS:
+        op.execute(f"CREATE TRIGGER {name} {event} FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION {function}()")
+    for name, event in STATEMENT_TRIGGERS:
+        op.execute(f"CREATE TRIGGER {name} BEFORE {event} FOR EACH STATEMENT EXECUTE FUNCTION lem_refuse_change()")
+    with_role(RIGHTS)
 
 
 def downgrade() -> None:
@@ -300,4 +264,4 @@ def downgrade() -> None:
         "DROP FUNCTION lem_guard_run_state, lem_log_run_state, lem_refuse_change, lem_guard_imported_run, "
         "lem_guard_imported_campaign, lem_import_runs"
     )
-    op.execute(REVOKE_DEFAULTS)
+    with_role(REVOKE_DEFAULTS)
