@@ -41,7 +41,7 @@ from lem_server.exports.bundle_rows import (
     BundledRun,
 )
 from lem_server.exports.export_queries import ExportedRow
-from lem_server.http.problems import ProblemError, not_found
+from lem_server.http.problems import ProblemError, required
 
 _BLOCK = 2**18
 """Bytes that are sent together: the members of short runs are small, and one packet each would be slow."""
@@ -58,11 +58,11 @@ class CampaignChanged(LemError):
 
 
 class PreparedExport(NamedTuple):
-    """The header of a bundle, and the fingerprint of the campaign when it was counted."""
+    """The header of a bundle, and the size of the campaign when it was counted."""
 
     campaign_id: UUID
     header: BundleHeader
-    fingerprint: tuple[str, int, int]
+    size: queries.CampaignSize
 
 
 async def prepare(engine: AsyncEngine, campaign_id: UUID) -> PreparedExport:
@@ -72,10 +72,7 @@ async def prepare(engine: AsyncEngine, campaign_id: UUID) -> PreparedExport:
         ProblemError: `not_found`, or `conflict` while runs are queued or live.
     """
     async with engine.connect() as connection:
-        fingerprint = await queries.fingerprint(connection, campaign_id)
-        size = await queries.campaign_size(connection, campaign_id)
-    if size is None or fingerprint is None:
-        raise not_found(IdKind.CAMPAIGN, campaign_id)
+        size = required(await queries.campaign_size(connection, campaign_id), IdKind.CAMPAIGN, campaign_id)
     if size.open_runs:
         raise ProblemError(
             ProblemCode.CONFLICT,
@@ -95,7 +92,7 @@ async def prepare(engine: AsyncEngine, campaign_id: UUID) -> PreparedExport:
         chunks=size.chunks,
         evidence_bytes=size.evidence_bytes,
     )
-    return PreparedExport(campaign_id, header, fingerprint)
+    return PreparedExport(campaign_id, header, size)
 
 
 async def blocks(engine: AsyncEngine, prepared: PreparedExport) -> AsyncIterator[bytes]:
@@ -113,7 +110,7 @@ async def blocks(engine: AsyncEngine, prepared: PreparedExport) -> AsyncIterator
                 yield bytes(pending)
                 pending.clear()
         async with engine.connect() as connection:
-            if await queries.fingerprint(connection, prepared.campaign_id) != prepared.fingerprint:
+            if await queries.campaign_size(connection, prepared.campaign_id) != prepared.size:
                 raise CampaignChanged("the campaign changed while it was exported; export it again.")
         size = sums.tell()
         sums.seek(0)

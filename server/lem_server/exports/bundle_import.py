@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import IO
-from uuid import UUID
 
 from anyio import to_thread
 from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from lem_domain.bundle import BundleError, BundleHeader, BundleReader, Member, Verified, verify
+from lem_domain.bundle import BundleError, BundleHeader, BundleReader, Verified, verify
 from lem_domain.errors import ProblemCode
 from lem_domain.evidence.codec import ChunkError
 from lem_domain.evidence.streams import StreamName
@@ -31,6 +30,12 @@ from lem_server.exports import import_queries as queries
 from lem_server.http.problems import ProblemError
 
 _CHUNK = re.compile(r"attempts/att_[0-9a-f]{32}/evidence/([^/]+)/([^/]+)/([0-9]+)\.arrow")
+_STORED_AS_THEY_ARE: dict[str, type[rows.BundledRow]] = {
+    "experiments": rows.BundledExperiment,
+    "attempts/processes": rows.BundledProcessResult,
+    "attempts/lease_events": rows.BundledLeaseEvent,
+    "attempts/logs": rows.BundledLog,
+}
 _INVALID_HISTORY = "LE004"
 """SQLSTATE of `lem_import_runs`."""
 
@@ -83,13 +88,13 @@ class _Import:
                 if not await self._campaign(member.name, content):
                     return False
             elif member.name not in ("bundle.json", "SHA256SUMS"):
-                await self._member(member, content)
+                await self._member(member.name, content)
         await self._end_of_attempt()
         await self._require_complete(self._verified.header)
         return True
 
     async def _campaign(self, name: str, content: bytes) -> bool:
-        row, checked = rows.read_row(name, content, rows.BundledCampaign)
+        [row], checked = rows.read_rows(name, content, rows.BundledCampaign)
         if row.id != self.campaign_id:
             raise BundleError(f"{name} is not of the bundle's campaign; import the file as it was exported.")
         origin = ImportOrigin(
@@ -110,25 +115,40 @@ class _Import:
             + "; nothing was imported.",
         )
 
-    async def _member(self, member: Member, content: bytes) -> None:
-        kind = member.name.split("/")[2 if member.name.startswith("attempts/") else 0]
-        if member.name.startswith("attempts/"):
-            await self._of_attempt(member.name, kind, content)
-        elif kind == "datasets":
-            await self._dataset(member.name, content)
-        elif kind == "workers":
-            _, checked = rows.read_rows(member.name, content, rows.BundledWorker)
-            await queries.insert_workers(self._connection, checked)
-        elif kind == "experiments":
-            experiments, checked = rows.read_rows(member.name, content, rows.BundledExperiment)
-            self._require_own(member.name, (one.campaign_id for one in experiments))
+    async def _member(self, name: str, content: bytes) -> None:
+        folder, *path = name.split("/")
+        kind = f"attempts/{path[1]}" if folder == "attempts" else folder
+        if kind == "attempts/attempt.json":
+            await self._end_of_attempt()
+            await self._begin_attempt(name, path[0], content)
+        elif folder == "attempts" and (self._attempt is None or self._attempt.folder != path[0]):
+            raise BundleError(f"{name} does not follow its attempt; import the file as it was exported.")
+        elif kind in _STORED_AS_THEY_ARE:
+            _, checked = self._own_rows(name, content, _STORED_AS_THEY_ARE[kind])
             await queries.insert_rows(self._connection, checked)
+        elif kind == "datasets":
+            await self._dataset(name, content)
+        elif kind == "workers":
+            _, checked = rows.read_rows(name, content, rows.BundledWorker)
+            await queries.insert_workers(self._connection, checked)
         elif kind == "runs":
-            runs, checked = rows.read_rows(member.name, content, rows.BundledRun)
-            self._require_own(member.name, (one.campaign_id for one in runs))
-            self._runs = (member.name, checked)
+            _, checked = self._own_rows(name, content, rows.BundledRun)
+            self._runs = (name, checked)
+        elif folder == "attempts" and self._attempt is not None:
+            await self._evidence(name, kind, self._attempt, content)
         else:
-            await self._transitions(member.name, content)
+            await self._transitions(name, content)
+
+    def _own_rows(self, name: str, content: bytes, model: type[rows.R]) -> tuple[list[rows.R], rows.CheckedRows]:
+        """Read rows, and refuse one of another campaign, or of another attempt than the one that is being read."""
+        found, checked = rows.read_rows(name, content, model)
+        owners = {"campaign": self.campaign_id}
+        if self._attempt is not None:
+            owners |= {"attempt": self._attempt.row.id, "run": self._attempt.row.run_id}
+        for kind, owner in owners.items():
+            if any(getattr(row, f"{kind}_id", owner) != owner for row in found):
+                raise BundleError(f"{name} holds a row of another {kind}; import the file as it was exported.")
+        return found, checked
 
     async def _dataset(self, name: str, content: bytes) -> None:
         try:
@@ -143,51 +163,28 @@ class _Import:
     async def _transitions(self, name: str, content: bytes) -> None:
         if self._runs is None or self._runs[0] != name.replace("transitions/", "runs/"):
             raise BundleError(f"{name} does not follow its runs; import the file as it was exported.")
-        log, checked = rows.read_rows(name, content, rows.BundledTransition)
-        self._require_own(name, (one.campaign_id for one in log))
+        _, checked = self._own_rows(name, content, rows.BundledTransition)
         await queries.insert_runs(self._connection, self.campaign_id, self._runs[1], checked)
         self._runs = None
 
-    async def _of_attempt(self, name: str, kind: str, content: bytes) -> None:
-        folder = name.split("/")[1]
-        if kind == "attempt.json":
-            await self._end_of_attempt()
-            self._attempt = await self._begin_attempt(name, folder, content)
-            return
-        attempt = self._attempt
-        if attempt is None or attempt.folder != folder:
-            raise BundleError(f"{name} does not follow its attempt; import the file as it was exported.")
-        if kind == "processes":
-            process, checked = rows.read_row(name, content, rows.BundledProcessResult)
-            attempt.require(name, process.attempt_id)
-            await queries.insert_rows(self._connection, checked)
-        elif kind == "lease_events":
-            events, checked = rows.read_rows(name, content, rows.BundledLeaseEvent)
-            attempt.require(name, *(one.attempt_id for one in events))
-            attempt.require_run(name, *(one.run_id for one in events))
-            await queries.insert_rows(self._connection, checked)
-        elif kind == "logs":
-            logs, checked = rows.read_rows(name, content, rows.BundledLog)
-            attempt.require(name, *(one.attempt_id for one in logs))
-            await queries.insert_rows(self._connection, checked)
-        elif kind == "evidence":
-            await self._chunk(name, attempt, content)
-        elif attempt.aggregate is None or name != attempt.aggregate[0]:
-            row, checked = rows.read_row(name, content, rows.BundledAggregate)
-            attempt.require(name, row.attempt_id)
-            attempt.require_run(name, row.run_id)
-            attempt.aggregate = (name.removesuffix(".json") + ".result.json", row, checked)
-        else:
-            await self._aggregate(name, attempt, attempt.aggregate[1], attempt.aggregate[2], content)
-            attempt.aggregate = None
-
-    async def _begin_attempt(self, name: str, folder: str, content: bytes) -> _Attempt:
-        row, checked = rows.read_row(name, content, rows.BundledAttempt)
+    async def _begin_attempt(self, name: str, folder: str, content: bytes) -> None:
+        [row], checked = rows.read_rows(name, content, rows.BundledAttempt)
         if format_id(IdKind.ATTEMPT, row.id) != folder:
             raise BundleError(f"{name} belongs to another attempt; import the file as it was exported.")
         if not await queries.insert_attempt(self._connection, self.campaign_id, checked):
             raise BundleError(f"{name} belongs to no run of the bundle; import the file as it was exported.")
-        return _Attempt(folder, row)
+        self._attempt = _Attempt(folder, row)
+
+    async def _evidence(self, name: str, kind: str, attempt: _Attempt, content: bytes) -> None:
+        """Store a chunk, or an aggregate: its row, then its result."""
+        if kind == "attempts/evidence":
+            await self._chunk(name, attempt, content)
+        elif attempt.aggregate is None or name != attempt.aggregate[0]:
+            [row], checked = self._own_rows(name, content, rows.BundledAggregate)
+            attempt.aggregate = (name.removesuffix(".json") + ".result.json", row, checked)
+        else:
+            await self._aggregate(name, attempt, attempt.aggregate[1], attempt.aggregate[2], content)
+            attempt.aggregate = None
 
     async def _chunk(self, name: str, attempt: _Attempt, content: bytes) -> None:
         path = _CHUNK.fullmatch(name)
@@ -246,29 +243,15 @@ class _Import:
                 "import the file as it was exported."
             )
 
-    def _require_own(self, name: str, campaign_ids: Iterable[UUID]) -> None:
-        if any(one != self.campaign_id for one in campaign_ids):
-            raise BundleError(f"{name} holds a row of another campaign; import the file as it was exported.")
 
-
+@dataclass
 class _Attempt:
     """The attempt whose members are being read."""
 
-    def __init__(self, folder: str, row: rows.BundledAttempt) -> None:
-        self.folder = folder
-        self.row = row
-        self.chunks: list[tuple[str, str, int, str]] = []
-        self.aggregate: tuple[str, rows.BundledAggregate, rows.CheckedRows] | None = None
-
-    def require(self, name: str, *ids: UUID) -> None:
-        """Refuse a member with rows of another attempt."""
-        if any(one != self.row.id for one in ids):
-            raise BundleError(f"{name} holds a row of another attempt; import the file as it was exported.")
-
-    def require_run(self, name: str, *ids: UUID) -> None:
-        """Refuse a member with rows of another run."""
-        if any(one != self.row.run_id for one in ids):
-            raise BundleError(f"{name} holds a row of another run; import the file as it was exported.")
+    folder: str
+    row: rows.BundledAttempt
+    chunks: list[tuple[str, str, int, str]] = field(default_factory=list)
+    aggregate: tuple[str, rows.BundledAggregate, rows.CheckedRows] | None = None
 
 
 def _refusal(error: DBAPIError) -> ProblemError | None:

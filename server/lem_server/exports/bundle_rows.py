@@ -51,12 +51,14 @@ class BundledRow(BaseModel):
     """A cursor before all rows."""
     page_size: ClassVar[int] = 1
     most: ClassVar[int] = MAX_ROWS
+    """Rows in one member."""
 
 
 class BundledCampaign(BundledRow):
     """The campaign."""
 
     table = tables.campaigns
+    most = 1
     omitted = frozenset({"imported"})
 
     id: UUID
@@ -159,6 +161,7 @@ class BundledAttempt(BundledRow):
     """An attempt that ended."""
 
     table = tables.attempts
+    most = 1
 
     id: UUID
     run_id: UUID
@@ -181,6 +184,7 @@ class BundledProcessResult(BundledRow):
     """The completion marker of a process."""
 
     table = tables.process_results
+    most = 1
     order = ("process",)
     first = ("",)
 
@@ -224,6 +228,7 @@ class BundledAggregate(BundledRow):
     """An aggregate; its result is the next member of the bundle."""
 
     table = tables.aggregates
+    most = 1
     omitted = frozenset({"result"})
 
     key: _Bytea
@@ -274,14 +279,6 @@ def read_rows(member: str, content: bytes, model: type[R]) -> tuple[list[R], Che
             raise BundleError(f"{member}: {_first(error)}; import the file as it was exported.") from None
         texts.append(text)
     return rows, CheckedRows(model.table.name, columns, tuple(texts))
-
-
-def read_row(member: str, content: bytes, model: type[R]) -> tuple[R, CheckedRows]:
-    """Read a member that must hold one row."""
-    rows, checked = read_rows(member, content, model)
-    if len(rows) != 1:
-        raise BundleError(f"{member} holds {len(rows)} rows instead of one; import the file as it was exported.")
-    return rows[0], checked
 
 
 def _objects(member: str, content: bytes, most: int) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -12,6 +12,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from lem_server.database.rows import read_one
 from lem_server.exports.bundle_rows import (
     BundledAggregate,
     BundledCampaign,
@@ -21,9 +22,13 @@ from lem_server.exports.bundle_rows import (
 
 
 class CampaignSize(NamedTuple):
-    """The size of a campaign, and how many of its runs are queued or live."""
+    """The size of a campaign, and how many of its runs are queued or live. Every change of the campaign changes it."""
 
     name: str
+    state: str
+    transitions: int
+    """Every change of a run's state adds an entry to the log."""
+    aggregates: int
     open_runs: int
     experiments: int
     runs: int
@@ -62,14 +67,16 @@ def _json(alias: str, model: type[BundledRow]) -> str:
     return f"CAST(to_jsonb({alias}) {''.join(f'- {name!r} ' for name in sorted(model.omitted))}AS text)"
 
 
-# Indexes ix_runs_campaign_id_state and uq_attempts_run_id_number, and the chunks' primary key. Bodies of chunks are
-# stored out of line, so that summing up their sizes does not read them.
+# Indexes ix_runs_campaign_id_state, ix_run_transitions_campaign_id, uq_attempts_run_id_number; chunks by primary key.
+# Their bodies are stored out of line, so that summing up their sizes does not read them.
 _SIZE = text("""
-    SELECT c.name, work.open, (SELECT count(*) FROM experiments e WHERE e.campaign_id = c.id), work.runs,
-           tries.attempts, coalesce(evidence.chunks, 0), coalesce(evidence.bytes, 0)
+    SELECT c.name, c.state, (SELECT count(*) FROM run_transitions t WHERE t.campaign_id = c.id) AS transitions,
+           (SELECT count(*) FROM aggregates g JOIN runs r ON r.id = g.run_id WHERE r.campaign_id = c.id) AS aggregates,
+           work.open_runs, (SELECT count(*) FROM experiments e WHERE e.campaign_id = c.id) AS experiments, work.runs,
+           tries.attempts, evidence.chunks, coalesce(evidence.bytes, 0)::bigint AS evidence_bytes
       FROM campaigns c
      CROSS JOIN LATERAL (
-           SELECT count(*) AS runs, count(*) FILTER (WHERE r.state IN ('queued', 'initialised', 'running')) AS open
+           SELECT count(*) AS runs, count(*) FILTER (WHERE r.state IN ('queued', 'initialised', 'running')) AS open_runs
              FROM runs r WHERE r.campaign_id = c.id) work
      CROSS JOIN LATERAL (
            SELECT count(*) AS attempts FROM attempts a JOIN runs r ON r.id = a.run_id WHERE r.campaign_id = c.id) tries
@@ -83,22 +90,7 @@ _SIZE = text("""
 
 async def campaign_size(connection: AsyncConnection, campaign_id: UUID) -> CampaignSize | None:
     """Count what belongs to the campaign; None when there is no such campaign."""
-    row = (await connection.execute(_SIZE, {"id": campaign_id})).one_or_none()
-    return None if row is None else CampaignSize(row[0], *map(int, row[1:]))
-
-
-# Every change of a run's state adds an entry to the log. Index ix_run_transitions_campaign_id.
-_FINGERPRINT = text("""
-    SELECT c.state, (SELECT count(*) FROM run_transitions t WHERE t.campaign_id = c.id),
-           (SELECT count(*) FROM aggregates g JOIN runs r ON r.id = g.run_id WHERE r.campaign_id = c.id)
-      FROM campaigns c WHERE c.id = :id
-""")
-
-
-async def fingerprint(connection: AsyncConnection, campaign_id: UUID) -> tuple[str, int, int] | None:
-    """Return values of which at least one changes with the campaign; None when there is no such campaign."""
-    row = (await connection.execute(_FINGERPRINT, {"id": campaign_id})).one_or_none()
-    return None if row is None else (row[0], row[1], row[2])
+    return await read_one(connection, _SIZE, CampaignSize, id=campaign_id)
 
 
 _CAMPAIGN = text(f"SELECT {_json('c', BundledCampaign)} FROM campaigns c WHERE id = :id")  # noqa: S608 - constants
