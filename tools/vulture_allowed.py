@@ -86,6 +86,7 @@ workers_online
 # Values of the wire format that no part of the product compares with.
 DECODE
 DRAINING
+OFFLINE
 PREFILL
 RECOVERED
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import TextClause, Uuid, text
@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import bindparam
 from sqlalchemy.types import Integer, Text
 
-from lem_domain.config.execution import ExecutionConfig, Placement
+from lem_domain.config.campaign import CampaignSpec
+from lem_domain.config.execution import Placement
 from lem_server.database.rows import read_all
 
 
@@ -41,29 +42,19 @@ _INSERT = text("""
 """).bindparams(bindparam("spec", type_=JSONB), bindparam("labels", type_=JSONB))
 
 
-async def insert(
-    connection: AsyncConnection,
-    *,
-    campaign_id: UUID,
-    name: str,
-    spec: dict[str, Any],
-    submitted_by: str,
-    priority: int,
-    labels: dict[str, str],
-    execution: ExecutionConfig,
-) -> None:
+async def insert(connection: AsyncConnection, campaign_id: UUID, spec: CampaignSpec, *, submitted_by: str) -> None:
     """Insert a campaign."""
     await connection.execute(
         _INSERT,
         {
             "id": campaign_id,
-            "name": name,
-            "spec": spec,
+            "name": spec.name,
+            "spec": spec.model_dump(mode="json"),
             "submitted_by": submitted_by,
-            "priority": priority,
-            "labels": labels,
-            "placement": execution.placement,
-            "fail_fast": execution.fail_fast,
+            "priority": spec.priority,
+            "labels": spec.labels,
+            "placement": spec.execution.placement,
+            "fail_fast": spec.execution.fail_fast,
         },
     )
 

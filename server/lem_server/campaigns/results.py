@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from lem_domain.ids import IdKind, format_id
@@ -15,9 +16,8 @@ from lem_domain.results.run import RunResult
 from lem_domain.states import RunState
 from lem_domain.wire.campaigns import CampaignResults, ExperimentResults, RunOutcome
 from lem_server.aggregation.summaries import CycleTally
-from lem_server.campaigns import result_queries
 from lem_server.campaigns.reading import get_campaign
-from lem_server.campaigns.result_queries import OutcomePosition, OutcomeRow
+from lem_server.database.rows import read_all
 
 RUNS_PER_PAGE = 200
 """Each has an aggregate of some kB; only the aggregates of one page are in memory at a time."""
@@ -26,6 +26,26 @@ _END = b"]}"
 
 _ENDED_WITHOUT = (RunState.FAILED, RunState.INTERRUPTED, RunState.CANCELLED)
 """Only these states show a reason and a message: a run that was queued again still has those of its last attempt."""
+
+
+class OutcomeRow(NamedTuple):
+    """A run, its experiment, and the text of its aggregate or None.
+
+    `work` is equal for experiments that must generate the same tokens on every backend: greedy decoding in float32 with
+    the same model, prompts and lengths. It is None for other experiments.
+    """
+
+    ordinal: int
+    cycle: int
+    experiment_id: UUID
+    display_name: str
+    varied: dict[str, Any]
+    run_id: UUID
+    state: str
+    reason: str | None
+    message: str | None
+    work: str | None
+    result: str | None
 
 
 async def campaign_results(engine: AsyncEngine, campaign_id: UUID) -> AsyncIterator[bytes]:
@@ -66,16 +86,53 @@ async def _experiments(engine: AsyncEngine, campaign_id: UUID) -> AsyncIterator[
         yield current.results(first)
 
 
+# Indexes uq_experiments_campaign_id_ordinal, uq_runs_experiment_id_cycle, ix_aggregates_run_id. Every experiment has a
+# run, so a page needs at most as many experiments as rows, plus one whose runs were all on the previous page. Without
+# the inner limits each page would sort all runs.
+_OUTCOMES = text("""
+    SELECT e.ordinal, r.cycle, e.id AS experiment_id, e.display_name, e.varied, r.id AS run_id, r.state, r.reason,
+           r.message, e.work, latest.result
+      FROM (SELECT id, ordinal, display_name, varied,
+                   CASE WHEN config ->> 'precision' = 'float32' AND (config #>> '{decoding,temperature}')::float8 = 0
+                        THEN md5(jsonb_build_array(config -> 'model', config -> 'prompts', config -> 'input',
+                                                   config -> 'output', config -> 'decoding')::text)
+                   END AS work
+              FROM experiments
+             WHERE campaign_id = :campaign_id AND ordinal >= :ordinal
+             ORDER BY ordinal
+             LIMIT :limit + 1
+           ) e
+     CROSS JOIN LATERAL (
+           SELECT id, cycle, state, reason, message, current_attempt
+             FROM runs
+            WHERE experiment_id = e.id AND cycle > CASE WHEN e.ordinal = :ordinal THEN :cycle ELSE 0 END
+            ORDER BY cycle
+            LIMIT :limit
+           ) r
+      LEFT JOIN LATERAL (
+           SELECT a.result::text AS result
+             FROM aggregates a
+            WHERE a.run_id = r.id AND a.attempt_id = r.current_attempt AND r.state = 'aggregated'
+            ORDER BY a.created_at DESC
+            LIMIT 1
+           ) latest ON true
+     ORDER BY e.ordinal, r.cycle
+     LIMIT :limit
+""")
+
+
 async def _pages(engine: AsyncEngine, campaign_id: UUID) -> AsyncIterator[list[OutcomeRow]]:
-    """Yield every run in order; no statement or snapshot lasts longer than one page."""
-    after: OutcomePosition | None = None
+    """Yield every run in the order of experiments and cycles; no statement or snapshot lasts longer than one page."""
+    after = {"ordinal": 0, "cycle": 0}
     while True:
         async with engine.connect() as connection:
-            page = await result_queries.list_outcomes(connection, campaign_id, after=after, limit=RUNS_PER_PAGE)
+            page = await read_all(
+                connection, _OUTCOMES, OutcomeRow, campaign_id=campaign_id, limit=RUNS_PER_PAGE, **after
+            )
         yield page
         if len(page) < RUNS_PER_PAGE:
             return
-        after = OutcomePosition(page[-1].ordinal, page[-1].cycle)
+        after = {"ordinal": page[-1].ordinal, "cycle": page[-1].cycle}
 
 
 def _read(page: list[OutcomeRow]) -> list[tuple[OutcomeRow, RunResult | None]]:

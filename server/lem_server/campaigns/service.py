@@ -61,16 +61,7 @@ async def submit(connection: AsyncConnection, spec: CampaignSpec, planned: Plan,
     """
     await _refuse_missing_prompts(connection, planned)
     campaign_id = uuid7()
-    await queries.insert(
-        connection,
-        campaign_id=campaign_id,
-        name=spec.name,
-        spec=spec.model_dump(mode="json"),
-        submitted_by=submitted_by,
-        priority=spec.priority,
-        labels=spec.labels,
-        execution=spec.execution,
-    )
+    await queries.insert(connection, campaign_id, spec, submitted_by=submitted_by)
     experiment_ids = [uuid7() for _ in planned.experiments]
     for first in range(0, len(experiment_ids), EXPERIMENTS_PER_INSERT):
         last = first + EXPERIMENTS_PER_INSERT

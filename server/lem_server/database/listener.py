@@ -11,9 +11,10 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID, uuid4
+from weakref import WeakValueDictionary
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -77,8 +78,8 @@ class Hub:
         self.stopping = False
         self._random = randomness or random.Random()
         self._queue = Signal()
-        self.followed: dict[UUID, tuple[Signal, int]] = {}
-        """Signal and number of followers of each campaign that has any."""
+        self.followed: WeakValueDictionary[UUID, Signal] = WeakValueDictionary()
+        """The signal of each campaign that has followers."""
         self.listener = Listener(engine, received=self._received, missed=self.ring_all, randomness=self._random)
 
     async def start(self) -> None:
@@ -98,14 +99,14 @@ class Hub:
     def ring_all(self) -> None:
         """Wake all waiters, because a notification may have been missed."""
         self._queue.ring()
-        for signal, _ in self.followed.values():
+        for signal in self.followed.values():
             signal.ring()
 
     def ring_campaign(self, campaign_id: UUID) -> None:
         """Wake the followers of a campaign in this process."""
-        followed = self.followed.get(campaign_id)
-        if followed is not None:
-            followed[0].ring()
+        signal = self.followed.get(campaign_id)
+        if signal is not None:
+            signal.ring()
 
     def queue_ticket(self) -> int:
         """Take a ticket; do so before reading the queue."""
@@ -118,20 +119,9 @@ class Hub:
         longest = QUEUE_POLL_S * self._random.uniform(0.8, 1.2)
         return await self._queue.wait(ticket, max(0.0, min(timeout_s, longest)))
 
-    @contextlib.contextmanager
-    def campaign(self, campaign_id: UUID) -> Iterator[Signal]:
-        """The signal of one campaign, which exists while it has followers."""
-        signal, followers = self.followed.get(campaign_id, (None, 0))
-        signal = signal or Signal()
-        self.followed[campaign_id] = (signal, followers + 1)
-        try:
-            yield signal
-        finally:
-            signal, followers = self.followed[campaign_id]
-            if followers == 1:
-                del self.followed[campaign_id]
-            else:
-                self.followed[campaign_id] = (signal, followers - 1)
+    def campaign(self, campaign_id: UUID) -> Signal:
+        """Return the signal of one campaign, which exists while a follower holds it."""
+        return self.followed.setdefault(campaign_id, Signal())
 
     def _received(self, channel: str, payload: str) -> None:
         if channel == QUEUE_CHANNEL:

@@ -75,38 +75,38 @@ async def follow(
     """
     progress = LatestProgress(hub.clock)
     aggregated: AggregationEvent | None = None
-    with hub.campaign(followed.campaign_id) as signal:
-        shown, _ = await _state(engine, terms, followed)
-        yield _event(shown)
-        while not hub.stopping:
-            ticket = signal.ticket()
-            # Read before the state, so that the end of an aggregation is followed by one more turn of the loop.
-            aggregation = aggregating(followed.campaign_id) if followed.run_id is None else None
-            # Read before the transitions, so that they include those that led to this state.
-            state, over = await _state(engine, terms, followed)
-            stable = True
-            full = True
-            while stable and full:
-                page = await _transitions(engine, followed, after)
-                full = len(page) == PAGE
-                for row in page:
-                    stable = stable and row.stable
-                    if stable:
-                        after = EventCursor(row.xact, row.id)
-                        yield _transition(row)
-            for busy in progress.changes(await _progress(engine, followed)):
-                yield _event(busy)
-            if aggregation is not None and aggregation != aggregated:
-                aggregated = aggregation
-                yield _event(aggregation)
-            over = over and aggregation is None
-            if stable and (over or state != shown):
-                shown = state
-                yield _event(shown)
-            if stable and over:
-                return
-            await asyncio.sleep(SHORTEST_PAUSE_S)
-            await signal.wait(ticket, POLL_S if stable else UNSTABLE_POLL_S)
+    signal = hub.campaign(followed.campaign_id)
+    shown, _ = await _state(engine, terms, followed)
+    yield _event(shown)
+    while not hub.stopping:
+        ticket = signal.ticket()
+        # Read before the state, so that the end of an aggregation is followed by one more turn of the loop.
+        aggregation = aggregating(followed.campaign_id) if followed.run_id is None else None
+        # Read before the transitions, so that they include those that led to this state.
+        state, over = await _state(engine, terms, followed)
+        stable = True
+        full = True
+        while stable and full:
+            page = await _transitions(engine, followed, after)
+            full = len(page) == PAGE
+            for row in page:
+                stable = stable and row.stable
+                if stable:
+                    after = EventCursor(row.xact, row.id)
+                    yield _transition(row)
+        for busy in progress.changes(await _progress(engine, followed)):
+            yield _event(busy)
+        if aggregation is not None and aggregation != aggregated:
+            aggregated = aggregation
+            yield _event(aggregation)
+        over = over and aggregation is None
+        if stable and (over or state != shown):
+            shown = state
+            yield _event(shown)
+        if stable and over:
+            return
+        await asyncio.sleep(SHORTEST_PAUSE_S)
+        await signal.wait(ticket, POLL_S if stable else UNSTABLE_POLL_S)
 
 
 class LatestProgress:

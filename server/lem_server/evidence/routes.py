@@ -107,8 +107,7 @@ async def put_chunk(
     digest = _sha256_of(content_digest)
     key = ChunkKey(attempt.attempt_id, process, stream, seq)
     new, cancel = await service.put_chunk(context.engine, attempt, key, await request.body(), digest)
-    response.status_code = status.HTTP_201_CREATED if new else status.HTTP_200_OK
-    return Accepted(new=new, cancel=cancel)
+    return _accepted(response, new, cancel=cancel)
 
 
 @router.put(
@@ -121,8 +120,7 @@ async def put_log(
 ) -> Accepted:
     """Store a piece of a process's output."""
     new = await service.put_log(context.engine, attempt, process=process, seq=seq, content=piece.text)
-    response.status_code = status.HTTP_201_CREATED if new else status.HTTP_200_OK
-    return Accepted(new=new)
+    return _accepted(response, new)
 
 
 @router.put(
@@ -135,8 +133,12 @@ async def put_completion(
 ) -> Accepted:
     """Store a process's completion marker: the process has written all of its evidence."""
     new = await service.put_completion(context.engine, attempt, process=process, marker=marker)
+    return _accepted(response, new)
+
+
+def _accepted(response: Response, new: bool, *, cancel: bool = False) -> Accepted:
     response.status_code = status.HTTP_201_CREATED if new else status.HTTP_200_OK
-    return Accepted(new=new)
+    return Accepted(new=new, cancel=cancel)
 
 
 def _sha256_of(header: str) -> bytes:

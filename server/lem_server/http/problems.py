@@ -61,17 +61,8 @@ STATUS: dict[ProblemCode, int] = {
     _C.INTERNAL: 500,
 }
 
-_CODE_OF_STATUS: dict[int, ProblemCode] = {
-    400: _C.BAD_REQUEST,
-    401: _C.UNAUTHENTICATED,
-    403: _C.FORBIDDEN,
-    404: _C.NOT_FOUND,
-    405: _C.METHOD_NOT_ALLOWED,
-    413: _C.PAYLOAD_TOO_LARGE,
-    415: _C.UNSUPPORTED_MEDIA_TYPE,
-    422: _C.VALIDATION,
-    503: _C.NOT_READY,
-}
+_CODE_OF_STATUS = {status: code for code, status in reversed(STATUS.items())}
+"""The first code of each status, for the framework's own errors."""
 
 _FRAMEWORK_DETAIL = {
     400: "the body is unreadable; send JSON in UTF-8.",

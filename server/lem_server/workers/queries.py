@@ -49,20 +49,22 @@ async def register(connection: AsyncConnection, **values: object) -> bool:
     return True
 
 
-_SELECT = """
+_OFFLINE = "w.signed_off_at IS NOT NULL OR w.last_seen_at + :ttl < now()"
+_SELECT = f"""
     SELECT w.id, w.name, w.host, w.backend, w.devices, w.versions, w.labels, w.registered_at,
            w.last_seen_at,
-           CASE WHEN w.signed_off_at IS NOT NULL OR w.last_seen_at + :ttl < now() THEN 'offline'
+           CASE WHEN {_OFFLINE} THEN 'offline'
                 WHEN w.draining THEN 'draining' ELSE 'online' END AS state,
-           coalesce(array_agg(l.attempt_id) FILTER (WHERE l.attempt_id IS NOT NULL), '{}') AS current_attempts,
-           coalesce(array_agg(l.run_id) FILTER (WHERE l.run_id IS NOT NULL), '{}') AS current_runs
+           coalesce(array_agg(l.attempt_id) FILTER (WHERE l.attempt_id IS NOT NULL), '{{}}') AS current_attempts,
+           coalesce(array_agg(l.run_id) FILTER (WHERE l.run_id IS NOT NULL), '{{}}') AS current_runs
       FROM workers w
       LEFT JOIN leases l ON l.worker_id = w.id
-"""
+"""  # noqa: S608 - constants
 
 
 _LIST = text(_SELECT + " WHERE CAST(:after AS uuid) IS NULL OR w.id > :after GROUP BY w.id ORDER BY w.id LIMIT :limit")
 _GET = text(_SELECT + " WHERE w.id = :id GROUP BY w.id")
+_COUNT_ONLINE = text(f"SELECT backend, count(*) AS workers FROM workers w WHERE NOT ({_OFFLINE}) GROUP BY backend")  # noqa: S608
 
 
 async def list_workers(
@@ -81,6 +83,12 @@ async def get_worker(connection: AsyncConnection, terms: LeaseTerms, worker_id: 
     """
     found = await read_one(connection, _GET, WorkerView, ttl=timedelta(seconds=terms.ttl_s), id=worker_id)
     return required(found, IdKind.WORKER, worker_id)
+
+
+async def count_online(connection: AsyncConnection, terms: LeaseTerms) -> dict[str, int]:
+    """Return the number of workers of each backend that are not offline."""
+    rows = await connection.execute(_COUNT_ONLINE, {"ttl": timedelta(seconds=terms.ttl_s)})
+    return {row.backend: row.workers for row in rows}
 
 
 async def set_draining(connection: AsyncConnection, worker_id: UUID) -> bool:

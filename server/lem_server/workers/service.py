@@ -8,13 +8,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, parse_id
-from lem_domain.wire.workers import Registered, RegisterWorker, WorkerState, WorkerView
+from lem_domain.wire.workers import Registered, RegisterWorker, WorkerView
 from lem_server.attempts import service as attempts
 from lem_server.http.problems import ProblemError, not_found
 from lem_server.settings import LeaseTerms
 from lem_server.workers import queries
-
-_WORKERS_PER_PAGE = 500
 
 
 async def register(engine: AsyncEngine, terms: LeaseTerms, request: RegisterWorker) -> Registered:
@@ -44,17 +42,8 @@ async def register(engine: AsyncEngine, terms: LeaseTerms, request: RegisterWork
 
 async def online_by_backend(engine: AsyncEngine, terms: LeaseTerms) -> dict[str, int]:
     """Count the workers of each backend that are not offline."""
-    counted: dict[str, int] = {}
-    cursor = None
-    while True:
-        async with engine.connect() as connection:
-            page = await queries.list_workers(connection, terms, cursor=cursor, limit=_WORKERS_PER_PAGE)
-        for worker in page.items:
-            if worker.state is not WorkerState.OFFLINE:
-                counted[worker.backend] = counted.get(worker.backend, 0) + 1
-        cursor = page.next
-        if cursor is None:
-            return counted
+    async with engine.connect() as connection:
+        return await queries.count_online(connection, terms)
 
 
 async def drain(engine: AsyncEngine, terms: LeaseTerms, worker_id: UUID) -> WorkerView:

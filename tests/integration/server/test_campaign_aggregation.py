@@ -138,9 +138,9 @@ async def test_an_interrupted_request_continues_where_it_stopped(
     assert aggregated_runs == []
     campaign_id = parse_id(IdKind.CAMPAIGN, campaign)
     task = asyncio.create_task(context.aggregations.aggregate(campaign_id, AggregationParameters()))
-    with context.hub.campaign(campaign_id) as signal:
-        while (await states(api, campaign))[0] != "aggregated":
-            await signal.wait(signal.ticket(), 0.1)
+    signal = context.hub.campaign(campaign_id)
+    while (await states(api, campaign))[0] != "aggregated":
+        await signal.wait(signal.ticket(), 0.1)
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
 import socket
@@ -291,4 +292,5 @@ async def test_open_streams_do_not_hold_up_the_shutdown_and_a_client_may_leave(
             async with asyncio.timeout(LONG_S):
                 rest = [line async for line in lines]
     assert any("queued" in line for line in rest)
-    assert context.hub.followed == {}
+    gc.collect()
+    assert not context.hub.followed

@@ -53,23 +53,24 @@ async def test_a_wait_without_news_ends_in_time(hub: Hub) -> None:
 
 async def test_only_followers_of_the_campaign_are_woken(engine: AsyncEngine, hub: Hub) -> None:
     followed, other = uuid4(), uuid4()
-    with hub.campaign(followed) as signal, hub.campaign(other) as quiet:
-        ticket, quiet_ticket = signal.ticket(), quiet.ticket()
-        await notify(engine, "lem_campaign", str(uuid4()))
-        await notify(engine, "lem_campaign", str(followed))
-        assert await signal.wait(ticket, LONG_S)
-        assert quiet.ticket() == quiet_ticket
+    signal, quiet = hub.campaign(followed), hub.campaign(other)
+    ticket, quiet_ticket = signal.ticket(), quiet.ticket()
+    await notify(engine, "lem_campaign", str(uuid4()))
+    await notify(engine, "lem_campaign", str(followed))
+    assert await signal.wait(ticket, LONG_S)
+    assert quiet.ticket() == quiet_ticket
 
 
 async def test_followers_share_a_signal_that_goes_with_the_last_of_them(hub: Hub) -> None:
     campaign_id = uuid4()
-    with hub.campaign(campaign_id) as first:
-        with hub.campaign(campaign_id) as second:
-            assert second is first
-        with hub.campaign(campaign_id) as third:
-            assert third is first
-    with hub.campaign(campaign_id) as fourth:
-        assert fourth is not first
+    first = hub.campaign(campaign_id)
+    second = hub.campaign(campaign_id)
+    assert second is first
+    del second
+    assert hub.campaign(campaign_id) is first
+    assert list(hub.followed) == [campaign_id]
+    del first
+    assert not hub.followed
 
 
 async def test_a_payload_that_is_no_campaign_does_no_harm(engine: AsyncEngine, hub: Hub) -> None:
@@ -106,10 +107,10 @@ async def test_the_listening_connection_is_not_one_of_the_pool(engine: AsyncEngi
 
 
 async def test_a_release_ends_every_wait(hub: Hub) -> None:
-    with hub.campaign(uuid4()) as signal:
-        ticket = signal.ticket()
-        waiting = asyncio.create_task(hub.wait_for_queue(hub.queue_ticket(), LONG_S))
-        hub.release()
-        assert await signal.wait(ticket, LONG_S)
+    signal = hub.campaign(uuid4())
+    ticket = signal.ticket()
+    waiting = asyncio.create_task(hub.wait_for_queue(hub.queue_ticket(), LONG_S))
+    hub.release()
+    assert await signal.wait(ticket, LONG_S)
     await waiting
     assert not await hub.wait_for_queue(hub.queue_ticket(), LONG_S)
