@@ -129,7 +129,8 @@ async def _create_token(url: URL, request: TokenCreate) -> str:
     engine = make_engine(url, pool_size=1)
     try:
         await require_head(engine)
-        return (await create(engine, request)).token
+        async with engine.begin() as connection:
+            return (await create(connection, request)).token
     finally:
         await engine.dispose()
 

@@ -12,10 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import bindparam
 from sqlalchemy.types import Text
 
+from lem_domain.ids import IdKind
 from lem_domain.wire.access import Scope, TokenCreate, TokenView
 from lem_domain.wire.base import Page
 from lem_server.database.rows import read_one
 from lem_server.http.paging import Listing
+from lem_server.http.problems import not_found
 
 _TOKENS = Listing("tokens", TokenView, id=UUID)
 _COLUMNS = "id, name, kind, scopes, created_at, expires_at, revoked_at, last_used_at"
@@ -98,20 +100,14 @@ async def list_tokens(connection: AsyncConnection, *, cursor: str | None, limit:
     return await _TOKENS.page(connection, _LIST, limit, after=after)
 
 
-async def revoke(connection: AsyncConnection, token_id: UUID) -> bool:
-    """Revoke a token; return False when it does not exist."""
+async def revoke(connection: AsyncConnection, token_id: UUID) -> None:
+    """Revoke a token at once and permanently.
+
+    Raises:
+        ProblemError: `not_found`.
+    """
     done = await connection.execute(
         text("UPDATE api_tokens SET revoked_at = coalesce(revoked_at, now()) WHERE id = :id"), {"id": token_id}
     )
-    return done.rowcount == 1
-
-
-async def others_than_owner(connection: AsyncConnection) -> bool:
-    """Return whether there is a valid token of another kind than `owner`."""
-    row = await connection.execute(
-        text("""
-            SELECT 1 FROM api_tokens
-             WHERE kind <> 'owner' AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now()) LIMIT 1
-        """)
-    )
-    return row.one_or_none() is not None
+    if done.rowcount == 0:
+        raise not_found(IdKind.TOKEN, token_id)

@@ -46,7 +46,7 @@ async def create_token(
         created: list[TokenCreated] = []
 
         async def produce() -> TokenView:
-            created.append(await service.create_in(connection, request))
+            created.append(await service.create(connection, request))
             return service.without_secret(created[0])
 
         keyed = KeyedRequest(principal.token_id, "create_token", idempotency_key, fingerprint(request))
@@ -68,4 +68,5 @@ async def list_tokens(context: Context, limit: Limit = 50, cursor: Cursor = None
 @router.delete("/{token_id}", status_code=status.HTTP_204_NO_CONTENT, **declares(Scope.ADMIN, _C.NOT_FOUND))
 async def revoke_token(context: Context, token_id: Annotated[TokenId, Path(description="The token's id.")]) -> None:
     """Revoke a token at once and permanently."""
-    await service.revoke(context.engine, parse_id(IdKind.TOKEN, token_id))
+    async with context.engine.begin() as connection:
+        await queries.revoke(connection, parse_id(IdKind.TOKEN, token_id))

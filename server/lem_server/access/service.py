@@ -1,4 +1,4 @@
-"""Creates, checks and revokes tokens, and creates the owner's token on the first start."""
+"""Creates and checks tokens, and creates the owner's token on the first start."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from anyio import to_thread
+from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from uuid_utils.compat import uuid7
@@ -23,7 +24,7 @@ from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, format_id
 from lem_domain.wire.access import DEFAULT_SCOPES, Scope, TokenCreate, TokenCreated, TokenKind, TokenView
 from lem_server.access import queries, tokens
-from lem_server.http.problems import ProblemError, not_found
+from lem_server.http.problems import ProblemError
 
 logger = logging.getLogger(__name__)
 
@@ -59,14 +60,8 @@ async def authenticate(engine: AsyncEngine, token: str) -> Principal:
     return Principal(row.id, row.name, TokenKind(row.kind), frozenset(Scope(scope) for scope in row.scopes))
 
 
-async def create(engine: AsyncEngine, request: TokenCreate) -> TokenCreated:
-    """Create a token; only the answer holds its secret."""
-    async with engine.begin() as connection:
-        return await create_in(connection, request)
-
-
-async def create_in(connection: AsyncConnection, request: TokenCreate) -> TokenCreated:
-    """Create a token within the caller's transaction."""
+async def create(connection: AsyncConnection, request: TokenCreate) -> TokenCreated:
+    """Create a token within the caller's transaction; only the answer holds its secret."""
     token = tokens.mint(request.kind)
     scopes = request.scopes or DEFAULT_SCOPES[request.kind]
     view = await queries.insert(connection, uuid7(), request, scopes, tokens.digest(token))
@@ -92,17 +87,6 @@ async def renew_secret(connection: AsyncConnection, token_id: UUID, kind: TokenK
 def without_secret(created: TokenCreated) -> TokenView:
     """Return the part of the answer that may be stored."""
     return TokenView.model_validate(created.model_dump(exclude={"token"}))
-
-
-async def revoke(engine: AsyncEngine, token_id: UUID) -> None:
-    """Revoke a token at once and permanently.
-
-    Raises:
-        ProblemError: `not_found`.
-    """
-    async with engine.begin() as connection:
-        if not await queries.revoke(connection, token_id):
-            raise not_found(IdKind.TOKEN, token_id)
 
 
 async def ensure_owner_token(engine: AsyncEngine, data_dir: Path) -> Path:
@@ -156,10 +140,17 @@ def _owner_token_id(data_dir: Path, generation: int) -> UUID:
     return UUID(bytes=bytes(6) + sha256(identity.encode()).digest()[:10])
 
 
+# The owner's tokens are created by the server itself.
+_OTHERS = text("""
+    SELECT 1 FROM api_tokens
+     WHERE kind <> 'owner' AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now()) LIMIT 1
+""")
+
+
 async def has_tokens_besides_owner(engine: AsyncEngine) -> bool:
     """Return whether access was set up, so that the server may listen on a public address."""
     async with engine.connect() as connection:
-        return await queries.others_than_owner(connection)
+        return (await connection.execute(_OTHERS)).one_or_none() is not None
 
 
 def _unauthenticated(detail: str) -> ProblemError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Annotated, Any
 
@@ -25,7 +26,7 @@ from lem_domain.wire.campaigns import (
 )
 from lem_domain.wire.runs import RunView
 from lem_server.access.guard import CurrentPrincipal, declares
-from lem_server.campaigns import reading, results, service
+from lem_server.campaigns import planning, reading, results, service
 from lem_server.context import Context
 from lem_server.http.idempotency import IdempotencyKey, KeyedRequest, fingerprint, run_once
 from lem_server.http.paging import Cursor, Limit
@@ -71,7 +72,7 @@ async def submit_campaign(
     context: Context, principal: CurrentPrincipal, spec: CampaignSpec, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Store a campaign with its experiments and queue its runs. Any problem refuses the whole campaign."""
-    planned = await service.expand(spec)
+    planned = await asyncio.to_thread(planning.expand_campaign, spec)  # before the transaction
     async with context.engine.begin() as connection:
         answer = await run_once(
             connection,

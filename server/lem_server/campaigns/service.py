@@ -44,15 +44,6 @@ async def plan(engine: AsyncEngine, spec: CampaignSpec, *, listed: int | None) -
     return planning.plan_json(spec, planned, planning.worker_notes(planned, served), listed=listed)
 
 
-async def expand(spec: CampaignSpec) -> Plan:
-    """Expand a campaign once for `submit`, before the transaction.
-
-    Raises:
-        ConfigurationError: the campaign is invalid.
-    """
-    return await asyncio.to_thread(planning.expand_campaign, spec)
-
-
 async def submit(connection: AsyncConnection, spec: CampaignSpec, planned: Plan, *, submitted_by: str) -> CampaignView:
     """Store a campaign with its experiments and queue its runs in the caller's transaction.
 

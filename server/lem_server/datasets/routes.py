@@ -48,7 +48,8 @@ async def get_dataset(context: Context, sha256: DigestPath) -> DatasetContent:
 )
 async def put_dataset(context: Context, sha256: DigestPath, upload: DatasetUpload, response: Response) -> DatasetView:
     """Upload prompts under the digest that `lem_domain.prompt_sets.prompts_digest` gives them (at most 4 MiB)."""
-    view, created = await service.put_dataset(context.engine, sha256, upload)
+    async with context.engine.begin() as connection:
+        view, created = await service.store(connection, sha256, upload)
     if not created:
         response.status_code = status.HTTP_200_OK
     return view

@@ -40,21 +40,11 @@ async def get_dataset(engine: AsyncEngine, sha256: str) -> DatasetContent:
     return found
 
 
-async def put_dataset(engine: AsyncEngine, sha256: str, upload: DatasetUpload) -> tuple[DatasetView, bool]:
+async def store(connection: AsyncConnection, sha256: str, upload: DatasetUpload) -> tuple[DatasetView, bool]:
     """Store a set, and return whether it is new. An existing one stays unchanged, its name included.
 
     Raises:
         ProblemError: `digest_mismatch`, or `validation` when a prompt holds U+0000, which PostgreSQL can't store.
-    """
-    async with engine.begin() as connection:
-        return await store(connection, sha256, upload)
-
-
-async def store(connection: AsyncConnection, sha256: str, upload: DatasetUpload) -> tuple[DatasetView, bool]:
-    """Store a set within the caller's transaction.
-
-    Raises:
-        ProblemError: as `put_dataset`.
     """
     digest = prompts_digest(upload.prompts)
     if digest != sha256:

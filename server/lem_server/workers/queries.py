@@ -64,7 +64,7 @@ _SELECT = f"""
 
 _LIST = text(_SELECT + " WHERE CAST(:after AS uuid) IS NULL OR w.id > :after GROUP BY w.id ORDER BY w.id LIMIT :limit")
 _GET = text(_SELECT + " WHERE w.id = :id GROUP BY w.id")
-_COUNT_ONLINE = text(f"SELECT backend, count(*) AS workers FROM workers w WHERE NOT ({_OFFLINE}) GROUP BY backend")  # noqa: S608
+COUNT_ONLINE = text(f"SELECT backend, count(*) AS workers FROM workers w WHERE NOT ({_OFFLINE}) GROUP BY backend")  # noqa: S608
 
 
 async def list_workers(
@@ -83,12 +83,6 @@ async def get_worker(connection: AsyncConnection, terms: LeaseTerms, worker_id: 
     """
     found = await read_one(connection, _GET, WorkerView, ttl=timedelta(seconds=terms.ttl_s), id=worker_id)
     return required(found, IdKind.WORKER, worker_id)
-
-
-async def count_online(connection: AsyncConnection, terms: LeaseTerms) -> dict[str, int]:
-    """Return the number of workers of each backend that are not offline."""
-    rows = await connection.execute(_COUNT_ONLINE, {"ttl": timedelta(seconds=terms.ttl_s)})
-    return {row.backend: row.workers for row in rows}
 
 
 async def set_draining(connection: AsyncConnection, worker_id: UUID) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -43,7 +44,8 @@ async def register(engine: AsyncEngine, terms: LeaseTerms, request: RegisterWork
 async def online_by_backend(engine: AsyncEngine, terms: LeaseTerms) -> dict[str, int]:
     """Count the workers of each backend that are not offline."""
     async with engine.connect() as connection:
-        return await queries.count_online(connection, terms)
+        rows = await connection.execute(queries.COUNT_ONLINE, {"ttl": timedelta(seconds=terms.ttl_s)})
+    return {row.backend: row.workers for row in rows}
 
 
 async def drain(engine: AsyncEngine, terms: LeaseTerms, worker_id: UUID) -> WorkerView:

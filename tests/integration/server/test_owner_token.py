@@ -13,7 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from lem_domain.wire.access import DEFAULT_SCOPES, TokenCreate, TokenKind
-from lem_server.access import service
+from lem_server.access import queries, service
 from lem_server.access.service import authenticate, ensure_owner_token
 from lem_server.http.problems import ProblemError
 
@@ -89,7 +89,8 @@ async def test_a_token_that_was_revoked_stays_so_when_the_folder_gets_another(
         token_id = await holder(engine, token)
         assert token_id is not None
         seen.append(token_id)
-        await service.revoke(engine, token_id)
+        async with engine.begin() as connection:
+            await queries.revoke(connection, token_id)
     assert len(set(seen)) == 3
     assert await usable(engine) == 0
 
@@ -105,7 +106,8 @@ async def test_a_file_that_cannot_be_written_leaves_no_token_behind(engine: Asyn
 
 
 async def test_a_token_that_somebody_put_there_is_kept_until_it_expires(engine: AsyncEngine, tmp_path: Path) -> None:
-    put = (await service.create(engine, TokenCreate(name="put", kind=TokenKind.USER, expires_in_days=1))).token
+    async with engine.begin() as connection:
+        put = (await service.create(connection, TokenCreate(name="put", kind=TokenKind.USER, expires_in_days=1))).token
     (tmp_path / "owner.token").write_text(put)
     assert await made(engine, tmp_path) == put
     async with engine.begin() as connection:
