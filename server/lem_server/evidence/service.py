@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import groupby, islice
 from uuid import UUID
 
 from anyio import to_thread
@@ -164,7 +163,8 @@ async def verify_manifest(
             ProblemCode.MANIFEST_INCOMPLETE,
             f"{', '.join(without_marker)} sent no completion marker; PUT …/processes/<process>/completion.",
         )
-    stored = _by_stream(await queries.stored_chunks(connection, attempt_id))
+    ordered = groupby(await queries.stored_chunks(connection, attempt_id), lambda chunk: (chunk.process, chunk.stream))
+    stored = {stream: list(chunks) for stream, chunks in ordered}
     missing = [gap for one in manifest if (gap := _missing(one, stored.get((one.process, one.stream.value), [])))]
     if missing:
         raise ProblemError(
@@ -197,10 +197,3 @@ def _missing(one: StreamManifest, chunks: Iterable[StoredChunk]) -> MissingChunk
     # A generator, because a faulty manifest may name billions of chunks.
     gaps = tuple(islice((seq for seq in range(one.chunks) if seq not in stored), MAX_MISSING_LISTED))
     return MissingChunks(process=one.process, stream=one.stream.value, seqs=gaps) if gaps else None
-
-
-def _by_stream(chunks: Iterable[StoredChunk]) -> dict[tuple[str, str], list[StoredChunk]]:
-    found: dict[tuple[str, str], list[StoredChunk]] = defaultdict(list)
-    for chunk in chunks:
-        found[chunk.process, chunk.stream].append(chunk)
-    return found

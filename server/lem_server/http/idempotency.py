@@ -63,12 +63,9 @@ _STORE = text("""
 """)
 
 
-def fingerprint(*models: BaseModel) -> bytes:
+def fingerprint(request: BaseModel) -> bytes:
     """Return a digest of a request, to detect a key that is reused for another request."""
-    whole = hashlib.sha256()
-    for model in models:
-        whole.update(model.model_dump_json().encode() + b"\n")
-    return whole.digest()
+    return hashlib.sha256(request.model_dump_json().encode() + b"\n").digest()
 
 
 KEPT_DAYS = 7
