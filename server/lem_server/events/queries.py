@@ -12,6 +12,13 @@ from lem_domain.wire.events import RunProgressEvent, RunTransitionEvent
 from lem_server.database.rows import read_all
 
 
+class Followed(NamedTuple):
+    """The subject of a stream: a campaign, or one run of it."""
+
+    campaign_id: UUID
+    run_id: UUID | None = None
+
+
 class EventCursor(NamedTuple):
     """A position in the log, which is ordered by transaction and then by entry."""
 
@@ -45,14 +52,12 @@ _OF_RUN = text(_TRANSITIONS.format(condition="t.run_id = :run_id"))
 
 
 async def transitions(
-    connection: AsyncConnection, *, campaign_id: UUID, run_id: UUID | None, after: EventCursor, limit: int
+    connection: AsyncConnection, followed: Followed, *, after: EventCursor, limit: int
 ) -> list[LoggedTransition]:
     """Return the log of a campaign, or of one of its runs, after a cursor."""
-    where = {"campaign_id": campaign_id} if run_id is None else {"run_id": run_id}
-    rows = await connection.execute(
-        _OF_CAMPAIGN if run_id is None else _OF_RUN,
-        {**where, "xact": str(after.xact), "id": after.id, "limit": limit},
-    )
+    statement = _OF_CAMPAIGN if followed.run_id is None else _OF_RUN
+    cursor = {"xact": str(after.xact), "id": after.id, "limit": limit}
+    rows = await connection.execute(statement, {**followed._asdict(), **cursor})
     return [
         LoggedTransition(row["xact"], row["id"], row["stable"], RunTransitionEvent.model_validate(dict(row)))
         for row in rows.mappings()
@@ -73,8 +78,7 @@ _PROGRESS_OF_CAMPAIGN = text(_PROGRESS.format(condition="r.campaign_id = :campai
 _PROGRESS_OF_RUN = text(_PROGRESS.format(condition="r.id = :run_id"))
 
 
-async def progress(connection: AsyncConnection, *, campaign_id: UUID, run_id: UUID | None) -> list[RunProgressEvent]:
+async def progress(connection: AsyncConnection, followed: Followed) -> list[RunProgressEvent]:
     """Return the latest progress of live runs."""
-    if run_id is None:
-        return await read_all(connection, _PROGRESS_OF_CAMPAIGN, RunProgressEvent, campaign_id=campaign_id)
-    return await read_all(connection, _PROGRESS_OF_RUN, RunProgressEvent, run_id=run_id)
+    statement = _PROGRESS_OF_CAMPAIGN if followed.run_id is None else _PROGRESS_OF_RUN
+    return await read_all(connection, statement, RunProgressEvent, **followed._asdict())

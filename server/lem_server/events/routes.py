@@ -17,8 +17,8 @@ from lem_domain.wire.events import AggregationEvent, CampaignEvent, RunProgressE
 from lem_server.access.guard import declares
 from lem_server.campaigns.reading import get_campaign
 from lem_server.context import Context
-from lem_server.events.queries import EventCursor
-from lem_server.events.stream import Followed, follow, parse_cursor
+from lem_server.events.queries import EventCursor, Followed
+from lem_server.events.stream import follow, parse_cursor
 from lem_server.http.path_ids import CampaignPath, RunPath
 from lem_server.runs.reading import get_run
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import NamedTuple
 from uuid import UUID
 
 from fastapi.sse import ServerSentEvent
@@ -17,7 +16,7 @@ from lem_domain.wire.events import AggregationEvent, CampaignEvent, RunProgressE
 from lem_server.campaigns.reading import watch_campaign
 from lem_server.database.listener import Hub
 from lem_server.events import queries
-from lem_server.events.queries import EventCursor, LoggedTransition
+from lem_server.events.queries import EventCursor, Followed, LoggedTransition
 from lem_server.http.problems import ProblemError
 from lem_server.runs.reading import get_run
 from lem_server.settings import LeaseTerms
@@ -33,13 +32,6 @@ PAGE = 500
 BEGINNING = EventCursor(0, 0)
 
 _EVENT_ID = re.compile(r"^([0-9]{1,19})-([0-9]{1,18})$")
-
-
-class Followed(NamedTuple):
-    """The subject of a stream: a campaign, or one run of it."""
-
-    campaign_id: UUID
-    run_id: UUID | None = None
 
 
 def parse_cursor(last_event_id: str | None) -> EventCursor:
@@ -87,14 +79,17 @@ async def follow(
         stable = True
         full = True
         while stable and full:
-            page = await _transitions(engine, followed, after)
+            async with engine.connect() as connection:
+                page = await queries.transitions(connection, followed, after=after, limit=PAGE)
             full = len(page) == PAGE
             for row in page:
                 stable = stable and row.stable
                 if stable:
                     after = EventCursor(row.xact, row.id)
                     yield _transition(row)
-        for busy in progress.changes(await _progress(engine, followed)):
+        async with engine.connect() as connection:
+            live = await queries.progress(connection, followed)
+        for busy in progress.changes(live):
             yield _event(busy)
         if aggregation is not None and aggregation != aggregated:
             aggregated = aggregation
@@ -137,18 +132,6 @@ async def _state(engine: AsyncEngine, terms: LeaseTerms, followed: Followed) -> 
     if run is not None:
         over = run.state is not RunState.QUEUED and run.state not in LIVE_STATES
     return CampaignEvent(campaign=view, settled=settled), over
-
-
-async def _transitions(engine: AsyncEngine, followed: Followed, after: EventCursor) -> list[LoggedTransition]:
-    async with engine.connect() as connection:
-        return await queries.transitions(
-            connection, campaign_id=followed.campaign_id, run_id=followed.run_id, after=after, limit=PAGE
-        )
-
-
-async def _progress(engine: AsyncEngine, followed: Followed) -> list[RunProgressEvent]:
-    async with engine.connect() as connection:
-        return await queries.progress(connection, campaign_id=followed.campaign_id, run_id=followed.run_id)
 
 
 def _event(event: CampaignEvent | RunProgressEvent | AggregationEvent) -> ServerSentEvent:

@@ -24,7 +24,8 @@ from lem_server.aggregation import campaigns
 from lem_server.aggregation.inputs import AggregationParameters
 from lem_server.aggregation.process_pool import Aggregate, AggregationPool, AggregationTask, aggregate_stored_run
 from lem_server.context import AppContext
-from lem_server.events.stream import BEGINNING, Followed, follow
+from lem_server.events.queries import Followed
+from lem_server.events.stream import BEGINNING, follow
 
 pytestmark = pytest.mark.anyio
 

@@ -22,7 +22,8 @@ from lem_domain.ids import IdKind, parse_id
 from lem_domain.states import ActorKind
 from lem_server.context import AppContext
 from lem_server.events import queries
-from lem_server.events.stream import BEGINNING, Followed, follow
+from lem_server.events.queries import Followed
+from lem_server.events.stream import BEGINNING, follow
 
 pytestmark = pytest.mark.anyio
 
@@ -208,9 +209,7 @@ async def test_a_transition_of_a_slow_transaction_is_not_skipped(
         await move(engine, quick, "cancelled", actor=ActorKind.USER)
         waiting = asyncio.create_task(stream.until("transition"))
         async with engine.connect() as looking:
-            seen = await queries.transitions(
-                looking, campaign_id=followed(view).campaign_id, run_id=None, after=BEGINNING, limit=10
-            )
+            seen = await queries.transitions(looking, followed(view), after=BEGINNING, limit=10)
         assert [(row.event.target, row.stable) for row in seen] == [
             ("queued", True),
             ("queued", True),

@@ -29,7 +29,8 @@ from lem_server.context import AppContext
 from lem_server.database import listener
 from lem_server.database.listener import APPLICATION_NAME, Hub
 from lem_server.events import stream
-from lem_server.events.stream import BEGINNING, Followed, follow
+from lem_server.events.queries import Followed
+from lem_server.events.stream import BEGINNING, follow
 from lem_server.leases.service import mark_suspects
 from lem_server.settings import LeaseTerms, Settings
 
