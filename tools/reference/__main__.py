@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from lem_domain.config.schema import campaign_file_schema
-from lem_server.openapi import document
+from tools.reference.openapi import document
 from tools.reference.page import page
 from tools.reference.results import findings_page, metrics_page
 

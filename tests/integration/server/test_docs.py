@@ -183,12 +183,12 @@ def test_every_parameter_of_a_path_is_described(document: dict[str, Any]) -> Non
 
 def test_the_committed_document_is_the_applications() -> None:
     """`make reference` writes it."""
-    done = subprocess.run([sys.executable, "-m", "lem_server.openapi"], capture_output=True, check=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-m", "tools.reference.openapi"], capture_output=True, check=True, cwd=ROOT)
     assert done.stdout == (ROOT / "docs/reference/openapi.json").read_bytes()
 
 
 def test_the_document_does_not_depend_on_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lem_server.openapi import document as printed
+    from tools.reference.openapi import document as printed
 
     plain = printed()
     monkeypatch.setenv("LEM_HOST", "10.0.0.1")

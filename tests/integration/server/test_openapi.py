@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lem_server.openapi import document
+from tools.reference.openapi import document
 
 COMMITTED = Path(__file__).parents[3] / "docs" / "reference" / "openapi.json"
 
