@@ -106,17 +106,11 @@ _STORE_START = text("""
 
 
 async def store_start(
-    connection: AsyncConnection,
-    attempt_id: UUID,
-    *,
-    environment: dict[str, Any],
-    effective_config: dict[str, Any],
+    connection: AsyncConnection, attempt_id: UUID, environment: dict[str, Any], effective_config: dict[str, Any]
 ) -> None:
     """Store the start of the window with the worker's environment and the configuration in force."""
-    await connection.execute(
-        _STORE_START,
-        {"attempt_id": attempt_id, "environment": environment, "effective_config": effective_config},
-    )
+    values = {"attempt_id": attempt_id, "environment": environment, "effective_config": effective_config}
+    await connection.execute(_STORE_START, values)
 
 
 _CLOSE = text("""

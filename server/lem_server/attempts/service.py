@@ -40,12 +40,8 @@ async def start_attempt(engine: AsyncEngine, attempt: FencedAttempt, request: St
             raise ProblemError(
                 ProblemCode.CONFLICT, "a cancel of the run was requested; end the attempt with outcome cancelled."
             )
-        await queries.store_start(
-            connection,
-            attempt.attempt_id,
-            environment=storable(request.environment),
-            effective_config=storable(request.effective_config.model_dump(mode="json")),
-        )
+        effective_config = storable(request.effective_config.model_dump(mode="json"))
+        await queries.store_start(connection, attempt.attempt_id, storable(request.environment), effective_config)
         await set_actor(connection, ActorKind.WORKER, format_id(IdKind.WORKER, attempt.worker_id))
         await queries.move_run(connection, row.run_id, RunState.RUNNING.value)
 

@@ -123,9 +123,9 @@ async def blocks(engine: AsyncEngine, prepared: PreparedExport) -> AsyncIterator
 async def _members(engine: AsyncEngine, campaign_id: UUID, header: BundleHeader) -> _Members:
     yield HEADER, _line(header.model_dump_json())
     async with engine.connect() as connection:
-        row = await queries.campaign_row(connection, campaign_id)
+        [row] = await queries.json_rows(connection, queries.CAMPAIGN, id=campaign_id)
         inputs = await queries.named_inputs(connection, campaign_id)
-        workers = await queries.worker_rows(connection, campaign_id)
+        workers = await queries.json_rows(connection, queries.WORKERS, id=campaign_id)
     yield CAMPAIGN, _line(row)
     for sha256 in _datasets(inputs):
         yield f"datasets/{sha256}.json", _line((await datasets.get_dataset(engine, sha256)).model_dump_json())
@@ -193,7 +193,7 @@ async def _runs(engine: AsyncEngine, campaign_id: UUID) -> _Members:
 
 async def _transitions(connection: AsyncConnection, campaign_id: UUID, runs: list[ExportedRow]) -> list[str]:
     (first,), (last,) = runs[0].cursor, runs[-1].cursor
-    return await queries.transition_rows(connection, campaign_id, first=int(first), last=int(last))
+    return await queries.json_rows(connection, queries.TRANSITIONS, id=campaign_id, first=first, last=last)
 
 
 async def _attempt(engine: AsyncEngine, attempt: queries.ExportedAttempt) -> _Members:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lem_server.database.rows import read_one
@@ -93,13 +93,7 @@ async def campaign_size(connection: AsyncConnection, campaign_id: UUID) -> Campa
     return await read_one(connection, _SIZE, CampaignSize, id=campaign_id)
 
 
-_CAMPAIGN = text(f"SELECT {_json('c', BundledCampaign)} FROM campaigns c WHERE id = :id")  # noqa: S608 - constants
-
-
-async def campaign_row(connection: AsyncConnection, campaign_id: UUID) -> str:
-    """Return the campaign as JSON."""
-    found: str = (await connection.execute(_CAMPAIGN, {"id": campaign_id})).scalar_one()
-    return found
+CAMPAIGN = text(f"SELECT {_json('c', BundledCampaign)} FROM campaigns c WHERE id = :id")  # noqa: S608 - constants
 
 
 class NamedInputs(NamedTuple):
@@ -122,21 +116,14 @@ async def named_inputs(connection: AsyncConnection, campaign_id: UUID) -> list[N
     return [NamedInputs(*row) for row in await connection.execute(_INPUTS, {"id": campaign_id})]
 
 
-# Host and boot of a worker are private to its server.
-_WORKERS = text("""
+# The workers of the campaign's attempts. Host and boot of a worker are private to its server.
+WORKERS = text("""
     SELECT CAST(jsonb_build_object('id', w.id, 'name', w.name, 'backend', w.backend, 'devices', w.devices,
                                    'versions', w.versions, 'labels', w.labels) AS text)
       FROM workers w
      WHERE w.id IN (SELECT a.worker_id FROM attempts a JOIN runs r ON r.id = a.run_id WHERE r.campaign_id = :id)
      ORDER BY w.id
 """)
-
-
-async def worker_rows(connection: AsyncConnection, campaign_id: UUID) -> list[str]:
-    """Return the workers of the campaign's attempts as JSON."""
-    return list((await connection.execute(_WORKERS, {"id": campaign_id})).scalars())
-
-
 _PAGE = """
     SELECT {order}, {json} FROM {table} t
      WHERE {owner} = :owner AND ({order}) > ({cursor}) ORDER BY {order} LIMIT :limit
@@ -168,17 +155,17 @@ async def page(
     return [ExportedRow(tuple(row[:-1]), row[-1]) for row in rows]
 
 
-# Indexes uq_runs_campaign_id_position and ix_run_transitions_run_id.
-_TRANSITIONS = text(f"""
+# The whole log of the runs between two positions, run by run. Indexes uq_runs_campaign_id_position and
+# ix_run_transitions_run_id.
+TRANSITIONS = text(f"""
     SELECT {_json("t", BundledTransition)} FROM run_transitions t JOIN runs r ON r.id = t.run_id
      WHERE r.campaign_id = :id AND r.position BETWEEN :first AND :last ORDER BY t.run_id, t.id
 """)  # noqa: S608 - constants
 
 
-async def transition_rows(connection: AsyncConnection, campaign_id: UUID, *, first: int, last: int) -> list[str]:
-    """Return the whole log of the runs between two positions as JSON, run by run."""
-    positions = {"id": campaign_id, "first": first, "last": last}
-    return list((await connection.execute(_TRANSITIONS, positions)).scalars())
+async def json_rows(connection: AsyncConnection, statement: TextClause, **parameters: object) -> list[str]:
+    """Return the rows of `CAMPAIGN`, `WORKERS` or `TRANSITIONS` as JSON."""
+    return list((await connection.execute(statement, parameters)).scalars())
 
 
 # Indexes uq_runs_campaign_id_position and uq_attempts_run_id_number. One at a time: an environment may be a megabyte.

@@ -91,6 +91,8 @@ class ProblemError(LemError):
         self.headers = dict(headers or {})
 
 
+_DATABASE_ERRORS = (DBAPIError, PoolTimeout, asyncpg.PostgresError, OSError)
+
 _LISTED_AT: dict[IdKind, str] = {
     IdKind.CAMPAIGN: "GET /api/v1/campaigns lists them",
     IdKind.EXPERIMENT: "GET /api/v1/campaigns/{campaign_id}/experiments lists a campaign's",
@@ -158,47 +160,34 @@ def describe(document: dict[str, Any]) -> None:
 
 
 def install(app: FastAPI) -> None:
-    """Install the handlers that turn every error of the application into a problem."""
+    """Install the handler that turns every error of the application into a problem."""
 
-    @app.exception_handler(ProblemError)
-    async def _problem(request: Request, error: ProblemError) -> Response:
-        return problem_response(error, _request_id(request))
-
-    @app.exception_handler(ConfigurationError)
-    async def _configuration(request: Request, error: ConfigurationError) -> Response:
-        return problem_response(
-            ProblemError(ProblemCode.VALIDATION, str(error), errors=error.field_problems), _request_id(request)
-        )
-
-    @app.exception_handler(RequestValidationError)
-    async def _validation(request: Request, error: RequestValidationError) -> Response:
-        return problem_response(_from_validation(error, _body_model(request)), _request_id(request))
-
-    @app.exception_handler(HTTPException)
-    async def _http(request: Request, error: HTTPException) -> Response:
-        code = _CODE_OF_STATUS.get(error.status_code, ProblemCode.INTERNAL)
-        detail = _FRAMEWORK_DETAIL.get(error.status_code, str(error.detail))
-        return problem_response(ProblemError(code, detail, headers=dict(error.headers or {})), _request_id(request))
-
-    @app.exception_handler(DBAPIError)
-    @app.exception_handler(PoolTimeout)
-    @app.exception_handler(asyncpg.PostgresError)
-    @app.exception_handler(OSError)
-    async def _other(request: Request, error: Exception) -> Response:
-        request_id = _request_id(request)
+    async def answer(request: Request, error: Exception) -> Response:
+        request_id: str | None = request.scope.get("lem.request_id")
+        if isinstance(error, RequestValidationError):
+            return problem_response(_from_validation(error, _body_model(request)), request_id)
         return problem_response(problem_of(error, request_id), request_id)
+
+    for kind in (ProblemError, ConfigurationError, RequestValidationError, HTTPException, *_DATABASE_ERRORS):
+        app.add_exception_handler(kind, answer)
 
 
 def problem_of(error: Exception, request_id: str | None) -> ProblemError:
-    """Return the problem for an unexpected error, and log the error under the request's id."""
+    """Return the problem for an error, and log an unexpected one under the request's id."""
     if isinstance(error, ProblemError):
         return error
+    if isinstance(error, ConfigurationError):
+        return ProblemError(ProblemCode.VALIDATION, str(error), errors=error.field_problems)
+    if isinstance(error, HTTPException):
+        code = _CODE_OF_STATUS.get(error.status_code, ProblemCode.INTERNAL)
+        detail = _FRAMEWORK_DETAIL.get(error.status_code, str(error.detail))
+        return ProblemError(code, detail, headers=dict(error.headers or {}))
     if isinstance(error, ClientDisconnect):
         logger.info("request %s: the client closed the connection", request_id)
         return _internal()  # never sent, the connection is closed
     if isinstance(error, DBAPIError):
         found = _from_database(error)
-    elif isinstance(error, (PoolTimeout, asyncpg.PostgresError, OSError)):
+    elif isinstance(error, _DATABASE_ERRORS):
         found = _database_unavailable()  # the handlers open no other connections than those to the database
     else:
         found = _internal()
@@ -262,8 +251,3 @@ def _internal() -> ProblemError:
     return ProblemError(
         ProblemCode.INTERNAL, "the server failed to answer; its log has the details under the request id."
     )
-
-
-def _request_id(request: Request) -> str | None:
-    found: str | None = request.scope.get("lem.request_id")
-    return found

@@ -85,16 +85,7 @@ async def get_worker(connection: AsyncConnection, terms: LeaseTerms, worker_id: 
     return required(found, IdKind.WORKER, worker_id)
 
 
-async def set_draining(connection: AsyncConnection, worker_id: UUID) -> bool:
-    """Mark a worker as draining; return False when there is none."""
-    done = await connection.execute(text("UPDATE workers SET draining = true WHERE id = :id"), {"id": worker_id})
-    return done.rowcount == 1
-
-
-async def sign_off(connection: AsyncConnection, worker_id: UUID, boot_id: UUID) -> bool:
-    """Mark a worker as offline; return False when this is not its current boot."""
-    done = await connection.execute(
-        text("UPDATE workers SET signed_off_at = coalesce(signed_off_at, now()) WHERE id = :id AND boot_id = :boot_id"),
-        {"id": worker_id, "boot_id": boot_id},
-    )
-    return done.rowcount == 1
+DRAIN = text("UPDATE workers SET draining = true WHERE id = :id")
+SIGN_OFF = text("""
+    UPDATE workers SET signed_off_at = coalesce(signed_off_at, now()) WHERE id = :id AND boot_id = :boot_id
+""")

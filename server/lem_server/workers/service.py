@@ -11,7 +11,7 @@ from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, parse_id
 from lem_domain.wire.workers import Registered, RegisterWorker, WorkerView
 from lem_server.attempts import service as attempts
-from lem_server.http.problems import ProblemError, not_found
+from lem_server.http.problems import ProblemError
 from lem_server.settings import LeaseTerms
 from lem_server.workers import queries
 
@@ -55,8 +55,7 @@ async def drain(engine: AsyncEngine, terms: LeaseTerms, worker_id: UUID) -> Work
         ProblemError: `not_found`.
     """
     async with engine.begin() as connection:
-        if not await queries.set_draining(connection, worker_id):
-            raise not_found(IdKind.WORKER, worker_id)
+        await connection.execute(queries.DRAIN, {"id": worker_id})
         return await queries.get_worker(connection, terms, worker_id)
 
 
@@ -67,7 +66,8 @@ async def sign_off(engine: AsyncEngine, worker_id: UUID, boot_id: UUID) -> None:
         ProblemError: `boot_superseded`.
     """
     async with engine.begin() as connection:
-        if not await queries.sign_off(connection, worker_id, boot_id):
+        done = await connection.execute(queries.SIGN_OFF, {"id": worker_id, "boot_id": boot_id})
+        if done.rowcount == 0:
             raise ProblemError(
                 ProblemCode.BOOT_SUPERSEDED,
                 "this boot of the worker is not registered, or a newer boot is; restart the worker.",
