@@ -46,7 +46,7 @@ def test_results_are_the_same_on_another_server(house: House, model_cache: Path)
             other.lemctl("results", "a study", "--format", "csv").stdout
             == house.lemctl("results", "a study", "--format", "csv").stdout
         )
-        assert "a record of what was measured elsewhere" in other.lemctl("show", campaign.id).stdout
+        assert "imported    " in other.lemctl("show", campaign.id).stdout
         with other.client() as client:
             assert {run.id: client.aggregate(run.id) for run in client.runs(campaign_id=campaign.id)} == results
         # The prompts came along, so the printed configuration is accepted there too.

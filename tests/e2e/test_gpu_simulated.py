@@ -23,8 +23,10 @@ from fakes.nvml.library import SimulatedNvml, built
 from lem_domain.evidence.codec import decode_chunk
 from lem_domain.evidence.streams import StreamName
 from lem_domain.results.figures import EnergyMethod
+from lem_domain.results.findings import FindingCode
 from lem_domain.results.run import RunResult
 from lem_domain.states import RunState
+from lem_server.aggregation.findings import RULES
 
 TESTS = Path(__file__).parents[1]
 LONG_S = 120
@@ -475,3 +477,34 @@ def test_a_gpu_that_is_lost_fails_a_run_that_requires_energy(
     run = lost_in_the_window(shared_house, nvml, path)
     assert run.state is RunState.FAILED
     assert f"of {A} (GPU is lost)" in (run.message or "")
+
+
+@pytest.mark.slow
+@pytest.mark.finds("cycles_drift")
+def test_power_that_falls_from_cycle_to_cycle_is_found_in_the_results(
+    shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
+) -> None:
+    falling = ",".join(f"{second * 1000}:{100_000 + 400_000 * math.exp(-second / 40):.3f}" for second in range(400))
+    nvml.write(
+        f"origin_ns {time.monotonic_ns()}",
+        gpu(A),
+        f"power 0 trace {falling}",
+        "counter 0 period_ms 20",
+        "temperature 0 trace 0:80,400000:40",
+    )
+    path = experiment(
+        tmp_path, "drift", window={"min_duration_s": 0.5}, warmup={"enabled": False}, execution={"cycles": 5}
+    )
+    with gpu_worker(shared_house, nvml, "drift", A):
+        assert shared_house.lemctl("submit", path).returncode == 0
+        with shared_house.client() as client:
+            newest = max(client.campaigns(), key=lambda one: one.created_at)
+            for _ in client.follow_campaign(newest.id):
+                pass
+            client.aggregate_campaign(newest.id)
+            (found,) = client.results(newest.id).experiments
+    assert found.verdict == "questionable"
+    remedy = RULES[FindingCode("cycles_drift")].remedy.replace("`", "")
+    assert any(finding.endswith(f"; {remedy}.") for finding in found.findings)
+    conditions = {condition.name: condition.met for condition in found.publication}
+    assert conditions["cycles"] and not conditions["steady_state"]

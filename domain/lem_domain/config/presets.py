@@ -97,6 +97,16 @@ _EVERY: Final = (
         },
     ),
     Preset(
+        "publication",
+        "Long enough to publish: windows of 90 s, 60 s of steady state, and no run without energy or baselines. Add "
+        "`execution.cycles: 5` and gaps that cool the devices; `publication` in the results lists what is missing.",
+        {
+            "window": {"min_duration_s": 90, "steady_min_s": 60},
+            "baseline": {"enabled": True, "required": True},
+            "energy": {"required": True},
+        },
+    ),
+    Preset(
         "quick",
         "A first look in under a minute; too short for reliable figures.",
         {

@@ -43,6 +43,7 @@ class FindingCode(StrEnum):
     NOT_AS_REQUESTED = "not_as_requested"
     MISSING_EVIDENCE = "missing_evidence"
     CLOCK_JUMP = "clock_jump"
+    CYCLES_DRIFT = "cycles_drift"
     OUTPUT_MISMATCH = "output_mismatch"
     LATE_ARRIVALS = "late_arrivals"
     LOW_OVERLAP = "low_overlap"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 from pydantic import Field
 from pydantic.types import JsonValue
@@ -154,6 +155,10 @@ class DeviceTelemetry(ResultModel):
     """Readings of one device over the window; each applies until the next."""
 
     uuid: str
+    temperature_start_c: Figure = Field(
+        default_factory=lambda: Figure(value=None, unit="°C", reason="results of LEM 0.1 have none; aggregate again"),
+        description="The reading that applied when the window opened.",
+    )
     temperature_mean_c: Figure
     temperature_max_c: Figure
     sm_clock_mean_mhz: Figure
@@ -260,3 +265,11 @@ class CycleSummary(ResultModel):
     sd: float | None = Field(description="Sample standard deviation; null below two values.")
     cv: float | None = Field(description="sd / mean.")
     reason: str | None = Field(default=None, description="Why there is no value.")
+
+
+class PublicationCondition(ResultModel):
+    """One condition of the publication profile (docs/measurement.md, Across cycles), met by all cycles or not."""
+
+    name: Literal["cycles", "steady_state", "start_temperature", "baselines", "findings"]
+    met: bool
+    detail: str = Field(description="The values that were compared.")

@@ -20,7 +20,7 @@ from lem_domain.config.provenance import Source
 from lem_domain.errors import FieldProblem, ProblemCode
 from lem_domain.ids import CampaignId, ExperimentId, RunId, Sha256
 from lem_domain.results.findings import Verdict
-from lem_domain.results.run import CycleSummary
+from lem_domain.results.run import CycleSummary, PublicationCondition
 from lem_domain.states import CampaignState, RunState
 from lem_domain.wire.base import AnswerModel, RequestModel
 from lem_domain.wire.workers import DeviceKind
@@ -300,6 +300,9 @@ class ExperimentResults(AnswerModel):
     energy_includes: tuple[str, ...]
     findings: tuple[str, ...] = Field(description="Distinct findings over its cycles, as sentences.")
     metrics: tuple[CycleSummary, ...]
+    publication: tuple[PublicationCondition, ...] = Field(
+        default=(), description="The conditions of the publication profile, each met or not."
+    )
 
 
 class CampaignResults(AnswerModel):

@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 from lem_domain.results.findings import Finding, Verdict, verdict_of
 from lem_domain.results.metrics import METRICS, Metric
-from lem_domain.results.run import CycleSummary, RunResult
+from lem_domain.results.run import CycleSummary, PublicationCondition, RunResult
+from lem_server.aggregation.findings.cycles import Cycle, drift_between
 from lem_server.aggregation.findings.rule import Occurrence
 from lem_server.aggregation.findings.work import output_mismatch
+from lem_server.aggregation.publication import publication_conditions
 
 _VERDICTS: tuple[Verdict, ...] = ("valid", "questionable", "invalid")
 
@@ -22,6 +24,7 @@ class ExperimentSummary(NamedTuple):
     energy_includes: tuple[str, ...]
     findings: tuple[str, ...]
     metrics: tuple[CycleSummary, ...]
+    publication: tuple[PublicationCondition, ...]
 
 
 class CycleTally:
@@ -34,11 +37,13 @@ class CycleTally:
         self._includes: dict[str, None] = {}
         self._findings: dict[str, None] = {}
         self._digests: list[str] = []
+        self._cycles: list[Cycle] = []
 
     def add(self, result: RunResult) -> None:
         """Add the next cycle, in order."""
         for metric in self._metrics:
             metric.add(result)
+        self._cycles.append(Cycle.of(result))
         if self._verdict is None or _VERDICTS.index(result.verdict) > _VERDICTS.index(self._verdict):
             self._verdict = result.verdict
         if result.energy.total.method:
@@ -49,15 +54,16 @@ class CycleTally:
             self._digests.append(result.outputs.sha256)
 
     def between_cycles(self) -> tuple[Finding, ...]:
-        """Report cycles of one greedy experiment, on the same prompts, that generated different tokens."""
+        """Report a drift of power, and greedy cycles on the same prompts that generated different tokens."""
+        drift = drift_between(self._cycles)
         cycles, outputs = len(self._digests), len(set(self._digests))
         if outputs < 2:
-            return ()
+            return drift
         found = (
             f"{cycles} cycles of this greedy experiment generated {outputs} different outputs, so they did not do the "
             "same work"
         )
-        return (output_mismatch.finding(Occurrence(found, {"cycles": cycles, "outputs": outputs})),)
+        return (*drift, output_mismatch.finding(Occurrence(found, {"cycles": cycles, "outputs": outputs})))
 
     def metrics(self) -> tuple[CycleSummary, ...]:
         """Return mean, sample standard deviation (n - 1) and its ratio to the mean for each of `METRICS`.
@@ -99,6 +105,7 @@ class CycleTally:
             energy_includes=tuple(self._includes),
             findings=tuple(dict.fromkeys((*self._findings, *(finding.message for finding in between)))),
             metrics=self.metrics(),
+            publication=publication_conditions(self._cycles),
         )
 
 

@@ -194,4 +194,5 @@ class _Experiment:
             energy_includes=summary.energy_includes,
             findings=summary.findings,
             metrics=summary.metrics,
+            publication=summary.publication,
         )

@@ -91,6 +91,7 @@ def _device(uuid: str, readings: Mapping[str, SparseReadings], window: Interval)
 
     return DeviceTelemetry(
         uuid=uuid,
+        temperature_start_c=_at_begin(readings.get("temperature_c"), window, "°C"),
         temperature_mean_c=mean("temperature_c", "°C"),
         temperature_max_c=highest("temperature_c", "°C"),
         sm_clock_mean_mhz=mean("sm_clock_mhz", "MHz"),
@@ -100,6 +101,16 @@ def _device(uuid: str, readings: Mapping[str, SparseReadings], window: Interval)
         memory_peak_mb=highest("memory_used_bytes", "MB", _B_PER_MB),
         throttled=throttled_shares(readings.get("throttle_reasons"), window),
     )
+
+
+def _at_begin(readings: SparseReadings | None, window: Interval, unit: str) -> Figure:
+    """The last reading before the window, else the first in it."""
+    if readings is None:
+        return _no_reading(unit)
+    index = max(0, int(np.searchsorted(readings.times_ns, window.begin_ns, side="right")) - 1)
+    if readings.times_ns[index] > window.end_ns:
+        return _no_reading(unit)
+    return Figure(value=float(readings.values[index]), unit=unit)
 
 
 def _memory(process: str, summary: Mapping[str, JsonValue]) -> ProcessMemory:
