@@ -50,6 +50,10 @@ memory_percent
 memory_used_bytes
 sm_clock_mhz
 throttle_reasons
+power_violation_ns
+thermal_violation_ns
+board_violation_ns
+reliability_violation_ns
 
 # Texts of a metric that tools/reference prints.
 better

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -348,6 +348,37 @@ def test_what_is_wrong_with_devices_is_found_in_the_result(
     assert abs(burst.joules - true_j) <= burst.bound_j
 
 
+@pytest.mark.finds("limit_changed", "clocks_locked", "not_settled", "driver_slow", "throttled")
+def test_what_others_set_and_what_a_driver_cannot_do_is_found(
+    shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
+) -> None:
+    """A limit that is lowered in the window, locked clocks, heat between two looks, a device that does not cool."""
+    machine = (
+        f"origin_ns {time.monotonic_ns()}",
+        gpu(A),
+        power(A, constant(300)),
+        "temperature 0 constant 85",
+        "sm_clock 0 constant 345",
+        "gpu_use 0 constant 97",
+        "memory_use 0 constant 40",
+        "throttle 0 constant 0",
+        "violation_thermal 0 burst 0 1 200 60",
+        "facts 0 sm_clock_max 1980",
+        "delay nvmlDeviceGetTotalEnergyConsumption 25",
+    )
+    settle = {"temperature_c": 50, "max_s": 1}
+    path = experiment(tmp_path, "set", window={"min_duration_s": 6}, settle=settle)
+    before, after = ((*machine, f"limits 0 enforced_w {limit} current_w 700 default_w 700") for limit in (700, 300))
+    run = changed_in_the_window(shared_house, nvml, path, before, lambda _: after)
+    with shared_house.client() as client:
+        result = client.aggregate(run.id)
+    found = {finding.code.value: finding for finding in result.findings}
+    assert found.keys() >= {"limit_changed", "clocks_locked", "not_settled", "driver_slow", "throttled"}
+    assert found["limit_changed"].numbers == {"power_limit_w.before": 700, "power_limit_w.after": 300}
+    assert found["throttled"].numbers == {f"{A}.thermal_violation": pytest.approx(0.3, abs=0.03)}
+    assert "580.65.06" in found["driver_slow"].message
+
+
 @pytest.mark.finds("foreign_load")
 def test_the_load_of_others_on_the_cpu_of_a_cpu_run_is_found(
     shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
@@ -410,11 +441,11 @@ def test_readings_that_fail_beside_power_cost_no_energy_and_are_told(
     }
 
 
-def lost_in_the_window(house: Any, nvml: SimulatedNvml, path: Path, away_ms: float = 1e9) -> Any:
-    """The run, when it is over, during whose window its GPU was away for a time, or for good."""
-    origin_ns = time.monotonic_ns()
-    machine = (f"origin_ns {origin_ns}", power(A, constant(300)))
-    nvml.write(machine[0], gpu(A), machine[1])
+def changed_in_the_window(
+    house: Any, nvml: SimulatedNvml, path: Path, before: Sequence[str], after: Callable[[int], Sequence[str]]
+) -> Any:
+    """The run, when it is over, during whose window the machine became another; `after` is given the time in ns."""
+    nvml.write(*before)
     with gpu_worker(house, nvml, path.stem, A), house.client() as client:
         assert house.lemctl("submit", path).returncode == 0
         newest = max(client.campaigns(), key=lambda one: one.created_at)
@@ -423,13 +454,24 @@ def lost_in_the_window(house: Any, nvml: SimulatedNvml, path: Path, away_ms: flo
         while time.monotonic() < until:
             [run] = client.runs(campaign_id=newest.id)
             if run.state is RunState.RUNNING and RunState.RUNNING not in states:
-                now_ms = (time.monotonic_ns() - origin_ns) / 1e6
-                nvml.write(machine[0], gpu(A, f"gone_ms {now_ms} back_ms {now_ms + away_ms}"), machine[1])
+                nvml.write(*after(time.monotonic_ns()))
             states.add(run.state)
             if run.state not in (RunState.QUEUED, RunState.INITIALISED, RunState.RUNNING):
                 break
         assert RunState.RUNNING in states, run.message
     return run
+
+
+def lost_in_the_window(house: Any, nvml: SimulatedNvml, path: Path, away_ms: float = 1e9) -> Any:
+    """The run, when it is over, during whose window its GPU was away for a time, or for good."""
+    origin_ns = time.monotonic_ns()
+    machine = (f"origin_ns {origin_ns}", power(A, constant(300)))
+
+    def lost(now_ns: int) -> Sequence[str]:
+        now_ms = (now_ns - origin_ns) / 1e6
+        return machine[0], gpu(A, f"gone_ms {now_ms} back_ms {now_ms + away_ms}"), machine[1]
+
+    return changed_in_the_window(house, nvml, path, (machine[0], gpu(A), machine[1]), lost)
 
 
 @pytest.mark.finds("energy_unavailable")

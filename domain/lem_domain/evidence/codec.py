@@ -10,6 +10,7 @@ import pyarrow as pa
 from lem_domain.errors import LemError
 from lem_domain.evidence.arrow_size import MalformedStream, declared_bytes
 from lem_domain.evidence.streams import (
+    ADDED_COLUMNS,
     MAX_CHUNK_DECODED_BYTES,
     MAX_CHUNK_RATIO,
     STREAM_VERSION,
@@ -40,6 +41,13 @@ def arrow_schema(stream: StreamName) -> pa.Schema:
         [pa.field(column.name, _TYPES[column.type], nullable=column.nullable) for column in STREAMS[stream]],
         metadata={"lem.stream": stream.value, "lem.version": str(STREAM_VERSION)},
     )
+
+
+@cache
+def _older_schema(stream: StreamName) -> pa.Schema:
+    """The schema without the columns that were added later; that of a stream without any is unchanged."""
+    added = ADDED_COLUMNS.get(stream, frozenset())
+    return pa.schema([field for field in arrow_schema(stream) if field.name not in added])
 
 
 def encode_chunk(stream: StreamName, columns: Mapping[str, Sequence[object]]) -> bytes:
@@ -89,7 +97,9 @@ def decode_chunk(stream: StreamName, body: bytes) -> pa.Table:
         if declared_bytes(body) > limit:
             raise ChunkTooLarge(f"the chunk decodes to more than {limit} bytes; send smaller chunks.")
         with pa.ipc.open_stream(pa.BufferReader(body)) as reader:
-            if not reader.schema.equals(expected, check_metadata=False):
+            if not reader.schema.equals(expected, check_metadata=False) and not reader.schema.equals(
+                _older_schema(stream), check_metadata=False
+            ):
                 raise ChunkError(
                     f"the chunk's columns are not those of stream {stream.value} version {STREAM_VERSION}: "
                     f"{', '.join(expected.names)}."
@@ -102,7 +112,11 @@ def decode_chunk(stream: StreamName, body: bytes) -> pa.Table:
                 batches.append(batch)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OSError, MalformedStream) as error:
         raise ChunkError(f"the body is not a readable Arrow IPC stream: {error}.") from error
-    table = pa.Table.from_batches(batches, schema=expected)
+    table = pa.Table.from_batches(batches) if batches else expected.empty_table()
+    for position, field in enumerate(expected):
+        if field.name not in table.column_names:
+            table = table.add_column(position, field, pa.nulls(table.num_rows, field.type))
+    table = table.cast(expected)
     for field in expected:
         if not field.nullable and table.column(field.name).null_count:
             raise ChunkError(f"column {field.name} of stream {stream.value} must not hold nulls.")

@@ -107,6 +107,10 @@ STREAMS: dict[StreamName, tuple[StreamColumn, ...]] = {
         StreamColumn("sm_clock_mhz", "int32", "MHz", True, "Compute clock."),
         StreamColumn("memory_clock_mhz", "int32", "MHz", True, "Memory clock."),
         StreamColumn("throttle_reasons", "int64", None, True, "Bit mask as the driver gives it."),
+        StreamColumn("power_violation_ns", "int64", "ns", True, "Time below the set clocks for power, a counter."),
+        StreamColumn("thermal_violation_ns", "int64", "ns", True, "Time below the set clocks for heat, a counter."),
+        StreamColumn("board_violation_ns", "int64", "ns", True, "Time below them for the board's limit, a counter."),
+        StreamColumn("reliability_violation_ns", "int64", "ns", True, "Time below them for reliability, a counter."),
     ),
     StreamName.HOST_POWER: (
         StreamColumn("domain", "string", None, False, "package, dram, or another part of the host."),
@@ -128,6 +132,13 @@ STREAMS: dict[StreamName, tuple[StreamColumn, ...]] = {
     ),
 }
 """Every stream's columns, in order. The time column of a stream is the first one named `time_ns` or `arrival_ns`."""
+
+ADDED_COLUMNS: dict[StreamName, frozenset[str]] = {
+    StreamName.POWER: frozenset(
+        {"power_violation_ns", "thermal_violation_ns", "board_violation_ns", "reliability_violation_ns"}
+    )
+}
+"""Nullable columns that older chunks of the same version lack; in those all their values are null."""
 
 
 class StreamManifest(BaseModel):

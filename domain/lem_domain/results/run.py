@@ -169,6 +169,11 @@ class DeviceTelemetry(ResultModel):
     throttled: dict[str, float] | None = Field(
         description="Share of the window by reason, without those at 0; null if the device does not report throttling."
     )
+    violated: dict[str, float] | None = Field(
+        default=None,
+        description="Share of the window in which power, thermal, board or reliability kept clocks low, by counters of "
+        "the driver, without those at 0; null if the device has none.",
+    )
 
 
 class ProcessMemory(ResultModel):

@@ -261,10 +261,11 @@ def test_checks_that_passed_are_counted_and_the_others_told() -> None:
     evidence.power(SAMPLES, joules=lambda t: 100 * t)
     stored = evidence.stored()
     found = aggregate(stored.inputs, stored.source).checks
-    (undecided,) = (one for one in found if one.passed is None)
+    engine, processes = (one for one in found if one.passed is None)
     assert energy_report.checks(found) == [
-        "6 of 7 checks of the evidence passed",
-        f"one engine version: not possible, {undecided.detail}",
+        "6 of 8 checks of the evidence passed",
+        f"one engine version: not possible, {engine.detail}",
+        f"no foreign process: not possible, {processes.detail}",
     ]
     wrong = [one.model_copy(update={"passed": False, "detail": "in pieces"}) for one in found[:1]]
     assert energy_report.checks(wrong)[1] == "processes present: FAILED, in pieces"

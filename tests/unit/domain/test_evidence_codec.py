@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from lem_domain.evidence.arrow_size import declared_bytes
 from lem_domain.evidence.codec import ChunkError, ChunkTooLarge, arrow_schema, decode_chunk, encode_chunk
-from lem_domain.evidence.streams import STREAMS, StreamName, digest_of_digests
+from lem_domain.evidence.streams import ADDED_COLUMNS, STREAM_VERSION, STREAMS, StreamName, digest_of_digests
 
 TOKENS = {"request_id": [1, 2], "index": [0, 1], "time_ns": [5, 6]}
 
@@ -47,6 +48,30 @@ def test_wrong_columns_are_refused(columns: dict[str, list[int]], says: str) -> 
 def test_another_streams_chunk_is_refused() -> None:
     with pytest.raises(ChunkError, match="not those of stream power"):
         decode_chunk(StreamName.POWER, encode_chunk(StreamName.TOKENS, TOKENS))
+
+
+@pytest.mark.parametrize("stream", ADDED_COLUMNS)
+def test_a_chunk_from_before_a_column_was_added_has_nulls_in_it(stream: StreamName) -> None:
+    added = ADDED_COLUMNS[stream]
+    columns: dict[str, list[Any]] = {
+        column.name: [None if column.nullable else 1 if column.type != "string" else "a"] for column in STREAMS[stream]
+    }
+    whole = decode_chunk(stream, encode_chunk(stream, columns))
+    with pa.ipc.open_stream(encode_chunk(stream, columns)) as reader:
+        batch = reader.read_all().drop_columns(sorted(added)).to_batches()[0]
+    older = batch.replace_schema_metadata({"lem.stream": stream.value, "lem.version": str(STREAM_VERSION)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, older.schema) as writer:
+        writer.write_batch(older)
+    assert decode_chunk(stream, bytes(sink.getvalue())) == whole
+    assert all(column.nullable for column in STREAMS[stream] if column.name in added)
+    # One of them alone is no older schema.
+    partly = pa.table(columns, schema=arrow_schema(stream)).drop_columns([min(added)])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, partly.schema) as writer:
+        writer.write_table(partly)
+    with pytest.raises(ChunkError, match="columns"):
+        decode_chunk(stream, bytes(sink.getvalue()))
 
 
 def test_another_version_is_refused() -> None:

@@ -100,6 +100,12 @@ def test_no_two_entries_match_one_name() -> None:
         assert sum(re.fullmatch(peak.name, name) is not None for peak in GPU_PEAKS) == 1
 
 
+def test_the_gpus_of_a_grace_blackwell_module_are_known() -> None:
+    for name, fp8 in (("NVIDIA GB200", 5000e12), ("NVIDIA GB300", 5000e12)):
+        found = peak_of(name)
+        assert found is not None and max(found.flops_per_s.values()) == fp8
+
+
 def test_tensorfloat32_is_faster_than_plain_float32_and_no_faster_than_half() -> None:
     for peak in GPU_PEAKS:
         rates = peak.flops_per_s

@@ -92,9 +92,10 @@ def everything(number: int = 0) -> tuple[str, ...]:
         f"gpu_use {number} constant 97",
         f"memory_use {number} constant 43",
         f"throttle {number} constant 4",
+        *(f"violation_{policy} {number} constant 0.25" for policy in ("power", "thermal", "board", "reliability")),
         f"limits {number} enforced_w 650 current_w 660 default_w 700 min_w 200 max_w 700",
         f"facts {number} vbios 96.00.74.00.01 compute 9.0 ecc yes persistence no sm_clock_max 1980 "
-        "memory_clock_max 2619 pcie_generation 5 pcie_width 16 nvlinks 18 nvlinks_up 17",
+        "memory_clock_max 2619 pcie_generation 5 pcie_width 16 nvlinks 18 nvlinks_up 17 sm_clock_application 1980",
         "driver 580.65.06 cuda 13020",
     )
 
@@ -128,6 +129,10 @@ def test_every_reading_of_a_gpu_arrives_in_its_column(nvml: SimulatedNvml) -> No
             "sm_clock_mhz": 1980,
             "memory_clock_mhz": 2619,
             "throttle_reasons": 4,
+            "power_violation_ns": 0,  # the origin lies ahead
+            "thermal_violation_ns": 0,
+            "board_violation_ns": 0,
+            "reliability_violation_ns": 0,
         }
     ]
     assert said["facts"] == [
@@ -145,6 +150,7 @@ def test_every_reading_of_a_gpu_arrives_in_its_column(nvml: SimulatedNvml) -> No
             "power_limit_current_w": 660.0,
             "power_limit_default_w": 700.0,
             "sm_clock_max_mhz": 1980,
+            "sm_clock_application_mhz": 1980,
             "memory_clock_max_mhz": 2619,
             "memory_total_bytes": 80_000,
             "ecc": True,
@@ -314,6 +320,8 @@ def test_each_reading_that_is_not_offered_is_null_and_leaves_the_others(nvml: Si
         "EccMode": ["ecc"],
         "MigMode": ["mig"],
         "PersistenceMode": ["persistence"],
+        "ApplicationsClock": ["sm_clock_application_mhz"],
+        "ViolationStatus": [f"{policy}_violation_ns" for policy in ("power", "thermal", "board", "reliability")],
         "MaxClockInfo": ["sm_clock_max_mhz", "memory_clock_max_mhz"],
         "MaxPcieLinkGeneration": ["pcie_generation"],
         "MaxPcieLinkWidth": ["pcie_width"],
@@ -858,6 +866,39 @@ def test_a_number_that_no_reading_can_have_is_a_failed_reading_and_ends_nothing(
     assert said["rows"] == {"0": 10}
     if column is not None:
         assert said["columns"][column].count(None) == {"": 9, " call 6": 1, " call 1": 0}[when]
+
+
+CHANGES: dict[str, tuple[dict[str, str], Any, Any]] = {
+    "power_limit_w": ({"enforced_w 650": "enforced_w 300"}, 650.0, 300.0),
+    "power_limit_current_w": ({"current_w 660": "current_w 310"}, 660.0, 310.0),
+    "persistence": ({"persistence no": "persistence yes"}, False, True),
+    "mig": ({"mig no": "mig yes"}, False, True),
+    "sm_clock_application_mhz": ({"sm_clock_application 1980": "sm_clock_application 345"}, 1980, 345),
+}
+
+
+@pytest.mark.parametrize("fact", CHANGES)
+def test_a_fact_that_is_changed_from_outside_is_told_with_before_and_after(nvml: SimulatedNvml, fact: str) -> None:
+    replaced, before, after = CHANGES[fact]
+    changed = list(WHOLE)
+    for old, new in replaced.items():
+        changed = [line.replace(old, new) for line in changed]
+    body = """
+clock = Clock()
+write(*ASKED["before"])
+source = opened(clock)
+facts, seen = dict(source.facts()[0]), []
+for tick in range(100):
+    clock.now_ns += 10**8
+    if tick == 50:
+        write(*ASKED["after"])
+    seen += [(one.time_ns, one.detail) for one in source.sample(clock()) if getattr(one, "kind", "") == "fact_changed"]
+say([facts, seen, source.facts()[0]])
+"""
+    at_first, [[time_ns, detail]], at_last = asked(nvml, body, before=WHOLE, after=changed)
+    assert detail == {"device_index": 0, "fact": fact, "before": before, "after": after}
+    assert 5.1e9 <= time_ns <= 8.2e9
+    assert at_first[fact] == at_last[fact] == before
 
 
 @pytest.mark.parametrize("code", CODES.values(), ids=CODES)

@@ -26,20 +26,14 @@ def gpu_facts(device: Any, chip: Any, read: Read) -> dict[str, JsonValue]:
     enforced one is in effect (the lowest of all limiters), the current one was set, the default one is the vendor's.
     """
     ecc = read("ECC", lambda: pynvml.nvmlDeviceGetEccMode(chip))
-    mig = read("MIG mode", lambda: pynvml.nvmlDeviceGetMigMode(chip))
-    persistence = read("persistence mode", lambda: pynvml.nvmlDeviceGetPersistenceMode(chip))
     return {
+        **watched_facts(chip, read),
         "name": _text(read("name", lambda: pynvml.nvmlDeviceGetName(device))),
         "compute_capability": _pair(
             read("compute capability", lambda: pynvml.nvmlDeviceGetCudaComputeCapability(chip)), "."
         ),
-        "driver": _text(read("driver version", pynvml.nvmlSystemGetDriverVersion)),
         "cuda_driver": _cuda(read("CUDA version", pynvml.nvmlSystemGetCudaDriverVersion_v2)),
         "vbios": _text(read("VBIOS version", lambda: pynvml.nvmlDeviceGetVbiosVersion(chip))),
-        "power_limit_w": _watts(read("power limit", lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(chip))),
-        "power_limit_current_w": _watts(
-            read("current power limit", lambda: pynvml.nvmlDeviceGetPowerManagementLimit(chip))
-        ),
         "power_limit_default_w": _watts(
             read("default power limit", lambda: pynvml.nvmlDeviceGetPowerManagementDefaultLimit(chip))
         ),
@@ -51,11 +45,33 @@ def gpu_facts(device: Any, chip: Any, read: Read) -> dict[str, JsonValue]:
         ),
         "memory_total_bytes": read("total memory", *memory_calls(pynvml, device, "total")),
         "ecc": None if ecc is None else bool(ecc[0]),
-        "mig": None if mig is None else bool(mig[0]),
-        "persistence": None if persistence is None else bool(persistence),
         "pcie_generation": read("PCIe generation", lambda: pynvml.nvmlDeviceGetMaxPcieLinkGeneration(chip)),
         "pcie_width": read("PCIe width", lambda: pynvml.nvmlDeviceGetMaxPcieLinkWidth(chip)),
         "nvlinks": _nvlinks(chip, read),
+    }
+
+
+def watched_facts(chip: Any, read: Read) -> dict[str, JsonValue]:
+    """Return the facts that may be changed from outside during an attempt, each null where NVML does not offer it.
+
+    NVML has no function that returns a clock lock (nvidia-smi -lgc); the application clock is the nearest setting.
+    """
+    mig = read("MIG mode", lambda: pynvml.nvmlDeviceGetMigMode(chip))
+    persistence = read("persistence mode", lambda: pynvml.nvmlDeviceGetPersistenceMode(chip))
+    return {
+        "driver": _text(read("driver version", pynvml.nvmlSystemGetDriverVersion)),
+        "power_limit_w": _watts(read("power limit", lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(chip))),
+        "power_limit_current_w": _watts(
+            read("current power limit", lambda: pynvml.nvmlDeviceGetPowerManagementLimit(chip))
+        ),
+        "mig": None if mig is None else bool(mig[0]),
+        "persistence": None if persistence is None else bool(persistence),
+        "sm_clock_application_mhz": read(
+            "application clock",
+            # nvmlDeviceGetApplicationsClock is deprecated in drivers of 595.
+            lambda: pynvml.nvmlDeviceGetClock(chip, pynvml.NVML_CLOCK_SM, pynvml.NVML_CLOCK_ID_APP_CLOCK_TARGET),
+            lambda: pynvml.nvmlDeviceGetApplicationsClock(chip, pynvml.NVML_CLOCK_SM),
+        ),
     }
 
 

@@ -33,6 +33,10 @@ class DeviceSample(NamedTuple):
     sm_clock_mhz: int | None = None
     memory_clock_mhz: int | None = None
     throttle_reasons: int | None = None
+    power_violation_ns: int | None = None
+    thermal_violation_ns: int | None = None
+    board_violation_ns: int | None = None
+    reliability_violation_ns: int | None = None
 
 
 class HostSample(NamedTuple):

@@ -106,6 +106,7 @@ class SamplerProcess:
             "duration_s": (time.monotonic_ns() - began_ns) / 1e9,
             "sources": [report.model_dump(mode="json") for report in self._sampler.reports()],
             "devices": [*self._sampler.facts()],
+            "rounds": [*self._sampler.rounds()],
             "failed_readings": [*self._sampler.failures()],
         }
         carbon = self._job.config.carbon

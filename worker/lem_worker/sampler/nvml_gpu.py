@@ -12,7 +12,7 @@ from pydantic.types import JsonValue
 
 from lem_worker.devices.gpu_memory import BelongsToAttempt, is_in_own_pid_namespace, is_possible_pid
 from lem_worker.devices.nvml_calls import REFUSALS, memory_calls, temperature_calls
-from lem_worker.devices.nvml_facts import gpu_facts
+from lem_worker.devices.nvml_facts import gpu_facts, watched_facts
 from lem_worker.process.evidence_rows import Clock
 from lem_worker.sampler.energy_source import (
     DeviceFailed,
@@ -27,6 +27,8 @@ from lem_worker.sampler.nvml_queries import NvmlQueries, number
 _SLOW_NS = 200_000_000
 """Temperature, clocks, utilisation and memory change slowly, and reading them takes longer than power does."""
 _FOREIGN_PROCESSES_NS = 1_000_000_000
+_FACTS_NS = 2_000_000_000
+"""Limits, modes and clock settings that an administrator or a scheduler may change during a run."""
 _JITTER = 0.5
 """Distances between looks vary by this share, so that nothing periodic hides between them. The generator is seeded with
 the device, so that two runs look at the same distances."""
@@ -73,6 +75,8 @@ class LeasedGpu:
         self._silent_since_ns: int | None = None
         self._failed_since_ns: int | None = None
         self._slow_due_ns = 0
+        self._facts_due_ns = 0
+        self._watched: dict[str, JsonValue] = {}
         self._foreign_due_ns = 0
         self._foreign_pids: set[int] = set()
         self._unidentified: set[int] = set()
@@ -105,6 +109,9 @@ class LeasedGpu:
                 changes.append(self._event(now_ns, "power_reading", reading=reading, before=self._served))
             self._served = reading
             self._served_average |= reading == "average"
+        if now_ns >= self._facts_due_ns:
+            self._facts_due_ns = now_ns + self._about(_FACTS_NS)
+            changes += self._changed_facts(now_ns)
         foreign = self._foreign_process_events(due_ns, belongs)
         # A failure comes before the sample, which may have the reading again.
         news: list[Sample] = [*self._queries.take_news(), *changes]
@@ -124,6 +131,16 @@ class LeasedGpu:
         self._facts["own_pid_namespace"] = is_in_own_pid_namespace()
         self._facts["unsupported"] = [*self._queries.refused()]
         return self._facts
+
+    def _changed_facts(self, now_ns: int) -> Iterator[Sample]:
+        """Report watched facts that have another value than before; the facts of the device keep the first one."""
+        for name, value in watched_facts(self._chip, self._read).items():
+            before = self._watched.get(name)
+            if value is None:  # it could not be read
+                continue
+            self._watched[name] = value
+            if before is not None and before != value:
+                yield self._event(now_ns, "fact_changed", fact=name, before=before, after=value)
 
     def _about(self, distance_ns: int) -> int:
         return round(distance_ns * self._jitter.uniform(1 - _JITTER, 1 + _JITTER))
@@ -202,7 +219,19 @@ class LeasedGpu:
                 lambda: number(pynvml.nvmlDeviceGetCurrentClocksEventReasons(self._chip), 0, _MOST_INT64),
                 lambda: number(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._chip), 0, _MOST_INT64),
             ),
+            power_violation_ns=self._violation_ns("power", pynvml.NVML_PERF_POLICY_POWER),
+            thermal_violation_ns=self._violation_ns("thermal", pynvml.NVML_PERF_POLICY_THERMAL),
+            board_violation_ns=self._violation_ns("board", pynvml.NVML_PERF_POLICY_BOARD_LIMIT),
+            reliability_violation_ns=self._violation_ns("reliability", pynvml.NVML_PERF_POLICY_RELIABILITY),
         )
+
+    def _violation_ns(self, policy: str, kind: int) -> int | None:
+        """For how long the policy has kept clocks low since the driver was loaded (nvmlViolationTime_t)."""
+        spent_ns: int | None = self._read(
+            f"{policy} violation",
+            lambda: number(pynvml.nvmlDeviceGetViolationStatus(self._chip, kind).violationTime, 0, _MOST_INT64),
+        )
+        return spent_ns
 
     def _utilisation(self) -> tuple[int, int]:
         use = pynvml.nvmlDeviceGetUtilizationRates(self._device)

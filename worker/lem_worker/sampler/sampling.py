@@ -82,6 +82,9 @@ class _SourceState:
         self.reported: set[tuple[LatestReadings, str]] = set()
         """The quantities and parts that it has reported; they are invalid once it fails."""
         self.facts: list[dict[str, JsonValue]] = []
+        self.rounds = 0
+        self.rounds_ns = 0
+        """Number and total duration of its readings of all parts."""
 
 
 class EnergySampler:
@@ -140,6 +143,14 @@ class EnergySampler:
     def facts(self) -> list[dict[str, JsonValue]]:
         """Constant facts of the devices, from all sources."""
         return [fact for state in self._states for fact in state.facts]
+
+    def rounds(self) -> list[dict[str, JsonValue]]:
+        """Mean duration of reading all parts of a source once, for the sources that were read."""
+        return [
+            {"source": state.spec.name, "rounds": state.rounds, "mean_ms": state.rounds_ns / state.rounds / 1e6}
+            for state in self._states
+            if state.rounds
+        ]
 
     def failures(self) -> list[dict[str, JsonValue]]:
         """How often each reading of each device began to fail."""
@@ -211,7 +222,10 @@ class EnergySampler:
             return
         state.due_ns = now_ns + round(state.spec.min_interval_s * 1e9)
         try:
+            began_ns = self._clock()
             samples = state.source.sample(now_ns)
+            state.rounds += 1
+            state.rounds_ns += self._clock() - began_ns
         except Exception as error:
             state.source = None
             self._note_source_failure(state, error)

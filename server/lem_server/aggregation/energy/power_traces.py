@@ -16,6 +16,7 @@ from lem_server.aggregation.energy.traces import Trace, make_trace
 from lem_server.aggregation.errors import EvidenceInvalid
 from lem_server.aggregation.evidence_reader import NULL, BoolArray, EvidenceReader, IntArray, integers
 
+VIOLATIONS = ("power_violation_ns", "thermal_violation_ns", "board_violation_ns", "reliability_violation_ns")
 SLOW_READINGS = (
     "memory_used_bytes",
     "gpu_percent",
@@ -24,6 +25,7 @@ SLOW_READINGS = (
     "sm_clock_mhz",
     "memory_clock_mhz",
     "throttle_reasons",
+    *VIOLATIONS,
 )
 """Columns that are sampled less often than power, and null in between."""
 

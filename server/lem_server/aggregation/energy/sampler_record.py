@@ -70,6 +70,23 @@ class CpuTime(NamedTuple):
     own_s: float
 
 
+class ChangedFact(NamedTuple):
+    """A fact of a device that was changed during the attempt."""
+
+    device_index: int
+    time_ns: int
+    fact: str
+    before: JsonValue
+    after: JsonValue
+
+
+class Settling(NamedTuple):
+    """Whether the devices had settled before the window, and if not, the condition that did not hold."""
+
+    settled: bool
+    reason: str | None
+
+
 class DeviceFacts(NamedTuple):
     """Facts about a device that the sampler reported; None where it did not."""
 
@@ -78,6 +95,8 @@ class DeviceFacts(NamedTuple):
     own_processes_listed: bool | None = None
     """Whether the driver listed a process of the attempt under its pid, so that pids can be compared."""
     own_pid_namespace: bool | None = None
+    sm_clock_max_mhz: float | None = None
+    driver: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,8 +109,18 @@ class SamplerRecord:
     foreign_processes: tuple[ForeignProcess, ...] = ()
     unidentified_processes: tuple[UnidentifiedProcess, ...] = ()
     cpu_loads: tuple[CpuTime, ...] = ()
+    changed_facts: tuple[ChangedFact, ...] = ()
+    settling: Settling | None = None
     facts: dict[str, DeviceFacts] = field(default_factory=dict)
     summary: Mapping[str, JsonValue] = field(default_factory=dict)
+
+    def round_ms(self, source: str) -> float | None:
+        """Return the mean duration of reading all parts of a source once."""
+        rounds = self.summary.get("rounds")
+        for entry in rounds if isinstance(rounds, list) else []:
+            if isinstance(entry, Mapping) and entry.get("source") == source:
+                return finite_number(entry.get("mean_ms"))
+        return None
 
     def number(self, name: str) -> float | None:
         """Return a number of the summary."""
@@ -113,6 +142,13 @@ def read_sampler(reader: EvidenceReader, summaries: Summaries) -> SamplerRecord:
     reused = [kept for _, detail in details.get("baseline_reused", ()) if (kept := _reused(detail)) is not None]
     return SamplerRecord(
         baselines=_baselines(phases),
+        settling=_settling(phases),
+        changed_facts=tuple(
+            ChangedFact(index, time_ns, fact, detail.get("before"), detail.get("after"))
+            for time_ns, detail in details.get("fact_changed", ())
+            if (index := integer(detail.get("device_index"))) is not None
+            and (fact := string(detail.get("fact"))) is not None
+        ),
         reused=reused[-1] if reused else None,
         clocks=tuple(found for _, detail in details.get("clock", ()) if (found := _clock(detail)) is not None),
         foreign_processes=_foreign_processes(
@@ -156,6 +192,16 @@ def _baselines(rows: list[dict[str, JsonValue]]) -> dict[BaselineContext, Baseli
     return found
 
 
+def _settling(rows: list[dict[str, JsonValue]]) -> Settling | None:
+    """Return the outcome of the last time that the devices were to settle."""
+    ends = [row for row in rows if row["phase"] == PhaseName.SETTLE and row["edge"] == "end"]
+    if not ends:
+        return None
+    detail = json_object(string(max(ends, key=lambda row: integer(row["time_ns"]) or 0)["detail"]))
+    settled = _flag(detail.get("settled"))
+    return None if settled is None else Settling(settled, string(detail.get("reason")))
+
+
 def _reused(detail: Mapping[str, JsonValue]) -> ReusedBaseline | None:
     parts, age_s = detail.get("parts"), finite_number(detail.get("age_s"))
     if not isinstance(parts, Mapping) or age_s is None:
@@ -197,6 +243,8 @@ def _facts(listed: JsonValue) -> dict[str, DeviceFacts]:
                 string(entry.get("mig_parent_uuid")),
                 _flag(entry.get("own_processes_listed")),
                 _flag(entry.get("own_pid_namespace")),
+                finite_number(entry.get("sm_clock_max_mhz")),
+                string(entry.get("driver")),
             )
     return found
 

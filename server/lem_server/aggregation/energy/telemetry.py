@@ -10,7 +10,7 @@ from pydantic.types import JsonValue
 from lem_domain.results.figures import Figure
 from lem_domain.results.run import DeviceTelemetry, ProcessMemory, SamplerTelemetry, TelemetryResult
 from lem_domain.wire.workers import Device
-from lem_server.aggregation.energy.power_traces import DeviceSamples, SparseReadings
+from lem_server.aggregation.energy.power_traces import VIOLATIONS, DeviceSamples, SparseReadings
 from lem_server.aggregation.energy.sampler_record import SamplerRecord
 from lem_server.aggregation.energy.traces import FloatArray, Interval
 from lem_server.aggregation.evidence_reader import IntArray
@@ -77,6 +77,27 @@ def throttled_shares(readings: SparseReadings | None, window: Interval) -> dict[
     return shares
 
 
+def violated_shares(readings: Mapping[str, SparseReadings], window: Interval) -> dict[str, float] | None:
+    """Return the share of the window under each policy by the driver's counters of time; None if it has none.
+
+    A counter also counts what happens between two readings; at the ends of the window it is interpolated.
+    """
+    shares: dict[str, float] = {}
+    reported = False
+    for name in VIOLATIONS:
+        found = readings.get(name)
+        if found is None or found.times_ns[0] > window.begin_ns or found.times_ns[-1] < window.end_ns:
+            continue
+        first, last = np.interp([window.begin_ns, window.end_ns], found.times_ns, found.values)
+        if last < first:  # the driver was loaded again
+            continue
+        reported = True
+        # The ends are interpolated, so a share may come out above the whole by a rounding.
+        if share := min(1.0, float(last - first) / (window.end_ns - window.begin_ns)):
+            shares[name.removesuffix("_violation_ns")] = share
+    return shares if reported else None
+
+
 def _device(uuid: str, readings: Mapping[str, SparseReadings], window: Interval) -> DeviceTelemetry:
     def mean(name: str, unit: str) -> Figure:
         found = during(readings.get(name), window)
@@ -100,6 +121,7 @@ def _device(uuid: str, readings: Mapping[str, SparseReadings], window: Interval)
         memory_utilisation_mean_percent=mean("memory_percent", "%"),
         memory_peak_mb=highest("memory_used_bytes", "MB", _B_PER_MB),
         throttled=throttled_shares(readings.get("throttle_reasons"), window),
+        violated=violated_shares(readings, window),
     )
 
 

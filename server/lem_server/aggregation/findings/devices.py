@@ -5,16 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 
+import numpy as np
+
 from lem_domain.results.findings import FindingCode, Severity
 from lem_domain.wire.workers import DeviceKind
 from lem_server.aggregation.checks.reported import foreign_in_window
+from lem_server.aggregation.energy.telemetry import during
 from lem_server.aggregation.findings.rule import Occurrence, RunFacts, rule
 from lem_server.aggregation.findings.trends import temperature_change_c
 
 THROTTLED_SHARE = 0.01
 """Of the window; smaller shares are in the telemetry only."""
-_HEAT_OR_HARDWARE = ("hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
-_POWER_CAP = "sw_power_cap"
+_HEAT_OR_HARDWARE = (
+    "hw_slowdown",
+    "sw_thermal_slowdown",
+    "hw_thermal_slowdown",
+    "hw_power_brake_slowdown",
+    "thermal_violation",
+    "board_violation",
+    "reliability_violation",
+)
+_POWER_CAP = ("sw_power_cap", "power_violation")
+
+LOCKED_BELOW = 0.95
+_CLOCK_STEP_MHZ = 15
+"""The distance of NVIDIA's clock steps."""
+_FEW_CLOCKS = 5
+_BUSY_PERCENT = 50
+"""A device that rests has a low clock by itself."""
+_LOOKED_NS = 3_000_000_000
+"""The longest distance of two looks at the facts of a device."""
 
 WARMED_C = 10.0
 """A device whose temperature changes by more has not reached the state that a longer window would measure."""
@@ -37,9 +57,10 @@ _JUMP_NS = 50_000_000
 def throttled(facts: RunFacts) -> Iterator[Occurrence]:
     """A device was slowed down."""
     for device in facts.telemetry.devices:
-        shares = {reason: share for reason, share in (device.throttled or {}).items() if share > THROTTLED_SHARE}
+        seen = {**(device.throttled or {}), **{f"{name}_violation": s for name, s in (device.violated or {}).items()}}
+        shares = {reason: share for reason, share in seen.items() if share > THROTTLED_SHARE}
         slowed = {reason: share for reason, share in shares.items() if reason in _HEAT_OR_HARDWARE}
-        shown = slowed or {reason: share for reason, share in shares.items() if reason == _POWER_CAP}
+        shown = slowed or {reason: share for reason, share in shares.items() if reason in _POWER_CAP}
         if not shown:
             continue
         listed = ", ".join(f"{reason} {share:.0%}" for reason, share in shown.items())
@@ -49,6 +70,66 @@ def throttled(facts: RunFacts) -> Iterator[Occurrence]:
             None if slowed else Severity.NOTE,
             None if slowed else "this keeps its power limit, so compare only runs under the same limit",
         )
+
+
+@rule(
+    FindingCode.LIMIT_CHANGED,
+    when="the enforced or the set power limit, persistence mode, MIG mode, the application clock or the driver changed "
+    "during the window",
+    otherwise="note if before or after it",
+    remedy="keep other tools from changing the devices, and measure again",
+)
+def limit_changed(facts: RunFacts) -> Iterator[Occurrence]:
+    """A setting of a device was changed from outside."""
+    devices, window = facts.inputs.devices, facts.window
+    for changed in facts.record.changed_facts:
+        uuid = devices[changed.device_index].uuid if 0 <= changed.device_index < len(devices) else "a device"
+        # It is looked at about every 2 s, so it may have changed a little earlier.
+        inside = window.begin_ns < changed.time_ns < window.end_ns + _LOOKED_NS
+        numbers = {
+            f"{changed.fact}.{edge}": float(value)
+            for edge, value in (("before", changed.before), ("after", changed.after))
+            if isinstance(value, int | float)
+        }
+        when = "during the window" if inside else "outside the window"
+        yield Occurrence(
+            f"{changed.fact} of {uuid} changed from {changed.before} to {changed.after} {when}",
+            numbers,
+            None if inside else Severity.NOTE,
+        )
+
+
+@rule(
+    FindingCode.CLOCKS_LOCKED,
+    Severity.NOTE,
+    when=f"a device stayed below {LOCKED_BELOW:.0%} of its highest clock through the window, and its driver says that "
+    "a set clock held it, or it was busy and kept one clock without a reason of power or heat",
+    remedy="compare only runs under the same clocks, or unlock them (nvidia-smi -rgc)",
+)
+def clocks_locked(facts: RunFacts) -> Iterator[Occurrence]:
+    """The clocks of a device were held by a setting."""
+    for device in facts.telemetry.devices:
+        known = facts.record.facts.get(device.uuid)
+        found = during(facts.samples[device.uuid].readings.get("sm_clock_mhz"), facts.window)
+        throttled = device.throttled or {}
+        set_share = throttled.get("applications_clocks_setting", 0.0)
+        highest_mhz = known.sm_clock_max_mhz if known is not None else None
+        if found is None or highest_mhz is None or int(found[0].max()) >= LOCKED_BELOW * highest_mhz:
+            continue
+        is_flat = False
+        if len(found[0]) >= _FEW_CLOCKS:
+            busy = device.gpu_utilisation_mean_percent.value
+            held = max((throttled.get(reason, 0.0) for reason in (*_HEAT_OR_HARDWARE, *_POWER_CAP)), default=0.0)
+            is_flat = (
+                int(np.ptp(found[0])) <= _CLOCK_STEP_MHZ
+                and (busy is None or busy >= _BUSY_PERCENT)
+                and held <= THROTTLED_SHARE
+            )
+        if is_flat or set_share > THROTTLED_SHARE:
+            yield Occurrence(
+                f"{device.uuid} ran at {int(found[0].max())} of {highest_mhz:g} MHz, held by a set or locked clock",
+                {f"{device.uuid}.sm_clock_mhz": float(found[0].max()), f"{device.uuid}.highest_mhz": highest_mhz},
+            )
 
 
 @rule(

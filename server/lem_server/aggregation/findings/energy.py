@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from lem_domain.results.energy import DeviceEnergy, EnergyResult, HostEnergy
@@ -18,6 +19,9 @@ DISAGREEMENT = 0.05
 DRIFT = 0.05
 TREND = 0.05
 LATE_TICKS = 0.05
+
+SLOW_ROUND = 0.8
+"""Above it a round of readings leaves no room for the others, and a round that is a little slower misses a tick."""
 
 _SHORT_TOLERANCE = 0.99
 """The worker ends its window by a clock reading around the requests, so its length may differ slightly from theirs."""
@@ -136,6 +140,28 @@ def sampler_overload(facts: RunFacts) -> Iterator[Occurrence]:
 
 
 @rule(
+    FindingCode.DRIVER_SLOW,
+    when=f"reading all leased GPUs once takes the driver more than {SLOW_ROUND:.0%} of `energy.interval_ms`",
+    otherwise=_COUNTED,
+    remedy="raise `energy.interval_ms`, update the driver, or lease fewer GPUs at once",
+)
+def driver_slow(facts: RunFacts) -> Iterator[Occurrence]:
+    """The driver answers too slowly for the interval."""
+    round_ms, interval_ms = facts.record.round_ms("nvml"), facts.inputs.config.energy.interval_ms
+    if round_ms is None or round_ms <= SLOW_ROUND * interval_ms:
+        return
+    drivers = sorted({known.driver for known in facts.record.facts.values() if known.driver})
+    counted = facts.account.result.total.method is EnergyMethod.COUNTER
+    yield Occurrence(
+        f"NVIDIA's driver {' and '.join(drivers) or '(of unknown version)'} took {round_ms:.3g} ms on average for a "
+        f"round of readings of all leased GPUs, and the interval is {interval_ms} ms",
+        {"round_ms": round_ms, "interval_ms": float(interval_ms)},
+        Severity.NOTE if counted else None,
+        f"set `energy.interval_ms` to {_roomy_ms(round_ms)} or more, update the driver, or lease fewer GPUs at once",
+    )
+
+
+@rule(
     FindingCode.SENSOR_DISAGREEMENT,
     when=f"a device's counter and the integral of its power differ by more than {DISAGREEMENT:.0%}",
     remedy="measure longer; a sensor that samples the chip only part of the time misses bursts",
@@ -211,3 +237,8 @@ def not_stationary(facts: RunFacts) -> Iterator[Occurrence]:
 def _parts(energy: EnergyResult) -> dict[str, DeviceEnergy | HostEnergy]:
     """Index devices and host domains by the names that `includes` uses."""
     return {**{part.uuid: part for part in energy.devices}, **{part.domain: part for part in energy.host}}
+
+
+def _roomy_ms(round_ms: float) -> int:
+    """Return an interval of which such a round is a half, in tens of ms."""
+    return 10 * math.ceil(2 * round_ms / 10)

@@ -54,6 +54,21 @@ def warmup_not_converged(facts: RunFacts) -> Iterator[Occurrence]:
 
 
 @rule(
+    FindingCode.NOT_SETTLED,
+    when="a condition of `settle` did not hold when the window opened",
+    remedy="raise `settle.max_s`, cool the devices, or choose a condition that they can meet",
+)
+def not_settled(facts: RunFacts) -> Iterator[Occurrence]:
+    """The devices were to settle before the window and did not."""
+    settling = facts.record.settling
+    if settling is not None and not settling.settled:
+        yield Occurrence(
+            f"The devices had not settled when the window opened: {settling.reason or 'the reason was not recorded'}",
+            {"max_s": facts.inputs.config.settle.max_s},
+        )
+
+
+@rule(
     FindingCode.COMPILED_IN_WINDOW,
     when="an engine compiled a graph inside the window, for a shape that it had not compiled before",
     remedy="use prompts of fewer lengths, a smaller `batch_size`, or leave `torch_compile.dynamic` out",

@@ -71,6 +71,90 @@ class TestThrottled:
         evidence = with_readings(throttle_reasons=lambda t: 0x40 if t < 29.5 or t > 42.5 else 0)
         assert result_of(evidence).findings == ()
 
+    def test_the_driver_s_counters_see_what_is_between_two_looks(self) -> None:
+        """60 ms of every 200 ms, and the sampled bits never."""
+        counted = {
+            "thermal_violation_ns": lambda t: int(3e8 * t),
+            "power_violation_ns": lambda t: int(5e8 * t),
+            "throttle_reasons": lambda t: 0,
+        }
+        result = result_of(with_readings(**counted))
+        assert result.telemetry.devices[0].violated == {"power": pytest.approx(0.5), "thermal": pytest.approx(0.3)}
+        [finding] = result.findings
+        assert (finding.code, finding.severity) == (FindingCode.THROTTLED, Severity.WARNING)
+        assert finding.numbers == {"GPU-0.thermal_violation": pytest.approx(0.3)}
+
+    def test_the_power_cap_by_counter_is_a_note(self) -> None:
+        finding = only(with_readings(power_violation_ns=lambda t: int(5e8 * t)), FindingCode.THROTTLED)
+        assert (finding.severity, finding.numbers) == (Severity.NOTE, {"GPU-0.power_violation": pytest.approx(0.5)})
+
+    def test_a_counter_that_does_not_cover_the_window_or_falls_says_nothing(self) -> None:
+        for read in (lambda t: int(3e8 * t) if t > 31 else None, lambda t: int(3e8 * (t if t < 36 else t - 36))):
+            result = result_of(with_readings(thermal_violation_ns=read))
+            assert (result.findings, result.telemetry.devices[0].violated) == ((), None)
+
+    def test_a_counter_at_rest_is_reported_as_none(self) -> None:
+        result = result_of(with_readings(thermal_violation_ns=lambda _: 77))
+        assert (result.findings, result.telemetry.devices[0].violated) == ((), {})
+
+
+class TestLimitChanged:
+    @pytest.mark.parametrize(
+        ("at", "severity"),
+        [(29.0, Severity.NOTE), (31.0, Severity.WARNING), (44.0, Severity.WARNING), (50.0, Severity.NOTE)],
+    )
+    def test_before_and_after_are_said(self, at: float, severity: Severity) -> None:
+        evidence = made()
+        detail = {"device_index": 0, "fact": "power_limit_w", "before": 700.0, "after": 300.0}
+        evidence.event("sampler", "fact_changed", json.dumps(detail), at)
+        finding = only(evidence, FindingCode.LIMIT_CHANGED)
+        assert finding.severity is severity
+        assert finding.numbers == {"power_limit_w.before": 700, "power_limit_w.after": 300}
+        assert "from 700.0 to 300.0" in finding.message
+
+    @pytest.mark.parametrize("detail", [{}, {"device_index": 7, "fact": "driver", "before": "580", "after": "595"}])
+    def test_what_has_another_shape_is_left_out(self, detail: dict[str, Any]) -> None:
+        evidence = made()
+        evidence.event("sampler", "fact_changed", json.dumps(detail), 35.0)
+        assert [one.numbers for one in result_of(evidence).findings] == [{}] * bool(detail)
+
+
+class TestClocksLocked:
+    @staticmethod
+    def at(mhz: float, *, use: int = 97, mask: int = 0, spread: int = 0, highest: int | None = 1980) -> list[Finding]:
+        evidence = with_readings(
+            sm_clock_mhz=lambda t: round(mhz + spread * (t % 1)),
+            gpu_percent=lambda _: use,
+            memory_percent=lambda _: 10,
+            throttle_reasons=lambda _: mask,
+        )
+        evidence.summaries["sampler"]["devices"] = [{"index": 0, "uuid": "GPU-0", "sm_clock_max_mhz": highest}]
+        return [one for one in result_of(evidence).findings if one.code is FindingCode.CLOCKS_LOCKED]
+
+    def test_a_busy_device_at_one_low_clock(self) -> None:
+        [finding] = self.at(345)
+        assert finding.severity is Severity.NOTE
+        assert finding.numbers == {"GPU-0.sm_clock_mhz": 345, "GPU-0.highest_mhz": 1980}
+
+    def test_by_the_driver_s_word(self) -> None:
+        assert self.at(345, use=10, mask=2)
+
+    @pytest.mark.parametrize(
+        "how",
+        [
+            {"mhz": 1900},
+            {"mhz": 345, "use": 10},
+            {"mhz": 1200, "mask": 4},
+            {"mhz": 1200, "mask": 0x20},
+            {"mhz": 1200, "spread": 200},
+            {"mhz": 345, "highest": None},
+            {"mhz": 1980, "mask": 2},
+        ],
+        ids=str,
+    )
+    def test_rest_heat_power_and_boost_are_no_lock(self, how: dict[str, Any]) -> None:
+        assert self.at(**how) == []
+
 
 class TestTemperature:
     @pytest.mark.parametrize(("rise", "found"), [(14, True), (-14, True), (8, False)])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 
-from factories.evidence import Evidence
+from factories.evidence import Evidence, ns
 from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.evidence.streams import StreamName
 from lem_domain.results.findings import Finding, FindingCode, Severity
 from lem_domain.results.run import RunResult
 from lem_server.aggregation.result import aggregate
@@ -33,6 +35,52 @@ def only(evidence: Evidence, code: FindingCode) -> Finding:
     (finding,) = result_of(evidence).findings
     assert finding.code is code
     return finding
+
+
+class TestDriverSlow:
+    @staticmethod
+    def taking(mean_ms: float, **samples: Any) -> Evidence:
+        evidence = made({"energy": {"interval_ms": 50}})
+        evidence.power(TIMES, **samples)
+        evidence.summaries["sampler"]["rounds"] = [{"source": "nvml", "rounds": 9, "mean_ms": mean_ms}]
+        evidence.summaries["sampler"]["devices"] = [{"uuid": "GPU-0", "driver": "580.65.06"}]
+        return evidence
+
+    def test_the_driver_is_named_and_an_interval_that_has_room(self) -> None:
+        finding = only(self.taking(69.0, joules=lambda t: 100 * t), FindingCode.DRIVER_SLOW)
+        assert finding.severity is Severity.NOTE, "the counters kept counting"
+        assert finding.numbers == {"round_ms": 69, "interval_ms": 50}
+        assert "580.65.06" in finding.message and "140" in finding.message
+
+    def test_of_an_integral_it_is_a_warning(self) -> None:
+        finding = only(self.taking(69.0, watts=lambda _: 100), FindingCode.DRIVER_SLOW)
+        assert finding.severity is Severity.WARNING
+
+    @pytest.mark.parametrize("rounds", [None, 7, [3], [{"source": "rapl", "mean_ms": 99}], [{"source": "nvml"}]])
+    def test_without_such_a_record_there_is_none(self, rounds: Any) -> None:
+        evidence = self.taking(39.9, joules=lambda t: 100 * t)
+        assert result_of(evidence).findings == ()
+        evidence.summaries["sampler"]["rounds"] = rounds
+        assert result_of(evidence).findings == ()
+
+
+class TestNotSettled:
+    @pytest.mark.parametrize("settled", [True, False, None])
+    def test_a_condition_that_did_not_hold_is_found_with_its_reason(self, settled: bool | None) -> None:
+        evidence = made({"settle": {"temperature_c": 50}})
+        evidence.power(TIMES, joules=lambda t: 100 * t)
+        detail = {"settled": settled, "reason": None if settled else "a device has 85 °C"}
+        for edge, time, told in (("begin", 20.0, {}), ("end", 29.0, detail)):
+            evidence.row(
+                "sampler", StreamName.PHASES, phase="settle", edge=edge, time_ns=ns(time), detail=json.dumps(told)
+            )
+        findings = result_of(evidence).findings
+        if settled is not False:
+            assert findings == ()
+            return
+        [finding] = findings
+        assert (finding.code, finding.severity) == (FindingCode.NOT_SETTLED, Severity.WARNING)
+        assert "a device has 85 °C" in finding.message
 
 
 class TestSensorDisagreement:
