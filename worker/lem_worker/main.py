@@ -1,9 +1,11 @@
-"""The command line `lem-worker run`."""
+"""The commands of `lem-worker`."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -29,11 +31,6 @@ in the spool."""
 app = typer.Typer(
     help=_HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False
 )
-
-
-@app.callback()
-def _commands() -> None:
-    """Keep `run` a subcommand: typer drops the name of an only command."""
 
 
 @app.command()
@@ -85,6 +82,14 @@ def run(
         _exit(f"--{str(first['loc'][-1]).replace('_', '-')}: {first['msg']}", 2)
     except LemError as error:
         _exit(str(error), 1)
+
+
+@app.command()
+def doctor() -> None:
+    """Print what each energy source gives here, per device, with a reading. Exit code 1 if nothing is measured."""
+    # A subprocess, as for sampling: the program of the daemon contains no code of the sampler.
+    ended = subprocess.run([sys.executable, "-m", "lem_worker.sampler.doctor"], check=False)
+    raise typer.Exit(ended.returncode)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -295,3 +295,82 @@ def test_a_driver_that_hangs_before_the_attempt_leaves_no_baseline(nvml: Simulat
         "print(asyncio.run(memory_before([gpu], timeout_s=0.2)))\n"
     )
     assert nvml.python(script) == "{}\n"
+
+
+# --- GPUs that can't be used, and what would measure them -------------------------------------------------------------
+
+MIG_MODE = tuple(
+    f'device {number} uuid GPU-{number:08d}-0000-0000-0000-000000000000 name "NVIDIA H100" mig yes memory_total 80000'
+    for number in range(8)
+)
+LOST = tuple(line.replace("mig yes", "gone_ms 0") for line in MIG_MODE)
+
+
+@pytest.mark.parametrize(
+    ("machine", "setting", "says"),
+    [
+        pytest.param(MIG_MODE, None, "is in MIG mode and has no instance", id="MIG without instances"),
+        pytest.param(LOST, None, "GPU 7 can't be used (GPU is lost)", id="every GPU lost"),
+        pytest.param(LOST, "GPU-00000001", "names 'GPU-00000001', which is no GPU", id="given one that is lost"),
+        pytest.param(("error nvmlInitWithFlags 9",), "0", "no NVIDIA driver answers", id="given one, and no driver"),
+        pytest.param((), "0", "which is no GPU of this machine", id="given one, and none there"),
+    ],
+)
+def test_a_worker_with_gpus_of_which_none_can_be_used_does_not_serve_as_a_cpu_worker(
+    nvml: SimulatedNvml, machine: tuple[str, ...], setting: str | None, says: str
+) -> None:
+    nvml.write(*machine)
+    ran = subprocess.run(
+        [sys.executable, "-c", "from lem_worker.main import main; main(['doctor'])"],
+        env=nvml.environment({} if setting is None else {"CUDA_VISIBLE_DEVICES": setting}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 1
+    assert says in ran.stderr and "set CUDA_VISIBLE_DEVICES to an empty value" in ran.stderr
+
+
+INVENTORY = "from lem_worker.devices.inventory import gpu_devices\nprint(len(gpu_devices()))"
+
+
+@pytest.mark.parametrize("setting", ["", "-1", "none", "NoDevFiles"])
+def test_a_worker_whose_gpus_are_hidden_on_purpose_has_none(nvml: SimulatedNvml, setting: str) -> None:
+    nvml.write(*LOST)
+    assert nvml.python(INVENTORY, {"CUDA_VISIBLE_DEVICES": setting}) == "0\n"
+
+
+def test_a_machine_without_gpus_has_none(nvml: SimulatedNvml) -> None:
+    nvml.write()
+    assert nvml.python(INVENTORY) == "0\n"
+    nvml.write("error nvmlInitWithFlags 9")
+    assert nvml.python(INVENTORY) == "0\n"
+
+
+def test_the_doctor_says_per_device_what_each_source_gives_with_a_reading(nvml: SimulatedNvml) -> None:
+    nvml.write(
+        GPU_A,
+        "power 0 constant 250.5",
+        "counter 0 base_mj 7000",
+        GPU_B.replace("mig yes", "mig no"),
+        "power 1 constant 99",
+        "counter 1 supported no",
+        "error nvmlDeviceGetFieldValues 3 1 field 186",
+        'device 2 uuid GPU-cccccccc-0000-0000-0000-000000000000 name "NVIDIA H100" memory_total 80000',
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", "from lem_worker.main import main; main(['doctor'])"],
+        env=nvml.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    lines = {
+        uuid: line for line in ran.stdout.splitlines() for uuid in ("aaaa", "bbbb", "cccc") if f"-{uuid}" in line[:9]
+    }
+    assert "nvml: measured: 250.5 W, energy counter at " in lines["aaaa"]
+    assert "99.0 W; power is the average one; not offered here: " in lines["bbbb"]
+    assert "energy counter" in lines["bbbb"].partition("not offered here")[2]
+    assert "can't be read: NVML has neither power nor energy" in lines["cccc"]
+    assert any(line.startswith(("host: ", "package")) for line in ran.stdout.splitlines()), "RAPL and CodeCarbon too"

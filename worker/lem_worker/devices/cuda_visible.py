@@ -33,6 +33,8 @@ class VisibleGpus(NamedTuple):
     devices: tuple[Gpu | MigInstance, ...]
     remarks: tuple[str, ...]
     """One sentence for each exclusion."""
+    has_gpus: bool = False
+    """Whether the machine has GPUs, usable or not."""
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ) -> VisibleGpus:
@@ -46,7 +48,8 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> VisibleGpus:
             machine = nvml.machine()
     except (NvmlUnavailable, NvmlFailed) as error:
         return VisibleGpus((), (str(error),))
-    return _apply_setting(machine, environment)
+    has_gpus = bool(machine.gpus or machine.unreadable)
+    return _apply_setting(machine, environment)._replace(has_gpus=has_gpus)
 
 
 def _apply_setting(machine: Machine, environment: Mapping[str, str]) -> VisibleGpus:

@@ -10,12 +10,20 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+from lem_domain.errors import LemError
 from lem_domain.wire.workers import Device, DeviceKind
-from lem_worker.devices.cuda_visible import visible_gpus
+from lem_worker.devices.cuda_visible import VISIBLE, visible_gpus
+
+_NO_GPU = ("", "-1", "none", "void", "nodevfiles")
+"""Settings that mean no GPU: CUDA ends its list at an entry that is none, and these are the ones in use for that."""
 
 logger = logging.getLogger(__name__)
 
 _MACHINE_IDS = ("/etc/machine-id", "/var/lib/dbus/machine-id")
+
+
+class NoUsableGpu(LemError):
+    """A worker that has GPUs by its settings or its machine can use none; it must not serve as a CPU worker."""
 
 
 def gpu_devices(environment: Mapping[str, str] = os.environ) -> tuple[Device, ...]:
@@ -25,10 +33,19 @@ def gpu_devices(environment: Mapping[str, str] = os.environ) -> tuple[Device, ..
 
     Raises:
         AmbiguousDevices: CUDA_VISIBLE_DEVICES can't be resolved for certain.
+        NoUsableGpu: the worker was given GPUs, or the machine has some, and none can be used.
     """
     found = visible_gpus(environment)
     for remark in found.remarks:
         logger.info("%s", remark)
+    setting = environment.get(VISIBLE)
+    expects_gpus = found.has_gpus if setting is None else setting.strip().lower() not in _NO_GPU
+    if expects_gpus and not found.devices:
+        given = "this machine has GPUs" if setting is None else f"{VISIBLE}={setting} gives GPUs to this worker"
+        raise NoUsableGpu(
+            f"{given}, and none can be used: {' '.join(found.remarks) or 'NVML lists none.'} "
+            f"To measure on the CPU instead, set {VISIBLE} to an empty value."
+        )
     return tuple(Device(uuid=gpu.uuid, kind=DeviceKind.GPU, name=gpu.name) for gpu in found.devices)
 
 
