@@ -70,7 +70,7 @@ GPU_PEAKS: tuple[GpuPeak, ...] = (
     _peak(r"NVIDIA B200", "NVIDIA Blackwell data sheet, 2025 (HGX B200, one GPU)", 75, 1100, 2250, 2250, 4500),
     _peak(r"NVIDIA GB200", "NVIDIA Blackwell data sheet, 2025 (GB200 NVL72, one GPU)", 80, 1250, 2500, 2500, 5000),
     # 72 GPUs of 360 PFLOP/s in FP8, 180 in FP16 and BF16, all dense (the sheet's 720 are with sparsity).
-    _peak(r"NVIDIA GB300", "NVIDIA GB300 NVL72 data sheet, 2025 (one GPU)", 80, 1250, 2500, 2500, 5000),
+    _peak(r"NVIDIA GB300( NVL)?", "NVIDIA GB300 NVL72 data sheet, 2025 (one GPU)", 80, 1250, 2500, 2500, 5000),
 )
 
 _PART = re.compile(r".* MIG .*|GRID .*|.*-\d+[ABCQ](ME)?(-NC)?")

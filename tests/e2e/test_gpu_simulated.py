@@ -20,6 +20,7 @@ import pytest
 from e2e_files import campaign
 from fakes.nvml.curves import Burst, Curve, Sawtooth, constant, joules
 from fakes.nvml.library import SimulatedNvml, built
+from fakes.nvml.profiles import PROFILES
 from lem_domain.evidence.codec import decode_chunk
 from lem_domain.evidence.streams import StreamName
 from lem_domain.results.figures import EnergyMethod
@@ -472,6 +473,40 @@ def lost_in_the_window(house: Any, nvml: SimulatedNvml, path: Path, away_ms: flo
         return machine[0], gpu(A, f"gone_ms {now_ms} back_ms {now_ms + away_ms}"), machine[1]
 
     return changed_in_the_window(house, nvml, path, (machine[0], gpu(A), machine[1]), lost)
+
+
+EVERY_DAY = ("GB300", "GB10")
+"""The chips that differ most from the H100 of the other tests; the rest are slow only by their number."""
+
+
+@pytest.mark.parametrize(
+    "chip", [pytest.param(chip, marks=() if chip in EVERY_DAY else pytest.mark.slow) for chip in PROFILES]
+)
+def test_a_run_on_every_chip_has_its_energy_and_what_the_chip_lacks_is_null_with_a_reason(
+    shared_house: Any, nvml: SimulatedNvml, tmp_path: Path, chip: str
+) -> None:
+    profile = PROFILES[chip]
+    watts = 0.6 * (profile.limits.enforced if profile.limits else 60)
+    nvml.write(f"origin_ns {time.monotonic_ns()}", *profile.lines(0, A, f"constant {watts}"), OWN_LISTED[0])
+    name = f"chip_{chip.lower().replace(' ', '_')}"
+    with gpu_worker(shared_house, nvml, name, A):
+        run = only_run(shared_house, experiment(tmp_path, name))
+    result = result_of(shared_house, run)
+    [device] = result.energy.devices
+    assert device.energy.method is EnergyMethod.COUNTER
+    assert device.energy.joules is not None and device.energy.bound_j is not None
+    assert abs(device.energy.joules - watts * result.window.duration_s) <= device.energy.bound_j
+    [telemetry] = result.telemetry.devices
+    memory = telemetry.memory_peak_mb
+    assert (memory.value is None) == (profile.memory_bytes is None) == (memory.reason is not None)
+    assert telemetry.violated == ({} if profile.has_violations else None)
+    assert result.compute.peak_flops_per_s.value or result.compute.peak_flops_per_s.reason
+    assert events(shared_house, run, "reading_failed") == []
+    assert events(shared_house, run, "source_failed") == []
+    [sampler] = events(shared_house, run, "sampler")
+    [facts] = sampler["devices"]
+    assert facts["power_limit_w"] == (profile.limits.enforced if profile.limits else None)
+    assert ("memory" in facts["unsupported"]) == (profile.memory_bytes is None)
 
 
 @pytest.mark.finds("energy_unavailable")

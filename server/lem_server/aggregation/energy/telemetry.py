@@ -31,6 +31,8 @@ THROTTLE_REASONS: Mapping[int, str] = {
 }
 
 _B_PER_MB = 1e6
+COVERED = 0.8
+"""Counters of time that were read over a smaller part of the window say too little of it."""
 
 
 def telemetry_result(
@@ -80,20 +82,24 @@ def throttled_shares(readings: SparseReadings | None, window: Interval) -> dict[
 def violated_shares(readings: Mapping[str, SparseReadings], window: Interval) -> dict[str, float] | None:
     """Return the share of the window under each policy by the driver's counters of time; None if it has none.
 
-    A counter also counts what happens between two readings; at the ends of the window it is interpolated.
+    A counter also counts what happens between two readings; at the ends of the window it is interpolated. Readings come
+    about every 200 ms and may end a little before the window: the share is that of the part that they cover.
     """
     shares: dict[str, float] = {}
     reported = False
     for name in VIOLATIONS:
         found = readings.get(name)
-        if found is None or found.times_ns[0] > window.begin_ns or found.times_ns[-1] < window.end_ns:
+        if found is None:
             continue
-        first, last = np.interp([window.begin_ns, window.end_ns], found.times_ns, found.values)
+        begin_ns, end_ns = max(window.begin_ns, int(found.times_ns[0])), min(window.end_ns, int(found.times_ns[-1]))
+        if end_ns - begin_ns < COVERED * (window.end_ns - window.begin_ns):
+            continue
+        first, last = np.interp([begin_ns, end_ns], found.times_ns, found.values)
         if last < first:  # the driver was loaded again
             continue
         reported = True
         # The ends are interpolated, so a share may come out above the whole by a rounding.
-        if share := min(1.0, float(last - first) / (window.end_ns - window.begin_ns)):
+        if share := min(1.0, float(last - first) / (end_ns - begin_ns)):
             shares[name.removesuffix("_violation_ns")] = share
     return shares if reported else None
 

@@ -89,7 +89,7 @@ class TestThrottled:
         assert (finding.severity, finding.numbers) == (Severity.NOTE, {"GPU-0.power_violation": pytest.approx(0.5)})
 
     def test_a_counter_that_does_not_cover_the_window_or_falls_says_nothing(self) -> None:
-        for read in (lambda t: int(3e8 * t) if t > 31 else None, lambda t: int(3e8 * (t if t < 36 else t - 36))):
+        for read in (lambda t: int(3e8 * t) if t > 33 else None, lambda t: int(3e8 * (t if t < 36 else t - 36))):
             result = result_of(with_readings(thermal_violation_ns=read))
             assert (result.findings, result.telemetry.devices[0].violated) == ((), None)
 
