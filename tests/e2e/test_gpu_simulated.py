@@ -424,7 +424,7 @@ def test_readings_that_fail_beside_power_cost_no_energy_and_are_told(
         *(f"error {symbol} 999 {NUMBERS[A]}" for symbol in ("nvmlDeviceGetTemperature", "nvmlDeviceGetVbiosVersion")),
         # Once: a driver that never listed them would keep the worker from giving the device back, for half a minute.
         f"error nvmlDeviceGetComputeRunningProcesses 999 {NUMBERS[A]} call 2",
-        f"error nvmlDeviceGetTotalEnergyConsumption 999 {NUMBERS[B]} call 20",
+        f"error nvmlDeviceGetTotalEnergyConsumption 3 {NUMBERS[B]} call 20",  # "not supported", once
     )
     energy = {"sources": ["nvml"], "interval_ms": 20, "required": True}
     path = experiment(tmp_path, "half_blind", devices={"count": 2}, energy=energy)
