@@ -16,11 +16,20 @@ from lem_client.async_sender import AsyncSender
 from lem_client.bundles import check_bundle, open_bundle, write_bundle
 from lem_client.errors import AnswerError
 from lem_client.events import Event, EventFollower
-from lem_client.operations import Operation, Readiness, ServerVersion, api_path, filters
+from lem_client.operations import (
+    Operation,
+    Readiness,
+    ServerVersion,
+    aggregation_parameters,
+    api_path,
+    filters,
+    present,
+)
 from lem_domain.bundle import OnBytes, Verified
 from lem_domain.config.campaign import CampaignSpec
 from lem_domain.config.execution import Placement
 from lem_domain.prompt_sets import prompts_digest
+from lem_domain.results.method import MethodVersion
 from lem_domain.results.run import RunResult
 from lem_domain.retries import CLIENT_RETRIES, RetryPolicy
 from lem_domain.states import CampaignState, RunState
@@ -153,21 +162,24 @@ class AsyncClient:
         retried = await self._act("retry_failed", RetriedRuns, "campaigns", campaign_id, key=uuid4().hex)
         return retried.run_ids
 
-    async def aggregate_campaign(self, campaign_id: str, *, allow_partial: bool = False) -> AggregatedCampaign:
-        """Aggregate every completed run of a campaign; the answer lists the runs that can't be aggregated.
+    async def aggregate_campaign(
+        self, campaign_id: str, *, allow_partial: bool = False, method: MethodVersion | None = None
+    ) -> AggregatedCampaign:
+        """Aggregate every completed run of a campaign by a method (the server's default if omitted).
 
-        Takes as long as the runs need one after another; the campaign's events have the progress.
+        The answer lists the runs that can't be aggregated. It takes as long as the runs need one after another; the
+        campaign's events have the progress.
         """
         path = f"{api_path('campaigns', campaign_id)}:aggregate"
-        parameters = {"allow_partial": "true"} if allow_partial else {}
+        parameters = aggregation_parameters(allow_partial=allow_partial, method=method)
         operation = Operation(
             "POST", path, AggregatedCampaign, parameters, idempotent=True, read_timeout_s=AGGREGATION_TIMEOUT_S
         )
         return await self._sender.send(operation)
 
-    async def results(self, campaign_id: str) -> CampaignResults:
-        """Return every experiment's summary over cycles, from the runs aggregated so far."""
-        return await self._get(CampaignResults, "campaigns", campaign_id, "results")
+    async def results(self, campaign_id: str, *, method: MethodVersion | None = None) -> CampaignResults:
+        """Return every experiment's summary over cycles, from the runs aggregated so far by a method."""
+        return await self._get(CampaignResults, "campaigns", campaign_id, "results", method=method)
 
     def follow_campaign(self, campaign_id: str, *, last_event_id: str | None = None) -> AsyncIterator[Event]:
         """Yield past and future events of a campaign until no run is queued or live. Resumes after a broken stream."""
@@ -235,14 +247,16 @@ class AsyncClient:
         """Yield past and future events of a run until it has ended. Resumes after a broken stream."""
         return self._follow(EventFollower(api_path("runs", run_id, "events"), one_run=True))
 
-    async def aggregate(self, run_id: str, *, allow_partial: bool = False) -> RunResult:
+    async def aggregate(
+        self, run_id: str, *, allow_partial: bool = False, method: MethodVersion | None = None
+    ) -> RunResult:
         """Compute the run's result from its raw evidence, verifying every digest. The same evidence gives the same."""
-        parameters = {"allow_partial": "true"} if allow_partial else {}
+        parameters = aggregation_parameters(allow_partial=allow_partial, method=method)
         return await self._act("aggregate", RunResult, "runs", run_id, parameters=parameters)
 
-    async def result(self, run_id: str) -> RunResult:
-        """Return the run's newest stored result."""
-        return await self._get(RunResult, "runs", run_id, "aggregate")
+    async def result(self, run_id: str, *, method: MethodVersion | None = None) -> RunResult:
+        """Return the run's newest stored result by a method (the server's default, else any, if omitted)."""
+        return await self._get(RunResult, "runs", run_id, "aggregate", method=method)
 
     def workers(self) -> AsyncIterator[WorkerView]:
         """List every worker that has registered, with its current runs."""
@@ -270,8 +284,8 @@ class AsyncClient:
         path = api_path("datasets", prompts_digest(prompts))
         return await self._sender.send(Operation("PUT", path, DatasetView, body=upload))
 
-    async def _get(self, answer: type[M], *segments: str) -> M:
-        return await self._sender.send(Operation("GET", api_path(*segments), answer))
+    async def _get(self, answer: type[M], *segments: str, **given: str | None) -> M:
+        return await self._sender.send(Operation("GET", api_path(*segments), answer, present(**given)))
 
     async def _act(
         self,

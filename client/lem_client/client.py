@@ -15,12 +15,21 @@ from lem_client import credentials
 from lem_client.bundles import check_bundle, open_bundle, write_bundle
 from lem_client.errors import AnswerError
 from lem_client.events import Event, EventFollower
-from lem_client.operations import Operation, Readiness, ServerVersion, api_path, filters
+from lem_client.operations import (
+    Operation,
+    Readiness,
+    ServerVersion,
+    aggregation_parameters,
+    api_path,
+    filters,
+    present,
+)
 from lem_client.sender import Sender
 from lem_domain.bundle import OnBytes, Verified
 from lem_domain.config.campaign import CampaignSpec
 from lem_domain.config.execution import Placement
 from lem_domain.prompt_sets import prompts_digest
+from lem_domain.results.method import MethodVersion
 from lem_domain.results.run import RunResult
 from lem_domain.retries import CLIENT_RETRIES, RetryPolicy
 from lem_domain.states import CampaignState, RunState
@@ -154,21 +163,24 @@ class Client:
         retried = self._act("retry_failed", RetriedRuns, "campaigns", campaign_id, key=uuid4().hex)
         return retried.run_ids
 
-    def aggregate_campaign(self, campaign_id: str, *, allow_partial: bool = False) -> AggregatedCampaign:
-        """Aggregate every completed run of a campaign; the answer lists the runs that can't be aggregated.
+    def aggregate_campaign(
+        self, campaign_id: str, *, allow_partial: bool = False, method: MethodVersion | None = None
+    ) -> AggregatedCampaign:
+        """Aggregate every completed run of a campaign by a method (the server's default if omitted).
 
-        Takes as long as the runs need one after another; the campaign's events have the progress.
+        The answer lists the runs that can't be aggregated. It takes as long as the runs need one after another; the
+        campaign's events have the progress.
         """
         path = f"{api_path('campaigns', campaign_id)}:aggregate"
-        parameters = {"allow_partial": "true"} if allow_partial else {}
+        parameters = aggregation_parameters(allow_partial=allow_partial, method=method)
         operation = Operation(
             "POST", path, AggregatedCampaign, parameters, idempotent=True, read_timeout_s=AGGREGATION_TIMEOUT_S
         )
         return self._sender.send(operation)
 
-    def results(self, campaign_id: str) -> CampaignResults:
-        """Return every experiment's summary over cycles, from the runs aggregated so far."""
-        return self._get(CampaignResults, "campaigns", campaign_id, "results")
+    def results(self, campaign_id: str, *, method: MethodVersion | None = None) -> CampaignResults:
+        """Return every experiment's summary over cycles, from the runs aggregated so far by a method."""
+        return self._get(CampaignResults, "campaigns", campaign_id, "results", method=method)
 
     def follow_campaign(self, campaign_id: str, *, last_event_id: str | None = None) -> Iterator[Event]:
         """Yield past and future events of a campaign until no run is queued or live. Resumes after a broken stream."""
@@ -238,14 +250,14 @@ class Client:
         """Yield past and future events of a run until it has ended. Resumes after a broken stream."""
         return self._follow(EventFollower(api_path("runs", run_id, "events"), one_run=True))
 
-    def aggregate(self, run_id: str, *, allow_partial: bool = False) -> RunResult:
+    def aggregate(self, run_id: str, *, allow_partial: bool = False, method: MethodVersion | None = None) -> RunResult:
         """Compute the run's result from its raw evidence, verifying every digest. The same evidence gives the same."""
-        parameters = {"allow_partial": "true"} if allow_partial else {}
+        parameters = aggregation_parameters(allow_partial=allow_partial, method=method)
         return self._act("aggregate", RunResult, "runs", run_id, parameters=parameters)
 
-    def result(self, run_id: str) -> RunResult:
-        """Return the run's newest stored result."""
-        return self._get(RunResult, "runs", run_id, "aggregate")
+    def result(self, run_id: str, *, method: MethodVersion | None = None) -> RunResult:
+        """Return the run's newest stored result by a method (the server's default, else any, if omitted)."""
+        return self._get(RunResult, "runs", run_id, "aggregate", method=method)
 
     # --- workers and datasets ---
 
@@ -277,8 +289,8 @@ class Client:
 
     # --- shared ---
 
-    def _get(self, answer: type[M], *segments: str) -> M:
-        return self._sender.send(Operation("GET", api_path(*segments), answer))
+    def _get(self, answer: type[M], *segments: str, **given: str | None) -> M:
+        return self._sender.send(Operation("GET", api_path(*segments), answer, present(**given)))
 
     def _act(
         self,

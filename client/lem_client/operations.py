@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel
 
+from lem_domain.results.method import MethodVersion
 from lem_domain.retries import IDEMPOTENT_METHODS
 from lem_domain.wire.base import AnswerModel, Page
 
@@ -64,4 +65,14 @@ def api_path(*segments: str) -> str:
 
 def filters(**given: str | None) -> dict[str, str]:
     """Query parameters of a list."""
-    return {"limit": str(PAGE_SIZE), **{name: str(value) for name, value in given.items() if value is not None}}
+    return {"limit": str(PAGE_SIZE), **present(**given)}
+
+
+def present(**given: str | None) -> dict[str, str]:
+    """Query parameters without those that are None."""
+    return {name: str(value) for name, value in given.items() if value is not None}
+
+
+def aggregation_parameters(*, allow_partial: bool, method: MethodVersion | None) -> dict[str, str]:
+    """Query parameters of an aggregation."""
+    return present(allow_partial="true" if allow_partial else None, method=method)

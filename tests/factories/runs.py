@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from factories.evidence import Evidence
 from lem_domain.ids import IdKind, format_id, parse_id
+from lem_domain.results.method import DEFAULT_METHOD, MethodVersion
 from lem_domain.states import ActorKind
 from lem_server.aggregation.identity import canonical_bytes
 from lem_server.aggregation.result import aggregate
@@ -142,7 +143,7 @@ async def store_aggregate(engine: AsyncEngine, run_id: str, attempt_id: str, res
         await connection.execute(
             text("""
                 INSERT INTO aggregates (key, run_id, attempt_id, method, parameters, evidence_sha256, result)
-                VALUES (:key, :run, :attempt, 'm1', '{}', '\\x00', CAST(:result AS json))
+                VALUES (:key, :run, :attempt, CAST(:result AS json) ->> 'method', '{}', '\\x00', CAST(:result AS json))
             """),
             {
                 "key": uuid4().bytes,
@@ -158,13 +159,14 @@ async def store_aggregate(engine: AsyncEngine, run_id: str, attempt_id: str, res
         )
 
 
-def result_json(watts: float = 100.0, output: str | None = None) -> str:
+def result_json(watts: float = 100.0, output: str | None = None, method: MethodVersion = DEFAULT_METHOD) -> str:
     """The aggregate of a run of known power; `output` is a hexadecimal digit for the digest of its tokens."""
     made = Evidence()
     if output is not None:
         made.summaries["rank-0"]["outputs_sha256"] = output * 64
     made.request(0, 0.0, [1.0, 6.0, 12.0])
     made.power([number * 0.1 - 1 for number in range(141)], joules=lambda time: watts * time + 1000)
+    made.method = method
     stored = made.stored()
     return canonical_bytes(aggregate(stored.inputs, stored.source)).decode()
 

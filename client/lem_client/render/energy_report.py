@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lem_client.render.numbers import MISSING, duration, number, quantity
 from lem_domain.results.energy import Baseline, DeviceEnergy, EnergyResult, HostEnergy, PhaseSplit, PrefillProbe
-from lem_domain.results.figures import Distribution, EnergyFigure, EnergyMethod, Figure
+from lem_domain.results.figures import BoundParts, Distribution, EnergyFigure, EnergyMethod, Figure
 from lem_domain.results.run import (
     Check,
     ComputeResult,
@@ -19,13 +19,13 @@ from lem_domain.results.run import (
 _METHODS = {
     EnergyMethod.COUNTER: "read from its own energy counter",
     EnergyMethod.INTEGRATED: "integrated from power samples",
-    EnergyMethod.MODELLED: "estimated by a model from load and rated power, not measured",
+    EnergyMethod.MODELLED: "estimated by a model (the memory is a constant in it), not measured",
 }
 _EXPLANATIONS = {
     EnergyMethod.COUNTER: "a hardware counter, read at the start and the end of the measured window",
     EnergyMethod.INTEGRATED: "power samples{often}, integrated over the measured window; bursts shorter than "
     "the period and in step with it are not seen",
-    EnergyMethod.MODELLED: "not measured; a model estimated it from load and rated power",
+    EnergyMethod.MODELLED: "not measured; a model estimated it from load and rated power, and the memory by a constant",
 }
 _DOMAINS = {"package": "the CPU package", "dram": "the memory"}
 """RAPL numbers them: package-0."""
@@ -44,9 +44,12 @@ def energy(figure: EnergyFigure, *, samples: int | None = None) -> str:
     source = f", source {figure.source}" if figure.source else ""
     if figure.bound_j is not None:
         bound = f", true within ± {quantity(figure.bound_j, 'J')}{_share(figure)}"
-        bound += " by the sampling alone" if figure.sensor_bound_j is None else " if the sensor meets its specification"
+        if figure.sensor_bound_j is None:
+            bound += " by the sampling alone"
+        elif figure.bound_parts is None:
+            bound += " if the sensor meets its specification"
     else:
-        bound = ", with no stated bound"
+        bound = ", with no stated bound" + (f" ({figure.bound_reason})" if figure.bound_reason else "")
     return f"{quantity(figure.joules, 'J')}, {_METHODS[figure.method]}{source}{counted}{bound}"
 
 
@@ -74,12 +77,33 @@ def _bound(total: EnergyFigure) -> str:
     if total.bound_j is None:
         return "the error is unknown"
     away = f"{quantity(total.bound_j, 'J')}{_share(total)}"
+    if total.bound_parts is not None:
+        return f"the error is at most ± {away}: {', '.join(_bound_parts(total, total.bound_parts))}"
     if total.sensor_bound_j is None:
         return f"the error from sampling is at most ± {away}; the error of the sensor is not stated"
     return (
         f"the error is at most ± {away}: {quantity(total.sensor_bound_j, 'J')} by the sensor's specification, the rest "
         f"from sampling"
     )
+
+
+def _bound_parts(total: EnergyFigure, parts: BoundParts) -> list[str]:
+    """Return the parts of a bound in words, those that are zero left out."""
+    if parts.sensor_gain is None or total.sensor_bound_j is None:
+        named = ["the error of the sensor is not published"]
+    else:
+        gain_j = parts.sensor_gain * abs(total.joules or 0.0)
+        named = [
+            f"{quantity(gain_j, 'J')} by a factor of the sensor (± {number(100 * parts.sensor_gain, 2)} %)",
+            f"{quantity(total.sensor_bound_j - gain_j, 'J')} by its offset (± {quantity(parts.sensor_offset_w, 'W')})",
+        ]
+    for joules, words in (
+        (parts.sampling_j, "by sampling"),
+        (parts.coverage_j, "by the time that the sensor does not see"),
+        (parts.disagreement_j, "because counter and integral differ"),
+    ):
+        named += [f"{quantity(joules, 'J')} {words}"] if joules else []
+    return [*named, f"source of the sensor's error: {parts.calibration}"] if parts.calibration else named
 
 
 def sums(result: EnergyResult) -> list[str]:
@@ -122,6 +146,11 @@ def parts(result: EnergyResult) -> list[str]:
         lines.append(f"  device {device.uuid}: {energy(device.energy, samples=device.samples)}")
         if device.counter_period_ms.value is not None:
             lines.append(f"    its counter is updated every {figure(device.counter_period_ms)}")
+        if device.counter_reason is not None:
+            lines.append(f"    its counter is not the figure: {device.counter_reason}")
+        for one in device.refused:
+            kind = one.kind.value.replace("_", " ")
+            lines.append(f"    in no figure: {kind}, {one.occurrences} ×, at most for {duration(one.longest_s)}")
         if device.integrated is not None and device.integrated.joules is not None:
             apart = f" ({device.integrated.joules / device.energy.joules - 1:+.1%})" if device.energy.joules else ""
             lines.append(f"    integral of its power, for comparison: {quantity(device.integrated.joules, 'J')}{apart}")

@@ -15,6 +15,7 @@ from lem_domain.config.documents import flattened
 from lem_domain.config.provenance import Source
 from lem_domain.results.figures import Distribution, EnergyFigure, Figure
 from lem_domain.results.findings import Severity
+from lem_domain.results.method import MethodVersion
 from lem_domain.results.metrics import METRICS, field_of
 from lem_domain.results.run import RunResult
 from lem_domain.states import RunState
@@ -185,8 +186,10 @@ def configuration(effective: EffectiveConfig) -> list[str]:
     return lines
 
 
-def no_result(one: RunView) -> list[str]:
-    """Return the reason for a missing result."""
+def no_result(one: RunView, method: MethodVersion | None = None) -> list[str]:
+    """Return the reason for a missing result by a method."""
+    if method is not None and one.state is RunState.AGGREGATED:
+        return [f"  none by method {method}; run `lemctl results {one.campaign_id} --method {method}`"]
     if one.state is RunState.COMPLETED:
         return [f"  not aggregated yet; run `lemctl results {one.campaign_id}`"]
     return [f"  none: the run is {one.state.value}"]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from lem_client.render.numbers import MISSING, Scale, mean_and_spread, scale_for
+from lem_domain.results.method import DEFAULT_METHOD
 from lem_domain.results.metrics import METRICS, Metric
 from lem_domain.results.run import CycleSummary
 from lem_domain.states import RunState
@@ -93,7 +94,7 @@ def _notes(results: CampaignResults, columns: Sequence[Metric]) -> tuple[str, ..
         for state, cycles in missing.items():
             plural = "cycle" if len(cycles) == 1 else "cycles"
             notes[f"{MISSING} {one.display_name}: {plural} {_ranges(cycles)}: no result, {state}"] = None
-    return (*notes, *_findings(results))
+    return (*notes, *_findings(results), *_other_methods(results))
 
 
 def _findings(results: CampaignResults) -> list[str]:
@@ -107,6 +108,15 @@ def _findings(results: CampaignResults) -> list[str]:
         finding if len(names) >= measured_experiments else f"{', '.join(names)}: {finding}"
         for finding, names in names_by_finding.items()
     ]
+
+
+def _other_methods(results: CampaignResults) -> list[str]:
+    """Return a note for experiments whose results are not by the default method."""
+    by_method: dict[str, list[str]] = {}
+    for one in results.experiments:
+        if one.method not in (None, DEFAULT_METHOD):
+            by_method.setdefault(str(one.method), []).append(one.display_name)
+    return [f"{', '.join(names)}: method {method}, not {DEFAULT_METHOD}" for method, names in by_method.items()]
 
 
 def _one_line(message: str) -> str:

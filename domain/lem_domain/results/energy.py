@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Literal
 
 from pydantic import Field
 
-from lem_domain.results.figures import EnergyFigure, Figure, ResultModel
+from lem_domain.results.figures import EnergyFigure, Figure, ResultModel, is_absent
 
 BaselineContext = Literal["idle", "ready", "ready_after"]
 """`idle`: before the engine starts; `ready`: engine loaded, no requests, before the window; `ready_after`: after it."""
+
+
+class RefusalKind(StrEnum):
+    """Why readings are in no figure (method `m2`). They stay in the evidence."""
+
+    POWER_NOT_POSITIVE = "power_not_positive"
+    POWER_ABOVE_LIMIT = "power_above_limit"
+    POWER_FROZEN = "power_frozen"
+    COUNTER_OUT_OF_RANGE = "counter_out_of_range"
+    COUNTER_LEAP = "counter_leap"
+    COUNTER_RESET = "counter_reset"
+    COUNTER_STALLED = "counter_stalled"
+    COUNTER_UNIT = "counter_unit"
+
+
+class RefusedReadings(ResultModel):
+    """Readings of one kind around the window that are in no figure."""
+
+    kind: RefusalKind
+    occurrences: int = Field(ge=1, description="Stretches without a usable reading in between.")
+    readings: int = Field(ge=0, description="Readings in them; a step of a counter is between two.")
+    longest_s: float = Field(ge=0, description="Length of the longest.")
 
 
 class DeviceEnergy(ResultModel):
@@ -19,6 +42,14 @@ class DeviceEnergy(ResultModel):
     energy: EnergyFigure
     integrated: EnergyFigure | None = Field(
         default=None, description="The integral of instant power, if the figure is the counter's."
+    )
+    refused: tuple[RefusedReadings, ...] = Field(
+        default=(), exclude_if=is_absent, description="What is not in the figure because it can't be; absent if empty."
+    )
+    counter_reason: str | None = Field(
+        default=None,
+        exclude_if=is_absent,
+        description="Why the figure is not the counter's, although the device has one; absent under `m1`.",
     )
     mean_power_w: Figure
     peak_power_w: Figure

@@ -36,6 +36,37 @@ class Figure(ResultModel):
         return self
 
 
+def is_absent(value: object) -> bool:
+    """Whether a field is left out of a result's text, so that results of `m1` have the bytes that they always had."""
+    return value is None or value == ()
+
+
+class BoundParts(ResultModel):
+    """The parts of an energy's bound (method `m2`); figures are compared by those parts that they don't share.
+
+    bound_j = sensor_gain × |joules| + sensor_offset_w × time + sampling_j + coverage_j + disagreement_j. In a sum every
+    part is the sum of the parts in J: errors of devices with the same calibration source are fully correlated, so that
+    this is exact for them, and between sources nothing is known of the correlation, so that it is safe.
+    """
+
+    sensor_gain: float | None = Field(
+        ge=0,
+        description="Largest error of the sensor that is proportional to power, relative to the figure; in a sum, the "
+        "mean over the parts, weighted by energy. Null if it is not published: then the bound holds the rest only.",
+    )
+    sensor_offset_w: float | None = Field(
+        ge=0, description="Largest error of the sensor that is constant, in W; in a sum, that of all parts together."
+    )
+    sampling_j: float = Field(ge=0, description="What the times of the samples leave open, at both ends and in gaps.")
+    coverage_j: float = Field(
+        ge=0, description="95 % of the energy in the time that a part-time sensor does not see, if it is by chance."
+    )
+    disagreement_j: float = Field(
+        default=0.0, ge=0, description="By how much the bound was widened to hold counter and integral both."
+    )
+    calibration: str | None = Field(description="Source of gain and offset; several are separated by semicolons.")
+
+
 class EnergyFigure(ResultModel):
     """An energy over the measured window, or null with a reason."""
 
@@ -46,13 +77,19 @@ class EnergyFigure(ResultModel):
         default=None,
         ge=0,
         description="The true value is within joules ± bound_j: the error of sampling, plus the sensor's accuracy if "
-        "its maker states it; null if the method has no bound (a modelled figure has none).",
+        "it is known; null if the method has no bound (a modelled figure has none).",
     )
     sensor_bound_j: float | None = Field(
         default=None,
         ge=0,
-        description="The part of bound_j that is the sensor's accuracy over that time, as its maker states it; null if "
-        "it is not stated, and then bound_j covers the error of sampling only.",
+        description="The part of bound_j that is the sensor's accuracy over that time (under `m2` gain and offset); "
+        "null if it is not known, and then bound_j covers the error of sampling only.",
+    )
+    bound_parts: BoundParts | None = Field(
+        default=None, exclude_if=is_absent, description="The parts of bound_j; absent under `m1` and without a bound."
+    )
+    bound_reason: str | None = Field(
+        default=None, exclude_if=is_absent, description="Why there is no bound; absent under `m1`."
     )
     reason: str | None = Field(default=None, description="Why the value is null.")
 

@@ -41,10 +41,6 @@ class QualityResult(ResultModel):
     text_sha256: Sha256 | None = None
 
 
-METHOD_VERSION = "m1"
-"""Version of the formulas in docs/measurement.md; a change to any formula is a new version."""
-
-
 class WindowResult(ResultModel):
     """The measured window: from the first release of a request to the last token, over all processes."""
 
@@ -104,6 +100,11 @@ class SteadyState(ResultModel):
             mean_power_w=Figure(value=None, unit="W", reason=reason),
             energy_per_output_token_j=Figure(value=None, unit="J", reason=reason),
         )
+
+    @classmethod
+    def of_m1(cls) -> SteadyState:
+        """The steady state of a result by method `m1`, which has none."""
+        return cls.absent("method m1 has no steady state; aggregate the run by m2")
 
 
 class SpeculationResult(ResultModel):
@@ -252,7 +253,9 @@ class RunResult(ResultModel):
     energy: EnergyResult
     efficiency: EfficiencyResult
     steady: SteadyState = Field(
-        default_factory=lambda: SteadyState.absent("results of LEM 0.1 have none; aggregate the run again")
+        default_factory=SteadyState.of_m1,
+        exclude_if=lambda found: found == SteadyState.of_m1(),
+        description="Absent under `m1`.",
     )
     compute: ComputeResult
     telemetry: TelemetryResult

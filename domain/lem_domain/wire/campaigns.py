@@ -296,6 +296,9 @@ class ExperimentResults(AnswerModel):
     varied: dict[str, JsonValue]
     outcomes: tuple[RunOutcome, ...]
     verdict: Verdict | None = Field(description="The worst verdict of its cycles; null without a result.")
+    method: str | None = Field(
+        default=None, description="Version of the formulas; `mixed` where cycles differ, null without a result."
+    )
     energy_method: str | None = Field(description="Method of the energy figures; `mixed` where cycles differ.")
     energy_includes: tuple[str, ...]
     findings: tuple[str, ...] = Field(description="Distinct findings over its cycles, as sentences.")

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, format_id
+from lem_domain.results.method import DEFAULT_METHOD, MethodVersion
 from lem_domain.wire.campaigns import AggregatedCampaign, AggregationProblem
 from lem_domain.wire.events import AggregationEvent
 from lem_server.aggregation import queries, service
@@ -38,8 +39,10 @@ class CampaignAggregations:
         """Return the progress of the campaign's aggregation; None if there is none in this process."""
         return self._progress.get(campaign_id)
 
-    async def aggregate(self, campaign_id: UUID, parameters: AggregationParameters) -> AggregatedCampaign:
-        """Aggregate every run of the campaign that is completed and has no aggregate; report the rest per run.
+    async def aggregate(
+        self, campaign_id: UUID, parameters: AggregationParameters, method: MethodVersion = DEFAULT_METHOD
+    ) -> AggregatedCampaign:
+        """Aggregate every completed run of the campaign that has no aggregate by this method; report the rest per run.
 
         With `allow_partial` runs that failed with `invalid_evidence` are included. The runs take turns, so that other
         requests find a free subprocess. Each aggregate is stored when it is ready: a request that is repeated after an
@@ -54,21 +57,25 @@ class CampaignAggregations:
         lock = self._locks.setdefault(campaign_id, asyncio.Lock())
         async with lock:
             try:
-                return await self._aggregate(campaign_id, parameters)
+                return await self._aggregate(campaign_id, parameters, method)
             finally:
                 self._progress.pop(campaign_id, None)
                 self._hub.ring_campaign(campaign_id)  # streams that stayed open for this may end
 
-    async def _aggregate(self, campaign_id: UUID, parameters: AggregationParameters) -> AggregatedCampaign:
+    async def _aggregate(
+        self, campaign_id: UUID, parameters: AggregationParameters, method: MethodVersion
+    ) -> AggregatedCampaign:
         async with self._engine.connect() as connection:
-            total = await queries.count_pending(connection, campaign_id, allow_partial=parameters.allow_partial)
+            total = await queries.count_pending(
+                connection, campaign_id, allow_partial=parameters.allow_partial, method=method
+            )
         if total is None:
             raise not_found(IdKind.CAMPAIGN, campaign_id)
         done = failed = 0
         problems: list[AggregationProblem] = []
         self._progress[campaign_id] = AggregationEvent(total=total, done=0, failed=0)
-        async for run in self._pending(campaign_id, parameters):
-            problem = await self._aggregate_run(run, parameters)
+        async for run in self._pending(campaign_id, parameters, method):
+            problem = await self._aggregate_run(run, parameters, method)
             done += 1
             if problem is not None:
                 failed += 1
@@ -78,12 +85,19 @@ class CampaignAggregations:
             self._hub.ring_campaign(campaign_id)
         return AggregatedCampaign(aggregated=done - failed, failed=failed, problems=tuple(problems))
 
-    async def _pending(self, campaign_id: UUID, parameters: AggregationParameters) -> AsyncIterator[queries.PendingRun]:
+    async def _pending(
+        self, campaign_id: UUID, parameters: AggregationParameters, method: MethodVersion
+    ) -> AsyncIterator[queries.PendingRun]:
         after = -1
         while True:
             async with self._engine.connect() as connection:
                 page = await queries.pending_runs(
-                    connection, campaign_id, allow_partial=parameters.allow_partial, after=after, limit=PAGE
+                    connection,
+                    campaign_id,
+                    allow_partial=parameters.allow_partial,
+                    method=method,
+                    after=after,
+                    limit=PAGE,
                 )
             for run in page:
                 if self._hub.stopping:
@@ -98,11 +112,11 @@ class CampaignAggregations:
                 return
 
     async def _aggregate_run(
-        self, run: queries.PendingRun, parameters: AggregationParameters
+        self, run: queries.PendingRun, parameters: AggregationParameters, method: MethodVersion
     ) -> AggregationProblem | None:
         run_id = format_id(IdKind.RUN, run.run_id)
         try:
-            await service.aggregate_run(self._engine, self.pool, run.run_id, parameters)
+            await service.aggregate_run(self._engine, self.pool, run.run_id, parameters, method)
         except Exception as error:
             problem = problem_of(error, run_id)  # logs unexpected errors under the run's id
             if problem.code is ProblemCode.NOT_READY:

@@ -11,6 +11,7 @@ from pydantic.types import JsonValue
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence.streams import SAMPLER, StreamManifest, StreamName
 from lem_domain.ids import AttemptId, RunId
+from lem_domain.results.method import DEFAULT_METHOD, MethodVersion
 from lem_domain.wire.runs import EffectiveConfig, StreamView
 from lem_domain.wire.workers import Device
 
@@ -52,6 +53,7 @@ class AggregationInput:
     summaries: Summaries
     effective_config: EffectiveConfig | None
     parameters: AggregationParameters = field(default_factory=AggregationParameters)
+    method: MethodVersion = DEFAULT_METHOD
 
     @property
     def ranks(self) -> tuple[str, ...]:

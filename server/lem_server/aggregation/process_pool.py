@@ -20,6 +20,7 @@ import pyarrow as pa
 from sqlalchemy.engine import URL
 
 from lem_domain.ids import IdKind, format_id
+from lem_domain.results.method import MethodVersion
 from lem_domain.results.run import RunResult
 from lem_server.aggregation import subprocess_setup
 from lem_server.aggregation.identity import aggregate_key, canonical_bytes
@@ -44,6 +45,7 @@ class AggregationTask(NamedTuple):
     run: RunToAggregate
     attempt_id: UUID
     parameters: AggregationParameters
+    method: MethodVersion
 
 
 class Aggregate(NamedTuple):
@@ -158,7 +160,7 @@ def aggregate_stored_run(task: AggregationTask) -> Aggregate:
         return loop.run_until_complete(function(*arguments))
 
     try:
-        inputs = wait(load_inputs, engine, task.run, task.attempt_id, task.parameters)
+        inputs = wait(load_inputs, engine, task.run, task.attempt_id, task.parameters, task.method)
         return Aggregate.of(aggregate(inputs, chunk_source(engine, task.attempt_id, wait)))
     finally:
         wait(engine.dispose)

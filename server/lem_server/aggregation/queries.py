@@ -10,6 +10,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import bindparam
 
+from lem_domain.results.method import DEFAULT_METHOD, MethodVersion
+
 
 class RunToAggregate(NamedTuple):
     """A run with its current attempt, whose evidence is aggregated."""
@@ -93,13 +95,17 @@ async def aggregate_text(connection: AsyncConnection, attempt_id: UUID, key: byt
 # Index ix_aggregates_run_id.
 _LATEST = text("""
     SELECT CAST(result AS text) FROM aggregates WHERE run_id = :run_id AND attempt_id = :attempt_id
-     ORDER BY created_at DESC, key LIMIT 1
+       AND (CAST(:method AS text) IS NULL OR method = :method)
+     ORDER BY method = :default DESC, created_at DESC, key LIMIT 1
 """)
 
 
-async def latest_text(connection: AsyncConnection, run_id: UUID, attempt_id: UUID) -> bytes | None:
-    """Return the newest aggregate of a run's attempt."""
-    found = (await connection.execute(_LATEST, {"run_id": run_id, "attempt_id": attempt_id})).scalar_one_or_none()
+async def latest_text(
+    connection: AsyncConnection, run_id: UUID, attempt_id: UUID, method: MethodVersion | None
+) -> bytes | None:
+    """Return the newest aggregate of a run's attempt by a method; without one by `DEFAULT_METHOD`, else by any."""
+    where = {"run_id": run_id, "attempt_id": attempt_id, "method": method, "default": DEFAULT_METHOD}
+    found = (await connection.execute(_LATEST, where)).scalar_one_or_none()
     return None if found is None else found.encode()
 
 
@@ -115,8 +121,10 @@ class PendingRun(NamedTuple):
 _PENDING = """
     r.campaign_id = :campaign_id
     AND (r.state = 'completed'
-         OR (:allow_partial AND r.state = 'failed' AND r.reason = 'invalid_evidence' AND r.current_attempt IS NOT NULL
-             AND NOT EXISTS (SELECT FROM aggregates a WHERE a.attempt_id = r.current_attempt)))
+         OR ((r.state = 'aggregated'
+              OR :allow_partial AND r.state = 'failed' AND r.reason = 'invalid_evidence'
+                 AND r.current_attempt IS NOT NULL)
+             AND NOT EXISTS (SELECT FROM aggregates a WHERE a.attempt_id = r.current_attempt AND a.method = :method)))
 """
 # Index ix_runs_campaign_id_state.
 _COUNT_PENDING = text(f"""
@@ -133,18 +141,33 @@ _PENDING_PAGE = text(f"""
 """)  # noqa: S608
 
 
-async def count_pending(connection: AsyncConnection, campaign_id: UUID, *, allow_partial: bool) -> int | None:
+async def count_pending(
+    connection: AsyncConnection, campaign_id: UUID, *, allow_partial: bool, method: MethodVersion
+) -> int | None:
     """Return how many runs `pending_runs` lists in all; None if there is no such campaign."""
-    found = await connection.execute(_COUNT_PENDING, {"campaign_id": campaign_id, "allow_partial": allow_partial})
+    where = {"campaign_id": campaign_id, "allow_partial": allow_partial, "method": method}
+    found = await connection.execute(_COUNT_PENDING, where)
     count: int | None = found.scalar_one_or_none()
     return count
 
 
 async def pending_runs(
-    connection: AsyncConnection, campaign_id: UUID, *, allow_partial: bool, after: int, limit: int
+    connection: AsyncConnection,
+    campaign_id: UUID,
+    *,
+    allow_partial: bool,
+    method: MethodVersion,
+    after: int,
+    limit: int,
 ) -> list[PendingRun]:
-    """List runs that have no aggregate yet and can have one, by position, from the first above `after`."""
-    where = {"campaign_id": campaign_id, "allow_partial": allow_partial, "after": after, "limit": limit}
+    """List runs that have no aggregate by a method and can have one, by position, from the first above `after`."""
+    where = {
+        "campaign_id": campaign_id,
+        "allow_partial": allow_partial,
+        "method": method,
+        "after": after,
+        "limit": limit,
+    }
     return [PendingRun(*row) for row in await connection.execute(_PENDING_PAGE, where)]
 
 

@@ -12,7 +12,8 @@ from lem_domain.config.measurement import SloConfig
 from lem_domain.evidence.streams import StreamName
 from lem_domain.results.figures import Distribution, Figure
 from lem_domain.results.findings import verdict_of
-from lem_domain.results.run import METHOD_VERSION, RunResult, SpeedResult, SteadyState, WindowResult, WorkResult
+from lem_domain.results.method import MethodVersion
+from lem_domain.results.run import RunResult, SpeedResult, SteadyState, WindowResult, WorkResult
 from lem_server.aggregation.checks.completeness import missing_parts
 from lem_server.aggregation.checks.reported import evidence_checks
 from lem_server.aggregation.energy.efficiency import efficiency_result
@@ -42,7 +43,7 @@ from lem_server.aggregation.work.windows import process_window, union_window
 
 
 def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:
-    """Compute the result of one attempt by method `m1` (docs/measurement.md).
+    """Compute the result of one attempt by the method of `inputs` (docs/measurement.md).
 
     A pure function: the same inputs and bytes give the same result to the last bit, in whatever order the chunks come.
     It holds one stream at a time, and one int64 per token for the inter-token latencies. It verifies every chunk's
@@ -64,7 +65,7 @@ def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:
     window = union_window([found for rank in ranks if (found := process_window(rank)) is not None])
     work = work_result(ranks)
     steady = steady_span(inputs.config, inputs.effective_config, ranks)
-    tokens = _tokens(reader, ranks, None if isinstance(steady, str) else steady.span)
+    tokens = _tokens(reader, ranks, None if isinstance(steady, str) else steady.span, inputs.method)
     speed = _speed(ranks, work, window, tokens.itl_ms, inputs.config.traffic.slo)
     samples = read_devices(reader, inputs.devices)
     record = read_sampler(reader, inputs.summaries)
@@ -78,6 +79,7 @@ def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:
         ranks,
         window,
         read_probe(inputs.ranks, inputs.summaries) if inputs.config.prefill_probe else None,
+        inputs.method,
     )
     warmups = {process: read_warmup(reader, process, inputs.summaries) for process in inputs.ranks}
     reader.verify_rest()
@@ -96,8 +98,12 @@ def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:
         miscounted_requests=tokens.miscounted,
         stray_tokens=tokens.stray,
     )
-    steady_result = steady_state(
-        steady, ranks, tokens.in_span, account.meters, account.parts, inputs.config.window.steady_min_s
+    steady_result = (
+        SteadyState.of_m1()
+        if inputs.method is MethodVersion.M1
+        else steady_state(
+            steady, ranks, tokens.in_span, account.meters, account.parts, inputs.config.window.steady_min_s
+        )
     )
     return _result(facts, speed, steady_result, reader.evidence_sha256())
 
@@ -109,7 +115,7 @@ def _result(facts: RunFacts, speed: SpeedResult, steady: SteadyState, evidence_s
         run_id=inputs.run_id,
         attempt_id=inputs.attempt_id,
         config_hash=config_hash(inputs.config),
-        method=METHOD_VERSION,
+        method=inputs.method,
         evidence_sha256=evidence_sha256,
         parameters=inputs.parameters.model_dump(mode="json"),
         inputs_sha256=inputs_digest(inputs),
@@ -145,10 +151,18 @@ class _Tokens(NamedTuple):
     in_span: int | str
 
 
-def _tokens(reader: EvidenceReader, ranks: Sequence[RankRequests], span: Interval | None) -> _Tokens:
-    """Read the token times. ITL is null as soon as one rank that finished requests recorded none."""
+def _has_tokens(rank: RankRequests, method: MethodVersion) -> bool:
+    """Return whether a rank must have token times; under `m1` also a rank whose finished requests have no token."""
+    finished = rank.finished if method is MethodVersion.M1 else rank.finished & (rank.generated_tokens > 0)
+    return bool(finished.any())
+
+
+def _tokens(
+    reader: EvidenceReader, ranks: Sequence[RankRequests], span: Interval | None, method: MethodVersion
+) -> _Tokens:
+    """Read the token times. ITL is null as soon as one rank that generated tokens recorded none."""
     recorded = set(reader.processes_with(StreamName.TOKENS))
-    silent = [rank.process for rank in ranks if rank.process not in recorded and bool(rank.finished.any())]
+    silent = [rank.process for rank in ranks if rank.process not in recorded and _has_tokens(rank, method)]
     if silent:
         reason = f"no token times were recorded by {', '.join(silent)}"
         return _Tokens(latency.distribution_ms(_empty(), reason), 0, 0, reason)

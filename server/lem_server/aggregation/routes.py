@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from lem_domain.errors import ProblemCode
+from lem_domain.results.method import DEFAULT_METHOD, MethodVersion
 from lem_domain.results.run import RunResult
 from lem_domain.wire.access import Scope
 from lem_domain.wire.campaigns import AggregatedCampaign
@@ -14,6 +15,7 @@ from lem_server.access.guard import declares
 from lem_server.aggregation import service
 from lem_server.aggregation.inputs import AggregationParameters
 from lem_server.context import Context
+from lem_server.http.method_query import StoredMethod
 from lem_server.http.path_ids import CampaignPath, RunPath
 
 router = APIRouter(prefix="/api/v1", tags=["results"])
@@ -22,6 +24,7 @@ _C = ProblemCode
 _JSON = "application/json"
 
 AllowPartial = Annotated[bool, Query(description="Compute from incomplete evidence and mark the result invalid.")]
+Method = Annotated[MethodVersion, Query(description="Version of the formulas (docs/measurement.md).")]
 
 
 @router.post(
@@ -37,26 +40,29 @@ AllowPartial = Annotated[bool, Query(description="Compute from incomplete eviden
         _C.AGGREGATE_NOT_REPRODUCIBLE,
     ),
 )
-async def aggregate_run(context: Context, run_id: RunPath, allow_partial: AllowPartial = False) -> Response:
+async def aggregate_run(
+    context: Context, run_id: RunPath, allow_partial: AllowPartial = False, method: Method = DEFAULT_METHOD
+) -> Response:
     """Compute the run's result from its raw evidence and verify every digest. A repetition returns the same bytes."""
     parameters = AggregationParameters(allow_partial=allow_partial)
-    body = await service.aggregate_run(context.engine, context.aggregations.pool, run_id, parameters)
+    body = await service.aggregate_run(context.engine, context.aggregations.pool, run_id, parameters, method)
     return Response(body, media_type=_JSON)
 
 
 @router.post("/campaigns/{campaign_id}:aggregate", **declares(Scope.SUBMIT, _C.NOT_FOUND))
 async def aggregate_campaign(
-    context: Context, campaign_id: CampaignPath, allow_partial: AllowPartial = False
+    context: Context, campaign_id: CampaignPath, allow_partial: AllowPartial = False, method: Method = DEFAULT_METHOD
 ) -> AggregatedCampaign:
-    """Aggregate every completed run of the campaign that has no aggregate; runs that can't be are listed with why.
+    """Aggregate every completed run of the campaign that has no aggregate by this method.
 
-    Answers when all are done, which takes as long as the runs need one after another; the campaign's events have the
-    progress. Repeat the request after an interruption: runs that are aggregated are not aggregated again.
+    Runs that can't be aggregated are listed with why. Answers when all are done, which takes as long as the runs need
+    one after another; the campaign's events have the progress.
+    Repeat the request after an interruption: runs that are aggregated are not aggregated again.
     """
-    return await context.aggregations.aggregate(campaign_id, AggregationParameters(allow_partial=allow_partial))
+    return await context.aggregations.aggregate(campaign_id, AggregationParameters(allow_partial=allow_partial), method)
 
 
 @router.get("/runs/{run_id}/aggregate", response_model=RunResult, **declares(Scope.READ, _C.NOT_FOUND))
-async def get_aggregate(context: Context, run_id: RunPath) -> Response:
+async def get_aggregate(context: Context, run_id: RunPath, method: StoredMethod = None) -> Response:
     """Return the newest stored result, byte for byte as it was computed."""
-    return Response(await service.stored_aggregate(context.engine, run_id), media_type=_JSON)
+    return Response(await service.stored_aggregate(context.engine, run_id, method), media_type=_JSON)

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, format_id
-from lem_domain.results.run import METHOD_VERSION
+from lem_domain.results.method import DEFAULT_METHOD, MethodVersion
 from lem_domain.states import ActorKind, FailureReason, RunState
 from lem_server.aggregation import queries
 from lem_server.aggregation.errors import AggregationError, EvidenceCorrupt, EvidenceMissing
@@ -23,13 +23,18 @@ LARGE_ROWS = 200_000
 
 
 async def aggregate_run(
-    engine: AsyncEngine, pool: AggregationPool, run_id: UUID, parameters: AggregationParameters
+    engine: AsyncEngine,
+    pool: AggregationPool,
+    run_id: UUID,
+    parameters: AggregationParameters,
+    method: MethodVersion = DEFAULT_METHOD,
 ) -> bytes:
     """Aggregate a run from its evidence, verify every digest, store the result and return its canonical JSON.
 
     A completed run becomes `aggregated`, or `failed` with reason `invalid_evidence` if its evidence can't be used.
-    An aggregated run is aggregated again: the same version must produce the stored bytes; another version's result is
-    stored next to the older one. A run that failed with `invalid_evidence` stays failed and needs `allow_partial`.
+    Results by different methods are stored side by side. An aggregated run is aggregated again: the same
+    version must produce the stored bytes; another version's result is stored next to the older one.
+    A run that failed with `invalid_evidence` stays failed and needs `allow_partial`.
 
     Raises:
         ProblemError: `not_found`; `conflict` when the run has no finished attempt; `evidence_missing`,
@@ -39,9 +44,9 @@ async def aggregate_run(
         row = await queries.run_row(connection, run_id)
     row = _finished(row, run_id, parameters)
     try:
-        computed = await _compute(engine, pool, row, parameters)
+        computed = await _compute(engine, pool, row, parameters, method)
     except AggregationError as error:
-        await _refuse(engine, run_id, row, error)
+        await _refuse(engine, run_id, row, error, method)
         raise _problem(error) from error
     async with engine.begin() as connection:
         current = await queries.run_row(connection, run_id, lock=True)
@@ -62,19 +67,21 @@ async def aggregate_run(
             key=computed.key,
             run_id=run_id,
             attempt_id=_attempt(row),
-            method=METHOD_VERSION,
+            method=method,
             parameters=parameters.model_dump(mode="json"),
             evidence_sha256=computed.evidence_sha256,
             result=computed.body,
         )
         if current.state == RunState.COMPLETED:
-            await set_actor(connection, ActorKind.SERVER, f"aggregation {METHOD_VERSION}")
+            await set_actor(connection, ActorKind.SERVER, f"aggregation {method}")
             await queries.mark_aggregated(connection, run_id)
     return computed.body
 
 
-async def stored_aggregate(engine: AsyncEngine, run_id: UUID) -> bytes:
-    """Return the newest stored result of a run, byte for byte as it was computed.
+async def stored_aggregate(engine: AsyncEngine, run_id: UUID, method: MethodVersion | None = None) -> bytes:
+    """Return a run's newest stored result, byte for byte as it was computed.
+
+    Without a method it is the newest by `DEFAULT_METHOD`, or by another one if there is none by that.
 
     Raises:
         ProblemError: `not_found`.
@@ -85,25 +92,33 @@ async def stored_aggregate(engine: AsyncEngine, run_id: UUID) -> bytes:
             raise not_found(IdKind.RUN, run_id)
         found = None
         if row.attempt_id is not None:
-            found = await queries.latest_text(connection, run_id, row.attempt_id)
+            found = await queries.latest_text(connection, run_id, row.attempt_id, method)
     if found is None:
         run = format_id(IdKind.RUN, run_id)
+        by, query = ("", "") if method is None else (f" by method {method}", f"?method={method}")
         raise ProblemError(
             ProblemCode.NOT_FOUND,
-            f"{run} is {row.state} and has no aggregate; POST /api/v1/runs/{run}:aggregate once it is completed.",
+            f"{run} is {row.state} and has no aggregate{by}; POST /api/v1/runs/{run}:aggregate{query} once it is "
+            "completed.",
         )
     return found
 
 
 async def _compute(
-    engine: AsyncEngine, pool: AggregationPool, run: queries.RunToAggregate, parameters: AggregationParameters
+    engine: AsyncEngine,
+    pool: AggregationPool,
+    run: queries.RunToAggregate,
+    parameters: AggregationParameters,
+    method: MethodVersion,
 ) -> Aggregate:
     attempt_id = _attempt(run)
     large = await reading.rows_of(engine, attempt_id) >= LARGE_ROWS
-    return await pool.aggregate(AggregationTask(engine.url, run, attempt_id, parameters), large=large)
+    return await pool.aggregate(AggregationTask(engine.url, run, attempt_id, parameters, method), large=large)
 
 
-async def _refuse(engine: AsyncEngine, run_id: UUID, row: queries.RunToAggregate, error: AggregationError) -> None:
+async def _refuse(
+    engine: AsyncEngine, run_id: UUID, row: queries.RunToAggregate, error: AggregationError, method: MethodVersion
+) -> None:
     """Fail a completed run whose evidence can't be used; an aggregated run keeps its result."""
     if row.state != RunState.COMPLETED:
         return
@@ -111,7 +126,7 @@ async def _refuse(engine: AsyncEngine, run_id: UUID, row: queries.RunToAggregate
         current = await queries.run_row(connection, run_id, lock=True)
         if current is None or current.state != RunState.COMPLETED or current.attempt_id != row.attempt_id:
             return
-        await set_actor(connection, ActorKind.SERVER, f"aggregation {METHOD_VERSION}")
+        await set_actor(connection, ActorKind.SERVER, f"aggregation {method}")
         await queries.fail_run(
             connection, run_id, reason=FailureReason.INVALID_EVIDENCE.value, message=str(error)[:4000]
         )

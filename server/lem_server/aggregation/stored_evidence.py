@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence.streams import SAMPLER, StreamManifest, StreamName, rank_name
 from lem_domain.ids import IdKind, format_id
+from lem_domain.results.method import MethodVersion
 from lem_domain.wire.runs import EffectiveConfig
 from lem_domain.wire.workers import Device
 from lem_server.aggregation.inputs import AggregationInput, AggregationParameters, ChunkSource
@@ -22,7 +23,11 @@ Wait = Callable[..., Any]
 
 
 async def load_inputs(
-    engine: AsyncEngine, run: RunToAggregate, attempt_id: UUID, parameters: AggregationParameters
+    engine: AsyncEngine,
+    run: RunToAggregate,
+    attempt_id: UUID,
+    parameters: AggregationParameters,
+    method: MethodVersion,
 ) -> AggregationInput:
     """Load the facts of a run's attempt."""
     config = ExperimentConfig.model_validate(run.config)
@@ -39,6 +44,7 @@ async def load_inputs(
             None if run.effective_config is None else EffectiveConfig.model_validate(run.effective_config)
         ),
         parameters=parameters,
+        method=method,
     )
 
 

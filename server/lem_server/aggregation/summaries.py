@@ -20,6 +20,7 @@ class ExperimentSummary(NamedTuple):
     """The parts of `ExperimentResults` that describe all cycles together."""
 
     verdict: Verdict | None
+    method: str | None
     energy_method: str | None
     energy_includes: tuple[str, ...]
     findings: tuple[str, ...]
@@ -33,6 +34,7 @@ class CycleTally:
     def __init__(self) -> None:
         self._metrics = tuple(_MetricTally(metric) for metric in METRICS)
         self._verdict: Verdict | None = None
+        self._versions: dict[str, None] = {}
         self._methods: dict[str, None] = {}
         self._includes: dict[str, None] = {}
         self._findings: dict[str, None] = {}
@@ -46,6 +48,7 @@ class CycleTally:
         self._cycles.append(Cycle.of(result))
         if self._verdict is None or _VERDICTS.index(result.verdict) > _VERDICTS.index(self._verdict):
             self._verdict = result.verdict
+        self._versions[result.method] = None
         if result.energy.total.method:
             self._methods[result.energy.total.method.value] = None
         self._includes.update(dict.fromkeys(result.energy.includes))
@@ -94,19 +97,24 @@ class CycleTally:
     def summary(self, others: tuple[Finding, ...] = ()) -> ExperimentSummary:
         """Return the worst verdict, the distinct findings in order of appearance, and the metrics.
 
-        Findings between cycles and then `others` come last. The energy method is `mixed` if cycles differ; cycles
-        without energy have none. `energy_includes` is what any cycle includes, in order of appearance.
+        Findings between cycles and then `others` come last. Either method is `mixed` if cycles differ; cycles without
+        energy have no energy method. `energy_includes` is what any cycle includes, in order of appearance.
         """
         between = (*self.between_cycles(), *others)
         verdicts = [verdict for verdict in (self._verdict, verdict_of(between) if between else None) if verdict]
         return ExperimentSummary(
             verdict=max(verdicts, key=_VERDICTS.index, default=None),
-            energy_method=next(iter(self._methods), None) if len(self._methods) < 2 else "mixed",
+            method=_one_or_mixed(self._versions),
+            energy_method=_one_or_mixed(self._methods),
             energy_includes=tuple(self._includes),
             findings=tuple(dict.fromkeys((*self._findings, *(finding.message for finding in between)))),
             metrics=self.metrics(),
             publication=publication_conditions(self._cycles),
         )
+
+
+def _one_or_mixed(values: dict[str, None]) -> str | None:
+    return next(iter(values), None) if len(values) < 2 else "mixed"
 
 
 class _MetricTally:

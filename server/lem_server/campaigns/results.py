@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from lem_domain.ids import IdKind, format_id
 from lem_domain.results.findings import Finding
+from lem_domain.results.method import DEFAULT_METHOD, MethodVersion
 from lem_domain.results.run import RunResult
 from lem_domain.states import RunState
 from lem_domain.wire.campaigns import CampaignResults, ExperimentResults, RunOutcome
@@ -48,8 +49,12 @@ class OutcomeRow(NamedTuple):
     result: str | None
 
 
-async def campaign_results(engine: AsyncEngine, campaign_id: UUID) -> AsyncIterator[bytes]:
+async def campaign_results(
+    engine: AsyncEngine, campaign_id: UUID, method: MethodVersion | None = None
+) -> AsyncIterator[bytes]:
     """Return the JSON of `CampaignResults` over the runs aggregated so far, one experiment at a time.
+
+    Without a method each run's result is the one that `GET /runs/{id}/aggregate` returns.
 
     Raises:
         ProblemError: `not_found`, before the first piece.
@@ -59,7 +64,7 @@ async def campaign_results(engine: AsyncEngine, campaign_id: UUID) -> AsyncItera
     whole = CampaignResults(
         campaign_id=campaign.id, name=campaign.name, state=campaign.state, runs=campaign.runs, experiments=()
     )
-    return _pieces(whole.model_dump_json().encode(), _experiments(engine, campaign_id))
+    return _pieces(whole.model_dump_json().encode(), _experiments(engine, campaign_id, method))
 
 
 async def _pieces(whole: bytes, experiments: AsyncIterator[ExperimentResults]) -> AsyncIterator[bytes]:
@@ -71,10 +76,12 @@ async def _pieces(whole: bytes, experiments: AsyncIterator[ExperimentResults]) -
     yield _END
 
 
-async def _experiments(engine: AsyncEngine, campaign_id: UUID) -> AsyncIterator[ExperimentResults]:
+async def _experiments(
+    engine: AsyncEngine, campaign_id: UUID, method: MethodVersion | None
+) -> AsyncIterator[ExperimentResults]:
     current: _Experiment | None = None
     first: dict[str, _Work] = {}
-    async for page in _pages(engine, campaign_id):
+    async for page in _pages(engine, campaign_id, method):
         # In a thread: parsing a page of aggregates takes a tenth of a second.
         for row, result in await asyncio.to_thread(_read, page):
             if current is None or current.row.experiment_id != row.experiment_id:
@@ -113,7 +120,8 @@ _OUTCOMES = text("""
            SELECT a.result::text AS result
              FROM aggregates a
             WHERE a.run_id = r.id AND a.attempt_id = r.current_attempt AND r.state = 'aggregated'
-            ORDER BY a.created_at DESC
+              AND (CAST(:method AS text) IS NULL OR a.method = :method)
+            ORDER BY a.method = :default DESC, a.created_at DESC
             LIMIT 1
            ) latest ON true
      ORDER BY e.ordinal, r.cycle
@@ -121,14 +129,15 @@ _OUTCOMES = text("""
 """)
 
 
-async def _pages(engine: AsyncEngine, campaign_id: UUID) -> AsyncIterator[list[OutcomeRow]]:
+async def _pages(
+    engine: AsyncEngine, campaign_id: UUID, method: MethodVersion | None
+) -> AsyncIterator[list[OutcomeRow]]:
     """Yield every run in the order of experiments and cycles; no statement or snapshot lasts longer than one page."""
     after = {"ordinal": 0, "cycle": 0}
+    which = {"campaign_id": campaign_id, "method": method, "default": DEFAULT_METHOD, "limit": RUNS_PER_PAGE}
     while True:
         async with engine.connect() as connection:
-            page = await read_all(
-                connection, _OUTCOMES, OutcomeRow, campaign_id=campaign_id, limit=RUNS_PER_PAGE, **after
-            )
+            page = await read_all(connection, _OUTCOMES, OutcomeRow, **which, **after)
         yield page
         if len(page) < RUNS_PER_PAGE:
             return
@@ -190,6 +199,7 @@ class _Experiment:
             varied=self.row.varied,
             outcomes=tuple(self._outcomes),
             verdict=summary.verdict,
+            method=summary.method,
             energy_method=summary.energy_method,
             energy_includes=summary.energy_includes,
             findings=summary.findings,

@@ -29,6 +29,7 @@ from lem_server.access.guard import CurrentPrincipal, declares
 from lem_server.campaigns import planning, reading, results, service
 from lem_server.context import Context
 from lem_server.http.idempotency import IdempotencyKey, KeyedRequest, fingerprint, run_once
+from lem_server.http.method_query import StoredMethod
 from lem_server.http.paging import Cursor, Limit
 from lem_server.http.path_ids import CampaignPath, ExperimentPath, RunPath
 
@@ -198,7 +199,7 @@ async def cancel_campaign(context: Context, principal: CurrentPrincipal, campaig
 
 
 @router.get("/campaigns/{campaign_id}/results", response_model=CampaignResults, **declares(Scope.READ, _C.NOT_FOUND))
-async def get_campaign_results(context: Context, campaign_id: CampaignPath) -> Response:
+async def get_campaign_results(context: Context, campaign_id: CampaignPath, method: StoredMethod = None) -> Response:
     """Return every experiment over its cycles from the runs aggregated so far, and why other runs have no result."""
-    pieces = await results.campaign_results(context.engine, campaign_id)
+    pieces = await results.campaign_results(context.engine, campaign_id, method)
     return StreamingResponse(pieces, media_type="application/json")

@@ -26,7 +26,7 @@ from lem_domain.bundle import (
 from lem_domain.errors import LemError, ProblemCode
 from lem_domain.ids import IdKind, format_id
 from lem_domain.prompt_sets import DEFAULT_PROMPT_SET
-from lem_domain.results.run import METHOD_VERSION
+from lem_domain.results.method import DEFAULT_METHOD
 from lem_server.datasets import service as datasets
 from lem_server.evidence import reading
 from lem_server.evidence import service as evidence
@@ -83,7 +83,7 @@ async def prepare(engine: AsyncEngine, campaign_id: UUID) -> PreparedExport:
         format=FORMAT,
         version=FORMAT_VERSION,
         lem_version=version("llm-energy-measurement"),
-        method=METHOD_VERSION,
+        method=DEFAULT_METHOD,
         campaign_id=format_id(IdKind.CAMPAIGN, campaign_id),
         campaign_name=size.name,
         experiments=size.experiments,

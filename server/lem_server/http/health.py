@@ -12,7 +12,7 @@ from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from lem_domain.errors import ProblemCode
-from lem_domain.results.run import METHOD_VERSION
+from lem_domain.results.method import DEFAULT_METHOD
 from lem_domain.wire.base import PROTOCOL_VERSION, AnswerModel
 from lem_server.context import Context
 from lem_server.database.migrate import current_revision, head_revision
@@ -69,4 +69,4 @@ def _not_ready(detail: str) -> ProblemError:
 @router.get("/version")
 async def get_version() -> Version:
     """Return the versions of the server, its protocol and its method."""
-    return Version(version=version("llm-energy-measurement"), protocol=PROTOCOL_VERSION, method=METHOD_VERSION)
+    return Version(version=version("llm-energy-measurement"), protocol=PROTOCOL_VERSION, method=DEFAULT_METHOD)

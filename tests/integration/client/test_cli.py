@@ -18,6 +18,7 @@ from factories.runs import claim, complete, move, result_json, set_progress, sto
 from factories.served import CAMPAIGN, Lem, by_sql, submitted
 from lem_client import AsyncClient, Client
 from lem_client.errors import NotFound
+from lem_domain.results.method import MethodVersion
 from lem_domain.states import RunState
 from lem_domain.wire.events import CampaignEvent, RunProgressEvent, RunTransitionEvent
 from lem_server.access.service import OWNER_TOKEN_FILE
@@ -217,6 +218,22 @@ def test_results_are_mean_and_spread_with_their_method(lem: Lem, database_url: U
     lines = lem("results", "night", "--format", "csv").out.splitlines()
     assert lines[0].startswith("experiment_id,experiment,verdict,energy_method")
     assert len(lines) > 10
+
+
+def test_results_by_an_older_method_are_named(lem: Lem, database_url: URL) -> None:
+    campaign, runs = submitted(lem)
+
+    async def measure(engine: AsyncEngine) -> None:
+        await store_aggregate(engine, runs[0], await complete(engine, runs[0]), result_json(method=MethodVersion.M1))
+
+    by_sql(database_url, measure)
+    (first, *_) = lem("results", campaign, "--format", "json", "--method", "m1").json["experiments"]
+    assert first["method"] == "m1"
+    assert "method m1, not m2" in lem("results", campaign).out
+    assert "(method m1)" in lem("show", runs[0], "--method", "m1").out
+    assert (
+        f"none by method m2; run `lemctl results {campaign} --method m2`" in lem("show", runs[0], "--method", "m2").out
+    )
 
 
 def test_a_run_that_cannot_be_aggregated_is_named_and_fails_the_command(lem: Lem, database_url: URL) -> None:

@@ -41,7 +41,7 @@ async def run(worker: FakeWorker) -> str:
     return (await worker.whole_attempt(plain_evidence(seconds=SECONDS, watts=WATTS, chunk_rows=10))).run_id
 
 
-async def aggregate(api: httpx.AsyncClient, run: str, **parameters: bool) -> httpx.Response:
+async def aggregate(api: httpx.AsyncClient, run: str, **parameters: bool | str) -> httpx.Response:
     return await api.post(f"/api/v1/runs/{run}:aggregate", params=parameters)
 
 
@@ -100,6 +100,29 @@ async def test_the_same_evidence_gives_the_same_bytes(api: httpx.AsyncClient, en
     assert await aggregates_of(engine, run) == 1
     log = (await api.get(f"/api/v1/runs/{run}/transitions")).json()["items"]
     assert [(one["target"], one["actor"]) for one in log[-2:]] == [("completed", "worker"), ("aggregated", "server")]
+
+
+async def test_results_by_every_method_are_stored_side_by_side(
+    api: httpx.AsyncClient, engine: AsyncEngine, run: str
+) -> None:
+    old = await aggregate(api, run, method="m1")
+    assert old.json()["method"] == "m1"
+    stored = f"/api/v1/runs/{run}/aggregate"
+    # The only one that there is, until there is one by the default method.
+    assert (await api.get(stored)).content == old.content
+    assert refusal(await api.get(stored, params={"method": "m2"})) == (404, "not_found")
+    new = await aggregate(api, run)
+    assert new.json()["method"] == "m2"
+    assert await aggregates_of(engine, run) == 2
+    for method, expected in (("m1", old), ("m2", new), (None, new)):
+        assert (await api.get(stored, params={"method": method} if method else {})).content == expected.content
+    # A newer result by an older method isn't what is shown.
+    assert (await aggregate(api, run, method="m1")).content == old.content
+    assert (await api.get(stored)).content == new.content
+
+
+async def test_an_unknown_method_is_refused(api: httpx.AsyncClient, run: str) -> None:
+    assert refusal(await aggregate(api, run, method="m0")) == (422, "validation")
 
 
 async def older_row(engine: AsyncEngine, run: str) -> bytes:

@@ -62,7 +62,7 @@ def aggregated_runs(monkeypatch: pytest.MonkeyPatch) -> list[UUID]:
     return order
 
 
-async def aggregate(api: httpx.AsyncClient, campaign: str, **parameters: bool) -> AggregatedCampaign:
+async def aggregate(api: httpx.AsyncClient, campaign: str, **parameters: bool | str) -> AggregatedCampaign:
     answer = await api.post(f"/api/v1/campaigns/{campaign}:aggregate", params=parameters)
     assert answer.status_code == 200, answer.text
     return AggregatedCampaign.model_validate_json(answer.content)
@@ -93,6 +93,24 @@ async def test_a_repeated_request_does_nothing(
     assert sorted([(first.aggregated, first.failed), (second.aggregated, second.failed)]) == [(0, 0), (2, 1)]
     assert (await aggregate(api, campaign)).model_dump() == {"aggregated": 0, "failed": 0, "problems": ()}
     assert len(aggregated_runs) == 3
+
+
+async def test_runs_that_have_results_by_another_method_are_aggregated_too(
+    api: httpx.AsyncClient, campaign: str
+) -> None:
+    assert (await aggregate(api, campaign, method="m1")).aggregated == 2
+    address = f"/api/v1/campaigns/{campaign}/results"
+
+    async def shown(**parameters: str) -> tuple[str | None, list[str | None]]:
+        (experiment,) = (await api.get(address, params=parameters)).json()["experiments"]
+        return experiment["method"], [one["verdict"] for one in experiment["outcomes"]]
+
+    assert await shown() == ("m1", ["questionable", None, "questionable"])
+    assert await shown(method="m2") == (None, [None, None, None])
+    assert (await aggregate(api, campaign)).aggregated == 2
+    assert (await aggregate(api, campaign)).aggregated == 0
+    assert await shown() == ("m2", ["questionable", None, "questionable"])
+    assert await shown(method="m1") == ("m1", ["questionable", None, "questionable"])
 
 
 async def test_partial_evidence_of_failed_runs_is_aggregated_on_request(

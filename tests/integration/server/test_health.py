@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from lem_domain.results.run import METHOD_VERSION
+from lem_domain.results.method import DEFAULT_METHOD
 from lem_domain.wire.base import PROTOCOL_VERSION
 from lem_server.database.engine import make_engine
 from lem_server.database.migrate import head_revision
@@ -30,7 +30,7 @@ async def test_the_versions_are_those_of_the_code(anonymous: httpx.AsyncClient) 
     assert (await anonymous.get("/version")).json() == {
         "version": version("llm-energy-measurement"),
         "protocol": PROTOCOL_VERSION,
-        "method": METHOD_VERSION,
+        "method": DEFAULT_METHOD,
     }
 
 

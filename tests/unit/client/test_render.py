@@ -231,7 +231,8 @@ def test_how_a_counted_energy_came_about_tells_the_sensor_from_the_readings() ->
     evidence.power(SAMPLES, joules=lambda t: 100 * t)
     method, bound = energy_report.explanation(energy_of(evidence))
     assert "counter" in method
-    assert "± 60.0 J (6.0 %)" in bound and "50.0 J by the sensor" in bound
+    assert "± 125 J (12 %)" in bound and "65.0 J by a factor of the sensor (± 6.5 %)" in bound
+    assert "50.0 J by its offset (± 5.00 W)" in bound and "10.0 J by sampling" in bound and "SC24" in bound
 
 
 def test_a_sum_of_two_kinds_of_figures_says_which_part_is_which() -> None:
@@ -241,13 +242,13 @@ def test_a_sum_of_two_kinds_of_figures_says_which_part_is_which() -> None:
     counted, integrated, bound = energy_report.explanation(energy_of(evidence))
     assert counted.startswith("GPU-0: ") and "counter" in counted
     assert integrated.startswith("GPU-1: ") and "every 50.0 ms" in integrated
-    assert "50.0 J" not in bound and "100 J by the sensor" in bound
+    assert "50.0 J" not in bound and "100 J by its offset" in bound
 
 
 def test_a_meter_of_unknown_quality_a_model_and_nothing_at_all_say_so() -> None:
     evidence = measured_run(cpu())
     evidence.host_power("package-0", SAMPLES, joules=lambda t: 30 * t, method="counter")
-    assert energy_report.explanation(energy_of(evidence))[-1].endswith("not stated")
+    assert energy_report.explanation(energy_of(evidence))[-1].endswith("by sampling")
     evidence = measured_run(cpu())
     evidence.host_power("package", SAMPLES, joules=lambda t: 30 * t, method="modelled")
     method, bound = energy_report.explanation(energy_of(evidence))

@@ -10,6 +10,7 @@ import typer
 from lem_client.cli.commands import Section, command
 from lem_client.cli.exits import ExitCode
 from lem_client.cli.following import aggregate_completed, show_table
+from lem_client.cli.method_option import MethodOption
 from lem_client.cli.naming import campaign_id_of
 from lem_client.cli.session import print_error, session_of
 from lem_client.render.formats import format_names, renderer
@@ -30,22 +31,25 @@ def results(
     format_: Annotated[
         str, typer.Option("--format", metavar=_FORMATS, callback=_known_format, help="Format of the output.")
     ] = "table",
+    method: MethodOption = None,
 ) -> None:
     """Show a campaign's results: mean ± standard deviation over cycles, the verdict and every finding.
 
-    Aggregates completed runs first. Exits with 1 if any of them can't be aggregated.
+    Aggregates completed runs first; with --method also runs that have results by other methods only. Exits with 1
+    if any of them can't be aggregated.
 
     \b
     lemctl results quickstart
     lemctl results cmp_0199… --format csv > results.csv
     lemctl results cmp_0199… --format markdown >> REPORT.md
+    lemctl results cmp_0199… --method m1
     """
     session = session_of(context)
     chosen = "json" if session.as_json else format_
     campaign_id = campaign_id_of(session.client, campaign)
     # In every other format a note would be part of the document.
-    problems = aggregate_completed(session if chosen == "table" else session.silent(), campaign_id)
-    found = session.client.results(campaign_id)
+    problems = aggregate_completed(session if chosen == "table" else session.silent(), campaign_id, method)
+    found = session.client.results(campaign_id, method=method)
     shown = renderer(chosen)(found)
     if isinstance(shown, str):
         sys.stdout.write(shown)

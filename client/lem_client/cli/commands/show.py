@@ -11,6 +11,7 @@ from pydantic.types import JsonValue
 
 from lem_client.cli.commands import Section, command
 from lem_client.cli.exits import UsageError
+from lem_client.cli.method_option import MethodOption
 from lem_client.cli.naming import campaign_id_of, kind_of
 from lem_client.cli.session import Session, session_of
 from lem_client.errors import NotFound
@@ -19,6 +20,7 @@ from lem_client.render import explain
 from lem_client.render.terminal import clean, table
 from lem_domain.errors import LemError
 from lem_domain.ids import IdKind
+from lem_domain.results.method import MethodVersion
 from lem_domain.results.run import RunResult
 from lem_domain.states import RunState
 from lem_domain.wire.runs import AttemptView, RunView
@@ -37,6 +39,7 @@ def show(
         bool,
         typer.Option("--as-config", help="Print a campaign file that submits the same run or experiment again."),
     ] = False,
+    method: MethodOption = None,
 ) -> None:
     """Show one resource in full. Of a run: its history, its configuration, and every figure with its explanation.
 
@@ -52,7 +55,7 @@ def show(
         return
     match kind_of(target):
         case IdKind.RUN:
-            _show_run(session, target)
+            _show_run(session, target, method)
         case IdKind.ATTEMPT:
             _show_attempt(session, target)
         case IdKind.WORKER:
@@ -88,13 +91,13 @@ def _show_campaign(session: Session, campaign_id: str) -> None:
     session.print(table(("id", "experiment", "cycle", "state", "attempts", "why"), rows, right=("cycle", "attempts")))
 
 
-def _show_run(session: Session, run_id: str) -> None:
+def _show_run(session: Session, run_id: str, method: MethodVersion | None) -> None:
     client = session.client
     run = client.run(run_id)
     transitions = tuple(client.transitions(run_id))
     lease_events = tuple(client.lease_events(run_id))
     attempts = tuple(client.attempts(run_id))
-    result = _stored_result(session, run)
+    result = _stored_result(session, run, method)
     experiment = client.experiment(run.experiment_id)
     if session.as_json:
         session.print_json(
@@ -116,7 +119,7 @@ def _show_run(session: Session, run_id: str) -> None:
     if last is not None and last.effective_config is not None:
         lines += ["", "Configuration", *explain.configuration(last.effective_config)]
     lines += ["", "Set by (values that are not listed are defaults)", *explain.provenance(experiment)]
-    lines += ["", "Result", *(explain.no_result(run) if result is None else explain.result(result))]
+    lines += ["", "Result", *(explain.no_result(run, method) if result is None else explain.result(result))]
     if last is not None:
         lines += ["", "Raw evidence", *explain.evidence(client.server, last)]
     session.print(clean("\n".join(lines)))
@@ -133,11 +136,11 @@ def _show_attempt(session: Session, attempt_id: str) -> None:
     session.show(attempt, lines)
 
 
-def _stored_result(session: Session, run: RunView) -> RunResult | None:
+def _stored_result(session: Session, run: RunView, method: MethodVersion | None) -> RunResult | None:
     if run.state is not RunState.AGGREGATED:
         return None
     try:
-        return session.client.result(run.id)
+        return session.client.result(run.id, method=method)
     except NotFound:
         return None
 

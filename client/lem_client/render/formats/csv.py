@@ -14,6 +14,7 @@ _HEADINGS = (
     "verdict",
     "energy_method",
     "energy_includes",
+    "method",
     "metric",
     "unit",
     "n",
@@ -34,7 +35,16 @@ def render(results: CampaignResults) -> str:
         includes = "+".join(one.energy_includes)
         for metric in one.metrics:
             figures = ("" if figure is None else repr(figure) for figure in (metric.mean, metric.sd, metric.cv))
-            row = (*head, includes, metric.metric, metric.unit, len(metric.values), *figures, metric.reason or "")
+            row = (
+                *head,
+                includes,
+                one.method or "",
+                metric.metric,
+                metric.unit,
+                len(metric.values),
+                *figures,
+                metric.reason or "",
+            )
             writer.writerow(_as_text(cell) for cell in row)
     return clean(out.getvalue())
 

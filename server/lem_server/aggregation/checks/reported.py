@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
+from lem_domain.results.method import MethodVersion
 from lem_domain.results.run import Check, CheckName, WindowResult
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_server.aggregation.energy.sampler_record import ForeignProcess, SamplerRecord
@@ -43,7 +44,8 @@ def evidence_checks(
         ),
         _devices(inputs),
         _engine(inputs),
-        _foreign(inputs, window, record),
+        # Method m1 had no such check.
+        *(() if inputs.method is MethodVersion.M1 else (_foreign(inputs, window, record),)),
     )
 
 

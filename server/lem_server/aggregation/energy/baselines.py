@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lem_domain.results.energy import Baseline, BaselineContext, PartPower
-from lem_domain.results.figures import EnergyFigure, Figure
+from lem_domain.results.figures import BoundParts, EnergyFigure, EnergyMethod, Figure
+from lem_domain.results.method import DEFAULT_METHOD, MethodVersion
+from lem_server.aggregation.energy.bounds import bound_j, sensor_bound_j
 from lem_server.aggregation.energy.meters import Meter, sum_or_none
 from lem_server.aggregation.energy.sampler_record import BaselineSpan, ReusedBaseline, SamplerRecord
 from lem_server.aggregation.energy.traces import FloatArray, Interval, Span
@@ -32,42 +34,84 @@ def baseline_results(record: SamplerRecord, meters: Mapping[str, Meter], parts: 
 
 
 def net_energy(
-    total: EnergyFigure, baselines: Sequence[Baseline], record: SamplerRecord, window: Interval, *, enabled: bool
+    total: EnergyFigure,
+    baselines: Sequence[Baseline],
+    record: SamplerRecord,
+    window: Interval,
+    *,
+    enabled: bool,
+    method: MethodVersion = DEFAULT_METHOD,
 ) -> EnergyFigure:
     """Return gross - P_ready x window (docs/measurement.md, Energy), never clamped.
 
     Bound: the gross energy's, plus, over the window, the baseline's bound, the half-width of the 95 % interval of its
     mean (Student t over means of one second), and the difference of the two ready baselines: if the power without
-    requests moved in one direction, it was between them during the window. None if one of these is missing.
+    requests moved in one direction, it was between them during the window. None if one of these is missing. Under `m2`
+    the sensors' factor applies to the difference, and their offset counts once (see `_net_parts`).
     """
     if total.joules is None:
         return EnergyFigure(joules=None, source=total.source, reason=total.reason)
     by_context = {baseline.context: baseline for baseline in baselines}
     ready, after = by_context.get("ready"), by_context.get("ready_after")
-    if not enabled:
-        return _none("baselines were switched off (baseline.enabled)")
-    if ready is None:
-        return _none("no ready baseline was recorded before the window")
-    if record.baselines["ready"].span.end_ns > window.begin_ns:
-        return _none("the ready baseline reaches into the window")
+    obstacle = "baselines were switched off (baseline.enabled)" if not enabled else _obstacle(ready, record, window)
+    if method is not MethodVersion.M1 and total.method is EnergyMethod.MODELLED:
+        obstacle = "the energy is modelled, and a model's power without requests is none that was measured"
+    if obstacle is not None or ready is None or ready.mean_power_w.value is None:
+        return EnergyFigure(joules=None, reason=obstacle)
     power = ready.mean_power_w.value
-    if power is None:
-        return _none(f"the ready baseline has no power: {ready.mean_power_w.reason}")
+    joules = total.joules - power * window.duration_s
     bound = sensor_j = None
-    if total.bound_j is not None and ready.bound_w is not None and ready.standard_error_w is not None:
+    parts = _net_parts(total, ready, after, power, window)
+    if parts is not None:
+        bound = bound_j(parts, joules, window.duration_s)
+        sensor_j = sensor_bound_j(parts, joules, window.duration_s)
+    elif total.bound_j is not None and ready.bound_w is not None and ready.standard_error_w is not None:
         seconds = int(ready.duration_s or 0)
         spread = student_t(seconds - 1) * ready.standard_error_w
-        drift = abs(after.mean_power_w.value - power) if after and after.mean_power_w.value is not None else 0.0
-        bound = total.bound_j + (ready.bound_w + spread + drift) * window.duration_s
+        bound = total.bound_j + (ready.bound_w + spread + _drift_w(after, power)) * window.duration_s
         if total.sensor_bound_j is not None and ready.sensor_bound_w is not None:
             sensor_j = total.sensor_bound_j + ready.sensor_bound_w * window.duration_s
     return EnergyFigure(
-        joules=total.joules - power * window.duration_s,
+        joules=joules,
         method=total.method,
         source=total.source,
         bound_j=bound,
         sensor_bound_j=sensor_j,
+        bound_parts=parts,
     )
+
+
+def _obstacle(ready: Baseline | None, record: SamplerRecord, window: Interval) -> str | None:
+    """Return why there is no power without requests to subtract."""
+    if ready is None:
+        return "no ready baseline was recorded before the window"
+    if record.baselines["ready"].span.end_ns > window.begin_ns:
+        return "the ready baseline reaches into the window"
+    if ready.mean_power_w.value is None:
+        return f"the ready baseline has no power: {ready.mean_power_w.reason}"
+    return None
+
+
+def _net_parts(
+    total: EnergyFigure, ready: Baseline, after: Baseline | None, power_w: float, window: Interval
+) -> BoundParts | None:
+    """Return the parts of the net energy's bound (`m2`); None if one is missing.
+
+    The same sensors read both: their factor applies to the difference, and their offset, of which at least a part
+    cancels, counts once.
+    """
+    parts = total.bound_parts
+    if parts is None or ready.bound_w is None or ready.standard_error_w is None:
+        return None
+    spread_w = student_t(int(ready.duration_s or 0) - 1) * ready.standard_error_w
+    open_w = ready.bound_w - (ready.sensor_bound_w or 0.0) + spread_w + _drift_w(after, power_w)
+    return parts.model_copy(update={"sampling_j": parts.sampling_j + open_w * window.duration_s})
+
+
+def _drift_w(after: Baseline | None, power_w: float) -> float:
+    if after is None or after.mean_power_w.value is None:
+        return 0.0
+    return abs(after.mean_power_w.value - power_w)
 
 
 def _measured(
@@ -147,7 +191,3 @@ def _spread_w(span: Span, meters: Sequence[Meter]) -> float | None:
             return None
         watts = watts + powers
     return standard_error(watts)
-
-
-def _none(reason: str) -> EnergyFigure:
-    return EnergyFigure(joules=None, reason=reason)

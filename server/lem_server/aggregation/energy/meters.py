@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from lem_domain.results.energy import RefusedReadings
 from lem_domain.results.figures import EnergyFigure, EnergyMethod, Figure
+from lem_server.aggregation.energy.bounds import (
+    BoundedEstimate,
+    bound_j,
+    bound_parts,
+    counter_bounded,
+    disagreement_j,
+    integral_bounded,
+    sensor_bound_j,
+    sum_of_parts,
+)
+from lem_server.aggregation.energy.plausibility import PlausibleTrace
+from lem_server.aggregation.energy.sensors import Sensor
 from lem_server.aggregation.energy.traces import (
     EnergyEstimate,
     FloatArray,
     Interval,
+    Span,
     Trace,
     counter_energy,
     integrated_energy,
@@ -96,6 +110,102 @@ class Meter:
         )
 
 
+@dataclass(frozen=True)
+class BoundedMeter(Meter):
+    """The samples of one part by method `m2`: `trace` has plausible readings only, and bounds have parts."""
+
+    sensor: Sensor = field(default_factory=Sensor)
+    plausible: PlausibleTrace | None = None
+
+    def energy(self, interval: Interval) -> EnergyFigure:
+        """Return the counter's energy, else the integral's, else null with both reasons.
+
+        Where both exist and differ by more than their samples leave open, the bound is widened until it holds both.
+        """
+        counted = self._counted(interval)
+        integrated = self._integrated(interval)
+        if counted.joules is not None:
+            apart_j = disagreement_j(counted, integrated)
+            return self._bounded(counted, interval, EnergyMethod.COUNTER, apart_j)
+        if integrated.joules is not None:
+            return self._bounded(integrated, interval, EnergyMethod.INTEGRATED)
+        return EnergyFigure(joules=None, source=self.source, reason=f"{counted.reason}, and {integrated.reason}")
+
+    def integral(self, interval: Interval) -> EnergyFigure | None:
+        """Return the integral of power; None if there is none."""
+        integrated = self._integrated(interval)
+        return None if integrated.joules is None else self._bounded(integrated, interval, EnergyMethod.INTEGRATED)
+
+    def counted(self, interval: Interval) -> EnergyEstimate:
+        """Return the energy by the counter."""
+        counted = self._counted(interval)
+        return EnergyEstimate(counted.joules, None if counted.joules is None else counted.open_j, counted.reason)
+
+    def part_of(self, interval: Interval, counts: float, open_counts: float, part_s: float) -> EnergyFigure:
+        """Return the energy of a part of an interval, of which a number of counts is known to within `open_counts`.
+
+        Unseen energy and the steps of a counter that were replaced may all be in this part.
+        """
+        whole = self._counted(interval)
+        replaced_j = self._plausible.replaced_counts(interval) * self.joules_per_count
+        found = BoundedEstimate(
+            counts * self.joules_per_count,
+            open_counts * self.joules_per_count + replaced_j,
+            whole.coverage_j,
+        )
+        return self._bounded(found, Span(0, round(part_s * 1e9)), EnergyMethod.COUNTER)
+
+    def refused_around(self, interval: Interval) -> tuple[RefusedReadings, ...]:
+        """Count what is in no figure around an interval."""
+        return self._plausible.refused_around(interval)
+
+    def why_not_counted(self, interval: Interval) -> str | None:
+        """Return why a counter that was sampled is not the figure; None if it is, or if there is none."""
+        if not bool((self.trace.counts != NULL).any()):
+            return None
+        return self._counted(interval).reason
+
+    def disagreement_j(self, interval: Interval) -> float | None:
+        """Return by how much counter and integral differ; None if their samples leave that open."""
+        return disagreement_j(self._counted(interval), self._integrated(interval))
+
+    def _counted(self, interval: Interval) -> BoundedEstimate:
+        return counter_bounded(self._plausible, self.joules_per_count, interval, self.sensor)
+
+    def _integrated(self, interval: Interval) -> BoundedEstimate:
+        return integral_bounded(self._plausible, interval, self.sensor)
+
+    @property
+    def _plausible(self) -> PlausibleTrace:
+        return self.plausible or PlausibleTrace(self.trace)
+
+    def _bounded(
+        self, found: BoundedEstimate, interval: Interval, method: EnergyMethod, apart_j: float | None = None
+    ) -> EnergyFigure:
+        joules = found.joules
+        if joules is None or strength(self.best) < strength(method):
+            return EnergyFigure(
+                joules=joules, method=self.best, source=self.source, bound_reason="a model of power has no bound"
+            )
+        parts = bound_parts(found, interval.duration_s, self.sensor, apart_j)
+        sensor_j = sensor_bound_j(parts, joules, interval.duration_s)
+        if sensor_j is None and method is EnergyMethod.INTEGRATED:
+            return EnergyFigure(
+                joules=joules,
+                method=method,
+                source=self.source,
+                bound_reason="the error of the power readings is not published",
+            )
+        return EnergyFigure(
+            joules=joules,
+            method=method,
+            source=self.source,
+            bound_j=bound_j(parts, joules, interval.duration_s),
+            sensor_bound_j=sensor_j,
+            bound_parts=parts,
+        )
+
+
 def strength(method: EnergyMethod | None) -> int:
     """Return the rank of a method for comparisons; -1 for none."""
     return STRENGTH.index(method) if method is not None else -1
@@ -119,6 +229,8 @@ def total_energy(parts: Mapping[str, EnergyFigure], none: str) -> EnergyFigure:
         source=_sources_text(figures, methods),
         bound_j=sum_or_none([figure.bound_j for figure in figures]),
         sensor_bound_j=sum_or_none([figure.sensor_bound_j for figure in figures]),
+        bound_parts=sum_of_parts(figures),
+        bound_reason="; ".join(dict.fromkeys(figure.bound_reason for figure in figures if figure.bound_reason)) or None,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from lem_domain.results.energy import PhaseEnergy, PhaseSplit
 from lem_domain.results.figures import EnergyFigure, EnergyMethod, Figure
-from lem_server.aggregation.energy.meters import Meter, not_sampled, total_energy
+from lem_server.aggregation.energy.meters import BoundedMeter, Meter, not_sampled, total_energy
 from lem_server.aggregation.energy.traces import FloatArray, Interval, Trace
 from lem_server.aggregation.evidence_reader import NULL, IntArray
 from lem_server.aggregation.work.requests import RankRequests
@@ -113,6 +113,8 @@ def _part_energy(meter: Meter, begin_ns: IntArray, end_ns: IntArray, window: Int
     if counted.joules is None:
         return EnergyFigure(joules=None, source=meter.source, reason=f"phases need a counter, and {counted.reason}")
     energy, bound = _counts_between(meter.trace, begin_ns, end_ns, window)
+    if isinstance(meter, BoundedMeter):
+        return meter.part_of(window, energy, bound, int((end_ns - begin_ns).sum()) / 1e9)
     sensor_j = None if meter.sensor_w is None else meter.sensor_w * int((end_ns - begin_ns).sum()) / 1e9
     return EnergyFigure(
         joules=energy * meter.joules_per_count,

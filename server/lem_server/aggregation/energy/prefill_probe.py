@@ -85,6 +85,15 @@ def with_probe(split: PhaseSplit, probe: PrefillProbe | None) -> PhaseSplit:
 def _scaled(energy: EnergyFigure, factor: float) -> EnergyFigure:
     if energy.joules is None:
         return energy
+    if energy.bound_parts is not None:
+        # A meter's bound of the probe says nothing of how the window's prefill differs from it.
+        return EnergyFigure(
+            joules=energy.joules * factor,
+            method=energy.method,
+            source=energy.source,
+            bound_reason=f"the probe is true within ± {energy.bound_j:.3g} J, but its batches may have other sizes "
+            "than those of the window, and what that changes is not known",
+        )
     bounds = {
         name: None if bound is None else bound * factor
         for name, bound in (("bound_j", energy.bound_j), ("sensor_bound_j", energy.sensor_bound_j))
@@ -107,6 +116,7 @@ def _difference(total: EnergyFigure, prefill: EnergyFigure) -> EnergyFigure:
         joules=left,
         method=total.method,
         source=total.source,
+        bound_reason=prefill.bound_reason,
         bound_j=sum_or_none([total.bound_j, prefill.bound_j]),
         sensor_bound_j=sum_or_none([total.sensor_bound_j, prefill.sensor_bound_j]),
     )

@@ -97,6 +97,8 @@ class DeviceFacts(NamedTuple):
     own_pid_namespace: bool | None = None
     sm_clock_max_mhz: float | None = None
     driver: str | None = None
+    power_limit_w: float | None = None
+    """The enforced limit."""
 
 
 @dataclass(frozen=True)
@@ -245,6 +247,7 @@ def _facts(listed: JsonValue) -> dict[str, DeviceFacts]:
                 _flag(entry.get("own_pid_namespace")),
                 finite_number(entry.get("sm_clock_max_mhz")),
                 string(entry.get("driver")),
+                finite_number(entry.get("power_limit_w")),
             )
     return found
 

@@ -8,16 +8,19 @@ from typing import NamedTuple
 import numpy as np
 
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.results.energy import DeviceEnergy, EnergyResult, HostEnergy
+from lem_domain.results.energy import DeviceEnergy, EnergyResult, HostEnergy, RefusedReadings
 from lem_domain.results.figures import EnergyFigure, EnergyMethod, Figure
+from lem_domain.results.method import DEFAULT_METHOD, MethodVersion
 from lem_domain.results.run import WindowResult
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_server.aggregation.energy.baselines import baseline_results, net_energy
-from lem_server.aggregation.energy.meters import Meter, mean_power, strength, total_energy
+from lem_server.aggregation.energy.meters import BoundedMeter, Meter, mean_power, strength, total_energy
 from lem_server.aggregation.energy.phase_split import phase_split
+from lem_server.aggregation.energy.plausibility import PlausibleTrace, plausible
 from lem_server.aggregation.energy.power_traces import HostKey
 from lem_server.aggregation.energy.prefill_probe import ProbeWindow, probe_result, with_probe
 from lem_server.aggregation.energy.sampler_record import DeviceFacts, SamplerRecord
+from lem_server.aggregation.energy.sensors import device_sensor
 from lem_server.aggregation.energy.sources import ReportedSources
 from lem_server.aggregation.energy.traces import SampleGaps, Trace
 from lem_server.aggregation.work.requests import RankRequests, work_result
@@ -63,6 +66,7 @@ def energy_account(
     ranks: Sequence[RankRequests],
     window: WindowResult,
     probe_window: ProbeWindow | None = None,
+    method: MethodVersion = DEFAULT_METHOD,
 ) -> EnergyAccount:
     """Compute energy per part and in total (docs/measurement.md, Energy).
 
@@ -74,14 +78,14 @@ def energy_account(
     meters: dict[str, Meter] = {}
     device_results: dict[str, DeviceEnergy] = {}
     for uuid, device in {device.uuid: device for device in devices}.items():
-        meter = _device_meter(device, device_traces.get(uuid), sources, record.facts.get(uuid))
+        meter = _device_meter(device, device_traces.get(uuid), sources, record.facts.get(uuid), method)
         if meter is not None:
             meters[uuid] = meter
         device_results[uuid] = _device_energy(device, meter, sources, window)
     host_results: dict[str, HostEnergy] = {}
     for domain in sorted({key.domain for key in host_traces}):
         readings = {key.method: trace for key, trace in host_traces.items() if key.domain == domain}
-        host_results[domain], meters[domain] = _host_energy(domain, readings, sources, window)
+        host_results[domain], meters[domain] = _host_energy(domain, readings, sources, window, method)
 
     accelerators = _accelerators(devices, record)
     host = _domains_to_sum({name: part.energy for name, part in host_results.items()})
@@ -109,7 +113,7 @@ def energy_account(
         gpu=total_energy(on_gpu, "no accelerator was leased"),
         cpu=_host_sum(host, "package", "no CPU package was measured", sources),
         dram=_host_sum(host, "dram", "no memory was measured", sources),
-        net=net_energy(total, baselines, record, window, enabled=config.baseline.enabled),
+        net=net_energy(total, baselines, record, window, enabled=config.baseline.enabled, method=method),
         baselines=baselines,
         phases=with_probe(phase_split(ranks, meters, tuple(parts), window), probe),
         probe=probe,
@@ -164,10 +168,27 @@ def _accelerators(devices: Sequence[Device], record: SamplerRecord) -> tuple[str
 
 
 def _device_meter(
-    device: Device, trace: Trace | None, sources: ReportedSources, facts: DeviceFacts | None
+    device: Device,
+    trace: Trace | None,
+    sources: ReportedSources,
+    facts: DeviceFacts | None,
+    method: MethodVersion,
 ) -> Meter | None:
     if trace is None:
         return None
+    if method is not MethodVersion.M1:
+        sensor = device_sensor(device, facts)
+        found = PlausibleTrace(trace)
+        if sensor.limit_w is not None:
+            found = plausible(trace, _J_PER_MJ, sensor.limit_w)
+        return BoundedMeter(
+            part=device.uuid,
+            trace=found.trace,
+            joules_per_count=_J_PER_MJ,
+            source=sources.of(device.uuid),
+            sensor=sensor,
+            plausible=found,
+        )
     return Meter(
         part=device.uuid,
         trace=trace,
@@ -179,7 +200,8 @@ def _device_meter(
 
 
 def _device_energy(device: Device, meter: Meter | None, sources: ReportedSources, window: WindowResult) -> DeviceEnergy:
-    integrated = peak = None
+    integrated = peak = counter_reason = None
+    refused: tuple[RefusedReadings, ...] = ()
     if meter is None:
         reason = (
             "the energy of a CPU is given under host, by its domains"
@@ -191,10 +213,14 @@ def _device_energy(device: Device, meter: Meter | None, sources: ReportedSources
         energy = _with_reason(meter.energy(window), sources.why_ended(device.uuid))
         integrated = meter.integral(window) if energy.method is EnergyMethod.COUNTER else None
         peak = meter.trace.peak_power_w(window)
+        if isinstance(meter, BoundedMeter):
+            refused, counter_reason = meter.refused_around(window), meter.why_not_counted(window)
     return DeviceEnergy(
         uuid=device.uuid,
         energy=energy,
         integrated=integrated,
+        refused=refused,
+        counter_reason=counter_reason,
         mean_power_w=mean_power(energy, window),
         peak_power_w=Figure(
             value=peak, unit="W", reason=None if peak is not None else "no sample in the window holds an instant power"
@@ -206,12 +232,17 @@ def _device_energy(device: Device, meter: Meter | None, sources: ReportedSources
 
 
 def _host_energy(
-    domain: str, readings: Mapping[EnergyMethod, Trace], sources: ReportedSources, window: WindowResult
+    domain: str,
+    readings: Mapping[EnergyMethod, Trace],
+    sources: ReportedSources,
+    window: WindowResult,
+    version: MethodVersion,
 ) -> tuple[HostEnergy, Meter]:
     """Return a domain's figure by the strongest method that gives one; measured takes precedence over modelled."""
     source = sources.of(domain)
+    kind = Meter if version is MethodVersion.M1 else BoundedMeter
     meters = [
-        Meter(part=domain, trace=trace, joules_per_count=_J_PER_UJ, source=source, best=method)
+        kind(part=domain, trace=trace, joules_per_count=_J_PER_UJ, source=source, best=method)
         for method, trace in readings.items()
     ]
     tried = [(meter, meter.energy(window)) for meter in meters]

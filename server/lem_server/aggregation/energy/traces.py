@@ -212,7 +212,7 @@ def integrated_energy(
     late = period * (
         _range_around(times, power, window.begin_ns, period) + _range_around(times, power, window.end_ns, period)
     )
-    mixed = averaged_s * _range_between(times, power, window, averaged_s) if averaged_s else 0.0
+    mixed = averaged_s * range_between(times, power, window, averaged_s) if averaged_s else 0.0
     sensor_j = sensor_w * window.duration_s
     return EnergyEstimate(joules, sensor_j + hidden + late + mixed, sensor_j=sensor_j)
 
@@ -266,10 +266,10 @@ def _reading_period_s(seconds: FloatArray, watts: FloatArray) -> float:
 
 def _range_around(times: IntArray, power: IntArray, at_ns: int, period_s: float) -> float:
     """Return highest minus lowest reading in W, from one sensor period before an instant to one after it."""
-    return _range_between(times, power, Span(at_ns, at_ns), period_s)
+    return range_between(times, power, Span(at_ns, at_ns), period_s)
 
 
-def _range_between(times: IntArray, power: IntArray, interval: Interval, margin_s: float) -> float:
+def range_between(times: IntArray, power: IntArray, interval: Interval, margin_s: float) -> float:
     """Return highest minus lowest reading in W over the interval with a margin at both ends."""
     margin_ns = round(margin_s * 1e9)
     low = max(0, int(np.searchsorted(times, interval.begin_ns - margin_ns, side="right")) - 1)

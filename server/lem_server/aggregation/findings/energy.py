@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from lem_domain.results.energy import DeviceEnergy, EnergyResult, HostEnergy
+from lem_domain.results.energy import DeviceEnergy, EnergyResult, HostEnergy, RefusalKind, RefusedReadings
 from lem_domain.results.figures import EnergyMethod
 from lem_domain.results.findings import FindingCode, Severity
+from lem_domain.results.method import MethodVersion
+from lem_server.aggregation.energy.meters import BoundedMeter
+from lem_server.aggregation.energy.plausibility import ABOVE_LIMIT, FROZEN_PERIODS, STALL_PERIODS
 from lem_server.aggregation.energy.telemetry import late_share
 from lem_server.aggregation.energy.traces import GAP_FACTOR
 from lem_server.aggregation.findings.rule import Occurrence, RunFacts, rule
@@ -16,6 +19,8 @@ from lem_server.aggregation.findings.trends import latency_trend, power_trend
 FEW_SAMPLES = 10
 """Fewer power samples than this do not determine a mean."""
 DISAGREEMENT = 0.05
+LEAST_DISAGREEMENT = 0.01
+"""A smaller difference of counter and integral is worth no sentence."""
 DRIFT = 0.05
 TREND = 0.05
 LATE_TICKS = 0.05
@@ -25,6 +30,7 @@ SLOW_ROUND = 0.8
 
 _SHORT_TOLERANCE = 0.99
 """The worker ends its window by a clock reading around the requests, so its length may differ slightly from theirs."""
+_RESET, _STALLED = RefusalKind.COUNTER_RESET, RefusalKind.COUNTER_STALLED
 _COUNTED = "note if a counter kept counting"
 
 
@@ -54,8 +60,17 @@ def energy_modelled(facts: RunFacts) -> Iterator[Occurrence]:
         return
     parts = _parts(energy)
     modelled = [name for name in energy.includes if parts[name].energy.method is EnergyMethod.MODELLED]
+    constant = math.fsum(parts[name].energy.joules or 0.0 for name in modelled if name.startswith("dram"))
+    words, whole = "", energy.total.joules
+    if constant and whole and energy.total.method is EnergyMethod.MODELLED and whole > constant:
+        tokens = facts.work.generated_tokens
+        each = f", {(whole - constant) / tokens:.4g} J per output token" if tokens else ""
+        words = (
+            f"; {constant:.4g} J of {whole:.4g} J are a constant of the installed memory, whatever the load, and "
+            f"{whole - constant:.4g} J are left without it{each}"
+        )
     yield Occurrence(
-        f"The energy of {', '.join(modelled)} is modelled, not measured, and has no error bound",
+        f"The energy of {', '.join(modelled)} is modelled, not measured, and has no error bound{words}",
         {name: joules for name in modelled if (joules := parts[name].energy.joules) is not None},
     )
 
@@ -93,6 +108,9 @@ def few_samples(facts: RunFacts) -> Iterator[Occurrence]:
         yield Occurrence(
             f"The energy is based on few samples in the window ({listed}; at least {FEW_SAMPLES} are needed)",
             {name: float(count) for name, count in few.items()},
+            remedy="measure longer"
+            if all(parts[name].energy.method is EnergyMethod.MODELLED for name in few)
+            else None,
         )
 
 
@@ -163,11 +181,16 @@ def driver_slow(facts: RunFacts) -> Iterator[Occurrence]:
 
 @rule(
     FindingCode.SENSOR_DISAGREEMENT,
-    when=f"a device's counter and the integral of its power differ by more than {DISAGREEMENT:.0%}",
-    remedy="measure longer; a sensor that samples the chip only part of the time misses bursts",
+    when=f"a device's counter and the integral of its power differ by more than their samples leave open and by more "
+    f"than {LEAST_DISAGREEMENT:.0%} (under `m1` by more than {DISAGREEMENT:.0%})",
+    otherwise="note if the known error of the sensor allows the difference",
+    remedy="measure longer; a sensor that samples the chip only part of the time may miss bursts",
 )
 def sensor_disagreement(facts: RunFacts) -> Iterator[Occurrence]:
     """A device's counter and the integral of its power differ."""
+    if facts.inputs.method is not MethodVersion.M1:
+        yield from _beyond_sampling(facts)
+        return
     for device in facts.account.result.devices:
         counted, integrated = device.energy.joules, device.integrated.joules if device.integrated else None
         if not counted or integrated is None or abs(integrated - counted) <= DISAGREEMENT * abs(counted):
@@ -177,6 +200,117 @@ def sensor_disagreement(facts: RunFacts) -> Iterator[Occurrence]:
             f"{integrated:.6g} J, a difference of {abs(integrated / counted - 1):.1%}; the counter is the figure",
             {f"{device.uuid}.counter_j": counted, f"{device.uuid}.integrated_j": integrated},
         )
+
+
+def _beyond_sampling(facts: RunFacts) -> Iterator[Occurrence]:
+    for device in facts.account.result.devices:
+        meter, counted, parts = facts.account.meters.get(device.uuid), device.energy.joules, device.energy.bound_parts
+        if not isinstance(meter, BoundedMeter) or device.integrated is None or not counted or parts is None:
+            continue
+        apart_j, integrated = meter.disagreement_j(facts.window), device.integrated.joules
+        if apart_j is None or integrated is None or apart_j <= LEAST_DISAGREEMENT * abs(counted):
+            continue
+        widened = parts.disagreement_j
+        yield Occurrence(
+            f"The energy counter of {device.uuid} reports {counted:.6g} J and the integral of its power is "
+            f"{integrated:.6g} J, a difference of {abs(integrated / counted - 1):.1%}; the counter is the figure"
+            + (f", and its bound is wider by {widened:.3g} J so that it holds both" if widened else ""),
+            {
+                f"{device.uuid}.counter_j": counted,
+                f"{device.uuid}.integrated_j": integrated,
+                f"{device.uuid}.widened_j": widened,
+            },
+            None if widened else Severity.NOTE,
+            None if widened else "the error of its sensor allows this, so compare runs by the same reading only",
+        )
+
+
+@rule(
+    FindingCode.IMPLAUSIBLE_READINGS,
+    when="readings of a GPU around the window can't be: a power of 0 W or less, above "
+    f"{ABOVE_LIMIT:g} × its limit, or unchanged for over {FROZEN_PERIODS} usual periods; a counter that rises by more "
+    "than that power allows, is out of range, or is in another unit than the readings (`m2`)",
+    otherwise="note if a counter kept counting",
+    remedy="update the driver, or compare with another meter",
+)
+def implausible_readings(facts: RunFacts) -> Iterator[Occurrence]:
+    """Readings were left out of the figures because they can't be true."""
+    for device in facts.account.result.devices:
+        found = [one for one in device.refused if one.kind not in (_RESET, _STALLED)]
+        if not found:
+            continue
+        listed = ", ".join(f"{one.kind.value.replace('_', ' ')} × {max(one.readings, 1)}" for one in found)
+        untouched = device.energy.method is EnergyMethod.COUNTER and not any(
+            one.kind.value.startswith("counter") for one in found
+        )
+        why = f" ({device.counter_reason})" if device.counter_reason else ""
+        yield Occurrence(
+            f"Readings of {device.uuid} can't be true and are in no figure: {listed}{why}",
+            {f"{device.uuid}.{one.kind.value}": float(max(one.readings, 1)) for one in found},
+            Severity.NOTE if untouched else None,
+        )
+
+
+@rule(
+    FindingCode.COUNTER_STALLED,
+    when=f"a GPU's energy counter did not move for over {STALL_PERIODS} of its usual periods around the window, or "
+    "always, while power flowed (`m2`)",
+    remedy="update the driver or reset the device; until then only power readings count",
+)
+def counter_stalled(facts: RunFacts) -> Iterator[Occurrence]:
+    """An energy counter stopped; the integral of power takes over."""
+    for device, found in _refused(facts, _STALLED):
+        yield Occurrence(
+            f"The energy counter of {device.uuid} did not move for {found.longest_s:.3g} s while power flowed; "
+            + ("the integral of its power is the figure" if device.energy.joules is not None else "there is no figure"),
+            {f"{device.uuid}.longest_s": found.longest_s},
+        )
+
+
+@rule(
+    FindingCode.COUNTER_RESET,
+    when="a GPU's energy counter went back around the window, by no wrap of 32 bits (`m2`)",
+    remedy="find what reset the device or its driver, and measure again",
+)
+def counter_reset(facts: RunFacts) -> Iterator[Occurrence]:
+    """An energy counter went back; it is continued by the power around the step."""
+    for device, found in _refused(facts, _RESET):
+        yield Occurrence(
+            f"The energy counter of {device.uuid} went back {found.occurrences} "
+            f"{'time' if found.occurrences == 1 else 'times'}; the power around fills the step, and the bound holds "
+            "what that leaves open",
+            {f"{device.uuid}.occurrences": float(found.occurrences)},
+        )
+
+
+@rule(
+    FindingCode.PART_TIME_SENSOR,
+    when="a GPU's power sensor looks at the chip for a part of the time (`m2`)",
+    otherwise="note if a counter is the figure, or if that is assumed of a model without a published measurement",
+    remedy="measure longer; the bound holds work that is not in step with the readings",
+)
+def part_time_sensor(facts: RunFacts) -> Iterator[Occurrence]:
+    """A sensor does not see all of the time; work in step with it stays invisible."""
+    energy = facts.account.result
+    shares: dict[str, float] = {}
+    severe = False
+    known = True
+    for device in energy.devices:
+        meter = facts.account.meters.get(device.uuid)
+        if isinstance(meter, BoundedMeter) and meter.sensor.is_part_time and device.energy.bound_parts is not None:
+            shares[device.uuid] = meter.sensor.averaged_s / meter.sensor.period_s
+            known = known and not meter.sensor.assumed
+            severe = severe or (device.energy.method is not EnergyMethod.COUNTER and not meter.sensor.assumed)
+    if not shares:
+        return
+    listed = ", ".join(f"{uuid} {share:.0%}" for uuid, share in shares.items())
+    assumed = "" if known else ", as is assumed of a model without a published measurement"
+    yield Occurrence(
+        f"The power sensor looks at the device for a part of the time only ({listed}{assumed}); whether an energy "
+        "counter sees more is not published",
+        {f"{uuid}.share": share for uuid, share in shares.items()},
+        None if severe else Severity.NOTE,
+    )
 
 
 @rule(
@@ -191,7 +325,8 @@ def baseline_drift(facts: RunFacts) -> Iterator[Occurrence]:
     if before and after is not None and abs(after - before) > DRIFT * abs(before):
         yield Occurrence(
             f"The ready baseline was {before:.4g} W before the window and {after:.4g} W after it, a difference of "
-            f"{abs(after / before - 1):.1%}, so the net energy is uncertain by as much",
+            f"{abs(after / before - 1):.1%}, which leaves {abs(after - before) * facts.window.duration_s:.4g} J of the "
+            "net energy open",
             {"ready_w": before, "ready_after_w": after},
         )
 
@@ -199,16 +334,28 @@ def baseline_drift(facts: RunFacts) -> Iterator[Occurrence]:
 @rule(
     FindingCode.NEGATIVE_NET_ENERGY,
     when="the net energy is below zero",
-    remedy="end other processes that used the device during the baseline, and measure again",
+    otherwise="note if its bound reaches above zero (`m2`)",
+    remedy="look for work on the device during the baseline or for a device that was warmer then, and measure again",
 )
 def negative_net_energy(facts: RunFacts) -> Iterator[Occurrence]:
     """The window drew less power than the baseline."""
     energy = facts.account.result
     net = energy.net.joules
-    if net is not None and net < 0:
+    if net is None or net >= 0:
+        return
+    numbers = {"net_j": net, "gross_j": energy.total.joules or 0.0}
+    bound = None if facts.inputs.method is MethodVersion.M1 else energy.net.bound_j
+    if bound is not None and net + bound >= 0:
+        yield Occurrence(
+            f"The net energy of {net:.4g} ± {bound:.4g} J is not distinguishable from zero",
+            {**numbers, "bound_j": bound},
+            Severity.NOTE,
+            "measure longer if the work should show above the power without requests",
+        )
+    else:
         yield Occurrence(
             f"The net energy is {net:.4g} J: the window drew less power than the engine without requests before it",
-            {"net_j": net, "gross_j": energy.total.joules or 0.0},
+            numbers,
         )
 
 
@@ -225,13 +372,22 @@ def not_stationary(facts: RunFacts) -> Iterator[Occurrence]:
     trends = (("power", power_trend(meters, window)), ("latency", latency_trend(facts.ranks, window)))
     beyond = {name: found for name, found in trends if found and found.beyond(TREND)}
     if beyond:
+        # A line through a steep fall ends below zero, which nothing does.
+        changes = {name: max(found.change, -1.0) for name, found in beyond.items()}
         listed = " and ".join(
-            f"{name} changed by {found.change:+.1%} (± {found.uncertainty:.1%})" for name, found in beyond.items()
+            f"{name} changed by {changes[name]:+.1%} (± {found.uncertainty:.1%})" for name, found in beyond.items()
         )
         yield Occurrence(
             f"{listed} over the window, so its mean depends on its length",
-            {f"{name}_change": found.change for name, found in beyond.items()},
+            {f"{name}_change": change for name, change in changes.items()},
         )
+
+
+def _refused(facts: RunFacts, kind: RefusalKind) -> Iterator[tuple[DeviceEnergy, RefusedReadings]]:
+    for device in facts.account.result.devices:
+        for found in device.refused:
+            if found.kind is kind:
+                yield device, found
 
 
 def _parts(energy: EnergyResult) -> dict[str, DeviceEnergy | HostEnergy]:

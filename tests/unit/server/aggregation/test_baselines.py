@@ -12,6 +12,7 @@ from factories.evidence import Evidence, cpu, gpu
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.results.energy import Baseline
 from lem_domain.results.figures import EnergyMethod
+from lem_domain.results.method import MethodVersion
 from lem_domain.results.run import RunResult
 from lem_server.aggregation.result import aggregate
 
@@ -48,7 +49,7 @@ def by_context(result: RunResult) -> dict[str, Baseline]:
 
 
 def test_baselines_and_net_energy_of_constant_powers() -> None:
-    evidence = made()
+    evidence = made(method=MethodVersion.M1)
     evidence.power(SAMPLES, joules=step(40, 60, 200, 61))
     result = result_of(evidence)
     found = by_context(result)
@@ -150,8 +151,31 @@ def test_on_a_cpu_the_host_s_domains_have_the_baselines() -> None:
     assert result.energy.net.joules == pytest.approx((99 - 23) * 12)
 
 
-def test_modelled_power_has_a_net_energy_without_a_bound() -> None:
+def test_the_net_energy_s_bound_has_the_factor_of_the_difference_and_one_offset() -> None:
+    evidence = made()
+    evidence.power(SAMPLES, joules=step(40, 60, 200, 61))
+    result = result_of(evidence)
+    net, total, ready = result.energy.net, result.energy.total, by_context(result)["ready"]
+    assert net.joules is not None and net.bound_parts is not None and total.bound_parts is not None
+    assert net.bound_parts.sensor_gain == total.bound_parts.sensor_gain == pytest.approx(0.065)
+    assert net.sensor_bound_j == pytest.approx(0.065 * net.joules + 5 * 12)
+    # What the samples leave open of both, and the watt between the two ready readings.
+    assert ready.bound_w is not None and ready.sensor_bound_w is not None
+    open_w = ready.bound_w - ready.sensor_bound_w + 1
+    assert net.bound_parts.sampling_j == pytest.approx(total.bound_parts.sampling_j + open_w * 12, abs=0.5)
+
+
+def test_modelled_power_has_no_net_energy() -> None:
+    """M23."""
     evidence = made(devices=(cpu(),))
+    evidence.host_power("package", SAMPLES, joules=step(10, 20, 90, 20))
+    net = result_of(evidence).energy.net
+    assert net.joules is None
+    assert "modelled" in str(net.reason)
+
+
+def test_modelled_power_has_a_net_energy_without_a_bound() -> None:
+    evidence = made(devices=(cpu(),), method=MethodVersion.M1)
     evidence.host_power("package", SAMPLES, joules=step(10, 20, 90, 20))
     net = result_of(evidence).energy.net
     assert (net.joules, net.method, net.bound_j) == (pytest.approx(70 * 12), EnergyMethod.MODELLED, None)

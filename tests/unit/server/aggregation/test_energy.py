@@ -9,6 +9,7 @@ from factories.evidence import Evidence, cpu, gpu, simulated
 from lem_domain.results.energy import EnergyResult
 from lem_domain.results.figures import EnergyMethod
 from lem_domain.results.findings import FindingCode, Severity
+from lem_domain.results.method import MethodVersion
 from lem_domain.results.run import RunResult
 from lem_server.aggregation.result import aggregate
 
@@ -44,7 +45,7 @@ def test_the_counter_is_the_figure_where_both_exist() -> None:
 
 
 def test_a_counter_that_was_reset_gives_way_to_the_integral() -> None:
-    evidence = busy()
+    evidence = busy(method=MethodVersion.M1)
     evidence.power(SAMPLES, watts=lambda _: 90, joules=lambda t: 100 * (t % 6))
     energy = energy_of(evidence)
     assert energy.total.joules == pytest.approx(990)
@@ -53,7 +54,7 @@ def test_a_counter_that_was_reset_gives_way_to_the_integral() -> None:
 
 
 def test_a_counter_that_was_reset_and_no_power_give_null_with_both_reasons() -> None:
-    evidence = busy()
+    evidence = busy(method=MethodVersion.M1)
     evidence.power(SAMPLES, joules=lambda t: 100 * (t % 6))
     result = result_of(evidence)
     assert result.energy.total.joules is None
@@ -65,7 +66,7 @@ def test_a_counter_that_was_reset_and_no_power_give_null_with_both_reasons() -> 
 
 
 def test_four_devices_add_up_with_their_bounds() -> None:
-    evidence = busy(devices=tuple(gpu(number) for number in range(4)))
+    evidence = busy(devices=tuple(gpu(number) for number in range(4)), method=MethodVersion.M1)
     for number in range(4):
         evidence.power(SAMPLES, watts=lambda _, number=number: 100 * (number + 1), device=number)  # type: ignore[misc]
     energy = energy_of(evidence)
@@ -184,14 +185,14 @@ def test_what_was_measured_in_all_leaves_out_what_a_model_says() -> None:
 
 
 def test_a_counter_is_as_far_off_as_the_sensor_that_feeds_it() -> None:
-    evidence = busy()
+    evidence = busy(method=MethodVersion.M1)
     evidence.power(SAMPLES, joules=lambda t: 105 * t)  # 100 W, and 5 W too much
     total = energy_of(evidence).total
     assert total.joules is not None and total.bound_j is not None
     assert total.sensor_bound_j == pytest.approx(5 * 11)
     assert total.sensor_bound_j < total.bound_j
     assert abs(total.joules - 1100) <= total.bound_j
-    of_a_cpu = busy(devices=(cpu(),))
+    of_a_cpu = busy(devices=(cpu(),), method=MethodVersion.M1)
     of_a_cpu.host_power("package-0", SAMPLES, joules=lambda t: 30 * t, method="counter")
     total = energy_of(of_a_cpu).total
     assert total.sensor_bound_j is None, "nobody states how accurate RAPL is"
@@ -313,7 +314,7 @@ def test_each_part_says_how_often_it_was_sampled_and_its_counter_moved() -> None
 def test_power_that_is_a_mean_over_a_second_has_a_wider_bound() -> None:
     bounds = []
     for reading in ("instant", "average"):
-        evidence = busy()
+        evidence = busy(method=MethodVersion.M1)
         evidence.summaries["sampler"]["devices"] = [{"index": 0, "uuid": "GPU-0", "power_reading": reading}]
         evidence.power(SAMPLES, watts=lambda t: 100 if t < 0.95 else 300)
         bounds.append(energy_of(evidence).total.bound_j or 0)

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from factories.evidence import Evidence, ns
+from factories.evidence import Evidence, cpu, ns
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence.streams import StreamName
 from lem_domain.results.findings import Finding, FindingCode, Severity
+from lem_domain.results.method import MethodVersion
 from lem_domain.results.run import RunResult
 from lem_server.aggregation.result import aggregate
 
@@ -84,8 +85,43 @@ class TestNotSettled:
 
 
 class TestSensorDisagreement:
-    def test_counter_and_integral_that_differ_are_both_shown(self) -> None:
+    """One counter of 100 W; its bound is 6.5 % and 5 W, 138 J of 1,200 J, besides what the samples leave open."""
+
+    @staticmethod
+    def of(read_w: float) -> tuple[RunResult, Finding | None]:
         evidence = made()
+        evidence.power(TIMES, watts=lambda _: read_w, joules=lambda t: 100 * t)
+        result = result_of(evidence)
+        codes = {finding.code: finding for finding in result.findings}
+        assert set(codes) <= {FindingCode.SENSOR_DISAGREEMENT}
+        return result, codes.get(FindingCode.SENSOR_DISAGREEMENT)
+
+    def test_what_the_samples_leave_open_is_no_contradiction(self) -> None:
+        assert self.of(99.9)[1] is None
+
+    def test_what_the_sensor_s_error_allows_is_a_note(self) -> None:
+        result, finding = self.of(95)
+        assert finding is not None and finding.severity is Severity.NOTE
+        assert finding.numbers["GPU-0.widened_j"] == 0
+        total = result.energy.total
+        assert total.bound_parts is not None and total.bound_parts.disagreement_j == 0
+
+    @pytest.mark.parametrize("read_w", [70, 130])
+    def test_a_larger_one_widens_the_bound_until_it_holds_both(self, read_w: float) -> None:
+        result, finding = self.of(read_w)
+        assert finding is not None and finding.severity is Severity.WARNING
+        assert result.verdict == "questionable"
+        total, (device,) = result.energy.total, result.energy.devices
+        assert total.joules is not None and total.bound_j is not None and total.bound_parts is not None
+        assert device.integrated is not None and device.integrated.joules == pytest.approx(12 * read_w)
+        assert total.bound_j == pytest.approx(abs(total.joules - device.integrated.joules))
+        assert finding.numbers["GPU-0.widened_j"] == pytest.approx(total.bound_parts.disagreement_j)
+        assert 200 < total.bound_parts.disagreement_j < 230
+
+
+class TestSensorDisagreementByM1:
+    def test_counter_and_integral_that_differ_are_both_shown(self) -> None:
+        evidence = made(method=MethodVersion.M1)
         evidence.power(TIMES, watts=lambda _: 90, joules=lambda t: 100 * t)
         finding = only(evidence, FindingCode.SENSOR_DISAGREEMENT)
         assert finding.severity is Severity.WARNING
@@ -99,7 +135,7 @@ class TestSensorDisagreement:
         assert (device.integrated.joules, device.integrated.bound_j) == (pytest.approx(1080), pytest.approx(60))
 
     def test_five_per_cent_apart_is_no_contradiction(self) -> None:
-        evidence = made()
+        evidence = made(method=MethodVersion.M1)
         evidence.power(TIMES, watts=lambda _: 95.1, joules=lambda t: 100 * t)
         assert result_of(evidence).findings == ()
 
@@ -122,6 +158,18 @@ class TestBaselines:
             "ready_after_w": pytest.approx(after, abs=0.1),
         }
 
+    def test_net_energy_that_may_be_zero_is_a_note(self) -> None:
+        """M22: the same power at rest and at work says nothing of other users of the device."""
+        evidence = made()
+        evidence.baseline("ready", 10, 20)
+        evidence.power(TIMES, joules=lambda t: 300.2 * t if t < 25 else 300 * t + 5)
+        result = result_of(evidence)
+        assert result.energy.net.joules is not None and result.energy.net.joules < 0
+        finding = only(evidence, FindingCode.NEGATIVE_NET_ENERGY)
+        assert finding.severity is Severity.NOTE
+        assert "not distinguishable from zero" in finding.message
+        assert finding.numbers["bound_j"] == pytest.approx(result.energy.net.bound_j)
+
     def test_negative_net_energy(self) -> None:
         evidence = made()
         evidence.baseline("ready", 10, 20)
@@ -129,6 +177,18 @@ class TestBaselines:
         evidence.power(TIMES, joules=lambda t: sum(w * max(0, min(t, end) - begin) for begin, end, w in levels))
         finding = only(evidence, FindingCode.NEGATIVE_NET_ENERGY)
         assert finding.numbers == {"net_j": pytest.approx(-360, abs=0.5), "gross_j": pytest.approx(600, abs=0.5)}
+
+
+class TestModelled:
+    def test_the_memory_s_constant_is_named_with_what_is_left_without_it(self) -> None:
+        """M23: 20 W of memory, whatever the load, beside 5 W of a processor."""
+        evidence = made(devices=(cpu(),))
+        evidence.host_power("package", TIMES, joules=lambda t: 5 * t)
+        evidence.host_power("dram", TIMES, joules=lambda t: 20 * t)
+        finding = only(evidence, FindingCode.ENERGY_MODELLED)
+        assert finding.numbers == {"package": pytest.approx(60), "dram": pytest.approx(240)}
+        assert "240 J of 300 J are a constant" in finding.message
+        assert "20 J per output token" in finding.message
 
 
 class TestNotStationary:
@@ -148,6 +208,14 @@ class TestNotStationary:
         evidence = made()
         evidence.power(TIMES, watts=lambda t: 98 + 4 * (t - 30) / 12)
         assert result_of(evidence).findings == ()
+
+    @pytest.mark.parametrize("method", list(MethodVersion))
+    def test_nothing_falls_by_more_than_all_of_it(self, method: MethodVersion) -> None:
+        """M33: a line through power that is high at first and then hardly any ends below zero."""
+        evidence = made(method=method)
+        evidence.power(TIMES, watts=lambda t: 500 if t < 32 else 10 + 0.001 * (round(t * 10) % 7))
+        (finding,) = (one for one in result_of(evidence).findings if one.code is FindingCode.NOT_STATIONARY)
+        assert finding.numbers == {"power_change": -1.0}
 
     def test_noise_is_no_trend(self) -> None:
         noise = np.random.default_rng(4).normal(0, 30, 701)

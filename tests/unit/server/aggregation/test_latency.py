@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from factories.evidence import Evidence
 from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.results.method import MethodVersion
 from lem_domain.results.run import RunResult
 from lem_server.aggregation.errors import EvidenceInvalid
 from lem_server.aggregation.latency.distributions import distribution_ms
@@ -130,6 +131,16 @@ def test_itl_is_null_when_one_rank_has_no_token_times() -> None:
     speed = result_of(evidence).speed
     assert speed.itl_ms.reason == "no token times were recorded by rank-1"
     assert speed.tpot_ms.count == 2
+
+
+def test_a_rank_without_tokens_needs_no_token_times() -> None:
+    """M25: the ITL is of what there is; `m1` made it null."""
+    evidence = Evidence(processes=TWO_RANKS)
+    evidence.request(0, 0.0, [1.0, 2.0], rank=0)
+    evidence.request(0, 0.0, [], rank=1)
+    assert result_of(evidence).speed.itl_ms.mean == pytest.approx(1000)
+    evidence.method = MethodVersion.M1
+    assert result_of(evidence).speed.itl_ms.reason == "no token times were recorded by rank-1"
 
 
 def test_lost_and_stray_token_times_are_noticed() -> None:

@@ -62,7 +62,9 @@ def test_long_phases_are_told_apart_exactly() -> None:
     assert split.prefill.energy.joules == pytest.approx(6 * 300, abs=1)
     assert split.decode.energy.joules == pytest.approx(9 * 150, abs=1)
     assert split.prefill.energy.method is EnergyMethod.COUNTER
-    assert 0 < (split.prefill.energy.bound_j or 0) < 0.05 * 1800
+    parts = split.prefill.energy.bound_parts
+    assert parts is not None and 0 < parts.sampling_j < 0.02 * 1800
+    assert (split.prefill.energy.sensor_bound_j or 0) == pytest.approx(0.065 * 1800 + 5 * 6, abs=0.2)
     assert result.efficiency.energy_per_prompt_token_j.value == pytest.approx(1800 / 600, abs=0.01)
 
 

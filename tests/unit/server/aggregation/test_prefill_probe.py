@@ -9,6 +9,7 @@ import pytest
 
 from factories.evidence import Evidence, gpu, ns
 from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.results.method import MethodVersion
 from lem_domain.results.run import RunResult
 from lem_domain.wire.workers import Device
 from lem_server.aggregation.result import aggregate
@@ -91,7 +92,9 @@ def test_decode_is_the_windows_energy_minus_the_probes_scaled_to_its_prompt_toke
 
 
 def test_the_bound_of_the_difference_is_the_sum_of_both() -> None:
-    result = result_of(made(told()))
+    evidence = made(told())
+    evidence.method = MethodVersion.M1
+    result = result_of(evidence)
     probe = result.energy.probe
     assert probe is not None
     assert probe.prefill.bound_j is not None
@@ -99,6 +102,14 @@ def test_the_bound_of_the_difference_is_the_sum_of_both() -> None:
     assert result.energy.total.bound_j is not None
     assert probe.prefill.bound_j == pytest.approx(probe.energy.bound_j / 2)
     assert probe.decode.bound_j == pytest.approx(result.energy.total.bound_j + probe.prefill.bound_j)
+
+
+def test_the_meters_bound_of_the_probe_is_not_that_of_the_window_s_prefill() -> None:
+    probe = result_of(made(told())).energy.probe
+    assert probe is not None and probe.energy.bound_j is not None
+    assert (probe.prefill.bound_j, probe.decode.bound_j) == (None, None)
+    assert "batches may have other sizes" in str(probe.prefill.bound_reason)
+    assert probe.decode.bound_reason == probe.prefill.bound_reason
 
 
 def test_batches_in_lockstep_tell_their_phases_themselves() -> None:
