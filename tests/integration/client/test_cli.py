@@ -16,6 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from factories.runs import claim, complete, move, result_json, set_progress, store_aggregate
 from factories.served import CAMPAIGN, Lem, by_sql, submitted
+from fakes.nvml.library import SimulatedNvml, built
+from fakes.nvml.profiles import PROFILES
 from lem_client import AsyncClient, Client
 from lem_client.errors import NotFound
 from lem_domain.results.method import MethodVersion
@@ -298,6 +300,21 @@ def test_the_doctor_looks_at_the_server(lem: Lem) -> None:
     grades = {check["name"]: check["grade"] for check in answer.json}
     assert (grades["token"], grades["workers"]) == ("ok", "warn")
     assert "ok    token" in lem("doctor").out
+
+
+def test_the_doctor_says_what_measures_each_gpu_of_this_machine(
+    lem: Lem, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml = SimulatedNvml(built(tmp_path_factory.getbasetemp().parent), tmp_path / "nvml.state")
+    uuids = [f"GPU-{number:08d}-0000-0000-0000-000000000000" for number in range(8)]
+    chip = PROFILES["H100"]
+    nvml.write(*(line for number, uuid in enumerate(uuids) for line in chip.lines(number, uuid, "constant 300")))
+    for name in ("LD_LIBRARY_PATH", "LEM_FAKE_NVML"):
+        monkeypatch.setenv(name, nvml.environment()[name])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    [energy] = [check for check in lem("doctor", "--json").json if check["name"] == "energy"]
+    assert energy["grade"] == "ok"
+    assert all(f"{uuid}: nvml: measured: 300.0 W, energy counter at " in energy["says"] for uuid in uuids)
 
 
 def test_the_doctor_fails_without_a_server(lem: Lem, monkeypatch: pytest.MonkeyPatch) -> None:

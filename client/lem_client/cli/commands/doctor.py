@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from importlib.metadata import version as package_version
@@ -23,6 +25,8 @@ from lem_domain.wire.base import PROTOCOL_VERSION
 from lem_domain.wire.workers import WorkerState
 
 LEAST_FREE_BYTES = 2 * 2**30
+ENERGY_TIMEOUT_S = 60.0
+"""Reading takes a second or two, and the import of CodeCarbon some more; a driver in trouble never answers."""
 
 
 class Grade(StrEnum):
@@ -78,15 +82,29 @@ def _installed(name: str, modules: tuple[str, ...], remedy: str) -> Diagnosis:
 
 
 def _energy() -> Diagnosis:
-    if find_spec("codecarbon"):
-        says = "CodeCarbon is installed: it models energy where no counter can be read, and results say so"
-        return Diagnosis("energy", Grade.OK, says)
-    return Diagnosis(
-        "energy",
-        Grade.WARN,
-        "CodeCarbon is not installed; without a readable counter, results of a worker here have no energy",
-        "pip install 'llm-energy-measurement[worker]'",
-    )
+    """Ask the worker that is installed here what each energy source gives, as `lem-worker doctor` prints it."""
+    try:
+        # A subprocess, because the client imports no code of the worker.
+        asked = subprocess.run(
+            [sys.executable, "-m", "lem_worker.sampler.doctor"],
+            capture_output=True,
+            text=True,
+            timeout=ENERGY_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        says = f"the worker here did not say within {ENERGY_TIMEOUT_S:g} s what it can measure"
+        return Diagnosis("energy", Grade.WARN, says, "run lem-worker doctor; see what nvidia-smi says")
+    lines = asked.stdout.splitlines()
+    if asked.returncode == 0:
+        return Diagnosis("energy", Grade.OK, " | ".join(lines))
+    if lines:
+        says = f"no meter is readable here, so results would be modelled or have no energy: {' | '.join(lines)}"
+        return Diagnosis("energy", Grade.WARN, says, "make a meter readable as it is described, then lem-worker doctor")
+    # A worker that can't start prints a traceback; its last line names the cause.
+    why = asked.stderr.strip().splitlines()[-1:] or ["the worker here prints nothing"]
+    remedy = "if this machine measures: pip install 'llm-energy-measurement[worker]'"
+    return Diagnosis("energy", Grade.WARN, why[0], remedy)
 
 
 def _disk() -> Diagnosis:
