@@ -5,7 +5,7 @@ The worker writes these records freely. An entry of another shape is ignored: it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, get_args
 
@@ -13,6 +13,7 @@ from pydantic.types import JsonValue
 
 from lem_domain.evidence.streams import SAMPLER, PhaseName, StreamName
 from lem_domain.results.energy import BaselineContext
+from lem_domain.wire.workers import Device
 from lem_server.aggregation.energy.traces import Span
 from lem_server.aggregation.evidence_reader import EvidenceReader
 from lem_server.aggregation.inputs import Summaries
@@ -123,6 +124,16 @@ class SamplerRecord:
             if isinstance(entry, Mapping) and entry.get("source") == source:
                 return finite_number(entry.get("mean_ms"))
         return None
+
+    def highest_limit_w(self, uuid: str, devices: Sequence[Device]) -> float | None:
+        """Return the highest enforced power limit that a leased device had; None if it reports none."""
+        known = self.facts.get(uuid)
+        limits = [known.power_limit_w if known is not None else None]
+        for changed in self.changed_facts:
+            mine = 0 <= changed.device_index < len(devices) and devices[changed.device_index].uuid == uuid
+            if mine and changed.fact == "power_limit_w":
+                limits += [finite_number(changed.before), finite_number(changed.after)]
+        return max((limit for limit in limits if limit is not None), default=None)
 
     def number(self, name: str) -> float | None:
         """Return a number of the summary."""

@@ -36,8 +36,8 @@ class Sensor(NamedTuple):
         return self.averaged_s < self.period_s
 
 
-def device_sensor(device: Device, facts: DeviceFacts | None) -> Sensor:
-    """Return the sensor of a device by its model's rows in `lem_domain.gpu_sensors`."""
+def device_sensor(device: Device, facts: DeviceFacts | None, limit_w: float | None) -> Sensor:
+    """Return the sensor of a device by its model's rows in `lem_domain.gpu_sensors`; `limit_w` is its highest limit."""
     if device.kind is not DeviceKind.GPU:
         return Sensor(gain=0.0, offset_w=_SIMULATED_W, calibration="exact: the power is simulated")
     reading: PowerReading = "average" if facts is not None and facts.power_reading == "average" else "instant"
@@ -50,5 +50,5 @@ def device_sensor(device: Device, facts: DeviceFacts | None) -> Sensor:
         averaged_s=times.averaged_s,
         times=times.source,
         assumed=times.assumed,
-        limit_w=(facts.power_limit_w if facts is not None else None) or HIGHEST_POWER_W,
+        limit_w=limit_w or HIGHEST_POWER_W,
     )

@@ -78,7 +78,8 @@ def energy_account(
     meters: dict[str, Meter] = {}
     device_results: dict[str, DeviceEnergy] = {}
     for uuid, device in {device.uuid: device for device in devices}.items():
-        meter = _device_meter(device, device_traces.get(uuid), sources, record.facts.get(uuid), method)
+        limit_w = record.highest_limit_w(uuid, devices)
+        meter = _device_meter(device, device_traces.get(uuid), sources, record.facts.get(uuid), limit_w, method)
         if meter is not None:
             meters[uuid] = meter
         device_results[uuid] = _device_energy(device, meter, sources, window)
@@ -172,12 +173,13 @@ def _device_meter(
     trace: Trace | None,
     sources: ReportedSources,
     facts: DeviceFacts | None,
+    limit_w: float | None,
     method: MethodVersion,
 ) -> Meter | None:
     if trace is None:
         return None
     if method is not MethodVersion.M1:
-        sensor = device_sensor(device, facts)
+        sensor = device_sensor(device, facts, limit_w)
         found = PlausibleTrace(trace)
         if sensor.limit_w is not None:
             found = plausible(trace, _J_PER_MJ, sensor.limit_w)

@@ -5,6 +5,7 @@ One GPU at 300 W, limit 700 W, a window of 10 s, samples every 50 ms: 3,000 J.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -98,6 +99,17 @@ class TestPower:
         result = result_of(lambda t: 1051 if 6.02 < t < 6.08 else 1049 if 8.02 < t < 8.08 else 300)
         assert kinds(result) == {RefusalKind.POWER_ABOVE_LIMIT: 1}
         assert result.energy.devices[0].peak_power_w.value == 1049
+
+    @pytest.mark.parametrize(("before", "after"), [(700.0, 200.0), (200.0, 700.0)])
+    def test_a_limit_that_was_changed_counts_with_its_highest_value(self, before: float, after: float) -> None:
+        evidence = Evidence()
+        evidence.request(0, 2.0, [4.0, 12.0])
+        evidence.summaries["sampler"]["devices"] = [{"uuid": "GPU-0", "power_limit_w": 200.0}]
+        detail = {"device_index": 0, "fact": "power_limit_w", "before": before, "after": after}
+        evidence.event("sampler", "fact_changed", json.dumps(detail), 6.0)
+        evidence.power(TIMES, watts=lambda t: noisy(t) + 100)
+        stored = evidence.stored()
+        assert kinds(aggregate(stored.inputs, stored.source)) == {}
 
     def test_with_a_counter_dropped_power_readings_are_a_note(self) -> None:
         result = result_of(lambda t: 0 if 6.02 < t < 6.53 else noisy(t), counted)
