@@ -230,21 +230,30 @@ def test_a_stranger_that_came_meanwhile_keeps_the_device_and_is_named(nvml: Simu
 
 
 def test_whoever_was_there_before_the_attempt_does_not_matter(nvml: SimulatedNvml) -> None:
-    elsewhere = f"process 0 pid 4999999 bound no memory {GIB}"
+    elsewhere = f"process 0 pid 4194301 bound no memory {GIB}"
     with process() as neighbour:
         near = f"process 0 pid {neighbour.pid} memory {GIB}"
         machine = (GPU_A, elsewhere, near)
         said, left = wait_for_free(nvml, before=machine, after=machine, timeout_s=LONG_S)
     assert said is None
-    assert left == [[A, 4999999, GIB, None], [A, neighbour.pid, GIB, False]]
+    assert left == [[A, 4194301, GIB, None], [A, neighbour.pid, GIB, False]]
 
 
 def test_a_new_process_that_cant_be_looked_at_counts_as_the_attempts(nvml: SimulatedNvml) -> None:
     said, _ = wait_for_free(
-        nvml, before=(GPU_A,), after=(GPU_A, f"process 0 pid 4999999 bound no memory {MIB}"), timeout_s=1
+        nvml, before=(GPU_A,), after=(GPU_A, f"process 0 pid 4194301 bound no memory {MIB}"), timeout_s=1
     )
     assert said is not None
-    assert "process 4999999, owner unknown, holds 1 MiB" in said
+    assert "process 4194301, owner unknown, holds 1 MiB" in said
+
+
+@pytest.mark.parametrize("pid", [0, 2**32 - 1])
+def test_a_pid_that_no_process_can_have_does_not_keep_a_device(nvml: SimulatedNvml, pid: int) -> None:
+    scrambled = f"process 0 pid {pid} bound no memory {MIB}"
+    said, _ = wait_for_free(nvml, before=(GPU_A,), after=(GPU_A, scrambled), timeout_s=LONG_S)
+    assert said is None
+    said, _ = wait_for_free(nvml, before=(GPU_A,), after=(GPU_A, scrambled.replace(str(MIB), str(GIB))), timeout_s=1)
+    assert said is not None and "1.00 GiB more than before" in said, "its memory counts"
 
 
 def test_where_nvml_lists_no_processes_memory_decides(nvml: SimulatedNvml) -> None:

@@ -697,9 +697,9 @@ def why(what: str, uuid: str = B) -> str:
 @pytest.mark.parametrize(
     ("rule", "what", "column"),
     [
-        ("nvmlDeviceGetTotalEnergyConsumption 999 1 call 3", "energy counter", "energy_mj"),
-        ("nvmlDeviceGetFieldValues 999 1 call 3", "instant power", "power_mw"),
-        ("nvmlDeviceGetFieldValues 999 1 field 186 call 3", "instant power", "power_mw"),
+        ("nvmlDeviceGetTotalEnergyConsumption 999 1 call 6", "energy counter", "energy_mj"),
+        ("nvmlDeviceGetFieldValues 999 1 call 6", "instant power", "power_mw"),
+        ("nvmlDeviceGetFieldValues 999 1 field 186 call 6", "instant power", "power_mw"),
         ("nvmlDeviceGetTemperature 999 1 call 2", "temperature", "temperature_c"),
         ("nvmlDeviceGetTemperature 15 1 call 2", "temperature", "temperature_c"),
         ("nvmlDeviceGetClockInfo 999 1 call 3", "sm clock", "sm_clock_mhz"),
