@@ -26,6 +26,7 @@ class FindingCode(StrEnum):
     SHORT_WINDOW = "short_window"
     WINDOW_CUT = "window_cut"
     FEW_SAMPLES = "few_samples"
+    COUNTER_SLOW = "counter_slow"
     SAMPLING_GAPS = "sampling_gaps"
     SAMPLER_OVERLOAD = "sampler_overload"
     SENSOR_DISAGREEMENT = "sensor_disagreement"

@@ -18,6 +18,8 @@ from lem_server.aggregation.findings.trends import latency_trend, power_trend
 
 FEW_SAMPLES = 10
 """Fewer power samples than this do not determine a mean."""
+FEW_UPDATES = 20
+"""Each end of the window may be off by an update, so fewer leave more than a tenth of the energy open."""
 DISAGREEMENT = 0.05
 LEAST_DISAGREEMENT = 0.01
 """A smaller difference of counter and integral is worth no sentence."""
@@ -111,6 +113,32 @@ def few_samples(facts: RunFacts) -> Iterator[Occurrence]:
             remedy="measure longer"
             if all(parts[name].energy.method is EnergyMethod.MODELLED for name in few)
             else None,
+        )
+
+
+@rule(
+    FindingCode.COUNTER_SLOW,
+    Severity.NOTE,
+    when=f"the energy counter of a part of the job's energy was updated fewer than {FEW_UPDATES} times in the window",
+    remedy="measure longer, because each end of the window is open by up to one update",
+)
+def counter_slow(facts: RunFacts) -> Iterator[Occurrence]:
+    """A counter had few updates in the window."""
+    energy, duration_s = facts.account.result, facts.window.duration_s
+    parts = _parts(energy)
+    slow = {
+        name: period_ms
+        for name in energy.includes
+        if parts[name].energy.method is EnergyMethod.COUNTER
+        and (period_ms := parts[name].counter_period_ms.value) is not None
+        and 1e3 * duration_s < FEW_UPDATES * period_ms
+        and parts[name].samples >= FEW_UPDATES  # otherwise the samples are few, which few_samples reports
+    }
+    if slow:
+        listed = ", ".join(f"{name}: every {period_ms:.3g} ms" for name, period_ms in slow.items())
+        yield Occurrence(
+            f"The window of {duration_s:.3g} s has few updates of the energy counter ({listed})",
+            {f"{name}.period_ms": period_ms for name, period_ms in slow.items()},
         )
 
 

@@ -201,3 +201,12 @@ def test_a_warm_up_says_how_power_still_changed() -> None:
     made = sampled(clean())
     made.event("rank-0", "warmup", '{"converged": false, "requests": 50, "cv": 0.01, "power_slope": 0.07}')
     assert "power changing by 7.0%" in only(made, FindingCode.WARMUP_NOT_CONVERGED).message
+
+
+@pytest.mark.parametrize(("period_s", "found"), [(0.55, False), (0.7, True)])
+def test_a_counter_that_is_updated_less_than_twenty_times_is_found(period_s: float, found: bool) -> None:
+    made = clean()
+    times = [number * 0.05 - 2 for number in range(320)]
+    made.power(times, joules=lambda t: 100 * period_s * (t // period_s) + 1000)
+    findings = [one for one in result_of(made).findings if one.code is FindingCode.COUNTER_SLOW]
+    assert [one.severity for one in findings] == ([Severity.NOTE] if found else [])
