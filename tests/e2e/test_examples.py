@@ -132,6 +132,7 @@ def test_more_of_them(house: Any) -> None:
     results_of(house, MORE)
 
 
+@pytest.mark.slow
 def test_the_quick_ones(house: Any) -> None:
     known = results_of(house, QUICK)["simulated.yaml"]
     one, eight = (mean(known, f"batch_size={size}", "efficiency.energy_per_output_token_j") for size in (1, 8))

@@ -586,6 +586,7 @@ def test_a_gpu_that_is_away_for_a_moment_costs_nothing_as_its_counter_spans_the_
     assert result.window.begin_ns < returned["energy counter"]["time_ns"] < result.window.end_ns
 
 
+@pytest.mark.slow
 def test_a_gpu_that_is_lost_fails_a_run_that_requires_energy(
     shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
 ) -> None:

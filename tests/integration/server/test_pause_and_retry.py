@@ -230,7 +230,7 @@ async def test_a_run_that_is_over_for_good_is_not_tried_again(
     else:
         attempt = await complete(engine, run)
     if state == "aggregated":
-        await store_aggregate(engine, run, attempt, "{}")
+        await store_aggregate(engine, run, attempt, '{"method": "m2"}')
     answer = await api.post(f"/api/v1/runs/{run}:retry")
     assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
     assert state in answer.json()["detail"]

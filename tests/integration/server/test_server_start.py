@@ -120,7 +120,7 @@ def test_a_note_whose_process_number_belongs_to_another_program_now_is_removed(
     assert server.processes == []
 
 
-@pytest.mark.parametrize("left", ["both", "only the lock of its socket"])
+@pytest.mark.parametrize("left", ["both", pytest.param("only the lock of its socket", marks=pytest.mark.slow)])
 def test_a_socket_lock_whose_process_number_belongs_to_another_program_now_is_removed(
     server: Server, folder: Path, left: str
 ) -> None:
@@ -202,6 +202,7 @@ def test_stopping_a_postgresql_that_died_is_no_failure(server: Server, folder: P
     wait_until(lambda: server.processes == [])
 
 
+@pytest.mark.slow
 def test_a_server_whose_postgresql_died_still_ends_with_success(server: Server) -> None:
     server.start()
     assert server.postmaster is not None
@@ -209,7 +210,11 @@ def test_a_server_whose_postgresql_died_still_ends_with_success(server: Server) 
     assert server.stop() == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+BOTH_SIGNALS = [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+"""The handlers are the same function."""
+
+
+@pytest.mark.parametrize("number", BOTH_SIGNALS)
 def test_told_to_end_while_it_still_imports_it_does_nothing(server: Server, number: signal.Signals) -> None:
     server.launch()
     wait_until(lambda: server.catches(signal.SIGTERM))  # the last that it takes
@@ -217,14 +222,14 @@ def test_told_to_end_while_it_still_imports_it_does_nothing(server: Server, numb
     assert not server.data.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", BOTH_SIGNALS)
 def test_told_to_end_while_its_files_are_made_it_leaves_nothing(server: Server, number: signal.Signals) -> None:
     server.launch()
     wait_until(lambda: list(server.data.glob("postgres.new-*/PG_VERSION")))
     ends_with_nothing_left(server, number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", BOTH_SIGNALS)
 def test_told_to_end_while_its_postgresql_starts_it_stops_that(
     server: Server, folder: Path, recovering: Path, number: signal.Signals
 ) -> None:
@@ -240,6 +245,7 @@ def ends_with_nothing_left(server: Server, number: signal.Signals) -> None:
     assert "Traceback" not in server.log.read_text()
 
 
+@pytest.mark.slow
 async def test_a_migration_that_is_told_to_end_does_not_end_with_success(tmp_path: Path, database_url: URL) -> None:
     server = Server(tmp_path / "data", LEM_DATABASE_URL=database_url.render_as_string(hide_password=False))
     connection = await asyncpg.connect(database_url.set(drivername="postgresql").render_as_string(hide_password=False))

@@ -77,6 +77,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(folders.pop())
 
 
+@pytest.mark.slow
 def test_tiny_llama_is_the_same_bytes_every_time(tiny: Path, tmp_path: Path) -> None:
     again = Path(resolve_model("builtin:tiny-llama", cache_dir=tmp_path).path_or_id)
     assert again != tiny

@@ -44,8 +44,7 @@ def evidence_checks(
         ),
         _devices(inputs),
         _engine(inputs),
-        # Method m1 had no such check.
-        *(() if inputs.method is MethodVersion.M1 else (_foreign(inputs, window, record),)),
+        *_foreign(inputs, window, record),
     )
 
 
@@ -73,24 +72,23 @@ def why_incomparable(record: SamplerRecord, uuid: str) -> str | None:
     return f"the driver never listed a process of the run under its pid on {uuid}"
 
 
-def _foreign(inputs: AggregationInput, window: WindowResult, record: SamplerRecord) -> Check:
+def _foreign(inputs: AggregationInput, window: WindowResult, record: SamplerRecord) -> tuple[Check, ...]:
+    """The check of runs on GPUs; method m1 had none."""
     name = CheckName.NO_FOREIGN_PROCESS
     leased = {device.uuid for device in inputs.devices if device.kind is DeviceKind.GPU}
+    if not leased or inputs.method is MethodVersion.M1:
+        return ()
     reported = sorted(leased & record.facts.keys())
     found = foreign_in_window(record, inputs.devices, window)
     reasons = [why for uuid in reported if (why := why_incomparable(record, uuid)) is not None]
     if found:
-        return Check(name=name, passed=False, detail=f"{len({one.pid for one in found})} in the window")
-    if not leased or len(reported) < len(leased):
-        why = "no GPU was leased" if not leased else "the processes on a GPU were not listed"
-        return Check(name=name, passed=None, detail=why)
+        return (Check(name=name, passed=False, detail=f"{len({one.pid for one in found})} in the window"),)
+    if len(reported) < len(leased):
+        return (Check(name=name, passed=None, detail="the processes on a GPU were not listed"),)
     if reasons:
-        return Check(name=name, passed=None, detail="; ".join(reasons))
-    return Check(
-        name=name,
-        passed=True,
-        detail=f"none at looks about once a second on {len(leased)} GPUs; shorter visits go unseen",
-    )
+        return (Check(name=name, passed=None, detail="; ".join(reasons)),)
+    detail = f"none at looks about once a second on {len(leased)} GPUs; shorter visits go unseen"
+    return (Check(name=name, passed=True, detail=detail),)
 
 
 def repeated_devices(inputs: AggregationInput) -> tuple[str, ...]:
