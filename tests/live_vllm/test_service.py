@@ -282,7 +282,7 @@ def test_two_processes_share_the_model_and_none_outlives_a_kill(
         long = {**document, "window": {"min_duration_s": 600}}
         campaign_id = submit(house, tmp_path, "rank-killed", **long)
         until(client, campaign_id, RunState.RUNNING)
-        rank = next(one for one in living(daemon) if name_of(one) == "rank_in_trouble")
+        rank = next(one for one in living(daemon) if name_of(one) == "factories.rank_in_trouble")
         workers = engine_processes(rank)
         assert len(workers) == 2
         os.kill(rank.pid, signal.SIGKILL)
@@ -293,7 +293,7 @@ def test_two_processes_share_the_model_and_none_outlives_a_kill(
 
         campaign_id = submit(house, tmp_path, "daemon-killed", **long)
         until(client, campaign_id, RunState.RUNNING)
-        rank = next(one for one in living(daemon) if name_of(one) == "rank_in_trouble")
+        rank = next(one for one in living(daemon) if name_of(one) == "factories.rank_in_trouble")
         family = [rank, *engine_processes(rank), *living(daemon)]
         os.kill(daemon.pid, signal.SIGKILL)
         _, alive = psutil.wait_procs(family, timeout=30)
