@@ -204,7 +204,9 @@ def power_columns(end_ns: int) -> dict[str, Sequence[object]]:
     }
     # Like the nvml source: every fourth sample has the slow readings.
     slow = {"memory_used_bytes": 60 * 10**9, "gpu_percent": 98, "memory_percent": 60, "temperature_c": 70}
-    for name, value in (slow | {"sm_clock_mhz": 1700, "memory_clock_mhz": 2600, "throttle_reasons": 4}).items():
+    slow |= {"sm_clock_mhz": 1700, "memory_clock_mhz": 2600, "throttle_reasons": 4}
+    slow |= {f"{policy}_violation_ns": 0 for policy in ("power", "thermal", "board", "reliability")}
+    for name, value in slow.items():
         columns[name] = [None if number % 4 else value for number in range(len(times))]
     return columns
 
