@@ -365,12 +365,6 @@ except SourceUnavailable as error:
             f"NVML has neither power nor energy of {A}; name other energy.sources.",
             id="no power, no counter",
         ),
-        pytest.param(
-            (gpu(0, A, "gone_ms 0"), gpu(1, B), *everything(0), *everything(1)),
-            f"NVML can't open {A} (GPU is lost)",
-            id="lost",
-        ),
-        pytest.param((gpu(1, B), *everything(1)), f"NVML can't open {A} (Not Found)", id="not there"),
         pytest.param(("error nvmlInitWithFlags 9",), "no NVIDIA driver answers here (", id="no driver"),
     ],
 )
@@ -393,10 +387,49 @@ def test_a_gpu_that_cannot_be_opened_is_told_and_leaves_the_other_its_samples(
     nvml: SimulatedNvml, machine: tuple[str, ...], reason: str
 ) -> None:
     nvml.write(*machine, gpu(1, B), *everything(1))
-    said = asked(nvml, FAILING, leased=(B, A), required=False, ticks=3)
+    said = asked(nvml, FAILING, leased=(B, A), required=False, ticks=6)
     assert said["reason"].startswith(reason)
     assert [(failure["source"], failure["device"]) for failure in said["failures"]] == [("nvml", A)]
-    assert (said["domains"], said["rows"]) == ([B], {"0": 5, "1": 0})
+    assert [(one["device_index"], one["reading"], one["reason"][: len(reason)]) for one in said["unread"]] == [
+        (1, "device", reason)
+    ]
+    assert (said["domains"], said["rows"]) == ([B, A], {"0": 8, "1": 0})
+    assert said["power_w"] is None, "the power of one is not that of both"
+
+
+@pytest.mark.parametrize("leased", [(B, A), (A,)], ids=["the other is there", "it is the only one"])
+def test_a_gpu_that_can_be_opened_only_later_is_measured_from_then_on(
+    nvml: SimulatedNvml, leased: tuple[str, ...]
+) -> None:
+    machine, lost = (gpu(0, A), gpu(1, B), *everything(0), *everything(1)), gpu(0, A, "gone_ms 0")
+    nvml.write(lost, *machine[1:])
+    said = asked(nvml, FAILING, leased=leased, required=True, ticks=8, machines={4: machine})
+    assert (said["opened"], said["reason"], said["raised"], said["failures"]) == (True, None, None, [])
+    index = leased.index(A)
+    assert [(one["device_index"], one["reading"]) for one in said["unread"]] == [(index, "device")]
+    [returned] = said["readings_returned"]
+    assert (returned["device_index"], returned["reading"]) == (index, "device")
+    assert 4 <= returned["away_s"] <= 4 * 1.25 + 1
+    assert said["rows"][str(index)] >= 4
+    assert said["power_w"] == 250.5 * len(leased)
+    assert [fact["uuid"] for fact in said["facts"]] == list(leased), "its facts are read when it is there"
+
+
+def test_a_gpu_that_is_away_for_longer_counts_as_failed_and_is_tried_less_and_less(nvml: SimulatedNvml) -> None:
+    machine = (gpu(0, A), *everything(0))
+    nvml.write(gpu(0, A, "gone_ms 0"), *machine[1:])
+    said = asked(nvml, FAILING, leased=(A,), required=False, ticks=30, machines={20: machine})
+    assert "(GPU is lost)" in said["reason"]
+    [failed], [returned] = said["failures"], said["returned"]
+    assert (failed["device"], returned["device"]) == (A, A)
+    assert 20 <= returned["away_s"] <= 20 * 1.25 + 1
+    assert said["power_w"] == 250.5
+
+
+def test_a_gpu_that_stays_away_fails_a_run_that_requires_energy_with_the_reason(nvml: SimulatedNvml) -> None:
+    nvml.write(gpu(0, A, "gone_ms 0"), *everything(0))
+    said = asked(nvml, FAILING, leased=(A,), required=True, ticks=9)
+    assert f"NVML can't open {A} (GPU is lost)" in said["raised"]
 
 
 # --- which device is which --------------------------------------------------------------------------------------------

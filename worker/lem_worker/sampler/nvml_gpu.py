@@ -18,11 +18,13 @@ from lem_worker.sampler.energy_source import (
     DeviceFailed,
     DeviceReturned,
     DeviceSample,
+    ReadingFailed,
+    ReadingReturned,
     Sample,
     SourceEvent,
     SourceUnavailable,
 )
-from lem_worker.sampler.nvml_queries import NvmlQueries, number
+from lem_worker.sampler.nvml_queries import NvmlQueries, number, wait_ns
 
 _SLOW_NS = 200_000_000
 """Temperature, clocks, utilisation and memory change slowly, and reading them takes longer than power does."""
@@ -49,11 +51,16 @@ _MOST_MW = 100_000_000
 """No device draws 100 kW."""
 
 
+class NotOpened(SourceUnavailable):
+    """NVML can't open a device at the moment."""
+
+
 class LeasedGpu:
     """A device of which unsupported and failing readings are null; it fails only without any power and energy.
 
     Raises:
-        SourceUnavailable: NVML can't open the device, or offers neither power nor energy of it.
+        NotOpened: NVML can't open the device.
+        SourceUnavailable: NVML offers neither power nor energy of it.
     """
 
     def __init__(self, index: int, uuid: str, clock: Clock) -> None:
@@ -67,7 +74,7 @@ class LeasedGpu:
             if self._is_instance:
                 self._chip = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self._device)
         except pynvml.NVMLError as error:
-            raise SourceUnavailable(f"NVML can't open {uuid} ({error}); see what nvidia-smi says of it.") from error
+            raise NotOpened(f"NVML can't open {uuid} ({error}); see what nvidia-smi says of it.") from error
         self._queries = NvmlQueries(index, uuid, clock)
         self._read = self._queries.read
         self._jitter = random.Random(uuid)
@@ -326,3 +333,40 @@ class LeasedGpu:
 
     def _event(self, now_ns: int, kind: str, **detail: JsonValue) -> SourceEvent:
         return SourceEvent(now_ns, kind, {"device_index": self.index, **detail})
+
+
+class AbsentGpu:
+    """A leased device that can't be read yet, for the reason given; it is tried again, as a failing reading is."""
+
+    def __init__(self, index: int, uuid: str, reason: str, clock: Clock) -> None:
+        self.index = index
+        self.uuid = uuid
+        self._reason = reason
+        self._clock = clock
+        self._since_ns = self._due_ns = clock()
+        self._was_reported = False
+        self._has_failed = False
+
+    def look(self) -> tuple[LeasedGpu | None, list[Sample]]:
+        """Return the device once it can be read, with what is new: its first failure, that it failed, its return."""
+        now_ns = self._clock()
+        away_ns = now_ns - self._since_ns
+        news: list[Sample] = []
+        if not self._was_reported:
+            self._was_reported = True
+            # Its power is unknown, so the sum over the devices is, too.
+            news.append(ReadingFailed(self.index, self._since_ns, "device", self._reason, column="power_mw"))
+        if now_ns >= self._due_ns:
+            try:
+                gpu = LeasedGpu(self.index, self.uuid, self._clock)
+            except SourceUnavailable as error:
+                self._reason = str(error)
+                self._due_ns = now_ns + wait_ns(away_ns)
+            else:
+                returned = DeviceReturned(self.index, now_ns, away_ns / 1e9)
+                brief = ReadingReturned(self.index, now_ns, "device", away_ns / 1e9)
+                return gpu, [*news, returned if self._has_failed else brief]
+        if not self._has_failed and away_ns >= GIVEN_UP_S * 1e9:
+            self._has_failed = True
+            news.append(DeviceFailed(self.index, now_ns, self._reason))
+        return None, news

@@ -126,7 +126,12 @@ class NvmlQueries:
     def _postpone(reading: _Reading, now_ns: int, *, is_new: bool) -> None:
         if is_new:
             reading.since_ns = now_ns
-        reading.due_ns = now_ns + min((now_ns - reading.since_ns) // _WAITED_SHARE, _LONGEST_WAIT_NS)
+        reading.due_ns = now_ns + wait_ns(now_ns - reading.since_ns)
+
+
+def wait_ns(failing_ns: int) -> int:
+    """Return the time until what has failed for so long is tried again."""
+    return min(failing_ns // _WAITED_SHARE, _LONGEST_WAIT_NS)
 
 
 def number(value: Any, least: int, most: int) -> int:

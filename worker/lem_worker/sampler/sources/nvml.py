@@ -40,10 +40,10 @@ from lem_worker.devices.gpu_memory import attempt_processes
 from lem_worker.devices.nvml_session import NvmlUnavailable, open_nvml
 from lem_worker.process.children import ATTEMPT_VARIABLE
 from lem_worker.process.evidence_rows import Clock
-from lem_worker.sampler.energy_source import Coverage, DeviceFailed, EnergySource, Sample, SourceSpec, SourceUnavailable
+from lem_worker.sampler.energy_source import Coverage, EnergySource, Sample, SourceSpec, SourceUnavailable
 
 if TYPE_CHECKING:
-    from lem_worker.sampler.nvml_gpu import LeasedGpu
+    from lem_worker.sampler.nvml_gpu import AbsentGpu, LeasedGpu
 
 
 class NvmlSource(EnergySource):
@@ -54,11 +54,13 @@ class NvmlSource(EnergySource):
         self._belongs = attempt_processes(os.environ.get(ATTEMPT_VARIABLE, ""))
         self._session = contextlib.ExitStack()
         self._gpus: list[LeasedGpu] = []
-        self._not_opened: dict[int, str] = {}
-        """The reason by device index; reported with the first samples."""
+        self._absent: list[AbsentGpu] = []
 
     def open(self, devices: Sequence[Device]) -> tuple[str, ...]:
-        """Raises SourceUnavailable where no GPU is leased, or NVML offers neither power nor energy of any."""
+        """Raises SourceUnavailable where no GPU is leased, or NVML offers neither power nor energy of any.
+
+        A GPU that can't be opened at the moment is tried again with every sample.
+        """
         leased = [(index, device) for index, device in enumerate(devices) if device.kind is DeviceKind.GPU]
         if not leased:
             raise SourceUnavailable("no GPU is leased; remove nvml from energy.sources or run on a GPU worker.")
@@ -66,22 +68,31 @@ class NvmlSource(EnergySource):
             self._session.enter_context(open_nvml())
         except NvmlUnavailable as error:
             raise SourceUnavailable(str(error)) from error
-        from lem_worker.sampler.nvml_gpu import LeasedGpu  # noqa: PLC0415 - imports pynvml, which may be missing
+        # It imports pynvml, which may be missing.
+        from lem_worker.sampler.nvml_gpu import AbsentGpu, LeasedGpu, NotOpened  # noqa: PLC0415
 
+        without_meter: list[str] = []
         for index, device in leased:
             try:
                 self._gpus.append(LeasedGpu(index, device.uuid, self._clock))
             except SourceUnavailable as error:
-                self._not_opened[index] = str(error)
-        if not self._gpus:
+                self._absent.append(AbsentGpu(index, device.uuid, str(error), self._clock))
+                if not isinstance(error, NotOpened):
+                    without_meter.append(str(error))
+        if len(without_meter) == len(leased):
             self.close()
-            raise SourceUnavailable(" ".join(self._not_opened.values()))
-        return tuple(gpu.uuid for gpu in self._gpus)
+            raise SourceUnavailable(" ".join(without_meter))
+        return tuple(device.uuid for _, device in leased)
 
     def sample(self, now_ns: int) -> Sequence[Sample]:
         """One sample of each GPU, with changes of foreign processes and failures."""
-        samples: list[Sample] = [DeviceFailed(index, now_ns, reason) for index, reason in self._not_opened.items()]
-        self._not_opened = {}
+        samples: list[Sample] = []
+        for absent in tuple(self._absent):
+            gpu, news = absent.look()
+            samples += news
+            if gpu is not None:
+                self._absent.remove(absent)
+                self._gpus = sorted([*self._gpus, gpu], key=lambda one: one.index)
         for gpu in self._gpus:
             samples += gpu.sample(now_ns, self._belongs)
         return samples
@@ -92,7 +103,7 @@ class NvmlSource(EnergySource):
 
     def close(self) -> None:
         """Close the NVML session."""
-        self._gpus = []
+        self._gpus, self._absent = [], []
         self._session.close()
 
 
