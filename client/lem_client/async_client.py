@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from uuid import uuid4
 
 import httpx
@@ -16,15 +15,7 @@ from lem_client.async_sender import AsyncSender
 from lem_client.bundles import check_bundle, open_bundle, write_bundle
 from lem_client.errors import AnswerError
 from lem_client.events import Event, EventFollower
-from lem_client.operations import (
-    Operation,
-    Readiness,
-    ServerVersion,
-    aggregation_parameters,
-    api_path,
-    filters,
-    present,
-)
+from lem_client.operations import PAGE_SIZE, Operation, Readiness, ServerVersion, api_path
 from lem_domain.bundle import OnBytes, Verified
 from lem_domain.config.campaign import CampaignSpec
 from lem_domain.config.execution import Placement
@@ -81,9 +72,7 @@ class AsyncClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -108,9 +97,7 @@ class AsyncClient:
 
     async def plan(self, spec: CampaignSpec, *, listed: int | None = None) -> CampaignPlan:
         """Return what `submit` would queue, with at most `listed` experiments and runs. Stores nothing."""
-        path = api_path("campaigns:plan")
-        parameters = {} if listed is None else {"listed": str(listed)}
-        return await self._sender.send(Operation("POST", path, CampaignPlan, parameters, body=spec, idempotent=True))
+        return await self._act("plan", CampaignPlan, "campaigns", parameters={"listed": listed}, body=spec)
 
     async def submit(self, spec: CampaignSpec, *, idempotency_key: str | None = None) -> CampaignView:
         """Queue a whole campaign, or nothing if any part is invalid. One key queues it once."""
@@ -123,9 +110,8 @@ class AsyncClient:
         self, *, state: CampaignState | None = None, name: str | None = None, labels: Mapping[str, str] | None = None
     ) -> AsyncIterator[CampaignView]:
         """List campaigns, the newest first; with labels, those that have all of them."""
-        labelled = {"label": tuple((f"{key}={value}" for key, value in labels.items()))} if labels else {}
-        parameters = {**filters(state=state, name=name), **labelled}
-        return self._pages(Operation("GET", api_path("campaigns"), Page[CampaignView], parameters))
+        labelled = tuple((f"{key}={value}" for key, value in (labels or {}).items()))
+        return self._list(Page[CampaignView], "campaigns", state=state, name=name, label=labelled)
 
     async def campaign(self, campaign_id: str) -> CampaignView:
         """Return one campaign with its number of runs per state."""
@@ -159,7 +145,7 @@ class AsyncClient:
 
     async def retry_failed(self, campaign_id: str) -> tuple[str, ...]:
         """Queue every failed or interrupted run of a campaign again; return their ids."""
-        retried = await self._act("retry_failed", RetriedRuns, "campaigns", campaign_id, key=uuid4().hex)
+        retried = await self._act("retry_failed", RetriedRuns, "campaigns", campaign_id, idempotency_key=uuid4().hex)
         return retried.run_ids
 
     async def aggregate_campaign(
@@ -170,12 +156,14 @@ class AsyncClient:
         The answer lists the runs that can't be aggregated. It takes as long as the runs need one after another; the
         campaign's events have the progress.
         """
-        path = f"{api_path('campaigns', campaign_id)}:aggregate"
-        parameters = aggregation_parameters(allow_partial=allow_partial, method=method)
-        operation = Operation(
-            "POST", path, AggregatedCampaign, parameters, idempotent=True, read_timeout_s=AGGREGATION_TIMEOUT_S
+        return await self._act(
+            "aggregate",
+            AggregatedCampaign,
+            "campaigns",
+            campaign_id,
+            parameters={"allow_partial": allow_partial or None, "method": method},
+            read_timeout_s=AGGREGATION_TIMEOUT_S,
         )
-        return await self._sender.send(operation)
 
     async def results(self, campaign_id: str, *, method: MethodVersion | None = None) -> CampaignResults:
         """Return every experiment's summary over cycles, from the runs aggregated so far by a method."""
@@ -217,7 +205,7 @@ class AsyncClient:
 
     async def retry_run(self, run_id: str) -> RunView:
         """Queue a failed or interrupted run again; a queued or live one is not changed."""
-        return await self._act("retry", RunView, "runs", run_id, key=uuid4().hex)
+        return await self._act("retry", RunView, "runs", run_id, idempotency_key=uuid4().hex)
 
     def lease_events(self, run_id: str) -> AsyncIterator[LeaseEventView]:
         """List the times at which leases of the run's attempts became suspect and recovered."""
@@ -251,7 +239,7 @@ class AsyncClient:
         self, run_id: str, *, allow_partial: bool = False, method: MethodVersion | None = None
     ) -> RunResult:
         """Compute the run's result from its raw evidence, verifying every digest. The same evidence gives the same."""
-        parameters = aggregation_parameters(allow_partial=allow_partial, method=method)
+        parameters = {"allow_partial": allow_partial or None, "method": method}
         return await self._act("aggregate", RunResult, "runs", run_id, parameters=parameters)
 
     async def result(self, run_id: str, *, method: MethodVersion | None = None) -> RunResult:
@@ -284,34 +272,24 @@ class AsyncClient:
         path = api_path("datasets", prompts_digest(prompts))
         return await self._sender.send(Operation("PUT", path, DatasetView, body=upload))
 
-    async def _get(self, answer: type[M], *segments: str, **given: str | None) -> M:
-        return await self._sender.send(Operation("GET", api_path(*segments), answer, present(**given)))
+    async def _get(self, answer: type[M], *segments: str, **parameters: Any) -> M:
+        return await self._sender.send(Operation("GET", api_path(*segments), answer, parameters))
 
-    async def _act(
-        self,
-        verb: str,
-        answer: type[M],
-        *segments: str,
-        parameters: Mapping[str, str] | None = None,
-        body: BaseModel | None = None,
-        key: str | None = None,
-    ) -> M:
+    async def _act(self, verb: str, answer: type[M], *segments: str, **options: Any) -> M:
         """Send `POST {resource}:{verb}`; the API documents every verb as idempotent, some by a key."""
-        path = f"{api_path(*segments)}:{verb}"
-        operation = Operation("POST", path, answer, parameters or {}, body, key, idempotent=True)
-        return await self._sender.send(operation)
+        return await self._sender.send(
+            Operation("POST", f"{api_path(*segments)}:{verb}", answer, idempotent=True, **options)
+        )
 
-    def _list(self, page: type[Page[M]], *segments: str, **given: str | None) -> AsyncIterator[M]:
-        return self._pages(Operation("GET", api_path(*segments), page, filters(**given)))
-
-    async def _pages(self, operation: Operation[Page[M]]) -> AsyncIterator[M]:
+    async def _list(self, answer: type[Page[M]], *segments: str, **parameters: Any) -> AsyncIterator[M]:
+        cursor = None
         while True:
-            page = await self._sender.send(operation)
+            page = await self._get(answer, *segments, limit=PAGE_SIZE, cursor=cursor, **parameters)
             for item in page.items:
                 yield item
-            if page.next is None:
+            cursor = page.next
+            if cursor is None:
                 return
-            operation = operation.page(page.next)
 
     async def _follow(self, follower: EventFollower) -> AsyncIterator[Event]:
         while not follower.is_finished:
@@ -322,10 +300,8 @@ class AsyncClient:
                         for item in follower.feed(part):
                             yield item
                 follower.stream_ended()
-            except httpx.TransportError as error:
-                problem = error
-            except AnswerError as error:
-                if not follower.is_transient(error):
+            except (httpx.TransportError, AnswerError) as error:
+                if not follower.resumes_after(error):
                     raise
                 problem = error
             if not follower.is_finished:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from uuid import uuid4
 
 import httpx
@@ -15,15 +14,7 @@ from lem_client import credentials
 from lem_client.bundles import check_bundle, open_bundle, write_bundle
 from lem_client.errors import AnswerError
 from lem_client.events import Event, EventFollower
-from lem_client.operations import (
-    Operation,
-    Readiness,
-    ServerVersion,
-    aggregation_parameters,
-    api_path,
-    filters,
-    present,
-)
+from lem_client.operations import PAGE_SIZE, Operation, Readiness, ServerVersion, api_path
 from lem_client.sender import Sender
 from lem_domain.bundle import OnBytes, Verified
 from lem_domain.config.campaign import CampaignSpec
@@ -82,9 +73,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -113,9 +102,7 @@ class Client:
 
     def plan(self, spec: CampaignSpec, *, listed: int | None = None) -> CampaignPlan:
         """Return what `submit` would queue, with at most `listed` experiments and runs. Stores nothing."""
-        path = api_path("campaigns:plan")
-        parameters = {} if listed is None else {"listed": str(listed)}
-        return self._sender.send(Operation("POST", path, CampaignPlan, parameters, body=spec, idempotent=True))
+        return self._act("plan", CampaignPlan, "campaigns", parameters={"listed": listed}, body=spec)
 
     def submit(self, spec: CampaignSpec, *, idempotency_key: str | None = None) -> CampaignView:
         """Queue a whole campaign, or nothing if any part is invalid. One key queues it once."""
@@ -126,9 +113,8 @@ class Client:
         self, *, state: CampaignState | None = None, name: str | None = None, labels: Mapping[str, str] | None = None
     ) -> Iterator[CampaignView]:
         """List campaigns, the newest first; with labels, those that have all of them."""
-        labelled = {"label": tuple(f"{key}={value}" for key, value in labels.items())} if labels else {}
-        parameters = {**filters(state=state, name=name), **labelled}
-        return self._pages(Operation("GET", api_path("campaigns"), Page[CampaignView], parameters))
+        labelled = tuple(f"{key}={value}" for key, value in (labels or {}).items())
+        return self._list(Page[CampaignView], "campaigns", state=state, name=name, label=labelled)
 
     def campaign(self, campaign_id: str) -> CampaignView:
         """Return one campaign with its number of runs per state."""
@@ -160,7 +146,7 @@ class Client:
 
     def retry_failed(self, campaign_id: str) -> tuple[str, ...]:
         """Queue every failed or interrupted run of a campaign again; return their ids."""
-        retried = self._act("retry_failed", RetriedRuns, "campaigns", campaign_id, key=uuid4().hex)
+        retried = self._act("retry_failed", RetriedRuns, "campaigns", campaign_id, idempotency_key=uuid4().hex)
         return retried.run_ids
 
     def aggregate_campaign(
@@ -171,12 +157,14 @@ class Client:
         The answer lists the runs that can't be aggregated. It takes as long as the runs need one after another; the
         campaign's events have the progress.
         """
-        path = f"{api_path('campaigns', campaign_id)}:aggregate"
-        parameters = aggregation_parameters(allow_partial=allow_partial, method=method)
-        operation = Operation(
-            "POST", path, AggregatedCampaign, parameters, idempotent=True, read_timeout_s=AGGREGATION_TIMEOUT_S
+        return self._act(
+            "aggregate",
+            AggregatedCampaign,
+            "campaigns",
+            campaign_id,
+            parameters={"allow_partial": allow_partial or None, "method": method},
+            read_timeout_s=AGGREGATION_TIMEOUT_S,
         )
-        return self._sender.send(operation)
 
     def results(self, campaign_id: str, *, method: MethodVersion | None = None) -> CampaignResults:
         """Return every experiment's summary over cycles, from the runs aggregated so far by a method."""
@@ -220,7 +208,7 @@ class Client:
 
     def retry_run(self, run_id: str) -> RunView:
         """Queue a failed or interrupted run again; a queued or live one is not changed."""
-        return self._act("retry", RunView, "runs", run_id, key=uuid4().hex)
+        return self._act("retry", RunView, "runs", run_id, idempotency_key=uuid4().hex)
 
     def lease_events(self, run_id: str) -> Iterator[LeaseEventView]:
         """List the times at which leases of the run's attempts became suspect and recovered."""
@@ -252,7 +240,7 @@ class Client:
 
     def aggregate(self, run_id: str, *, allow_partial: bool = False, method: MethodVersion | None = None) -> RunResult:
         """Compute the run's result from its raw evidence, verifying every digest. The same evidence gives the same."""
-        parameters = aggregation_parameters(allow_partial=allow_partial, method=method)
+        parameters = {"allow_partial": allow_partial or None, "method": method}
         return self._act("aggregate", RunResult, "runs", run_id, parameters=parameters)
 
     def result(self, run_id: str, *, method: MethodVersion | None = None) -> RunResult:
@@ -289,33 +277,21 @@ class Client:
 
     # --- shared ---
 
-    def _get(self, answer: type[M], *segments: str, **given: str | None) -> M:
-        return self._sender.send(Operation("GET", api_path(*segments), answer, present(**given)))
+    def _get(self, answer: type[M], *segments: str, **parameters: Any) -> M:
+        return self._sender.send(Operation("GET", api_path(*segments), answer, parameters))
 
-    def _act(
-        self,
-        verb: str,
-        answer: type[M],
-        *segments: str,
-        parameters: Mapping[str, str] | None = None,
-        body: BaseModel | None = None,
-        key: str | None = None,
-    ) -> M:
+    def _act(self, verb: str, answer: type[M], *segments: str, **options: Any) -> M:
         """Send `POST {resource}:{verb}`; the API documents every verb as idempotent, some by a key."""
-        path = f"{api_path(*segments)}:{verb}"
-        operation = Operation("POST", path, answer, parameters or {}, body, key, idempotent=True)
-        return self._sender.send(operation)
+        return self._sender.send(Operation("POST", f"{api_path(*segments)}:{verb}", answer, idempotent=True, **options))
 
-    def _list(self, page: type[Page[M]], *segments: str, **given: str | None) -> Iterator[M]:
-        return self._pages(Operation("GET", api_path(*segments), page, filters(**given)))
-
-    def _pages(self, operation: Operation[Page[M]]) -> Iterator[M]:
+    def _list(self, answer: type[Page[M]], *segments: str, **parameters: Any) -> Iterator[M]:
+        cursor = None
         while True:
-            page = self._sender.send(operation)
+            page = self._get(answer, *segments, limit=PAGE_SIZE, cursor=cursor, **parameters)
             yield from page.items
-            if page.next is None:
+            cursor = page.next
+            if cursor is None:
                 return
-            operation = operation.page(page.next)
 
     def _follow(self, follower: EventFollower) -> Iterator[Event]:
         while not follower.is_finished:
@@ -325,10 +301,8 @@ class Client:
                     for part in response.iter_bytes():
                         yield from follower.feed(part)
                 follower.stream_ended()
-            except httpx.TransportError as error:
-                problem = error
-            except AnswerError as error:
-                if not follower.is_transient(error):
+            except (httpx.TransportError, AnswerError) as error:
+                if not follower.resumes_after(error):
                     raise
                 problem = error
             if not follower.is_finished:

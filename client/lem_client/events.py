@@ -153,9 +153,9 @@ class EventFollower:
         """Note an orderly end: everything is settled, or the server is shutting down and the stream is resumed."""
         self.is_finished = self._is_settled
 
-    def is_transient(self, error: AnswerError) -> bool:
-        """Whether the server is only starting, stopping or overloaded."""
-        return self._retries.is_transient(error.status)
+    def resumes_after(self, error: Exception) -> bool:
+        """Whether the connection broke, or the server is only starting, stopping or overloaded."""
+        return not isinstance(error, AnswerError) or self._retries.is_transient(error.status)
 
     def delay_s(self, url: str, problem: Exception | None) -> float:
         """Seconds until the next connection.

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 from urllib.parse import quote
 
 from pydantic import BaseModel
 
-from lem_domain.results.method import MethodVersion
 from lem_domain.retries import IDEMPOTENT_METHODS
-from lem_domain.wire.base import AnswerModel, Page
+from lem_domain.wire.base import AnswerModel
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -40,7 +39,8 @@ class Operation(Generic[M]):
     method: str
     path: str
     answer: type[M]
-    parameters: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
+    parameters: Mapping[str, str | int | Sequence[str] | None] = field(default_factory=dict)
+    """Those of the query; None stays out."""
     body: BaseModel | None = None
     idempotency_key: str | None = None
     idempotent: bool = False
@@ -53,26 +53,7 @@ class Operation(Generic[M]):
         """Whether it may be sent again after a failure."""
         return self.method in IDEMPOTENT_METHODS or self.idempotency_key is not None or self.idempotent
 
-    def page(self: Operation[Page[Any]], cursor: str) -> Operation[Page[Any]]:
-        """The same list from a cursor on."""
-        return replace(self, parameters={**self.parameters, "cursor": cursor})
-
 
 def api_path(*segments: str) -> str:
     """`/api/v1/…`. Segments are quoted: an identifier cannot lead to another resource."""
     return "/".join(("/api/v1", *(quote(segment, safe="") for segment in segments)))
-
-
-def filters(**given: str | None) -> dict[str, str]:
-    """Query parameters of a list."""
-    return {"limit": str(PAGE_SIZE), **present(**given)}
-
-
-def present(**given: str | None) -> dict[str, str]:
-    """Query parameters without those that are None."""
-    return {name: str(value) for name, value in given.items() if value is not None}
-
-
-def aggregation_parameters(*, allow_partial: bool, method: MethodVersion | None) -> dict[str, str]:
-    """Query parameters of an aggregation."""
-    return present(allow_partial="true" if allow_partial else None, method=method)

@@ -67,7 +67,7 @@ class Exchange:
         return client.build_request(
             operation.method,
             operation.path,
-            params=dict(operation.parameters),
+            params={name: value for name, value in operation.parameters.items() if value is not None},
             content=content,
             headers=headers,
             timeout=httpx.Timeout(CONNECT_TIMEOUT_S, read=operation.read_timeout_s, write=WRITE_TIMEOUT_S),
