@@ -30,7 +30,7 @@ def follow_to_the_end(session: Session, campaign_id: str) -> ExitCode:
         problems = aggregate_completed(session, campaign_id)
         results = session.client.results(campaign_id)
     if session.as_json:
-        session.print_json({"type": "results", **results.model_dump(mode="json")})
+        session.print_json({"type": "results", **dict(results)})
     else:
         show_table(session, results)
     for problem in problems:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 from pydantic import BaseModel
-from pydantic.types import JsonValue
+from pydantic_core import to_json
 
 from lem_client.client import Client
 from lem_client.render.terminal import clean
@@ -73,19 +72,11 @@ class Session:
         else:
             self.print(clean("\n".join(lines)))
 
-    def print_json(self, value: BaseModel | JsonValue) -> None:
-        """Print one JSON document on one line."""
-        if isinstance(value, BaseModel):
-            text = value.model_dump_json()
-        else:
-            text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    def print_json(self, value: object) -> None:
+        """Print a model, or maps and lists of models and plain values, as JSON on one line."""
         # Not by the console, which breaks lines.
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(to_json(value, by_alias=False).decode() + "\n")
         sys.stdout.flush()
-
-    def print_json_list(self, values: Iterable[BaseModel]) -> None:
-        """Print a JSON array."""
-        self.print_json([value.model_dump(mode="json") for value in values])
 
 
 def session_of(context: typer.Context) -> Session:

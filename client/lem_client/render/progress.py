@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lem_client.events import Event
 from lem_client.render.numbers import MISSING, duration, number
+from lem_client.render.terminal import table
 from lem_domain.states import ENDED_STATES, LIVE_STATES, CampaignState, RunState
 from lem_domain.wire.campaigns import CampaignView, WaitReason
 from lem_domain.wire.events import AggregationEvent, CampaignEvent, RunProgressEvent, RunTransitionEvent
@@ -157,10 +158,8 @@ def progress_line(event: RunProgressEvent) -> str:
 
 def live_view(picture: CampaignPicture, elapsed_s: float) -> RenderableType:
     """Lay out the bar over all runs and a table of the live ones."""
-    from rich import box  # noqa: PLC0415 - for terminals only
-    from rich.console import Group  # noqa: PLC0415
+    from rich.console import Group  # noqa: PLC0415 - for terminals only
     from rich.progress_bar import ProgressBar  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     total = picture.campaign.runs.total if picture.campaign else 1
@@ -170,13 +169,9 @@ def live_view(picture: CampaignPicture, elapsed_s: float) -> RenderableType:
         ProgressBar(total=max(total, 1), completed=min(picture.done + partial, total), width=60),
     ]
     if picture.live_runs:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         headings = ("experiment", "cycle", "phase", "done", "requests", "tokens", "tok/s", "W")
-        for heading in headings:
-            table.add_column(heading, justify="left" if heading in ("experiment", "phase") else "right")
-        for run in list(picture.live_runs.values()):
-            table.add_row(*(Text(cell) for cell in run.cells()))
-        parts.append(table)
+        rows = [run.cells() for run in list(picture.live_runs.values())]
+        parts.append(table(headings, rows, right=("cycle", *headings[3:])))
     elif picture.campaign is not None and picture.done < total:
         paused = picture.campaign.state is CampaignState.PAUSED
         waiting = picture.campaign.waiting

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic.types import JsonValue
 
 from lem_client.cli.commands import Section, command
 from lem_client.cli.exits import UsageError
@@ -41,8 +40,7 @@ def export(
     size = bundle.stat().st_size
     header = written.header
     if session.as_json:
-        values: dict[str, JsonValue] = {"file": str(bundle), "bytes": size, "bundle_sha256": written.sha256}
-        session.print_json(values | header.model_dump(mode="json"))
+        session.print_json({"file": bundle, "bytes": size, "bundle_sha256": written.sha256, **dict(header)})
         return
     session.print(
         f"{clean(header.campaign_name)} ({header.campaign_id}): {header.experiments} experiments, {header.runs} runs, "

@@ -31,7 +31,7 @@ def workers(context: typer.Context) -> None:
     session = session_of(context)
     found = tuple(session.client.workers())
     if session.as_json:
-        session.print_json_list(found)
+        session.print_json(found)
     elif not found:
         session.note("There are no workers; `lemctl up` or `lem-worker run --backend BACKEND` starts one.")
     else:
@@ -60,7 +60,7 @@ def datasets(context: typer.Context) -> None:
     session = session_of(context)
     found = tuple(session.client.datasets())
     if session.as_json:
-        session.print_json_list(found)
+        session.print_json(found)
         return
     rows = [(one.name, "built-in" if one.builtin else "uploaded", str(one.prompts), one.sha256) for one in found]
     session.print(table(("name", "kind", "prompts", "sha256"), rows, right=("prompts",)))
@@ -118,9 +118,7 @@ def presets(
         raise UsageError(f"there is no preset {name!r}; choose one of {', '.join(known)}.")
     chosen = [one for one in known.values() if name in (None, one.name)]
     if session.as_json:
-        session.print_json(
-            [{"name": one.name, "description": one.description, "values": dict(one.values)} for one in chosen]
-        )
+        session.print_json([one._asdict() for one in chosen])
     elif name is not None:
         from lem_client.files.yaml_dialect import as_block  # noqa: PLC0415 - not needed for the list
 
@@ -141,7 +139,7 @@ def _online(session: Session) -> dict[str, int] | None:
 
 def _show_keys(session: Session, keys: list[Key]) -> None:
     if session.as_json:
-        session.print_json([{**key._asdict()} for key in keys])
+        session.print_json([key._asdict() for key in keys])
         return
     rows = [
         (

@@ -50,17 +50,17 @@ def show(
     """
     session = session_of(context)
     loaded = load_campaign_file(file, overrides=set_ or ())
-    execution = loaded.spec.execution.model_dump(mode="json")
+    head: dict[str, JsonValue] = {"name": loaded.spec.name, "execution": loaded.spec.execution.model_dump(mode="json")}
     if session.as_json:
-        listed: list[JsonValue] = [_as_json(one, loaded, provenance) for one in loaded.plan.experiments]
-        session.print_json({"name": loaded.spec.name, "execution": execution, "experiments": listed})
+        listed = [_as_json(one, loaded, provenance) for one in loaded.plan.experiments]
+        session.print_json({**head, "experiments": listed})
         return
     if provenance:
         _show_provenance(session, loaded)
         return
     from lem_client.files.yaml_dialect import as_block  # noqa: PLC0415 - not needed for --json
 
-    parts: list[dict[str, JsonValue]] = [{"name": loaded.spec.name, "execution": execution}]
+    parts: list[JsonValue] = [head]
     parts += [
         {one.display_name: one.config.model_dump(mode="json", exclude_none=True), "config_hash": one.config_hash}
         for one in loaded.plan.experiments
@@ -144,15 +144,15 @@ def _show_provenance(session: Session, loaded: CampaignFile) -> None:
         session.print("")
 
 
-def _as_json(one: PlannedExperiment, loaded: CampaignFile, provenance: bool) -> JsonValue:
-    made: dict[str, JsonValue] = {
+def _as_json(one: PlannedExperiment, loaded: CampaignFile, provenance: bool) -> dict[str, object]:
+    made: dict[str, object] = {
         "display_name": one.display_name,
         "config_hash": one.config_hash,
-        "config": one.config.model_dump(mode="json"),
+        "config": one.config,
     }
     if provenance:
         made["provenance"] = {
-            value.path: {"value": value.value, "source": value.source.value, "detail": value.detail}
+            value.path: {"value": value.value, "source": value.source, "detail": value.detail}
             for value in values_of(one, loaded)
         }
     return made

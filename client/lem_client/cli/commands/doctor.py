@@ -57,7 +57,7 @@ def doctor(context: typer.Context) -> None:
     session = session_of(context)
     diagnoses = [*_this_machine(), *_server(session)]
     if session.as_json:
-        session.print_json([{**one._asdict(), "grade": one.grade.value} for one in diagnoses])
+        session.print_json([one._asdict() for one in diagnoses])
     else:
         for one in diagnoses:
             session.print(clean(f"{one.grade.value:<5} {one.name:<12} {one.says}"))

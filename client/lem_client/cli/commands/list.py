@@ -36,7 +36,7 @@ def list_campaigns(
     labels = dict(map(_label, label or ()))
     found = tuple(islice(session.client.campaigns(state=state, name=name, labels=labels), limit))
     if session.as_json:
-        session.print_json_list(found)
+        session.print_json(found)
     elif not found and (state is not None or name is not None or labels):
         session.note("No campaign matches; `lemctl list` shows all.")
     elif not found:

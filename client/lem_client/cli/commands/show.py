@@ -6,8 +6,6 @@ import sys
 from typing import Annotated
 
 import typer
-from pydantic import BaseModel
-from pydantic.types import JsonValue
 
 from lem_client.cli.commands import Section, command
 from lem_client.cli.exits import UsageError
@@ -23,7 +21,7 @@ from lem_domain.ids import IdKind
 from lem_domain.results.method import MethodVersion
 from lem_domain.results.run import RunResult
 from lem_domain.states import RunState
-from lem_domain.wire.runs import AttemptView, RunView
+from lem_domain.wire.runs import RunView
 
 
 @command("show", Section.INSPECT)
@@ -75,13 +73,7 @@ def _show_campaign(session: Session, campaign_id: str) -> None:
     experiments = tuple(session.client.experiments(campaign_id))
     runs = tuple(session.client.runs(campaign_id=campaign_id))
     if session.as_json:
-        session.print_json(
-            {
-                "campaign": _json(campaign),
-                "experiments": [_json(one) for one in experiments],
-                "runs": [_json(one) for one in runs],
-            }
-        )
+        session.print_json({"campaign": campaign, "experiments": experiments, "runs": runs})
         return
     session.print(clean("\n".join(explain.campaign(campaign))))
     rows = [
@@ -102,12 +94,12 @@ def _show_run(session: Session, run_id: str, method: MethodVersion | None) -> No
     if session.as_json:
         session.print_json(
             {
-                "run": _json(run),
-                "experiment": _json(experiment),
-                "transitions": [_json(one) for one in transitions],
-                "lease_events": [_json(one) for one in lease_events],
-                "attempts": [_json(one) for one in attempts],
-                "result": None if result is None else _json(result),
+                "run": run,
+                "experiment": experiment,
+                "transitions": transitions,
+                "lease_events": lease_events,
+                "attempts": attempts,
+                "result": result,
             }
         )
         return
@@ -126,7 +118,7 @@ def _show_run(session: Session, run_id: str, method: MethodVersion | None) -> No
 
 
 def _show_attempt(session: Session, attempt_id: str) -> None:
-    attempt: AttemptView = session.client.attempt(attempt_id)
+    attempt = session.client.attempt(attempt_id)
     lines = explain.attempt(attempt)
     if attempt.effective_config is not None:
         lines += ["", "Configuration", *explain.configuration(attempt.effective_config)]
@@ -167,8 +159,3 @@ def _show_as_config(session: Session, target: str) -> None:
     lines = as_config.origin_lines(client.server, experiment, campaign, run, attempt)
     comments = [clean(line.replace("\n", " ")) for line in lines]
     sys.stdout.write(as_config.yaml_text(document, comments))
-
-
-def _json(value: BaseModel) -> dict[str, JsonValue]:
-    made: dict[str, JsonValue] = value.model_dump(mode="json")
-    return made

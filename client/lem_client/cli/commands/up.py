@@ -147,14 +147,8 @@ class _Stack:
 
     def announce(self, backends: Sequence[BackendName]) -> None:
         if self._session.as_json:
-            self._session.print_json(
-                {
-                    "server": self.url,
-                    "docs": f"{self.url}/docs",
-                    "token_file": str(self.token_file),
-                    "backends": [backend.value for backend in backends],
-                }
-            )
+            addresses = {"server": self.url, "docs": f"{self.url}/docs", "token_file": self.token_file}
+            self._session.print_json({**addresses, "backends": backends})
             return
         default = self.url == credentials.server_url()
         self._session.print(f"LEM is up at {self.url}")
