@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -396,6 +397,75 @@ def test_the_load_of_others_on_the_cpu_of_a_cpu_run_is_found(
     [found] = [finding for finding in result.findings if finding.code == "foreign_load"]
     assert 0.25 < found.numbers["cores"] <= (os.cpu_count() or 1)
     assert 0.1 < found.numbers["share"] < 1
+
+
+@contextmanager
+def counted_packages(folder: Path, watts: float, reset: threading.Event) -> Iterator[None]:
+    """Two zones that show one counter, which begins again from zero when `reset` is set."""
+    zones = [folder / f"intel-rapl:{number}" for number in range(2)]
+    for zone in zones:
+        zone.mkdir(parents=True)
+        (zone / "name").write_text("package-0")
+        (zone / "max_energy_range_uj").write_text("262143328850")
+    ended, began_s = threading.Event(), time.monotonic()
+
+    def count() -> None:
+        zero_s = began_s - 1000
+        was_reset = False
+        while True:
+            if reset.is_set() and not was_reset:
+                was_reset, zero_s = True, time.monotonic()
+            for zone in zones:
+                draft = zone / "draft"
+                draft.write_text(f"{round(watts * 1e6 * (time.monotonic() - zero_s))}")
+                draft.replace(zone / "energy_uj")  # a reader sees a whole number
+            if ended.wait(0.01):
+                return
+
+    counting = threading.Thread(target=count)
+    counting.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        counting.join()
+
+
+@pytest.mark.finds("counter_reset", "repeated_counter")
+def test_counters_of_the_host_that_are_reset_or_repeated_are_found(
+    shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
+) -> None:
+    """LEM_WORKER_POWERCAP_DIR names a folder that only this worker can know."""
+    nvml.write()
+    reset, powercap = threading.Event(), tmp_path / "powercap"
+    path = experiment(
+        tmp_path, "packages", window={"min_duration_s": 3}, energy={"sources": ["rapl"], "interval_ms": 50}
+    )
+    with (
+        counted_packages(powercap, 40, reset),
+        gpu_worker(shared_house, nvml, "packages", "", LEM_WORKER_POWERCAP_DIR=str(powercap)),
+        shared_house.client() as client,
+    ):
+        assert shared_house.lemctl("submit", path).returncode == 0
+        newest = max(client.campaigns(), key=lambda one: one.created_at)
+        [queued] = client.runs(campaign_id=newest.id)
+        for event in client.follow_run(queued.id):
+            if isinstance(event, RunTransitionEvent) and event.target is RunState.RUNNING:
+                time.sleep(1)
+                reset.set()
+        run = client.run(queued.id)
+        assert run.state is RunState.COMPLETED, run.message
+        result = client.aggregate(run.id)
+    found = {finding.code: finding for finding in result.findings}
+    assert found["counter_reset"].numbers == {"package-0.occurrences": 1}
+    assert found["repeated_counter"].numbers == {"domains": 1}
+    [gap] = [one for one in events(shared_house, run, "counter_gap") if one["domain"] == "package-0"]
+    assert "a reset" in gap["reason"] and gap["reason"].rstrip(".") in found["counter_reset"].message
+    parts = {part.domain: part.energy for part in result.energy.host}
+    assert set(parts) == {"package-0", "repeated-package-0@intel-rapl:1"}
+    total = result.energy.total
+    assert total.method is EnergyMethod.INTEGRATED and total.joules is not None, total.reason
+    assert total.joules == pytest.approx(40 * result.window.duration_s, rel=0.05)
 
 
 @pytest.mark.finds("few_samples", "sampler_overload")

@@ -33,6 +33,7 @@ class FindingCode(StrEnum):
     IMPLAUSIBLE_READINGS = "implausible_readings"
     COUNTER_STALLED = "counter_stalled"
     COUNTER_RESET = "counter_reset"
+    REPEATED_COUNTER = "repeated_counter"
     PART_TIME_SENSOR = "part_time_sensor"
     BASELINE_DRIFT = "baseline_drift"
     NEGATIVE_NET_ENERGY = "negative_net_energy"

@@ -47,5 +47,5 @@ class TestRapl(SourceConformance):
         rig = PowercapRig(watts=WATTS)
         rig.began_s = time.monotonic()
         rig.write(tmp_path / "powercap")
-        monkeypatch.setattr(rapl, "POWERCAP", rig.root)
+        monkeypatch.setenv(rapl.POWERCAP_VARIABLE, str(rig.root))
         return rig

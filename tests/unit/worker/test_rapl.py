@@ -47,7 +47,7 @@ def opened() -> tuple[rapl.RaplSource, tuple[str, ...], Clock]:
 
 @pytest.fixture(autouse=True)
 def _powercap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rapl, "POWERCAP", tmp_path)
+    monkeypatch.setenv("LEM_WORKER_POWERCAP_DIR", str(tmp_path))
 
 
 def test_every_zone_is_named_with_its_socket_and_none_twice(tmp_path: Path) -> None:
@@ -60,6 +60,42 @@ def test_every_zone_is_named_with_its_socket_and_none_twice(tmp_path: Path) -> N
     zone(tmp_path, "intel-rapl-mmio:0", "package-0")
     _, domains, _ = opened()
     assert domains == ("package-0", "core-0", "dram-0", "package-1", "dram-1", "psys")
+
+
+def test_zones_in_the_folder_of_their_package_are_found_as_well(tmp_path: Path) -> None:
+    """So they are in /sys/devices/virtual/powercap, which a container may have mounted anywhere."""
+    control = tmp_path / "intel-rapl"
+    control.mkdir()
+    package = zone(control, "intel-rapl:1", "package-1", 3_000_000)
+    zone(package, "intel-rapl:1:0", "dram")
+    (tmp_path / "intel-rapl-mmio").mkdir()
+    zone(tmp_path / "intel-rapl-mmio", "intel-rapl-mmio:0", "package-1")
+    _, domains, _ = opened()
+    assert domains == ("package-1", "dram-1")
+
+
+def test_links_to_the_zones_are_read_once(tmp_path: Path) -> None:
+    """/sys/class/powercap has a link to each zone, also to those in the folder of another."""
+    (tmp_path / "devices").mkdir()
+    package = zone(tmp_path / "devices", "intel-rapl:0", "package-0")
+    core = zone(package, "intel-rapl:0:0", "core")
+    (tmp_path / "class").mkdir()
+    for folder in (package, core):
+        (tmp_path / "class" / folder.name).symlink_to(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LEM_WORKER_POWERCAP_DIR", str(tmp_path / "class"))
+        _, domains, _ = opened()
+    assert domains == ("package-0", "core-0")
+
+
+def test_without_the_variable_the_kernel_s_folder_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    zone(tmp_path, "intel-rapl:7", "package-of-the-variable")
+    assert opened()[1] == ("package-of-the-variable",)
+    monkeypatch.setenv("LEM_WORKER_POWERCAP_DIR", "")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rapl, "_POWERCAP", tmp_path / "none")
+        with pytest.raises(SourceUnavailable, match=str(tmp_path / "none")):
+            opened()
 
 
 def test_the_counter_rises_over_a_wrap(tmp_path: Path) -> None:
@@ -124,7 +160,7 @@ def test_a_step_that_no_package_can_take_is_a_gap_with_its_reason_and_no_energy(
     event, sample = stepped(source, clock, seconds)
     assert isinstance(event, SourceEvent) and event.kind == "counter_gap"
     assert event.detail["domain"] == "package-0" and words in str(event.detail["reason"])
-    assert isinstance(sample, HostSample) and (sample.energy_uj, sample.power_mw) == (None, None)
+    assert isinstance(sample, HostSample) and (sample.energy_uj, sample.power_mw) == (-1, None)
     (package / "energy_uj").write_text(str(after_uj + 5_000_000))
     [after] = stepped(source, clock, 0.1)
     assert isinstance(first, HostSample) and isinstance(after, HostSample)
@@ -132,13 +168,14 @@ def test_a_step_that_no_package_can_take_is_a_gap_with_its_reason_and_no_energy(
 
 
 def test_after_a_gap_the_counter_is_lower_so_that_no_energy_over_it_can_be_computed(tmp_path: Path) -> None:
+    """At the moment of the gap: later it has risen again by what has been counted since."""
     package = zone(tmp_path, "intel-rapl:0", "package-0", 10_000_000)
     source, _, clock = opened()
     values = []
-    for raw in (20_000_000, 1_000, 1_000, 2_000):
+    for raw in (20_000_000, 1_000, 30_001_000, 30_002_000):
         (package / "energy_uj").write_text(str(raw))
         values += [one.energy_uj for one in stepped(source, clock, 1) if isinstance(one, HostSample)]
-    assert values == [10_000_000, None, 9_999_999, 10_000_999]
+    assert values == [10_000_000, 9_999_999, 39_999_999, 40_000_999]
 
 
 def test_zones_of_one_name_are_kept_apart_by_their_paths(tmp_path: Path) -> None:

@@ -81,6 +81,21 @@ class ChangedFact(NamedTuple):
     after: JsonValue
 
 
+class CounterGap(NamedTuple):
+    """A step of a host domain's counter of which nothing is known; `time_ns` is that of the sample after it."""
+
+    domain: str
+    time_ns: int
+    reason: str
+
+
+class RepeatedCounter(NamedTuple):
+    """A host domain that shows the counter of another one."""
+
+    domain: str
+    repeats: str
+
+
 class Settling(NamedTuple):
     """Whether the devices had settled before the window, and if not, the condition that did not hold."""
 
@@ -113,6 +128,8 @@ class SamplerRecord:
     unidentified_processes: tuple[UnidentifiedProcess, ...] = ()
     cpu_loads: tuple[CpuTime, ...] = ()
     changed_facts: tuple[ChangedFact, ...] = ()
+    counter_gaps: tuple[CounterGap, ...] = ()
+    repeated_counters: tuple[RepeatedCounter, ...] = ()
     settling: Settling | None = None
     facts: dict[str, DeviceFacts] = field(default_factory=dict)
     summary: Mapping[str, JsonValue] = field(default_factory=dict)
@@ -161,6 +178,17 @@ def read_sampler(reader: EvidenceReader, summaries: Summaries) -> SamplerRecord:
             for time_ns, detail in details.get("fact_changed", ())
             if (index := integer(detail.get("device_index"))) is not None
             and (fact := string(detail.get("fact"))) is not None
+        ),
+        counter_gaps=tuple(
+            CounterGap(domain, time_ns, string(detail.get("reason")) or "it was reset")
+            for time_ns, detail in details.get("counter_gap", ())
+            if (domain := string(detail.get("domain"))) is not None
+        ),
+        repeated_counters=tuple(
+            RepeatedCounter(domain, repeats)
+            for _, detail in details.get("repeated_counter", ())
+            if (domain := string(detail.get("domain"))) is not None
+            and (repeats := string(detail.get("repeats"))) is not None
         ),
         reused=reused[-1] if reused else None,
         clocks=tuple(found for _, detail in details.get("clock", ()) if (found := _clock(detail)) is not None),

@@ -297,17 +297,45 @@ def counter_stalled(facts: RunFacts) -> Iterator[Occurrence]:
 
 @rule(
     FindingCode.COUNTER_RESET,
-    when="a GPU's energy counter went back around the window, by no wrap of 32 bits (`m2`)",
-    remedy="find what reset the device or its driver, and measure again",
+    when="a GPU's energy counter went back around the window, by no wrap of 32 bits (`m2`), or the counter of a host's "
+    "domain was reset in it or may have wrapped several times between two samples",
+    otherwise="note if the job's energy does not include that domain",
+    remedy="find what reset the device, its driver or the host, and measure again",
 )
 def counter_reset(facts: RunFacts) -> Iterator[Occurrence]:
-    """An energy counter went back; it is continued by the power around the step."""
+    """An energy counter went back; a GPU's is continued by the power around the step, a host's is not used."""
     for device, found in _refused(facts, _RESET):
         yield Occurrence(
             f"The energy counter of {device.uuid} went back {found.occurrences} "
             f"{'time' if found.occurrences == 1 else 'times'}; the power around fills the step, and the bound holds "
             "what that leaves open",
             {f"{device.uuid}.occurrences": float(found.occurrences)},
+        )
+    # The sample after a step at the end of the window comes up to an interval later.
+    until_ns = facts.window.end_ns + 1_000_000 * facts.inputs.config.energy.interval_ms
+    gaps = [gap for gap in facts.record.counter_gaps if facts.window.begin_ns < gap.time_ns < until_ns]
+    for domain, first in {gap.domain: gap for gap in reversed(gaps)}.items():
+        yield Occurrence(
+            f"In the window {first.reason.rstrip('.')}; the counter is not the figure",
+            {f"{domain}.occurrences": float(sum(gap.domain == domain for gap in gaps))},
+            None if domain in facts.account.parts else Severity.NOTE,
+        )
+
+
+@rule(
+    FindingCode.REPEATED_COUNTER,
+    Severity.NOTE,
+    when="a domain of the host shows the counter of another one of its name, as dies of one package do",
+    remedy="nothing has to be done: it is in no sum",
+)
+def repeated_counter(facts: RunFacts) -> Iterator[Occurrence]:
+    """Two domains of the host show one counter, which counts once."""
+    repeated = {one.domain: one.repeats for one in facts.record.repeated_counters}
+    if repeated:
+        listed = ", ".join(f"{domain} that of {original}" for domain, original in repeated.items())
+        yield Occurrence(
+            f"Domains of the host show the counter of another one ({listed}), which counts once",
+            {"domains": float(len(repeated))},
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from factories.evidence import Evidence, cpu, ns
+from factories.evidence import Evidence, cpu, gpu, ns
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence.streams import StreamName
 from lem_domain.results.findings import Finding, FindingCode, Severity
@@ -62,6 +62,57 @@ class TestDriverSlow:
         evidence = self.taking(39.9, joules=lambda t: 100 * t)
         assert result_of(evidence).findings == ()
         evidence.summaries["sampler"]["rounds"] = rounds
+        assert result_of(evidence).findings == ()
+
+
+class TestCountersOfTheHost:
+    @staticmethod
+    def gap(at: float, device: Any = None, domain: str = "package-0") -> Evidence:
+        evidence = made(devices=(device or cpu(),))
+        counted = [time for time in TIMES if abs(time - at) > 0.01]
+        for name in ("package-0", "psys"):
+            evidence.host_power(
+                name, counted, lambda _: 40, lambda t: 40 * t - 1e-6 * (name == domain and t > at), method="counter"
+            )
+        evidence.power(TIMES, joules=lambda t: 100 * t)
+        detail = {"domain": domain, "reason": f"the counter of {domain} has a gap: it fell from 9 to 1 µJ: a reset."}
+        evidence.event("sampler", "counter_gap", json.dumps(detail), at)
+        return evidence
+
+    @pytest.mark.parametrize("at", [29.9, 30.1, 36.0, 42.02, 42.3])
+    def test_a_reset_in_the_window_is_found_with_its_reason(self, at: float) -> None:
+        found = [one for one in result_of(self.gap(at)).findings if one.code is FindingCode.COUNTER_RESET]
+        if not 30 < at < 42.1:
+            assert found == []
+            return
+        [finding] = found
+        assert (finding.severity, finding.numbers) == (Severity.WARNING, {"package-0.occurrences": 1})
+        assert "it fell from 9 to 1 µJ" in finding.message
+
+    @pytest.mark.parametrize(("device", "domain"), [(None, "psys"), (gpu(), "package-0")])
+    def test_of_a_domain_that_is_not_in_the_figure_it_is_a_note(self, device: Any, domain: str) -> None:
+        found = [
+            one for one in result_of(self.gap(36, device, domain)).findings if one.code is FindingCode.COUNTER_RESET
+        ]
+        assert [one.severity for one in found] == [Severity.NOTE]
+
+    def test_a_counter_that_repeats_another_one_is_named(self) -> None:
+        evidence = made(devices=(cpu(),))
+        evidence.host_power("package-0", TIMES, joules=lambda t: 40 * t, method="counter")
+        evidence.host_power("repeated-package-0@intel-rapl:1", TIMES, joules=lambda t: 40 * t, method="counter")
+        detail = {"domain": "repeated-package-0@intel-rapl:1", "repeats": "package-0"}
+        evidence.event("sampler", "repeated_counter", json.dumps(detail), 1.0)
+        result = result_of(evidence)
+        [finding] = result.findings
+        assert (finding.code, finding.severity) == (FindingCode.REPEATED_COUNTER, Severity.NOTE)
+        assert finding.numbers == {"domains": 1}
+        assert result.energy.total.joules == pytest.approx(480), "it counts once"
+
+    @pytest.mark.parametrize("kind", ["counter_gap", "repeated_counter"])
+    def test_what_has_another_shape_is_left_out(self, kind: str) -> None:
+        evidence = made()
+        evidence.power(TIMES, joules=lambda t: 100 * t)
+        evidence.event("sampler", kind, json.dumps({"domain": 3}), 36.0)
         assert result_of(evidence).findings == ()
 
 

@@ -6,11 +6,12 @@ root may read it, unless the machine's owner allows it.
 
 A counter that falls has wrapped or was set to zero, which happens with some suspends, firmware and virtual machines. It
 was a reset if a wrap would mean more power than the zone can draw; then nothing is known of the step, and the counter
-here falls by 1 µJ, so that no energy over it can be computed.
+here falls by 1 µJ, in a sample of that moment, so that no energy over it can be computed.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,9 @@ from lem_worker.sampler.energy_source import (
     SourceUnavailable,
 )
 
-POWERCAP = Path("/sys/class/powercap")
+POWERCAP_VARIABLE = "LEM_WORKER_POWERCAP_DIR"
+"""Names the folder of the zones where it is not the kernel's, as in a container that has it mounted elsewhere."""
+_POWERCAP = Path("/sys/class/powercap")
 
 _PACKAGE = "package-"
 MOST_W = 2000.0
@@ -45,7 +48,7 @@ GIVEN_UP_S = 5.0
 _WAITED_SHARE = 4
 
 
-class CounterGap(Exception):
+class UncountedStep(Exception):
     """What a counter has counted since the previous reading is unknown; the message says why."""
 
 
@@ -68,7 +71,7 @@ class Zone:
         """Add the energy since the previous reading; return the time of this one and the seconds in between.
 
         Raises:
-            CounterGap: the step means more power than the zone can draw, or several wraps fit into the time.
+            UncountedStep: the step means more power than the zone can draw, or several wraps fit into the time.
         """
         raw = int(self.file.read_text())
         time_ns = clock()
@@ -85,7 +88,7 @@ class Zone:
             why = f"it {what} from {before} to {raw} µJ within {seconds:.3g} s, more than {self._most_w:.4g} W: a reset"
         if why is not None:
             self.energy_uj -= 1
-            raise CounterGap(f"the counter of {self.domain} has a gap: {why}.")
+            raise UncountedStep(f"the counter of {self.domain} has a gap: {why}.")
         self.energy_uj += step
         return time_ns, seconds
 
@@ -100,9 +103,10 @@ class RaplSource(EnergySource):
 
     def open(self, devices: Sequence[Device]) -> tuple[str, ...]:  # noqa: ARG002 - it covers the host
         """Raises SourceUnavailable where there is no zone, or none can be read."""
-        folders = _zone_folders(POWERCAP)
+        root = Path(os.environ.get(POWERCAP_VARIABLE) or _POWERCAP)
+        folders = _zone_folders(root)
         if not folders:
-            raise SourceUnavailable(_why_no_zone(POWERCAP))
+            raise SourceUnavailable(_why_no_zone(root))
         unreadable: dict[str, str] = {}
         zones: list[Zone] = []
         for domain, folder in folders.items():
@@ -119,7 +123,7 @@ class RaplSource(EnergySource):
         return tuple(zone.domain for zone in zones)
 
     def sample(self, now_ns: int) -> Sequence[Sample]:
-        """One sample of each zone, with its mean power since the previous one; null in a gap."""
+        """One sample of each zone, with its mean power since the previous one, which is null in a gap."""
         news, self._news = self._news, []
         return [*news, *(found for zone in self._zones if now_ns >= zone.due_ns for found in self._sample(zone))]
 
@@ -127,10 +131,13 @@ class RaplSource(EnergySource):
         before_uj = zone.energy_uj
         try:
             time_ns, passed_s = zone.read(self._clock)
-        except CounterGap as gap:
+        except UncountedStep as step:
             now_ns = self._clock()
-            detail = {"domain": zone.domain, "reason": str(gap)}
-            return [SourceEvent(now_ns, "counter_gap", {**detail}), HostSample(zone.domain, now_ns, None, None)]
+            detail = {"domain": zone.domain, "reason": str(step)}
+            return [
+                SourceEvent(now_ns, "counter_gap", {**detail}),
+                HostSample(zone.domain, now_ns, zone.energy_uj, None),
+            ]
         except (OSError, ValueError) as error:
             return self._silent(zone, _why_unreadable(zone.domain, zone.file.parent, error))
         power_mw = round((zone.energy_uj - before_uj) / 1e3 / passed_s) if passed_s > 0 else None
@@ -191,10 +198,11 @@ def _most_w(folder: Path) -> float:
 
 
 def _why_no_zone(root: Path) -> str:
-    if root.is_dir() and any(root.glob("intel-rapl:*")):
+    if root.is_dir() and any(root.glob("**/intel-rapl:*")):
         return (
             f"the zones in {root} are empty, because container runtimes hide them; give the container the mount "
-            "/sys/devices/virtual/powercap (docker run -v /sys/devices/virtual/powercap:<the same>:ro)."
+            "/sys/devices/virtual/powercap (docker run -v /sys/devices/virtual/powercap:<the same>:ro), or mount it "
+            f"elsewhere and name that folder in {POWERCAP_VARIABLE}."
         )
     return f"{root} has no RAPL counters, as on virtual machines and most ARM hosts; choose another energy source."
 
@@ -218,18 +226,23 @@ def _zone_folders(root: Path) -> dict[str, Path]:
 
     Zones of one name are kept apart by their path: `package-0@intel-rapl:1` is the second `package-0`. The
     `intel-rapl-mmio` zones are left out: they show the packages a second time, through memory-mapped registers.
+    /sys/class/powercap lists all zones (as links, which are not followed); /sys/devices/virtual/powercap has the parts of
+    a package in its folder.
     """
     found: dict[str, Path] = {}
-    for folder in sorted(root.glob("intel-rapl:*")):
-        try:
-            name = (folder / "name").read_text().strip()
-        except OSError:
-            continue
-        numbers = folder.name.removeprefix("intel-rapl:").split(":")
-        domain = name
-        if len(numbers) > 1:
-            parent = root / f"intel-rapl:{numbers[0]}" / "name"
-            package = parent.read_text().strip().removeprefix(_PACKAGE) if parent.is_file() else numbers[0]
-            domain = f"{name}-{package}"
-        found[f"{domain}@{folder.name}" if domain in found else domain] = folder
+    folders = {folder.name: folder for folder in root.glob("**/intel-rapl:*")}
+    names = {number: name for number, folder in folders.items() if (name := _name_of(folder)) is not None}
+    for number in sorted(names):
+        top, _, part = number.removeprefix("intel-rapl:").partition(":")
+        domain = names[number]
+        if part:
+            domain = f"{domain}-{names.get(f'intel-rapl:{top}', top).removeprefix(_PACKAGE)}"
+        found[f"{domain}@{number}" if domain in found else domain] = folders[number]
     return found
+
+
+def _name_of(folder: Path) -> str | None:
+    try:
+        return (folder / "name").read_text().strip()
+    except OSError:
+        return None
