@@ -69,11 +69,10 @@ class TestCountersOfTheHost:
     @staticmethod
     def gap(at: float, device: Any = None, domain: str = "package-0") -> Evidence:
         evidence = made(devices=(device or cpu(),))
-        counted = [time for time in TIMES if abs(time - at) > 0.01]
-        for name in ("package-0", "psys"):
-            evidence.host_power(
-                name, counted, lambda _: 40, lambda t: 40 * t - 1e-6 * (name == domain and t > at), method="counter"
-            )
+        counters = {"package-0": lambda t: 40.0 * t, "psys": lambda t: 40.0 * t}
+        counters[domain] = lambda t: 40.0 * t - 4000 * (t >= at)
+        for name, counted in counters.items():
+            evidence.host_power(name, TIMES, lambda _: 40, counted, method="counter")
         evidence.power(TIMES, joules=lambda t: 100 * t)
         detail = {"domain": domain, "reason": f"the counter of {domain} has a gap: it fell from 9 to 1 µJ: a reset."}
         evidence.event("sampler", "counter_gap", json.dumps(detail), at)

@@ -226,8 +226,8 @@ def _zone_folders(root: Path) -> dict[str, Path]:
 
     Zones of one name are kept apart by their path: `package-0@intel-rapl:1` is the second `package-0`. The
     `intel-rapl-mmio` zones are left out: they show the packages a second time, through memory-mapped registers.
-    /sys/class/powercap lists all zones (as links, which are not followed); /sys/devices/virtual/powercap has the parts of
-    a package in its folder.
+    /sys/class/powercap lists all zones, as links, which are not followed; in /sys/devices/virtual/powercap the parts of
+    a package are in its folder.
     """
     found: dict[str, Path] = {}
     folders = {folder.name: folder for folder in root.glob("**/intel-rapl:*")}
