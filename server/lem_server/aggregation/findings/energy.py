@@ -379,11 +379,11 @@ def baseline_drift(facts: RunFacts) -> Iterator[Occurrence]:
     watts = {baseline.context: baseline.mean_power_w.value for baseline in facts.account.result.baselines}
     before, after = watts.get("ready"), watts.get("ready_after")
     if before and after is not None and abs(after - before) > DRIFT * abs(before):
+        open_j = abs(after - before) * facts.window.duration_s
         yield Occurrence(
             f"The ready baseline was {before:.4g} W before the window and {after:.4g} W after it, a difference of "
-            f"{abs(after / before - 1):.1%}, which leaves {abs(after - before) * facts.window.duration_s:.4g} J of the "
-            "net energy open",
-            {"ready_w": before, "ready_after_w": after},
+            f"{abs(after / before - 1):.1%}, which leaves {open_j:.4g} J of the net energy open",
+            {"ready_w": before, "ready_after_w": after, "open_j": open_j},
         )
 
 

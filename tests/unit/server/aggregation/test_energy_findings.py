@@ -206,7 +206,23 @@ class TestBaselines:
         assert finding.numbers == {
             "ready_w": pytest.approx(60, abs=0.1),
             "ready_after_w": pytest.approx(after, abs=0.1),
+            "open_j": pytest.approx(12 * abs(after - 60), abs=2),
         }
+
+    def test_drift_is_said_in_joules_and_is_in_the_bound_of_the_net_energy(self) -> None:
+        """M22: 300 W at rest and at work, and 330 W at rest afterwards; a figure, and no cause."""
+        evidence = made()
+        evidence.baseline("ready", 10, 20)
+        evidence.baseline("ready_after", 50, 60)
+        levels = ((0, 45, 300.0), (45, 1000, 330.0))
+        evidence.power(TIMES, joules=lambda t: sum(w * max(0, min(t, end) - begin) for begin, end, w in levels))
+        result = result_of(evidence)
+        codes = {finding.code: finding for finding in result.findings}
+        assert set(codes) <= {FindingCode.BASELINE_DRIFT, FindingCode.NEGATIVE_NET_ENERGY}
+        open_j = codes[FindingCode.BASELINE_DRIFT].numbers["open_j"]
+        assert open_j == pytest.approx(12 * 30, rel=0.01)
+        parts = result.energy.net.bound_parts
+        assert parts is not None and parts.sampling_j >= open_j, "the same joules, once"
 
     def test_net_energy_that_may_be_zero_is_a_note(self) -> None:
         """M22: the same power at rest and at work says nothing of other users of the device."""
