@@ -12,9 +12,16 @@ from lem_domain.evidence.streams import SAMPLER
 from lem_domain.results.figures import EnergyFigure, Figure
 from lem_domain.results.run import FootprintResult, WorkResult
 from lem_server.aggregation.inputs import Summaries
-from lem_server.aggregation.json_values import finite_number
+from lem_server.aggregation.json_values import Maybe, Recorded
 
 _J_PER_KWH = 3.6e6
+
+
+class _Intensity(Recorded):
+    country: str
+    gco2e_per_kwh: Maybe[float] = None
+    source: Maybe[str] = None
+    reason: Maybe[str] = None
 
 
 def footprint_result(
@@ -46,16 +53,13 @@ def _intensity(carbon: CarbonConfig, sampler: Mapping[str, JsonValue]) -> tuple[
     """Return the factor and its source, or None and the reason."""
     if carbon.gco2e_per_kwh is not None:
         return carbon.gco2e_per_kwh, "the configuration"
-    reported = sampler.get("carbon_intensity")
-    if not isinstance(reported, Mapping) or reported.get("country") != carbon.country:
-        return None, f"the worker reported no carbon intensity of {carbon.country}"
-    value, source = finite_number(reported.get("gco2e_per_kwh")), reported.get("source")
-    if value is None or not isinstance(source, str):
-        reason = reported.get("reason")
-        return None, reason if isinstance(
-            reason, str
-        ) else f"the worker reported no carbon intensity of {carbon.country}"
-    return value, source
+    reported = _Intensity.of(sampler.get("carbon_intensity"))
+    unknown = f"the worker reported no carbon intensity of {carbon.country}"
+    if reported is None or reported.country != carbon.country:
+        return None, unknown
+    if reported.gco2e_per_kwh is None or reported.source is None:
+        return None, reported.reason or unknown
+    return reported.gco2e_per_kwh, reported.source
 
 
 def _product(

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
-from pydantic.types import JsonValue
+from pydantic import PositiveInt
 
 from lem_domain.results.energy import PhaseEnergy, PhaseSplit, PrefillProbe
 from lem_domain.results.figures import EnergyFigure, Figure
 from lem_domain.results.run import WorkResult
 from lem_server.aggregation.energy.meters import Meter, not_sampled, sum_or_none, total_energy
 from lem_server.aggregation.inputs import Summaries
+from lem_server.aggregation.json_values import Recorded
 
 
-class ProbeWindow(NamedTuple):
+class ProbeWindow(Recorded):
     """From the release of the probe's first request to its last token, over all ranks."""
 
     begin_ns: int
     end_ns: int
-    requests: int
-    prompt_tokens: int
+    requests: PositiveInt
+    prompt_tokens: PositiveInt
 
     @property
     def duration_s(self) -> float:
@@ -30,15 +30,15 @@ class ProbeWindow(NamedTuple):
 
 def read_probe(ranks: Sequence[str], summaries: Summaries) -> ProbeWindow | None:
     """Read `prefill_probe` from the ranks' completion markers; None if one of them has no usable record."""
-    recorded = [_window(summaries.get(rank, {}).get("prefill_probe")) for rank in ranks]
-    windows = [window for window in recorded if window is not None]
+    recorded = [ProbeWindow.of(summaries.get(rank, {}).get("prefill_probe")) for rank in ranks]
+    windows = [window for window in recorded if window is not None and window.end_ns > window.begin_ns]
     if not windows or len(windows) != len(recorded):
         return None
     return ProbeWindow(
-        min(window.begin_ns for window in windows),
-        max(window.end_ns for window in windows),
-        sum(window.requests for window in windows),
-        sum(window.prompt_tokens for window in windows),
+        begin_ns=min(window.begin_ns for window in windows),
+        end_ns=max(window.end_ns for window in windows),
+        requests=sum(window.requests for window in windows),
+        prompt_tokens=sum(window.prompt_tokens for window in windows),
     )
 
 
@@ -120,14 +120,3 @@ def _difference(total: EnergyFigure, prefill: EnergyFigure) -> EnergyFigure:
         bound_j=sum_or_none([total.bound_j, prefill.bound_j]),
         sensor_bound_j=sum_or_none([total.sensor_bound_j, prefill.sensor_bound_j]),
     )
-
-
-def _window(record: JsonValue) -> ProbeWindow | None:
-    if not isinstance(record, Mapping):
-        return None
-    numbers = [record.get(name) for name in ProbeWindow._fields]
-    integers = [number for number in numbers if isinstance(number, int) and not isinstance(number, bool)]
-    if len(integers) != len(numbers):
-        return None
-    window = ProbeWindow(*integers)
-    return window if window.end_ns > window.begin_ns and min(window.requests, window.prompt_tokens) > 0 else None

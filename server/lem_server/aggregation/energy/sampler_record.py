@@ -5,10 +5,12 @@ The worker writes these records freely. An entry of another shape is ignored: it
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple
 
+from pydantic import Field
 from pydantic.types import JsonValue
 
 from lem_domain.evidence.streams import SAMPLER, PhaseName, StreamName
@@ -17,7 +19,7 @@ from lem_domain.wire.workers import Device
 from lem_server.aggregation.energy.traces import Span
 from lem_server.aggregation.evidence_reader import EvidenceReader
 from lem_server.aggregation.inputs import Summaries
-from lem_server.aggregation.json_values import finite_number, integer, json_object, string
+from lem_server.aggregation.json_values import Maybe, Recorded, finite_number, json_object, records
 
 
 class BaselineSpan(NamedTuple):
@@ -27,43 +29,43 @@ class BaselineSpan(NamedTuple):
     stationary: bool | None
 
 
-class ReusedBaseline(NamedTuple):
+class ReusedBaseline(Recorded):
     """An idle baseline of an earlier attempt, by device UUID or host domain."""
 
-    parts_w: dict[str, float]
+    parts_w: dict[str, float] = Field(alias="parts")
     age_s: float
-    taken_by: str | None
+    taken_by: Maybe[str] = None
 
 
-class ClockReading(NamedTuple):
+class ClockReading(Recorded):
     """Both clocks at one instant; the error of the wall clock is at most `uncertainty_ns`."""
 
     monotonic_ns: int
     utc_ns: int
-    uncertainty_ns: int
+    uncertainty_ns: int = 0
 
 
-class ForeignProcess(NamedTuple):
+class ForeignProcess(Recorded):
     """A process on a leased device that the attempt did not start; `gone_ns` is None if it was not seen to end."""
 
     device_index: int
     pid: int
-    seen_ns: int
-    gone_ns: int | None
-    memory_bytes: int | None
-    sm_percent: int | None = None
+    seen_ns: int = Field(alias="time_ns")
+    gone_ns: int | None = None
+    memory_bytes: Maybe[int] = None
+    sm_percent: Maybe[int] = None
     """Its use of the compute units when it was found, where the driver shows it."""
 
 
-class UnidentifiedProcess(NamedTuple):
+class UnidentifiedProcess(Recorded):
     """A process on a leased device under a pid that no process can have."""
 
     device_index: int
-    seen_ns: int
-    memory_bytes: int | None
+    seen_ns: int = Field(alias="time_ns")
+    memory_bytes: Maybe[int] = None
 
 
-class CpuTime(NamedTuple):
+class CpuTime(Recorded):
     """Processor time of the host and of the worker since the machine started, in seconds over all cores."""
 
     time_ns: int
@@ -71,50 +73,58 @@ class CpuTime(NamedTuple):
     own_s: float
 
 
-class ChangedFact(NamedTuple):
+class ChangedFact(Recorded):
     """A fact of a device that was changed during the attempt."""
 
     device_index: int
     time_ns: int
     fact: str
-    before: JsonValue
-    after: JsonValue
+    before: JsonValue = None
+    after: JsonValue = None
 
 
-class CounterGap(NamedTuple):
+class CounterGap(Recorded):
     """A step of a host domain's counter of which nothing is known; `time_ns` is that of the sample after it."""
 
     domain: str
     time_ns: int
-    reason: str
+    reason: str = "it was reset"
 
 
-class RepeatedCounter(NamedTuple):
+class RepeatedCounter(Recorded):
     """A host domain that shows the counter of another one."""
 
     domain: str
     repeats: str
 
 
-class Settling(NamedTuple):
+class Settling(Recorded):
     """Whether the devices had settled before the window, and if not, the condition that did not hold."""
 
     settled: bool
-    reason: str | None
+    reason: Maybe[str] = None
 
 
-class DeviceFacts(NamedTuple):
+class DeviceFacts(Recorded):
     """Facts about a device that the sampler reported; None where it did not."""
 
-    power_reading: str | None
-    mig_parent_uuid: str | None
-    own_processes_listed: bool | None = None
+    uuid: str
+    power_reading: Maybe[str] = None
+    mig_parent_uuid: Maybe[str] = None
+    own_processes_listed: Maybe[bool] = None
     """Whether the driver listed a process of the attempt under its pid, so that pids can be compared."""
-    own_pid_namespace: bool | None = None
-    sm_clock_max_mhz: float | None = None
-    driver: str | None = None
-    power_limit_w: float | None = None
+    own_pid_namespace: Maybe[bool] = None
+    sm_clock_max_mhz: Maybe[float] = None
+    driver: Maybe[str] = None
+    power_limit_w: Maybe[float] = None
     """The enforced limit."""
+
+
+class SourceRounds(Recorded):
+    """How long it took to read all parts of a source once."""
+
+    source: str
+    mean_ms: Maybe[float] = None
 
 
 @dataclass(frozen=True)
@@ -136,11 +146,8 @@ class SamplerRecord:
 
     def round_ms(self, source: str) -> float | None:
         """Return the mean duration of reading all parts of a source once."""
-        rounds = self.summary.get("rounds")
-        for entry in rounds if isinstance(rounds, list) else []:
-            if isinstance(entry, Mapping) and entry.get("source") == source:
-                return finite_number(entry.get("mean_ms"))
-        return None
+        rounds = records(SourceRounds, self.summary.get("rounds"))
+        return next((one.mean_ms for one in rounds if one.source == source), None)
 
     def highest_limit_w(self, uuid: str, devices: Sequence[Device]) -> float | None:
         """Return the highest enforced power limit that a leased device had; None if it reports none."""
@@ -165,131 +172,67 @@ def read_sampler(reader: EvidenceReader, summaries: Summaries) -> SamplerRecord:
     """
     phases = reader.read(SAMPLER, StreamName.PHASES, ("phase", "edge", "time_ns", "detail")).to_pylist()
     events = reader.read(SAMPLER, StreamName.EVENTS, ("time_ns", "kind", "detail")).to_pylist()
-    details: dict[str, list[tuple[int, Mapping[str, JsonValue]]]] = {}
+    details: dict[str, list[dict[str, object]]] = defaultdict(list)
     for event in sorted(events, key=lambda row: (row["time_ns"], row["kind"], row["detail"] or "")):
-        details.setdefault(event["kind"], []).append((event["time_ns"], json_object(event["detail"])))
+        details[event["kind"]].append({**json_object(event["detail"]), "time_ns": event["time_ns"]})
     summary = summaries.get(SAMPLER, {})
-    reused = [kept for _, detail in details.get("baseline_reused", ()) if (kept := _reused(detail)) is not None]
+    reused = records(ReusedBaseline, details["baseline_reused"])
     return SamplerRecord(
         baselines=_baselines(phases),
         settling=_settling(phases),
-        changed_facts=tuple(
-            ChangedFact(index, time_ns, fact, detail.get("before"), detail.get("after"))
-            for time_ns, detail in details.get("fact_changed", ())
-            if (index := integer(detail.get("device_index"))) is not None
-            and (fact := string(detail.get("fact"))) is not None
-        ),
-        counter_gaps=tuple(
-            CounterGap(domain, time_ns, string(detail.get("reason")) or "it was reset")
-            for time_ns, detail in details.get("counter_gap", ())
-            if (domain := string(detail.get("domain"))) is not None
-        ),
-        repeated_counters=tuple(
-            RepeatedCounter(domain, repeats)
-            for _, detail in details.get("repeated_counter", ())
-            if (domain := string(detail.get("domain"))) is not None
-            and (repeats := string(detail.get("repeats"))) is not None
-        ),
+        changed_facts=records(ChangedFact, details["fact_changed"]),
+        counter_gaps=records(CounterGap, details["counter_gap"]),
+        repeated_counters=records(RepeatedCounter, details["repeated_counter"]),
         reused=reused[-1] if reused else None,
-        clocks=tuple(found for _, detail in details.get("clock", ()) if (found := _clock(detail)) is not None),
-        foreign_processes=_foreign_processes(
-            details.get("foreign_process", []), details.get("foreign_process_gone", [])
-        ),
-        unidentified_processes=tuple(
-            UnidentifiedProcess(index, time_ns, integer(detail.get("memory_bytes")))
-            for time_ns, detail in details.get("unidentified_process", ())
-            if (index := integer(detail.get("device_index"))) is not None
-        ),
-        cpu_loads=tuple(
-            CpuTime(time_ns, busy_s, own_s)
-            for time_ns, detail in details.get("cpu_load", ())
-            if (busy_s := finite_number(detail.get("busy_s"))) is not None
-            and (own_s := finite_number(detail.get("own_s"))) is not None
-        ),
-        facts=_facts(summary.get("devices")),
+        clocks=records(ClockReading, details["clock"]),
+        foreign_processes=_foreign_processes(details["foreign_process"], details["foreign_process_gone"]),
+        unidentified_processes=records(UnidentifiedProcess, details["unidentified_process"]),
+        cpu_loads=records(CpuTime, details["cpu_load"]),
+        facts={one.uuid: one for one in records(DeviceFacts, summary.get("devices"))},
         summary=summary,
     )
 
 
-def _baselines(rows: list[dict[str, JsonValue]]) -> dict[BaselineContext, BaselineSpan]:
+class _BaselineEnd(Recorded):
+    context: BaselineContext
+    stationary: Maybe[bool] = None
+
+
+def _baselines(rows: list[dict[str, Any]]) -> dict[BaselineContext, BaselineSpan]:
     """Return the last baseline of each context."""
     found: dict[BaselineContext, BaselineSpan] = {}
     begun: int | None = None
-    for row in sorted(rows, key=lambda row: (integer(row["time_ns"]) or 0, row["edge"] == "begin")):
-        time_ns = integer(row["time_ns"])
-        if row["phase"] != PhaseName.BASELINE or time_ns is None:
+    for row in sorted(rows, key=lambda row: (row["time_ns"], row["edge"] == "begin")):
+        if row["phase"] != PhaseName.BASELINE:
             continue
         if row["edge"] == "begin":
-            begun = time_ns
+            begun = row["time_ns"]
             continue
-        detail = json_object(string(row["detail"]))
-        stationary = detail.get("stationary")
-        for context in get_args(BaselineContext):
-            if begun is not None and begun < time_ns and detail.get("context") == context:
-                found[context] = BaselineSpan(
-                    Span(begun, time_ns), stationary if isinstance(stationary, bool) else None
-                )
+        end = _BaselineEnd.of(json_object(row["detail"]))
+        if end is not None and begun is not None and begun < row["time_ns"]:
+            found[end.context] = BaselineSpan(Span(begun, row["time_ns"]), end.stationary)
         begun = None
     return found
 
 
-def _settling(rows: list[dict[str, JsonValue]]) -> Settling | None:
+def _settling(rows: list[dict[str, Any]]) -> Settling | None:
     """Return the outcome of the last time that the devices were to settle."""
     ends = [row for row in rows if row["phase"] == PhaseName.SETTLE and row["edge"] == "end"]
-    if not ends:
-        return None
-    detail = json_object(string(max(ends, key=lambda row: integer(row["time_ns"]) or 0)["detail"]))
-    settled = _flag(detail.get("settled"))
-    return None if settled is None else Settling(settled, string(detail.get("reason")))
+    return Settling.of(json_object(max(ends, key=lambda row: row["time_ns"])["detail"])) if ends else None
 
 
-def _reused(detail: Mapping[str, JsonValue]) -> ReusedBaseline | None:
-    parts, age_s = detail.get("parts"), finite_number(detail.get("age_s"))
-    if not isinstance(parts, Mapping) or age_s is None:
-        return None
-    watts = {part: power for part, value in parts.items() if (power := finite_number(value)) is not None}
-    return ReusedBaseline(watts, age_s, string(detail.get("taken_by")))
+class _ProcessGone(Recorded):
+    device_index: int
+    pid: int
+    time_ns: int
 
 
-def _clock(detail: Mapping[str, JsonValue]) -> ClockReading | None:
-    values = [integer(detail.get(name)) for name in ("monotonic_ns", "utc_ns", "uncertainty_ns")]
-    monotonic_ns, utc_ns, uncertainty_ns = values
-    if monotonic_ns is None or utc_ns is None:
-        return None
-    return ClockReading(monotonic_ns, utc_ns, uncertainty_ns or 0)
-
-
-def _foreign_processes(
-    seen: list[tuple[int, Mapping[str, JsonValue]]], gone: list[tuple[int, Mapping[str, JsonValue]]]
-) -> tuple[ForeignProcess, ...]:
-    ends = [(time_ns, integer(detail.get("device_index")), integer(detail.get("pid"))) for time_ns, detail in gone]
-    found: list[ForeignProcess] = []
-    for time_ns, detail in seen:
-        device, pid = integer(detail.get("device_index")), integer(detail.get("pid"))
-        if device is None or pid is None:
-            continue
-        end = min((end_ns for end_ns, *process in ends if process == [device, pid] and end_ns >= time_ns), default=None)
-        memory_bytes, sm_percent = integer(detail.get("memory_bytes")), integer(detail.get("sm_percent"))
-        found.append(ForeignProcess(device, pid, time_ns, end, memory_bytes, sm_percent))
+def _foreign_processes(seen: list[dict[str, object]], gone: list[dict[str, object]]) -> tuple[ForeignProcess, ...]:
+    """Complete each process that was seen with the first time after it at which it was gone."""
+    ends = records(_ProcessGone, gone)
+    found = []
+    for one in records(ForeignProcess, seen):
+        own = [end.time_ns for end in ends if (end.device_index, end.pid) == (one.device_index, one.pid)]
+        gone_ns = min((time_ns for time_ns in own if time_ns >= one.seen_ns), default=None)
+        found.append(one.model_copy(update={"gone_ns": gone_ns}))
     return tuple(found)
-
-
-def _facts(listed: JsonValue) -> dict[str, DeviceFacts]:
-    found: dict[str, DeviceFacts] = {}
-    for entry in listed if isinstance(listed, list) else []:
-        uuid = entry.get("uuid") if isinstance(entry, Mapping) else None
-        if isinstance(entry, Mapping) and isinstance(uuid, str):
-            found[uuid] = DeviceFacts(
-                string(entry.get("power_reading")),
-                string(entry.get("mig_parent_uuid")),
-                _flag(entry.get("own_processes_listed")),
-                _flag(entry.get("own_pid_namespace")),
-                finite_number(entry.get("sm_clock_max_mhz")),
-                string(entry.get("driver")),
-                finite_number(entry.get("power_limit_w")),
-            )
-    return found
-
-
-def _flag(value: JsonValue) -> bool | None:
-    return value if isinstance(value, bool) else None

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pydantic.types import JsonValue
+from pydantic import Field
 
 from lem_domain.evidence.streams import SAMPLER
 from lem_server.aggregation.inputs import Summaries
-from lem_server.aggregation.json_values import string
+from lem_server.aggregation.json_values import Maybe, Recorded, records
 
 
-class ReportedSource(NamedTuple):
+class ReportedSource(Recorded):
     """One energy source; `covers` are device UUIDs and host domains."""
 
     name: str
-    opened: bool
-    covers: tuple[str, ...]
-    reason: str | None
+    opened: bool = False
+    covers: list[str] = Field(default=[], alias="domains")
+    reason: Maybe[str] = None
 
 
 class ReportedSources(NamedTuple):
@@ -51,19 +51,5 @@ def read_sources(summaries: Summaries) -> ReportedSources:
     The worker writes the summary freely: entries of another shape are ignored, and no figure depends on them.
     """
     summary = summaries.get(SAMPLER, {})
-    listed, failed = summary.get("sources"), summary.get("failed")
-    entries = listed if isinstance(listed, list) else []
-    return ReportedSources(
-        tuple(source for entry in entries if (source := _source(entry)) is not None),
-        string(failed),
-    )
-
-
-def _source(entry: JsonValue) -> ReportedSource | None:
-    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-        return None
-    domains, reason = entry.get("domains"), entry.get("reason")
-    covers = tuple(str(domain) for domain in domains) if isinstance(domains, list) else ()
-    return ReportedSource(
-        str(entry["name"]), entry.get("opened") is True, covers, reason if isinstance(reason, str) else None
-    )
+    failed = summary.get("failed")
+    return ReportedSources(records(ReportedSource, summary.get("sources")), failed if isinstance(failed, str) else None)

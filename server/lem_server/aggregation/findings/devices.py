@@ -253,7 +253,7 @@ def mig_parent_power(facts: RunFacts) -> Iterator[Occurrence]:
 def clock_jump(facts: RunFacts) -> Iterator[Occurrence]:
     """The wall clock was set or the machine slept: the clocks moved apart faster than a clock is slewed."""
     jumps: list[tuple[float, bool]] = []
-    for before, after in pairwise(sorted(facts.record.clocks)):
+    for before, after in pairwise(sorted(facts.record.clocks, key=lambda clock: clock.monotonic_ns)):
         passed = after.monotonic_ns - before.monotonic_ns
         apart = after.utc_ns - before.utc_ns - passed
         allowed = before.uncertainty_ns + after.uncertainty_ns + _SLEWED * passed + _JUMP_NS

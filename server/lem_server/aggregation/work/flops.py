@@ -12,10 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import NamedTuple
 
 import numpy as np
-from pydantic.types import JsonValue
 
 from lem_domain.gpu_peaks import GpuPeak, is_part, peak_of
 from lem_domain.results.figures import Figure
@@ -23,12 +21,12 @@ from lem_domain.results.run import ComputeResult, WindowResult
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_server.aggregation.evidence_reader import NULL
 from lem_server.aggregation.inputs import Summaries
-from lem_server.aggregation.json_values import finite_number
+from lem_server.aggregation.json_values import Maybe, Recorded
 from lem_server.aggregation.work.requests import RankRequests
 
 
-class ModelShape(NamedTuple):
-    """A rank's model: weights that each token is multiplied with, layers, heads × head size, and number format.
+class ModelShape(Recorded):
+    """A rank's `model`: weights that each token is multiplied with, layers, heads × head size, and number format.
 
     The format is `tensorfloat32` if float32 numbers are multiplied in TF32.
     """
@@ -36,14 +34,14 @@ class ModelShape(NamedTuple):
     matmul_parameters: float
     layers: float
     attention_width: float
-    dtype: str | None
+    dtype: Maybe[str] = None
 
 
 def compute_result(
     ranks: Sequence[RankRequests], summaries: Summaries, devices: Sequence[Device], window: WindowResult
 ) -> ComputeResult:
     """Return the FLOPs of all finished requests, and MFU = FLOPs / (window × peak of the leased devices)."""
-    shapes = {rank.process: model_shape(summaries.get(rank.process, {})) for rank in ranks}
+    shapes = {rank.process: ModelShape.of(summaries.get(rank.process, {}).get("model")) for rank in ranks}
     silent = ", ".join(process for process, shape in shapes.items() if shape is None)
     if silent:
         flops = Figure(value=None, unit="FLOP", reason=f"{silent} did not report the model's size")
@@ -64,19 +62,6 @@ def request_flops(rank: RankRequests, shape: ModelShape) -> float:
     processed = float((length - cached).sum())
     contexts = float((length * (length + 1) - cached * (cached + 1)).sum()) / 2
     return 2 * shape.matmul_parameters * processed + 4 * shape.layers * shape.attention_width * contexts
-
-
-def model_shape(summary: Mapping[str, JsonValue]) -> ModelShape | None:
-    """Read `model` from a rank's completion marker; None if a number is missing."""
-    model = summary.get("model")
-    if not isinstance(model, Mapping):
-        return None
-    numbers = [finite_number(model.get(name)) for name in ("matmul_parameters", "layers", "attention_width")]
-    parameters, layers, width = numbers
-    if parameters is None or layers is None or width is None:
-        return None
-    dtype = model.get("dtype")
-    return ModelShape(parameters, layers, width, dtype if isinstance(dtype, str) else None)
 
 
 def _mfu(flops: Figure, peak: Figure, window: WindowResult, number_format: str) -> Figure:

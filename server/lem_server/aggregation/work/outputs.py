@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Mapping, Sequence
-
-from pydantic.types import JsonValue
+from collections.abc import Sequence
 
 from lem_domain.config.experiment import ExperimentConfig
+from lem_domain.ids import Sha256
 from lem_domain.results.run import OutputsResult
 from lem_server.aggregation.inputs import Summaries
+from lem_server.aggregation.json_values import Maybe, Recorded
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+class _Outputs(Recorded):
+    outputs_sha256: Maybe[Sha256] = None
+    outputs_repeat: Maybe[bool] = None
 
 
 def outputs_result(ranks: Sequence[str], summaries: Summaries, config: ExperimentConfig) -> OutputsResult:
     """Read `outputs_sha256` and `outputs_repeat` from the ranks' completion markers; digests are joined by rank."""
-    markers = [summaries.get(rank, {}) for rank in ranks]
-    digests = [_digest(summary) for summary in markers]
-    known = [digest for digest in digests if digest is not None]
-    repeats = [summary.get("outputs_repeat") for summary in markers]
-    if any(repeat is False for repeat in repeats):
-        repeat: bool | None = False
-    else:
-        repeat = True if repeats and all(one is True for one in repeats) else None
-    whole = hashlib.sha256("".join(known).encode()).hexdigest() if known and len(known) == len(digests) else None
+    markers = [_Outputs.model_validate(summaries.get(rank, {})) for rank in ranks]
+    known = [marker.outputs_sha256 for marker in markers if marker.outputs_sha256 is not None]
+    repeats = {marker.outputs_repeat for marker in markers}
+    repeat = False if False in repeats else True if repeats == {True} else None
+    whole = hashlib.sha256("".join(known).encode()).hexdigest() if known and len(known) == len(markers) else None
     return OutputsResult(sha256=whole, greedy=config.decoding.temperature == 0, repeat=repeat)
-
-
-def _digest(summary: Mapping[str, JsonValue]) -> str | None:
-    digest = summary.get("outputs_sha256")
-    return digest if isinstance(digest, str) and _DIGEST.fullmatch(digest) else None

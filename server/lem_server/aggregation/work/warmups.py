@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
-
 import pyarrow.compute as pc
-from pydantic.types import JsonValue
 
 from lem_domain.evidence.streams import StreamName
 from lem_server.aggregation.evidence_reader import EvidenceReader
 from lem_server.aggregation.inputs import Summaries
-from lem_server.aggregation.json_values import finite_number, json_object
+from lem_server.aggregation.json_values import Maybe, Recorded, json_object
 
 EVENT_KIND = "warmup"
-"""Kind of the event whose detail holds `converged` (bool), `requests` (int), `cv` and `power_slope` (float or null)."""
+"""Kind of the event whose detail is a `Warmup`."""
 
 
-class Warmup(NamedTuple):
+class Warmup(Recorded):
     """The end of one rank's warm-up."""
 
     converged: bool
-    requests: int | None
-    cv: float | None
-    power_slope: float | None = None
+    requests: Maybe[int] = None
+    cv: Maybe[float] = None
+    power_slope: Maybe[float] = None
 
 
 def read_warmup(reader: EvidenceReader, process: str, summaries: Summaries) -> Warmup | None:
@@ -37,20 +33,8 @@ def read_warmup(reader: EvidenceReader, process: str, summaries: Summaries) -> W
     table = reader.read(process, StreamName.EVENTS, ("kind", "detail"))
     details = table.filter(pc.field("kind") == EVENT_KIND).column("detail").to_pylist()
     for detail in reversed(details):
-        warmup = _warmup(json_object(detail))
+        warmup = Warmup.of(json_object(detail))
         if warmup is not None:
             return warmup
     summary = summaries.get(process, {})
-    return _warmup({"converged": summary.get("warmup_converged"), "requests": summary.get("warmup_requests")})
-
-
-def _warmup(entry: Mapping[str, JsonValue]) -> Warmup | None:
-    if not isinstance(entry.get("converged"), bool):
-        return None
-    requests = finite_number(entry.get("requests"))
-    return Warmup(
-        entry["converged"] is True,
-        int(requests) if requests is not None else None,
-        finite_number(entry.get("cv")),
-        finite_number(entry.get("power_slope")),
-    )
+    return Warmup.of({"converged": summary.get("warmup_converged"), "requests": summary.get("warmup_requests")})
