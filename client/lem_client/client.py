@@ -27,6 +27,7 @@ from lem_domain.states import CampaignState, RunState
 from lem_domain.wire.base import Page
 from lem_domain.wire.campaigns import (
     AggregatedCampaign,
+    AggregationRequest,
     CampaignPlan,
     CampaignResults,
     CampaignView,
@@ -150,10 +151,16 @@ class Client:
         return retried.run_ids
 
     def aggregate_campaign(
-        self, campaign_id: str, *, allow_partial: bool = False, method: MethodVersion | None = None
+        self,
+        campaign_id: str,
+        *,
+        allow_partial: bool = False,
+        method: MethodVersion | None = None,
+        request: AggregationRequest | None = None,
     ) -> AggregatedCampaign:
         """Aggregate every completed run of a campaign by a method (the server's default if omitted).
 
+        With calibrations in `request` also the runs whose newest result has others.
         The answer lists the runs that can't be aggregated. It takes as long as the runs need one after another; the
         campaign's events have the progress.
         """
@@ -163,6 +170,7 @@ class Client:
             "campaigns",
             campaign_id,
             parameters={"allow_partial": allow_partial or None, "method": method},
+            body=request,
             read_timeout_s=AGGREGATION_TIMEOUT_S,
         )
 
@@ -238,10 +246,20 @@ class Client:
         """Yield past and future events of a run until it has ended. Resumes after a broken stream."""
         return self._follow(EventFollower(api_path("runs", run_id, "events"), one_run=True))
 
-    def aggregate(self, run_id: str, *, allow_partial: bool = False, method: MethodVersion | None = None) -> RunResult:
-        """Compute the run's result from its raw evidence, verifying every digest. The same evidence gives the same."""
+    def aggregate(
+        self,
+        run_id: str,
+        *,
+        allow_partial: bool = False,
+        method: MethodVersion | None = None,
+        request: AggregationRequest | None = None,
+    ) -> RunResult:
+        """Compute the run's result from its raw evidence, verifying every digest. The same evidence gives the same.
+
+        `request` has calibrations to use instead of the configuration's.
+        """
         parameters = {"allow_partial": allow_partial or None, "method": method}
-        return self._act("aggregate", RunResult, "runs", run_id, parameters=parameters)
+        return self._act("aggregate", RunResult, "runs", run_id, parameters=parameters, body=request)
 
     def result(self, run_id: str, *, method: MethodVersion | None = None) -> RunResult:
         """Return the run's newest stored result by a method (the server's default, else any, if omitted)."""

@@ -667,6 +667,38 @@ def test_a_gpu_that_is_lost_fails_a_run_that_requires_energy(
     assert f"of {A} (GPU is lost)" in (run.message or "")
 
 
+@pytest.mark.finds("calibration_unused")
+@pytest.mark.proves("energy.calibration", on="NVML simulated")
+def test_a_gpu_that_reads_too_little_is_corrected_by_its_calibration(
+    shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
+) -> None:
+    curve, origin_ns = Sawtooth(100, 400, 2500), time.monotonic_ns()
+    nvml.write(
+        f"origin_ns {origin_ns}",
+        gpu(A),
+        power(A, curve),
+        "sensor 0 gain 0.91 offset_w -12 average_ms 20",
+        "counter 0 supported no",
+        "error nvmlDeviceGetFieldValues 3 0 field 186",
+        *OWN_LISTED[:1],
+    )
+    entry = {"gain": 0.91, "gain_bound": 0.005, "offset_w": -12, "offset_bound_w": 1, "source": "a meter"}
+    entries = [{"device": A, **entry}, {"device": "NVIDIA H200", **entry}]
+    energy = {"sources": ["nvml"], "interval_ms": 20, "calibration": entries}
+    path = experiment(tmp_path, "calibrated", window={"min_duration_s": 10}, energy=energy)
+    with gpu_worker(shared_house, nvml, "calibrated", A):
+        run = only_run(shared_house, path)
+    result = result_of(shared_house, run)
+    (device,) = result.energy.devices
+    true_j = truth(result, curve, origin_ns)
+    assert device.energy.joules is not None and device.energy.bound_parts is not None
+    assert device.energy.bound_parts.sensor_gain == 0.005
+    assert abs(device.energy.joules - true_j) <= (device.energy.bound_j or 0.0)
+    assert device.energy.joules == pytest.approx(true_j, rel=0.02)
+    assert device.uncorrected_j == pytest.approx(0.91 * true_j - 12 * result.window.duration_s, rel=0.02)
+    assert "calibration_unused" in codes(result)
+
+
 @pytest.mark.slow
 @pytest.mark.finds("cycles_drift", "counter_slow")
 def test_power_that_falls_from_cycle_to_cycle_is_found_in_the_results(

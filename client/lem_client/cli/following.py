@@ -19,7 +19,7 @@ from lem_client.render.terminal import clean
 from lem_domain.errors import LemError
 from lem_domain.results.method import MethodVersion
 from lem_domain.states import RunState
-from lem_domain.wire.campaigns import CampaignResults
+from lem_domain.wire.campaigns import AggregationRequest, CampaignResults
 from lem_domain.wire.events import AggregationEvent, CampaignEvent
 
 
@@ -49,24 +49,34 @@ def note_on_interrupt(campaign_id: str) -> Iterator[None]:
         raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
-def aggregate_completed(session: Session, campaign_id: str, method: MethodVersion | None = None) -> tuple[str, ...]:
+def aggregate_completed(
+    session: Session,
+    campaign_id: str,
+    method: MethodVersion | None = None,
+    request: AggregationRequest | None = None,
+) -> tuple[str, ...]:
     """Aggregate the campaign's completed runs; return a sentence for each run that can't be aggregated.
 
-    With a method also those that have results by other methods only.
+    With a method also those that have results by other methods only, with a request also those whose newest result has
+    other calibrations.
     """
-    count = session.client.campaign(campaign_id).runs.completed
-    if method is not None:
+    runs = session.client.campaign(campaign_id).runs
+    count = runs.completed
+    if request is not None:
+        count += runs.aggregated
+    elif method is not None:
         for experiment in session.client.results(campaign_id, method=method).experiments:
             count += sum(one.state is RunState.AGGREGATED and one.verdict is None for one in experiment.outcomes)
     if not count:
         return ()
-    session.note(f"aggregating {count} {'run' if count == 1 else 'runs'} …")
+    most = "up to " if request is not None else ""
+    session.note(f"aggregating {most}{count} {'run' if count == 1 else 'runs'} …")
     is_done = Event()
     if not session.quiet and not session.as_json:
         # A daemon thread: it must not delay Ctrl-C.
         Thread(target=_print_aggregation_progress, args=(session, campaign_id, is_done), daemon=True).start()
     try:
-        outcome = session.client.aggregate_campaign(campaign_id, method=method)
+        outcome = session.client.aggregate_campaign(campaign_id, method=method, request=request)
     finally:
         is_done.set()
     problems = [f"{one.run_id}: {one.message}" for one in outcome.problems]

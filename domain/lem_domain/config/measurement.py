@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from lem_domain.config.calibration import DeviceCalibration, named_twice
 from lem_domain.config.model_base import ConfigModel, Rule, key, not_above
 from lem_domain.config.source_names import SourceName
 from lem_domain.ids import Sha256
@@ -178,6 +179,10 @@ class WarmupConfig(ConfigModel):
     rules: ClassVar[tuple[Rule, ...]] = (not_above("min_requests", "max_requests"),)
 
 
+def _calibrated_twice(energy: EnergyConfig) -> str | None:
+    return named_twice(energy.calibration)
+
+
 class EnergyConfig(ConfigModel):
     """Sources of power and energy, and their sampling interval."""
 
@@ -188,6 +193,14 @@ class EnergyConfig(ConfigModel):
         50, "Sampling interval; a slower source is read as often as it allows.", ge=5, le=5000, unit="ms"
     )
     required: bool = key(False, "Fail a run whose energy can't be read, instead of giving null.")
+    calibration: tuple[DeviceCalibration, ...] = key(
+        (),
+        "Corrects the readings of GPUs by what an external meter found. Figures of `m2` are corrected, the evidence "
+        "never is.",
+        max_length=64,
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = (_calibrated_twice,)
 
 
 class RecordConfig(ConfigModel):

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from lem_domain.config.calibration import DeviceCalibration
 from lem_domain.results.figures import EnergyFigure, Figure, ResultModel, is_absent
 
 BaselineContext = Literal["idle", "ready", "ready_after"]
@@ -50,6 +51,12 @@ class DeviceEnergy(ResultModel):
         default=None,
         exclude_if=is_absent,
         description="Why the figure is not the counter's, although the device has one; absent under `m1`.",
+    )
+    calibration: DeviceCalibration | None = Field(
+        default=None, exclude_if=is_absent, description="The user's calibration that corrects the readings, if any."
+    )
+    uncorrected_j: float | None = Field(
+        default=None, exclude_if=is_absent, description="The energy as the readings show it, before the calibration."
     )
     mean_power_w: Figure
     peak_power_w: Figure

@@ -35,6 +35,7 @@ class FindingCode(StrEnum):
     COUNTER_RESET = "counter_reset"
     REPEATED_COUNTER = "repeated_counter"
     PART_TIME_SENSOR = "part_time_sensor"
+    CALIBRATION_UNUSED = "calibration_unused"
     BASELINE_DRIFT = "baseline_drift"
     NEGATIVE_NET_ENERGY = "negative_net_energy"
     NOT_STATIONARY = "not_stationary"

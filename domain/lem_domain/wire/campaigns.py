@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.types import JsonValue
 
+from lem_domain.config.calibration import DeviceCalibration, named_twice
 from lem_domain.config.campaign import CampaignSpec
 from lem_domain.config.execution import ExecutionConfig, Placement
 from lem_domain.config.expansion import Plan, PlannedExperiment
@@ -56,6 +57,22 @@ class PauseCampaign(RequestModel):
         description="finish: live runs are measured to their end; stop: workers stop them within seconds and they "
         "are queued again, without a charge to their retries.",
     )
+
+
+class AggregationRequest(RequestModel):
+    """What an aggregation computes with, where that is not the configuration's."""
+
+    calibration: tuple[DeviceCalibration, ...] | None = Field(
+        default=None,
+        max_length=64,
+        description="Calibrations instead of `energy.calibration`; an empty list computes without any.",
+    )
+
+    @model_validator(mode="after")
+    def _each_device_once(self) -> Self:
+        if (problem := named_twice(self.calibration or ())) is not None:
+            raise ValueError(problem)
+        return self
 
 
 class AggregationProblem(AnswerModel):

@@ -44,6 +44,8 @@ class CampaignAggregations:
     ) -> AggregatedCampaign:
         """Aggregate every completed run of the campaign that has no aggregate by this method; report the rest per run.
 
+        With calibrations, every run whose newest aggregate by this method was computed with others.
+
         With `allow_partial` runs that failed with `invalid_evidence` are included. The runs take turns, so that other
         requests find a free subprocess. Each aggregate is stored when it is ready: a request that is repeated after an
         interruption continues where the first one stopped.
@@ -67,7 +69,11 @@ class CampaignAggregations:
     ) -> AggregatedCampaign:
         async with self._engine.connect() as connection:
             total = await queries.count_pending(
-                connection, campaign_id, allow_partial=parameters.allow_partial, method=method
+                connection,
+                campaign_id,
+                allow_partial=parameters.allow_partial,
+                method=method,
+                calibration=parameters.stored_calibration,
             )
         if total is None:
             raise not_found(IdKind.CAMPAIGN, campaign_id)
@@ -96,6 +102,7 @@ class CampaignAggregations:
                     campaign_id,
                     allow_partial=parameters.allow_partial,
                     method=method,
+                    calibration=parameters.stored_calibration,
                     after=after,
                     limit=PAGE,
                 )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.types import JsonValue
 
+from lem_domain.config.calibration import DeviceCalibration
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.evidence.streams import SAMPLER, StreamManifest, StreamName
 from lem_domain.ids import AttemptId, RunId
@@ -32,6 +33,16 @@ class AggregationParameters(BaseModel):
         default=False,
         description="Compute from incomplete evidence; the result is marked invalid and lists what is missing.",
     )
+    calibration: tuple[DeviceCalibration, ...] | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="Calibrations instead of the configuration's (`energy.calibration`).",
+    )
+
+    @property
+    def stored_calibration(self) -> list[JsonValue] | None:
+        """The calibrations as they are stored with an aggregate."""
+        return None if self.calibration is None else [one.model_dump(mode="json") for one in self.calibration]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +65,12 @@ class AggregationInput:
     effective_config: EffectiveConfig | None
     parameters: AggregationParameters = field(default_factory=AggregationParameters)
     method: MethodVersion = DEFAULT_METHOD
+
+    @property
+    def calibration(self) -> tuple[DeviceCalibration, ...]:
+        """The calibrations to apply."""
+        given = self.parameters.calibration
+        return self.config.energy.calibration if given is None else given
 
     @property
     def ranks(self) -> tuple[str, ...]:

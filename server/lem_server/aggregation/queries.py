@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from pydantic.types import JsonValue
 from sqlalchemy import text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -51,7 +53,7 @@ async def run_row(connection: AsyncConnection, run_id: UUID, *, lock: bool = Fal
 _INSERT = text("""
     INSERT INTO aggregates (key, run_id, attempt_id, method, parameters, evidence_sha256, result)
     VALUES (:key, :run_id, :attempt_id, :method, :parameters, :evidence_sha256, CAST(:result AS json))
-    ON CONFLICT (attempt_id, key) DO NOTHING
+    ON CONFLICT (attempt_id, key) DO UPDATE SET created_at = excluded.created_at
 """).bindparams(bindparam("parameters", type_=JSONB))
 
 
@@ -66,7 +68,7 @@ async def insert_aggregate(
     evidence_sha256: bytes,
     result: bytes,
 ) -> None:
-    """Store an aggregate under its key, unless it is stored already."""
+    """Store an aggregate under its key; one that is stored already becomes the newest again."""
     await connection.execute(
         _INSERT,
         {
@@ -124,7 +126,11 @@ _PENDING = """
          OR ((r.state = 'aggregated'
               OR :allow_partial AND r.state = 'failed' AND r.reason = 'invalid_evidence'
                  AND r.current_attempt IS NOT NULL)
-             AND NOT EXISTS (SELECT FROM aggregates a WHERE a.attempt_id = r.current_attempt AND a.method = :method)))
+             AND (NOT EXISTS (SELECT FROM aggregates a WHERE a.attempt_id = r.current_attempt AND a.method = :method)
+                  OR :calibrated AND (SELECT a.parameters -> 'calibration' FROM aggregates a
+                                       WHERE a.attempt_id = r.current_attempt AND a.method = :method
+                                       ORDER BY a.created_at DESC, a.key LIMIT 1)
+                                     IS DISTINCT FROM CAST(:calibration AS jsonb))))
 """
 # Index ix_runs_campaign_id_state.
 _COUNT_PENDING = text(f"""
@@ -142,10 +148,15 @@ _PENDING_PAGE = text(f"""
 
 
 async def count_pending(
-    connection: AsyncConnection, campaign_id: UUID, *, allow_partial: bool, method: MethodVersion
+    connection: AsyncConnection,
+    campaign_id: UUID,
+    *,
+    allow_partial: bool,
+    method: MethodVersion,
+    calibration: list[JsonValue] | None,
 ) -> int | None:
     """Return how many runs `pending_runs` lists in all; None if there is no such campaign."""
-    where = {"campaign_id": campaign_id, "allow_partial": allow_partial, "method": method}
+    where = _pending_where(campaign_id, allow_partial, method, calibration)
     found = await connection.execute(_COUNT_PENDING, where)
     count: int | None = found.scalar_one_or_none()
     return count
@@ -157,18 +168,28 @@ async def pending_runs(
     *,
     allow_partial: bool,
     method: MethodVersion,
+    calibration: list[JsonValue] | None,
     after: int,
     limit: int,
 ) -> list[PendingRun]:
-    """List runs that have no aggregate by a method and can have one, by position, from the first above `after`."""
-    where = {
+    """List runs that have no aggregate by a method and can have one, by position, from the first above `after`.
+
+    With calibrations also those whose newest aggregate by the method was computed with others.
+    """
+    where = {**_pending_where(campaign_id, allow_partial, method, calibration), "after": after, "limit": limit}
+    return [PendingRun(*row) for row in await connection.execute(_PENDING_PAGE, where)]
+
+
+def _pending_where(
+    campaign_id: UUID, allow_partial: bool, method: MethodVersion, calibration: list[JsonValue] | None
+) -> dict[str, Any]:
+    return {
         "campaign_id": campaign_id,
         "allow_partial": allow_partial,
         "method": method,
-        "after": after,
-        "limit": limit,
+        "calibrated": calibration is not None,
+        "calibration": None if calibration is None else json.dumps(calibration),
     }
-    return [PendingRun(*row) for row in await connection.execute(_PENDING_PAGE, where)]
 
 
 async def fail_run(connection: AsyncConnection, run_id: UUID, *, reason: str, message: str) -> None:

@@ -80,6 +80,7 @@ def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:
         window,
         read_probe(inputs.ranks, inputs.summaries) if inputs.config.prefill_probe else None,
         inputs.method,
+        inputs.calibration,
     )
     warmups = {process: read_warmup(reader, process, inputs.summaries) for process in inputs.ranks}
     reader.verify_rest()

@@ -10,7 +10,7 @@ from lem_domain.errors import ProblemCode
 from lem_domain.results.method import DEFAULT_METHOD, MethodVersion
 from lem_domain.results.run import RunResult
 from lem_domain.wire.access import Scope
-from lem_domain.wire.campaigns import AggregatedCampaign
+from lem_domain.wire.campaigns import AggregatedCampaign, AggregationRequest
 from lem_server.access.guard import declares
 from lem_server.aggregation import service
 from lem_server.aggregation.inputs import AggregationParameters
@@ -32,6 +32,7 @@ Method = Annotated[MethodVersion, Query(description="Version of the formulas (do
     response_model=RunResult,
     **declares(
         Scope.SUBMIT,
+        _C.BAD_REQUEST,
         _C.NOT_FOUND,
         _C.CONFLICT,
         _C.EVIDENCE_MISSING,
@@ -41,28 +42,51 @@ Method = Annotated[MethodVersion, Query(description="Version of the formulas (do
     ),
 )
 async def aggregate_run(
-    context: Context, run_id: RunPath, allow_partial: AllowPartial = False, method: Method = DEFAULT_METHOD
+    context: Context,
+    run_id: RunPath,
+    allow_partial: AllowPartial = False,
+    method: Method = DEFAULT_METHOD,
+    request: AggregationRequest | None = None,
 ) -> Response:
-    """Compute the run's result from its raw evidence and verify every digest. A repetition returns the same bytes."""
-    parameters = AggregationParameters(allow_partial=allow_partial)
-    body = await service.aggregate_run(context.engine, context.aggregations.pool, run_id, parameters, method)
+    """Compute the run's result from its raw evidence and verify every digest. A repetition returns the same bytes.
+
+    The result is the newest one of the run from then on, also if it was stored before.
+    """
+    parameters = _parameters(allow_partial, request)
+    service.require_effect(parameters, method)
+    body = await service.aggregate_run(
+        context.engine, context.aggregations.pool, run_id, parameters, method, must_correct=True
+    )
     return Response(body, media_type=_JSON)
 
 
-@router.post("/campaigns/{campaign_id}:aggregate", **declares(Scope.SUBMIT, _C.NOT_FOUND))
+@router.post("/campaigns/{campaign_id}:aggregate", **declares(Scope.SUBMIT, _C.BAD_REQUEST, _C.NOT_FOUND))
 async def aggregate_campaign(
-    context: Context, campaign_id: CampaignPath, allow_partial: AllowPartial = False, method: Method = DEFAULT_METHOD
+    context: Context,
+    campaign_id: CampaignPath,
+    allow_partial: AllowPartial = False,
+    method: Method = DEFAULT_METHOD,
+    request: AggregationRequest | None = None,
 ) -> AggregatedCampaign:
     """Aggregate every completed run of the campaign that has no aggregate by this method.
+
+    With calibrations every run whose newest aggregate by this method was computed with others.
 
     Runs that can't be aggregated are listed with why. Answers when all are done, which takes as long as the runs need
     one after another; the campaign's events have the progress.
     Repeat the request after an interruption: runs that are aggregated are not aggregated again.
     """
-    return await context.aggregations.aggregate(campaign_id, AggregationParameters(allow_partial=allow_partial), method)
+    parameters = _parameters(allow_partial, request)
+    service.require_effect(parameters, method)
+    return await context.aggregations.aggregate(campaign_id, parameters, method)
 
 
 @router.get("/runs/{run_id}/aggregate", response_model=RunResult, **declares(Scope.READ, _C.NOT_FOUND))
 async def get_aggregate(context: Context, run_id: RunPath, method: StoredMethod = None) -> Response:
     """Return the newest stored result, byte for byte as it was computed."""
     return Response(await service.stored_aggregate(context.engine, run_id, method), media_type=_JSON)
+
+
+def _parameters(allow_partial: bool, request: AggregationRequest | None) -> AggregationParameters:
+    calibration = request.calibration if request is not None else None
+    return AggregationParameters(allow_partial=allow_partial, calibration=calibration)

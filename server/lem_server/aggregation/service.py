@@ -22,27 +22,44 @@ LARGE_ROWS = 200_000
 """A run of at least so many rows gets a subprocess that ends with it and returns its memory."""
 
 
+def require_effect(parameters: AggregationParameters, method: MethodVersion) -> None:
+    """Refuse calibrations for a method that does not use them.
+
+    Raises:
+        ProblemError: `validation`.
+    """
+    if parameters.calibration and method is MethodVersion.M1:
+        raise ProblemError(
+            ProblemCode.VALIDATION, "method m1 corrects no readings; aggregate by m2, or without calibration."
+        )
+
+
 async def aggregate_run(
     engine: AsyncEngine,
     pool: AggregationPool,
     run_id: UUID,
     parameters: AggregationParameters,
     method: MethodVersion = DEFAULT_METHOD,
+    *,
+    must_correct: bool = False,
 ) -> bytes:
     """Aggregate a run from its evidence, verify every digest, store the result and return its canonical JSON.
 
     A completed run becomes `aggregated`, or `failed` with reason `invalid_evidence` if its evidence can't be used.
     Results by different methods are stored side by side. An aggregated run is aggregated again: the same
     version must produce the stored bytes; another version's result is stored next to the older one.
-    A run that failed with `invalid_evidence` stays failed and needs `allow_partial`.
+    A run that failed with `invalid_evidence` stays failed and needs `allow_partial`. With `must_correct` one of the
+    given calibrations has to name a device of the run.
 
     Raises:
-        ProblemError: `not_found`; `conflict` when the run has no finished attempt; `evidence_missing`,
+        ProblemError: `validation`; `not_found`; `conflict` when the run has no finished attempt; `evidence_missing`,
             `evidence_corrupt`, `evidence_invalid`; `aggregate_not_reproducible`.
     """
     async with engine.connect() as connection:
         row = await queries.run_row(connection, run_id)
     row = _finished(row, run_id, parameters)
+    if must_correct:
+        _require_its_device(row, parameters)
     try:
         computed = await _compute(engine, pool, row, parameters, method)
     except AggregationError as error:
@@ -157,6 +174,21 @@ def _finished(
             f"{run} failed for its evidence; aggregate it with allow_partial to see the figures that remain.",
         )
     raise ProblemError(ProblemCode.CONFLICT, f"{run} is {row.state} and not completed; aggregate it when it is.")
+
+
+def _require_its_device(row: queries.RunToAggregate, parameters: AggregationParameters) -> None:
+    """Refuse calibrations of other devices than the run's, unless it used MIG instances: their GPU is unknown here."""
+    leased = [(str(one["uuid"]), str(one["name"])) for one in row.devices or ()]
+    wanted = [one.device for one in parameters.calibration or ()]
+    named = {name for device in leased for name in device}
+    if not wanted or named & set(wanted) or any(uuid.startswith("MIG-") for uuid, _ in leased):
+        return
+    listed = ", ".join(f"{uuid} ({name})" for uuid, name in leased)
+    raise ProblemError(
+        ProblemCode.VALIDATION,
+        f"{format_id(IdKind.RUN, row.run_id)} used {listed}, and the calibration is of {', '.join(wanted)}; name a "
+        "device of the run by its UUID or its whole model name.",
+    )
 
 
 def _attempt(row: queries.RunToAggregate) -> UUID:

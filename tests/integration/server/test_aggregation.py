@@ -301,3 +301,29 @@ async def test_incomplete_evidence_gives_a_result_only_where_it_was_asked_for(ap
     assert RunResult.model_validate_json(partial.content).verdict == "invalid"
     assert (await api.get(f"/api/v1/runs/{second}/aggregate")).content == partial.content
     assert await state_of(api, second) == ("failed", "invalid_evidence")
+
+
+async def test_a_calibration_afterwards_is_computed_from_the_same_evidence(
+    api: httpx.AsyncClient, engine: AsyncEngine, run: str
+) -> None:
+    """An old run is metered later: readings of 50 W were 40 W."""
+    stored = f"/api/v1/runs/{run}/aggregate"
+    plain = await aggregate(api, run)
+    entry = {"device": "Simulated device", "gain": 1.25, "gain_bound": 0.01, "source": "meter"}
+
+    async def calibrated(*entries: dict[str, object], **parameters: str) -> httpx.Response:
+        return await api.post(f"/api/v1/runs/{run}:aggregate", json={"calibration": entries}, params=parameters)
+
+    own = await calibrated(entry)
+    result = RunResult.model_validate_json(own.content)
+    assert result.energy.total.joules == pytest.approx(WATTS * SECONDS / 1.25)
+    assert result.evidence_sha256 == plain.json()["evidence_sha256"]
+    assert (await api.get(stored)).content == own.content == (await calibrated(entry)).content
+    assert await aggregates_of(engine, run) == 2
+    assert (await aggregate(api, run)).content == plain.content == (await api.get(stored)).content
+    assert await aggregates_of(engine, run) == 2, "what is stored is the newest again"
+    assert (await calibrated()).json()["energy"]["total"] == plain.json()["energy"]["total"]
+    assert refusal(await calibrated({**entry, "device": "GPU-9"})) == (422, "validation")
+    assert refusal(await calibrated({**entry, "gain": 3})) == (422, "validation")
+    assert refusal(await calibrated(entry, entry)) == (422, "validation")
+    assert refusal(await calibrated(entry, method="m1")) == (422, "validation")

@@ -222,3 +222,27 @@ async def events(context: AppContext, campaign: str) -> AsyncIterator[tuple[str,
 async def test_an_unknown_campaign_is_not_found(api: httpx.AsyncClient) -> None:
     answer = await api.post(f"/api/v1/campaigns/cmp_{'0' * 32}:aggregate")
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+async def test_calibrations_apply_to_every_run_that_has_a_result_with_others(
+    api: httpx.AsyncClient, campaign: str, aggregated_runs: list[UUID]
+) -> None:
+    async def calibrated(*entries: dict[str, Any]) -> int:
+        answer = await api.post(f"/api/v1/campaigns/{campaign}:aggregate", json={"calibration": entries})
+        assert answer.status_code == 200, answer.text
+        return int(answer.json()["aggregated"])
+
+    async def shown_j() -> list[float]:
+        runs = await run_ids(api, {"id": campaign})
+        results = [await api.get(f"/api/v1/runs/{run}/aggregate") for run in (runs[0], runs[2])]
+        return [one.json()["energy"]["total"]["joules"] for one in results]
+
+    await aggregate(api, campaign)
+    entry = {"device": "Simulated device", "gain": 1.25, "source": "meter"}
+    assert await calibrated(entry) == 2 and await calibrated(entry) == 0
+    assert await shown_j() == [pytest.approx(160)] * 2
+    assert (await aggregate(api, campaign)).aggregated == 0, "without calibrations the newest result stays"
+    assert await calibrated({**entry, "gain": 1.6}) == 2
+    assert await shown_j() == [pytest.approx(125)] * 2
+    assert await calibrated() == 2 and await calibrated(entry) == 2
+    assert await shown_j() == [pytest.approx(160)] * 2

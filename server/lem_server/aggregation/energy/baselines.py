@@ -11,7 +11,7 @@ from lem_domain.results.energy import Baseline, BaselineContext, PartPower
 from lem_domain.results.figures import BoundParts, EnergyFigure, EnergyMethod, Figure
 from lem_domain.results.method import DEFAULT_METHOD, MethodVersion
 from lem_server.aggregation.energy.bounds import bound_j, sensor_bound_j
-from lem_server.aggregation.energy.meters import Meter, sum_or_none
+from lem_server.aggregation.energy.meters import BoundedMeter, Meter, sum_or_none
 from lem_server.aggregation.energy.sampler_record import BaselineSpan, ReusedBaseline, SamplerRecord
 from lem_server.aggregation.energy.traces import FloatArray, Interval, Span
 from lem_server.aggregation.evidence_reader import NULL
@@ -29,7 +29,7 @@ def baseline_results(record: SamplerRecord, meters: Mapping[str, Meter], parts: 
         if context in record.baselines:
             found.append(_measured(context, record.baselines[context], meters, parts))
         elif context == "idle" and record.reused is not None:
-            found.append(_from_earlier(record.reused, parts))
+            found.append(_from_earlier(record.reused, meters, parts))
     return tuple(found)
 
 
@@ -144,8 +144,12 @@ def _measured(
     )
 
 
-def _from_earlier(reused: ReusedBaseline, parts: Sequence[str]) -> Baseline:
-    powers = {part: PartPower(part=part, mean_power_w=watts) for part, watts in sorted(reused.parts_w.items())}
+def _from_earlier(reused: ReusedBaseline, meters: Mapping[str, Meter], parts: Sequence[str]) -> Baseline:
+    powers: dict[str, PartPower] = {}
+    for part, watts in sorted(reused.parts_w.items()):
+        meter = meters.get(part)  # the worker reuses what its readings showed
+        true_w = meter.sensor.corrected_w(watts) if isinstance(meter, BoundedMeter) else watts
+        powers[part] = PartPower(part=part, mean_power_w=true_w)
     lacking = "; ".join(f"{part}: the earlier attempt has no value" for part in parts if part not in powers)
     return Baseline(
         context="idle",

@@ -94,8 +94,12 @@ class Meter:
 
     def _counted_until(self, times: IntArray, counts: IntArray, at_ns: IntArray) -> FloatArray:
         relative = np.interp(at_ns - times[0], times - times[0], counts - counts[0])
-        joules: FloatArray = relative * self.joules_per_count
+        joules: FloatArray = relative * self.joules_per_count - self._counted_offset_w * (at_ns - times[0]) / 1e9
         return joules
+
+    @property
+    def _counted_offset_w(self) -> float:
+        return 0.0
 
     def _figure(self, reading: EnergyEstimate, method: EnergyMethod) -> EnergyFigure:
         if strength(self.best) < strength(method):
@@ -112,7 +116,10 @@ class Meter:
 
 @dataclass(frozen=True)
 class BoundedMeter(Meter):
-    """The samples of one part by method `m2`: `trace` has plausible readings only, and bounds have parts."""
+    """The samples of one part by method `m2`: `trace` has plausible readings only, and bounds have parts.
+
+    With a calibration of its sensor `trace` has corrected powers, and `joules_per_count` is that of true energy.
+    """
 
     sensor: Sensor = field(default_factory=Sensor)
     plausible: PlausibleTrace | None = None
@@ -149,7 +156,7 @@ class BoundedMeter(Meter):
         whole = self._counted(interval)
         replaced_j = self._plausible.replaced_counts(interval) * self.joules_per_count
         found = BoundedEstimate(
-            counts * self.joules_per_count,
+            counts * self.joules_per_count - self._counted_offset_w * part_s,
             open_counts * self.joules_per_count + replaced_j,
             whole.coverage_j,
         )
@@ -170,7 +177,14 @@ class BoundedMeter(Meter):
         return disagreement_j(self._counted(interval), self._integrated(interval))
 
     def _counted(self, interval: Interval) -> BoundedEstimate:
-        return counter_bounded(self._plausible, self.joules_per_count, interval, self.sensor)
+        found = counter_bounded(self._plausible, self.joules_per_count, interval, self.sensor)
+        if found.joules is None or self.sensor.correction is None:
+            return found
+        return found._replace(joules=found.joules - self._counted_offset_w * interval.duration_s)
+
+    @property
+    def _counted_offset_w(self) -> float:
+        return self.sensor.counted_offset_w
 
     def _integrated(self, interval: Interval) -> BoundedEstimate:
         return integral_bounded(self._plausible, interval, self.sensor)
@@ -204,6 +218,21 @@ class BoundedMeter(Meter):
             sensor_bound_j=sensor_j,
             bound_parts=parts,
         )
+
+
+def bounded_meter(
+    part: str, found: PlausibleTrace, joules_per_count: float, sensor: Sensor, source: str | None = None
+) -> BoundedMeter:
+    """Return the meter of plausible readings, corrected by the sensor's calibration if it has one."""
+    corrected = sensor.corrected(found)
+    return BoundedMeter(
+        part=part,
+        trace=corrected.trace,
+        joules_per_count=joules_per_count / sensor.slope,
+        source=source,
+        sensor=sensor,
+        plausible=corrected,
+    )
 
 
 def strength(method: EnergyMethod | None) -> int:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lem_domain.config.calibration import DeviceCalibration
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.results.energy import DeviceEnergy, EnergyResult, HostEnergy, RefusedReadings
 from lem_domain.results.figures import EnergyFigure, EnergyMethod, Figure
@@ -14,7 +15,7 @@ from lem_domain.results.method import DEFAULT_METHOD, MethodVersion
 from lem_domain.results.run import WindowResult
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_server.aggregation.energy.baselines import baseline_results, net_energy
-from lem_server.aggregation.energy.meters import BoundedMeter, Meter, mean_power, strength, total_energy
+from lem_server.aggregation.energy.meters import BoundedMeter, Meter, bounded_meter, mean_power, strength, total_energy
 from lem_server.aggregation.energy.phase_split import phase_split
 from lem_server.aggregation.energy.plausibility import PlausibleTrace, plausible
 from lem_server.aggregation.energy.power_traces import HostKey
@@ -67,6 +68,7 @@ def energy_account(
     window: WindowResult,
     probe_window: ProbeWindow | None = None,
     method: MethodVersion = DEFAULT_METHOD,
+    calibration: Sequence[DeviceCalibration] = (),
 ) -> EnergyAccount:
     """Compute energy per part and in total (docs/measurement.md, Energy).
 
@@ -79,7 +81,8 @@ def energy_account(
     device_results: dict[str, DeviceEnergy] = {}
     for uuid, device in {device.uuid: device for device in devices}.items():
         limit_w = record.highest_limit_w(uuid, devices)
-        meter = _device_meter(device, device_traces.get(uuid), sources, record.facts.get(uuid), limit_w, method)
+        facts = record.facts.get(uuid)
+        meter = _device_meter(device, device_traces.get(uuid), sources, facts, limit_w, method, calibration)
         if meter is not None:
             meters[uuid] = meter
         device_results[uuid] = _device_energy(device, meter, sources, window)
@@ -175,22 +178,16 @@ def _device_meter(
     facts: DeviceFacts | None,
     limit_w: float | None,
     method: MethodVersion,
+    calibration: Sequence[DeviceCalibration],
 ) -> Meter | None:
     if trace is None:
         return None
     if method is not MethodVersion.M1:
-        sensor = device_sensor(device, facts, limit_w)
+        sensor = device_sensor(device, facts, limit_w, calibration)
         found = PlausibleTrace(trace)
         if sensor.limit_w is not None:
             found = plausible(trace, _J_PER_MJ, sensor.limit_w)
-        return BoundedMeter(
-            part=device.uuid,
-            trace=found.trace,
-            joules_per_count=_J_PER_MJ,
-            source=sources.of(device.uuid),
-            sensor=sensor,
-            plausible=found,
-        )
+        return bounded_meter(device.uuid, found, _J_PER_MJ, sensor, sources.of(device.uuid))
     return Meter(
         part=device.uuid,
         trace=trace,
@@ -202,7 +199,7 @@ def _device_meter(
 
 
 def _device_energy(device: Device, meter: Meter | None, sources: ReportedSources, window: WindowResult) -> DeviceEnergy:
-    integrated = peak = counter_reason = None
+    integrated = peak = counter_reason = calibration = uncorrected_j = None
     refused: tuple[RefusedReadings, ...] = ()
     if meter is None:
         reason = (
@@ -217,12 +214,17 @@ def _device_energy(device: Device, meter: Meter | None, sources: ReportedSources
         peak = meter.trace.peak_power_w(window)
         if isinstance(meter, BoundedMeter):
             refused, counter_reason = meter.refused_around(window), meter.why_not_counted(window)
+            calibration = meter.sensor.correction
+        if calibration is not None and energy.joules is not None:
+            uncorrected_j = energy.joules * calibration.gain + calibration.offset_w * window.duration_s
     return DeviceEnergy(
         uuid=device.uuid,
         energy=energy,
         integrated=integrated,
         refused=refused,
         counter_reason=counter_reason,
+        calibration=calibration,
+        uncorrected_j=uncorrected_j,
         mean_power_w=mean_power(energy, window),
         peak_power_w=Figure(
             value=peak, unit="W", reason=None if peak is not None else "no sample in the window holds an instant power"

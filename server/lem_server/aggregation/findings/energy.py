@@ -370,6 +370,25 @@ def part_time_sensor(facts: RunFacts) -> Iterator[Occurrence]:
 
 
 @rule(
+    FindingCode.CALIBRATION_UNUSED,
+    Severity.NOTE,
+    when="a calibration (`energy.calibration`, or given for this aggregation) corrects no device of the run, or the "
+    "method is `m1`, which corrects none",
+    remedy="compare its device with the run's, unless it is meant for others",
+)
+def calibration_unused(facts: RunFacts) -> Iterator[Occurrence]:
+    """A calibration had no effect on the run's figures."""
+    devices = facts.account.result.devices
+    applied = {one.calibration.device for one in devices if one.calibration is not None}
+    unused = [one.device for one in facts.inputs.calibration if one.device not in applied]
+    if not unused:
+        return
+    why = "method m1 corrects no readings" if facts.inputs.method is MethodVersion.M1 else "no device has its readings"
+    leased = ", ".join(f"{one.uuid} ({one.name})" for one in facts.inputs.devices)
+    yield Occurrence(f"The calibration of {', '.join(unused)} was not used: {why}; the run leased {leased}")
+
+
+@rule(
     FindingCode.BASELINE_DRIFT,
     when=f"the ready baselines before and after the window differ by more than {DRIFT:.0%}",
     remedy="wait for a steady temperature (`settle`) or keep other work off the device",
