@@ -63,6 +63,7 @@ definition
 efficiency
 energy_delay_product_js
 energy_per_output_token_j
+energy_per_output_token_without_constant_j
 energy_per_prompt_token_j
 energy_per_request_j
 net_energy_per_output_token_j

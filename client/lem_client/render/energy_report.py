@@ -19,13 +19,13 @@ from lem_domain.results.run import (
 _METHODS = {
     EnergyMethod.COUNTER: "read from its own energy counter",
     EnergyMethod.INTEGRATED: "integrated from power samples",
-    EnergyMethod.MODELLED: "estimated by a model (the memory is a constant in it), not measured",
+    EnergyMethod.MODELLED: "estimated by a model, not measured",
 }
 _EXPLANATIONS = {
     EnergyMethod.COUNTER: "a hardware counter, read at the start and the end of the measured window",
     EnergyMethod.INTEGRATED: "power samples{often}, integrated over the measured window; bursts shorter than "
     "the period and in step with it are not seen",
-    EnergyMethod.MODELLED: "not measured; a model estimated it from load and rated power, and the memory by a constant",
+    EnergyMethod.MODELLED: "not measured; a model estimated it from load and rated power",
 }
 _DOMAINS = {"package": "the CPU package", "dram": "the memory"}
 """RAPL numbers them: package-0."""
@@ -104,6 +104,19 @@ def _bound_parts(total: EnergyFigure, parts: BoundParts) -> list[str]:
     ):
         named += [f"{quantity(joules, 'J')} {words}"] if joules else []
     return [*named, f"source of the sensor's error: {parts.calibration}"] if parts.calibration else named
+
+
+def constant(result: EnergyResult) -> list[str]:
+    """Return lines for the constants of a model and for the rest; none where no part is such a constant."""
+    total, whole = result.total.joules, result.constant.joules
+    if not total or whole is None:
+        return []
+    of = ", ".join(part_name(name) for name in result.constant_includes)
+    return [
+        f"  constant           {quantity(whole, 'J')} of {quantity(total, 'J')} ({whole / total:.0%}): {of}, "
+        "by what is installed and whatever the load",
+        f"  the rest           {energy(result.without_constant)}",
+    ]
 
 
 def sums(result: EnergyResult) -> list[str]:

@@ -223,6 +223,7 @@ def result(one: RunResult) -> list[str]:
         f"  method             {explanation[0]}",
         *(f"                     {sentence}" for sentence in explanation[1:]),
         f"  included           {', '.join(energy_report.part_name(name) for name in one.energy.includes) or 'nothing'}",
+        *energy_report.constant(one.energy),
         *energy_report.parts(one.energy),
         *energy_report.sums(one.energy),
         *energy_report.net_of_baseline(one.energy),

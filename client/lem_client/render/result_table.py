@@ -63,11 +63,15 @@ def _row(one: ExperimentResults, scales: dict[Metric, Scale]) -> tuple[str, ...]
 
 
 def _energy_method(one: ExperimentResults) -> str:
-    """Method of the energy figures and the devices that they include: `modelled: package+dram`."""
+    """Method of the energy, its parts, and the share of a model's constant: `modelled: package+dram, 92% constant`."""
     if one.energy_method is None:
         return MISSING
     included = "+".join(_device(part) for part in one.energy_includes)
-    return f"{one.energy_method}: {included}" if included else one.energy_method
+    text = f"{one.energy_method}: {included}" if included else one.energy_method
+    whole, constant = (_metric(one, name) for name in ("energy.total", "energy.constant"))
+    if whole is None or constant is None or not whole.mean or constant.mean is None:
+        return text
+    return f"{text}, {constant.mean / whole.mean:.0%} constant"
 
 
 def _device(part: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.table import Table
 
 _ID_WIDTH = 36
 """An id must never be shortened or broken: it is copied into the next command."""
@@ -17,7 +17,7 @@ def clean(text: str) -> str:
     return "".join(character if character.isprintable() or character in "\n\t" else "�" for character in text)
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> RenderableType:
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> Table:
     """Build a plain table; the columns named in `right` hold numbers."""
     # Importing rich takes a quarter of the start, and --json needs none of it.
     from rich import box  # noqa: PLC0415

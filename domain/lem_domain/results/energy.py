@@ -14,6 +14,10 @@ BaselineContext = Literal["idle", "ready", "ready_after"]
 """`idle`: before the engine starts; `ready`: engine loaded, no requests, before the window; `ready_after`: after it."""
 
 
+NOT_DIVIDED = "method m1 does not look for constants of a model; aggregate the run by m2"
+"""Reason of the figures without a model's constant where they are absent."""
+
+
 class RefusalKind(StrEnum):
     """Why readings are in no figure (method `m2`). They stay in the evidence."""
 
@@ -132,6 +136,14 @@ class PrefillProbe(ResultModel):
     decode: EnergyFigure = Field(description="The job's energy minus `prefill`; its bound is the sum of both bounds.")
 
 
+def _not_divided() -> EnergyFigure:
+    return EnergyFigure(joules=None, reason=NOT_DIVIDED)
+
+
+def _is_not_divided(found: EnergyFigure) -> bool:
+    return found.reason == NOT_DIVIDED
+
+
 class EnergyResult(ResultModel):
     """Energy over the measured window, per part and in total; figures of different parts are kept apart."""
 
@@ -140,6 +152,20 @@ class EnergyResult(ResultModel):
     total: EnergyFigure = Field(description="The job's energy: the sum over what `includes` lists.")
     includes: tuple[str, ...] = Field(
         description="The parts of `total`: device UUIDs if accelerators were leased, else host domains."
+    )
+    constant: EnergyFigure = Field(
+        default_factory=_not_divided,
+        exclude_if=_is_not_divided,
+        description="The part of `total` that a model takes as constant, whatever the load; null if there is none, "
+        "absent under `m1`.",
+    )
+    constant_includes: tuple[str, ...] = Field(
+        default=(), exclude_if=is_absent, description="The parts of `constant`; absent if there is none."
+    )
+    without_constant: EnergyFigure = Field(
+        default_factory=_not_divided,
+        exclude_if=_is_not_divided,
+        description="`total` − `constant`; null if no part is constant, absent under `m1`.",
     )
     mean_power_w: Figure
     peak_power_w: Figure = Field(

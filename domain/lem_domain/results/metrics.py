@@ -117,6 +117,16 @@ METRICS: tuple[Metric, ...] = (
         per_energy="energy.net",
     ),
     Metric(
+        "efficiency.energy_per_output_token_without_constant_j",
+        "J",
+        _LOWER,
+        "energy.without_constant / work.generated_tokens; null where no part of the energy is a model's constant",
+        "token, no constant",
+        heading="energy per token, no constant",
+        optional=True,
+        per_energy="energy.without_constant",
+    ),
+    Metric(
         "steady.energy_per_output_token_j",
         "J",
         _LOWER,
@@ -159,6 +169,10 @@ METRICS: tuple[Metric, ...] = (
     Metric("speed.e2e_ms.mean", "ms", _LOWER, "last token − arrival, per request", "E2E"),
     Metric("speed.queue_ms.mean", "ms", _LOWER, "scheduled − arrival, per request", "queue"),
     Metric("energy.total", "J", _LOWER, "the job's energy: the sum over the parts that `energy.includes` lists"),
+    Metric(
+        "energy.constant", "J", _NEUTRAL, "the part of energy.total that a model takes as constant, whatever the load"
+    ),
+    Metric("energy.without_constant", "J", _LOWER, "energy.total − energy.constant"),
     Metric("energy.net", "J", _LOWER, "energy.total − power of the ready baseline × window.duration_s"),
     Metric("energy.phases.prefill.energy", "J", _LOWER, "from a batch's begin to its first token, or by a probe"),
     Metric("energy.phases.decode.energy", "J", _LOWER, "from a batch's first token to its last, or by a probe"),

@@ -10,6 +10,7 @@ from pydantic.types import JsonValue
 
 from lem_domain.ids import AttemptId, RunId, Sha256
 from lem_domain.results.energy import (
+    NOT_DIVIDED,
     EnergyResult,
 )
 from lem_domain.results.figures import (
@@ -139,6 +140,11 @@ class EfficiencyResult(ResultModel):
     energy_delay_product_js: Figure = Field(description="Energy per request × mean E2E latency, in J·s.")
     energy_per_prompt_token_j: Figure = Field(description="Prefill energy / prompt tokens.")
     net_energy_per_output_token_j: Figure = Field(description="Net energy / generated tokens.")
+    energy_per_output_token_without_constant_j: Figure = Field(
+        default_factory=lambda: Figure(value=None, unit="J", reason=NOT_DIVIDED),
+        exclude_if=lambda found: found.reason == NOT_DIVIDED,
+        description="The job's energy without a model's constant / generated tokens; absent under `m1`.",
+    )
 
 
 class ComputeResult(ResultModel):

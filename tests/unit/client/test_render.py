@@ -10,20 +10,23 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from factories.evidence import Evidence, cpu, gpu
-from factories.results import campaign_results
+from factories.results import campaign_results, summary
 from lem_client.render import energy_report
-from lem_client.render.formats import csv, markdown
+from lem_client.render.formats import csv, markdown, table
 from lem_client.render.numbers import Scale, duration, mean_and_spread, number, quantity, scale_for
 from lem_client.render.progress import CampaignPicture, EventLines, transition_line
-from lem_client.render.result_table import result_table
+from lem_client.render.result_table import COLUMNS, result_table
 from lem_client.render.schedule import execution_summary
 from lem_client.render.terminal import clean
 from lem_domain.config.execution import ExecutionConfig
 from lem_domain.results.energy import EnergyResult
 from lem_domain.results.figures import EnergyFigure, EnergyMethod, Figure
+from lem_domain.results.metrics import METRICS
 from lem_domain.states import RunState
+from lem_domain.wire.campaigns import CampaignResults
 from lem_domain.wire.events import AggregationEvent, RunProgressEvent, RunTransitionEvent
 from lem_domain.wire.runs import Progress
 from lem_domain.wire.workers import Device
@@ -86,18 +89,61 @@ def test_durations_are_read_at_a_glance(seconds: float, shown: str) -> None:
 
 
 def test_the_table_says_method_spread_and_what_is_missing_and_why() -> None:
-    table = result_table(campaign_results())
-    row = dict(zip(table.headings, table.rows[0], strict=True))
+    made = result_table(campaign_results())
+    row = dict(zip(made.headings, made.rows[0], strict=True))
     assert row["mJ per output token"] == "12.3"
     assert row["method"] == "modelled: package+dram"
     assert (row["n"], row["verdict"], row["TTFT ms"]) == ("1 of 4", "questionable", "–")
-    assert table.notes == (
+    assert made.notes == (
         "– batch_size=1: TTFT ms: no request has a first token",
         "– batch_size=1: cycle 2: no result, failed (out_of_memory)",
         "– batch_size=1: cycles 3–4: no result, queued",
         "the energy is modelled",
         "few samples",
     )
+
+
+def shown_at(width: int, results: CampaignResults) -> str:
+    out = io.StringIO()
+    Console(width=width, file=out, force_terminal=False, markup=False, highlight=False, emoji=False).print(
+        table.render(results)
+    )
+    return out.getvalue()
+
+
+def all_figures() -> CampaignResults:
+    """Every column of the table has numbers."""
+    values = {"energy.total": 200.0, "energy.constant": 184.0}
+    metrics = [
+        summary(one.name, one.unit, values.get(one.name, 1234.5), values.get(one.name, 1234.5)) for one in METRICS
+    ]
+    spread = tuple(one.model_copy(update={"sd": 56.7}) for one in metrics)
+    return campaign_results(metrics=spread, findings=(), display_name="pytorch.batch_size=8, pytorch.dtype=bfloat16")
+
+
+def test_the_share_that_is_a_constant_of_a_model_is_in_the_table() -> None:
+    made = result_table(all_figures())
+    row = dict(zip(made.headings, made.rows[0], strict=True))
+    assert row["method"] == "modelled: package+dram, 92% constant"
+    assert row["kJ per token, no constant"] == "1.23 ± 0.06"
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 132, 400])
+def test_no_number_is_cut_at_any_width(width: int) -> None:
+    results = all_figures()
+    shown = shown_at(width, results)
+    assert max(map(len, shown.splitlines())) <= width
+    figures = [cell for cell in result_table(results).rows[0] if "±" in cell]
+    assert len(figures) == len(COLUMNS)
+    for cell in figures:
+        assert shown.count(cell) == figures.count(cell)
+    for heading in result_table(results).headings:
+        assert all(word in shown for word in heading.split()), heading
+
+
+def test_a_wide_terminal_has_one_table() -> None:
+    assert shown_at(400, all_figures()).count("experiment") == 1
+    assert shown_at(80, all_figures()).count("experiment") > 1
 
 
 def test_a_finding_that_not_all_have_is_told_of_those_that_have_it() -> None:
@@ -108,13 +154,13 @@ def test_a_finding_that_not_all_have_is_told_of_those_that_have_it() -> None:
         one.model_copy(update={"display_name": "batch_size=9", "findings": ("the energy is modelled",)}),
         one.model_copy(update={"display_name": "no engine", "verdict": None, "findings": (), "metrics": ()}),
     ]
-    table = result_table(whole.model_copy(update={"experiments": (one, *others)}))
-    assert table.notes[-2:] == ("the energy is modelled", "batch_size=1, batch_size=8: few samples")
+    made = result_table(whole.model_copy(update={"experiments": (one, *others)}))
+    assert made.notes[-2:] == ("the energy is modelled", "batch_size=1, batch_size=8: few samples")
 
 
 def test_a_campaign_without_results_has_no_figures_at_all() -> None:
-    table = result_table(campaign_results(verdict=None, energy_method=None, metrics=(), findings=()))
-    assert set(table.rows[0][2:]) == {"–"}
+    made = result_table(campaign_results(verdict=None, energy_method=None, metrics=(), findings=()))
+    assert set(made.rows[0][2:]) == {"–"}
 
 
 def test_markdown_cannot_be_broken_by_a_name() -> None:

@@ -26,6 +26,9 @@ def efficiency_result(energy: EnergyResult, work: WorkResult, e2e_ms: Distributi
         energy_delay_product_js=product,
         energy_per_prompt_token_j=_ratio(energy.phases.prefill.energy, work.prompt_tokens, "there was no prompt token"),
         net_energy_per_output_token_j=_ratio(energy.net, work.generated_tokens, "no token was generated"),
+        energy_per_output_token_without_constant_j=_ratio(
+            energy.without_constant, work.generated_tokens, "no token was generated"
+        ),
     )
 
 

@@ -16,6 +16,7 @@ from lem_domain.results.run import WindowResult
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_server.aggregation.energy.baselines import baseline_results, net_energy
 from lem_server.aggregation.energy.meters import BoundedMeter, Meter, bounded_meter, mean_power, strength, total_energy
+from lem_server.aggregation.energy.model_constant import DividedEnergy, without_model_constant
 from lem_server.aggregation.energy.phase_split import phase_split
 from lem_server.aggregation.energy.plausibility import PlausibleTrace, plausible
 from lem_server.aggregation.energy.power_traces import HostKey
@@ -105,11 +106,15 @@ def energy_account(
     }
     baselines = baseline_results(record, meters, tuple(parts))
     probe = probe_result(probe_window, total, work_result(ranks), meters, tuple(parts))
+    divided = DividedEnergy.of_m1() if method is MethodVersion.M1 else without_model_constant(parts, total)
     result = EnergyResult(
         devices=tuple(device_results.values()),
         host=tuple(host_results.values()),
         total=total,
         includes=tuple(parts) if total.joules is not None else (),
+        constant=divided.constant,
+        constant_includes=divided.constant_parts,
+        without_constant=divided.rest,
         mean_power_w=mean_power(total, window),
         peak_power_w=_peak_power({part: meters[part] for part in parts if part in meters}, total, window),
         measured_total=total_energy(measured, _because("nothing measured energy during the window", sources)),

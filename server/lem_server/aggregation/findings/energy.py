@@ -10,6 +10,7 @@ from lem_domain.results.figures import EnergyMethod
 from lem_domain.results.findings import FindingCode, Severity
 from lem_domain.results.method import MethodVersion
 from lem_server.aggregation.energy.meters import BoundedMeter
+from lem_server.aggregation.energy.model_constant import without_model_constant
 from lem_server.aggregation.energy.plausibility import ABOVE_LIMIT, FROZEN_PERIODS, STALL_PERIODS
 from lem_server.aggregation.energy.telemetry import late_share
 from lem_server.aggregation.energy.traces import GAP_FACTOR
@@ -62,14 +63,15 @@ def energy_modelled(facts: RunFacts) -> Iterator[Occurrence]:
         return
     parts = _parts(energy)
     modelled = [name for name in energy.includes if parts[name].energy.method is EnergyMethod.MODELLED]
-    constant = math.fsum(parts[name].energy.joules or 0.0 for name in modelled if name.startswith("dram"))
-    words, whole = "", energy.total.joules
-    if constant and whole and energy.total.method is EnergyMethod.MODELLED and whole > constant:
+    divided = without_model_constant({name: parts[name].energy for name in energy.includes}, energy.total)
+    constant, rest = divided.constant.joules, divided.rest.joules
+    words = ""
+    if constant and rest:
         tokens = facts.work.generated_tokens
-        each = f", {(whole - constant) / tokens:.4g} J per output token" if tokens else ""
+        each = f", {rest / tokens:.4g} J per output token" if tokens else ""
         words = (
-            f"; {constant:.4g} J of {whole:.4g} J are a constant of the installed memory, whatever the load, and "
-            f"{whole - constant:.4g} J are left without it{each}"
+            f"; {constant:.4g} J of {constant + rest:.4g} J are a constant of the installed memory, whatever the load, "
+            f"and {rest:.4g} J are left without it{each}"
         )
     yield Occurrence(
         f"The energy of {', '.join(modelled)} is modelled, not measured, and has no error bound{words}",
