@@ -60,7 +60,13 @@ def nvml(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> SimulatedN
 @contextmanager
 def gpu_worker(house: Any, nvml: SimulatedNvml, name: str, visible: str, **more: str) -> Iterator[None]:
     """A worker that finds these GPUs and ends with the block."""
-    variables = {"CUDA_VISIBLE_DEVICES": visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTHONPATH": str(TESTS), **more}
+    variables = {
+        "CUDA_VISIBLE_DEVICES": visible,
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "PYTHONPATH": str(TESTS),
+        "LEM_WORKER_IDLE_CHECK": "false",  # it takes six seconds
+        **more,
+    }
     worker = house.start_worker(
         "pytorch",
         name,
@@ -468,6 +474,22 @@ def test_counters_of_the_host_that_are_reset_or_repeated_are_found(
     assert total.joules == pytest.approx(40 * result.window.duration_s, rel=0.05)
 
 
+@pytest.mark.finds("sampling_wakes_device")
+def test_a_gpu_that_looking_wakes_is_found_at_the_start_of_its_worker(
+    shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
+) -> None:
+    nvml.write(f"origin_ns {time.monotonic_ns()}", gpu(A), power(A, constant(60)), "sensor 0 wake_w 30 wake_ms 100")
+    with gpu_worker(shared_house, nvml, "woken", A, LEM_WORKER_IDLE_CHECK="true"):
+        run = only_run(shared_house, experiment(tmp_path, "woken"))
+    [found] = [finding for finding in result_of(shared_house, run).findings if finding.code == "sampling_wakes_device"]
+    assert 60 < found.numbers[f"{A}.unsampled_w"] < 70, "a few polls find the updates of the counter"
+    assert found.numbers[f"{A}.sampled_w"] == pytest.approx(90, abs=3)
+    with shared_house.client() as client:
+        [attempt] = client.attempts(run.id)
+    [device] = (attempt.environment or {})["devices"]
+    assert device["idle_power"]["sampled_w"] == found.numbers[f"{A}.sampled_w"]
+
+
 @pytest.mark.finds("few_samples", "sampler_overload")
 def test_a_driver_that_answers_slowly_is_said_to_leave_few_samples(
     shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
@@ -578,6 +600,7 @@ def test_a_run_on_every_chip_has_its_energy_and_what_the_chip_lacks_is_null_with
     [sampler] = events(shared_house, run, "sampler")
     [facts] = sampler["devices"]
     assert facts["power_limit_w"] == (profile.limits.enforced if profile.limits else None)
+    assert "idle_power" not in facts, "LEM_WORKER_IDLE_CHECK is off"
     assert ("memory" in facts["unsupported"]) == (profile.memory_bytes is None)
 
 

@@ -50,6 +50,7 @@ class FindingCode(StrEnum):
     FOREIGN_PROCESS = "foreign_process"
     UNIDENTIFIED_PROCESS = "unidentified_process"
     FOREIGN_LOAD = "foreign_load"
+    SAMPLING_WAKES_DEVICE = "sampling_wakes_device"
     MIG_PARENT_POWER = "mig_parent_power"
     NOT_AS_REQUESTED = "not_as_requested"
     MISSING_EVIDENCE = "missing_evidence"

@@ -38,6 +38,7 @@ Quantities over time are in ms from the origin; before it they have their first 
     sensor 0 gain 0.954 offset_w -5             what readings show of the power, apart from the counter
     sensor 0 average_ms 20 instant no           what nvmlDeviceGetPowerUsage is a mean over; without field 186
     sensor 0 period_ms 100 window_ms 25         a reading of power holds for 100 ms and is the mean of the 25 ms before
+    sensor 0 wake_w 30 wake_ms 100              each call about power or energy, by the process that asks, raises both
     counter 0 period_ms 20 quantum_mj 100 base_mj 7     how the energy counter rounds the exact integral
     counter 0 supported no                      there is none
     counter 0 gain 1000                         it counts another unit

@@ -2,6 +2,7 @@
 #include "calls.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <time.h>
 
@@ -60,6 +61,41 @@ static double newest_ms(const struct state *state, double period_ms) {
 
 static unsigned long long whole(double value) { return (unsigned long long)llround(value); }
 
+/* What the calls of this process have caused on each GPU. */
+struct awake {
+    double last_ms;                /* of the newest call; 0 before the first */
+    double extra_mj;               /* in all until then */
+    double shown_ms, shown_mj;     /* as of the newest update of the counter */
+};
+
+static pthread_mutex_t awake_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct awake awake[MAX_DEVICES];
+
+/* Count a call; returns the power that those before it have caused at its time, and sets the energy that the counter
+ * shows for them, which was updated at `update_ms`. */
+static double wake(const struct state *state, const struct device *device, double update_ms, double *shown_mj) {
+    const struct sensor *sensor = &device->sensor;
+    if (shown_mj != NULL) *shown_mj = 0;
+    if (sensor->wake_w == 0 || device->address.gpu >= MAX_DEVICES) return 0;
+    double now_ms = state_now_ms(state), watts = 0;
+    pthread_mutex_lock(&awake_lock);
+    struct awake *one = &awake[device->address.gpu];
+    if (one->last_ms > 0) {
+        if (now_ms - one->last_ms < sensor->wake_ms) watts = sensor->wake_w;
+        one->extra_mj += sensor->wake_w * fmin(now_ms - one->last_ms, sensor->wake_ms);
+    }
+    one->last_ms = now_ms;
+    if (shown_mj != NULL) {
+        if (update_ms > one->shown_ms) {
+            one->shown_ms = update_ms;
+            one->shown_mj = one->extra_mj;
+        }
+        *shown_mj = one->shown_mj;
+    }
+    pthread_mutex_unlock(&awake_lock);
+    return watts;
+}
+
 static nvmlReturn_t power_mw(
     const struct state *state, const struct device *device, enum quantity quantity, double window_ms,
     unsigned *milliwatts) {
@@ -67,6 +103,7 @@ static nvmlReturn_t power_mw(
     if (power->shape == ABSENT) return NOT_SUPPORTED;
     double at_ms = newest_ms(state, device->sensor.period_ms);
     double watts = curve_mean(power, at_ms - window_ms, at_ms) * device->sensor.gain + device->sensor.offset_w;
+    watts += wake(state, device, at_ms, NULL);
     *milliwatts = (unsigned)whole(fmax(0, watts) * 1000);
     return SUCCESS;
 }
@@ -76,10 +113,12 @@ static nvmlReturn_t energy_mj(const struct state *state, const struct device *de
     const struct curve *power = &device->curve[POWER];
     const struct counter *counter = &device->counter;
     if (power->shape == ABSENT || !counter->supported) return NOT_SUPPORTED;
-    double at_ms = newest_ms(state, counter->period_ms), from_ms = 0;
+    double at_ms = newest_ms(state, counter->period_ms), from_ms = 0, extra_mj;
+    wake(state, device, at_ms, &extra_mj);
     if (at_ms >= counter->stall_ms && at_ms < counter->resume_ms) at_ms = counter->stall_ms;
     if (at_ms >= counter->reset_ms) from_ms = counter->reset_ms;
     double total_mj = fmax(0, curve_integral(power, at_ms) - curve_integral(power, from_ms)) * counter->gain;
+    total_mj += extra_mj;
     if (at_ms >= counter->leap_ms) total_mj += counter->leap_mj;
     unsigned long long quanta = (unsigned long long)(total_mj / (double)counter->quantum_mj);
     *millijoules = (from_ms > 0 ? 0 : counter->base_mj) + quanta * counter->quantum_mj;

@@ -270,6 +270,8 @@ static bool meter_key(struct device *device, const char *word, const char *key, 
         if (strcmp(key, "offset_w") == 0) return to_real(value, &device->sensor.offset_w);
         if (strcmp(key, "average_ms") == 0) return to_real(value, &device->sensor.average_ms);
         if (strcmp(key, "instant") == 0) return to_flag(value, &device->sensor.has_instant);
+        if (strcmp(key, "wake_w") == 0) return to_real(value, &device->sensor.wake_w);
+        if (strcmp(key, "wake_ms") == 0) return to_real(value, &device->sensor.wake_ms);
         return strcmp(key, "window_ms") == 0 && to_real(value, &device->sensor.window_ms);
     }
     if (strcmp(word, "counter") == 0) {

@@ -39,6 +39,7 @@ struct sensor {
     double gain, offset_w;
     double average_ms; /* the mean that nvmlDeviceGetPowerUsage shows */
     bool has_instant;
+    double wake_w, wake_ms; /* a call about power or energy raises power by so much for so long */
 };
 
 struct counter {

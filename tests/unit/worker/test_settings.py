@@ -50,11 +50,12 @@ def test_folders_follow_the_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def test_every_other_option_has_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"NAME": "n", "DEVICES": "3", "MAX_RUNS": "2", "UNTIL_IDLE": "1", "KILL_GRACE_S": "0.5", "CACHE_DIR": "c"}
+    given["IDLE_CHECK"] = "false"
     for name, value in given.items():
         monkeypatch.setenv(f"LEM_WORKER_{name}", value)
     read = settings()
     assert (read.name, read.devices, read.max_runs, read.until_idle) == ("n", 3, 2, True)
-    assert (read.kill_grace_s, read.cache_dir) == (0.5, Path("c"))
+    assert (read.kill_grace_s, read.cache_dir, read.idle_check) == (0.5, Path("c"), False)
 
 
 def test_an_unknown_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

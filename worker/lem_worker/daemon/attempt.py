@@ -31,7 +31,7 @@ from lem_worker.daemon.upload import Uploader
 from lem_worker.devices.gpu_memory import MemoryBaseline, attempt_processes, memory_before, wait_until_free
 from lem_worker.process import spool
 from lem_worker.process.children import Child, SupervisedProcess, kill_leftovers
-from lem_worker.process.protocol import BaselineContext, BaselineTaken, Finish, Go, Stop, WarmUp
+from lem_worker.process.protocol import BaselineContext, BaselineTaken, Finish, Go, IdlePower, Stop, WarmUp
 from lem_worker.server_api import LeaseLost, NotAllowed, ServerApi, ServerRefused
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ class Attempt:
         on_progress: Callable[[Progress], None],
         modules: ProcessModules,
         baselines: IdleBaselines,
+        idle_power: tuple[IdlePower, ...] = (),
     ) -> None:
         self.assignment = assignment
         self._config = assignment.config
@@ -81,7 +82,12 @@ class Attempt:
         self._processes = (*ranks, SAMPLER)
         self._supervision = Supervision(self._config.limits, ranks, on_progress, log_dir=self._dir)
         self._starter = ProcessStarter(
-            assignment, modules=modules, attempt_dir=self._dir, devices=devices, supervision=self._supervision
+            assignment,
+            modules=modules,
+            attempt_dir=self._dir,
+            devices=devices,
+            supervision=self._supervision,
+            idle_power=idle_power,
         )
         self._uploader = Uploader(api, assignment.attempt_id, self._dir)
         self._refused = False

@@ -20,6 +20,7 @@ from lem_worker.daemon.attempt_end import AttemptEnded, AttemptLost, cancelled, 
 from lem_worker.daemon.heartbeat_process import HeartbeatEvent, HeartbeatProcess, LeaseExpired
 from lem_worker.daemon.identity import StateFolder
 from lem_worker.daemon.idle_baselines import IdleBaselines
+from lem_worker.daemon.idle_power import measure_idle_power
 from lem_worker.daemon.process_start import ProcessModules
 from lem_worker.daemon.recovery import clean_up, recover
 from lem_worker.daemon.settings import WorkerSettings
@@ -28,6 +29,7 @@ from lem_worker.devices.inventory import cpu_device, gpu_devices, simulated_devi
 from lem_worker.heartbeat.messages import BootSuperseded, DrainRequested, HeartbeatStart, LeaseVerdict
 from lem_worker.models import default_cache_dir
 from lem_worker.process import spool
+from lem_worker.process.protocol import IdlePower
 from lem_worker.server_api import LeaseLost, NoAssignment, ServerApi
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ class Daemon:
         self._state = StateFolder(settings.state_folder)
         self._superseded = False
         self._baselines = IdleBaselines()
+        self._idle_power: tuple[IdlePower, ...] = ()
         self._devices = _inventory(settings, self._state.worker_id)
         self._api = self._connect(self._state.boot_id)
         self._shutdown = asyncio.Event()
@@ -88,6 +91,9 @@ class Daemon:
             self._heartbeats = HeartbeatProcess(self._heartbeat_start, self._on_event)
             await self._heartbeats.open()
             try:
+                if self._settings.idle_check:
+                    measured = await self._unless_shutdown(measure_idle_power(self._devices), shutdown)
+                    self._idle_power = measured or ()
                 await self._claim_loop(shutdown)
             finally:
                 await self._heartbeats.close()
@@ -178,6 +184,7 @@ class Daemon:
             on_progress=lambda progress: self._heartbeats.progress(assignment.attempt_id, progress),
             modules=self._modules,
             baselines=self._baselines,
+            idle_power=self._idle_power,
         )
         self._attempt = attempt
         self._heartbeats.hold(assignment.attempt_id, assignment.lease_s)

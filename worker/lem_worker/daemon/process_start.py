@@ -18,7 +18,7 @@ from lem_worker.daemon.rank_launch import launch_ranks
 from lem_worker.daemon.supervision import Supervision
 from lem_worker.process import spool
 from lem_worker.process.children import Child, SupervisedProcess
-from lem_worker.process.protocol import RankJob, SamplerJob
+from lem_worker.process.protocol import IdlePower, RankJob, SamplerJob
 
 
 class ProcessModules(NamedTuple):
@@ -41,6 +41,8 @@ class ProcessStarter:
     attempt_dir: Path
     devices: tuple[Device, ...]
     supervision: Supervision
+    idle_power: tuple[IdlePower, ...] = ()
+    """Of all of the worker's GPUs."""
     started: bool = False
     """Whether any process was started, which may have used the devices."""
 
@@ -51,6 +53,7 @@ class ProcessStarter:
             config=self.assignment.config,
             spool=str(self.attempt_dir),
             devices=self.devices,
+            idle_power=self.idle_power,
         )
         return await self._start(SAMPLER, self.modules.sampler, job, {})
 

@@ -45,6 +45,9 @@ class WorkerSettings(BaseSettings):
     devices: int = Field(default=1, ge=1, le=64, description="Number of devices of a simulated worker.")
     max_runs: int | None = Field(default=None, ge=1, description="End after this number of runs.")
     until_idle: bool = Field(default=False, description="End when no run is waiting.")
+    idle_check: bool = Field(
+        default=True, description="Measure at the start whether sampling changes the power of a GPU at rest."
+    )
     kill_grace_s: float = Field(default=10.0, ge=0, description="Seconds from SIGTERM to SIGKILL of a run's processes.")
 
     @property

@@ -48,6 +48,20 @@ class RankJob(ControlMessage):
     devices: tuple[Device, ...] = Field(description="The leased devices, in order.")
 
 
+class IdlePower(ControlMessage):
+    """Power of a GPU at rest when the worker started, without and with sampling; null with a reason if not measured."""
+
+    uuid: str
+    unsampled_w: float | None = None
+    sampled_w: float | None = None
+    uncertainty_w: float | None = Field(
+        default=None,
+        description="Of their difference: what changed from the first to the last span without sampling, and what the "
+        "ends of the spans leave open.",
+    )
+    reason: str | None = None
+
+
 class SamplerJob(ControlMessage):
     """Job file of the sampler."""
 
@@ -55,6 +69,7 @@ class SamplerJob(ControlMessage):
     config: ExperimentConfig
     spool: str
     devices: tuple[Device, ...]
+    idle_power: tuple[IdlePower, ...] = ()
 
 
 BaselineContext = Literal["idle", "ready", "ready_after"]

@@ -87,7 +87,7 @@ class SamplerProcess:
     def _sample(self) -> dict[str, JsonValue]:
         preload()
         reports = self._sampler.open(self._job.devices)
-        self._control.send(SamplingStarted(sources=reports, devices=tuple(self._sampler.facts())))
+        self._control.send(SamplingStarted(sources=reports, devices=tuple(self._device_facts())))
         cpu_before, began_ns = time.process_time(), time.monotonic_ns()
         interval_ns = self._job.config.energy.interval_ms * 1_000_000
         grid = DeadlineGrid(began_ns, interval_ns)
@@ -105,7 +105,7 @@ class SamplerProcess:
             "cpu_s": time.process_time() - cpu_before,
             "duration_s": (time.monotonic_ns() - began_ns) / 1e9,
             "sources": [report.model_dump(mode="json") for report in self._sampler.reports()],
-            "devices": [*self._sampler.facts()],
+            "devices": [*self._device_facts()],
             "rounds": [*self._sampler.rounds()],
             "failed_readings": [*self._sampler.failures()],
         }
@@ -114,6 +114,14 @@ class SamplerProcess:
             summary["carbon_intensity"] = intensity_of(carbon.country)
         self._sampler.event("sampler", summary)
         return summary
+
+    def _device_facts(self) -> list[dict[str, JsonValue]]:
+        """The facts of the sources, with what the worker found at its start."""
+        idle = {one.uuid: one.model_dump(mode="json", exclude={"uuid"}) for one in self._job.idle_power}
+        return [
+            {**facts, "idle_power": idle[uuid]} if (uuid := facts.get("uuid")) in idle else facts
+            for facts in self._sampler.facts()
+        ]
 
     def _sample_until_stop(self, grid: DeadlineGrid) -> None:
         progress_due_ns = time.monotonic_ns()

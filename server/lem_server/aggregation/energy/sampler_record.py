@@ -105,6 +105,14 @@ class Settling(Recorded):
     reason: Maybe[str] = None
 
 
+class PowerAtRest(Recorded):
+    """Power of a device without work when its worker started, without and with sampling."""
+
+    unsampled_w: float
+    sampled_w: float
+    uncertainty_w: float
+
+
 class DeviceFacts(Recorded):
     """Facts about a device that the sampler reported; None where it did not."""
 
@@ -118,6 +126,7 @@ class DeviceFacts(Recorded):
     driver: Maybe[str] = None
     power_limit_w: Maybe[float] = None
     """The enforced limit."""
+    at_rest: Maybe[PowerAtRest] = Field(default=None, alias="idle_power")
 
 
 class SourceRounds(Recorded):

@@ -36,6 +36,8 @@ _BUSY_PERCENT = 50
 _LOOKED_NS = 3_000_000_000
 """The longest distance of two looks at the facts of a device."""
 
+WAKES = 0.03
+
 WARMED_C = 10.0
 """A device whose temperature changes by more has not reached the state that a longer window would measure."""
 
@@ -224,6 +226,29 @@ def foreign_load(facts: RunFacts) -> Iterator[Occurrence]:
             "and the figure includes their energy",
             {"cores": cores, "share": share},
         )
+
+
+@rule(
+    FindingCode.SAMPLING_WAKES_DEVICE,
+    Severity.NOTE,
+    when=f"at its worker's start, sampling changed the power of a device at rest by more than {WAKES:.0%} and by more "
+    "than is uncertain",
+    remedy="compare idle power only between runs that were sampled alike; for this, raise `energy.interval_ms`",
+)
+def sampling_wakes_device(facts: RunFacts) -> Iterator[Occurrence]:
+    """Looking at a device costs power: its baselines include what sampling draws."""
+    for uuid in dict.fromkeys(device.uuid for device in facts.inputs.devices):
+        known = facts.record.facts.get(uuid)
+        if known is None or known.at_rest is None:
+            continue
+        rest = known.at_rest
+        apart_w = rest.sampled_w - rest.unsampled_w
+        if rest.unsampled_w > 0 and abs(apart_w) > max(WAKES * rest.unsampled_w, rest.uncertainty_w):
+            yield Occurrence(
+                f"{uuid} drew {rest.unsampled_w:.4g} W at rest and {rest.sampled_w:.4g} W while it was sampled, "
+                f"{apart_w / rest.unsampled_w:+.1%}; its power without requests includes what looking at it costs",
+                {f"{uuid}.unsampled_w": rest.unsampled_w, f"{uuid}.sampled_w": rest.sampled_w},
+            )
 
 
 @rule(

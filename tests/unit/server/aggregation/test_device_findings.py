@@ -119,6 +119,31 @@ class TestLimitChanged:
         assert [one.numbers for one in result_of(evidence).findings] == [{}] * bool(detail)
 
 
+class TestSamplingWakesDevice:
+    @staticmethod
+    def at_rest(**idle_power: Any) -> list[Finding]:
+        evidence = made()
+        evidence.summaries["sampler"]["devices"] = [{"index": 0, "uuid": "GPU-0", "idle_power": idle_power}]
+        return list(result_of(evidence).findings)
+
+    @pytest.mark.parametrize(
+        ("sampled_w", "uncertainty_w", "is_found"),
+        [(61.7, 0, False), (61.9, 0, True), (58.1, 0, True), (63.7, 4, False), (64.1, 4, True)],
+    )
+    def test_more_than_three_per_cent_and_than_what_is_uncertain(
+        self, sampled_w: float, uncertainty_w: float, is_found: bool
+    ) -> None:
+        found = self.at_rest(unsampled_w=60.0, sampled_w=sampled_w, uncertainty_w=uncertainty_w, reason=None)
+        assert [(one.code, one.severity) for one in found] == [
+            (FindingCode.SAMPLING_WAKES_DEVICE, Severity.NOTE)
+        ] * is_found
+        assert all(one.numbers == {"GPU-0.unsampled_w": 60, "GPU-0.sampled_w": sampled_w} for one in found)
+
+    def test_what_was_not_measured_is_not_found(self) -> None:
+        assert self.at_rest(unsampled_w=None, sampled_w=None, uncertainty_w=None, reason="a process is on it") == []
+        assert self.at_rest(unsampled_w=0, sampled_w=9, uncertainty_w=0) == []
+
+
 class TestClocksLocked:
     @staticmethod
     def at(mhz: float, *, use: int = 97, mask: int = 0, spread: int = 0, highest: int | None = 1980) -> list[Finding]:
