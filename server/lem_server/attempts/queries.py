@@ -16,16 +16,14 @@ from sqlalchemy.sql import bindparam
 
 from lem_domain.ids import IdKind
 from lem_domain.states import FailureReason
-from lem_domain.wire.base import Page
 from lem_domain.wire.runs import AttemptView
 from lem_server.database.rows import read_one
 from lem_server.http.paging import Int4, Listing
 from lem_server.http.problems import required
-from lem_server.runs.reading import get_run
+from lem_server.runs.reading import RunListing
 
 Outcome = Literal["completed", "failed", "interrupted", "cancelled"]
 
-_ATTEMPTS = Listing("attempts", AttemptView, number=Int4)
 _SELECT = """
     SELECT a.id, a.run_id, a.number, a.worker_id, w.name AS worker_name, a.devices, a.claimed_at, a.started_at,
            a.ended_at, a.outcome, a.reason, a.message, a.environment, a.effective_config, a.manifest
@@ -34,20 +32,10 @@ _SELECT = """
 """
 _GET = text(_SELECT + " WHERE a.id = :id")
 # Index uq_attempts_run_id_number.
-_LIST = text(_SELECT + " WHERE a.run_id = :run_id AND a.number > :after ORDER BY a.number LIMIT :limit")
-
-
-async def list_attempts(
-    connection: AsyncConnection, run_id: UUID, *, cursor: str | None, limit: int
-) -> Page[AttemptView]:
-    """Return a page of a run's attempts, in order.
-
-    Raises:
-        ProblemError: `not_found`.
-    """
-    (after,) = _ATTEMPTS.after(cursor, 0)
-    await get_run(connection, run_id)
-    return await _ATTEMPTS.page(connection, _LIST, limit, run_id=run_id, after=after)
+ATTEMPTS = RunListing(
+    Listing("attempts", AttemptView, number=Int4),
+    text(_SELECT + " WHERE a.run_id = :run_id AND a.number > :after ORDER BY a.number LIMIT :limit"),
+)
 
 
 async def get_attempt(connection: AsyncConnection, attempt_id: UUID) -> AttemptView:

@@ -34,7 +34,7 @@ async def list_run_attempts(
 ) -> Page[AttemptView]:
     """List the attempts of a run, the first one first."""
     async with context.engine.connect() as connection:
-        return await queries.list_attempts(connection, run_id, cursor=cursor, limit=limit)
+        return await queries.ATTEMPTS.page(connection, run_id, cursor=cursor, limit=limit)
 
 
 _CHANGE = (_C.NOT_FOUND, _C.LEASE_LOST, _C.ATTEMPT_CLOSED, _C.ILLEGAL_TRANSITION, _C.CLIENT_TOO_OLD)

@@ -16,7 +16,7 @@ from lem_server.attempts import queries
 from lem_server.attempts.endings import end_without_result
 from lem_server.evidence import service as evidence
 from lem_server.evidence.texts import storable, storable_text
-from lem_server.http.problems import ProblemError, not_found
+from lem_server.http.problems import ProblemError, required
 from lem_server.leases import fence
 from lem_server.leases.fence import FencedAttempt
 from lem_server.runs.transitions import set_actor
@@ -148,9 +148,7 @@ async def _end_lost(connection: AsyncConnection, row: queries.LockedAttempt, mes
 
 async def _lock(connection: AsyncConnection, attempt: FencedAttempt) -> queries.LockedAttempt:
     row = await queries.lock_attempt(connection, attempt.attempt_id)
-    if row is None:
-        raise not_found(IdKind.ATTEMPT, attempt.attempt_id)
-    return row
+    return required(row, IdKind.ATTEMPT, attempt.attempt_id)
 
 
 async def _lock_open_attempt(connection: AsyncConnection, row: queries.LockedAttempt, attempt: FencedAttempt) -> None:

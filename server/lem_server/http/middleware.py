@@ -33,7 +33,10 @@ SECURITY_HEADERS = {
 
 
 class Envelope:
-    """Adds an id (`Lem-Request-Id`) to every request and the security headers to every answer, also after a failure."""
+    """Adds an id (`Lem-Request-Id`) to every request and the security headers to every answer, also after a failure.
+
+    It is the outermost middleware, so that the others may raise a `ProblemError`.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -76,12 +79,9 @@ class TrustedHosts:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection (ASGI)."""
         if scope["type"] == "http" and not self._trusts(host_of(Headers(scope=scope).get("host", ""))):
-            error = ProblemError(
-                ProblemCode.BAD_REQUEST,
-                "the Host header is not a trusted host; add it to LEM_TRUSTED_HOSTS.",
+            raise ProblemError(
+                ProblemCode.BAD_REQUEST, "the Host header is not a trusted host; add it to LEM_TRUSTED_HOSTS."
             )
-            await problem_response(error, scope.get("lem.request_id"))(scope, receive, send)
-            return
         await self._app(scope, receive, send)
 
     def _trusts(self, host: str) -> bool:
@@ -109,12 +109,9 @@ class BodyLimit:
         limit = body_limit(scope["path"])
         declared = Headers(scope=scope).get("content-length", "0")
         if not (declared.isascii() and declared.isdigit()) or int(declared) > limit:
-            error = ProblemError(
-                ProblemCode.PAYLOAD_TOO_LARGE,
-                f"the body is larger than the {limit} bytes that this path accepts.",
+            raise ProblemError(
+                ProblemCode.PAYLOAD_TOO_LARGE, f"the body is larger than the {limit} bytes that this path accepts."
             )
-            await problem_response(error, scope.get("lem.request_id"))(scope, receive, send)
-            return
         received = 0
 
         async def limited() -> Message:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Generic, NamedTuple, TypeVar
 from uuid import UUID
 
-from sqlalchemy import text
+from pydantic import BaseModel
+from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lem_domain.evidence.streams import ProcessName
@@ -15,6 +17,8 @@ from lem_domain.wire.runs import LeaseEventView, LogChunk, RunView, TransitionVi
 from lem_server.database.rows import read_one
 from lem_server.http.paging import Int4, Int8, Listing
 from lem_server.http.problems import required
+
+M = TypeVar("M", bound=BaseModel)
 
 _RUNS = Listing("runs", RunView, campaign_id=UUID, position=Int4)
 _SELECT_RUNS = """
@@ -75,49 +79,39 @@ async def get_run(connection: AsyncConnection, run_id: UUID) -> RunView:
     return required(await read_one(connection, _GET, RunView, id=run_id), IdKind.RUN, run_id)
 
 
+class RunListing(NamedTuple, Generic[M]):
+    """A list of what belongs to a run, by a number from 1, and the statement that reads a page of it."""
+
+    listing: Listing[M]
+    statement: TextClause
+
+    async def page(self, connection: AsyncConnection, run_id: UUID, *, cursor: str | None, limit: int) -> Page[M]:
+        """Return a page.
+
+        Raises:
+            ProblemError: `not_found`.
+        """
+        (after,) = self.listing.after(cursor, 0)
+        await get_run(connection, run_id)
+        return await self.listing.page(connection, self.statement, limit, run_id=run_id, after=after)
+
+
 # Index ix_lease_events_run_id.
-_EVENTS = Listing("lease_events", LeaseEventView, id=Int8)
-_LIST_EVENTS = text("""
-    SELECT id, attempt_id, kind, at, silent_s FROM lease_events
-     WHERE run_id = :run_id AND id > :after ORDER BY id LIMIT :limit
-""")
-
-
-async def list_lease_events(
-    connection: AsyncConnection, run_id: UUID, *, cursor: str | None, limit: int
-) -> Page[LeaseEventView]:
-    """Return a page of the events of the leases of a run's attempts.
-
-    Raises:
-        ProblemError: `not_found`.
-    """
-    (after,) = _EVENTS.after(cursor, 0)
-    await get_run(connection, run_id)
-    return await _EVENTS.page(connection, _LIST_EVENTS, limit, run_id=run_id, after=after)
-
-
+LEASE_EVENTS = RunListing(
+    Listing("lease_events", LeaseEventView, id=Int8),
+    text("""
+        SELECT id, attempt_id, kind, at, silent_s FROM lease_events
+         WHERE run_id = :run_id AND id > :after ORDER BY id LIMIT :limit
+    """),
+)
 # Index ix_run_transitions_run_id. Entries are written under the lock of the run's row: their ids are in order of time.
-_TRANSITIONS = Listing("transitions", TransitionView, id=Int8)
-_LIST_TRANSITIONS = text("""
-    SELECT id, source, target, at, actor, actor_name, reason, message, attempt_id
-      FROM run_transitions
-     WHERE run_id = :run_id AND id > :after
-     ORDER BY id
-     LIMIT :limit
-""")
-
-
-async def list_transitions(
-    connection: AsyncConnection, run_id: UUID, *, cursor: str | None, limit: int
-) -> Page[TransitionView]:
-    """Return a page of a run's transitions.
-
-    Raises:
-        ProblemError: `not_found`.
-    """
-    (after,) = _TRANSITIONS.after(cursor, 0)
-    await get_run(connection, run_id)
-    return await _TRANSITIONS.page(connection, _LIST_TRANSITIONS, limit, run_id=run_id, after=after)
+TRANSITIONS = RunListing(
+    Listing("transitions", TransitionView, id=Int8),
+    text("""
+        SELECT id, source, target, at, actor, actor_name, reason, message, attempt_id FROM run_transitions
+         WHERE run_id = :run_id AND id > :after ORDER BY id LIMIT :limit
+    """),
+)
 
 
 # Index uq_attempts_run_id_number, then the logs' primary key.

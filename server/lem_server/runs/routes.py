@@ -58,7 +58,7 @@ async def list_run_transitions(
 ) -> Page[TransitionView]:
     """List every transition of the run with its actor, time and reason, the oldest first."""
     async with context.engine.connect() as connection:
-        return await reading.list_transitions(connection, run_id, cursor=cursor, limit=limit)
+        return await reading.TRANSITIONS.page(connection, run_id, cursor=cursor, limit=limit)
 
 
 @router.get("/runs/{run_id}/lease_events", **declares(Scope.READ, _C.BAD_REQUEST, _C.NOT_FOUND))
@@ -67,7 +67,7 @@ async def list_run_lease_events(
 ) -> Page[LeaseEventView]:
     """List when the leases of the run's attempts became suspect or recovered, the oldest first."""
     async with context.engine.connect() as connection:
-        return await reading.list_lease_events(connection, run_id, cursor=cursor, limit=limit)
+        return await reading.LEASE_EVENTS.page(connection, run_id, cursor=cursor, limit=limit)
 
 
 @router.get("/runs/{run_id}/logs", **declares(Scope.READ, _C.BAD_REQUEST, _C.NOT_FOUND))
