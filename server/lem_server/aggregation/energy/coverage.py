@@ -32,8 +32,10 @@ def unseen_j(watts: FloatArray, period_s: float, share: float) -> float:
 
     Moving blocks: Künsch, Annals of Statistics 17 (1989); random signs: Wu, Annals of Statistics 14 (1986).
     """
-    if share >= 1 or len(watts) < 3:
-        return 0.0 if share >= 1 else float(np.ptp(watts)) * period_s * len(watts) if len(watts) else 0.0
+    if share >= 1 or not len(watts):
+        return 0.0
+    if len(watts) < 3:  # too few to resample: what they differ by, over all of the time
+        return float(np.ptp(watts)) * period_s * len(watts)
     steps = np.diff(watts)
     apart = (1 - share) ** 2 * steps[:-1] ** 2 / 12
     variances = apart + (1 - share) * np.maximum(0.0, -steps[:-1] * steps[1:])
