@@ -18,7 +18,7 @@ from lem_server.aggregation import queries, service
 from lem_server.aggregation.inputs import AggregationParameters
 from lem_server.aggregation.process_pool import AggregationPool
 from lem_server.database.listener import Hub
-from lem_server.http.problems import ProblemError, not_found, problem_of
+from lem_server.http.problems import ProblemError, problem_of, required
 
 LISTED_PROBLEMS = 1000
 """Problems in one answer, which must stay bounded for campaigns of 10,000 runs."""
@@ -67,20 +67,13 @@ class CampaignAggregations:
     async def _aggregate(
         self, campaign_id: UUID, parameters: AggregationParameters, method: MethodVersion
     ) -> AggregatedCampaign:
+        pending = queries.Pending.of(campaign_id, parameters, method)
         async with self._engine.connect() as connection:
-            total = await queries.count_pending(
-                connection,
-                campaign_id,
-                allow_partial=parameters.allow_partial,
-                method=method,
-                calibration=parameters.stored_calibration,
-            )
-        if total is None:
-            raise not_found(IdKind.CAMPAIGN, campaign_id)
+            total = required(await queries.count_pending(connection, pending), IdKind.CAMPAIGN, campaign_id)
         done = failed = 0
         problems: list[AggregationProblem] = []
         self._progress[campaign_id] = AggregationEvent(total=total, done=0, failed=0)
-        async for run in self._pending(campaign_id, parameters, method):
+        async for run in self._pending(pending):
             problem = await self._aggregate_run(run, parameters, method)
             done += 1
             if problem is not None:
@@ -91,21 +84,11 @@ class CampaignAggregations:
             self._hub.ring_campaign(campaign_id)
         return AggregatedCampaign(aggregated=done - failed, failed=failed, problems=tuple(problems))
 
-    async def _pending(
-        self, campaign_id: UUID, parameters: AggregationParameters, method: MethodVersion
-    ) -> AsyncIterator[queries.PendingRun]:
+    async def _pending(self, pending: queries.Pending) -> AsyncIterator[queries.PendingRun]:
         after = -1
         while True:
             async with self._engine.connect() as connection:
-                page = await queries.pending_runs(
-                    connection,
-                    campaign_id,
-                    allow_partial=parameters.allow_partial,
-                    method=method,
-                    calibration=parameters.stored_calibration,
-                    after=after,
-                    limit=PAGE,
-                )
+                page = await queries.pending_runs(connection, pending, after=after, limit=PAGE)
             for run in page:
                 if self._hub.stopping:
                     raise ProblemError(

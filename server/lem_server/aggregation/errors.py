@@ -9,9 +9,9 @@ AggregationError
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
-from lem_domain.errors import LemError
+from lem_domain.errors import LemError, ProblemCode
 
 
 class MissingPart(NamedTuple):
@@ -31,11 +31,15 @@ class MissingPart(NamedTuple):
 
 
 class AggregationError(LemError):
-    """Root of the errors for which aggregation refuses evidence."""
+    """Root of the errors for which aggregation refuses evidence; `code` is that of the answer."""
+
+    code: ClassVar[ProblemCode]
 
 
 class EvidenceMissing(AggregationError):
     """Parts of the evidence are missing; `missing` lists all of them."""
+
+    code = ProblemCode.EVIDENCE_MISSING
 
     def __init__(self, missing: Iterable[MissingPart]) -> None:
         self.missing = tuple(missing)
@@ -52,6 +56,8 @@ class EvidenceMissing(AggregationError):
 class EvidenceCorrupt(AggregationError):
     """A stored chunk differs from the one that was acknowledged."""
 
+    code = ProblemCode.EVIDENCE_CORRUPT
+
     def __init__(self, process: str, stream: str, seq: int) -> None:
         self.process, self.stream, self.seq = process, stream, seq
         super().__init__(
@@ -65,6 +71,8 @@ class EvidenceCorrupt(AggregationError):
 
 class EvidenceInvalid(AggregationError):
     """The evidence is complete but contradicts itself, for example a last token before the first."""
+
+    code = ProblemCode.EVIDENCE_INVALID
 
 
 def ranges_text(numbers: Iterable[int]) -> str:

@@ -6,13 +6,13 @@ import json
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from pydantic.types import JsonValue
 from sqlalchemy import text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import bindparam
 
 from lem_domain.results.method import DEFAULT_METHOD, MethodVersion
+from lem_server.aggregation.inputs import AggregationParameters
 
 
 class RunToAggregate(NamedTuple):
@@ -57,30 +57,9 @@ _INSERT = text("""
 """).bindparams(bindparam("parameters", type_=JSONB))
 
 
-async def insert_aggregate(
-    connection: AsyncConnection,
-    *,
-    key: bytes,
-    run_id: UUID,
-    attempt_id: UUID,
-    method: str,
-    parameters: dict[str, Any],
-    evidence_sha256: bytes,
-    result: bytes,
-) -> None:
+async def insert_aggregate(connection: AsyncConnection, **columns: object) -> None:
     """Store an aggregate under its key; one that is stored already becomes the newest again."""
-    await connection.execute(
-        _INSERT,
-        {
-            "key": key,
-            "run_id": run_id,
-            "attempt_id": attempt_id,
-            "method": method,
-            "parameters": parameters,
-            "evidence_sha256": evidence_sha256,
-            "result": result.decode(),
-        },
-    )
+    await connection.execute(_INSERT, columns)
 
 
 async def aggregate_text(connection: AsyncConnection, attempt_id: UUID, key: bytes) -> bytes | None:
@@ -109,6 +88,27 @@ async def latest_text(
     where = {"run_id": run_id, "attempt_id": attempt_id, "method": method, "default": DEFAULT_METHOD}
     found = (await connection.execute(_LATEST, where)).scalar_one_or_none()
     return None if found is None else found.encode()
+
+
+class Pending(NamedTuple):
+    """The runs of a campaign that an aggregation includes: those that have no aggregate by a method and can have one.
+
+    With `allow_partial` also those that failed with `invalid_evidence`; with calibrations (`calibration` is their JSON)
+    also those whose newest aggregate by the method was computed with others.
+    """
+
+    campaign_id: UUID
+    method: MethodVersion
+    allow_partial: bool
+    calibrated: bool
+    calibration: str | None
+
+    @classmethod
+    def of(cls, campaign_id: UUID, parameters: AggregationParameters, method: MethodVersion) -> Pending:
+        """Return the runs that an aggregation by these parameters includes."""
+        stored = parameters.stored_calibration
+        calibration = None if stored is None else json.dumps(stored)
+        return cls(campaign_id, method, parameters.allow_partial, stored is not None, calibration)
 
 
 class PendingRun(NamedTuple):
@@ -147,49 +147,16 @@ _PENDING_PAGE = text(f"""
 """)  # noqa: S608
 
 
-async def count_pending(
-    connection: AsyncConnection,
-    campaign_id: UUID,
-    *,
-    allow_partial: bool,
-    method: MethodVersion,
-    calibration: list[JsonValue] | None,
-) -> int | None:
+async def count_pending(connection: AsyncConnection, pending: Pending) -> int | None:
     """Return how many runs `pending_runs` lists in all; None if there is no such campaign."""
-    where = _pending_where(campaign_id, allow_partial, method, calibration)
-    found = await connection.execute(_COUNT_PENDING, where)
-    count: int | None = found.scalar_one_or_none()
+    count: int | None = (await connection.execute(_COUNT_PENDING, pending._asdict())).scalar_one_or_none()
     return count
 
 
-async def pending_runs(
-    connection: AsyncConnection,
-    campaign_id: UUID,
-    *,
-    allow_partial: bool,
-    method: MethodVersion,
-    calibration: list[JsonValue] | None,
-    after: int,
-    limit: int,
-) -> list[PendingRun]:
-    """List runs that have no aggregate by a method and can have one, by position, from the first above `after`.
-
-    With calibrations also those whose newest aggregate by the method was computed with others.
-    """
-    where = {**_pending_where(campaign_id, allow_partial, method, calibration), "after": after, "limit": limit}
-    return [PendingRun(*row) for row in await connection.execute(_PENDING_PAGE, where)]
-
-
-def _pending_where(
-    campaign_id: UUID, allow_partial: bool, method: MethodVersion, calibration: list[JsonValue] | None
-) -> dict[str, Any]:
-    return {
-        "campaign_id": campaign_id,
-        "allow_partial": allow_partial,
-        "method": method,
-        "calibrated": calibration is not None,
-        "calibration": None if calibration is None else json.dumps(calibration),
-    }
+async def pending_runs(connection: AsyncConnection, pending: Pending, *, after: int, limit: int) -> list[PendingRun]:
+    """List runs by position, from the first above `after`."""
+    rows = await connection.execute(_PENDING_PAGE, {**pending._asdict(), "after": after, "limit": limit})
+    return [PendingRun(*row) for row in rows]
 
 
 async def fail_run(connection: AsyncConnection, run_id: UUID, *, reason: str, message: str) -> None:

@@ -11,11 +11,11 @@ from lem_domain.ids import IdKind, format_id
 from lem_domain.results.method import DEFAULT_METHOD, MethodVersion
 from lem_domain.states import ActorKind, FailureReason, RunState
 from lem_server.aggregation import queries
-from lem_server.aggregation.errors import AggregationError, EvidenceCorrupt, EvidenceMissing
+from lem_server.aggregation.errors import AggregationError
 from lem_server.aggregation.inputs import AggregationParameters
-from lem_server.aggregation.process_pool import Aggregate, AggregationPool, AggregationTask
+from lem_server.aggregation.process_pool import AggregationPool, AggregationTask
 from lem_server.evidence import reading
-from lem_server.http.problems import ProblemError, not_found
+from lem_server.http.problems import ProblemError, required
 from lem_server.runs.transitions import set_actor
 
 LARGE_ROWS = 200_000
@@ -56,15 +56,17 @@ async def aggregate_run(
             `evidence_corrupt`, `evidence_invalid`; `aggregate_not_reproducible`.
     """
     async with engine.connect() as connection:
-        row = await queries.run_row(connection, run_id)
-    row = _finished(row, run_id, parameters)
+        row = required(await queries.run_row(connection, run_id), IdKind.RUN, run_id)
+    attempt_id = _finished_attempt(row, parameters)
     if must_correct:
         _require_its_device(row, parameters)
+    large = await reading.rows_of(engine, attempt_id) >= LARGE_ROWS
     try:
-        computed = await _compute(engine, pool, row, parameters, method)
+        task = AggregationTask(engine.url, row, attempt_id, parameters, method)
+        computed = await pool.aggregate(task, large=large)
     except AggregationError as error:
         await _refuse(engine, run_id, row, error, method)
-        raise _problem(error) from error
+        raise ProblemError(error.code, str(error)) from error
     async with engine.begin() as connection:
         current = await queries.run_row(connection, run_id, lock=True)
         if current is None or current.attempt_id != row.attempt_id:
@@ -72,7 +74,7 @@ async def aggregate_run(
                 ProblemCode.CONFLICT,
                 "the run was queued again while it was aggregated; aggregate it when it is completed.",
             )
-        stored = await queries.aggregate_text(connection, _attempt(row), computed.key)
+        stored = await queries.aggregate_text(connection, attempt_id, computed.key)
         if stored is not None and stored != computed.body:
             raise ProblemError(
                 ProblemCode.AGGREGATE_NOT_REPRODUCIBLE,
@@ -83,11 +85,11 @@ async def aggregate_run(
             connection,
             key=computed.key,
             run_id=run_id,
-            attempt_id=_attempt(row),
+            attempt_id=attempt_id,
             method=method,
             parameters=parameters.model_dump(mode="json"),
             evidence_sha256=computed.evidence_sha256,
-            result=computed.body,
+            result=computed.body.decode(),
         )
         if current.state == RunState.COMPLETED:
             await set_actor(connection, ActorKind.SERVER, f"aggregation {method}")
@@ -104,9 +106,7 @@ async def stored_aggregate(engine: AsyncEngine, run_id: UUID, method: MethodVers
         ProblemError: `not_found`.
     """
     async with engine.connect() as connection:
-        row = await queries.run_row(connection, run_id)
-        if row is None:
-            raise not_found(IdKind.RUN, run_id)
+        row = required(await queries.run_row(connection, run_id), IdKind.RUN, run_id)
         found = None
         if row.attempt_id is not None:
             found = await queries.latest_text(connection, run_id, row.attempt_id, method)
@@ -119,18 +119,6 @@ async def stored_aggregate(engine: AsyncEngine, run_id: UUID, method: MethodVers
             "completed.",
         )
     return found
-
-
-async def _compute(
-    engine: AsyncEngine,
-    pool: AggregationPool,
-    run: queries.RunToAggregate,
-    parameters: AggregationParameters,
-    method: MethodVersion,
-) -> Aggregate:
-    attempt_id = _attempt(run)
-    large = await reading.rows_of(engine, attempt_id) >= LARGE_ROWS
-    return await pool.aggregate(AggregationTask(engine.url, run, attempt_id, parameters, method), large=large)
 
 
 async def _refuse(
@@ -149,26 +137,15 @@ async def _refuse(
         )
 
 
-def _problem(error: AggregationError) -> ProblemError:
-    if isinstance(error, EvidenceMissing):
-        return ProblemError(ProblemCode.EVIDENCE_MISSING, str(error))
-    if isinstance(error, EvidenceCorrupt):
-        return ProblemError(ProblemCode.EVIDENCE_CORRUPT, str(error))
-    return ProblemError(ProblemCode.EVIDENCE_INVALID, str(error))
-
-
-def _finished(
-    row: queries.RunToAggregate | None, run_id: UUID, parameters: AggregationParameters
-) -> queries.RunToAggregate:
-    if row is None:
-        raise not_found(IdKind.RUN, run_id)
-    if row.state in (RunState.COMPLETED, RunState.AGGREGATED):
-        return row
-    run = format_id(IdKind.RUN, run_id)
+def _finished_attempt(row: queries.RunToAggregate, parameters: AggregationParameters) -> UUID:
+    """Return the run's attempt with the evidence to aggregate."""
+    if row.state in (RunState.COMPLETED, RunState.AGGREGATED) and row.attempt_id is not None:
+        return row.attempt_id
+    run = format_id(IdKind.RUN, row.run_id)
     # A run that failed for its evidence, in the worker or in aggregation, may be aggregated partially; it stays failed.
     if row.state == RunState.FAILED and row.reason == FailureReason.INVALID_EVIDENCE and row.attempt_id is not None:
         if parameters.allow_partial:
-            return row
+            return row.attempt_id
         raise ProblemError(
             ProblemCode.CONFLICT,
             f"{run} failed for its evidence; aggregate it with allow_partial to see the figures that remain.",
@@ -189,9 +166,3 @@ def _require_its_device(row: queries.RunToAggregate, parameters: AggregationPara
         f"{format_id(IdKind.RUN, row.run_id)} used {listed}, and the calibration is of {', '.join(wanted)}; name a "
         "device of the run by its UUID or its whole model name.",
     )
-
-
-def _attempt(row: queries.RunToAggregate) -> UUID:
-    if row.attempt_id is None:
-        raise not_found(IdKind.RUN, row.run_id)
-    return row.attempt_id
