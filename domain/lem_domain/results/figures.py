@@ -29,6 +29,11 @@ class Figure(ResultModel):
     unit: str
     reason: str | None = Field(default=None, description="Why the value is null.")
 
+    @classmethod
+    def of(cls, value: float | None, unit: str, reason: str | None) -> Self:
+        """Return a value, or null with the reason that applies then."""
+        return cls(value=value, unit=unit, reason=reason if value is None else None)
+
     @model_validator(mode="after")
     def _null_has_a_reason(self) -> Self:
         if (self.value is None) == (self.reason is None):
@@ -100,6 +105,11 @@ class EnergyFigure(ResultModel):
         if self.joules is not None and self.method is None:
             raise ValueError("an energy needs a method")
         return self
+
+    def per(self, amount: float, unit: str, none: str) -> Figure:
+        """Return the energy per amount of time or work; null without energy, or for the reason `none` if it is 0."""
+        ratio = self.joules / amount if self.joules is not None and amount else None
+        return Figure.of(ratio, unit, self.reason or none)
 
 
 class Distribution(ResultModel):

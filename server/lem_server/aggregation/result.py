@@ -166,7 +166,7 @@ def _tokens(
     silent = [rank.process for rank in ranks if rank.process not in recorded and _has_tokens(rank, method)]
     if silent:
         reason = f"no token times were recorded by {', '.join(silent)}"
-        return _Tokens(latency.distribution_ms(_empty(), reason), 0, 0, reason)
+        return _Tokens(latency.distribution_ms(np.empty(0, dtype=np.int64), reason), 0, 0, reason)
     values = np.empty(sum(reader.rows(rank.process, StreamName.TOKENS) for rank in ranks), dtype=np.int64)
     used = miscounted = stray = in_span = 0
     for rank in ranks:
@@ -189,13 +189,15 @@ def _speed(
         total_rate_tok_s=Figure(value=(work.prompt_tokens + work.generated_tokens) / window.duration_s, unit="tok/s"),
         request_rate_per_s=Figure(value=finished / window.duration_s, unit="1/s"),
         goodput_per_s=latency.goodput_per_s(ranks, slo, window),
-        ttft_ms=latency.ttft_ms(ranks),
+        ttft_ms=latency.since_arrival_ms(
+            ranks, lambda rank: rank.first_token_ns, "no request has a time of its first token"
+        ),
         itl_ms=itl_ms,
         tpot_ms=latency.tpot_ms(ranks),
-        e2e_ms=latency.e2e_ms(ranks),
-        queue_ms=latency.queue_ms(ranks),
+        e2e_ms=latency.since_arrival_ms(
+            ranks, lambda rank: rank.last_token_ns, "no finished request has a time of its last token"
+        ),
+        queue_ms=latency.since_arrival_ms(
+            ranks, lambda rank: rank.scheduled_ns, "the engine does not report when it began to work on a request"
+        ),
     )
-
-
-def _empty() -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.empty(0, dtype=np.int64)

@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 from lem_domain.results.energy import EnergyResult
-from lem_domain.results.figures import Distribution, EnergyFigure, Figure
+from lem_domain.results.figures import Distribution, Figure
 from lem_domain.results.run import EfficiencyResult, WorkResult
 
 
 def efficiency_result(energy: EnergyResult, work: WorkResult, e2e_ms: Distribution) -> EfficiencyResult:
     """Return the ratios of docs/measurement.md (Tokens and time); null with the reason of the missing term."""
-    total, finished = energy.total, work.requests - work.failed_requests
-    per_request = _ratio(total, finished, "no request finished")
-    if per_request.value is None or e2e_ms.mean is None:
-        product = Figure(value=None, unit="J·s", reason=per_request.reason or e2e_ms.reason)
-    else:
-        product = Figure(value=per_request.value * e2e_ms.mean / 1e3, unit="J·s")
-    if total.joules is not None and total.joules > 0:
-        tokens_per_joule = Figure(value=work.generated_tokens / total.joules, unit="1/J")
-    else:
-        tokens_per_joule = Figure(value=None, unit="1/J", reason=total.reason or "the energy is not above zero")
+    total, prefill, finished = energy.total, energy.phases.prefill.energy, work.requests - work.failed_requests
+    per_request = total.per(finished, "J", "no request finished")
+    each_j, mean_ms = per_request.value, e2e_ms.mean
+    product = each_j * mean_ms / 1e3 if each_j is not None and mean_ms is not None else None
+    tokens_per_j = work.generated_tokens / total.joules if total.joules is not None and total.joules > 0 else None
     return EfficiencyResult(
-        energy_per_output_token_j=_ratio(total, work.generated_tokens, "no token was generated"),
+        energy_per_output_token_j=total.per(work.generated_tokens, "J", "no token was generated"),
         energy_per_request_j=per_request,
-        output_tokens_per_j=tokens_per_joule,
-        energy_delay_product_js=product,
-        energy_per_prompt_token_j=_ratio(energy.phases.prefill.energy, work.prompt_tokens, "there was no prompt token"),
-        net_energy_per_output_token_j=_ratio(energy.net, work.generated_tokens, "no token was generated"),
-        energy_per_output_token_without_constant_j=_ratio(
-            energy.without_constant, work.generated_tokens, "no token was generated"
+        output_tokens_per_j=Figure.of(tokens_per_j, "1/J", total.reason or "the energy is not above zero"),
+        energy_delay_product_js=Figure.of(product, "J·s", per_request.reason or e2e_ms.reason),
+        energy_per_prompt_token_j=prefill.per(work.prompt_tokens, "J", "there was no prompt token"),
+        net_energy_per_output_token_j=energy.net.per(work.generated_tokens, "J", "no token was generated"),
+        energy_per_output_token_without_constant_j=energy.without_constant.per(
+            work.generated_tokens, "J", "no token was generated"
         ),
     )
-
-
-def _ratio(energy: EnergyFigure, count: int, none_counted: str) -> Figure:
-    if energy.joules is None:
-        return Figure(value=None, unit="J", reason=energy.reason)
-    if count == 0:
-        return Figure(value=None, unit="J", reason=none_counted)
-    return Figure(value=energy.joules / count, unit="J")

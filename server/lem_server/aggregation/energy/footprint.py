@@ -77,8 +77,5 @@ def _product(
 
 
 def _per_token(figure: Figure, work: WorkResult) -> Figure:
-    if figure.value is None:
-        return figure
-    if not work.generated_tokens:
-        return Figure(value=None, unit=figure.unit, reason="no token was generated")
-    return Figure(value=figure.value / work.generated_tokens, unit=figure.unit)
+    each = figure.value / work.generated_tokens if figure.value is not None and work.generated_tokens else None
+    return Figure.of(each, figure.unit, figure.reason or "no token was generated")

@@ -276,9 +276,7 @@ def sum_or_none(numbers: Sequence[float | None]) -> float | None:
 
 def mean_power(energy: EnergyFigure, interval: Interval) -> Figure:
     """Return energy / duration."""
-    if energy.joules is None:
-        return Figure(value=None, unit="W", reason=energy.reason)
-    return Figure(value=energy.joules / interval.duration_s, unit="W")
+    return energy.per(interval.duration_s, "W", "the interval has no length")
 
 
 def _sources_text(figures: Iterable[EnergyFigure], methods: set[EnergyMethod]) -> str | None:

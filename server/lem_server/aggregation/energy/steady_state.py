@@ -12,7 +12,7 @@ import numpy as np
 
 from lem_domain.backends.registry import backend_spec
 from lem_domain.config.experiment import ExperimentConfig
-from lem_domain.results.figures import EnergyFigure, Figure
+from lem_domain.results.figures import Figure
 from lem_domain.results.run import SteadyState
 from lem_domain.wire.runs import EffectiveConfig, EffectiveParameter
 from lem_server.aggregation.energy.meters import Meter, mean_power, not_sampled, total_energy
@@ -139,19 +139,13 @@ def steady_state(
         duration_s=duration,
         mean_sequences=mean,
         generated_tokens=Figure(value=tokens, unit="tok", reason=unknown),
-        output_rate_tok_s=Figure(
-            value=None if tokens is None else tokens / span.duration_s, unit="tok/s", reason=unknown
-        ),
+        output_rate_tok_s=Figure.of(None if tokens is None else tokens / span.duration_s, "tok/s", unknown),
         energy=energy,
         mean_power_w=mean_power(energy, span),
-        energy_per_output_token_j=_per_token(energy, tokens, unknown),
+        energy_per_output_token_j=Figure.of(None, "J", unknown)
+        if tokens is None
+        else energy.per(tokens, "J", "no token was generated in it"),
     )
-
-
-def _per_token(energy: EnergyFigure, tokens: int | None, unknown: str | None) -> Figure:
-    if energy.joules is None or not tokens:
-        return Figure(value=None, unit="J", reason=unknown or energy.reason or "no token was generated in it")
-    return Figure(value=energy.joules / tokens, unit="J")
 
 
 def _limit(config: ExperimentConfig, effective: EffectiveConfig | None) -> EffectiveParameter | None:

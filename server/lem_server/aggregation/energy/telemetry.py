@@ -30,6 +30,7 @@ THROTTLE_REASONS: Mapping[int, str] = {
     0x100: "display_clock_setting",
 }
 
+_NO_READING = "the device has no such reading in the window"
 _B_PER_MB = 1e6
 COVERED = 0.8
 """Counters of time that were read over a smaller part of the window say too little of it."""
@@ -108,13 +109,13 @@ def _device(uuid: str, readings: Mapping[str, SparseReadings], window: Interval)
     def mean(name: str, unit: str) -> Figure:
         found = during(readings.get(name), window)
         if found is None or found[1].sum() <= 0:
-            return _no_reading(unit)
+            return Figure.of(None, unit, _NO_READING)
         values, seconds = found
         return Figure(value=float(values @ seconds / seconds.sum()), unit=unit)
 
     def highest(name: str, unit: str, scale: float = 1.0) -> Figure:
         found = during(readings.get(name), window)
-        return _no_reading(unit) if found is None else Figure(value=int(found[0].max()) / scale, unit=unit)
+        return Figure.of(None if found is None else int(found[0].max()) / scale, unit, _NO_READING)
 
     return DeviceTelemetry(
         uuid=uuid,
@@ -133,12 +134,11 @@ def _device(uuid: str, readings: Mapping[str, SparseReadings], window: Interval)
 
 def _at_begin(readings: SparseReadings | None, window: Interval, unit: str) -> Figure:
     """The last reading before the window, else the first in it."""
-    if readings is None:
-        return _no_reading(unit)
-    index = max(0, int(np.searchsorted(readings.times_ns, window.begin_ns, side="right")) - 1)
-    if readings.times_ns[index] > window.end_ns:
-        return _no_reading(unit)
-    return Figure(value=float(readings.values[index]), unit=unit)
+    value = None
+    if readings is not None:
+        index = max(0, int(np.searchsorted(readings.times_ns, window.begin_ns, side="right")) - 1)
+        value = float(readings.values[index]) if readings.times_ns[index] <= window.end_ns else None
+    return Figure.of(value, unit, _NO_READING)
 
 
 def _memory(process: str, summary: Mapping[str, JsonValue]) -> ProcessMemory:
@@ -146,10 +146,7 @@ def _memory(process: str, summary: Mapping[str, JsonValue]) -> ProcessMemory:
 
     def reported(name: str, unit: str, scale: float = 1.0) -> Figure:
         reason = unknown.get(name) if isinstance(unknown, Mapping) else None
-        value = finite_number(summary.get(name))
-        if value is None and isinstance(reason, str):
-            return Figure(value=None, unit=unit, reason=reason)
-        return _figure(value, unit, scale)
+        return _figure(finite_number(summary.get(name)), unit, scale, reason if isinstance(reason, str) else None)
 
     return ProcessMemory(
         process=process,
@@ -177,11 +174,5 @@ def late_share(record: SamplerRecord) -> float | None:
     return (late + missed) / (ticks + missed)
 
 
-def _figure(value: float | None, unit: str, scale: float = 1.0) -> Figure:
-    if value is None:
-        return Figure(value=None, unit=unit, reason="the process did not report it")
-    return Figure(value=value / scale, unit=unit)
-
-
-def _no_reading(unit: str) -> Figure:
-    return Figure(value=None, unit=unit, reason="the device has no such reading in the window")
+def _figure(value: float | None, unit: str, scale: float = 1.0, reason: str | None = None) -> Figure:
+    return Figure.of(None if value is None else value / scale, unit, reason or "the process did not report it")

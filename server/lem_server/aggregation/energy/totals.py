@@ -276,16 +276,16 @@ def _host_sum(host: Mapping[str, EnergyFigure], kind: str, none: str, sources: R
 
 def _counter_period(meter: Meter | None, window: WindowResult) -> Figure:
     period_s = meter.trace.counter_period_s(window) if meter is not None else None
-    if period_s is None:
-        return Figure(value=None, unit="ms", reason="no two updates of a counter were seen around the window")
-    return Figure(value=period_s * 1e3, unit="ms")
+    return _milliseconds(period_s, "no two updates of a counter were seen around the window")
 
 
 def _sampling_period(meter: Meter | None, window: WindowResult) -> Figure:
     period_s = meter.trace.sampling_period_s(window) if meter is not None else None
-    if period_s is None:
-        return Figure(value=None, unit="ms", reason="the samples don't reach over the window")
-    return Figure(value=period_s * 1e3, unit="ms")
+    return _milliseconds(period_s, "the samples don't reach over the window")
+
+
+def _milliseconds(seconds: float | None, reason: str) -> Figure:
+    return Figure.of(None if seconds is None else seconds * 1e3, "ms", reason)
 
 
 def _with_reason(energy: EnergyFigure, why: str | None) -> EnergyFigure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -50,33 +50,25 @@ def distribution_ms(values_ns: _Values, reason: str) -> Distribution:
     )
 
 
-def ttft_ms(ranks: Sequence[RankRequests]) -> Distribution:
-    """Return first token - arrival, for finished requests with a time of their first token."""
-    values = [_difference(rank, rank.first_token_ns, rank.arrival_ns) for rank in ranks]
-    return distribution_ms(_joined(values), "no request has a time of its first token")
-
-
-def e2e_ms(ranks: Sequence[RankRequests]) -> Distribution:
-    """Return last token - arrival, for finished requests with a time of their last token."""
-    values = [_difference(rank, rank.last_token_ns, rank.arrival_ns) for rank in ranks]
-    return distribution_ms(_joined(values), "no finished request has a time of its last token")
-
-
-def queue_ms(ranks: Sequence[RankRequests]) -> Distribution:
-    """Return scheduled - arrival, for finished requests whose engine reports when it began."""
-    values = [_difference(rank, rank.scheduled_ns, rank.arrival_ns) for rank in ranks]
-    return distribution_ms(_joined(values), "the engine does not report when it began to work on a request")
+def since_arrival_ms(
+    ranks: Sequence[RankRequests], until: Callable[[RankRequests], IntArray], reason: str
+) -> Distribution:
+    """Return a time - arrival, for finished requests that have that time: TTFT, E2E latency or time in the queue."""
+    values = [np.empty(0, dtype=np.int64)]
+    for rank in ranks:
+        use = rank.finished & (until(rank) != NULL)
+        values.append(until(rank)[use] - rank.arrival_ns[use])
+    return distribution_ms(np.concatenate(values), reason)
 
 
 def tpot_ms(ranks: Sequence[RankRequests]) -> Distribution:
     """Return (last - first token) / (generated - 1), for finished requests with two or more tokens."""
-    values: list[npt.NDArray[np.float64]] = []
+    values = [np.empty(0, dtype=np.float64)]
     for rank in ranks:
         timed = (rank.first_token_ns != NULL) & (rank.last_token_ns != NULL)
         use = rank.finished & timed & (rank.generated_tokens > 1)
         values.append((rank.last_token_ns[use] - rank.first_token_ns[use]) / (rank.generated_tokens[use] - 1))
-    joined = np.concatenate(values) if values else np.empty(0, dtype=np.float64)
-    return distribution_ms(joined, "no finished request has two tokens with times")
+    return distribution_ms(np.concatenate(values), "no finished request has two tokens with times")
 
 
 def goodput_per_s(ranks: Sequence[RankRequests], slo: SloConfig | None, window: WindowResult) -> Figure:
@@ -98,16 +90,6 @@ def goodput_per_s(ranks: Sequence[RankRequests], slo: SloConfig | None, window: 
             keeps &= ~several | (tpot_ns <= slo.tpot_ms * NS_PER_MS)
         good += int(keeps.sum())
     return Figure(value=good / window.duration_s, unit="1/s")
-
-
-def _difference(rank: RankRequests, later: IntArray, earlier: IntArray) -> IntArray:
-    use = rank.finished & (later != NULL)
-    values: IntArray = later[use] - earlier[use]
-    return values
-
-
-def _joined(values: Sequence[IntArray]) -> IntArray:
-    return np.concatenate(values) if values else np.empty(0, dtype=np.int64)
 
 
 def _percentile(ordered: _Values, percent: int) -> float:

@@ -29,9 +29,6 @@ def quality_result(summaries: Summaries, *, requested: bool) -> QualityResult | 
     if record is None:
         return QualityResult(perplexity=Figure(value=None, unit="1", reason="rank-0 reported no likelihood"), tokens=0)
     mean = record.nats / record.tokens
-    perplexity = (
-        Figure(value=math.exp(mean), unit="1")
-        if 0 <= mean < 700
-        else Figure(value=None, unit="1", reason=f"the mean negative log-likelihood is {mean:g} nats per token")
-    )
+    likely = math.exp(mean) if 0 <= mean < 700 else None
+    perplexity = Figure.of(likely, "1", f"the mean negative log-likelihood is {mean:g} nats per token")
     return QualityResult(perplexity=perplexity, tokens=record.tokens, text=record.text, text_sha256=record.text_sha256)
