@@ -102,7 +102,7 @@ def test_real_weights_answer_and_cost_energy(house, tmp_path: Path) -> None:  # 
         assert 5 <= result.work.generated_tokens / result.work.requests < 12
 
 
-def test_a_rank_that_dies_fails_its_run_and_the_worker_goes_on(house, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_rank_that_dies_fails_its_run_and_the_worker_continues(house, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     house.start_worker("simulated")
     path = campaign(
         tmp_path,

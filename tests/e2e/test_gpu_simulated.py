@@ -251,7 +251,7 @@ def test_throttling_and_heat_are_in_the_evidence_of_their_device(shared_house: A
 
 
 @pytest.mark.finds("foreign_process", "throttled")
-def test_a_stranger_on_a_device_is_told_with_its_memory(shared_house: Any, four_gpus: FourGpus) -> None:
+def test_a_foreign_process_on_a_device_is_reported_with_its_memory(shared_house: Any, four_gpus: FourGpus) -> None:
     [told] = events(shared_house, four_gpus.run, "foreign_process")
     assert (told["device_index"], told["pid"], told["memory_bytes"]) == (1, four_gpus.stranger, 2**30)
     assert codes(four_gpus.result) >= {"foreign_process", "throttled"}
@@ -509,7 +509,7 @@ def test_a_driver_that_answers_slowly_is_said_to_leave_few_samples(
     assert abs(device.energy.joules - 300 * result.window.duration_s) <= device.energy.bound_j
 
 
-def test_readings_that_fail_beside_power_cost_no_energy_and_are_told(
+def test_readings_that_fail_next_to_power_cost_no_energy_and_are_reported(
     shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
 ) -> None:
     nvml.write(

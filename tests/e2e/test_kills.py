@@ -90,7 +90,7 @@ def test_a_killed_worker_takes_its_processes_along_and_its_run_is_measured_again
         assert client.aggregate(run_id).energy.total.joules is not None
 
 
-def test_a_cancelled_campaign_stops_its_worker_which_goes_on_with_the_next(house, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_cancelled_campaign_stops_its_worker_which_continues_with_the_next(house, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     house.start_worker("simulated")
     long = campaign(
         tmp_path,

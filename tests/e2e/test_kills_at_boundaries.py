@@ -61,7 +61,7 @@ def wait_until(what: str, holds: Callable[[], bool], cluster: Cluster) -> None:
         for point in POINTS
     ],
 )
-def test_a_run_goes_on_over_a_kill_of(cluster: Cluster, victim: str, point: str) -> None:
+def test_a_run_continues_over_a_kill_of(cluster: Cluster, victim: str, point: str) -> None:
     """What the worker says next (that it is ready, its evidence, its end) meets nobody, and is said again."""
     name = f"{victim}-{point}"
     server, reached = cluster.servers["one"], cluster.folder / f"{name}.reached"

@@ -20,7 +20,7 @@ needs_absence = pytest.mark.skipif(find_spec("tensorrt_llm") is not None, reason
 
 
 @needs_absence
-def test_a_missing_engine_is_a_row_of_the_table_and_touches_nobody_else(house: Any, tmp_path: Path) -> None:
+def test_a_missing_engine_is_a_row_of_the_table_and_affects_no_other_run(house: Any, tmp_path: Path) -> None:
     pytorch = house.start_worker("pytorch", "pytorch")
     house.start_worker("tensorrt", "tensorrt")
     path = campaign(

@@ -81,7 +81,7 @@ def test_the_engine_names_its_version_and_confirms_everything(run: Run) -> None:
     assert run.unconfirmed == []
 
 
-def test_a_request_that_the_engine_gives_up_has_its_error_and_the_others_go_on() -> None:
+def test_a_request_that_the_engine_gives_up_has_its_error_and_the_others_continue() -> None:
     """The engine's own words for it (`FinishReason.ERROR`) come with a broken KV transfer alone: they are made here."""
     from vllm.outputs import CompletionOutput, RequestOutput
 
@@ -172,7 +172,7 @@ def test_the_peak_of_device_memory_counts_from_the_beginning_of_the_window(
     ("quantization", "dtype", "found"),
     [(None, torch.bfloat16, "bfloat16"), (None, torch.float32, "float32"), ("fp8", torch.bfloat16, None)],
 )
-def test_the_format_of_the_arithmetic_is_told_where_it_is_known(
+def test_the_format_of_the_arithmetic_is_reported_where_it_is_known(
     quantization: str | None, dtype: torch.dtype, found: str | None
 ) -> None:
     """The CPU build loads no checkpoint of 8 bits: the engine's description of one is made here."""

@@ -208,7 +208,7 @@ def until(client: Client, campaign_id: str, state: RunState) -> str:
     raise AssertionError(f"no run became {state.value}")
 
 
-def test_each_trouble_has_its_own_reason_and_the_worker_goes_on(house: House, tiny: Path, tmp_path: Path) -> None:
+def test_each_trouble_has_its_own_reason_and_the_worker_continues(house: House, tiny: Path, tmp_path: Path) -> None:
     spoiled = Path(shutil.copytree(tiny, tmp_path / "spoiled"))
     weights = spoiled / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])

@@ -61,7 +61,7 @@ def test_an_answer_in_chunks_ends_with_its_last_chunk(tap: HttpTap, told: list[E
     assert [one.status for one in told] == [200, 201]
 
 
-def test_an_answer_that_came_in_part_was_not_told(tap: HttpTap, told: list[Exchange]) -> None:
+def test_an_answer_that_came_in_part_was_not_reported(tap: HttpTap, told: list[Exchange]) -> None:
     tap.request(REQUEST)
     tap.answer(ANSWER[:-1])
     assert told == []
@@ -93,7 +93,7 @@ def test_a_refused_chunk_is_not_written_down(journal: Journal, status: int) -> N
 
 
 @pytest.mark.parametrize(("delivered", "completed"), [(True, {ATTEMPT}), (False, set())])
-def test_a_completion_is_written_down_where_its_worker_was_told(
+def test_a_completion_is_written_down_where_its_worker_got_the_answer(
     journal: Journal, delivered: bool, completed: set[str]
 ) -> None:
     journal.note(Exchange(0.0, "POST", f"/api/v1/attempts/{ATTEMPT}:complete", "", 200, delivered))

@@ -136,7 +136,7 @@ async def test_cut_ends_every_connection_and_new_ones_are_welcome(proxy: FaultPr
     assert await ask(await connect(proxy), b"three\n") == b"echo three\n"
 
 
-async def test_refused_connections_do_not_come_about_and_open_ones_go_on(proxy: FaultProxy) -> None:
+async def test_refused_connections_are_not_made_and_open_ones_continue(proxy: FaultProxy) -> None:
     opened = await connect(proxy)
     assert await ask(opened, b"one\n")
     await proxy.refuse()

@@ -45,7 +45,7 @@ def test_every_known_way_to_measure_wrongly_has_its_row() -> None:
     assert list(rows) == list(DEFECTS)
 
 
-def test_the_method_tells_every_finding_s_criterion() -> None:
+def test_the_method_reports_every_finding_s_criterion() -> None:
     text = (ROOT / "docs" / "reference" / "findings.md").read_text()
     told = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
     assert sorted(told) == sorted(code.value for code in FindingCode)
@@ -74,7 +74,7 @@ def test_every_finding_is_reached_end_to_end() -> None:
         "pytestmark = pytest.mark.finds('a')",
     ],
 )
-def test_a_mark_that_nobody_could_check_is_refused(source: str, tmp_path: Path) -> None:
+def test_a_mark_that_no_one_could_check_is_refused(source: str, tmp_path: Path) -> None:
     (tmp_path / "test_a.py").write_text(source)
     with pytest.raises(UnreadableMark):
         reaches(tmp_path)

@@ -134,7 +134,7 @@ async def test_the_asynchronous_client_does_the_same(lem: Lem, campaign: str, tm
             await client.import_bundle(tmp_path / "two.tar")
 
 
-def test_progress_is_a_line_every_ten_seconds_where_nobody_looks() -> None:
+def test_progress_is_a_line_every_ten_seconds_where_no_one_looks() -> None:
     times = iter([0.0, 5.0, 10.0, 11.0, 20.0])
     said = io.StringIO()
     with TransferProgress("sent", quiet=False, stream=said, clock=lambda: next(times)) as transfer:

@@ -60,7 +60,7 @@ def test_a_plan_without_a_server_says_so(lem: Lem, monkeypatch: pytest.MonkeyPat
     assert "note: Planned without a server" in answer.out
 
 
-def test_submitting_prints_the_id_and_says_that_nobody_will_run_it(lem: Lem) -> None:
+def test_submitting_prints_the_id_and_says_that_no_worker_will_run_it(lem: Lem) -> None:
     answer = lem("submit", lem.file(), "--name", "other")
     assert answer.code == 0
     campaign = answer.out.split()[0]
@@ -250,7 +250,7 @@ def test_a_run_that_cannot_be_aggregated_is_named_and_fails_the_command(lem: Lem
 # --- watch ------------------------------------------------------------------------------------------------------------
 
 
-def test_watching_a_settled_campaign_tells_its_story_and_its_results(lem: Lem, database_url: URL) -> None:
+def test_watching_a_settled_campaign_shows_its_history_and_its_results(lem: Lem, database_url: URL) -> None:
     campaign, runs = submitted(lem)
 
     async def measure(engine: AsyncEngine) -> None:

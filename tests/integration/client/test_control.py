@@ -60,7 +60,7 @@ def test_a_retry_of_a_paused_campaign_says_what_is_still_missing(lem: Lem, datab
     ]
 
 
-def test_a_campaign_is_placed_anew(lem: Lem) -> None:
+def test_a_campaign_is_placed_again(lem: Lem) -> None:
     campaign, _ = submitted(lem)
     assert lem("place", "night").out.splitlines()[1] == "placement: same_device, from the next run on"
     assert lem("place", campaign, "--placement", "any", "--json").json["placement"] == "any"
@@ -108,7 +108,7 @@ def test_a_worker_is_drained_by_name(lem: Lem, database_url: URL) -> None:
     assert "there is no worker named" in lem("drain", "nobody").err
 
 
-def test_the_timeline_tells_of_leases_between_the_changes_of_state(lem: Lem, database_url: URL) -> None:
+def test_the_timeline_has_leases_between_the_changes_of_state(lem: Lem, database_url: URL) -> None:
     _, runs = submitted(lem)
 
     async def steps(engine: AsyncEngine) -> None:
@@ -138,7 +138,7 @@ def test_the_timeline_tells_of_leases_between_the_changes_of_state(lem: Lem, dat
     assert [one["kind"] for one in lem("show", runs[0], "--json").json["lease_events"]] == ["suspect", "recovered"]
 
 
-def test_whoever_watches_a_paused_campaign_is_told_how_to_go_on(lem: Lem) -> None:
+def test_watching_a_paused_campaign_reports_how_to_resume_it(lem: Lem) -> None:
     campaign, _ = submitted(lem)
     with Client() as client:
         states = []

@@ -60,7 +60,7 @@ def up(data: Path) -> Iterator[subprocess.Popen[str]]:
     started.communicate(timeout=120)
 
 
-def test_everything_is_up_and_stopped_again_even_when_nobody_listens_any_more(
+def test_everything_is_up_and_stopped_again_even_when_no_one_listens_any_more(
     up: subprocess.Popen[str], data: Path
 ) -> None:
     with Client(address(up), token_file=data / "owner.token") as client:

@@ -75,7 +75,7 @@ async def test_every_route_of_the_api_refuses_who_sends_no_token(app: FastAPI, a
         assert "Authorization: Bearer" in detail and "owner.token" in detail, (method, path)
 
 
-def test_only_a_short_list_of_paths_is_open_to_everybody(server_settings: Settings) -> None:
+def test_only_a_short_list_of_paths_is_open_to_everyone(server_settings: Settings) -> None:
     made = create_app(server_settings, _NOWHERE)
     beside_the_api = {path for _, path, _ in operations(made) if not path.startswith("/api/")}
     assert beside_the_api == {"/livez", "/readyz", "/version"}
@@ -103,7 +103,7 @@ def calls(dependant: Dependant) -> list[Any]:
     return [one.call for one in dependant.dependencies]
 
 
-async def test_an_unknown_path_is_closed_to_strangers_and_missing_for_others(
+async def test_an_unknown_path_is_closed_without_a_token_and_missing_with_one(
     anonymous: httpx.AsyncClient, api: httpx.AsyncClient
 ) -> None:
     for path in ("/api/v1/nothing", "/nothing", "/api", "/docs/nothing", "/docs/assets"):
@@ -291,7 +291,7 @@ async def test_the_owners_token_stays_over_restarts(app: FastAPI, engine: AsyncE
 @pytest.mark.parametrize(
     "wrong", ["", "not a token\n", mint(TokenKind.OWNER) + "\n"], ids=["empty", "words", "unknown"]
 )
-async def test_the_owners_token_is_made_anew_where_the_database_does_not_know_it(
+async def test_the_owners_token_is_recreated_where_the_database_does_not_know_it(
     app: FastAPI, anonymous: httpx.AsyncClient, engine: AsyncEngine, server_settings: Settings, wrong: str
 ) -> None:
     path = server_settings.data_dir / OWNER_TOKEN_FILE
@@ -302,7 +302,7 @@ async def test_the_owners_token_is_made_anew_where_the_database_does_not_know_it
     assert answer.status_code == 200
 
 
-async def test_the_owners_token_is_made_anew_after_it_was_revoked(
+async def test_the_owners_token_is_recreated_after_it_was_revoked(
     api: httpx.AsyncClient, anonymous: httpx.AsyncClient, engine: AsyncEngine, server_settings: Settings
 ) -> None:
     [owner] = (await api.get(TOKENS)).json()["items"]

@@ -147,7 +147,7 @@ async def older_row(engine: AsyncEngine, run: str) -> bytes:
     return body
 
 
-async def test_what_an_older_server_said_otherwise_is_computed_anew_beside_it(
+async def test_what_an_older_server_said_otherwise_is_computed_again_next_to_it(
     api: httpx.AsyncClient, engine: AsyncEngine, run: str
 ) -> None:
     first = (await aggregate(api, run)).content
@@ -162,7 +162,7 @@ async def test_what_an_older_server_said_otherwise_is_computed_anew_beside_it(
     assert "In other words." not in (await api.get(results)).text
 
 
-async def test_a_release_adds_a_result_of_its_own(
+async def test_a_release_adds_its_own_result(
     api: httpx.AsyncClient, engine: AsyncEngine, run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = RunResult.model_validate_json((await aggregate(api, run)).content)

@@ -219,7 +219,9 @@ async def test_other_processes_run_first(api: httpx.AsyncClient, engine: AsyncEn
 
 
 @pytest.mark.usefixtures("_large")
-async def test_a_byte_that_changed_is_told_by_its_chunk(api: httpx.AsyncClient, engine: AsyncEngine, run: str) -> None:
+async def test_a_byte_that_changed_is_reported_by_its_chunk(
+    api: httpx.AsyncClient, engine: AsyncEngine, run: str
+) -> None:
     await change_a_byte(engine)
     answer = await aggregate(api, run)
     assert (answer.status_code, answer.json()["code"]) == (409, "evidence_corrupt")

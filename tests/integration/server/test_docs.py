@@ -63,7 +63,7 @@ async def test_the_page_and_all_its_assets_come_from_the_application(anonymous: 
         assert asset.content == (ASSETS / link.rpartition("/")[2]).read_bytes()
 
 
-async def test_no_address_elsewhere_stands_in_the_page_its_script_or_its_styles(anonymous: httpx.AsyncClient) -> None:
+async def test_no_address_elsewhere_is_in_the_page_its_script_or_its_styles(anonymous: httpx.AsyncClient) -> None:
     for path in ("/docs", "/docs/assets/start.js"):
         assert not re.search(r"https?:|[\"'(]//", (await anonymous.get(path)).text), path
     styles = (await anonymous.get("/docs/assets/swagger-ui.css")).text

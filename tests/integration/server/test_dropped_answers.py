@@ -623,7 +623,7 @@ async def test_another_token_under_the_same_key_is_refused(world: World, engine:
     assert len(await valid_tokens(engine)) == 1
 
 
-async def test_tokens_without_a_key_are_made_anew_each_time(world: World, engine: AsyncEngine) -> None:
+async def test_tokens_without_a_key_are_recreated_each_time(world: World, engine: AsyncEngine) -> None:
     for kind in (TokenKind.USER, TokenKind.CI):
         assert (await world.api.post("/api/v1/tokens", json={"name": "a", "kind": kind.value})).status_code == 201
     assert len(await valid_tokens(engine)) == 2

@@ -90,7 +90,7 @@ async def test_what_it_was_given_survives_the_death_of_its_database_too(server: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_it_ends_at_once_although_somebody_waits_and_somebody_listens(
+async def test_it_ends_at_once_although_someone_waits_and_someone_listens(
     configured: Server, number: signal.Signals
 ) -> None:
     configured.start()

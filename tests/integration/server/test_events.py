@@ -106,7 +106,7 @@ async def settled_campaign(api: httpx.AsyncClient, engine: AsyncEngine) -> dict[
     return view
 
 
-async def test_the_stream_of_a_settled_campaign_tells_everything_and_ends(
+async def test_the_stream_of_a_settled_campaign_reports_everything_and_ends(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     view = await settled_campaign(api, engine)
@@ -132,7 +132,7 @@ async def test_the_stream_of_a_settled_campaign_tells_everything_and_ends(
     )
 
 
-async def test_a_stream_goes_on_after_any_event_without_gap_or_repetition(
+async def test_a_stream_continues_after_any_event_without_gap_or_repetition(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     address = f"/api/v1/campaigns/{(await settled_campaign(api, engine))['id']}/events"
@@ -143,7 +143,7 @@ async def test_a_stream_goes_on_after_any_event_without_gap_or_repetition(
         assert rest == whole[place + 1 :]
 
 
-async def test_the_stream_of_a_run_tells_of_that_run_alone(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+async def test_the_stream_of_a_run_reports_that_run_alone(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     view = await submit(api, execution={"cycles": 2})
     first, _second = await run_ids(api, view)
     await complete(engine, first)
@@ -160,7 +160,7 @@ async def test_an_unknown_last_event_is_refused_before_the_stream_begins(api: ht
     assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
 
 
-async def test_changes_are_told_as_they_happen_until_the_campaign_settles(
+async def test_changes_are_reported_as_they_happen_until_the_campaign_settles(
     api: httpx.AsyncClient, engine: AsyncEngine, context: AppContext
 ) -> None:
     view = await submit(api)
@@ -180,7 +180,7 @@ async def test_changes_are_told_as_they_happen_until_the_campaign_settles(
     assert await stream.has_ended()
 
 
-async def test_progress_is_told_when_it_changed(
+async def test_progress_is_reported_when_it_changed(
     api: httpx.AsyncClient, engine: AsyncEngine, context: AppContext
 ) -> None:
     view = await submit(api)
@@ -222,7 +222,7 @@ async def test_a_transition_of_a_slow_transaction_is_not_skipped(
     assert await stream.has_ended()
 
 
-async def test_more_transitions_than_one_statement_reads_are_all_told(
+async def test_more_transitions_than_one_statement_reads_are_all_reported(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     view = await submit(api, execution={"cycles": 600})

@@ -21,7 +21,7 @@ from lem_server.http import health
 pytestmark = pytest.mark.anyio
 
 
-async def test_everybody_may_ask_how_the_server_is(anonymous: httpx.AsyncClient) -> None:
+async def test_the_health_of_the_server_needs_no_token(anonymous: httpx.AsyncClient) -> None:
     assert (await anonymous.get("/livez")).json() == {"status": "ok"}
     assert (await anonymous.get("/readyz")).json() == {"status": "ok"}
 
@@ -95,7 +95,7 @@ async def test_a_database_that_was_dropped_is_not_ready(
     assert "does not answer" in answer.json()["detail"]
 
 
-async def test_what_is_open_to_everybody_documents_no_answer_that_it_never_gives(app: FastAPI) -> None:
+async def test_what_is_open_to_everyone_documents_no_answer_that_it_never_gives(app: FastAPI) -> None:
     paths = app.openapi()["paths"]
     documented = {path: sorted(paths[path]["get"]["responses"]) for path in ("/livez", "/readyz", "/version")}
     assert documented == {"/livez": ["200"], "/readyz": ["200", "503"], "/version": ["200"]}

@@ -99,14 +99,14 @@ async def test_the_same_request_written_differently_is_the_same(api: httpx.Async
     assert (again.status_code, again.content) == (201, first.content)
 
 
-async def test_other_keys_and_no_key_create_anew(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+async def test_other_keys_and_no_key_create_again(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     for key in ("one", "two", None, None):
         assert (await post(api, key)).status_code == 201
     assert await count(engine, "campaigns") == 4
     assert await count(engine, "idempotency_keys") == 2
 
 
-async def test_another_principal_has_keys_of_its_own(
+async def test_another_principal_has_its_own_keys(
     api: httpx.AsyncClient, anonymous: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     token = (await api.post("/api/v1/tokens", json={"name": "somebody"})).json()["token"]

@@ -42,7 +42,7 @@ async def events(api: httpx.AsyncClient, run: str) -> list[dict[str, Any]]:
     return page
 
 
-async def test_a_lease_in_time_has_nothing_to_tell(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+async def test_a_lease_in_time_has_nothing_to_report(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     worker, run, attempt = await live_run(api)
     assert await mark_suspects(engine) == 0
     await worker.beat(attempt)
@@ -60,7 +60,7 @@ async def test_a_late_lease_is_suspect_once_however_many_servers_look(
     assert event["silent_s"] == pytest.approx(60, abs=1)
 
 
-async def test_a_beat_within_the_grace_goes_on_and_both_facts_are_logged(
+async def test_a_heartbeat_within_the_grace_recovers_the_lease_and_both_facts_are_logged(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     worker, run, attempt = await live_run(api)
@@ -76,7 +76,7 @@ async def test_a_beat_within_the_grace_goes_on_and_both_facts_are_logged(
     assert await mark_suspects(engine) == 1, "and may become suspect again"
 
 
-async def test_a_late_beat_that_comes_before_anybody_looked_is_logged_all_the_same(
+async def test_a_late_heartbeat_that_comes_before_anybody_looked_is_logged_all_the_same(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     worker, run, attempt = await live_run(api)

@@ -166,7 +166,7 @@ async def test_many_workers_that_claim_at_once_get_each_run_once(api: httpx.Asyn
     assert sorted(claimed) == sorted(runs)
 
 
-async def test_a_claim_whose_lease_has_ended_is_told_so(api: httpx.AsyncClient) -> None:
+async def test_a_claim_whose_lease_has_ended_is_refused_with_the_reason(api: httpx.AsyncClient) -> None:
     await one_run(api)
     worker = await FakeWorker(api).ready()
     claim_id = uuid4()
@@ -222,7 +222,7 @@ async def test_a_run_gets_as_many_devices_as_it_asks_for(api: httpx.AsyncClient)
     assert (await large.claim(devices=[left])).status_code == 204
 
 
-async def test_a_worker_gets_only_devices_of_its_own(api: httpx.AsyncClient) -> None:
+async def test_a_worker_gets_only_its_own_devices(api: httpx.AsyncClient) -> None:
     await one_run(api)
     worker = await FakeWorker(api).ready()
     assert (await worker.claim(devices=["SIM-of-another"])).status_code == 204
@@ -252,7 +252,7 @@ async def test_another_protocol_is_refused(api: httpx.AsyncClient) -> None:
         assert (answer.status_code, code_of(answer)) == (426, "client_too_old")
 
 
-async def test_an_unknown_boot_is_told_to_register(api: httpx.AsyncClient) -> None:
+async def test_an_unknown_boot_is_asked_to_register(api: httpx.AsyncClient) -> None:
     worker = FakeWorker(api)
     for answer in (await worker.claim(), await worker.beat(), await worker.sign_off()):
         assert (answer.status_code, code_of(answer)) == (409, "boot_superseded")
@@ -279,7 +279,7 @@ writes = pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 
 @writes
 @pytest.mark.parametrize("started", [False, True])
-async def test_nobody_but_the_holder_writes_to_an_attempt(
+async def test_only_the_holder_writes_to_an_attempt(
     api: httpx.AsyncClient, engine: AsyncEngine, write: Write, started: bool
 ) -> None:
     await one_run(api)
@@ -362,7 +362,7 @@ async def test_a_late_announcement_of_an_older_boot_does_not_undo_the_newer_one(
     assert (await new.register()).status_code == 200, "its own announcement may be sent again"
 
 
-async def test_a_run_that_keeps_losing_its_workers_is_put_aside(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+async def test_a_run_that_keeps_losing_its_workers_is_quarantined(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     run = await one_run(api, execution={"retries": 2})
     worker = FakeWorker(api)
     for _ in range(4):
@@ -467,7 +467,7 @@ async def test_a_claim_that_outlives_its_worker_gets_nothing(api: httpx.AsyncCli
 # --- cancels ----------------------------------------------------------------------------------------------------------
 
 
-async def test_the_cancel_of_a_live_run_reaches_its_worker_by_the_beat(
+async def test_the_cancel_of_a_live_run_reaches_its_worker_by_the_heartbeat(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     run = await one_run(api, execution={"retries": 3})

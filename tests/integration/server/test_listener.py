@@ -80,7 +80,7 @@ async def test_a_payload_that_is_no_campaign_does_no_harm(engine: AsyncEngine, h
     assert await hub.wait_for_queue(ticket, LONG_S)
 
 
-async def test_a_lost_connection_is_replaced_and_everybody_looks_again(engine: AsyncEngine, hub: Hub) -> None:
+async def test_a_lost_connection_is_replaced_and_everyone_looks_again(engine: AsyncEngine, hub: Hub) -> None:
     ticket = hub.queue_ticket()
     async with engine.connect() as connection:
         await connection.execute(text("SET LOCAL ROLE NONE"))

@@ -79,7 +79,7 @@ async def give_results(database_url: URL) -> None:
 
 
 @pytest.mark.slow
-async def test_the_largest_campaign_is_taken_and_its_results_are_told(server: Server, database_url: URL) -> None:
+async def test_the_largest_campaign_is_taken_and_its_results_are_reported(server: Server, database_url: URL) -> None:
     async with server.api() as api:
         (await api.get("/api/v1/campaigns")).raise_for_status()
         body = campaign_body(sweep={"output.max_tokens": list(range(1, EXPERIMENTS + 1))}, execution={"cycles": CYCLES})
@@ -111,7 +111,7 @@ async def test_a_campaign_of_distinct_experiments_is_taken(server: Server) -> No
         assert peak.mb() < CEILING_MB
 
 
-async def test_a_plan_is_told_without_holding_its_experiments(server: Server) -> None:
+async def test_a_plan_is_reported_without_holding_its_experiments(server: Server) -> None:
     async with server.api() as api:
         (await api.get("/api/v1/campaigns")).raise_for_status()
         peak = Peak(server.pid)

@@ -57,7 +57,7 @@ async def test_a_folder_that_is_lost_again_and_again_never_has_more_than_one_tok
     assert [record.getMessage().count("owner.token") for record in caplog.records] == [1] * 3
 
 
-async def test_servers_with_folders_of_their_own_keep_their_tokens(
+async def test_servers_with_their_own_folders_keep_their_tokens(
     engine: AsyncEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = await made(engine, tmp_path / "one"), await made(engine, tmp_path / "other")
@@ -105,7 +105,7 @@ async def test_a_file_that_cannot_be_written_leaves_no_token_behind(engine: Asyn
     assert await usable(engine) == 0
 
 
-async def test_a_token_that_somebody_put_there_is_kept_until_it_expires(engine: AsyncEngine, tmp_path: Path) -> None:
+async def test_a_token_that_someone_put_there_is_kept_until_it_expires(engine: AsyncEngine, tmp_path: Path) -> None:
     async with engine.begin() as connection:
         put = (await service.create(connection, TokenCreate(name="put", kind=TokenKind.USER, expires_in_days=1))).token
     (tmp_path / "owner.token").write_text(put)

@@ -192,7 +192,7 @@ async def test_a_retry_has_its_user_in_the_log(api: httpx.AsyncClient, engine: A
     assert (last["source"], last["target"], last["actor"], last["actor_name"]) == ("failed", "queued", "user", "owner")
 
 
-async def test_a_retry_sent_again_after_the_run_failed_anew_is_one_retry(api: httpx.AsyncClient) -> None:
+async def test_a_retry_sent_again_after_the_run_failed_again_is_one_retry(api: httpx.AsyncClient) -> None:
     (run,) = await run_ids(api, await submit(api))
     worker = await FakeWorker(api).ready()
     await worker.end((await worker.started()).attempt_id)

@@ -263,7 +263,7 @@ async def test_a_statement_of_ours_that_is_wrong_is_a_500(
 # --- what nobody foresaw ----------------------------------------------------------------------------------------------
 
 
-async def test_an_unexpected_failure_is_a_500_that_tells_nothing_of_the_inside(
+async def test_an_unexpected_failure_is_a_500_without_internal_details(
     api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def broken(*_: Any, **__: Any) -> None:

@@ -125,7 +125,7 @@ async def test_an_interrupted_run_can_be_cancelled(api: httpx.AsyncClient, engin
     assert (await api.post(f"/api/v1/runs/{run_id}:cancel")).json()["state"] == "cancelled"
 
 
-async def test_the_log_tells_who_moved_the_run_when_and_why(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+async def test_the_log_reports_who_moved_the_run_when_and_why(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     (run_id,) = await run_ids(api, await submit(api))
     attempt = await claim(engine, run_id)
     await move(engine, run_id, "interrupted", actor=ActorKind.SERVER, reason="worker_lost", message="not heard of")

@@ -97,7 +97,7 @@ async def test_under_same_device_the_order_holds_across_backends(api: httpx.Asyn
         assert (await done(pytorch)).cycle == cycle
 
 
-async def test_runs_of_a_backend_that_nobody_serves_do_not_hold_up_the_others(api: httpx.AsyncClient) -> None:
+async def test_runs_of_a_backend_that_no_one_serves_do_not_hold_up_the_others(api: httpx.AsyncClient) -> None:
     campaign = await submit(
         api,
         experiment={"model": "m"},
@@ -165,14 +165,14 @@ async def test_a_device_that_does_not_say_how_warm_it_is_waits_the_whole_bound(
     await done(worker)
 
 
-async def test_in_a_gap_another_device_goes_on(api: httpx.AsyncClient) -> None:
+async def test_in_a_gap_another_device_continues(api: httpx.AsyncClient) -> None:
     await submit(api, execution={"cycles": 3, "cycle_gap": {"seconds": 300}})
     worker = await FakeWorker(api, devices=2).ready()
     assert [(await done(worker)).devices for _ in range(2)] == [(worker.uuids[0],), (worker.uuids[1],)]
     assert await nothing(worker) is not None
 
 
-async def test_in_a_gap_another_campaign_goes_on_once_and_then_it_is_the_first_ones_turn(
+async def test_in_a_gap_another_campaign_continues_once_and_then_it_is_the_first_ones_turn(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     """Nobody is overtaken for ever: who waits for a gap, and was served less recently, keeps the device."""
@@ -237,7 +237,7 @@ async def test_under_any_every_worker_shares_the_campaign(api: httpx.AsyncClient
     assert (await campaign_of(api, campaign))["places"] == []
 
 
-async def test_a_run_with_more_devices_takes_others_beside_those_of_the_place(api: httpx.AsyncClient) -> None:
+async def test_a_run_with_more_devices_takes_others_next_to_those_of_the_place(api: httpx.AsyncClient) -> None:
     sweep = {"devices.count": [1, 2, 1]}
     campaign = await submit(api, sweep=sweep, execution={"cycles": 2, "placement": "same_device", "order": "grouped"})
     worker = await FakeWorker(api, devices=3).ready()

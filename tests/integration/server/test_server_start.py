@@ -74,7 +74,7 @@ def wait_until(holds: Callable[[], object]) -> None:
 # --- what a crash left ------------------------------------------------------------------------------------------------
 
 
-def test_files_that_were_half_made_when_it_was_killed_are_made_anew(server: Server, folder: Path) -> None:
+def test_files_that_were_half_made_when_it_was_killed_are_recreated(server: Server, folder: Path) -> None:
     server.launch()
     wait_until(lambda: list(server.data.glob("postgres*/PG_VERSION")))
     server.signal(signal.SIGKILL)
@@ -141,7 +141,7 @@ def test_a_socket_lock_whose_process_number_belongs_to_another_program_now_is_re
             other.kill()
 
 
-def test_a_note_of_the_postgresql_of_another_folder_is_removed_and_that_one_goes_on(
+def test_a_note_of_the_postgresql_of_another_folder_is_removed_and_that_one_continues(
     server: Server, folder: Path
 ) -> None:
     with EmbeddedPostgres(folder):
@@ -166,7 +166,7 @@ def test_a_recovery_is_waited_for(server: Server, recovering: Path) -> None:
     assert server.stop() == 0
 
 
-def test_a_recovery_that_takes_too_long_is_reported_and_goes_on(
+def test_a_recovery_that_takes_too_long_is_reported_and_continues(
     folder: Path, recovering: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedded, "START_WITHIN_S", 1.0)
@@ -215,7 +215,7 @@ BOTH_SIGNALS = [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.sl
 
 
 @pytest.mark.parametrize("number", BOTH_SIGNALS)
-def test_told_to_end_while_it_still_imports_it_does_nothing(server: Server, number: signal.Signals) -> None:
+def test_asked_to_end_while_it_still_imports_it_does_nothing(server: Server, number: signal.Signals) -> None:
     server.launch()
     wait_until(lambda: server.catches(signal.SIGTERM))  # the last that it takes
     ends_with_nothing_left(server, number)
@@ -223,14 +223,14 @@ def test_told_to_end_while_it_still_imports_it_does_nothing(server: Server, numb
 
 
 @pytest.mark.parametrize("number", BOTH_SIGNALS)
-def test_told_to_end_while_its_files_are_made_it_leaves_nothing(server: Server, number: signal.Signals) -> None:
+def test_asked_to_end_while_its_files_are_made_it_leaves_nothing(server: Server, number: signal.Signals) -> None:
     server.launch()
     wait_until(lambda: list(server.data.glob("postgres.new-*/PG_VERSION")))
     ends_with_nothing_left(server, number)
 
 
 @pytest.mark.parametrize("number", BOTH_SIGNALS)
-def test_told_to_end_while_its_postgresql_starts_it_stops_that(
+def test_asked_to_end_while_its_postgresql_starts_it_stops_that(
     server: Server, folder: Path, recovering: Path, number: signal.Signals
 ) -> None:
     server.launch()
@@ -246,7 +246,7 @@ def ends_with_nothing_left(server: Server, number: signal.Signals) -> None:
 
 
 @pytest.mark.slow
-async def test_a_migration_that_is_told_to_end_does_not_end_with_success(tmp_path: Path, database_url: URL) -> None:
+async def test_a_migration_that_is_asked_to_end_does_not_end_with_success(tmp_path: Path, database_url: URL) -> None:
     server = Server(tmp_path / "data", LEM_DATABASE_URL=database_url.render_as_string(hide_password=False))
     connection = await asyncpg.connect(database_url.set(drivername="postgresql").render_as_string(hide_password=False))
     await connection.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)

@@ -32,7 +32,7 @@ async def test_a_token_is_printed_once_and_opens_the_api(
     assert [(one["name"], one["kind"]) for one in listed if one["kind"] != "owner"] == [("bench", "worker")]
 
 
-def test_a_database_without_the_schema_is_told_what_to_run(empty_database_url: URL, tmp_path: Path) -> None:
+def test_a_database_without_the_schema_is_refused_with_what_to_run(empty_database_url: URL, tmp_path: Path) -> None:
     done = run(empty_database_url, tmp_path, "token", "--kind", "ci", "--name", "nightly")
     assert (done.returncode, done.stdout) == (2, "")
     assert "lem-server migrate" in done.stderr

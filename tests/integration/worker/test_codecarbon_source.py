@@ -73,7 +73,7 @@ def test_a_pue_from_outside_does_not_slip_into_the_energy(
     assert samples["dram"].power_mw == pytest.approx(12_500, rel=0.05)
 
 
-def test_nothing_is_written_beside_the_evidence(
+def test_nothing_is_written_next_to_the_evidence(
     source: CodeCarbonSource, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)

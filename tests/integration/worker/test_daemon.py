@@ -70,7 +70,7 @@ async def test_no_rank_sends_before_the_server_knows_that_the_window_opens(serve
     assert len(set(order)) == 2
 
 
-async def test_beats_carry_what_is_held_and_how_far_it_is(
+async def test_heartbeats_carry_what_is_held_and_how_far_it_is(
     server: FakeServer, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LEM_TEST_RANK", "hang")
@@ -494,7 +494,7 @@ async def test_a_claim_whose_answer_was_lost_is_sent_again_under_its_id(
     assert sent[0] == sent[1]
 
 
-async def test_what_the_manifest_lacks_is_told_and_sent_again(server: FakeServer, work: Work) -> None:
+async def test_what_the_manifest_lacks_is_reported_and_sent_again(server: FakeServer, work: Work) -> None:
     attempt = server.enqueue()
     missing = [{"process": "rank-0", "stream": "requests", "seqs": [0]}]
     server.fail(":complete", lambda: problem(409, "manifest_incomplete", missing=missing), times=1)
@@ -627,7 +627,7 @@ async def test_half_an_attempt_of_a_killed_worker_is_cleaned_up(
 # --- what the daemon is made of ---------------------------------------------------------------------------------------
 
 
-async def test_the_daemon_imports_no_engine_and_the_beat_not_even_arrow() -> None:
+async def test_the_daemon_imports_no_engine_and_the_heartbeat_not_even_arrow() -> None:
     code = """
 import sys
 import lem_worker.heartbeat.sender

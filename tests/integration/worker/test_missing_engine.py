@@ -73,7 +73,7 @@ async def test_runs_are_left_to_a_worker_that_has_the_engine(server: FakeServer,
 
 
 @pytest.mark.parametrize("change", [{"state": "offline"}, {"versions": {}}, {"backend": "vllm"}])
-async def test_nobody_else_is_one_that_is_gone_or_lacks_it_too(
+async def test_a_worker_that_is_gone_or_lacks_it_too_does_not_count(
     server: FakeServer, state: Path, change: dict[str, Any]
 ) -> None:
     server.others = [other_worker(**change)]

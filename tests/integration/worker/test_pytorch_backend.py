@@ -283,7 +283,7 @@ def test_text_has_no_special_tokens(greedy: Run) -> None:
     assert greedy.backend.text(ids) == TEXTS[0]
 
 
-def test_a_lack_of_memory_is_told_apart_from_other_failures() -> None:
+def test_a_lack_of_memory_is_distinguished_from_other_failures() -> None:
     with pytest.raises(RuntimeError) as allocation:
         torch.empty(2**46, dtype=torch.uint8)
     for error in (allocation.value, torch.OutOfMemoryError("CUDA out of memory.")):

@@ -77,7 +77,7 @@ def test_learned_positions_are_looked_up_and_not_multiplied(kind: str) -> None:
     ],
     ids=["4bit-alike", "4bit-mixed", "8bit"],
 )
-def test_packed_weights_count_as_many_as_they_stand_for(
+def test_packed_weights_count_as_many_as_they_represent(
     tmp_path: Path, quantization: dict[str, Any], number_format: str | None
 ) -> None:
     """Two weights of 4 bits lie in a byte; the head stays as it was, so one format or two are at work."""

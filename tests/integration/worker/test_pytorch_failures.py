@@ -40,7 +40,7 @@ def a_run(folder: Path, /, **config: Any) -> dict[str, Any]:
     }
 
 
-async def test_each_failure_has_its_reason_and_the_worker_goes_on(
+async def test_each_failure_has_its_reason_and_the_worker_continues(
     server: FakeServer, work: Work, model_folder: Path, tmp_path: Path
 ) -> None:
     too_large = copied(model_folder, tmp_path / "too-large", vocab_size=2**38)

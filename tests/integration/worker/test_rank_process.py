@@ -204,9 +204,7 @@ def test_the_window_lasts_as_long_as_asked_and_ticks_on_the_way(tmp_path: Path, 
 
 
 @pytest.mark.proves("warmup.power_slope", on="simulated")
-def test_warm_up_goes_on_until_the_power_that_it_is_told_of_has_settled(
-    tmp_path: Path, drive: Callable[..., Any]
-) -> None:
+def test_warm_up_continues_until_the_reported_power_has_settled(tmp_path: Path, drive: Callable[..., Any]) -> None:
     task = job(tmp_path, warmup={"min_requests": 2, "window_size": 2, "max_requests": 10_000, "cv_threshold": 1})
     process = drive(MODULE, task)
     process.until(Loaded)
@@ -334,7 +332,7 @@ def test_a_rank_whose_daemon_is_gone_ends(tmp_path: Path, drive: Callable[..., A
 @pytest.mark.proves(
     "backend", "precision", "pytorch.batch_size", "pytorch.num_threads", "output.max_tokens", on="transformers 5.23.0"
 )
-def test_pytorch_in_a_process_of_its_own(tmp_path: Path, tiny_llama: Path, drive: Callable[..., Any]) -> None:
+def test_pytorch_in_its_own_process(tmp_path: Path, tiny_llama: Path, drive: Callable[..., Any]) -> None:
     task = pytorch_job(tmp_path, tiny_llama, precision="float32", pytorch={"batch_size": 2, "num_threads": 1})
     process = drive(MODULE, task)
     loaded = process.until(Loaded)

@@ -87,7 +87,7 @@ def test_it_samples_from_the_first_to_the_last_moment(tmp_path: Path, drive: Cal
     assert json.loads(event["detail"]) == done.summary
 
 
-def test_a_source_that_can_not_exist_here_is_reported_and_the_run_goes_on(
+def test_a_source_that_can_not_exist_here_is_reported_and_the_run_continues(
     tmp_path: Path, drive: Callable[..., Any]
 ) -> None:
     task = job(tmp_path, CPU)

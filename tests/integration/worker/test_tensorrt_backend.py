@@ -259,7 +259,7 @@ def test_parallel_sizes_arrive_with_the_leased_devices_by_uuid(stage: Stage, liv
     "tensorrt.speculative.max_matching_ngram_size",
     on="TensorRT-LLM 1.2 contract",
 )
-def test_ngram_speculation_arrives_and_what_was_accepted_is_told(stage: Stage, rank: Callable[..., Any]) -> None:
+def test_ngram_speculation_arrives_and_what_was_accepted_is_reported(stage: Stage, rank: Callable[..., Any]) -> None:
     speculation = {"method": "ngram", "max_draft_len": 3, "max_matching_ngram_size": 2}
     process = rank(tensorrt={"speculative": speculation}, output={"max_tokens": 12})
     read = loaded(process)
@@ -568,7 +568,7 @@ def test_out_of_memory_while_it_generates(stage: Stage, rank: Callable[..., Any]
     assert "CUDA out of memory. Tried to allocate 2.00 GiB" in message.message
 
 
-def test_a_bad_checkpoint_is_told_in_the_engines_words(stage: Stage, live: Live, tmp_path: Path) -> None:
+def test_a_bad_checkpoint_is_reported_in_the_engines_words(stage: Stage, live: Live, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(stage.model, broken)
     (broken / "model.safetensors").write_bytes(b"not weights at all")
@@ -603,7 +603,7 @@ def test_a_gpu_that_is_too_old_is_refused_by_name(stage: Stage, rank: Callable[.
     assert stage.told("LLM") == []
 
 
-def test_a_worker_without_a_gpu_is_told_what_is_needed(stage: Stage, drive: Drive) -> None:
+def test_a_worker_without_a_gpu_reports_what_is_needed(stage: Stage, drive: Drive) -> None:
     job = stage.job().model_copy(update={"devices": ()})
     message = failed(drive(MODULE, job, **stage.environment()))
     assert message.reason is FailureReason.BACKEND_UNAVAILABLE

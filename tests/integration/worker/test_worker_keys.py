@@ -342,7 +342,7 @@ async def test_long_prompts_are_refused_or_cut(server: FakeServer, work: Work) -
 
 
 @pytest.mark.proves("prefill_probe", on="simulated")
-async def test_the_probe_has_a_window_of_its_own(server: FakeServer, work: Work) -> None:
+async def test_the_probe_has_its_own_window(server: FakeServer, work: Work) -> None:
     prompts = {"synthetic": {"prompt_tokens": 10, "count": 4}}
     truth = {"num_processes": 2, "prefill_ms_per_token": 1, "decode_ms_per_token": 20}
     attempt = server.enqueue(**{**QUICK, "prompts": prompts}, prefill_probe=True, simulated=truth)

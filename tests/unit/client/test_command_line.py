@@ -25,7 +25,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
         (["list", "--server"], ["--server", "list"]),
     ],
 )
-def test_global_options_may_stand_anywhere(given: list[str], taken: list[str]) -> None:
+def test_global_options_may_be_anywhere(given: list[str], taken: list[str]) -> None:
     assert hoisted(given) == taken
 
 

@@ -76,7 +76,7 @@ def test_each_source_has_its_colour() -> None:
     assert "\x1b" not in captured.get()
 
 
-def test_a_plan_tells_what_is_merged_and_what_is_refused(capsys: pytest.CaptureFixture[str], file: Path) -> None:
+def test_a_plan_reports_what_is_merged_and_what_is_refused(capsys: pytest.CaptureFixture[str], file: Path) -> None:
     code, out, err = run(capsys, "plan", file)
     assert code == 2
     assert (

@@ -20,7 +20,7 @@ def program(path: Path) -> Path:
     return path
 
 
-def test_an_environment_beside_lemctls_serves_its_backend(tmp_path: Path) -> None:
+def test_an_environment_next_to_lemctls_serves_its_backend(tmp_path: Path) -> None:
     own = tmp_path / ".venv"
     assert BackendName.VLLM not in installed_backends({}, environment=own)
     worker = program(tmp_path / ".venv-vllm" / "bin" / "lem-worker")

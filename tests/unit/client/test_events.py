@@ -66,7 +66,7 @@ def campaign(*, settled: bool) -> bytes:
     return f"event: campaign\ndata: {json.dumps(data)}\n\n".encode()
 
 
-def test_following_goes_on_after_the_last_event() -> None:
+def test_following_continues_after_the_last_event() -> None:
     following = EventFollower("/events")
     assert "Last-Event-ID" not in following.headers()
     list(following.feed(campaign(settled=False) + transition("completed", "12-3")))

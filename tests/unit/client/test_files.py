@@ -143,7 +143,7 @@ def test_values_of_the_command_line_are_yaml(written: str, value: object) -> Non
 
 
 @pytest.mark.proves("prompts.file", "prompts.column", on="client")
-def test_a_prompt_file_beside_the_campaign_file_becomes_its_digest(tmp_path: Path) -> None:
+def test_a_prompt_file_next_to_the_campaign_file_becomes_its_digest(tmp_path: Path) -> None:
     write(tmp_path, "one\n\ntwo\n", "p.txt")
     loaded = load_campaign_file(write(tmp_path, BASE + "prompts: {file: p.txt, sample_size: 1}\n"))
     digest = prompts_digest(("one", "two"))
@@ -270,7 +270,7 @@ def test_each_problem_is_a_sentence_with_its_place(tmp_path: Path, text: str | b
         assert "\n" not in problem
 
 
-def test_problems_of_every_kind_are_told_at_once(tmp_path: Path) -> None:
+def test_problems_of_every_kind_are_reported_at_once(tmp_path: Path) -> None:
     """Unknown keys, invalid values of the campaign, of the base and of listed experiments, and files."""
     text = (
         "modle: m\nbackend: simulated\nlabls: {a: b}\nexecution: {cycles: 0}\n"
@@ -301,7 +301,7 @@ def test_what_the_sweep_may_settle_is_not_reported_before_it_can_be_read(tmp_pat
     assert load_campaign_file(write(tmp_path, base + "sweep: {model: [a], traffic.rate_per_s: [1]}\n")).plan.runs
 
 
-def test_a_file_beside_its_digest_is_refused(tmp_path: Path) -> None:
+def test_a_file_next_to_its_digest_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "one\n", "p.txt")
     path = write(tmp_path, BASE + f"prompts: {{file: p.txt, dataset: '{'0' * 64}'}}\n")
     assert [one.split(": ")[0:2] for one in problems(path)] == [["c.yaml:3", "prompts"]]
@@ -316,7 +316,7 @@ def test_a_row_of_a_group_may_name_no_file(tmp_path: Path) -> None:
     assert configs == [None, prompts_digest(("one",))]
 
 
-def test_of_thousands_of_problems_the_first_are_told(tmp_path: Path) -> None:
+def test_of_thousands_of_problems_the_first_are_reported(tmp_path: Path) -> None:
     for begin in ("", "output:\n"):
         text = BASE + begin + "".join(f"  k{number}: 1\n" if begin else f"k{number}: 1\n" for number in range(3000))
         found = problems(write(tmp_path, text))
@@ -355,7 +355,7 @@ def test_problems_of_the_command_line_name_the_option(tmp_path: Path, override: 
     assert message in problems(write(tmp_path, BASE), overrides=(override,))[0]
 
 
-def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_distinguished(tmp_path: Path) -> None:
     assert "no.yaml" in problems(tmp_path / "no.yaml")[0]
     with pytest.raises(FileError, match="is not a file"):
         load_campaign_file(tmp_path)

@@ -85,7 +85,7 @@ def test_a_model_given_as_text_is_its_id() -> None:
     assert (model.id, model.weights) == ("other", "dummy")
 
 
-def test_a_circle_is_told_with_its_chain() -> None:
+def test_a_circle_is_reported_with_its_chain() -> None:
     write("a.yaml", "_extends: b.yaml\n")
     write("b.yaml", "# b\n_extends: c.yaml\n")
     circle = "c.yaml → a.yaml → b.yaml → c.yaml"
@@ -117,7 +117,7 @@ def test_without_a_mark_the_project_is_the_files_own_folder(project: Path) -> No
     assert len(load_campaign_file(path).plan.experiments) == 1
 
 
-def test_files_that_are_not_there_too_many_or_no_names_are_told_with_their_place() -> None:
+def test_files_that_are_not_there_too_many_or_no_names_are_reported_with_their_place() -> None:
     assert problems("_extends: gone.yaml\n")[0].startswith("c.yaml:1: _extends: there is no file gone.yaml")
     assert problems("_extends: 3\n")[0].startswith("c.yaml:1: _extends ")
     write("base.yaml", BASE)
@@ -191,7 +191,7 @@ def test_a_preset_may_be_a_file_of_the_users() -> None:
     assert problems(BASE + "presets: [bad.yaml]\n")[0].startswith("bad.yaml:1: a preset can't have _extends")
 
 
-def test_a_preset_that_is_not_there_is_told_with_those_that_are() -> None:
+def test_a_preset_that_is_not_there_is_reported_with_those_that_are() -> None:
     (found,) = problems(BASE + "presets: [fast]\n")
     assert found.startswith("c.yaml:3: there is no preset 'fast'; choose one of deterministic, greedy")
 
@@ -222,7 +222,7 @@ def test_what_the_command_line_sets_is_varied_no_more() -> None:
     assert {config.simulated.batch_size for config in configs if config.simulated} == {4}
 
 
-def test_what_a_text_or_a_name_stands_for_was_set_where_it_is_and_nothing_else() -> None:
+def test_what_a_text_or_a_name_abbreviates_was_set_where_it_is_and_nothing_else() -> None:
     told = origins(load("backend: simulated\nmodel: m\ndecoding: creative\n"))
     assert (told["model.id"], told["model.revision"]) == (("file", "c.yaml:2"), ("default", ""))
     assert told["decoding.temperature"] == told["decoding.repetition_penalty"] == ("file", "c.yaml:3")
@@ -234,7 +234,7 @@ def test_what_a_text_or_a_name_stands_for_was_set_where_it_is_and_nothing_else()
     assert origins(load(BASE + "decoding: greedy\n"))["decoding.temperature"] == ("file", "c.yaml:3")
 
 
-def test_decoding_by_its_name_begins_anew_and_what_is_laid_over_it_counts_beside_it() -> None:
+def test_decoding_by_its_name_begins_again_and_what_is_laid_over_it_counts_next_to_it() -> None:
     write("base.yaml", BASE + "decoding: standard\n")
     write("values.yaml", BASE + "decoding: {temperature: 0.2, repetition_penalty: 2}\n")
 
@@ -255,7 +255,7 @@ def test_decoding_by_its_name_begins_anew_and_what_is_laid_over_it_counts_beside
         assert decoding(BASE + f"presets: [creative]\ndecoding: {named}\n") == [(1, 0.95, None)]
 
 
-def test_what_is_varied_was_set_where_its_axis_stands() -> None:
+def test_what_is_varied_was_set_where_its_axis_is() -> None:
     told = origins(load(BASE + "sweep:\n  decoding.seed: [1]\n  zip:\n    - output.max_tokens: [3]\n"))
     assert (told["decoding.seed"], told["output.max_tokens"]) == (("sweep", "c.yaml:4"), ("sweep", "c.yaml:6"))
     told = origins(load(BASE + "\nexperiments: [{output: {max_tokens: 3}}]\n"))
@@ -293,7 +293,7 @@ def test_what_the_command_line_sets_goes_before_what_presets_vary() -> None:
     assert {(one.output.max_tokens, one.input.max_tokens) for one in configs} == {(5, 9)}
 
 
-def test_a_list_is_set_as_a_whole_wherever_it_stands() -> None:
+def test_a_list_is_set_as_a_whole_wherever_it_is() -> None:
     write("mine.yaml", "energy: {sources: [simulated]}\nexperiments: [{output: {max_tokens: 3}}]\n")
     text = BASE + "presets: [mine.yaml]\n"
     config = (

@@ -70,7 +70,7 @@ GROUPS = [key.path for key in (*experiment_keys(), *campaign_keys()) if key.grou
 
 
 @pytest.mark.parametrize("path", ["", *GROUPS])
-def test_47_a_typo_is_told_at_every_depth(tmp_path: Path, path: str) -> None:
+def test_47_a_typo_is_reported_at_every_depth(tmp_path: Path, path: str) -> None:
     document: dict[str, Any] = {**BASE}
     backend = path.partition(".")[0]
     if backend in set(BackendName):

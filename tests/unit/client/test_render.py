@@ -146,7 +146,7 @@ def test_a_wide_terminal_has_one_table() -> None:
     assert shown_at(80, all_figures()).count("experiment") > 1
 
 
-def test_a_finding_that_not_all_have_is_told_of_those_that_have_it() -> None:
+def test_a_finding_that_not_all_have_names_those_that_have_it() -> None:
     whole = campaign_results()
     (one,) = whole.experiments
     others = [
@@ -272,7 +272,7 @@ def test_an_energy_is_explained_in_words() -> None:
     assert energy_report.energy(EnergyFigure(joules=None, reason="no source")) == "– (no source)"
 
 
-def test_how_a_counted_energy_came_about_tells_the_sensor_from_the_readings() -> None:
+def test_the_explanation_of_a_counted_energy_separates_the_sensor_from_the_readings() -> None:
     evidence = measured_run(gpu(0))
     evidence.power(SAMPLES, joules=lambda t: 100 * t)
     method, bound = energy_report.explanation(energy_of(evidence))
@@ -303,7 +303,7 @@ def test_a_meter_of_unknown_quality_a_model_and_nothing_at_all_say_so() -> None:
     assert energy_report.explanation(nothing) == [f"no figure: {nothing.total.reason}"]
 
 
-def test_checks_that_passed_are_counted_and_the_others_told() -> None:
+def test_checks_that_passed_are_counted_and_the_others_reported() -> None:
     evidence = measured_run(gpu(0))
     evidence.power(SAMPLES, joules=lambda t: 100 * t)
     stored = evidence.stored()
@@ -319,7 +319,7 @@ def test_checks_that_passed_are_counted_and_the_others_told() -> None:
     assert energy_report.checks(()) == []
 
 
-def test_what_the_host_took_beside_the_devices_is_told() -> None:
+def test_what_the_host_took_next_to_the_devices_is_reported() -> None:
     evidence = measured_run(gpu(0))
     evidence.power(SAMPLES, joules=lambda t: 100 * t)
     assert energy_report.sums(energy_of(evidence)) == []
@@ -360,5 +360,5 @@ def test_text_from_elsewhere_cannot_drive_the_terminal() -> None:
         ),
     ],
 )
-def test_an_order_is_told_with_its_seed_gaps_and_place(execution: dict[str, object], words: str) -> None:
+def test_an_order_is_reported_with_its_seed_gaps_and_place(execution: dict[str, object], words: str) -> None:
     assert execution_summary(ExecutionConfig.model_validate(execution)) == words

@@ -78,7 +78,7 @@ def test_trace_files_are_replaced_wherever_they_are_named(tmp_path: Path, text: 
     ("name", "content", "says"),
     [("bad.txt", "0\nlater\n", "line 2 of the trace is 'later'"), ("none.txt", None, "none.txt")],
 )
-def test_a_trace_that_can_not_be_used_is_told_with_its_place(
+def test_a_trace_that_can_not_be_used_is_reported_with_its_place(
     tmp_path: Path, name: str, content: str | None, says: str
 ) -> None:
     if content is not None:

@@ -183,7 +183,7 @@ def pages(make: Callable[[httpx.MockTransport], object]) -> Server:
     return Server(httpx.Response(200, json=first), httpx.Response(200, json={"items": [], "next": None}))
 
 
-def test_lists_go_on_page_after_page() -> None:
+def test_lists_continue_page_after_page() -> None:
     server = pages(lambda _: None)
     with Client(URL, token="t", transport=httpx.MockTransport(server)) as client:
         assert list(client.workers()) == []
@@ -194,7 +194,7 @@ def test_lists_go_on_page_after_page() -> None:
     assert server.requests[0].headers["Authorization"] == "Bearer t"
 
 
-def test_asynchronous_lists_go_on_page_after_page() -> None:
+def test_asynchronous_lists_continue_page_after_page() -> None:
     server = pages(lambda _: None)
 
     async def read() -> list[WorkerView]:

@@ -58,7 +58,7 @@ def test_bad_input_names_its_place_and_the_remedy(document: dict[str, object], p
     assert says in found[pointer]
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     found = problems({"model": {"idd": 3}, "output": {"max_tokens": 0}, "limits": {"load_s": -1}})
     assert set(found) == {"/model/id", "/model/idd", "/output/max_tokens", "/limits/load_s"}
 

@@ -135,7 +135,7 @@ def test_the_digest_of_digests_depends_on_order() -> None:
     assert digest_of_digests(["00" * 32, "11" * 32]) != digest_of_digests(["11" * 32, "00" * 32])
 
 
-def test_whoever_is_ready_imports_nothing_at_the_first_chunk() -> None:
+def test_a_ready_process_imports_nothing_at_the_first_chunk() -> None:
     script = """
 import sys
 from lem_domain.evidence.streams import StreamName

@@ -36,7 +36,7 @@ def test_gaps_do_not_add_up_and_the_time_gone_by_counts() -> None:
 
 
 @pytest.mark.parametrize("order", ["interleaved", "grouped", "shuffled", "latin_square"])
-def test_a_cycle_gap_stands_where_a_cycle_changes_in_every_order(order: str) -> None:
+def test_a_cycle_gap_is_where_a_cycle_changes_in_every_order(order: str) -> None:
     """Defect 32 of the predecessor: a cycle was said to be over by position modulo the number of configurations, which
     is wrong for grouped runs, and after a resume."""
     runs = order_runs(3, 4, order)  # type: ignore[arg-type]

@@ -85,7 +85,7 @@ def test_an_unknown_device_has_none(name: str) -> None:
         "NVIDIA H200X-141C",
     ],
 )
-def test_a_part_of_a_device_is_told_and_has_no_peak(name: str) -> None:
+def test_a_part_of_a_device_is_reported_and_has_no_peak(name: str) -> None:
     assert is_part(name)
     assert peak_of(name) is None
 

@@ -66,7 +66,7 @@ def test_what_is_proved_on_an_engine_is_proved_on_the_one_that_is_installed() ->
     assert told <= {f"transformers {version('transformers')}"}
 
 
-def test_a_mark_that_nobody_could_read_is_refused(tmp_path: Path) -> None:
+def test_a_mark_that_no_one_could_read_is_refused(tmp_path: Path) -> None:
     tests = tmp_path / "tests"
     tests.mkdir()
     source = "import pytest\n\n@pytest.mark.{}\ndef test_it(): ...\n"

@@ -95,7 +95,7 @@ def test_a_bad_line_is_named_by_its_number_in_the_file(second_line: str, told: s
         parse_jsonl_prompts('{"ask": "fine"}\n\n' + second_line + "\n", "ask")
 
 
-def test_the_digest_tells_apart_what_joins_to_the_same_text() -> None:
+def test_the_digest_distinguishes_what_joins_to_the_same_text() -> None:
     sets = [["ab", "c"], ["a", "bc"], ["abc"], ["abc", ""], ["c", "ab"], []]
     assert len({prompts_digest(prompts) for prompts in sets}) == len(sets)
 

@@ -121,7 +121,7 @@ def test_processes_on_the_cpu_and_on_as_many_gpus_are_accepted(document: dict[st
     assert len(expand(campaign_from_document({"model": "m", **document}, default_name="x")).experiments) == 1
 
 
-def test_every_problem_of_one_validation_is_told_at_once() -> None:
+def test_every_problem_of_one_validation_is_reported_at_once() -> None:
     """Invalid values, and the rules of every section whose values are valid."""
     found = told(
         model="m",
@@ -143,7 +143,7 @@ def test_every_problem_of_one_validation_is_told_at_once() -> None:
     assert all(word in said for word in ("'float8'", "'temperature'", "min_tokens 3", "concurrency", "rate_per_s"))
 
 
-def test_every_rule_between_sections_is_told_at_once() -> None:
+def test_every_rule_between_sections_is_reported_at_once() -> None:
     found = told(
         model="m", simulated={}, record={"power": False}, prefill_probe=True, quality=True, allow=["pytorch.bacth_size"]
     )
@@ -163,7 +163,7 @@ def test_a_missing_model_hides_no_rule_of_a_section() -> None:
     assert [place for place, _ in found] == ["/model", "/window"]
 
 
-def test_all_of_several_rules_are_told() -> None:
+def test_all_of_several_rules_are_reported() -> None:
     with pytest.raises(ValidationError, match=r"lower it; min_tokens has no effect under mode fixed"):
         ExperimentConfig.model_validate({"model": "m", "output": {"max_tokens": 2, "min_tokens": 3}})
 

@@ -46,7 +46,7 @@ def test_paths_of_a_zip_group_change_together_and_multiply_with_the_rest() -> No
     assert found == [(9, 1, 5, 7), (9, 1, 5, 8), (9, 2, 6, 7), (9, 2, 6, 8)]
 
 
-def test_rows_are_excluded_from_the_product_and_included_beside_it() -> None:
+def test_rows_are_excluded_from_the_product_and_included_next_to_it() -> None:
     sweep = {
         "output.max_tokens": [1, 2],
         "decoding.seed": [5, 6],
@@ -165,7 +165,7 @@ def test_a_model_that_is_swept_or_listed_as_text_is_its_id() -> None:
         assert [(one.id, one.weights) for one in models] == [("a", "dummy"), ("b", "dummy")]
 
 
-def test_nothing_left_is_told() -> None:
+def test_nothing_left_is_reported() -> None:
     with pytest.raises(ConfigurationError, match="every combination of the sweep is excluded"):
         plan(sweep={"decoding.seed": [1], "exclude": [{"decoding.seed": 1}]})
 

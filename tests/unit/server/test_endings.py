@@ -52,7 +52,7 @@ OUTCOMES: tuple[Outcome, ...] = ("failed", "interrupted", "cancelled")
 @pytest.mark.parametrize("outcome", OUTCOMES)
 @pytest.mark.parametrize("reason", [FailureReason.WORKER_LOST, FailureReason.USER_PAUSED])
 @pytest.mark.parametrize(("cancel_requested", "campaign_cancelled"), [(True, False), (False, True), (True, True)])
-def test_nothing_follows_when_nobody_wants_the_run_any_more(
+def test_nothing_follows_when_no_one_wants_the_run_any_more(
     outcome: Outcome, reason: FailureReason, cancel_requested: bool, campaign_cancelled: bool
 ) -> None:
     for retries_left, losses_left in itertools.product((0, 1, 3), repeat=2):

@@ -28,7 +28,7 @@ def busy(run_id: UUID, tokens: int) -> RunProgressEvent:
     return RunProgressEvent.model_validate(row)
 
 
-def test_a_stream_goes_on_after_the_last_event() -> None:
+def test_a_stream_continues_after_the_last_event() -> None:
     assert parse_cursor("75-12") == EventCursor(75, 12)
 
 
@@ -43,7 +43,7 @@ def test_an_unknown_last_event_is_refused_with_a_sentence(wrong: str) -> None:
         parse_cursor(wrong)
 
 
-def test_progress_is_told_at_once_and_then_only_when_it_changed() -> None:
+def test_progress_is_reported_at_once_and_then_only_when_it_changed() -> None:
     clock, run_id = Clock(), uuid4()
     latest = LatestProgress(clock)
     assert [event.progress.generated_tokens for event in latest.changes([busy(run_id, 1)])] == [1]
@@ -52,7 +52,7 @@ def test_progress_is_told_at_once_and_then_only_when_it_changed() -> None:
     assert [event.progress.generated_tokens for event in latest.changes([busy(run_id, 2)])] == [2]
 
 
-def test_progress_of_a_run_is_told_at_most_once_a_second_and_the_latest_is_not_lost() -> None:
+def test_progress_of_a_run_is_reported_at_most_once_a_second_and_the_latest_is_not_lost() -> None:
     clock, run_id, other = Clock(), uuid4(), uuid4()
     latest = LatestProgress(clock)
     list(latest.changes([busy(run_id, 1)]))

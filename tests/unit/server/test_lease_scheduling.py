@@ -94,7 +94,7 @@ def served(campaigns: list[Simulated], rounds: int) -> list[int]:
 
 
 @given(gaps=st.lists(st.sampled_from([0.0, 1.0, 30.0, 3600.0]), min_size=1, max_size=6))
-def test_nobody_starves_whatever_gaps_the_others_have(gaps: list[float]) -> None:
+def test_no_campaign_starves_whatever_gaps_the_others_have(gaps: list[float]) -> None:
     """Between two runs of one campaign each other one of its priority has at most one."""
     campaigns = [Simulated(number, gap) for number, gap in enumerate(gaps, start=1)]
     order = served(campaigns, 5 * len(campaigns))
@@ -120,14 +120,14 @@ def test_who_waits_for_a_gap_keeps_its_device_and_no_other() -> None:
     assert look.outlook == (True, 50.0, False)
 
 
-def test_a_device_is_kept_for_a_worker_beside_it_that_asks_and_not_for_one_that_does_other_things() -> None:
+def test_a_device_is_kept_for_a_worker_next_to_it_that_asks_and_not_for_one_that_does_other_things() -> None:
     theirs, mine = waiting(1, backend="vllm"), waiting(2)
     for asking, expected in ((True, (UUID(int=2), ("g1",))), (False, (UUID(int=2), ("g0",)))):
         beside = OnlineWorker("vllm", frozenset({"g0"}), asking)
         assert first(look_of(device("g0"), device("g1"), others=(beside,)), theirs, mine) == expected
 
 
-def test_a_choice_that_somebody_else_takes_first_keeps_nothing() -> None:
+def test_a_choice_that_someone_else_takes_first_keeps_nothing() -> None:
     look = look_of(device("g0"))
     choices = look.choices([waiting(1), waiting(2)])
     assert [choice.campaign.campaign_id.int for choice in choices] == [1, 2]
@@ -153,7 +153,7 @@ def test_under_same_device_a_run_waits_for_those_before_it_that_some_worker_can_
     assert (found and found[0]) == expected
 
 
-def test_a_run_before_it_that_is_placed_where_no_worker_of_its_backend_is_holds_nobody_up() -> None:
+def test_a_run_before_it_that_is_placed_where_no_worker_of_its_backend_is_blocks_no_other() -> None:
     place = CampaignPlace(("g0",), *A100)
     earlier = waiting(1, backend="vllm", placement="same_device", place=place)
     later = waiting(1, placement="same_device", place=place, run=NextRun(1, ExperimentCycle("B", 1), 1, ("g0",)))
@@ -204,7 +204,7 @@ def test_of_several_devices_those_are_taken_that_have_rested() -> None:
     assert held == Deferred(DeferReason.GAP, ("g1", "g0"), 50.0)
 
 
-def test_cooling_is_told_from_resting() -> None:
+def test_cooling_is_distinguished_from_resting() -> None:
     cooling = GapConfig(temperature_c=45, max_seconds=300)
     assert remaining_gap([cooling], idle_s=10, temperature_c=50) == (290, True)
     assert remaining_gap([cooling], idle_s=10, temperature_c=45) == (0, False)

@@ -74,7 +74,7 @@ def test_a_dataset_that_is_held_is_accepted() -> None:
     planning.refuse_missing_prompts(planned, existing={DIGEST})
 
 
-def test_every_problem_of_a_sweep_is_told_once() -> None:
+def test_every_problem_of_a_sweep_is_reported_once() -> None:
     error = refusal(spec(sweep={"prompts.builtin": ["one", "two"], "output.max_tokens": [1, 2]}))
     assert len(error.field_problems) == 2
 
@@ -112,7 +112,7 @@ def test_notes_name_what_no_worker_can_run(served: list[ServedBackend], words: l
     assert all(word in note for word, note in zip(words, notes, strict=True))
 
 
-def test_notes_tell_of_each_backend_its_engine_and_devices_and_how_much_can_run() -> None:
+def test_notes_report_each_backends_engine_and_devices_and_how_much_can_run() -> None:
     submitted = spec(
         sweep={"backend": ["simulated", "pytorch", "vllm"], "devices.kind": [None, "*A100*"]}, execution={"cycles": 3}
     )

@@ -90,7 +90,7 @@ async def test_a_verdict_is_handed_on(running: Running, verdict: str) -> None:
     assert told == LeaseVerdict(attempt_id=ATTEMPT, verdict=HeartbeatVerdict(verdict))
 
 
-async def test_trust_is_counted_from_before_the_beat_was_sent(
+async def test_trust_is_counted_from_before_the_heartbeat_was_sent(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An answer that took longer than the lease is no proof that it is still held."""
@@ -112,7 +112,7 @@ def test_a_lease_is_trusted_a_little_less_long_than_it_lasts(lease_s: float, tru
     assert trusted_until(1000, lease_s) == 1000 + trusted_s
 
 
-async def test_every_answered_beat_renews_the_trust(running: Running) -> None:
+async def test_every_answered_heartbeat_renews_the_trust(running: Running) -> None:
     running.beats.take(AttemptHeld(attempt_id=ATTEMPT))
     first, second = await running.next(), await running.next()
     assert isinstance(first, LeaseRenewed) and isinstance(second, LeaseRenewed)
@@ -136,7 +136,7 @@ async def test_what_was_released_is_not_spoken_of(running: Running) -> None:
     assert await running.next() == DrainRequested()
 
 
-async def test_progress_travels_with_the_beat(running: Running) -> None:
+async def test_progress_travels_with_the_heartbeat(running: Running) -> None:
     progress = Progress(phase="measure", fraction=0.25)
     seen = asyncio.Event()
 
@@ -161,7 +161,7 @@ async def test_a_server_that_fails_is_asked_again(running: Running) -> None:
     assert await running.next() == DrainRequested()
 
 
-async def test_another_boot_of_the_worker_is_told(running: Running) -> None:
+async def test_another_boot_of_the_worker_is_reported(running: Running) -> None:
     problem = {"type": "/", "title": "t", "status": 409, "code": "boot_superseded", "detail": "a newer one is."}
 
     async def answer(_: Heartbeat) -> httpx.Response:

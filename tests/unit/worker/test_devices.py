@@ -146,7 +146,7 @@ async def test_cpu_and_simulated_devices_are_free_at_once() -> None:
     assert await wait_until_free(devices, baseline=baseline, timeout_s=0, belongs=lambda _: True) is None
 
 
-def test_the_attempts_processes_are_told_from_others_and_from_what_cant_be_looked_at() -> None:
+def test_the_attempts_processes_are_distinguished_from_others_and_from_what_cant_be_looked_at() -> None:
     belongs = attempt_processes(ATTEMPT)
     with of_the_attempt() as one, process({"LEM_ATTEMPT": f"{ATTEMPT}2"}) as other:
         assert belongs(one.pid) is True
@@ -207,7 +207,7 @@ def test_every_device_of_the_attempt_is_waited_for(nvml: SimulatedNvml) -> None:
     assert left == [[M, rank.pid, 2 * GIB, True]]
 
 
-def test_memory_that_nobody_is_seen_to_hold_is_not_free(nvml: SimulatedNvml) -> None:
+def test_memory_that_no_one_is_seen_to_hold_is_not_free(nvml: SimulatedNvml) -> None:
     taken = GPU_A.replace(f"memory_used {GIB}", f"memory_used {GIB + 65 * MIB}")
     said, _ = wait_for_free(nvml, before=(GPU_A,), after=(taken,), timeout_s=2)
     assert said is not None
@@ -220,7 +220,7 @@ def test_a_difference_within_the_tolerance_is_free(nvml: SimulatedNvml) -> None:
     assert said is None
 
 
-def test_a_stranger_that_came_meanwhile_keeps_the_device_and_is_named(nvml: SimulatedNvml) -> None:
+def test_a_foreign_process_that_came_meanwhile_keeps_the_device_and_is_named(nvml: SimulatedNvml) -> None:
     with process() as stranger:
         held = f"process 0 pid {stranger.pid} memory {GIB}"
         said, left = wait_for_free(nvml, before=(GPU_A,), after=(GPU_A, held), timeout_s=2)
@@ -229,7 +229,7 @@ def test_a_stranger_that_came_meanwhile_keeps_the_device_and_is_named(nvml: Simu
     assert left == [[A, stranger.pid, GIB, False]]
 
 
-def test_whoever_was_there_before_the_attempt_does_not_matter(nvml: SimulatedNvml) -> None:
+def test_processes_from_before_the_attempt_do_not_matter(nvml: SimulatedNvml) -> None:
     elsewhere = f"process 0 pid 4194301 bound no memory {GIB}"
     with process() as neighbour:
         near = f"process 0 pid {neighbour.pid} memory {GIB}"

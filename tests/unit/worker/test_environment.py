@@ -48,14 +48,14 @@ def test_secrets_names_and_paths_stay_out(monkeypatch: pytest.MonkeyPatch) -> No
     assert json.loads(text)["variables"]["OMP_NUM_THREADS"] == "1"
 
 
-def test_whoever_starts_a_container_tells_it_its_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_container_gets_the_name_of_its_image_from_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LEM_IMAGE", "lem@sha256:12")
     assert json.loads(json.dumps(snapshot([DEVICE])))["container"]["image"] == "lem@sha256:12"
     monkeypatch.setenv("LEM_IMAGE", "")
     assert json.loads(json.dumps(snapshot([DEVICE])))["container"]["image"] is None
 
 
-def test_an_image_that_has_no_source_tree_is_told_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_without_a_source_tree_gets_its_commit_from_its_build(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LEM_COMMIT", "0" * 40)
     monkeypatch.setenv("PATH", "")  # no git
     assert json.loads(json.dumps(snapshot([DEVICE])))["lem"]["commit"] == "0" * 40

@@ -42,13 +42,13 @@ def test_an_exception_has_its_reason(error: Exception, in_load: FailureReason, i
     assert failure_of(error, PhaseName.MEASURE).reason is in_measure
 
 
-def test_an_error_of_our_own_is_its_sentence_and_another_names_its_kind() -> None:
+def test_an_error_of_lem_is_its_sentence_and_another_names_its_kind() -> None:
     assert failure_of(PromptRefused("prompt 3 is too long."), PhaseName.LOAD).message == "prompt 3 is too long."
     assert failure_of(KeyError("x"), PhaseName.LOAD).message == "KeyError: 'x'"
     assert len(failure_of(ValueError("x" * 10_000), PhaseName.LOAD).message) == 2000
 
 
-def test_an_error_that_was_raised_from_another_tells_both() -> None:
+def test_an_error_that_was_raised_from_another_reports_both() -> None:
     error = RuntimeError("the engine's process returned an error")
     error.__cause__ = MemoryError("none left")
     reason, message = failure_of(error, PhaseName.LOAD)

@@ -72,7 +72,7 @@ async def watched(
 
 
 @pytest.mark.parametrize("watched", ["dies", "hangs", "babbles"], indirect=True)
-async def test_trust_ends_before_the_lease_when_no_beat_is_ever_answered(watched: Watched) -> None:
+async def test_trust_ends_before_the_lease_when_no_heartbeat_is_ever_answered(watched: Watched) -> None:
     began = asyncio.get_running_loop().time()
     watched.process.hold(ATTEMPT, lease_s=2)
     assert await watched.next() == LeaseExpired(ATTEMPT)
@@ -87,7 +87,7 @@ async def test_a_process_that_dies_is_started_again_and_again_without_renewing_t
 
 
 @pytest.mark.parametrize("watched", ["beats", "dies once"], indirect=True)
-async def test_answered_beats_keep_the_trust(watched: Watched) -> None:
+async def test_answered_heartbeats_keep_the_trust(watched: Watched) -> None:
     watched.process.hold(ATTEMPT, lease_s=60)
     seen = set()
     async with asyncio.timeout(30):

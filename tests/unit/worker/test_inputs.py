@@ -24,7 +24,7 @@ def prompts_of(facts: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return found
 
 
-def test_the_set_and_what_is_sent_of_it_have_digests_of_their_own() -> None:
+def test_the_set_and_what_is_sent_of_it_have_their_own_digests() -> None:
     facts = input_facts(config(), sent=("c", "a"), source={}, model_files={})
     builtin = prompts_digest([prompt.text for prompt in load_builtin_prompts("general-v1")])
     assert prompts_of(facts) == {"sha256": builtin, "sent": 2, "sent_sha256": prompts_digest(("c", "a"))}
@@ -46,7 +46,7 @@ def test_prompts_that_the_server_does_not_hold_say_where_they_came_from() -> Non
     assert prompts_of(made)["reason"] == "each rank makes them with its own tokenizer"
 
 
-def test_every_seed_is_told() -> None:
+def test_every_seed_is_reported() -> None:
     facts = input_facts(
         config(
             prompts={"order": "shuffled", "seed": 7},

@@ -216,7 +216,7 @@ def test_long_windows_are_drained_on_the_way(monkeypatch: pytest.MonkeyPatch) ->
     assert len(tokens) == len(rows) * TOKENS
 
 
-def test_warm_up_takes_the_same_path_and_tells_how_long_it_took() -> None:
+def test_warm_up_takes_the_same_path_and_reports_how_long_it_took() -> None:
     engine = StepEngine()
     recorder = Recorder(PhaseName.WARMUP, clock=engine.clock)
     requests = [Request(number, number, (1,), 0) for number in range(4)]

@@ -160,7 +160,7 @@ def test_a_hub_id_is_handed_on(revision: str | None, tmp_path: Path) -> None:
     assert source == ModelSource("someone/some-model", "someone/some-model", is_local=False, revision=revision)
 
 
-def test_a_missing_package_is_told_with_the_command_that_installs_it(
+def test_a_missing_package_is_reported_with_the_command_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lem_worker.models import smollm2
@@ -247,7 +247,7 @@ def test_a_build_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert content(target) == {"whole": b"all", ".complete": b"r 1"}
 
 
-def test_another_recipe_builds_anew_and_the_same_one_does_not(tmp_path: Path) -> None:
+def test_another_recipe_builds_again_and_the_same_one_does_not(tmp_path: Path) -> None:
     target = tmp_path / "m"
     calls: list[Path] = []
     for recipe in ("r 1", "r 1", "r 2"):
@@ -263,7 +263,7 @@ def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: py
     assert default_cache_dir() == Path.home() / ".cache" / "lem"
 
 
-def test_a_missing_engine_is_told_with_the_extra_to_install(tmp_path: Path) -> None:
+def test_a_missing_engine_is_reported_with_the_extra_to_install(tmp_path: Path) -> None:
     """A `torch` that can't be imported stands before the real one, as on a worker without the extra."""
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('none here', name='torch')")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -272,7 +272,7 @@ def test_a_missing_engine_is_told_with_the_extra_to_install(tmp_path: Path) -> N
     assert made.stderr == "error: builtin:tiny-llama needs torch; install the extra pytorch.\n"
 
 
-def test_a_cache_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_used_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     made = _ask(tmp_path / "cache", dict(os.environ))
     assert (made.returncode, made.stdout) == (2, "")

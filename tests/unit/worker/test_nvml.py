@@ -123,7 +123,7 @@ def split(*instances: str) -> tuple[str, ...]:
     return (gpu(0, A), gpu(1, B, more="mig yes"), *parts)
 
 
-def test_a_split_gpu_stands_for_its_instances(nvml: SimulatedNvml) -> None:
+def test_a_split_gpu_represents_its_instances(nvml: SimulatedNvml) -> None:
     nvml.write(*split(M1, M2))
     said = answer(nvml)
     assert said["uuids"] == [M1, M2, A]
@@ -145,7 +145,7 @@ def test_a_split_gpu_by_its_own_name_means_its_only_instance_or_is_refused(nvml:
     assert "has no instance" in answer(nvml)["remarks"][0]
 
 
-def test_instances_without_a_uuid_of_their_own_are_left_out(nvml: SimulatedNvml) -> None:
+def test_instances_without_their_own_uuid_are_left_out(nvml: SimulatedNvml) -> None:
     nvml.write(*split(f"MIG-{B}/7/0", M2))
     said = answer(nvml)
     assert said["uuids"] == [M2, A]

@@ -166,7 +166,7 @@ def test_every_reading_of_a_gpu_arrives_in_its_column(nvml: SimulatedNvml) -> No
     ]
 
 
-def test_slow_readings_come_about_every_fifth_of_a_second_at_distances_that_differ(nvml: SimulatedNvml) -> None:
+def test_slow_readings_occur_every_fifth_of_a_second_at_distances_that_differ(nvml: SimulatedNvml) -> None:
     nvml.write(gpu(0, A), *everything())
     rows = asked(nvml, ROWS_BY_TIME, at_ms=list(range(0, 10_000, 10)))["rows"]
     seen_ms = [row["time_ns"] // 10**6 for row in rows if row["temperature_c"] is not None]
@@ -260,7 +260,7 @@ def test_a_reading_of_power_is_what_the_sensor_saw_in_its_window_and_holds_for_i
         pytest.param("error nvmlDeviceGetFieldValues 13", id="the driver has no such function"),
     ],
 )
-def test_without_instant_power_the_average_of_a_second_stands_in_and_is_called_so(
+def test_without_instant_power_the_average_of_a_second_is_used_and_is_called_so(
     nvml: SimulatedNvml, without: str
 ) -> None:
     curve = ramp(100, 400, 300)
@@ -383,7 +383,7 @@ def test_a_source_that_cannot_measure_says_why_and_lets_go_of_nvml(
         pytest.param((), f"NVML can't open {A} (Not Found)", id="not there"),
     ],
 )
-def test_a_gpu_that_cannot_be_opened_is_told_and_leaves_the_other_its_samples(
+def test_a_gpu_that_cannot_be_opened_is_reported_and_leaves_the_other_its_samples(
     nvml: SimulatedNvml, machine: tuple[str, ...], reason: str
 ) -> None:
     nvml.write(*machine, gpu(1, B), *everything(1))
@@ -505,7 +505,7 @@ def of_attempts() -> Iterator[dict[str, int]]:
         process.wait()
 
 
-def test_strangers_are_told_when_they_come_and_go_and_our_own_processes_never(
+def test_foreign_processes_are_reported_when_they_come_and_go_and_our_own_processes_never(
     nvml: SimulatedNvml, of_attempts: dict[str, int]
 ) -> None:
     machine = [gpu(0, B), gpu(1, A), *everything(0), *everything(1)]
@@ -531,7 +531,7 @@ def test_strangers_are_told_when_they_come_and_go_and_our_own_processes_never(
     ]
 
 
-def test_a_stranger_that_draws_is_one_too(nvml: SimulatedNvml, of_attempts: dict[str, int]) -> None:
+def test_a_foreign_process_that_draws_is_one_too(nvml: SimulatedNvml, of_attempts: dict[str, int]) -> None:
     drawing = f"process 0 pid {of_attempts['foreign']} memory 30 kind graphics"
     [[[_, kind, detail]]] = asked(nvml, EVENTS, machines=[[gpu(0, A), *everything(), drawing]])
     assert (kind, detail["pid"], detail["memory_bytes"]) == ("foreign_process", of_attempts["foreign"], 30)
@@ -546,7 +546,7 @@ MIG = (
 
 
 @pytest.mark.parametrize("kind", ["compute", "graphics"])
-def test_of_a_mig_instance_a_stranger_beside_it_on_the_gpu_is_told_as_its_power_is_in_the_figure(
+def test_of_a_mig_instance_a_foreign_process_next_to_it_on_the_gpu_is_reported_as_its_power_is_in_the_figure(
     nvml: SimulatedNvml, of_attempts: dict[str, int], kind: str
 ) -> None:
     ours = f"process 0.1 pid {of_attempts['ours']} memory 70"
@@ -560,7 +560,7 @@ def test_of_a_mig_instance_a_stranger_beside_it_on_the_gpu_is_told_as_its_power_
     ]
 
 
-def test_of_a_mig_instance_whose_gpu_may_not_be_asked_the_own_processes_are_told(
+def test_of_a_mig_instance_whose_gpu_may_not_be_asked_the_own_processes_are_reported(
     nvml: SimulatedNvml, of_attempts: dict[str, int]
 ) -> None:
     refused = [
@@ -573,7 +573,7 @@ def test_of_a_mig_instance_whose_gpu_may_not_be_asked_the_own_processes_are_told
     assert (kind, detail["pid"]) == ("foreign_process", of_attempts["foreign"])
 
 
-def test_a_list_of_processes_that_fails_for_a_moment_makes_nobody_go(
+def test_a_list_of_processes_that_fails_for_a_moment_ends_no_process(
     nvml: SimulatedNvml, of_attempts: dict[str, int]
 ) -> None:
     machine = [gpu(0, A), *everything(), f"process 0 pid {of_attempts['foreign']} memory 30"]
@@ -582,7 +582,9 @@ def test_a_list_of_processes_that_fails_for_a_moment_makes_nobody_go(
     assert [[kind for _, kind, _ in step] for step in seen] == [["foreign_process"], [], []]
 
 
-def test_of_processes_that_cannot_be_looked_at_those_from_before_the_engine_are_strangers(nvml: SimulatedNvml) -> None:
+def test_of_processes_that_cannot_be_looked_at_those_from_before_the_engine_are_foreign_processes(
+    nvml: SimulatedNvml,
+) -> None:
     machine = [gpu(0, A), *everything()]
     before, after = (f"process 0 pid {pid} memory 5 bound no" for pid in (4_194_301, 4_194_302))
     seen = asked(nvml, EVENTS, machines=[[*machine, before], [*machine, before, after], [*machine, after]])
@@ -593,7 +595,7 @@ def test_of_processes_that_cannot_be_looked_at_those_from_before_the_engine_are_
     ]
 
 
-def test_a_pid_that_no_process_can_have_is_not_named_a_stranger(nvml: SimulatedNvml) -> None:
+def test_a_pid_that_no_process_can_have_is_not_named_a_foreign_process(nvml: SimulatedNvml) -> None:
     scrambled = [f"process 0 pid {pid} memory 5 bound no" for pid in (0, 2**32 - 1, 2**22 + 1)]
     machine = [gpu(0, A), *everything(), *scrambled]
     before, after = asked(nvml, EVENTS, machines=[machine, machine])
@@ -624,7 +626,7 @@ def test_whether_a_process_of_the_attempt_is_listed_under_its_pid_is_a_fact(
     assert told is listed
 
 
-def test_a_stranger_that_uses_a_device_without_being_listed_on_it_is_told_with_its_share(
+def test_a_foreign_process_that_uses_a_device_without_being_listed_on_it_is_reported_with_its_share(
     nvml: SimulatedNvml, of_attempts: dict[str, int]
 ) -> None:
     machine = [gpu(0, A), *everything()]
@@ -648,7 +650,9 @@ def test_drivers_before_510_list_their_processes_too(nvml: SimulatedNvml, of_att
     assert (kind, detail["pid"]) == ("foreign_process", of_attempts["foreign"])
 
 
-def test_strangers_come_and_go_by_the_clock_of_the_trace(nvml: SimulatedNvml, of_attempts: dict[str, int]) -> None:
+def test_foreign_processes_come_and_go_by_the_clock_of_the_trace(
+    nvml: SimulatedNvml, of_attempts: dict[str, int]
+) -> None:
     stranger = f"process 0 pid {of_attempts['foreign']} memory 30 from_ms 100 until_ms 250"
     body = """
 origin_ns = begin(*ASKED["machine"])
@@ -772,7 +776,7 @@ def test_a_call_that_fails_once_costs_its_one_reading_and_says_why(
         ("nvmlDeviceGetNvLinkState", set()),
     ],
 )
-def test_a_call_that_always_fails_leaves_the_energy_to_the_others_and_is_told_once(
+def test_a_call_that_always_fails_leaves_the_energy_to_the_others_and_is_reported_once(
     nvml: SimulatedNvml, symbol: str, columns: set[str]
 ) -> None:
     nvml.write(gpu(0, A), gpu(1, B), *everything(0), *everything(1), f"error {symbol} 999 1")
@@ -783,7 +787,7 @@ def test_a_call_that_always_fails_leaves_the_energy_to_the_others_and_is_told_on
     assert len(said["unread"]) == len({unread["reading"] for unread in said["unread"]})
 
 
-def test_a_temperature_and_a_power_that_are_not_told_any_more_are_not_held(nvml: SimulatedNvml) -> None:
+def test_a_temperature_and_a_power_that_are_not_reported_any_more_are_not_held(nvml: SimulatedNvml) -> None:
     symbols = ("nvmlDeviceGetTemperature", "nvmlDeviceGetFieldValues", "nvmlDeviceGetPowerUsage")
     rules = tuple(f"error {symbol} 999 1" for symbol in symbols)
     nvml.write(gpu(0, A), gpu(1, B), *everything(0), *everything(1), *rules)
@@ -818,7 +822,7 @@ REFUSED_CALLS = [
 
 
 @pytest.mark.parametrize(("rule", "what", "column"), REFUSED_CALLS)
-def test_a_refusal_after_a_success_is_a_failure_that_is_told_and_asked_again(
+def test_a_refusal_after_a_success_is_a_failure_that_is_reported_and_asked_again(
     nvml: SimulatedNvml, rule: str, what: str, column: str
 ) -> None:
     nvml.write(*WHOLE, f"error {rule} call 9")
@@ -911,7 +915,7 @@ CHANGES: dict[str, tuple[dict[str, str], Any, Any]] = {
 
 
 @pytest.mark.parametrize("fact", CHANGES)
-def test_a_fact_that_is_changed_from_outside_is_told_with_before_and_after(nvml: SimulatedNvml, fact: str) -> None:
+def test_a_fact_that_is_changed_from_outside_is_reported_with_before_and_after(nvml: SimulatedNvml, fact: str) -> None:
     replaced, before, after = CHANGES[fact]
     changed = list(WHOLE)
     for old, new in replaced.items():
@@ -990,7 +994,7 @@ def test_a_failure_names_its_reason_where_energy_is_required(nvml: SimulatedNvml
     assert why("energy counter") in said["raised"]
 
 
-def test_a_device_that_is_lost_in_the_middle_is_named_and_the_other_goes_on(nvml: SimulatedNvml) -> None:
+def test_a_device_that_is_lost_in_the_middle_is_named_and_the_other_continues(nvml: SimulatedNvml) -> None:
     machine = [gpu(0, A), gpu(1, B, "gone_ms 200"), *everything(0), *everything(1)]
     said = asked(nvml, 'begin(*ASKED["machine"])' + FAILING, leased=(B, A), required=False, machine=machine, ticks=None)
     assert said["opened"] is True

@@ -102,7 +102,7 @@ async def test_a_message_to_a_process_that_is_gone_is_dropped(start: Start) -> N
     child.send(Stop())
 
 
-async def test_a_child_leads_a_group_of_its_own(start: Start) -> None:
+async def test_a_child_leads_its_own_group(start: Start) -> None:
     child = await start("waiting")
     await child.receive()
     assert os.getpgid(child.pid) == child.pid != os.getpgid(0)

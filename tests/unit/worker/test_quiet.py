@@ -109,7 +109,7 @@ def test_a_baseline_whose_power_ceases_is_neither_stationary_nor_a_power() -> No
     assert rig.phases.rows[-1][3] == {"context": "ready", "stationary": False, "standard_error": None}
 
 
-def test_a_power_that_is_not_told_for_a_moment_is_waited_for() -> None:
+def test_a_power_that_is_not_reported_for_a_moment_is_waited_for() -> None:
     rig = Rig()
     rig.idle_phases.begin(TakeBaseline(context="ready"), rig.now_ns)
     assert rig.until_answer(2.9) is None
@@ -139,7 +139,7 @@ def test_one_reading_that_fails_is_waited_for_however_seldom_power_is_read() -> 
         (SettleConfig(idle_power=True, max_s=600), "power"),
     ],
 )
-def test_settling_does_not_wait_for_what_nobody_tells_any_more(settle: SettleConfig, missing: str) -> None:
+def test_settling_does_not_wait_for_what_is_not_reported_any_more(settle: SettleConfig, missing: str) -> None:
     rig = Rig(settle=settle)
     rig.idle_phases.begin(TakeBaseline(context="ready"), rig.now_ns)
     rig.until_answer(20)

@@ -116,7 +116,7 @@ def test_a_machine_without_counters_says_so(tmp_path: Path) -> None:
         opened()
 
 
-def test_who_may_not_read_them_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_to_read_them_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = zone(tmp_path, "intel-rapl:0", "package-0")
     (package / "energy_uj").chmod(0)
     if os.geteuid() == 0:  # root reads everything

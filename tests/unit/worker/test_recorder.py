@@ -183,7 +183,7 @@ def test_the_digest_is_of_the_first_repetition_and_knows_whether_others_differ()
     assert digest_of_set([(0, digest_of_tokens([1]))]) != digest_of_set([(1, digest_of_tokens([1]))])
 
 
-def test_a_request_that_the_engine_gives_up_is_kept_with_its_error_and_the_others_go_on() -> None:
+def test_a_request_that_the_engine_gives_up_is_kept_with_its_error_and_the_others_continue() -> None:
     evidence = Evidence()
     recorder = evidence.recorder
     recorder.release([request(0), request(1)], 100)

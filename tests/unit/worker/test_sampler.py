@@ -139,7 +139,7 @@ def sampling(
     return EnergySampler(plan, config(energy={"required": required}), table, lambda: 42), table
 
 
-def test_a_source_that_can_not_open_says_why_and_the_others_go_on() -> None:
+def test_a_source_that_can_not_open_says_why_and_the_others_continue() -> None:
     under_test, table = sampling(Source("bad", "open"), Source("good"))
     bad, good = under_test.open(DEVICES)
     assert (bad.opened, bad.reason) == (False, "RuntimeError: no open today.")
@@ -191,7 +191,7 @@ def test_a_slow_source_is_read_as_often_as_it_can_be_and_at_the_end() -> None:
     assert len(table.rows[StreamName.POWER]) == (1 + 2 + 1) + (1 + 6 + 1)
 
 
-def test_the_power_is_that_of_the_devices_where_they_tell() -> None:
+def test_the_power_is_that_of_the_devices_where_they_report() -> None:
     under_test, _ = sampling(Source("one"))
     assert under_test.power_w() is None
     under_test.open(DEVICES)
@@ -214,7 +214,7 @@ def warm(device: int, power_mw: int, temperature_c: int) -> DeviceSample:
     return DeviceSample(device, 42, power_mw=power_mw, temperature_c=temperature_c)
 
 
-def test_what_a_dead_source_told_last_is_not_told_any_more() -> None:
+def test_what_a_dead_source_reported_last_is_not_reported_any_more() -> None:
     source = Devices(warm(0, 3000, 70), HostSample("package-0", 42, 5, 7000))
     under_test, _ = sampling(source)
     under_test.open(DEVICES)
@@ -227,7 +227,7 @@ def test_what_a_dead_source_told_last_is_not_told_any_more() -> None:
     assert (under_test.power_w(), under_test.hottest_c(), under_test.means_w()) == (None, None, {})
 
 
-def test_the_hosts_power_does_not_stand_in_for_devices_that_died() -> None:
+def test_the_hosts_power_does_not_replace_that_of_devices_that_died() -> None:
     devices, host = Devices(warm(0, 3000, 70)), Devices(HostSample("package-0", 42, 5, 7000), name="host")
     under_test, _ = sampling(devices, host)
     under_test.open(DEVICES)
@@ -262,7 +262,7 @@ def test_a_device_that_fails_is_fatal_where_energy_is_required() -> None:
 
 
 @pytest.mark.parametrize("column", ["power_mw", "temperature_c", None])
-def test_a_reading_that_failed_is_not_held_until_it_is_told_again(column: str | None) -> None:
+def test_a_reading_that_failed_is_not_held_until_it_is_reported_again(column: str | None) -> None:
     source = Devices(warm(0, 3000, 70), warm(1, 4000, 60))
     under_test, table = sampling(source, required=True)
     under_test.open(DEVICES)
@@ -281,7 +281,7 @@ def test_a_reading_that_failed_is_not_held_until_it_is_told_again(column: str | 
     assert under_test.failures() == [{"device_index": 0, "reading": "it", "times": 2}]
 
 
-def test_a_reading_that_fails_again_and_again_is_told_a_few_times_and_counted() -> None:
+def test_a_reading_that_fails_again_and_again_is_reported_a_few_times_and_counted() -> None:
     source = Devices(warm(0, 3000, 70))
     under_test, table = sampling(source)
     under_test.open(DEVICES)

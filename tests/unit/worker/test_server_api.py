@@ -125,7 +125,7 @@ async def test_what_a_manifest_lacks_is_read_from_the_answer() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 404])
-async def test_an_answer_of_something_else_than_a_server_is_told_as_that(status: int) -> None:
+async def test_an_answer_of_something_else_than_a_server_is_reported_as_that(status: int) -> None:
     with pytest.raises(ServerRefused, match="check that LEM_SERVER names one"):
         await api([httpx.Response(status, text="<html>It works!</html>")]).register(REGISTER)
 

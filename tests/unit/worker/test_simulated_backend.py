@@ -178,7 +178,7 @@ def test_a_long_prompt_is_refused_by_its_number() -> None:
 
 
 @pytest.mark.proves("simulated.misreport", on="simulated")
-def test_it_reports_what_it_is_told_to_misreport() -> None:
+def test_it_reports_what_it_is_asked_to_misreport() -> None:
     honest = loaded(job({"batch_size": 2}))[0].effective_config(())
     liar = loaded(job({"batch_size": 2, "misreport": ["batch_size"]}))[0].effective_config(())
     assert all(parameter.confirmed for parameter in honest.parameters)

@@ -54,7 +54,7 @@ def written(folder: Path, chunks: int = 3) -> EvidenceWriter:
         max_size=8,
     )
 )
-def test_what_was_appended_is_read_back_in_order_and_the_manifest_tells_it(steps: list[Any]) -> None:
+def test_what_was_appended_is_read_back_in_order_and_the_manifest_reports_it(steps: list[Any]) -> None:
     expected = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -234,7 +234,9 @@ def test_what_the_server_refused_leaves_the_spool_and_is_kept(tmp_path: Path) ->
     assert len(spool.pending_chunks(kept)) == 3
 
 
-def test_a_full_disk_is_told_and_leaves_no_chunk_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_and_leaves_no_chunk_that_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     writer = written(tmp_path, chunks=1)
     writer.stream(StreamName.EVENTS).append(**event(1))
 

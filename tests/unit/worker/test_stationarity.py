@@ -20,7 +20,7 @@ def history(powers: list[float], *, interval_ns: int = SECOND // 20) -> tuple[Po
     return made, (len(powers) - 1) * interval_ns
 
 
-def test_too_little_tells_nothing() -> None:
+def test_too_little_shows_nothing() -> None:
     made, now = history([100.0] * 40)
     assert made.relative_error(0) is None
     assert made.relative_slope(now) is None

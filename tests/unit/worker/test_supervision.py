@@ -41,7 +41,7 @@ class Process:
         self.says.put_nowait(None)
 
 
-async def test_the_power_of_a_sampler_that_died_is_not_told_to_anybody_any_more(tmp_path: Path) -> None:
+async def test_the_power_of_a_sampler_that_died_is_not_reported_any_more(tmp_path: Path) -> None:
     progress: list[Progress] = []
     under_test = Supervision(LimitsConfig(), ("rank-0",), progress.append, log_dir=tmp_path)
     rank, sampler = Process("rank-0"), Process(SAMPLER)

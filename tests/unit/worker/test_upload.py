@@ -141,7 +141,7 @@ async def test_another_uploader_sends_nothing_that_is_marked_as_sent(tmp_path: P
     assert server.puts == [0, 1, 2]
 
 
-async def test_a_server_that_goes_on_asking_is_not_sent_the_same_for_ever(tmp_path: Path) -> None:
+async def test_a_server_that_keeps_asking_is_not_sent_the_same_for_ever(tmp_path: Path) -> None:
     spooled(tmp_path, chunks=2)
     server = ChunkServer()
     server.takes = False

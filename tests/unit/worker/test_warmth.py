@@ -33,7 +33,7 @@ def nvml(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> SimulatedN
     return SimulatedNvml(built(tmp_path_factory.getbasetemp().parent), tmp_path / "nvml.state")
 
 
-def test_each_gpu_that_says_it_is_told(nvml: SimulatedNvml) -> None:
+def test_each_gpu_that_says_it_is_reported(nvml: SimulatedNvml) -> None:
     nvml.write(f"device 0 uuid {WARM}", f"device 1 uuid {SILENT}", "temperature 0 constant 61")
     assert told(nvml, WARM, SILENT) == {WARM: 61}
 
@@ -44,5 +44,5 @@ async def test_devices_without_a_sensor_are_not_asked() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_machine_without_a_driver_tells_nothing() -> None:
+async def test_a_machine_without_a_driver_reports_nothing() -> None:
     assert await read_temperatures([Device(uuid=WARM, kind=DeviceKind.GPU, name="GPU")]) == {}

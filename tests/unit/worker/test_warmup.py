@@ -83,7 +83,7 @@ STEADY = [1.0] * 5
         (PowerTrend(known=True, slope=-0.019, trend_s=5), True),
     ],
 )
-def test_power_must_have_settled_too_where_somebody_tells_it(trend: PowerTrend, converged: bool) -> None:
+def test_power_must_have_settled_too_where_someone_reports_it(trend: PowerTrend, converged: bool) -> None:
     assessment = assess(STEADY, CONFIG, trend)
     assert (assessment.finished, assessment.converged, assessment.power_slope) == (converged, converged, trend.slope)
     unconcerned = CONFIG.model_copy(update={"power_slope": None})
@@ -100,7 +100,7 @@ def test_the_cap_gives_power_the_time_that_a_trend_needs(trend_s: float) -> None
     assert (assessment.finished, assessment.converged) == (True, False)
 
 
-def test_power_that_ceases_to_be_told_does_not_count_as_settled() -> None:
+def test_power_that_ceases_to_be_reported_does_not_count_as_settled() -> None:
     trends = iter(
         [PowerTrend(known=True, slope=0.3, trend_s=5)] * 10 + [PowerTrend(known=True, slope=None, trend_s=5)] * 500
     )
@@ -109,7 +109,7 @@ def test_power_that_ceases_to_be_told_does_not_count_as_settled() -> None:
     assert (assessment.converged, assessment.power_slope) == (False, None)
 
 
-def test_it_goes_on_until_power_has_settled() -> None:
+def test_it_continues_until_power_has_settled() -> None:
     trends = iter([PowerTrend(known=True, slope=slope, trend_s=5) for slope in [0.5] * 30 + [0.01]])
     assessment = warm_up(lambda: 1.0, CONFIG, lambda: next(trends), lambda: 0.0)
     assert (assessment.converged, assessment.batches) == (True, 31)

@@ -60,7 +60,7 @@ def test_ranks_of_other_versions_of_the_engine_are_found() -> None:
 
 
 @pytest.mark.parametrize("engines", [(), (ENGINE,), (None, ENGINE)])
-def test_an_engine_that_was_not_told_has_not_passed(engines: tuple[str | None, ...]) -> None:
+def test_an_engine_that_was_not_reported_has_not_passed(engines: tuple[str | None, ...]) -> None:
     result = result_of(two_ranks(*engines))
     found = check(result, CheckName.ONE_ENGINE_VERSION)
     assert found.passed is None

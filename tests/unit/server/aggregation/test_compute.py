@@ -112,7 +112,7 @@ def test_more_than_the_peak_can_not_have_been_done() -> None:
     ("other", "reason"),
     [("float16", "the ranks differ in number format (bfloat16, float16)"), (None, "arithmetic is not known")],
 )
-def test_ranks_must_tell_one_number_format(other: str | None, reason: str) -> None:
+def test_ranks_must_report_one_number_format(other: str | None, reason: str) -> None:
     evidence = made(SHAPE, processes=("rank-0", "rank-1", "sampler"), devices=(A100,))
     evidence.request(0, 0.0, [1.0, 5.0, 10.0], rank=1, prompt_tokens=4)
     evidence.summaries["rank-1"]["model"] = {**SHAPE, "dtype": other}

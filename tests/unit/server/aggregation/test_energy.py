@@ -134,7 +134,7 @@ def test_on_a_cpu_the_host_s_domains_are_the_job() -> None:
     assert result.verdict == "questionable"
 
 
-def test_a_modelled_figure_never_stands_where_a_measured_one_does() -> None:
+def test_a_modelled_figure_never_replaces_a_measured_one() -> None:
     evidence = busy(devices=(cpu(),))
     evidence.host_power("package", SAMPLES, joules=lambda t: 77 * t, method="modelled")
     evidence.host_power("package", SAMPLES, joules=lambda t: 30 * t, method="counter")
@@ -165,7 +165,7 @@ def test_a_part_that_two_sources_name_otherwise_counts_once(accelerators: bool) 
         assert set(energy.includes) == set(measured)
 
 
-def test_a_model_stands_in_where_what_measures_the_part_gave_nothing() -> None:
+def test_a_model_is_used_where_what_measures_the_part_gave_nothing() -> None:
     evidence = busy(devices=(cpu(),))
     evidence.host_power("package-0", [0.0, 0.1], joules=lambda t: 30 * t, method="counter")
     evidence.host_power("package", SAMPLES, joules=lambda t: 77 * t, method="modelled")
@@ -275,7 +275,7 @@ def test_an_untold_tale_of_the_sources_is_left_out() -> None:
     assert energy_of(evidence).total.reason == "nothing measured energy during the window"
 
 
-def test_kinds_of_parts_have_sums_of_their_own() -> None:
+def test_kinds_of_parts_have_their_own_sums() -> None:
     evidence = busy(devices=(gpu(0), gpu(1)))
     for number in range(2):
         evidence.power(SAMPLES, joules=lambda t: 100 * t, device=number)
@@ -288,7 +288,7 @@ def test_kinds_of_parts_have_sums_of_their_own() -> None:
     assert energy.cpu.bound_j is not None
 
 
-def test_a_kind_that_nobody_measured_is_null() -> None:
+def test_a_kind_that_no_one_measured_is_null() -> None:
     evidence = busy()
     evidence.power(SAMPLES, joules=lambda t: 100 * t)
     energy = energy_of(evidence)

@@ -78,7 +78,7 @@ def test_gaps_matter_for_an_integral_more_than_for_a_counter(counted: bool, seve
     "detail",
     ['{"converged": false, "requests": 50, "cv": 0.2}', '{"converged": false, "requests": 3, "cv": null}'],
 )
-def test_a_warm_up_that_did_not_converge_is_told_by_its_event(detail: str) -> None:
+def test_a_warm_up_that_did_not_converge_is_reported_by_its_event(detail: str) -> None:
     made = sampled(clean())
     made.event("rank-0", "warmup", detail)
     assert only(made, FindingCode.WARMUP_NOT_CONVERGED).severity is Severity.WARNING
@@ -93,7 +93,7 @@ def test_the_event_goes_before_the_marker_and_nonsense_is_passed_over() -> None:
     assert result_of(made).findings == ()
 
 
-def test_a_warm_up_that_nobody_recorded_is_not_assumed() -> None:
+def test_a_warm_up_that_no_one_recorded_is_not_assumed() -> None:
     made = sampled(clean())
     made.summaries["rank-0"] = {}
     assert only(made, FindingCode.WARMUP_NOT_CONVERGED).numbers == {"cv_threshold": 0.05}

@@ -62,7 +62,7 @@ def test_energy_that_was_not_recorded_says_so_and_is_no_finding() -> None:
 
 
 @pytest.mark.proves("window.max_duration_s", on="server")
-def test_a_window_that_was_cut_is_told() -> None:
+def test_a_window_that_was_cut_is_reported() -> None:
     limit = {"min_duration_s": 1, "max_duration_s": 12}
     assert (
         severity_of(result_of(summary={"window_cut": True}, window=limit), FindingCode.WINDOW_CUT) is Severity.WARNING

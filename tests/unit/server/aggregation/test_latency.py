@@ -117,7 +117,7 @@ def test_a_request_that_generates_nothing_is_finished_all_the_same() -> None:
     assert result.speed.ttft_ms.count == 1
 
 
-def test_cached_tokens_are_null_unless_every_request_tells_them() -> None:
+def test_cached_tokens_are_null_unless_every_request_reports_them() -> None:
     evidence = Evidence()
     evidence.request(0, 0.0, [1.0, 2.0], cached=4)
     evidence.request(1, 0.0, [1.0, 2.0])
@@ -166,7 +166,7 @@ def test_times_that_run_backwards_are_refused(tokens: list[float], complaint: st
         result_of(evidence)
 
 
-def test_a_token_or_request_that_stands_there_twice_is_refused() -> None:
+def test_a_token_or_request_that_is_there_twice_is_refused() -> None:
     evidence = Evidence()
     evidence.request(0, 0.0, [1.0, 2.0])
     evidence.token(0, 1, 2.0)

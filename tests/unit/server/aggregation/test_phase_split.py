@@ -52,7 +52,7 @@ def every(step: float, until: float) -> list[float]:
     return [number * step for number in range(round(until / step) + 1)]
 
 
-def test_long_phases_are_told_apart_exactly() -> None:
+def test_long_phases_are_distinguished_exactly() -> None:
     made = lockstep(3, 2.0, 3.0)
     made.power(every(0.02, 18), joules=energy_until(3, 2.0, 3.0, 300, 150))
     result = result_of(made)
@@ -91,7 +91,7 @@ def test_several_devices_add_up() -> None:
     assert split.decode.energy.joules == pytest.approx(2 * 8 * 100, abs=1)
 
 
-def test_a_device_that_nobody_sampled_makes_the_phases_null() -> None:
+def test_a_device_that_no_one_sampled_makes_the_phases_null() -> None:
     made = lockstep(2, 2.0, 4.0, devices=(gpu(0), gpu(1)))
     made.power(every(0.05, 15), joules=energy_until(2, 2.0, 4.0, 300, 100), device=0)
     result = result_of(made)
@@ -157,13 +157,13 @@ def test_what_does_not_run_in_lockstep_is_not_divided(make: Callable[[], Evidenc
     assert split.batches == 0
 
 
-def test_power_without_a_counter_does_not_tell_phases_apart() -> None:
+def test_power_without_a_counter_does_not_separate_phases() -> None:
     made = lockstep(3, 2.0, 3.0)
     made.power(every(0.05, 18), watts=lambda _: 100)
     assert "phases need a counter" in str(split_of(made).prefill.energy.reason)
 
 
-def test_modelled_power_does_not_tell_phases_apart() -> None:
+def test_modelled_power_does_not_separate_phases() -> None:
     made = lockstep(3, 2.0, 3.0, devices=(cpu(),))
     made.host_power("package", every(1.0, 18), joules=lambda t: 50 * t)
     assert "a model of power" in str(split_of(made).prefill.energy.reason)

@@ -64,7 +64,7 @@ def result_of(evidence: Evidence) -> RunResult:
     return aggregate(stored.inputs, stored.source)
 
 
-def test_a_device_that_nobody_sampled_leaves_no_prefill_energy() -> None:
+def test_a_device_that_no_one_sampled_leaves_no_prefill_energy() -> None:
     evidence = made(told(), devices=(gpu(0), gpu(1)))
     result = result_of(evidence)
     probe = result.energy.probe
@@ -112,7 +112,7 @@ def test_the_meters_bound_of_the_probe_is_not_that_of_the_window_s_prefill() -> 
     assert probe.decode.bound_reason == probe.prefill.bound_reason
 
 
-def test_batches_in_lockstep_tell_their_phases_themselves() -> None:
+def test_batches_in_lockstep_report_their_phases_themselves() -> None:
     result = result_of(made(told(), batches=True))
     assert result.energy.phases.method == "lockstep"
     assert result.energy.probe is not None
@@ -126,7 +126,7 @@ def test_a_probe_above_the_window_leaves_nothing_for_decode() -> None:
 
 
 @pytest.mark.parametrize("said", [None, {}, told(end_ns=0), told(requests="4"), told(prompt_tokens=0)])
-def test_a_probe_that_nobody_told_of_is_none(said: dict[str, Any] | None) -> None:
+def test_a_probe_that_was_not_reported_is_none(said: dict[str, Any] | None) -> None:
     result = result_of(made(said))
     assert result.energy.probe is None
     assert result.energy.phases.prefill.energy.joules is None

@@ -41,7 +41,7 @@ def test_readings_are_weighed_by_how_long_they_hold() -> None:
     assert device.throttled == {"sw_power_cap": pytest.approx(0.3), "bit_10": pytest.approx(0.3)}
 
 
-def test_what_a_device_does_not_tell_is_null() -> None:
+def test_what_a_device_does_not_report_is_null() -> None:
     evidence = Evidence()
     evidence.request(0, 10.0, [11.0, 20.0])
     evidence.power([float(time) for time in range(25)], joules=lambda t: 100 * t)
@@ -62,7 +62,7 @@ def test_readings_outside_the_window_alone_are_none() -> None:
     assert result_of(evidence).telemetry.devices[0].temperature_max_c.value is None
 
 
-def test_ranks_tell_their_memory_and_the_sampler_what_it_took() -> None:
+def test_ranks_report_their_memory_and_the_sampler_what_it_took() -> None:
     evidence = Evidence(processes=("rank-0", "rank-1", "sampler"), devices=(cpu(),))
     for rank in range(2):
         evidence.request(0, 10.0, [11.0, 20.0], rank=rank)
@@ -91,7 +91,7 @@ def test_ranks_tell_their_memory_and_the_sampler_what_it_took() -> None:
     assert sampler.late_or_missed.value == pytest.approx(0.03)
 
 
-def test_an_older_worker_told_less() -> None:
+def test_an_older_worker_reported_less() -> None:
     evidence = Evidence()
     evidence.request(0, 10.0, [11.0, 20.0])
     sampler = result_of(evidence).telemetry.sampler
