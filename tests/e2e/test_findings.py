@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from e2e_files import campaign
+from factories.campaign_files import campaign
 from fakes.wall_clock.library import SimulatedWallClock
 from lem_domain.results.findings import Finding, Severity
 from lem_domain.results.run import RunResult

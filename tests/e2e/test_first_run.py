@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e_files import campaign
+from factories.campaign_files import campaign
 from lem_client import Client
 from lem_domain.results.run import RunResult
 from lem_domain.states import RunState

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from e2e_files import campaign
+from factories.campaign_files import campaign
 from fakes.nvml.curves import Burst, Curve, Sawtooth, constant, joules
 from fakes.nvml.library import SimulatedNvml, built
 from fakes.nvml.profiles import PROFILES

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from e2e_files import campaign
+from factories.campaign_files import campaign
 from lem_domain.states import RunState
 
 TESTS = Path(__file__).parents[1]

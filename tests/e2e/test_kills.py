@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from e2e_files import campaign
+from factories.campaign_files import campaign
 from lem_client import Client
 from lem_domain.states import RunState
 from lem_domain.wire.events import RunTransitionEvent

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from e2e_servers import Cluster
+from factories.clusters import Cluster
 from lem_domain.config.campaign import CampaignSpec
 from lem_domain.states import RunState
 

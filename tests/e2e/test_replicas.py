@@ -15,7 +15,7 @@ import asyncpg
 import httpx
 import pytest
 
-from e2e_servers import Cluster, ServerProcess
+from factories.clusters import Cluster, ServerProcess
 from factories.evidence import MadeChunk
 from factories.runs import campaign_body, submit
 from factories.worker import FakeWorker, plain_evidence, sha256_header

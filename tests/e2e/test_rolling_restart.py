@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
-from e2e_servers import Cluster, ServerProcess
+from factories.clusters import Cluster, ServerProcess
 from factories.runs import campaign_body
 from lem_client import Client
 from lem_domain.config.campaign import CampaignSpec

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from e2e_files import campaign
+from factories.campaign_files import campaign
 from factories.tensorrt_ranks import FAKES, GPU, SECOND, gpu_line
 from fakes.nvml.library import SimulatedNvml, built
 from lem_domain.states import RunState

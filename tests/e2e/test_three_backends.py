@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from e2e_files import campaign
+from factories.campaign_files import campaign
 from factories.mapped import by_role, engine_libraries
 from lem_domain.states import RunState
 

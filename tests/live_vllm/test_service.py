@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from e2e.conftest import BIN, House, running_house
-from e2e_files import campaign
+from factories.campaign_files import campaign
 from factories.lora import make_lora
 from factories.rank_in_trouble import HANG, SEGMENTATION_FAULT, TAMPERED_OUTPUT
 from lem_client import Client

@@ -24,7 +24,7 @@ from lem_server.access.service import OWNER_TOKEN_FILE
 from lem_server.database.embedded import EmbeddedPostgres
 
 BIN = Path(sys.executable).parent
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 READY = re.compile(r"LEM server ready at (http://\S+)")
 ENDS_WITHIN_S = 60
 """A machine that others share needs longer than the server's own limit."""
