@@ -68,6 +68,7 @@ energy_per_prompt_token_j
 energy_per_request_j
 net_energy_per_output_token_j
 output_tokens_per_j
+queue_ms
 request_rate_per_s
 total_rate_tok_s
 
@@ -94,6 +95,9 @@ DRAINING
 OFFLINE
 PREFILL
 RECOVERED
+
+# Parameters of statements: passed with _asdict().
+calibrated
 
 # Tables and columns: read by SQLAlchemy's metadata, and by SQL as text.
 api_tokens
