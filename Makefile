@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 VENV_VLLM := .venv-vllm
 
-.PHONY: help demo test test-slow venv-vllm test-vllm chaos lint format bench bench-vllm gpu-check reference up clean
+.PHONY: help demo test test-slow venv-vllm test-vllm chaos mutants lint format bench bench-vllm gpu-check reference up clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1|/' | awk -F'|' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -39,6 +39,13 @@ test-vllm: $(VENV)/.installed $(VENV_VLLM)/.installed  ## Test the vLLM backend 
 
 chaos: $(VENV)/.installed  ## Kill and cut for ten minutes (SECONDS=60 for less), then audit what remains.
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m chaos --seconds $(or $(SECONDS),600)
+
+$(VENV)/.mutation: $(VENV)/.installed
+	$(BIN)/pip install -q -c requirements/constraints.txt --group mutation
+	touch $@
+
+mutants: $(VENV)/.mutation  ## Change lines of the aggregation and the fence; a test must notice (ONLY=energy/traces.py, SAMPLE=300 SEED=1, JOBS=1).
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m mutants --jobs $(or $(JOBS),2) $(if $(ONLY),--only $(ONLY)) $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/.installed  ## Check style, types, layers, dead code and wording.
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/mypy --config-file tests/mypy.toml && PYTHONPATH=. $(BIN)/lint-imports && $(BIN)/vulture && $(BIN)/python -m tools.check_words && $(BIN)/python -m tools.check_names
