@@ -45,6 +45,8 @@ LIMIT_FACTOR = 20
 """A mutant that loops forever is ended after this time, far more than its tests take.
 
 The load of the machine decides nothing."""
+BROKEN = 99
+"""The exit code of a fork in which the program itself failed, not a test."""
 OPTIONS = ("-x", "-qq", "--no-header", "--tb=short", "-p", "no:cacheprovider")
 SOURCES = ("domain", "server", "tests", "tools", "client", "worker")
 
@@ -457,7 +459,7 @@ def _start(mutant: Mutant, tests: Sequence[str], seconds: float, trial: Trial) -
 
 def _leave(function: Callable[[], int], *, silent: bool = False) -> None:
     """Call a function in a fork, and end the fork with its result."""
-    code = 3
+    code = BROKEN
     try:
         if silent:
             nowhere = os.open(os.devnull, os.O_RDWR)
@@ -478,7 +480,10 @@ def _ended(running: list[_Running]) -> tuple[_Running, Verdict]:
             pid, status = os.waitpid(each.pid, os.WNOHANG)
             if pid:
                 _end_group(each.pid)
-                survived = os.waitstatus_to_exitcode(status) == 0
+                code = os.waitstatus_to_exitcode(status)
+                if code == BROKEN:
+                    raise RuntimeError(f"the trial of {each.mutant} broke")
+                survived = code == 0
                 return each, Verdict.SURVIVED if survived else Verdict.KILLED
             if time.monotonic() > each.deadline:
                 _end_group(each.pid)
