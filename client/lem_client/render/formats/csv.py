@@ -6,6 +6,7 @@ import csv
 import io
 
 from lem_client.render.terminal import clean
+from lem_domain.spreadsheets import guarded
 from lem_domain.wire.campaigns import CampaignResults
 
 _HEADINGS = (
@@ -34,7 +35,6 @@ def render(results: CampaignResults) -> str:
         head = (one.experiment_id, one.display_name, one.verdict or "", one.energy_method or "")
         includes = "+".join(one.energy_includes)
         for metric in one.metrics:
-            figures = ("" if figure is None else repr(figure) for figure in (metric.mean, metric.sd, metric.cv))
             row = (
                 *head,
                 includes,
@@ -42,13 +42,10 @@ def render(results: CampaignResults) -> str:
                 metric.metric,
                 metric.unit,
                 len(metric.values),
-                *figures,
+                metric.mean,
+                metric.sd,
+                metric.cv,
                 metric.reason or "",
             )
-            writer.writerow(_as_text(cell) for cell in row)
+            writer.writerow(guarded(cell) if isinstance(cell, str) else cell for cell in row)
     return clean(out.getvalue())
-
-
-def _as_text(cell: object) -> object:
-    """Prefix a text that a spreadsheet would execute as a formula."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "@", "\t", "\r")) else cell
