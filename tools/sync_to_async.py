@@ -25,7 +25,7 @@ AWAITED = {
     "self._sender.sleep",
     "self.close",
 }
-ITERATED = {"response.iter_bytes", "response.iter_raw", "self._sender.receive"}
+ITERATED = {"response.iter_bytes", "response.iter_raw", "self._sender.receive", "self.table"}
 ENTERED = {"self._client.stream", "self._sender.stream", "self.stream"}
 NAMES = {
     "BaseTransport": "AsyncBaseTransport",

@@ -136,3 +136,8 @@ le  # the same
 lt  # the same
 min_length  # the same
 max_length  # the same
+
+# Members of enumerations that requests name by their values.
+EXPERIMENTS
+JSONL
+RUNS

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from lem_client import credentials
 from lem_client.async_sender import AsyncSender
-from lem_client.bundles import check_bundle, open_bundle, write_bundle
+from lem_client.bundles import check_bundle, open_bundle, write_whole
 from lem_client.errors import AnswerError
 from lem_client.events import Event, EventFollower
 from lem_client.operations import PAGE_SIZE, Operation, Readiness, ServerVersion, api_path
@@ -24,6 +24,7 @@ from lem_domain.results.method import MethodVersion
 from lem_domain.results.run import RunResult
 from lem_domain.retries import CLIENT_RETRIES, RetryPolicy
 from lem_domain.states import CampaignState, RunState
+from lem_domain.tables import TableFormat, TableName
 from lem_domain.wire.base import Page
 from lem_domain.wire.campaigns import (
     AggregatedCampaign,
@@ -186,12 +187,47 @@ class AsyncClient:
 
         `progress` gets the number of bytes of each part. An incomplete file is removed.
         """
-        with write_bundle(path) as file:
+        with write_whole(path) as file:
             async for part in self._sender.receive(api_path("campaigns", campaign_id, "bundle")):
                 file.write(part)
                 if progress is not None:
                     progress(len(part))
             return check_bundle(file)
+
+    async def table(
+        self,
+        campaign_id: str,
+        table: TableName,
+        *,
+        form: TableFormat = TableFormat.CSV,
+        method: MethodVersion | None = None,
+    ) -> AsyncIterator[bytes]:
+        """Yield the bytes of a table of a campaign in a format. It is whole only if the iterator ends without an error.
+
+        Raises:
+            TransferInterrupted: the server ended the table early, because evidence is missing or damaged.
+        """
+        path = api_path("campaigns", campaign_id, "tables", table.value)
+        by = {} if method is None else {"method": method.value}
+        async for item in self._sender.receive(path, {"format": form.value, **by}):
+            yield item
+
+    async def export_table(
+        self,
+        campaign_id: str,
+        table: TableName,
+        path: Path,
+        *,
+        form: TableFormat = TableFormat.CSV,
+        method: MethodVersion | None = None,
+        progress: OnBytes | None = None,
+    ) -> None:
+        """Write a table of a campaign to a new file. An incomplete file is removed."""
+        with write_whole(path) as file:
+            async for part in self.table(campaign_id, table, form=form, method=method):
+                file.write(part)
+                if progress is not None:
+                    progress(len(part))
 
     async def import_bundle(self, path: Path, *, progress: OnBytes | None = None) -> ImportedBundle:
         """Verify a bundle and load its campaign into the server. The same bundle again changes nothing."""

@@ -56,18 +56,22 @@ class AsyncSender:
         return self._exchange.answer(operation, response)
 
     @asynccontextmanager
-    async def stream(self, path: str, headers: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
+    async def stream(
+        self, path: str, headers: Mapping[str, str], parameters: Mapping[str, str] | None = None
+    ) -> AsyncIterator[httpx.Response]:
         """Open an event stream. httpx's transport errors pass through: the follower resumes after them.
 
         Raises:
             AnswerError: the server refused.
         """
-        async with self._client.stream("GET", path, headers=dict(headers), timeout=STREAM_TIMEOUT) as response:
+        async with self._client.stream(
+            "GET", path, params=parameters, headers=dict(headers), timeout=STREAM_TIMEOUT
+        ) as response:
             if not response.is_success:
                 raise answer_error(response.status_code, await response.aread(), url=self.url)
             yield response
 
-    async def receive(self, path: str) -> AsyncIterator[bytes]:
+    async def receive(self, path: str, parameters: Mapping[str, str] | None = None) -> AsyncIterator[bytes]:
         """Receive a large answer part by part.
 
         Raises:
@@ -75,7 +79,7 @@ class AsyncSender:
             TransferInterrupted: the answer ended early.
         """
         try:
-            async with self.stream(path, {}) as response:
+            async with self.stream(path, {}, parameters) as response:
                 async for item in response.aiter_raw():
                     yield item
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:

@@ -1,4 +1,4 @@
-"""Bundles as files: written to a temporary file and renamed when complete; verified before they are sent."""
+"""Exports as files: written to a temporary file and renamed when complete. A bundle is verified before it is sent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lem_domain.bundle import BundleError, OnBytes, Verified, verify
 
 
 @contextmanager
-def write_bundle(path: Path) -> Iterator[IO[bytes]]:
+def write_whole(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file that becomes `path` on success and is removed otherwise, Ctrl-C included.
 
     Raises:
@@ -33,7 +33,7 @@ def write_bundle(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files that only their owner may read; a bundle gets the usual permissions.
+        # mkstemp makes files that only their owner may read; an export gets the usual permissions.
         part.chmod(0o666 & ~_umask())
         part.rename(path)
     except OSError as error:

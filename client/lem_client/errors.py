@@ -3,7 +3,7 @@
 LemError                   (lem_domain.errors)
 ├── ServerUnreachable      no connection to the server
 ├── NoAnswerInTime         connected, but no answer within the read timeout
-├── TransferInterrupted    a bundle ended early
+├── TransferInterrupted    a bundle or table ended early
 ├── CredentialsError       server address or token unusable
 ├── FileError              campaign file or bundle unusable
 └── AnswerError            the server answered with a problem (RFC 9457)
@@ -47,8 +47,8 @@ class TransferInterrupted(LemError):
 
     def __init__(self) -> None:
         super().__init__(
-            "the transfer ended before the bundle was complete: the campaign changed meanwhile, or the connection "
-            "broke; export it again (the server's log says more)."
+            "the transfer ended before it was complete: the campaign changed meanwhile, evidence is missing or "
+            "damaged, or the connection broke; export it again (the server's log says more)."
         )
 
 

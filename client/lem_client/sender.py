@@ -54,18 +54,22 @@ class Sender:
         return self._exchange.answer(operation, response)
 
     @contextmanager
-    def stream(self, path: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+    def stream(
+        self, path: str, headers: Mapping[str, str], parameters: Mapping[str, str] | None = None
+    ) -> Iterator[httpx.Response]:
         """Open an event stream. httpx's transport errors pass through: the follower resumes after them.
 
         Raises:
             AnswerError: the server refused.
         """
-        with self._client.stream("GET", path, headers=dict(headers), timeout=STREAM_TIMEOUT) as response:
+        with self._client.stream(
+            "GET", path, params=parameters, headers=dict(headers), timeout=STREAM_TIMEOUT
+        ) as response:
             if not response.is_success:
                 raise answer_error(response.status_code, response.read(), url=self.url)
             yield response
 
-    def receive(self, path: str) -> Iterator[bytes]:
+    def receive(self, path: str, parameters: Mapping[str, str] | None = None) -> Iterator[bytes]:
         """Receive a large answer part by part.
 
         Raises:
@@ -73,7 +77,7 @@ class Sender:
             TransferInterrupted: the answer ended early.
         """
         try:
-            with self.stream(path, {}) as response:
+            with self.stream(path, {}, parameters) as response:
                 yield from response.iter_raw()
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise self._exchange.error(error) from error

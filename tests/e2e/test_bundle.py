@@ -46,6 +46,16 @@ def test_results_are_the_same_on_another_server(house: House, model_cache: Path)
             other.lemctl("results", "a study", "--format", "csv").stdout
             == house.lemctl("results", "a study", "--format", "csv").stdout
         )
+        for table in ("runs", "requests", "power"):
+            arguments = ("export", "a study", "--table", table, "--format", "jsonl")
+            rows = house.lemctl(*arguments).stdout
+            assert other.lemctl(*arguments).stdout == rows
+            assert [json.loads(row)["sweep.simulated.power_w"] for row in rows.splitlines()][
+                :: rows.count("\n") - 1
+            ] == [
+                50,
+                100,
+            ]
         assert "imported    " in other.lemctl("show", campaign.id).stdout
         with other.client() as client:
             assert {run.id: client.aggregate(run.id) for run in client.runs(campaign_id=campaign.id)} == results

@@ -9,6 +9,7 @@ from lem_domain.config.schema import campaign_file_schema
 from tools.reference.openapi import document
 from tools.reference.page import page
 from tools.reference.results import findings_page, metrics_page
+from tools.reference.tables import tables_page
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
 
@@ -20,6 +21,7 @@ def reference_files() -> dict[str, str]:
         "configuration.md": page(),
         "metrics.md": metrics_page(),
         "findings.md": findings_page(),
+        "tables.md": tables_page(),
         "campaign.schema.json": schema,
         "openapi.json": document(),
     }

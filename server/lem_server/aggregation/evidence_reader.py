@@ -68,16 +68,7 @@ class EvidenceReader:
         tables: dict[int, pa.Table] = {}
 
         def decode(chunk: ChunkView, body: bytes) -> None:
-            try:
-                table = decode_chunk(stream, body)
-            except ChunkError as error:
-                raise EvidenceInvalid(f"chunk {chunk.seq} of {stream.value} of {process}: {error}") from error
-            if table.num_rows != chunk.rows:
-                raise EvidenceInvalid(
-                    f"chunk {chunk.seq} of {stream.value} of {process} holds {table.num_rows} rows where {chunk.rows} "
-                    "were recorded; run the experiment again."
-                )
-            tables[chunk.seq] = table.select(list(columns))
+            tables[chunk.seq] = _rows(process, stream, chunk, body).select(list(columns))
 
         self._verify(process, stream, decode)
         schema = pa.schema([arrow_schema(stream).field(name) for name in columns])
@@ -103,8 +94,9 @@ class EvidenceReader:
         seen: dict[int, ChunkView] = {}
         for seq, body in self._source(process, stream):
             chunk = recorded.get(seq)
-            if chunk is None or hashlib.sha256(body).hexdigest() != chunk.sha256:
+            if chunk is None:
                 raise EvidenceCorrupt(process, stream.value, seq)
+            _require_digest(process, stream, chunk, body)
             use(chunk, body)
             seen[seq] = chunk
         self._verified[process, stream] = tuple(seen.values())
@@ -114,6 +106,34 @@ class EvidenceReader:
             if not self._allow_partial:
                 raise EvidenceMissing([part])
             self._missing.append(part)
+
+
+def verified_rows(process: str, stream: StreamName, chunk: ChunkView, body: bytes) -> pa.Table:
+    """Return the rows of one chunk after the checks of `EvidenceReader.read`.
+
+    Raises:
+        EvidenceCorrupt, EvidenceInvalid: see there.
+    """
+    _require_digest(process, stream, chunk, body)
+    return _rows(process, stream, chunk, body)
+
+
+def _require_digest(process: str, stream: StreamName, chunk: ChunkView, body: bytes) -> None:
+    if hashlib.sha256(body).hexdigest() != chunk.sha256:
+        raise EvidenceCorrupt(process, stream.value, chunk.seq)
+
+
+def _rows(process: str, stream: StreamName, chunk: ChunkView, body: bytes) -> pa.Table:
+    try:
+        table = decode_chunk(stream, body)
+    except ChunkError as error:
+        raise EvidenceInvalid(f"chunk {chunk.seq} of {stream.value} of {process}: {error}") from error
+    if table.num_rows != chunk.rows:
+        raise EvidenceInvalid(
+            f"chunk {chunk.seq} of {stream.value} of {process} holds {table.num_rows} rows where {chunk.rows} "
+            "were recorded; run the experiment again."
+        )
+    return table
 
 
 def integers(table: pa.Table, name: str) -> IntArray:

@@ -64,7 +64,7 @@ async def campaign_results(
     whole = CampaignResults(
         campaign_id=campaign.id, name=campaign.name, state=campaign.state, runs=campaign.runs, experiments=()
     )
-    return _pieces(whole.model_dump_json().encode(), _experiments(engine, campaign_id, method))
+    return _pieces(whole.model_dump_json().encode(), experiment_results(engine, campaign_id, method))
 
 
 async def _pieces(whole: bytes, experiments: AsyncIterator[ExperimentResults]) -> AsyncIterator[bytes]:
@@ -76,9 +76,10 @@ async def _pieces(whole: bytes, experiments: AsyncIterator[ExperimentResults]) -
     yield _END
 
 
-async def _experiments(
+async def experiment_results(
     engine: AsyncEngine, campaign_id: UUID, method: MethodVersion | None
 ) -> AsyncIterator[ExperimentResults]:
+    """Yield each experiment over its cycles, from the runs aggregated so far."""
     current: _Experiment | None = None
     first: dict[str, _Work] = {}
     async for page in _pages(engine, campaign_id, method):

@@ -1,4 +1,4 @@
-"""Routes of bundles. Both directions are streamed, so that memory does not grow with the campaign."""
+"""Routes of bundles and tables. All are streamed, so that memory does not grow with the campaign."""
 
 from __future__ import annotations
 
@@ -8,22 +8,27 @@ import re
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
-from typing import IO
+from typing import IO, Annotated
+from uuid import UUID
 
-from fastapi import APIRouter, Request, Response, status
+from fastapi import APIRouter, Path, Query, Request, Response, status
 from fastapi.responses import StreamingResponse
 
 from lem_domain.bundle import MAX_BUNDLE_BYTES, MEDIA_TYPE
 from lem_domain.errors import ProblemCode
+from lem_domain.ids import IdKind, format_id
+from lem_domain.tables import OPEN_RUNS_HEADER, TableFormat, TableName
 from lem_domain.wire.access import Scope
 from lem_domain.wire.campaigns import ImportedBundle
 from lem_server.access.guard import CurrentPrincipal, declares
 from lem_server.context import Context
-from lem_server.exports import bundle_export, bundle_import
+from lem_server.exports import bundle_export, bundle_import, table_export
+from lem_server.exports.formats import format_of
+from lem_server.http.method_query import StoredMethod
 from lem_server.http.path_ids import CampaignPath
 from lem_server.http.problems import ProblemError
 
-router = APIRouter(prefix="/api/v1", tags=["bundles"])
+router = APIRouter(prefix="/api/v1", tags=["exports"])
 
 _C = ProblemCode
 _TAR = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
@@ -56,15 +61,74 @@ async def export_bundle(context: Context, campaign_id: CampaignPath) -> Streamin
     """Export a campaign without queued or live runs as one archive that another server can import."""
     prepared = await bundle_export.prepare(context.engine, campaign_id)
     header = prepared.header
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", header.campaign_name).strip("-.") or header.campaign_id
     return StreamingResponse(
         bundle_export.blocks(context.engine, prepared),
         media_type=MEDIA_TYPE,
         headers={
             EVIDENCE_BYTES_HEADER: str(header.evidence_bytes),
-            "Content-Disposition": f'attachment; filename="{name[:100]}.lem.tar"',
+            "Content-Disposition": _attachment(header.campaign_name, campaign_id, "lem.tar"),
         },
     )
+
+
+@router.get(
+    "/campaigns/{campaign_id}/tables/{table}",
+    response_class=StreamingResponse,
+    **declares(
+        Scope.READ,
+        _C.NOT_FOUND,
+        _C.EVIDENCE_MISSING,
+        _C.EVIDENCE_CORRUPT,
+        _C.EVIDENCE_INVALID,
+        answers={
+            status.HTTP_200_OK: {
+                "description": "The rows. If evidence turns out to be unusable later, the connection is aborted.",
+                "content": {
+                    format_of(one).media_type: {"schema": {"type": "string", "format": "binary"}} for one in TableFormat
+                },
+                "headers": {
+                    OPEN_RUNS_HEADER: {
+                        "description": "Runs that are still queued or live, whose rows are those so far.",
+                        "schema": {"type": "integer"},
+                    }
+                },
+            }
+        },
+    ),
+)
+async def export_table(
+    context: Context,
+    campaign_id: CampaignPath,
+    table: Annotated[TableName, Path(description="Name of the table.")],
+    format_: Annotated[TableFormat, Query(alias="format", description="Format of the rows.")] = TableFormat.CSV,
+    method: StoredMethod = None,
+) -> StreamingResponse:
+    """Export a table of a campaign: its runs, its experiments, or the raw rows of a stream of evidence.
+
+    Every row has the ids, the experiment's name and the swept keys. docs/reference/tables.md has the columns.
+    """
+    prepared = await table_export.prepare(context.engine, campaign_id, table, method)
+    pieces = table_export.pieces(context.engine, prepared, format_)
+    first = await anext(pieces)  # what fails here still gets a status
+    return StreamingResponse(
+        _after(first, pieces),
+        media_type=format_of(format_).media_type,
+        headers={
+            OPEN_RUNS_HEADER: str(prepared.open_runs),
+            "Content-Disposition": _attachment(prepared.campaign_name, campaign_id, f"{table}.{format_}"),
+        },
+    )
+
+
+async def _after(first: bytes, others: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in others:
+        yield piece
+
+
+def _attachment(campaign: str, campaign_id: UUID, suffix: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", campaign).strip("-.") or format_id(IdKind.CAMPAIGN, campaign_id)
+    return f'attachment; filename="{name[:100]}.{suffix}"'
 
 
 @router.post(

@@ -17,6 +17,7 @@ from factories.server_process import Server, folder_for_everybody
 from factories.worker import FakeWorker
 from lem_domain.evidence.codec import encode_chunk
 from lem_domain.evidence.streams import MAX_CHUNK_BYTES, MAX_CHUNK_DECODED_BYTES, StreamName
+from lem_domain.tables import TableFormat
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
 
@@ -156,3 +157,49 @@ async def test_the_largest_chunk_is_taken_and_given_back(server: Server) -> None
         giving_mb = peak.mb()
     assert taking_mb < CEILING_MB
     assert giving_mb < CEILING_MB
+
+
+TOKEN_ROWS, CHUNK_ROWS = 8_000_000, 100_000
+"""A chunk of so many tokens has 500 kB, twice that of a real worker."""
+
+
+@pytest.mark.slow
+async def test_a_table_of_eight_million_tokens_is_exported(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(0)
+
+    async def campaign_of(api: httpx.AsyncClient, chunks: int) -> str:
+        body = campaign_body(sweep={"simulated.batch_size": [1], "window.min_duration_s": [0.5]})
+        campaign: str = (await api.post("/api/v1/campaigns", json=body)).json()["id"]
+        worker = await FakeWorker(api).ready()
+        attempt = (await worker.started()).attempt_id
+        for seq in range(chunks):
+            columns: dict[str, Any] = {
+                "request_id": np.repeat(np.arange(seq * 100, seq * 100 + 100), CHUNK_ROWS // 100),
+                "index": np.tile(np.arange(CHUNK_ROWS // 100), 100),
+                "time_ns": 10**15 + seq * 10**9 + np.cumsum(random.integers(1, 10_000, CHUNK_ROWS)),
+            }
+            chunk = encode_chunk(StreamName.TOKENS, columns)
+            assert (await worker.put_bytes(attempt, chunk, "rank-0", StreamName.TOKENS, seq)).status_code == 201
+        await worker.end(attempt)
+        return campaign
+
+    async with server.api() as api:
+        small, large = await campaign_of(api, 1), await campaign_of(api, TOKEN_ROWS // CHUNK_ROWS)
+    for form in TableFormat:
+        # What one format left free is none that the next needs less.
+        assert server.stop() == 0
+        server.start()
+        async with server.api() as api:
+            path = "/api/v1/campaigns/{}/tables/tokens?format=" + form
+            started = Peak(server.pid)
+            await received(api, path.format(small))  # also loads what the libraries load at their first use
+            first_mb = started.mb()
+            peak = Peak(server.pid)
+            size = await received(api, path.format(large))
+            exporting_mb = peak.mb()
+        with capsys.disabled():
+            print(  # noqa: T201 - the figure that the test is for
+                f"{form}: {size / 1e6:.0f} MB of {TOKEN_ROWS} tokens in {exporting_mb:.1f} MB of memory, after "
+                f"{first_mb:.1f} MB for the first {CHUNK_ROWS}"
+            )
+        assert exporting_mb < CEILING_MB
