@@ -59,6 +59,9 @@ test changes the machine by replacing it. An invalid line is printed and makes e
 
 from __future__ import annotations
 
+import atexit
+import functools
+import json
 import os
 import subprocess
 import sys
@@ -99,8 +102,36 @@ class SimulatedNvml:
 
     def python(self, script: str, more: Mapping[str, str] | None = None) -> str:
         """Run Python with this NVML and return its output; a failure fails the test."""
-        ran = subprocess.run(
-            [sys.executable, "-c", script], env=self.environment(more), capture_output=True, text=True, check=False
-        )
-        assert ran.returncode == 0, ran.stderr
-        return ran.stdout
+        environment = self.environment(more)
+        # Which libraries are found, and what others see of its environment, is decided when a process begins.
+        if more and not {"LD_LIBRARY_PATH", "LEM_ATTEMPT"}.isdisjoint(more):
+            ran = subprocess.run(
+                [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+            )
+            assert ran.returncode == 0, ran.stderr
+            return ran.stdout
+        parent = _parent(self._library)
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        parent.stdin.write(json.dumps({"script": script, "environment": environment}) + "\n")
+        parent.stdin.flush()
+        code, output, errors = json.loads(parent.stdout.readline())
+        assert code == 0, errors
+        assert isinstance(output, str)
+        return output
+
+
+@functools.cache
+def _parent(library: Path) -> subprocess.Popen[str]:
+    """See `programs.py`; it ends with the process that runs the tests."""
+    # The loader looks for libraries in the folders that were in force when a process began.
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(library)}
+    started = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("programs.py")],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    atexit.register(started.communicate)
+    return started
