@@ -127,7 +127,7 @@ def campaign(model: Path, seconds: float, batch_sizes: Sequence[int], cycles: in
                 "prompts": {"sample_size": 32},
                 "output": {"max_tokens": 128},
                 "window": {"min_duration_s": seconds},
-                "baseline": {"min_s": min(10.0, seconds), "max_s": max(10.0, min(60.0, 3 * seconds))},
+                "baseline": {"min_s": min(10.0, seconds), "max_s": min(60.0, 3 * seconds)},
                 "energy": {"sources": ["nvml"], "required": True},
             },
             "sweep": {"pytorch.batch_size": list(batch_sizes)},

@@ -55,7 +55,6 @@ while True:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_it_reports_what_the_simulated_gpu_is(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     nvml = SimulatedNvml(built(tmp_path_factory.getbasetemp().parent), tmp_path / "nvml.state")
     curve = Sawtooth(200, 300, 700)
@@ -77,7 +76,7 @@ def test_it_reports_what_the_simulated_gpu_is(tmp_path: Path, tmp_path_factory: 
     page = tmp_path / "validation.md"
     page.write_text("# Validation\n")
     ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM, "--cycles=2", "--seconds=2", "--pairs=3", f"--write={page}"],
+        [sys.executable, "-c", PROGRAM, "--cycles=2", "--seconds=2", "--pairs=1", f"--write={page}"],
         cwd=ROOT,
         env=environment,
         capture_output=True,

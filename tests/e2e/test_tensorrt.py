@@ -101,7 +101,7 @@ def test_every_failure_has_its_reason_and_the_next_run_is_measured(
         ("unsupported option", {"without": ["cuda_graph_config"]}, {"tensorrt": {"cuda_graph": {"enabled": False}}}),
         ("import error", {"import_error": True}, {}),
         ("crash by signal", {"fail": "kill", "at": "generate", "after": 9}, {}),
-        ("hang in load", {"fail": "hang", "at": "load"}, {"limits": {"load_s": 25}}),
+        ("hang in load", {"fail": "hang", "at": "load"}, {"limits": {"load_s": 10}}),
         ("lie", {"lie": {"max_batch_size": 3}}, {"tensorrt": {"max_batch_size": 8}}),
     ):
         machine.order(**orders)

@@ -58,7 +58,6 @@ async def test_two_requests_that_meet_do_no_harm(database_url: URL, name: str) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @rates
 @pairs
 async def test_two_requests_that_meet_do_no_harm_at_length(database_url: URL, name: str, rate: float) -> None:
@@ -76,7 +75,6 @@ async def test_three_requests_that_meet_do_no_harm(database_url: URL, name: str)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @rates
 @triples
 async def test_three_requests_that_meet_do_no_harm_at_length(database_url: URL, name: str, rate: float) -> None:
