@@ -22,7 +22,7 @@ from lem_domain.evidence.streams import digest_of_digests
 from lem_domain.ids import IdKind, format_id
 from lem_domain.states import EDGES, ENDED_STATES
 
-PROCESSES_GONE_WITHIN_S = 30.0
+PROCESSES_GONE_WITHIN_S = 150.0
 
 
 async def acknowledged_chunks(entries: Entries, api: httpx.AsyncClient) -> tuple[list[str], list[str], int, int]:

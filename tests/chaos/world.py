@@ -29,8 +29,8 @@ BIN = Path(sys.executable).parent
 READY = re.compile(r"LEM server ready at http://127\.0\.0\.1:(\d+)")
 _ERROR = re.compile(r"(ERROR|CRITICAL) .*")
 USER = "user"
-COMES_UP_WITHIN_S = 120.0
-ENDS_WITHIN_S = 60.0
+COMES_UP_WITHIN_S = 300.0
+ENDS_WITHIN_S = 300.0
 
 
 class Terms(NamedTuple):

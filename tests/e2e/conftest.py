@@ -103,7 +103,7 @@ class House:
         """A client with the owner's token."""
         return Client(self.url, token_file=self.token_file)
 
-    def lemctl(self, *arguments: str | Path, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    def lemctl(self, *arguments: str | Path, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
         """Run the command line."""
         return subprocess.run(
             [BIN / "lemctl", *map(str, arguments)],
@@ -121,7 +121,7 @@ class House:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
         for process in (*self._workers, *((self._server,) if self._server else ())):
-            timer = threading.Timer(60, process.kill)
+            timer = threading.Timer(300, process.kill)
             timer.start()
             process.wait()
             timer.cancel()

@@ -25,7 +25,6 @@ SEED = 4
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 async def test_a_minute_of_chaos_loses_nothing_and_leaves_nothing_behind() -> None:
     world = make_world()
     told: list[str] = []

@@ -104,7 +104,7 @@ EXCUSED: Final = {
 def run(house: Any, name: str, story: Story) -> tuple[Story, dict[str, Any], str]:
     """What came of an example, its results, and what was said on standard error."""
     options = [part for value in story.shortened for part in ("--set", value)]
-    done = house.lemctl("run", EXAMPLES / name, "--json", *options, timeout_s=600)
+    done = house.lemctl("run", EXAMPLES / name, "--json", *options, timeout_s=1500)
     results = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {"experiments": []}
     experiments = {
         one["display_name"]: [outcome["reason"] for outcome in one["outcomes"] if outcome["reason"]]
@@ -139,7 +139,6 @@ def results_of(house: Any, stories: dict[str, Story]) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_more_of_them(house: Any) -> None:
     results_of(house, MORE)
 
@@ -164,7 +163,6 @@ def test_the_quick_ones(house: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.smollm2
 @pytest.mark.parametrize("name", SLOW)
 def test_the_others(house: Any, name: str) -> None:
@@ -174,7 +172,6 @@ def test_the_others(house: Any, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.smollm2
 def test_the_quickstart_by_the_demonstration(model_cache: Path) -> None:
     """`make demo`: `lemctl up`, then `lemctl run examples/quickstart.yaml`, here with smaller numbers."""

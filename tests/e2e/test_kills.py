@@ -79,7 +79,7 @@ def test_a_killed_worker_takes_its_processes_along_and_its_run_is_measured_again
         children = psutil.Process(worker.pid).children(recursive=True)
         os.kill(worker.pid, signal.SIGKILL)
         worker.wait()
-        psutil.wait_procs(children, timeout=30)
+        psutil.wait_procs(children, timeout=300)
         assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
         house.start_worker("simulated")
         settle(client, campaign_id)

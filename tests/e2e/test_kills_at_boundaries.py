@@ -11,9 +11,7 @@ from factories.clusters import Cluster
 from lem_domain.config.campaign import CampaignSpec
 from lem_domain.states import RunState
 
-pytestmark = pytest.mark.timeout(300)
-
-LONG_S = 120.0
+LONG_S = 600.0
 POINTS = ("load", "warmup", "measure", "sealing")
 QUICK = {("server", "measure"), ("postgresql", "sealing")}
 """The others are in the slow suite."""

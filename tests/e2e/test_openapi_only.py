@@ -135,7 +135,7 @@ def call(tmp_path: Path, environment: dict[str, str]) -> Iterator[Caller]:
     finally:
         server.send_signal(signal.SIGTERM)
         try:
-            server.wait(60)
+            server.wait(600)
         finally:
             server.kill()
             note = tmp_path / "data" / "postgres" / "postmaster.pid"
@@ -176,7 +176,7 @@ def test_a_campaign_from_its_plan_to_its_evidence(call: Caller, tmp_path: Path, 
         )
     try:
         told = list(call.events("campaign_events", campaign_id=submitted["id"]))
-        assert worker.wait(120) == 0, (tmp_path / "worker.log").read_text()
+        assert worker.wait(600) == 0, (tmp_path / "worker.log").read_text()
     finally:
         if worker.poll() is None:
             worker.kill()

@@ -16,9 +16,7 @@ from lem_domain.config.campaign import CampaignSpec
 from lem_domain.states import RunState
 from lem_domain.wire.events import RunTransitionEvent
 
-pytestmark = pytest.mark.timeout(300)
-
-LONG_S = 120.0
+LONG_S = 600.0
 STORY = ["queued", "initialised", "running", "completed"]
 
 

@@ -14,7 +14,7 @@ from factories.campaign_files import campaign
 from factories.mapped import by_role, engine_libraries
 from lem_domain.states import RunState
 
-LONG_S = 120
+LONG_S = 600.0
 
 needs_absence = pytest.mark.skipif(find_spec("tensorrt_llm") is not None, reason="TensorRT-LLM is installed here")
 

@@ -28,7 +28,7 @@ async def nothing_lives_of(attempt: str) -> bool:
     return await kill_leftovers([attempt]) == 0
 
 
-async def until(met: Callable[[], bool], *, within_s: float = 60) -> None:
+async def until(met: Callable[[], bool], *, within_s: float = 600) -> None:
     """Poll until a condition holds that other processes establish."""
     async with asyncio.timeout(within_s):
         while not met():  # noqa: ASYNC110 - no event reports it

@@ -153,7 +153,7 @@ class FakeServer:
     def wait_until(self, met: Callable[[], bool]) -> None:
         """Return when a request made it so; blocks, so call it in a thread."""
         with self._events:
-            assert self._events.wait_for(met, timeout=60), self.calls[-20:]
+            assert self._events.wait_for(met, timeout=600), self.calls[-20:]
 
     def paths(self, pattern: str) -> list[str]:
         """The "METHOD path" of matching calls, in order."""
@@ -184,7 +184,7 @@ class FakeServer:
         self._uvicorn.startup = told_startup  # type: ignore[method-assign]
         self._thread = threading.Thread(target=self._uvicorn.run, daemon=True)
         self._thread.start()
-        assert up.wait(30)
+        assert up.wait(300)
         self.url = f"http://127.0.0.1:{self._uvicorn.servers[0].sockets[0].getsockname()[1]}"
         return self
 

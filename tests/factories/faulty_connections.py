@@ -26,7 +26,7 @@ from lem_server.database.engine import make_engine
 
 _LOOK_S, _LONGEST_LOOK_S = 0.003, 0.05
 """How long a request may be silent before it is looked up whether it waits for a lock; each time twice as long."""
-_LIMIT_S = 60.0
+_LIMIT_S = 600.0
 _MOST_SENDINGS = 20
 _MOST_FAULTS = 2
 """A request that has met so many is spared, so that every story ends."""

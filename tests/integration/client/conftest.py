@@ -30,7 +30,7 @@ def lem(
         served = Served(uvicorn.Config(create_app(server_settings, database_url), log_config=None))
         thread = threading.Thread(target=served.run, kwargs={"sockets": [listener]})
         thread.start()
-        assert served.listening.wait(60)
+        assert served.listening.wait(300)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         for name in ("LEM_TOKEN", "LEM_TOKEN_FILE"):
             monkeypatch.delenv(name, raising=False)

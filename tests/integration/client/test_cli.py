@@ -284,7 +284,7 @@ def test_ctrl_c_leaves_the_campaign_running_and_says_how_to_come_back(lem: Lem) 
     assert watching.stdout is not None
     assert watching.stdout.readline().startswith("night: ")
     watching.send_signal(signal.SIGINT)
-    _, told = watching.communicate(timeout=60)
+    _, told = watching.communicate(timeout=300)
     assert watching.returncode == 130
     assert f"lemctl watch {campaign}" in told
     assert f"lemctl cancel {campaign}" in told

@@ -57,7 +57,7 @@ def up(data: Path) -> Iterator[subprocess.Popen[str]]:
     yield started
     if started.poll() is None:
         started.send_signal(signal.SIGTERM)
-    started.communicate(timeout=120)
+    started.communicate(timeout=300)
 
 
 def test_everything_is_up_and_stopped_again_even_when_no_one_listens_any_more(
@@ -73,7 +73,7 @@ def test_everything_is_up_and_stopped_again_even_when_no_one_listens_any_more(
     up.stdout.close()
     up.stdout = None
     up.send_signal(signal.SIGTERM)
-    _, complaint = up.communicate(timeout=120)
+    _, complaint = up.communicate(timeout=300)
     assert (up.returncode, complaint) == (0, "")
     assert processes_of(data) == []
 
@@ -85,7 +85,7 @@ def test_a_port_that_is_taken_is_said_and_leaves_nothing_behind(up: subprocess.P
         [*LEMCTL, "up", "--backend", "simulated", "--port", port, "--data-dir", str(other)],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
     )
     assert second.returncode == 1

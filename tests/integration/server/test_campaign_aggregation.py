@@ -197,7 +197,7 @@ async def test_the_stream_of_events_shows_the_progress_and_ends_with_it(
     request = asyncio.create_task(aggregate(api, campaign))
     await started.wait()
     seen: list[tuple[str, dict[str, Any]]] = []
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         async for kind, data in events(context, campaign):
             seen.append((kind, data))
             if kind == "aggregation":

@@ -23,7 +23,7 @@ from factories.server_process import COMMAND, Server, folder_for_everybody
 from factories.worker import FakeWorker
 from lem_server.database.migrate import head_revision
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ def test_a_start_that_fails_late_is_a_failure_too(configured: Server) -> None:
         env=configured.environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 1, done.stderr

@@ -27,7 +27,7 @@ from lem_server.events.stream import BEGINNING, follow
 
 pytestmark = pytest.mark.anyio
 
-LONG_S = 60.0
+LONG_S = 600.0
 
 
 class Event(NamedTuple):
@@ -258,7 +258,7 @@ class Server:
 
     def __init__(self, app: FastAPI) -> None:
         # The fixture has started the application already.
-        config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=int(LONG_S))
+        config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=60)
         self.server = uvicorn.Server(config)
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self._socket.getsockname()[1]}"

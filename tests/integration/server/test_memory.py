@@ -19,7 +19,7 @@ from lem_domain.evidence.codec import encode_chunk
 from lem_domain.evidence.streams import MAX_CHUNK_BYTES, MAX_CHUNK_DECODED_BYTES, StreamName
 from lem_domain.tables import TableFormat
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.anyio
 
 CEILING_MB = 64
 EXPERIMENTS, CYCLES = 10, 10_000

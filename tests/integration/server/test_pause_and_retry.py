@@ -155,7 +155,7 @@ async def until_somebody_waits(engine: AsyncEngine) -> None:
         SELECT count(*) FROM pg_locks WHERE NOT granted
            AND pid IN (SELECT pid FROM pg_stat_activity WHERE datname = current_database())
     """
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(300):
         while True:
             async with engine.connect() as connection:
                 if (await connection.execute(text(waiting))).scalar_one():

@@ -36,7 +36,7 @@ from lem_server.settings import LeaseTerms, Settings
 
 pytestmark = pytest.mark.anyio
 
-LONG_S = 60.0
+LONG_S = 600.0
 NEVER_S = 10_000.0
 
 

@@ -179,5 +179,5 @@ def test_the_process_ends_with_the_pipe_to_its_daemon() -> None:
         stderr=subprocess.PIPE,
         env=environment,
     ) as process:
-        process.communicate(START.model_dump_json().encode() + b"\n", timeout=30)
+        process.communicate(START.model_dump_json().encode() + b"\n", timeout=300)
         assert process.returncode == 0

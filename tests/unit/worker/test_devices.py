@@ -55,7 +55,7 @@ if sys.stdin.readline() == "look\\n":
     print(json.dumps(left), flush=True)
 """
 
-LONG_S = 120.0
+LONG_S = 600.0
 """Longer than any of this takes: what is waited for comes, or the test fails."""
 
 
