@@ -84,7 +84,8 @@ OPENING = {
 async def test_a_sampler_that_comes_to_no_sample_costs_the_energy_and_not_the_run(
     server: FakeServer, work: Work, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(supervision, "OPENING_S", 2.0)
+    if how == "hang_opening":
+        monkeypatch.setattr(supervision, "OPENING_S", 2.0)
     monkeypatch.setenv("LEM_TEST_SAMPLER", how)
     attempt = server.enqueue(
         **SHORT, settle={"temperature_c": 30}, baseline={"enabled": True}, limits={"load_s": 600, "run_s": 60}
@@ -108,7 +109,8 @@ async def test_a_sampler_that_comes_to_no_sample_fails_a_run_that_requires_energ
     server: FakeServer, work: Work, monkeypatch: pytest.MonkeyPatch, how: str, reason: FailureReason, says: str
 ) -> None:
     monkeypatch.setenv("LEM_TEST_SAMPLER", how)
-    attempt = server.enqueue(**SHORT, energy={"required": True}, limits={"load_s": 2})
+    limits = {"load_s": 2 if how == "hang_opening" else 600}
+    attempt = server.enqueue(**SHORT, energy={"required": True}, limits=limits)
     await work()
     assert (server.ended[attempt].outcome, server.ended[attempt].reason) == ("failed", reason)
     assert says in server.ended[attempt].message
