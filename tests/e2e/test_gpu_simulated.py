@@ -32,7 +32,7 @@ from lem_domain.wire.events import RunTransitionEvent
 from lem_server.aggregation.findings import RULES
 
 TESTS = Path(__file__).parents[1]
-LONG_S = 120
+LONG_S = 600.0
 
 A, B, C, D = (f"GPU-{letter * 8}-0000-0000-0000-000000000000" for letter in "abcd")
 M = "MIG-11111111-0000-0000-0000-000000000000"
@@ -545,14 +545,12 @@ def changed_in_the_window(
         assert house.lemctl("submit", path).returncode == 0
         newest = max(client.campaigns(), key=lambda one: one.created_at)
         states = set()
-        until = time.monotonic() + LONG_S
-        while time.monotonic() < until:
-            [run] = client.runs(campaign_id=newest.id)
-            if run.state is RunState.RUNNING and RunState.RUNNING not in states:
-                nvml.write(*after(time.monotonic_ns()))
-            states.add(run.state)
-            if run.state not in (RunState.QUEUED, RunState.INITIALISED, RunState.RUNNING):
-                break
+        for event in client.follow_campaign(newest.id):
+            if isinstance(event, RunTransitionEvent):
+                if event.target is RunState.RUNNING:
+                    nvml.write(*after(time.monotonic_ns()))
+                states.add(event.target)
+        [run] = client.runs(campaign_id=newest.id)
         assert RunState.RUNNING in states, run.message
     return run
 
@@ -646,7 +644,7 @@ def test_counters_that_leap_stop_and_go_back_are_found(shared_house: Any, nvml: 
 def test_a_gpu_that_is_lost_in_the_window_costs_the_energy_and_is_named(
     shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
 ) -> None:
-    path = experiment(tmp_path, "lost", window={"min_duration_s": 8})
+    path = experiment(tmp_path, "lost", window={"min_duration_s": 10})
     run = lost_in_the_window(shared_house, nvml, path)
     assert run.state is RunState.COMPLETED, run.message
     with shared_house.client() as client:
@@ -675,7 +673,7 @@ def test_a_gpu_that_is_away_for_a_moment_costs_nothing_as_its_counter_spans_the_
     assert events(shared_house, run, "source_failed") == []
     returned = {one["reading"]: one for one in events(shared_house, run, "reading_returned")}
     assert {"energy counter", "instant power"} <= set(returned)
-    assert 0.3 < returned["energy counter"]["away_s"] < 1.5
+    assert 0.3 < returned["energy counter"]["away_s"] < 4
     assert result.window.begin_ns < returned["energy counter"]["time_ns"] < result.window.end_ns
 
 
@@ -727,11 +725,10 @@ def test_a_gpu_that_reads_too_little_is_corrected_by_its_calibration(
 def test_power_that_falls_from_cycle_to_cycle_is_found_in_the_results(
     shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
 ) -> None:
-    falling = ",".join(f"{second * 1000}:{100 + 400 * math.exp(-second / 40):.3f}" for second in range(400))
     nvml.write(
         f"origin_ns {time.monotonic_ns()}",
         gpu(A),
-        f"power 0 trace {falling}",
+        "power 0 trace 0:700,600000:100",  # steadily, because cycles take longer where others work
         "counter 0 period_ms 100",
         "temperature 0 trace 0:80,400000:40",
     )

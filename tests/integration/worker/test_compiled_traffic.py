@@ -76,10 +76,9 @@ def served(
 @pytest.mark.parametrize(
     ("traffic", "most"),
     [
-        ({"mode": "open", "rate_per_s": RATE_PER_S, "seed": 1}, ROWS),
-        ({"mode": "closed", "concurrency": 3}, 3),
+        pytest.param({"mode": "open", "rate_per_s": RATE_PER_S, "seed": 1}, ROWS, id="open"),
+        pytest.param({"mode": "closed", "concurrency": 3}, 3, id="closed", marks=pytest.mark.slow),
     ],
-    ids=["open", "closed"],
 )
 def test_every_size_of_batch_that_arrivals_can_make_is_met_before_the_window(
     model_folder: Path, traffic: dict[str, Any], most: int
@@ -90,6 +89,7 @@ def test_every_size_of_batch_that_arrivals_can_make_is_met_before_the_window(
     assert facts["runs_uncompiled"] is False
 
 
+@pytest.mark.slow
 def test_with_fixed_shapes_torch_gives_up_before_the_window_and_not_in_it(model_folder: Path) -> None:
     """Each step of a decode is a shape of its own then, so that the most graphs of a frame are soon there."""
     traffic = {"mode": "open", "rate_per_s": RATE_PER_S, "seed": 1}

@@ -50,7 +50,7 @@ async def test_each_failure_has_its_reason_and_the_worker_continues(
     memory = server.enqueue(**a_run(too_large, model={"id": str(too_large), "weights": "dummy"}))
     checkpoint = server.enqueue(**a_run(truncated))
     option = server.enqueue(**a_run(model_folder, pytorch={"attn_implementation": "flash_attention_2"}))
-    hang = server.enqueue(**a_run(stuck, limits={"load_s": 15}))
+    hang = server.enqueue(**a_run(stuck, limits={"load_s": 8}))
     crash = server.enqueue(**a_run(model_folder, window={"min_duration_s": 600}))
     good = server.enqueue(**a_run(model_folder))
 
@@ -63,7 +63,7 @@ async def test_each_failure_has_its_reason_and_the_worker_continues(
         memory: (FailureReason.OUT_OF_MEMORY, "can't allocate memory"),
         checkpoint: (FailureReason.BACKEND_INITIALISATION, "SafetensorError"),
         option: (FailureReason.BACKEND_UNAVAILABLE, "needs an NVIDIA GPU and the package flash-attn"),
-        hang: (FailureReason.TIMEOUT, "longer than 15 s (load_s)"),
+        hang: (FailureReason.TIMEOUT, "longer than 8 s (load_s)"),
         crash: (FailureReason.INFERENCE, "rank-0 was killed by SIGSEGV during measure"),
     }
     for attempt, (reason, says) in expected.items():
