@@ -128,8 +128,11 @@ class SourceConformance:
                 assert later.power_mw is not None and later.power_mw >= 0
                 # Counters have steps; 5 mJ is more than any here.
                 assert joules == pytest.approx(later.power_mw / 1000 * seconds, rel=0.02, abs=0.005)
-                if rig.watts is not None:  # a wrong unit would be off by a thousand; the rig's clock may be a bit
-                    assert joules / seconds == pytest.approx(rig.watts, rel=0.5)
+            if rig.watts is not None:
+                joules = joules_of(samples[-1]) - joules_of(samples[0])
+                watts = joules / ((samples[-1].time_ns - samples[0].time_ns) / 1e9)
+                # A wrong unit would be off by a thousand. Where others work, the rig may count long before it is read.
+                assert rig.watts / 30 < watts < rig.watts * 30
 
     def test_missing_hardware_is_reported_with_a_remedy(self, spec: SourceSpec, source: EnergySource, rig: Rig) -> None:
         rig.remove()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -78,16 +79,17 @@ def test_everything_is_up_and_stopped_again_even_when_no_one_listens_any_more(
     assert processes_of(data) == []
 
 
-def test_a_port_that_is_taken_is_said_and_leaves_nothing_behind(up: subprocess.Popen[str], folder: Path) -> None:
-    port = address(up).rpartition(":")[2]
+def test_a_port_that_is_taken_is_said_and_leaves_nothing_behind(folder: Path) -> None:
     other = folder / "other"
-    second = subprocess.run(
-        [*LEMCTL, "up", "--backend", "simulated", "--port", port, "--data-dir", str(other)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        second = subprocess.run(
+            [*LEMCTL, "up", "--backend", "simulated", "--port", str(port), "--data-dir", str(other)],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
     assert second.returncode == 1
     assert f"can't listen on 127.0.0.1 port {port}" in second.stderr
     assert second.stderr.splitlines()[-1].startswith("error: the server ended with code 1; its last lines are above")
