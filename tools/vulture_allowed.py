@@ -75,16 +75,23 @@ total_rate_tok_s
 # Fields of results and of the API that its clients read.
 completed
 current_attempts
+design
+excluded_cycles
 expires_at
 initialised
 interrupted
+interval_method
 last_used_at
 memory_utilisation_mean_percent
+p_adjusted
 peak_flops_per_s
+questionable_cycles
 queued
 received_at
 registered_at
 revoked_at
+schema_version
+statistical
 text_sha256
 updated_at
 workers_online

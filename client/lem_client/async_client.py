@@ -39,6 +39,7 @@ from lem_domain.wire.campaigns import (
     RetriedRuns,
 )
 from lem_domain.wire.datasets import DatasetContent, DatasetUpload, DatasetView
+from lem_domain.wire.decisions import Allowance, ComparedPair, CompareRequest, Comparison
 from lem_domain.wire.runs import AttemptView, LeaseEventView, LogChunk, RunView, StreamView, TransitionView
 from lem_domain.wire.workers import WorkerView
 
@@ -177,6 +178,38 @@ class AsyncClient:
     async def results(self, campaign_id: str, *, method: MethodVersion | None = None) -> CampaignResults:
         """Return every experiment's summary over cycles, from the runs aggregated so far by a method."""
         return await self._get(CampaignResults, "campaigns", campaign_id, "results", method=method)
+
+    async def compare(
+        self,
+        reference: str,
+        candidate: str | None = None,
+        *,
+        match: Sequence[str] = (),
+        pairs: Sequence[tuple[str, str]] = (),
+        metrics: Sequence[str] = (),
+        margin: float | None = None,
+        allow: Sequence[Allowance] = (),
+        method: MethodVersion | None = None,
+    ) -> Comparison:
+        """Compare campaigns or experiments by their stored results; aggregate them first.
+
+        Without a candidate the first experiment of the reference's campaign is compared with each other one. `match`
+        names keys that differ on purpose, `pairs` pairs of experiments; `margin` is a fraction below which a difference
+        does not matter.
+        """
+        request = CompareRequest(
+            reference=reference,
+            candidate=candidate,
+            match=tuple(match),
+            pairs=tuple((ComparedPair(reference=first, candidate=second) for first, second in pairs)),
+            metrics=tuple(metrics),
+            margin=margin,
+            allow=tuple(allow),
+        )
+        parameters = {"method": method}
+        return await self._sender.send(
+            Operation("POST", api_path("comparisons"), Comparison, parameters, request, idempotent=True)
+        )
 
     def follow_campaign(self, campaign_id: str, *, last_event_id: str | None = None) -> AsyncIterator[Event]:
         """Yield past and future events of a campaign until no run is queued or live. Resumes after a broken stream."""

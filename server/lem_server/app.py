@@ -25,6 +25,7 @@ from lem_server.database.engine import make_engine, require_supported_version
 from lem_server.database.listener import Hub
 from lem_server.database.migrate import require_head
 from lem_server.datasets.routes import router as datasets_router
+from lem_server.decisions.routes import router as decisions_router
 from lem_server.events.routes import router as events_router
 from lem_server.evidence.routes import router as evidence_router
 from lem_server.exports.routes import router as exports_router
@@ -42,6 +43,7 @@ ROUTERS = (
     attempts_router,
     campaigns_router,
     datasets_router,
+    decisions_router,
     events_router,
     evidence_router,
     exports_router,

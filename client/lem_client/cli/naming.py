@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 from lem_client.client import Client
 from lem_domain.errors import LemError
@@ -37,6 +38,32 @@ def campaign_id_of(client: Client, text: str) -> str:
     if newest is None:
         raise LemError(f"there is no campaign named {text!r}; `lemctl list` shows the campaigns.")
     return newest.id
+
+
+class Comparable(NamedTuple):
+    """A campaign, or one of its experiments."""
+
+    id: str
+    campaign_id: str
+
+
+def comparable_of(client: Client, text: str) -> Comparable:
+    """Return the campaign or experiment with this id, the newest campaign of this name, or `campaign:experiment`.
+
+    Raises:
+        LemError: there is none.
+    """
+    if kind_of(text) is IdKind.EXPERIMENT:
+        return Comparable(text, client.experiment(text).campaign_id)
+    campaign, colon, name = text.partition(":")
+    if kind_of(text) is not None or not colon or next(client.campaigns(name=text), None) is not None:
+        found = campaign_id_of(client, text)
+        return Comparable(found, found)
+    campaign_id = campaign_id_of(client, campaign)
+    for experiment in client.experiments(campaign_id):
+        if experiment.display_name == name:
+            return Comparable(experiment.id, campaign_id)
+    raise LemError(f"{campaign} has no experiment {name!r}; `lemctl show {campaign}` lists them.")
 
 
 def worker_id_of(client: Client, text: str) -> str:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import pyarrow as pa
@@ -29,6 +29,9 @@ from lem_server.aggregation.queries import RunToAggregate
 from lem_server.aggregation.result import aggregate
 from lem_server.aggregation.stored_evidence import chunk_source, load_inputs
 from lem_server.database.engine import make_engine
+
+Q = TypeVar("Q")
+A = TypeVar("A")
 
 AT_ONCE = 2
 """Aggregations in progress per server process; the others wait. A large one takes 350 MB."""
@@ -89,7 +92,7 @@ class AggregationPool:
                 # A shared pool breaks as a whole: the death of another run's subprocess, or of an idle one, is no
                 # reason to fail this run.
                 with contextlib.suppress(BrokenProcessPool):
-                    return await self._in_shared_pool(task)
+                    return await self._in_shared_pool(aggregate_stored_run, task)
             try:
                 return await self._alone(task)
             except BrokenProcessPool as error:
@@ -97,6 +100,20 @@ class AggregationPool:
                     f"the process that aggregated {format_id(IdKind.RUN, task.run.run_id)} died; "
                     "give the server more memory, and aggregate again."
                 ) from error
+
+    async def call(self, function: Callable[[Q], A], question: Q) -> A:
+        """Compute something else of the same weight in a shared subprocess, as soon as one is free.
+
+        Raises:
+            RuntimeError: the subprocess died twice.
+        """
+        async with self._slots:
+            with contextlib.suppress(BrokenProcessPool):
+                return await self._in_shared_pool(function, question)
+            try:
+                return await self._in_shared_pool(function, question)
+            except BrokenProcessPool as error:
+                raise RuntimeError("the process that computed the answer died; give the server more memory.") from error
 
     def close(self) -> None:
         """End all subprocesses, also those that are aggregating."""
@@ -115,14 +132,14 @@ class AggregationPool:
             self._shared.shutdown(wait=False)
             self._shared = None
 
-    async def _in_shared_pool(self, task: AggregationTask) -> Aggregate:
+    async def _in_shared_pool(self, function: Callable[[Q], A], question: Q) -> A:
         if self._retirement is not None:
             self._retirement.cancel()
             self._retirement = None
         self._in_use += 1
         executor = self._shared = self._shared or _executor(AT_ONCE, max_tasks_per_child=RUNS_PER_PROCESS)
         try:
-            return await submit(executor, task)
+            return await submit(executor, function, question)
         except BrokenProcessPool:
             if self._shared is executor:
                 self._shared = None
@@ -135,18 +152,18 @@ class AggregationPool:
     async def _alone(self, task: AggregationTask) -> Aggregate:
         executor = _executor(1)
         try:
-            return await submit(executor, task)
+            return await submit(executor, aggregate_stored_run, task)
         finally:
             executor.shutdown(wait=False)
 
 
-async def submit(executor: ProcessPoolExecutor, task: AggregationTask) -> Aggregate:
-    """Start the task and wait for it. Only the event loop's thread may call this.
+async def submit(executor: ProcessPoolExecutor, function: Callable[[Q], A], question: Q) -> A:
+    """Start the function and wait for it. Only the event loop's thread may call this.
 
     `submit` starts subprocesses, and PR_SET_PDEATHSIG sends its signal when the *thread* that started them ends
     (prctl(2)); the event loop's thread lives as long as the server.
     """
-    return await asyncio.wrap_future(executor.submit(aggregate_stored_run, task))
+    return await asyncio.wrap_future(executor.submit(function, question))
 
 
 def aggregate_stored_run(task: AggregationTask) -> Aggregate:

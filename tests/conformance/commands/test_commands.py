@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[3]
 COMMANDS = {one.name: one for one in load_commands()}
 ARGUMENTS = {
     "FILE": str(ROOT / "examples" / "quickstart.yaml"),
+    "A": "nightly",
     "ID": "nightly",
     "WORKER": "bench-1",
 }

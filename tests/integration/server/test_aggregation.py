@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
@@ -203,14 +204,14 @@ async def test_a_crowd_of_aggregations_is_computed_a_few_at_a_time(
     submit, together = process_pool.submit, asyncio.Barrier(process_pool.AT_ONCE)
     at_work = most = 0
 
-    async def watched(executor: ProcessPoolExecutor, task: AggregationTask) -> process_pool.Aggregate:
+    async def watched(executor: ProcessPoolExecutor, *call: Any) -> process_pool.Aggregate:
         nonlocal at_work, most
         at_work += 1
         most = max(most, at_work)
         async with asyncio.timeout(300):
             await together.wait()  # until as many as there is room for are at work
         try:
-            return await submit(executor, task)
+            return await submit(executor, *call)
         finally:
             at_work -= 1
 
