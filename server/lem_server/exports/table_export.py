@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from lem_domain.config.hashing import canonical_json
 from lem_domain.errors import ProblemCode
 from lem_domain.evidence.streams import StreamName
-from lem_domain.ids import IdKind, format_id
+from lem_domain.ids import IdKind, format_id, parse_id
 from lem_domain.results.method import DEFAULT_METHOD, MethodVersion
 from lem_domain.results.run import RunResult
 from lem_domain.tables import TableFormat, TableName
@@ -207,18 +207,20 @@ async def _runs(engine: AsyncEngine, prepared: PreparedTable, table: RunTable) -
 async def _experiments(
     engine: AsyncEngine, prepared: PreparedTable, table: ExperimentTable
 ) -> AsyncIterator[pa.RecordBatch]:
-    def batch(one: ExperimentResults) -> pa.RecordBatch:
+    def batch(one: ExperimentResults, config_hash: str) -> pa.RecordBatch:
         shared = {
             "campaign_id": format_id(IdKind.CAMPAIGN, prepared.campaign_id),
             "experiment_id": one.experiment_id,
             "experiment": one.display_name,
             **_swept_values(prepared.swept, one.varied),
         }
-        return record_batch(schema, [shared | row for row in table.read(one)])
+        return record_batch(schema, [shared | row for row in table.read(one, config_hash)])
 
     schema = prepared.schema
     async for one in experiment_results(engine, prepared.campaign_id, prepared.method):
-        yield await to_thread.run_sync(batch, one)
+        async with engine.connect() as connection:
+            config_hash = await queries.config_hash(connection, parse_id(IdKind.EXPERIMENT, one.experiment_id))
+        yield await to_thread.run_sync(batch, one, config_hash)
 
 
 def _run_values(prepared: PreparedTable, run: TableRun) -> dict[str, Any]:

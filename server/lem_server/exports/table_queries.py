@@ -171,3 +171,10 @@ async def run_pages(
         if len(page) < RUNS_PER_PAGE:
             return
         after = {"ordinal": page[-1].ordinal, "cycle": page[-1].cycle}
+
+
+async def config_hash(connection: AsyncConnection, experiment_id: UUID) -> str:
+    """Return the digest of an experiment's configuration."""
+    found = await connection.execute(text("SELECT config_hash FROM experiments WHERE id = :id"), {"id": experiment_id})
+    config: str = found.scalar_one()
+    return config

@@ -192,7 +192,7 @@ async def test_a_table_of_eight_million_tokens_is_exported(server: Server, capsy
         async with server.api() as api:
             path = "/api/v1/campaigns/{}/tables/tokens?format=" + form
             started = Peak(server.pid)
-            await received(api, path.format(small))  # also loads what the libraries load at their first use
+            await received(api, path.format(small))  # Arrow imports pandas if it is installed: some 40 MB
             first_mb = started.mb()
             peak = Peak(server.pid)
             size = await received(api, path.format(large))

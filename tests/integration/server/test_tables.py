@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 import factories.worker
 from factories.evidence import EPOCH_NS, Evidence, simulated
-from factories.runs import move, result_json, run_ids, store_aggregate, submit
+from factories.runs import complete, move, result_json, run_ids, store_aggregate, submit
 from factories.tables import Rows, read_table
 from factories.worker import FakeWorker, plain_evidence
 from lem_domain.errors import ProblemCode
@@ -107,7 +107,21 @@ async def test_the_values_of_the_other_tables(api: httpx.AsyncClient, engine: As
     assert (failed["energy.total_j"], failed["failure_reason"]) == (None, "inference")
     [energy] = [row for row in await rows(api, campaign, "experiments") if row["metric"] == "energy.total"]
     assert (energy["n"], energy["cycles"], energy["mean"]) == (1, 2, done["energy.total_j"])
+    assert (energy["interval_low"], energy["interval_reason"]) == (None, "too_few_cycles")
     assert await rows(api, campaign, "runs", method="m1") != [done, failed]
+
+
+async def test_experiments_have_the_interval_of_their_mean(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    campaign = (await submit(api, execution={"cycles": 3}))["id"]
+    for run, watts in zip(await run_ids(api, {"id": campaign}), (99.0, 100.0, 101.0), strict=True):
+        await store_aggregate(engine, run, await complete(engine, run), result_json(watts))
+    [power] = [row for row in await rows(api, campaign, "experiments") if row["metric"] == "energy.mean_power_w"]
+    half = 4.302652729911275 * 1.0 / 3**0.5  # Student's t with 2 degrees of freedom
+    assert (power["interval_low"], power["interval_high"]) == (
+        pytest.approx(100 - half, rel=1e-3),
+        pytest.approx(100 + half, rel=1e-3),
+    )
+    assert (power["n"], power["interval_method"], power["interval_reason"]) == (3, "student_t", None)
 
 
 async def test_a_campaign_that_runs_has_the_rows_so_far(api: httpx.AsyncClient) -> None:

@@ -106,7 +106,8 @@ class ExperimentTable:
 
     row: str
     added: tuple[Column, ...]
-    read: Callable[[ExperimentResults], Sequence[dict[str, Any]]]
+    read: Callable[[ExperimentResults, str], Sequence[dict[str, Any]]]
+    """Gets the digest of the configuration too."""
 
     @property
     def columns(self) -> tuple[Column, ...]:

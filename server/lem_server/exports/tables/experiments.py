@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from lem_domain.results.metrics import METRICS
+from lem_domain.results.run import CycleSummary
 from lem_domain.states import RunState
 from lem_domain.wire.campaigns import ExperimentResults
+from lem_server.decisions.intervals import mean_estimate
 from lem_server.exports.table_columns import Column
 from lem_server.exports.tables import ExperimentTable
 
 _BETTER = {metric.name: metric.better.value for metric in METRICS}
 
 
-def _read(one: ExperimentResults) -> Sequence[dict[str, Any]]:
+def _read(one: ExperimentResults, config_hash: str) -> Sequence[dict[str, Any]]:
     aggregated = sum(outcome.state is RunState.AGGREGATED for outcome in one.outcomes)
     shared = {
         "verdict": one.verdict,
@@ -24,20 +26,26 @@ def _read(one: ExperimentResults) -> Sequence[dict[str, Any]]:
         "cycles": len(one.outcomes),
         "aggregated_cycles": aggregated,
     }
-    return [
-        {
-            **shared,
-            "metric": metric.metric,
-            "unit": metric.unit,
-            "better": _BETTER.get(metric.metric),
-            "n": len(metric.values),
-            "mean": metric.mean,
-            "sd": metric.sd,
-            "cv": metric.cv,
-            "reason": metric.reason,
-        }
-        for metric in one.metrics
-    ]
+    return [shared | _summary(metric, config_hash) for metric in one.metrics]
+
+
+def _summary(metric: CycleSummary, config_hash: str) -> dict[str, Any]:
+    estimate = mean_estimate(metric.values, config_hash)
+    interval = estimate.interval
+    return {
+        "metric": metric.metric,
+        "unit": metric.unit,
+        "better": _BETTER.get(metric.metric),
+        "n": len(metric.values),
+        "mean": metric.mean,
+        "sd": metric.sd,
+        "cv": metric.cv,
+        "interval_low": None if interval is None else interval.low,
+        "interval_high": None if interval is None else interval.high,
+        "interval_method": estimate.interval_method,
+        "interval_reason": estimate.reason,
+        "reason": metric.reason,
+    }
 
 
 TABLE = ExperimentTable(
@@ -56,6 +64,10 @@ TABLE = ExperimentTable(
         Column("mean", "float64", None, "Mean over the cycles, in `unit`."),
         Column("sd", "float64", None, "Sample standard deviation, in `unit`; null below two values."),
         Column("cv", "float64", None, "sd / mean."),
+        Column("interval_low", "float64", None, "Lower end of the mean's 95 % interval over cycles, in `unit`."),
+        Column("interval_high", "float64", None, "Its upper end, in `unit`."),
+        Column("interval_method", "string", None, "student_t, or bca from 10 cycles on."),
+        Column("interval_reason", "string", None, "Why there is no interval."),
         Column("reason", "string", None, "Why there is no value."),
     ),
     _read,
