@@ -156,12 +156,11 @@ def temperature_drift(facts: RunFacts) -> Iterator[Occurrence]:
 
 @rule(
     FindingCode.FOREIGN_PROCESS,
-    when="a process that does not belong to the attempt was on a leased device during the window",
     otherwise="note if during a baseline only",
     remedy="end these processes or lease other devices",
 )
 def foreign_process(facts: RunFacts) -> Iterator[Occurrence]:
-    """A foreign process was on a leased device."""
+    """A process that does not belong to the attempt was on a leased device during the window."""
     devices = facts.inputs.devices
     in_window = foreign_in_window(facts.record, devices, facts.window)
     spans = [baseline.span for baseline in facts.record.baselines.values()]
@@ -186,11 +185,10 @@ def foreign_process(facts: RunFacts) -> Iterator[Occurrence]:
 @rule(
     FindingCode.UNIDENTIFIED_PROCESS,
     Severity.NOTE,
-    when="the driver listed a process on a leased device under a pid that no process can have",
     remedy="see what nvidia-smi lists, and update the driver",
 )
 def unidentified_process(facts: RunFacts) -> Iterator[Occurrence]:
-    """A process on a leased device can't be identified; it may be the attempt's."""
+    """The driver listed a process on a leased device under a pid that no process can have."""
     shown = [one for one in facts.record.unidentified_processes if one.seen_ns < facts.window.end_ns]
     if shown:
         memory = [one.memory_bytes for one in shown if one.memory_bytes is not None]
@@ -253,11 +251,10 @@ def sampling_wakes_device(facts: RunFacts) -> Iterator[Occurrence]:
 
 @rule(
     FindingCode.MIG_PARENT_POWER,
-    when="a MIG instance was leased: its power readings are those of the whole GPU",
     remedy="lease a whole GPU to measure energy",
 )
 def mig_parent_power(facts: RunFacts) -> Iterator[Occurrence]:
-    """A leased MIG instance has no separate power reading."""
+    """A MIG instance was leased: its power readings are those of the whole GPU."""
     parents = {uuid: known.mig_parent_uuid for uuid, known in facts.record.facts.items() if known.mig_parent_uuid}
     uuids = dict.fromkeys(device.uuid for device in facts.inputs.devices)
     found = {uuid: parents[uuid] for uuid in uuids if uuid in parents}
@@ -271,12 +268,11 @@ def mig_parent_power(facts: RunFacts) -> Iterator[Occurrence]:
 
 @rule(
     FindingCode.CLOCK_JUMP,
-    when="the wall clock moved against the monotonic clock by more than 500 ppm and 50 ms during the window",
     otherwise="note if outside the window",
     remedy="keep the machine awake and its clock synchronised",
 )
 def clock_jump(facts: RunFacts) -> Iterator[Occurrence]:
-    """The wall clock was set or the machine slept: the clocks moved apart faster than a clock is slewed."""
+    """The wall clock moved against the monotonic clock by more than 500 ppm and 50 ms during the window."""
     jumps: list[tuple[float, bool]] = []
     for before, after in pairwise(sorted(facts.record.clocks, key=lambda clock: clock.monotonic_ns)):
         passed = after.monotonic_ns - before.monotonic_ns

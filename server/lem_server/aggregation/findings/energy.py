@@ -39,12 +39,11 @@ _COUNTED = "note if a counter kept counting"
 
 @rule(
     FindingCode.ENERGY_UNAVAILABLE,
-    when="the job's energy is null and `record.power` is on",
     otherwise="error with `energy.required`",
     remedy="make NVML, RAPL or CodeCarbon readable on the worker's machine, or set `record.power` to false",
 )
 def energy_unavailable(facts: RunFacts) -> Iterator[Occurrence]:
-    """The job's energy is null."""
+    """The job's energy is null and `record.power` is on."""
     config, total = facts.inputs.config, facts.account.result.total
     if total.joules is None and config.record.power:
         severity = Severity.ERROR if config.energy.required else Severity.WARNING
@@ -53,11 +52,10 @@ def energy_unavailable(facts: RunFacts) -> Iterator[Occurrence]:
 
 @rule(
     FindingCode.ENERGY_MODELLED,
-    when="a part of the job's energy is modelled",
     remedy="compare it only with results from the same machine",
 )
 def energy_modelled(facts: RunFacts) -> Iterator[Occurrence]:
-    """A part of the job's energy comes from a model and not from a meter."""
+    """A part of the job's energy is modelled."""
     energy = facts.account.result
     if energy.total.method is not EnergyMethod.MODELLED:
         return
@@ -81,11 +79,10 @@ def energy_modelled(facts: RunFacts) -> Iterator[Occurrence]:
 
 @rule(
     FindingCode.SHORT_WINDOW,
-    when="the window is shorter than `window.min_duration_s`",
     remedy="send more or longer requests",
 )
 def short_window(facts: RunFacts) -> Iterator[Occurrence]:
-    """The window is shorter than requested; the energy's bound is what that costs."""
+    """The window is shorter than `window.min_duration_s`."""
     duration_s, wanted_s = facts.window.duration_s, facts.inputs.config.window.min_duration_s
     if duration_s >= wanted_s * _SHORT_TOLERANCE:
         return
@@ -327,11 +324,10 @@ def counter_reset(facts: RunFacts) -> Iterator[Occurrence]:
 @rule(
     FindingCode.REPEATED_COUNTER,
     Severity.NOTE,
-    when="a domain of the host shows the counter of another one of its name, as dies of one package do",
     remedy="nothing has to be done: it is in no sum",
 )
 def repeated_counter(facts: RunFacts) -> Iterator[Occurrence]:
-    """Two domains of the host show one counter, which counts once."""
+    """A domain of the host shows the counter of another one of its name, as dies of one package do."""
     repeated = {one.domain: one.repeats for one in facts.record.repeated_counters}
     if repeated:
         listed = ", ".join(f"{domain} that of {original}" for domain, original in repeated.items())
@@ -343,12 +339,11 @@ def repeated_counter(facts: RunFacts) -> Iterator[Occurrence]:
 
 @rule(
     FindingCode.PART_TIME_SENSOR,
-    when="a GPU's power sensor looks at the chip for a part of the time (`m2`)",
     otherwise="note if a counter is the figure, or if that is assumed of a model without a published measurement",
     remedy="measure longer; the bound holds work that is not in step with the readings",
 )
 def part_time_sensor(facts: RunFacts) -> Iterator[Occurrence]:
-    """A sensor does not see all of the time; work in step with it stays invisible."""
+    """A GPU's power sensor looks at the chip for a part of the time (`m2`)."""
     energy = facts.account.result
     shares: dict[str, float] = {}
     severe = False
@@ -410,12 +405,11 @@ def baseline_drift(facts: RunFacts) -> Iterator[Occurrence]:
 
 @rule(
     FindingCode.NEGATIVE_NET_ENERGY,
-    when="the net energy is below zero",
     otherwise="note if its bound reaches above zero (`m2`)",
     remedy="look for work on the device during the baseline or for a device that was warmer then, and measure again",
 )
 def negative_net_energy(facts: RunFacts) -> Iterator[Occurrence]:
-    """The window drew less power than the baseline."""
+    """The net energy is below zero."""
     energy = facts.account.result
     net = energy.net.joules
     if net is None or net >= 0:

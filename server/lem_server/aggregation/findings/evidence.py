@@ -11,12 +11,11 @@ from lem_server.aggregation.findings.rule import Occurrence, RunFacts, rule
 @rule(
     FindingCode.MISSING_EVIDENCE,
     Severity.ERROR,
-    when="evidence is missing and `allow_partial` was requested, or token times do not match the requests",
     otherwise="warning for the token times",
     remedy="do not compare this result, run the experiment again",
 )
 def missing_evidence(facts: RunFacts) -> Iterator[Occurrence]:
-    """Evidence that is missing (strict aggregation refuses instead), and token times without their request."""
+    """Evidence is missing and `allow_partial` was requested, or token times do not match the requests."""
     if facts.missing:
         yield Occurrence(
             f"The result was computed without {'; '.join(map(str, facts.missing))}",

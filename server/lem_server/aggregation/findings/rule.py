@@ -75,17 +75,19 @@ RULES: dict[FindingCode, Rule] = {}
 
 
 def rule(
-    code: FindingCode, severity: Severity = Severity.WARNING, *, when: str, remedy: str, otherwise: str = ""
+    code: FindingCode, severity: Severity = Severity.WARNING, *, when: str = "", remedy: str, otherwise: str = ""
 ) -> Callable[[Callable[[RunFacts], Iterable[Occurrence]]], Rule]:
     """Register the decorated function as the rule of a finding.
 
-    `when` is the criterion and `otherwise` the exceptions from `severity`, both for the reference; `remedy` ends the
-    message of every occurrence.
+    `when` is the criterion (if omitted, the function's docstring) and `otherwise` the exceptions from `severity`, both
+    for the reference; `remedy` ends the message of every occurrence.
     """
 
     def register(find: Callable[[RunFacts], Iterable[Occurrence]]) -> Rule:
         assert code not in RULES, code  # noqa: S101 - a second rule for a code would replace the first
-        RULES[code] = Rule(code=code, severity=severity, when=when, remedy=remedy, otherwise=otherwise, find=find)
+        doc = (find.__doc__ or "").removesuffix(".")
+        criterion = when or doc[:1].lower() + doc[1:]
+        RULES[code] = Rule(code=code, severity=severity, when=criterion, remedy=remedy, otherwise=otherwise, find=find)
         return RULES[code]
 
     return register

@@ -28,12 +28,11 @@ _LATE_GAP = 0.1
 
 @rule(
     FindingCode.WARMUP_NOT_CONVERGED,
-    when="warm-up reached its cap, or its outcome was not recorded",
     otherwise="note if it was switched off",
     remedy="raise `warmup.max_requests` or keep other work off the machine",
 )
 def warmup_not_converged(facts: RunFacts) -> Iterator[Occurrence]:
-    """Latency or power was not steady when the window opened."""
+    """Warm-up reached its cap, or its outcome was not recorded."""
     settings = facts.inputs.config.warmup
     if not settings.enabled:
         yield Occurrence(
@@ -55,11 +54,10 @@ def warmup_not_converged(facts: RunFacts) -> Iterator[Occurrence]:
 
 @rule(
     FindingCode.NOT_SETTLED,
-    when="a condition of `settle` did not hold when the window opened",
     remedy="raise `settle.max_s`, cool the devices, or choose a condition that they can meet",
 )
 def not_settled(facts: RunFacts) -> Iterator[Occurrence]:
-    """The devices were to settle before the window and did not."""
+    """A condition of `settle` did not hold when the window opened."""
     settling = facts.record.settling
     if settling is not None and not settling.settled:
         yield Occurrence(
@@ -70,11 +68,10 @@ def not_settled(facts: RunFacts) -> Iterator[Occurrence]:
 
 @rule(
     FindingCode.COMPILED_IN_WINDOW,
-    when="an engine compiled a graph inside the window, for a shape that it had not compiled before",
     remedy="use prompts of fewer lengths, a smaller `batch_size`, or leave `torch_compile.dynamic` out",
 )
 def compiled_in_window(facts: RunFacts) -> Iterator[Occurrence]:
-    """The window had shapes that the engine had not compiled before."""
+    """An engine compiled a graph inside the window, for a shape that it had not compiled before."""
     reported = {process: summary.get("compilation") for process, summary in facts.inputs.summaries.items()}
     counts = {
         process: count
@@ -92,12 +89,11 @@ def compiled_in_window(facts: RunFacts) -> Iterator[Occurrence]:
 @rule(
     FindingCode.NOT_AS_REQUESTED,
     Severity.ERROR,
-    when="a requested value is not in force, ranks ran different versions of the engine, or a device was leased twice",
     otherwise="warning if nothing was read back, or if `allow` names every difference",
     remedy="request a value that the engine supports",
 )
 def not_as_requested(facts: RunFacts) -> Iterator[Occurrence]:
-    """The run did not have the requested configuration, engine or devices."""
+    """A requested value is not in force, ranks ran different versions of the engine, or a device was leased twice."""
     yield from _differences(facts.inputs.effective_config, facts.inputs.config.allow)
     versions = engine_versions(facts.inputs.ranks, facts.inputs.summaries)
     if len(set(versions.values())) > 1:
@@ -119,11 +115,10 @@ def not_as_requested(facts: RunFacts) -> Iterator[Occurrence]:
 
 @rule(
     FindingCode.WINDOW_CUT,
-    when="a rank's window ended at `window.max_duration_s` before it held the minimum of requests in whole repetitions",
     remedy="raise the limit, or compare with fewer prompts",
 )
 def window_cut(facts: RunFacts) -> Iterator[Occurrence]:
-    """A rank's window was cut at its time limit."""
+    """A rank's window ended at `window.max_duration_s` before it held the minimum of requests in whole repetitions."""
     limit_s = facts.inputs.config.window.max_duration_s
     cut = [process for process, summary in facts.inputs.summaries.items() if summary.get("window_cut") is True]
     if cut and limit_s is not None:
@@ -225,12 +220,11 @@ def output_mismatch(facts: RunFacts) -> Iterator[Occurrence]:
 
 @rule(
     FindingCode.FAILED_REQUESTS,
-    when="requests failed",
     otherwise="error if all did",
     remedy="find the cause in the run's log",
 )
 def failed_requests(facts: RunFacts) -> Iterator[Occurrence]:
-    """Requests ended in an error."""
+    """Requests failed."""
     failed, requests = facts.work.failed_requests, facts.work.requests
     if failed:
         first = next((rank.first_error for rank in facts.ranks if rank.first_error), None)
