@@ -23,7 +23,7 @@ from lem_domain.config.measurement import (
     WarmupConfig,
     WindowConfig,
 )
-from lem_domain.config.model_base import ConfigModel, Rule, key, not_above
+from lem_domain.config.model_base import ConfigModel, Rule, key, not_above, refuse_if
 from lem_domain.config.presets import DecodingPreset, decoding_presets_in_words, expand_decoding
 from lem_domain.config.prompt_sources import HuggingFacePrompts, SyntheticPrompts
 from lem_domain.ids import Sha256
@@ -59,18 +59,6 @@ def _several_sources(prompts: PromptsConfig) -> str | None:
     return f"{' and '.join(given)} are set together; keep one source of prompts" if len(given) > 1 else None
 
 
-def _column_without_file(prompts: PromptsConfig) -> str | None:
-    if prompts.column is None or prompts.file is not None:
-        return None
-    return "column names a column of `file`; set `file` or remove column"
-
-
-def _template_of_synthetic(prompts: PromptsConfig) -> str | None:
-    if prompts.synthetic is None or not prompts.chat_template:
-        return None
-    return "chat_template has no effect on synthetic prompts; remove it or choose another source"
-
-
 class PromptsConfig(ConfigModel):
     """The prompts. At most one of `builtin`, `file`, `dataset`, `synthetic` and `huggingface`; none means
     the built-in set."""
@@ -102,8 +90,14 @@ class PromptsConfig(ConfigModel):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         _several_sources,
-        _column_without_file,
-        _template_of_synthetic,
+        refuse_if(
+            lambda prompts: prompts.column is not None and prompts.file is None,
+            "column names a column of `file`; set `file` or remove column",
+        ),
+        refuse_if(
+            lambda prompts: prompts.synthetic is not None and prompts.chat_template,
+            "chat_template has no effect on synthetic prompts; remove it or choose another source",
+        ),
     )
 
 
@@ -114,12 +108,6 @@ class InputConfig(ConfigModel):
     truncate: Literal["error", "left", "right"] = key(
         "error", "A longer prompt is an error, or is truncated on that side."
     )
-
-
-def _min_tokens_of_fixed(output: OutputConfig) -> str | None:
-    if output.min_tokens == 0 or output.mode == "natural":
-        return None
-    return "min_tokens has no effect under mode fixed, which gives max_tokens; remove it or set mode: natural"
 
 
 class OutputConfig(ConfigModel):
@@ -133,7 +121,13 @@ class OutputConfig(ConfigModel):
         "`natural`: generation stops at the model's end of sequence.",
     )
 
-    rules: ClassVar[tuple[Rule, ...]] = (not_above("min_tokens", "max_tokens"), _min_tokens_of_fixed)
+    rules: ClassVar[tuple[Rule, ...]] = (
+        not_above("min_tokens", "max_tokens"),
+        refuse_if(
+            lambda output: output.min_tokens > 0 and output.mode == "fixed",
+            "min_tokens has no effect under mode fixed, which gives max_tokens; remove it or set mode: natural",
+        ),
+    )
 
 
 def _sampling_under_greedy(decoding: DecodingConfig) -> str | None:

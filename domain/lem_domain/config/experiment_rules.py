@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lem_domain.backends.registry import BACKENDS, backend_rules, backend_spec
 from lem_domain.config.keys import key_paths, unknown_key_message
+from lem_domain.config.model_base import refuse_if
 
 if TYPE_CHECKING:
     from lem_domain.config.experiment import ExperimentConfig
@@ -45,26 +45,15 @@ def _adapter_without_support(config: ExperimentConfig) -> str | None:
 def _power_needed_but_not_recorded(config: ExperimentConfig) -> str | None:
     if config.record.power:
         return None
-    needing = ", ".join(_needing_power(config))
+    needs = {
+        "energy.required": config.energy.required,
+        "baseline.required": config.baseline.required,
+        "prefill_probe": config.prefill_probe,
+        "carbon": config.carbon is not None,
+        "cost": config.cost is not None,
+    }
+    needing = ", ".join(name for name, needed in needs.items() if needed)
     return f"record.power is off and {needing} needs it; set it on or remove them" if needing else None
-
-
-def _needing_power(config: ExperimentConfig) -> Iterator[str]:
-    for name, needed in (
-        ("energy.required", config.energy.required),
-        ("baseline.required", config.baseline.required),
-        ("prefill_probe", config.prefill_probe),
-        ("carbon", config.carbon is not None),
-        ("cost", config.cost is not None),
-    ):
-        if needed:
-            yield name
-
-
-def _required_baseline_is_off(config: ExperimentConfig) -> str | None:
-    if config.baseline.enabled or not config.baseline.required:
-        return None
-    return "baseline.required has no effect while baseline.enabled is off; remove one of them"
 
 
 def _synthetic_prompts_too_long(config: ExperimentConfig) -> str | None:
@@ -106,7 +95,10 @@ RULES = (
     _quality_without_scoring,
     _adapter_without_support,
     _power_needed_but_not_recorded,
-    _required_baseline_is_off,
+    refuse_if(
+        lambda config: config.baseline.required and not config.baseline.enabled,
+        "baseline.required has no effect while baseline.enabled is off; remove one of them",
+    ),
     _synthetic_prompts_too_long,
     _concurrency_below_processes,
     _repeat_without_effect,

@@ -36,6 +36,11 @@ class ConfigModel(BaseModel):
         return self
 
 
+def refuse_if(wrong: Callable[[Any], bool], message: str) -> Rule:
+    """The rule that refuses a model for which `wrong` holds."""
+    return lambda model: message if wrong(model) else None
+
+
 def not_above(lower: str, upper: str) -> Rule:
     """The rule that the value of one key is at most that of another, where both are set."""
 
