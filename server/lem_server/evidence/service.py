@@ -8,6 +8,7 @@ from itertools import groupby, islice
 from uuid import UUID
 
 from anyio import to_thread
+from pydantic.types import JsonValue
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -159,18 +160,16 @@ async def verify_manifest(
     done = await queries.completions(connection, attempt_id)
     without_marker = [process for process in processes if process not in done]
     if without_marker:
-        raise ProblemError(
-            ProblemCode.MANIFEST_INCOMPLETE,
-            f"{', '.join(without_marker)} sent no completion marker; PUT …/processes/<process>/completion.",
+        raise _incomplete(
+            f"{', '.join(without_marker)} sent no completion marker; PUT …/processes/<process>/completion."
         )
     ordered = groupby(await queries.stored_chunks(connection, attempt_id), lambda chunk: (chunk.process, chunk.stream))
     stored = {stream: list(chunks) for stream, chunks in ordered}
     missing = [gap for one in manifest if (gap := _missing(one, stored.get((one.process, one.stream.value), [])))]
     if missing:
-        raise ProblemError(
-            ProblemCode.MANIFEST_INCOMPLETE,
+        raise _incomplete(
             f"{sum(len(gap.seqs) for gap in missing)} chunks are missing; send them, then complete the attempt again.",
-            members={"missing": [gap.model_dump(mode="json") for gap in missing]},
+            missing=[gap.model_dump(mode="json") for gap in missing],
         )
     named = {(one.process, one.stream.value): one for one in manifest}
     for key, chunks in stored.items():
@@ -180,16 +179,15 @@ async def verify_manifest(
             one.rows,
             one.bytes,
         ):
-            raise ProblemError(
-                ProblemCode.MANIFEST_INCOMPLETE,
-                f"the stored chunks of {key[0]}/{key[1]} differ from the manifest; "
-                "build the manifest from GET …/streams.",
+            raise _incomplete(
+                f"the stored chunks of {key[0]}/{key[1]} differ from the manifest; build it from GET …/streams."
             )
         if digest_of_digests(chunk.sha256.hex() for chunk in chunks) != one.sha256:
-            raise ProblemError(
-                ProblemCode.MANIFEST_INCOMPLETE,
-                f"the digest of {key[0]}/{key[1]} differs from that of the stored chunks in order.",
-            )
+            raise _incomplete(f"the digest of {key[0]}/{key[1]} differs from that of the stored chunks in order.")
+
+
+def _incomplete(detail: str, **members: JsonValue) -> ProblemError:
+    return ProblemError(ProblemCode.MANIFEST_INCOMPLETE, detail, members=members)
 
 
 def _missing(one: StreamManifest, chunks: Iterable[StoredChunk]) -> MissingChunks | None:
