@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,6 +26,11 @@ class AnswerModel(BaseModel):
     """A body that the server sends; clients ignore unknown keys, so that a server may be newer."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    @classmethod
+    def of(cls, value: object) -> Self:
+        """Build the view of an object that has its fields as attributes."""
+        return cls.model_validate(value, from_attributes=True)
 
 
 class Page(AnswerModel, Generic[T]):

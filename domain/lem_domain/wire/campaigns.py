@@ -13,10 +13,9 @@ from pydantic.types import JsonValue
 from lem_domain.config.calibration import DeviceCalibration, named_twice
 from lem_domain.config.campaign import CampaignSpec
 from lem_domain.config.execution import ExecutionConfig, Placement
-from lem_domain.config.expansion import Plan, PlannedExperiment
+from lem_domain.config.expansion import Plan
 from lem_domain.config.experiment import ExperimentConfig
 from lem_domain.config.gaps import least_duration
-from lem_domain.config.ordering import PlannedRun
 from lem_domain.config.provenance import Source
 from lem_domain.errors import FieldProblem, ProblemCode
 from lem_domain.ids import CampaignId, ExperimentId, RunId, Sha256
@@ -215,11 +214,6 @@ class PlannedExperimentView(AnswerModel):
     config: ExperimentConfig
     config_hash: Sha256
 
-    @classmethod
-    def of(cls, one: PlannedExperiment) -> PlannedExperimentView:
-        """Build the view of a planned experiment."""
-        return cls(display_name=one.display_name, varied=one.varied, config=one.config, config_hash=one.config_hash)
-
 
 class PlannedRunView(AnswerModel):
     """A run that would be queued."""
@@ -227,11 +221,6 @@ class PlannedRunView(AnswerModel):
     experiment: int = Field(description="Index into `experiments`.")
     cycle: int
     position: int
-
-    @classmethod
-    def of(cls, one: PlannedRun) -> PlannedRunView:
-        """Build the view of a planned run."""
-        return cls(**one._asdict())
 
 
 class MergedView(AnswerModel):
@@ -282,9 +271,9 @@ class CampaignPlan(AnswerModel):
             experiment_count=len(plan.experiments),
             run_count=len(plan.runs),
             duplicates=plan.duplicates,
-            merged=tuple(MergedView(**one._asdict()) for one in plan.merged),
+            merged=tuple(map(MergedView.of, plan.merged)),
             refused=plan.refused,
-            refusals=tuple(RefusedView(**one._asdict()) for one in plan.refusals),
+            refusals=tuple(map(RefusedView.of, plan.refusals)),
             execution=spec.execution,
             minimum_duration_s=least.total_s,
             minimum_gap_s=least.gaps_s,

@@ -17,7 +17,7 @@ from lem_domain.errors import ProblemCode
 from lem_domain.wire.access import Scope
 from lem_server.access.service import Principal, authenticate
 from lem_server.context import AppContext
-from lem_server.http.problems import ProblemError, problem_response, problem_responses
+from lem_server.http.problems import ProblemError, problem_responses
 
 PUBLIC_PATHS = frozenset({"/", "/livez", "/readyz", "/version", "/docs", "/openapi.json"})
 PUBLIC_PREFIXES = ("/docs/assets/",)
@@ -47,12 +47,8 @@ class Authentication:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        try:
-            context: AppContext = request.app.state.context
-            scope["lem.principal"] = await authenticate(context.engine, _bearer(request))
-        except ProblemError as error:
-            await problem_response(error, scope.get("lem.request_id"))(scope, receive, send)
-            return
+        context: AppContext = request.app.state.context
+        scope["lem.principal"] = await authenticate(context.engine, _bearer(request))
         await self._app(scope, receive, send)
 
 

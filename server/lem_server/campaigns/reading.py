@@ -143,4 +143,4 @@ async def get_experiment(connection: AsyncConnection, experiment_id: UUID) -> Ex
     view = ExperimentView.model_validate(dict(found))
     origins = {path: Origin.model_validate(origin) for path, origin in (found["origins"] or {}).items()}
     values = resolved_values(view.config, varied=view.varied, origins=origins)
-    return view.model_copy(update={"provenance": tuple(ValueView(**value._asdict()) for value in values)})
+    return view.model_copy(update={"provenance": tuple(map(ValueView.of, values))})

@@ -193,17 +193,10 @@ class _Experiment:
         if self.row.work is not None and self._tally.output is not None:
             other = first.setdefault(self.row.work, _Work(self.row.display_name, self._tally.output))
             others = self._tally.differs_from(other.name, other.output)
-        summary = self._tally.summary(others)
         return ExperimentResults(
             experiment_id=format_id(IdKind.EXPERIMENT, self.row.experiment_id),
             display_name=self.row.display_name,
             varied=self.row.varied,
             outcomes=tuple(self._outcomes),
-            verdict=summary.verdict,
-            method=summary.method,
-            energy_method=summary.energy_method,
-            energy_includes=summary.energy_includes,
-            findings=summary.findings,
-            metrics=summary.metrics,
-            publication=summary.publication,
+            **self._tally.summary(others)._asdict(),
         )
