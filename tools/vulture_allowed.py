@@ -85,6 +85,7 @@ last_used_at
 memory_utilisation_mean_percent
 p_adjusted
 peak_flops_per_s
+publication
 questionable_cycles
 queued
 received_at
