@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from lem_client.errors import FileError
-from lem_domain.bundle import BundleError, OnBytes, Verified, verify
+from lem_domain.bundle import BundleError, Verified, verify
 
 
 @contextmanager
@@ -42,20 +42,20 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
         part.unlink(missing_ok=True)
 
 
-def check_bundle(file: IO[bytes], progress: OnBytes | None = None) -> Verified:
+def check_bundle(file: IO[bytes]) -> Verified:
     """Verify a bundle and rewind the file; return the bundle's header and digest.
 
     Raises:
         BundleError: it is incomplete or damaged.
     """
     file.seek(0)
-    verified = verify(file, progress)
+    verified = verify(file)
     file.seek(0)
     return verified
 
 
 @contextmanager
-def open_bundle(path: Path, progress: OnBytes | None = None) -> Iterator[tuple[IO[bytes], int]]:
+def open_bundle(path: Path) -> Iterator[tuple[IO[bytes], int]]:
     """Open a verified bundle; yields the file and its size in bytes.
 
     Raises:
@@ -66,7 +66,7 @@ def open_bundle(path: Path, progress: OnBytes | None = None) -> Iterator[tuple[I
             if not path.is_file():
                 raise FileError((f"{path} is not a regular file; name a bundle",))
             try:
-                check_bundle(file, progress)
+                check_bundle(file)
             except BundleError as error:
                 raise FileError((f"{path}: {error}",)) from None
             yield file, path.stat().st_size

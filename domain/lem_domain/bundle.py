@@ -99,7 +99,7 @@ class Readable(Protocol):
 
 
 OnBytes = Callable[[int], None]
-"""Called with the number of bytes read since the last call."""
+"""Called with the number of bytes transferred since the last call."""
 
 
 def member_head(name: str, size: int) -> bytes:
@@ -126,9 +126,8 @@ ARCHIVE_END: Final = b"\0" * (2 * _BLOCK)
 class BundleReader:
     """Reads an archive once, from its start, with at most one piece of it in memory."""
 
-    def __init__(self, file: Readable, progress: OnBytes | None = None) -> None:
+    def __init__(self, file: Readable) -> None:
         self._file = file
-        self._progress = progress
         self._left = 0
         self._name = ""
         self._padding = 0
@@ -199,18 +198,16 @@ class BundleReader:
                     raise BundleError("this is not a bundle; give a file that `lemctl export --bundle` wrote.")
                 raise BundleError(f"the bundle is truncated in {self._name}; get it again.")
             data = data + piece if data else piece
-        if self._progress is not None:
-            self._progress(size)
         return data
 
 
-def verify(file: Readable, progress: OnBytes | None = None) -> Verified:
+def verify(file: Readable) -> Verified:
     """Read a whole bundle and check every digest, in constant memory.
 
     Raises:
         BundleError: it is truncated, damaged, of a newer format, or not a bundle.
     """
-    reader = BundleReader(file, progress)
+    reader = BundleReader(file)
     header: BundleHeader | None = None
     listed = hashlib.sha256()
     sums: str | None = None

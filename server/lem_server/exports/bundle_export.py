@@ -86,11 +86,7 @@ async def prepare(engine: AsyncEngine, campaign_id: UUID) -> PreparedExport:
         method=DEFAULT_METHOD,
         campaign_id=format_id(IdKind.CAMPAIGN, campaign_id),
         campaign_name=size.name,
-        experiments=size.experiments,
-        runs=size.runs,
-        attempts=size.attempts,
-        chunks=size.chunks,
-        evidence_bytes=size.evidence_bytes,
+        **size._asdict(),  # its numbers; the header ignores the rest
     )
     return PreparedExport(campaign_id, header, size)
 

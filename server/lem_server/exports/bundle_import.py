@@ -171,7 +171,7 @@ class _Import:
         [row], checked = rows.read_rows(name, content, rows.BundledAttempt)
         if format_id(IdKind.ATTEMPT, row.id) != folder:
             raise BundleError(f"{name} belongs to another attempt; import the file as it was exported.")
-        if not await queries.insert_attempt(self._connection, self.campaign_id, checked):
+        if not await queries.insert_of_run(self._connection, self.campaign_id, checked):
             raise BundleError(f"{name} belongs to no run of the bundle; import the file as it was exported.")
         self._attempt = _Attempt(folder, row)
 
@@ -215,7 +215,7 @@ class _Import:
         )
         if not all(consistent):
             raise BundleError(f"{name} is not the result of the attempt's evidence; export the bundle again.")
-        if not await queries.insert_aggregate(self._connection, self.campaign_id, checked, result=content.decode()):
+        if not await queries.insert_of_run(self._connection, self.campaign_id, checked, result=content.decode()):
             raise BundleError(f"{name} belongs to no run of the bundle; import the file as it was exported.")
 
     async def _end_of_attempt(self) -> None:

@@ -64,9 +64,7 @@ class BundledCampaign(BundledRow):
     id: UUID
     name: str = Field(min_length=1, max_length=200)
     spec: CampaignSpec
-    submitted_by: str
     state: Literal["active", "paused", "cancelled"]
-    priority: int
     labels: dict[str, str]
     created_at: datetime
 
@@ -77,7 +75,6 @@ class BundledWorker(BundledRow):
     table = tables.workers
     omitted = frozenset({"boot_id", "host", "signed_off_at"})
 
-    id: UUID
     name: str = Field(min_length=1, max_length=200)
     backend: str = Field(min_length=1, max_length=40)
     devices: tuple[Device, ...]
@@ -93,10 +90,8 @@ class BundledExperiment(BundledRow):
     first = (-1,)
     page_size = 32
 
-    id: UUID
     campaign_id: UUID
     ordinal: _Int4
-    display_name: str
     varied: _Object
     config: ExperimentConfig
     config_hash: Sha256
@@ -117,17 +112,12 @@ class BundledRun(BundledRow):
     first = (-1,)
     page_size = 100
 
-    id: UUID
     campaign_id: UUID
-    experiment_id: UUID
     cycle: _Int4
     position: _Int4
-    backend: str
     state: RunState
     reason: FailureReason | None
-    message: str | None
     attempts: _Int4
-    current_attempt: UUID | None
     created_at: datetime
     updated_at: datetime
 
@@ -145,16 +135,11 @@ class BundledTransition(BundledRow):
     omitted = frozenset({"id", "xact", "imported"})
     most = MAX_TRANSITIONS
 
-    run_id: UUID
     campaign_id: UUID
     source: RunState | None
     target: RunState
     at: datetime
     actor: ActorKind
-    actor_name: str
-    reason: str | None
-    message: str | None
-    attempt_id: UUID | None
 
 
 class BundledAttempt(BundledRow):
@@ -166,7 +151,6 @@ class BundledAttempt(BundledRow):
     id: UUID
     run_id: UUID
     number: _Int4
-    worker_id: UUID
     devices: tuple[str, ...]
     device_details: tuple[Device, ...]
     claimed_at: datetime
@@ -174,7 +158,6 @@ class BundledAttempt(BundledRow):
     ended_at: datetime
     outcome: Literal["completed", "failed", "interrupted", "cancelled"]
     reason: FailureReason | None
-    message: str | None
     environment: _Object | None
     effective_config: EffectiveConfig | None
     manifest: tuple[StreamManifest, ...] | None

@@ -64,16 +64,9 @@ async def insert_runs(connection: AsyncConnection, campaign_id: UUID, runs: Chec
 
 
 # The join on the runs' primary key refuses a row that belongs to a run of another campaign.
-_INSERT_ATTEMPT = """
-    INSERT INTO attempts ({names})
-    SELECT {new_names}
-      FROM jsonb_populate_recordset(NULL::attempts, CAST(:rows AS jsonb)) new
-      JOIN runs r ON r.id = new.run_id AND r.campaign_id = :id
-"""
-_INSERT_AGGREGATE = """
-    INSERT INTO aggregates ({names}, result)
-    SELECT {new_names}, CAST(:result AS json)
-      FROM jsonb_populate_recordset(NULL::aggregates, CAST(:rows AS jsonb)) new
+_INSERT_OF_RUN = """
+    INSERT INTO {table} ({names})
+    SELECT {values} FROM jsonb_populate_recordset(CAST(NULL AS {table}), CAST(:rows AS jsonb)) new
       JOIN runs r ON r.id = new.run_id AND r.campaign_id = :id
 """
 _INSERT_ROWS = """
@@ -82,17 +75,16 @@ _INSERT_ROWS = """
 """
 
 
-async def insert_attempt(connection: AsyncConnection, campaign_id: UUID, row: CheckedRows) -> bool:
-    """Store an attempt; return False when its run belongs to another campaign."""
-    statement = _INSERT_ATTEMPT.format(names=_names(row), new_names=_names(row, of="new"))
-    return (await connection.execute(text(statement), {"rows": row.array, "id": campaign_id})).rowcount == 1
-
-
-async def insert_aggregate(connection: AsyncConnection, campaign_id: UUID, row: CheckedRows, *, result: str) -> bool:
-    """Store an aggregate with its result byte for byte; return False when its run belongs to another campaign."""
-    statement = text(_INSERT_AGGREGATE.format(names=_names(row), new_names=_names(row, of="new")))
-    done = await connection.execute(statement, {"rows": row.array, "result": result, "id": campaign_id})
-    return done.rowcount == 1
+async def insert_of_run(
+    connection: AsyncConnection, campaign_id: UUID, row: CheckedRows, *, result: str | None = None
+) -> bool:
+    """Store an attempt, or an aggregate with its result; return False when its run belongs to another campaign."""
+    names, values = _names(row), _names(row, of="new")
+    if result is not None:  # byte for byte, which a value inside the rows would not be
+        names, values = f"{names}, result", f"{values}, CAST(:result AS json)"
+    statement = text(_INSERT_OF_RUN.format(table=row.table, names=names, values=values))
+    bound = {"rows": row.array, "id": campaign_id} | ({} if result is None else {"result": result})
+    return (await connection.execute(statement, bound)).rowcount == 1
 
 
 async def insert_rows(connection: AsyncConnection, rows: CheckedRows) -> None:
