@@ -725,13 +725,20 @@ def test_a_gpu_that_reads_too_little_is_corrected_by_its_calibration(
 def test_power_that_falls_from_cycle_to_cycle_is_found_in_the_results(
     shared_house: Any, nvml: SimulatedNvml, tmp_path: Path
 ) -> None:
-    nvml.write(
-        f"origin_ns {time.monotonic_ns()}",
-        gpu(A),
-        "power 0 trace 0:700,600000:100",  # steadily, because cycles take longer where others work
-        "counter 0 period_ms 100",
-        "temperature 0 trace 0:80,400000:40",
-    )
+    """It falls when a run is over, because the cycles of a loaded machine differ in their length."""
+    origin_ns = time.monotonic_ns()
+    steps = ["0:500"]
+
+    def write() -> None:
+        nvml.write(
+            f"origin_ns {origin_ns}",
+            gpu(A),
+            f"power 0 steps {','.join(steps)}",
+            "counter 0 period_ms 100",
+            "temperature 0 trace 0:80,400000:40",
+        )
+
+    write()
     path = experiment(
         tmp_path, "drift", window={"min_duration_s": 0.5}, warmup={"enabled": False}, execution={"cycles": 5}
     )
@@ -739,8 +746,10 @@ def test_power_that_falls_from_cycle_to_cycle_is_found_in_the_results(
         assert shared_house.lemctl("submit", path).returncode == 0
         with shared_house.client() as client:
             newest = max(client.campaigns(), key=lambda one: one.created_at)
-            for _ in client.follow_campaign(newest.id):
-                pass
+            for event in client.follow_campaign(newest.id):
+                if isinstance(event, RunTransitionEvent) and event.target is RunState.COMPLETED:
+                    steps.append(f"{(time.monotonic_ns() - origin_ns) // 10**6}:{500 - 60 * len(steps)}")
+                    write()
             client.aggregate_campaign(newest.id)
             (found,) = client.results(newest.id).experiments
     assert found.verdict == "questionable"
