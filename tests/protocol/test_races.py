@@ -20,7 +20,7 @@ HOLDING, BREAKING = 0.0, (0.05, 0.10)
 """Of the statements and commits, so many meet a connection that breaks."""
 SAMPLED = {HOLDING: 24, **dict.fromkeys(BREAKING, 48)}
 """Of the orders of two requests, one in so many is played, by the rate of broken connections."""
-AT_LENGTH = {HOLDING: 1, **dict.fromkeys(BREAKING, 4)}
+AT_LENGTH = {HOLDING: 1, **dict.fromkeys(BREAKING, 5)}
 """In the slow suite."""
 STRIDE = 480
 """Of the orders of three requests, one in so many is played; eight times as many in the slow suite."""
