@@ -3,10 +3,13 @@
     python benchmarks/gpu_check.py [--cycles 5] [--seconds 20] [--write docs/validation.md]
 
 Starts a server and a PyTorch worker and measures a Llama of one billion parameters with random weights at two batch
-sizes. It reports the counter against the integral of power, the spread over the cycles, both baselines and the
-sampler's own share; then, for one more run that is observed from outside, the update periods of counter and power and
-the mean power against nvidia-smi's readings of the same seconds; and last, the cost of recording against a bare decode
-loop.
+sizes. It reports the counter against the integral of power, the spread over the cycles, the steady state, both
+baselines and the sampler's own share; then, for one more run that is observed from outside, the update periods of
+counter and power and the mean power against nvidia-smi's readings of the same seconds; what sampling at 20 and 100 Hz
+costs in processor time and power; periods, windows and scopes of the sensor's readings and the limits that they must
+keep (gpu_sensor.py); and last, the cost of recording against a bare decode loop.
+
+Without a GPU it says what is missing. Over a simulated NVML it runs whole, and writes nothing to a page.
 """
 
 from __future__ import annotations
@@ -20,14 +23,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer, LlamaConfig
 
+import gpu_sensor as sensor  # type: ignore[import-not-found]  # in this folder
 import gpu_watch as watch  # type: ignore[import-not-found]  # in this folder
 from lem_client import Client
 from lem_domain.config.campaign import CampaignSpec
@@ -42,8 +47,10 @@ from overhead import compare  # type: ignore[import-not-found]  # in this folder
 from validation_page import with_report  # type: ignore[import-not-found]  # in this folder
 
 BIN = Path(sys.executable).parent
+LOAD: Callable[[], sensor.Load] = sensor.TorchLoad
 WORKER: tuple[str, ...] = (str(BIN / "lem-worker"),)
 BATCH_SIZES = (1, 16)
+INTERVALS_MS = {"20 Hz": 50, "100 Hz": 10}
 SHAPE: dict[str, Any] = {
     "vocab_size": 128_256,
     "hidden_size": 2048,
@@ -70,9 +77,12 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="add the report to this page")
     options = parser.parse_args()
     gpus = visible_gpus(os.environ)
-    if not gpus.devices:
+    missing = [] if gpus.devices else [f"a GPU: {'; '.join(gpus.remarks) or 'NVML lists none'}"]
+    if (why := cuda_problem()) is not None:
+        missing.append(f"CUDA in PyTorch: {why}")
+    if missing:
         sys.exit(
-            f"no GPU can be used ({'; '.join(gpus.remarks) or 'NVML lists none'}); run this on a machine with one."
+            "\n".join(["This needs a machine with a GPU. What is missing here:", *(f"- {one}" for one in missing)])
         )
     gpu = gpus.devices[0]
     folder = Path(tempfile.mkdtemp(prefix="lem-gpu-check-"))
@@ -88,13 +98,28 @@ def main() -> None:
         report["watched"] = observed_run(
             client, campaign(model, options.seconds, BATCH_SIZES[-1:], 1), gpu.uuid, folder
         )
+        report["sampling"] = sampling_costs(client, model, options.seconds, folder)
+    # After the worker: a process with CUDA would be a foreign one to it.
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu.uuid
+    report["sensor"] = sensor.describe(gpu.uuid, gpu.name, LOAD())
     report["rate_recorded_over_bare"] = overhead(model, gpu, folder, options.pairs)
     text = json.dumps(report, indent=2)
     print(text)
-    if options.write is not None:
+    if options.write is not None and not torch.cuda.is_available():
+        print("Nothing is written to a page: PyTorch has no GPU, so NVML shows a simulated one.", file=sys.stderr)
+    elif options.write is not None:
         page = options.write.read_text() if options.write.exists() else ""
         options.write.write_text(with_report(page, f"{gpu.name}, {time.strftime('%Y-%m-%d')}", text))
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def cuda_problem() -> str | None:
+    """Return why PyTorch can't compute on a GPU; None if it can."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without it; install one that is (https://pytorch.org)."
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} finds no GPU; compare the driver's version with CUDA {torch.version.cuda}."
+    return None
 
 
 def shape_only(folder: Path) -> Path:
@@ -115,7 +140,9 @@ def driver(uuid: str) -> dict[str, str | None]:
     return {"driver": version or None, "power_limit": limit or None}
 
 
-def campaign(model: Path, seconds: float, batch_sizes: Sequence[int], cycles: int) -> CampaignSpec:
+def campaign(
+    model: Path, seconds: float, batch_sizes: Sequence[int], cycles: int, interval_ms: int = 50
+) -> CampaignSpec:
     """One experiment for each batch size, interleaved."""
     return CampaignSpec.model_validate(
         {
@@ -126,9 +153,9 @@ def campaign(model: Path, seconds: float, batch_sizes: Sequence[int], cycles: in
                 "precision": "bfloat16",
                 "prompts": {"sample_size": 32},
                 "output": {"max_tokens": 128},
-                "window": {"min_duration_s": seconds},
+                "window": {"min_duration_s": seconds, "steady_min_s": seconds / 2},
                 "baseline": {"min_s": min(10.0, seconds), "max_s": min(60.0, 3 * seconds)},
-                "energy": {"sources": ["nvml"], "required": True},
+                "energy": {"sources": ["nvml"], "required": True, "interval_ms": interval_ms},
             },
             "sweep": {"pytorch.batch_size": list(batch_sizes)},
             "execution": {"cycles": cycles},
@@ -204,10 +231,51 @@ def figures(results: Sequence[RunResult]) -> dict[str, object]:
             (one.energy.bound_j or float("nan")) / (one.energy.joules or float("nan")) for one in devices
         ),
         "baselines_w_bound_steady": baselines,
+        "steady": steady(results),
         "sampler_cpu_share": results[0].telemetry.sampler.cpu_share.value if results[0].telemetry.sampler else None,
         "verdicts": sorted({one.verdict for one in results}),
         "findings": sorted({finding.code.value for one in results for finding in one.findings}),
     }
+
+
+def steady(results: Sequence[RunResult]) -> dict[str, object]:
+    """The steady states of the cycles of one experiment: their means, or why one has none."""
+    found = [one.steady.energy_per_output_token_j for one in results]
+    values = [figure.value for figure in found if figure.value is not None]
+    whole = len(values) == len(found)
+    return {
+        "energy_per_output_token_j": statistics.fmean(values) if whole else None,
+        "over_whole_window": statistics.fmean(
+            value / (one.efficiency.energy_per_output_token_j.value or float("nan"))
+            for value, one in zip(values, results, strict=True)
+        )
+        if whole
+        else None,
+        "shortest_s": min((one.steady.duration_s.value or 0.0 for one in results), default=None),
+        "reasons": sorted({figure.reason for figure in found if figure.reason}),
+    }
+
+
+def sampling_costs(client: Client, model: Path, seconds: float, folder: Path) -> dict[str, object]:
+    """What sampling at each rate takes of a core, and the powers that were read with it."""
+    found: dict[str, object] = {}
+    for name, interval_ms in INTERVALS_MS.items():
+        [run] = run_campaign(client, campaign(model, seconds, BATCH_SIZES[-1:], 1, interval_ms), folder)
+        result = client.aggregate(run.id)
+        [attempt] = client.attempts(run.id)
+        environment = attempt.environment or {}
+        devices = environment["devices"]
+        assert isinstance(devices, list) and isinstance(devices[0], dict)
+        sampler = result.telemetry.sampler
+        found[name] = {
+            "cpu_share": sampler.cpu_share.value if sampler else None,
+            "baselines_w": {one.context: one.mean_power_w.value for one in result.energy.baselines},
+            "mean_power_w": result.energy.mean_power_w.value,
+            "energy_per_output_token_j": result.efficiency.energy_per_output_token_j.value,
+        }
+        # Measured by the worker at its start, at 20 Hz.
+        found["at_rest"] = devices[0].get("idle_power")
+    return found
 
 
 def observed_run(client: Client, spec: CampaignSpec, uuid: str, folder: Path) -> dict[str, object]:
@@ -254,7 +322,6 @@ def overhead(model: Path, gpu: Gpu | MigInstance, folder: Path, pairs: int) -> d
     In 16 bits, a mask may select another kernel and so change the tokens. `same_tokens` reports it; the work is equal.
     """
     device = Device(uuid=gpu.uuid, kind=DeviceKind.GPU, name=gpu.name)
-    os.environ["CUDA_VISIBLE_DEVICES"] = gpu.uuid
     found: dict[str, object] = {}
     for batch_size in BATCH_SIZES:
         found_ratios = compare(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -72,11 +73,12 @@ def smi_readings(text: str) -> list[EnergyEstimate]:
 
 
 class NvmlPoll:
-    """The energy counter and instant power of one GPU, read as often as NVML answers, on CLOCK_MONOTONIC."""
+    """Energy counter, instant and average power of one GPU, read as often as NVML answers, on CLOCK_MONOTONIC."""
 
     def __init__(self) -> None:
         self.energy_j: list[EnergyEstimate] = []
         self.power_w: list[EnergyEstimate] = []
+        self.average_w: list[EnergyEstimate] = []
         self.error: str | None = None
         """Why polling could not start, or ended early."""
 
@@ -105,12 +107,27 @@ class NvmlPoll:
             self.error = str(error)
 
     def _read(self, handle: object) -> None:
-        energy_mj = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-        now = time.monotonic()
-        [field] = pynvml.nvmlDeviceGetFieldValues(handle, [pynvml.NVML_FI_DEV_POWER_INSTANT])
-        self.energy_j.append(EnergyEstimate(now, energy_mj / 1e3))
-        if field.nvmlReturn == pynvml.NVML_SUCCESS:
-            self.power_w.append(EnergyEstimate(now, field.value.uiVal / 1e3))
+        readings = (
+            (self.energy_j, partial(pynvml.nvmlDeviceGetTotalEnergyConsumption, handle)),
+            (self.power_w, partial(_instant_mw, handle)),
+            (self.average_w, partial(pynvml.nvmlDeviceGetPowerUsage, handle)),
+        )
+        for series, read in readings:
+            at = time.monotonic()
+            try:
+                value = read()
+            except pynvml.NVMLError as error:
+                if error.value != pynvml.NVML_ERROR_NOT_SUPPORTED:
+                    raise
+                continue
+            series.append(EnergyEstimate(at, value / 1e3))
+
+
+def _instant_mw(handle: object) -> int:
+    [field] = pynvml.nvmlDeviceGetFieldValues(handle, [pynvml.NVML_FI_DEV_POWER_INSTANT])
+    if field.nvmlReturn != pynvml.NVML_SUCCESS:
+        raise pynvml.NVMLError(field.nvmlReturn)
+    return int(field.value.uiVal)
 
 
 def within(readings: Sequence[EnergyEstimate], begin: float, end: float) -> list[EnergyEstimate]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from fakes.nvml.curves import Sawtooth
 from fakes.nvml.library import SimulatedNvml, built
+from fakes.nvml.profiles import PROFILES
 
 ROOT = Path(__file__).parents[2]
 GPU = "GPU-aaaaaaaa-0000-0000-0000-000000000000"
@@ -24,6 +26,24 @@ sys.path[:0] = ["benchmarks", "tests"]
 import gpu_check
 from lem_worker.backends.pytorch import model as pytorch_model
 
+import gpu_sensor
+import os
+from pathlib import Path
+from factories.simulated_load import SimulatedLoad
+
+gpu_check.cuda_problem = lambda: None
+gpu_sensor.BUSY_S, gpu_sensor.SHORT_STEPS, gpu_sensor.LONG_STEPS = 3.0, 16, 4
+
+
+class Load(SimulatedLoad):
+    def __init__(self):
+        super().__init__(Path(os.environ["LEM_FAKE_NVML"]), 95, 560)
+
+    def steps(self, holds_s):
+        return [gpu_sensor.Step(at, is_up) for at, is_up in super().steps(holds_s)]
+
+
+gpu_check.LOAD = Load
 gpu_check.WORKER = (sys.executable, "-m", "factories.worker_without_gpu")
 gpu_check.SHAPE = {**gpu_check.SHAPE, "vocab_size": 1024, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16,
                    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -55,17 +75,12 @@ while True:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_it_reports_what_the_simulated_gpu_is(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     nvml = SimulatedNvml(built(tmp_path_factory.getbasetemp().parent), tmp_path / "nvml.state")
-    curve = Sawtooth(200, 300, 700)
-    nvml.write(
-        f"origin_ns {time.monotonic_ns()}",
-        f'device 0 uuid {GPU} name "NVIDIA H100" pci 00000000:1B:00.0 memory_total 85899345920 memory_used 524288000',
-        f"power 0 {curve.text()}",
-        "sensor 0 period_ms 25",
-        "counter 0 period_ms 20 quantum_mj 1",
-        "limits 0 enforced_w 650 current_w 700 default_w 700",
-    )
+    chip, curve = PROFILES["H100"], Sawtooth(200, 300, 700)
+    at_rest = ("gpu_use 0 constant 0", "memory_use 0 constant 0")
+    nvml.write(f"origin_ns {time.monotonic_ns()}", *chip.lines(0, GPU, curve.text()), *at_rest)
     smi = tmp_path / "bin" / "nvidia-smi"
     smi.parent.mkdir()
     smi.write_text(NVIDIA_SMI.format(python=sys.executable, gpu=GPU))
@@ -85,22 +100,49 @@ def test_it_reports_what_the_simulated_gpu_is(tmp_path: Path, tmp_path_factory: 
     )
     assert ran.returncode == 0, ran.stderr
     report = json.loads(ran.stdout)
-    assert (report["gpu"], report["driver"], report["power_limit"]) == ("NVIDIA H100", "580.65.06", "700.00 W")
-    assert json.dumps(report, indent=2) in page.read_text()
+    assert (report["gpu"], report["driver"], report["power_limit"]) == (chip.name, "580.65.06", "700.00 W")
+    assert page.read_text() == "# Validation\n", "a simulation is no validation on a GPU"
+    assert "Nothing is written to a page" in ran.stderr
     assert len(report["experiments"]) == 2
     for found in report["experiments"].values():
         assert found["cycles"] == 2
         assert found["method"] == ["counter"]
-        assert found["mean_power_w"] == pytest.approx(250, rel=0.05)
-        # A sample every 50 ms sees a counter change that often at most; the watched run looks closer.
-        assert found["counter_period_ms"] == pytest.approx(50, rel=0.3)
-        assert abs(found["integral_over_counter_minus_1"]) < 0.1
+        assert found["mean_power_w"] == pytest.approx(250, rel=0.1)
+        assert found["counter_period_ms"] == pytest.approx(chip.counter_period_ms, rel=0.3)
+        assert abs(found["integral_over_counter_minus_1"]) < 0.2
         assert set(found["baselines_w_bound_steady"]) >= {"idle", "ready", "ready_after"}
         assert found["cv_over_cycles"] is not None
+        steady = found["steady"]
+        assert (steady["energy_per_output_token_j"] is None) == bool(steady["reasons"]), steady
+        assert steady["reasons"] or 0.5 < steady["over_whole_window"] < 2
     watched = report["watched"]
     assert watched["nvidia_smi_field"] == "power.draw"
     for name in ("mean_power_w", "nvidia_smi_mean_power_w", "polled_mean_power_w"):
-        assert watched[name] == pytest.approx(250, rel=0.1), name
-    assert watched["counter_update_ms"] == pytest.approx(20, rel=0.3)
-    assert watched["power_update_ms"] == pytest.approx(25, rel=0.3)
+        assert watched[name] == pytest.approx(250, rel=0.2), name
+    assert watched["counter_update_ms"] == pytest.approx(chip.counter_period_ms, rel=0.3)
+    assert watched["power_update_ms"] == pytest.approx(chip.period_ms, rel=0.3)
+    sampling = report["sampling"]
+    assert 0 < sampling["20 Hz"]["cpu_share"] < sampling["100 Hz"]["cpu_share"] < 1
+    assert sampling["at_rest"]["unsampled_w"] is not None, "the worker has measured it at its start"
+    sensor = report["sensor"]
+    for reading, window_ms in (("instant", chip.window_ms), ("average", chip.average_ms)):
+        least_ms, most_ms = sensor[reading]["range_ms"]
+        assert 0.9 * least_ms <= window_ms <= 1.1 * most_ms, reading
+    assert (sensor["scopes"]["counter"], sensor["scopes"]["power_w"]["module"]) == ("gpu", None)
+    assert (sensor["limits"]["enforced_w"], sensor["limits"]["readings_above"]) == (700, 0)
     assert set(report["rate_recorded_over_bare"]) == {"batch 1", "batch 16"}
+
+
+def test_a_machine_without_a_gpu_is_told_what_is_missing(tmp_path: Path) -> None:
+    page = tmp_path / "validation.md"
+    ran = subprocess.run(
+        [sys.executable, "benchmarks/gpu_check.py", f"--write={page}"],
+        cwd=ROOT,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 1
+    assert "- a GPU: " in ran.stderr and "- CUDA in PyTorch: " in ran.stderr
+    assert not page.exists()

@@ -15,7 +15,7 @@ from tools.reference.marks import Reach, UnreadableMark, reaches
 ROOT = Path(__file__).parents[2]
 NAMED = re.compile(r"`((?:tests/)?[\w/]*test_\w+\.py)(?:::(\w+))?`")
 FOLDERS = re.compile(r"`(tests/[\w/]+/)`")
-DEFECTS = range(1, 35)
+DEFECTS = range(1, 43)
 
 
 @cache
