@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import hashlib
 import importlib.metadata
+import math
 import multiprocessing
 import os
 import pickle
@@ -22,9 +23,9 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,8 @@ from lem_domain.evidence.streams import SAMPLER, StreamManifest, StreamName, dig
 from lem_domain.wire.runs import ChunkView, EffectiveConfig, StreamView
 from lem_domain.wire.workers import Device, DeviceKind
 from lem_server.aggregation.identity import canonical_bytes
-from lem_server.aggregation.inputs import AggregationInput
+from lem_server.aggregation.inputs import AggregationInput, ChunkSource
+from lem_server.aggregation.request_table import request_table
 from lem_server.aggregation.result import aggregate
 
 IntArray = npt.NDArray[np.int64]
@@ -74,6 +76,18 @@ class Measurement(NamedTuple):
     same_bytes: bool
 
 
+class RequestMeasurement(NamedTuple):
+    """Time and memory of the energy of each request, and by how much its sum is off from the window's, relatively."""
+
+    seconds: float
+    memory_before_mb: float
+    memory_peak_mb: float
+    off: float
+
+
+Measured = TypeVar("Measured", Measurement, RequestMeasurement)
+
+
 def main() -> None:
     """Generate the evidence, aggregate it in a new process, print figures and compare with SQL."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -91,7 +105,8 @@ def main() -> None:
         ranks = [rank_tokens(size, rank, interleaved=interleaved) for rank in range(size.processes)]
         with tempfile.TemporaryDirectory() as folder:
             stored_mb = store(Path(folder), size, ranks) / 1e6
-            measured = in_new_process(Path(folder))
+            measured = in_new_process(measure, Path(folder))
+            requests = in_new_process(measure_requests, Path(folder))
         order = "interleaved by step" if interleaved else "request by request"
         print(
             f"  tokens {order}: {statistics.median(measured.seconds):.2f} s median of {REPETITIONS} "
@@ -101,6 +116,10 @@ def main() -> None:
             f"repeated byte for byte: {measured.same_bytes}"
         )
         best = measured
+        print(
+            f"    energy of each request: {requests.seconds:.2f} s, peak {requests.memory_peak_mb:.0f} MB "
+            f"({requests.memory_before_mb:.0f} MB before), the sum is off by {requests.off:.0e}"
+        )
     if options.no_sql or best is None:
         return
     with contextlib.ExitStack() as stack:
@@ -241,14 +260,14 @@ def manifest_of(view: StreamView) -> StreamManifest:
     )
 
 
-def in_new_process(folder: Path) -> Measurement:
-    """Aggregate in a spawned process; a forked one would start with this process's peak memory."""
+def in_new_process(function: Callable[[Path], Measured], folder: Path) -> Measured:
+    """Measure in a spawned process; a forked one would start with this process's peak memory."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, (folder,))
+        return pool.apply(function, (folder,))
 
 
-def measure(folder: Path) -> Measurement:
-    """Aggregate `REPETITIONS` times from the files."""
+def stored_evidence(folder: Path) -> tuple[AggregationInput, ChunkSource]:
+    """Return the input and the chunks that `store` wrote."""
     inputs: AggregationInput = pickle.loads((folder / "inputs").read_bytes())
     held = {(view.process, view.stream): view for view in inputs.held}
 
@@ -256,6 +275,25 @@ def measure(folder: Path) -> Measurement:
         for chunk in held[process, stream].chunks:
             yield chunk.seq, (folder / f"{process}.{stream.value}.{chunk.seq}").read_bytes()
 
+    return inputs, source
+
+
+def measure_requests(folder: Path) -> RequestMeasurement:
+    """Compute the energy of each request once."""
+    inputs, source = stored_evidence(folder)
+    before = peak_memory_mb()
+    began = time.perf_counter()
+    summary, table = request_table(inputs, source)
+    seconds = time.perf_counter() - began
+    total, idle = summary.total.joules, summary.idle_energy_j.value
+    assert total is not None and idle is not None
+    off = abs(math.fsum([idle, *table["energy_j"].to_pylist()]) / total - 1)
+    return RequestMeasurement(seconds, before, peak_memory_mb(), off)
+
+
+def measure(folder: Path) -> Measurement:
+    """Aggregate `REPETITIONS` times from the files."""
+    inputs, source = stored_evidence(folder)
     before = peak_memory_mb()
     seconds: list[float] = []
     processor_s: list[float] = []

@@ -21,6 +21,7 @@ from lem_domain.config.campaign import CampaignSpec
 from lem_domain.config.execution import Placement
 from lem_domain.prompt_sets import prompts_digest
 from lem_domain.results.method import MethodVersion
+from lem_domain.results.requests import RequestTable
 from lem_domain.results.run import RunResult
 from lem_domain.retries import CLIENT_RETRIES, RetryPolicy
 from lem_domain.states import CampaignState, RunState
@@ -330,6 +331,10 @@ class AsyncClient:
     async def result(self, run_id: str, *, method: MethodVersion | None = None) -> RunResult:
         """Return the run's newest stored result by a method (the server's default, else any, if omitted)."""
         return await self._get(RunResult, "runs", run_id, "aggregate", method=method)
+
+    async def requests(self, run_id: str, *, method: MethodVersion | None = None) -> RequestTable:
+        """Compute the run's requests with the energy of each; it takes as long as aggregating the run."""
+        return await self._get(RequestTable, "runs", run_id, "tables", "requests", method=method)
 
     def workers(self) -> AsyncIterator[WorkerView]:
         """List every worker that has registered, with its current runs."""

@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -24,8 +25,9 @@ from lem_domain.results.method import MethodVersion
 from lem_domain.results.run import RunResult
 from lem_server.aggregation import subprocess_setup
 from lem_server.aggregation.identity import aggregate_key, canonical_bytes
-from lem_server.aggregation.inputs import AggregationParameters
+from lem_server.aggregation.inputs import AggregationInput, AggregationParameters, ChunkSource
 from lem_server.aggregation.queries import RunToAggregate
+from lem_server.aggregation.request_table import RequestFormat, request_table, write_table
 from lem_server.aggregation.result import aggregate
 from lem_server.aggregation.stored_evidence import chunk_source, load_inputs
 from lem_server.database.engine import make_engine
@@ -49,6 +51,14 @@ class AggregationTask(NamedTuple):
     attempt_id: UUID
     parameters: AggregationParameters
     method: MethodVersion
+
+
+class RequestTableTask(NamedTuple):
+    """A run whose table of requests is written to a file."""
+
+    evidence: AggregationTask
+    path: Path
+    form: RequestFormat
 
 
 class Aggregate(NamedTuple):
@@ -80,7 +90,11 @@ class AggregationPool:
         self._retirement: asyncio.TimerHandle | None = None
 
     async def aggregate(self, task: AggregationTask, *, large: bool) -> Aggregate:
-        """Aggregate one run in a subprocess, as soon as one is free.
+        """Aggregate one run in a subprocess, as soon as one is free (see `of_run`)."""
+        return await self.of_run(aggregate_stored_run, task, task.run.run_id, large=large)
+
+    async def of_run(self, function: Callable[[Q], A], question: Q, run_id: UUID, *, large: bool) -> A:
+        """Compute something of one run in a subprocess, as soon as one is free.
 
         Raises:
             AggregationError: the evidence can't be used.
@@ -92,12 +106,12 @@ class AggregationPool:
                 # A shared pool breaks as a whole: the death of another run's subprocess, or of an idle one, is no
                 # reason to fail this run.
                 with contextlib.suppress(BrokenProcessPool):
-                    return await self._in_shared_pool(aggregate_stored_run, task)
+                    return await self._in_shared_pool(function, question)
             try:
-                return await self._alone(task)
+                return await self._alone(function, question)
             except BrokenProcessPool as error:
                 raise RuntimeError(
-                    f"the process that aggregated {format_id(IdKind.RUN, task.run.run_id)} died; "
+                    f"the process that aggregated {format_id(IdKind.RUN, run_id)} died; "
                     "give the server more memory, and aggregate again."
                 ) from error
 
@@ -149,10 +163,10 @@ class AggregationPool:
             if self._in_use == 0:
                 self._retirement = asyncio.get_running_loop().call_later(IDLE_S, self.retire)
 
-    async def _alone(self, task: AggregationTask) -> Aggregate:
+    async def _alone(self, function: Callable[[Q], A], question: Q) -> A:
         executor = _executor(1)
         try:
-            return await submit(executor, aggregate_stored_run, task)
+            return await submit(executor, function, question)
         finally:
             executor.shutdown(wait=False)
 
@@ -168,6 +182,20 @@ async def submit(executor: ProcessPoolExecutor, function: Callable[[Q], A], ques
 
 def aggregate_stored_run(task: AggregationTask) -> Aggregate:
     """Read a run's evidence from the database and aggregate it; runs in a subprocess."""
+    with _stored(task) as (inputs, chunks):
+        return Aggregate.of(aggregate(inputs, chunks))
+
+
+def write_stored_requests(task: RequestTableTask) -> None:
+    """Compute the table of a run's requests and write its file; runs in a subprocess."""
+    with _stored(task.evidence) as (inputs, chunks):
+        found = request_table(inputs, chunks)
+    write_table(found, task.path, task.form)
+
+
+@contextlib.contextmanager
+def _stored(task: AggregationTask) -> Iterator[tuple[AggregationInput, ChunkSource]]:
+    """Open the evidence of a run in the database."""
     pa.set_cpu_count(len(os.sched_getaffinity(0)))  # Arrow would start a thread for every processor of the machine
     # Reads only, one statement each: BEGIN and COMMIT would be two more round trips per chunk.
     engine = make_engine(task.database, pool_size=1).execution_options(isolation_level="AUTOCOMMIT")
@@ -178,7 +206,7 @@ def aggregate_stored_run(task: AggregationTask) -> Aggregate:
 
     try:
         inputs = wait(load_inputs, engine, task.run, task.attempt_id, task.parameters, task.method)
-        return Aggregate.of(aggregate(inputs, chunk_source(engine, task.attempt_id, wait)))
+        yield inputs, chunk_source(engine, task.attempt_id, wait)
     finally:
         wait(engine.dispose)
         loop.close()

@@ -90,6 +90,19 @@ async def latest_text(
     return None if found is None else found.encode()
 
 
+async def latest_parameters(
+    connection: AsyncConnection, run_id: UUID, attempt_id: UUID, method: MethodVersion
+) -> dict[str, Any] | None:
+    """Return the parameters of the newest aggregate of a run's attempt by a method; None without one."""
+    statement = text("""
+        SELECT parameters FROM aggregates WHERE run_id = :run_id AND attempt_id = :attempt_id AND method = :method
+         ORDER BY created_at DESC, key LIMIT 1
+    """)
+    where = {"run_id": run_id, "attempt_id": attempt_id, "method": method}
+    found: dict[str, Any] | None = (await connection.execute(statement, where)).scalar_one_or_none()
+    return found
+
+
 class Pending(NamedTuple):
     """The runs of a campaign that an aggregation includes: those that have no aggregate by a method and can have one.
 

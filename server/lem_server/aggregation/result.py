@@ -18,13 +18,8 @@ from lem_server.aggregation.checks.completeness import missing_parts
 from lem_server.aggregation.checks.reported import evidence_checks
 from lem_server.aggregation.energy.efficiency import efficiency_result
 from lem_server.aggregation.energy.footprint import footprint_result
-from lem_server.aggregation.energy.power_traces import read_devices, read_host_traces
-from lem_server.aggregation.energy.prefill_probe import read_probe
-from lem_server.aggregation.energy.sampler_record import read_sampler
-from lem_server.aggregation.energy.sources import read_sources
 from lem_server.aggregation.energy.steady_state import steady_span, steady_state
 from lem_server.aggregation.energy.telemetry import telemetry_result
-from lem_server.aggregation.energy.totals import energy_account
 from lem_server.aggregation.energy.traces import Interval
 from lem_server.aggregation.errors import EvidenceMissing
 from lem_server.aggregation.evidence_reader import EvidenceReader
@@ -32,7 +27,8 @@ from lem_server.aggregation.findings import RULES, RunFacts
 from lem_server.aggregation.identity import computed_by, inputs_digest
 from lem_server.aggregation.inputs import AggregationInput, ChunkSource
 from lem_server.aggregation.latency import distributions as latency
-from lem_server.aggregation.latency.inter_token import read_intervals
+from lem_server.aggregation.latency.inter_token import read_intervals, silent_ranks
+from lem_server.aggregation.measured_energy import read_energy
 from lem_server.aggregation.work.flops import compute_result
 from lem_server.aggregation.work.outputs import outputs_result
 from lem_server.aggregation.work.perplexity import quality_result
@@ -67,21 +63,8 @@ def aggregate(inputs: AggregationInput, chunks: ChunkSource) -> RunResult:
     steady = steady_span(inputs.config, inputs.effective_config, ranks)
     tokens = _tokens(reader, ranks, None if isinstance(steady, str) else steady.span, inputs.method)
     speed = _speed(ranks, work, window, tokens.itl_ms, inputs.config.traffic.slo)
-    samples = read_devices(reader, inputs.devices)
-    record = read_sampler(reader, inputs.summaries)
-    account = energy_account(
-        inputs.config,
-        inputs.devices,
-        {uuid: found.trace for uuid, found in samples.items()},
-        read_host_traces(reader),
-        read_sources(inputs.summaries),
-        record,
-        ranks,
-        window,
-        read_probe(inputs.ranks, inputs.summaries) if inputs.config.prefill_probe else None,
-        inputs.method,
-        inputs.calibration,
-    )
+    measured = read_energy(reader, inputs, ranks, window)
+    account, record, samples = measured.account, measured.record, measured.samples
     warmups = {process: read_warmup(reader, process, inputs.summaries) for process in inputs.ranks}
     reader.verify_rest()
     facts = RunFacts(
@@ -152,20 +135,12 @@ class _Tokens(NamedTuple):
     in_span: int | str
 
 
-def _has_tokens(rank: RankRequests, method: MethodVersion) -> bool:
-    """Return whether a rank must have token times; under `m1` also a rank whose finished requests have no token."""
-    finished = rank.finished if method is MethodVersion.M1 else rank.finished & (rank.generated_tokens > 0)
-    return bool(finished.any())
-
-
 def _tokens(
     reader: EvidenceReader, ranks: Sequence[RankRequests], span: Interval | None, method: MethodVersion
 ) -> _Tokens:
     """Read the token times. ITL is null as soon as one rank that generated tokens recorded none."""
-    recorded = set(reader.processes_with(StreamName.TOKENS))
-    silent = [rank.process for rank in ranks if rank.process not in recorded and _has_tokens(rank, method)]
-    if silent:
-        reason = f"no token times were recorded by {', '.join(silent)}"
+    reason = silent_ranks(reader, ranks, method)
+    if reason is not None:
         return _Tokens(latency.distribution_ms(np.empty(0, dtype=np.int64), reason), 0, 0, reason)
     values = np.empty(sum(reader.rows(rank.process, StreamName.TOKENS) for rank in ranks), dtype=np.int64)
     used = miscounted = stray = in_span = 0

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import IO, Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Response, status
+from fastapi.responses import StreamingResponse
 
 from lem_domain.errors import ProblemCode
+from lem_domain.evidence.streams import CHUNK_MEDIA_TYPE
 from lem_domain.results.method import DEFAULT_METHOD, MethodVersion
+from lem_domain.results.requests import RequestTable
 from lem_domain.results.run import RunResult
 from lem_domain.wire.access import Scope
 from lem_domain.wire.campaigns import AggregatedCampaign, AggregationRequest
 from lem_server.access.guard import declares
 from lem_server.aggregation import service
 from lem_server.aggregation.inputs import AggregationParameters
+from lem_server.aggregation.request_table import RequestFormat
 from lem_server.context import Context
 from lem_server.http.method_query import StoredMethod
 from lem_server.http.path_ids import CampaignPath, RunPath
@@ -22,8 +30,12 @@ router = APIRouter(prefix="/api/v1", tags=["results"])
 
 _C = ProblemCode
 _JSON = "application/json"
+_BINARY = {"type": "string", "format": "binary"}
+_MEDIA_TYPES = {RequestFormat.JSON: _JSON, RequestFormat.CSV: "text/csv", RequestFormat.ARROW: CHUNK_MEDIA_TYPE}
+_PIECE = 2**20
 
 AllowPartial = Annotated[bool, Query(description="Compute from incomplete evidence and mark the result invalid.")]
+Form = Annotated[RequestFormat, Query(alias="format", description="Format of the table.")]
 Method = Annotated[MethodVersion, Query(description="Version of the formulas (docs/measurement.md).")]
 
 
@@ -85,6 +97,47 @@ async def aggregate_campaign(
 async def get_aggregate(context: Context, run_id: RunPath, method: StoredMethod = None) -> Response:
     """Return the newest stored result, byte for byte as it was computed."""
     return Response(await service.stored_aggregate(context.engine, run_id, method), media_type=_JSON)
+
+
+@router.get(
+    "/runs/{run_id}/tables/requests",
+    response_class=StreamingResponse,
+    **declares(
+        Scope.READ,
+        _C.NOT_FOUND,
+        _C.CONFLICT,
+        _C.EVIDENCE_MISSING,
+        _C.EVIDENCE_CORRUPT,
+        _C.EVIDENCE_INVALID,
+        answers={
+            status.HTTP_200_OK: {
+                "model": RequestTable,
+                "description": "The table in the chosen format; JSON and Arrow (in the schema's metadata) with the "
+                "summary.",
+                "content": {"text/csv": {"schema": {"type": "string"}}, CHUNK_MEDIA_TYPE: {"schema": _BINARY}},
+            }
+        },
+    ),
+)
+async def get_request_table(
+    context: Context, run_id: RunPath, form: Form = RequestFormat.JSON, method: Method = DEFAULT_METHOD
+) -> StreamingResponse:
+    """Compute the requests of a run with the energy of each (docs/measurement.md, Energy per request).
+
+    It is computed for every answer, with the parameters of the run's newest result by the method, and not stored.
+    """
+    # Without a name it disappears with its last descriptor, also when the server is killed.
+    with tempfile.NamedTemporaryFile(dir=context.settings.data_dir) as named:
+        path = Path(named.name)
+        await service.write_request_table(context.engine, context.aggregations.pool, run_id, method, path, form)
+        file = await asyncio.to_thread(path.open, "rb")
+    return StreamingResponse(_pieces(file), media_type=_MEDIA_TYPES[form])
+
+
+async def _pieces(file: IO[bytes]) -> AsyncIterator[bytes]:
+    with file:
+        while piece := await asyncio.to_thread(file.read, _PIECE):
+            yield piece
 
 
 def _parameters(allow_partial: bool, request: AggregationRequest | None) -> AggregationParameters:

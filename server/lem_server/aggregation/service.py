@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -13,7 +14,13 @@ from lem_domain.states import ActorKind, FailureReason, RunState
 from lem_server.aggregation import queries
 from lem_server.aggregation.errors import AggregationError
 from lem_server.aggregation.inputs import AggregationParameters
-from lem_server.aggregation.process_pool import AggregationPool, AggregationTask
+from lem_server.aggregation.process_pool import (
+    AggregationPool,
+    AggregationTask,
+    RequestTableTask,
+    write_stored_requests,
+)
+from lem_server.aggregation.request_table import RequestFormat
 from lem_server.evidence import reading
 from lem_server.http.problems import ProblemError, required
 from lem_server.runs.transitions import set_actor
@@ -119,6 +126,32 @@ async def stored_aggregate(engine: AsyncEngine, run_id: UUID, method: MethodVers
             "completed.",
         )
     return found
+
+
+async def write_request_table(
+    engine: AsyncEngine, pool: AggregationPool, run_id: UUID, method: MethodVersion, path: Path, form: RequestFormat
+) -> None:
+    """Compute the table of a run's requests and write it to a file.
+
+    It has the parameters of the newest stored result by the method, so that it divides the energy of that result.
+
+    Raises:
+        ProblemError: `not_found`; `conflict` when the run has no finished attempt; `evidence_missing`,
+            `evidence_corrupt`, `evidence_invalid`.
+    """
+    async with engine.connect() as connection:
+        row = required(await queries.run_row(connection, run_id), IdKind.RUN, run_id)
+        stored = None
+        if row.attempt_id is not None:
+            stored = await queries.latest_parameters(connection, run_id, row.attempt_id, method)
+    parameters = AggregationParameters() if stored is None else AggregationParameters.model_validate(stored)
+    attempt_id = _finished_attempt(row, parameters)
+    large = await reading.rows_of(engine, attempt_id) >= LARGE_ROWS
+    evidence = AggregationTask(engine.url, row, attempt_id, parameters, method)
+    try:
+        await pool.of_run(write_stored_requests, RequestTableTask(evidence, path, form), run_id, large=large)
+    except AggregationError as error:
+        raise ProblemError(error.code, str(error)) from error
 
 
 async def _refuse(

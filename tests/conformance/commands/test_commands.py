@@ -17,6 +17,7 @@ ARGUMENTS = {
     "FILE": str(ROOT / "examples" / "quickstart.yaml"),
     "A": "nightly",
     "ID": "nightly",
+    "RUN": f"run_{'1' * 32}",
     "WORKER": "bench-1",
 }
 NO_SERVER = "http://127.0.0.1:9"

@@ -84,24 +84,53 @@ def integral_bounded(found: PlausibleTrace, interval: Interval, sensor: Sensor) 
     if read.joules is None:
         return BoundedEstimate(None, reason=read.reason)
     times, power = _readings(found.trace)
+    left = integral_open(found.trace, interval, sensor)
+    ends_j = sum(
+        left.lag_s * range_between(times, power, Span(at_ns, at_ns), left.lag_s)
+        for at_ns in (interval.begin_ns, interval.end_ns)
+    )
+    sampling_j = ends_j + left.late_j + left.gaps_j
+    usual_s = left.usual_s
+    step_s = max(sensor.period_s, usual_s)
+    coverage_j = 0.0
+    if step_s > 0:
+        coverage_j = unseen_j(_held(times, watts_of(power), interval, step_s), step_s, sensor.averaged_s / step_s)
+    return BoundedEstimate(read.joules, sampling_j, coverage_j)
+
+
+class IntegralOpen(NamedTuple):
+    """What an integral leaves open: readings may lag by a time, be seen late, and be missing in gaps.
+
+    `range_w` is the highest reading minus the lowest.
+    """
+
+    lag_s: float
+    late_j: float
+    gaps_j: float
+    range_w: float
+    usual_s: float
+    """The usual distance between readings."""
+
+
+def integral_open(trace: Trace, interval: Interval, sensor: Sensor) -> IntegralOpen:
+    """Return what the integral over an interval that readings reach around leaves open (see `integral_bounded`)."""
+    times, power = _readings(trace)
     first = int(np.searchsorted(times, interval.begin_ns, side="right")) - 1
     last = int(np.searchsorted(times, interval.end_ns, side="left"))
     distances, watts = np.diff(times[first : last + 1]) / 1e9, power[first : last + 1] / 1e3
     usual_s = float(np.median(distances)) if len(distances) else 0.0
     lag_s = _age_s(times[first : last + 1], power[first : last + 1], sensor, usual_s)
     lag_s += (sensor.averaged_s + usual_s) / 2
-    ends_j = sum(
-        lag_s * range_between(times, power, Span(at_ns, at_ns), lag_s) for at_ns in (interval.begin_ns, interval.end_ns)
-    )
     late = np.diff(watts) * np.minimum(distances, _GAP * usual_s)
     gaps = distances[distances > _GAP * max(usual_s, sensor.period_s)]
     open_w = max(float(np.ptp(watts)), _LEAST_OPEN * float(watts.mean())) if len(gaps) else 0.0
-    sampling_j = ends_j + math.sqrt(math.fsum((late**2).tolist())) + float((gaps - usual_s).sum()) * open_w
-    step_s = max(sensor.period_s, usual_s)
-    coverage_j = 0.0
-    if step_s > 0:
-        coverage_j = unseen_j(_held(times, watts_of(power), interval, step_s), step_s, sensor.averaged_s / step_s)
-    return BoundedEstimate(read.joules, sampling_j, coverage_j)
+    return IntegralOpen(
+        lag_s=lag_s,
+        late_j=math.sqrt(math.fsum((late**2).tolist())),
+        gaps_j=float((gaps - usual_s).sum()) * open_w,
+        range_w=float(np.ptp(watts)),
+        usual_s=usual_s,
+    )
 
 
 def disagreement_j(counted: BoundedEstimate, integrated: BoundedEstimate) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,9 +18,11 @@ from lem_server.aggregation.energy.bounds import (
     counter_bounded,
     disagreement_j,
     integral_bounded,
+    integral_open,
     sensor_bound_j,
     sum_of_parts,
 )
+from lem_server.aggregation.energy.counts_at import counts_at
 from lem_server.aggregation.energy.plausibility import PlausibleTrace
 from lem_server.aggregation.energy.sensors import Sensor
 from lem_server.aggregation.energy.traces import (
@@ -35,6 +38,20 @@ from lem_server.aggregation.evidence_reader import NULL, IntArray
 
 STRENGTH = (EnergyMethod.MODELLED, EnergyMethod.INTEGRATED, EnergyMethod.COUNTER)
 """From the weakest to the strongest."""
+
+
+class EnergyCourse(NamedTuple):
+    """The energy of a part since the begin of an interval, at instants of it, in J, and what its samples leave open.
+
+    `open_j` is by how much each value may be off. In addition `late_j` is open by chance over the whole interval (it
+    grows with the root of time), and `hidden_j` anywhere in it. A shorter time than `resolution_s` is not resolved.
+    """
+
+    joules: FloatArray
+    open_j: FloatArray
+    late_j: float
+    hidden_j: float
+    resolution_s: float
 
 
 @dataclass(frozen=True)
@@ -82,7 +99,7 @@ class Meter:
         None if the samples do not cover all instants.
         """
         for values, joules in (
-            (self.trace.power_mw, _integral_until),
+            (self.trace.power_mw, integral_until),
             (self.trace.counts, self._counted_until),
         ):
             use = values != NULL
@@ -161,6 +178,34 @@ class BoundedMeter(Meter):
             whole.coverage_j,
         )
         return self._bounded(found, Span(0, round(part_s * 1e9)), EnergyMethod.COUNTER)
+
+    def course(self, interval: Interval, at_ns: IntArray) -> EnergyCourse | str:
+        """Return the energy since the begin of an interval at rising instants, its begin and end among them.
+
+        It has the shape of the counter, or of the power readings if the figure is their integral, scaled so that it
+        ends at the figure. A string says why there is no figure.
+        """
+        figure = self.energy(interval)
+        if figure.joules is None:
+            return str(figure.reason)
+        since_s = (at_ns - interval.begin_ns) / 1e9
+        if self._counted(interval).joules is not None:
+            counts = counts_at(self.trace, at_ns, interval, from_sample=True)
+            shape = counts.values * self.joules_per_count - self._counted_offset_w * since_s
+            open_j = np.maximum(counts.high - counts.values, counts.values - counts.low) * self.joules_per_count
+            resolution_s = self.trace.counter_period_s(interval) or interval.duration_s
+            late_j, hidden_j = 0.0, self._plausible.replaced_counts(interval) * self.joules_per_count
+        else:
+            use = self.trace.power_mw != NULL
+            left = integral_open(self.trace, interval, self.sensor)
+            shape = integral_until(self.trace.times_ns[use], self.trace.power_mw[use], at_ns)
+            open_j = np.full(len(at_ns), left.lag_s * left.range_w)
+            resolution_s = max(left.usual_s, self.sensor.period_s)
+            late_j, hidden_j = left.late_j, left.gaps_j
+        shape = shape - shape[0]
+        if shape[-1] <= 0:
+            shape = since_s  # as far as is known the power was level
+        return EnergyCourse(shape * (figure.joules / shape[-1]), open_j, late_j, hidden_j, resolution_s)
 
     def refused_around(self, interval: Interval) -> tuple[RefusedReadings, ...]:
         """Count what is in no figure around an interval."""
@@ -287,7 +332,7 @@ def _sources_text(figures: Iterable[EnergyFigure], methods: set[EnergyMethod]) -
     return f"{names} ({mixed})" if names else mixed
 
 
-def _integral_until(times: IntArray, power_mw: IntArray, at_ns: IntArray) -> FloatArray:
+def integral_until(times: IntArray, power_mw: IntArray, at_ns: IntArray) -> FloatArray:
     """Return the integral of power from the first sample until each instant, in J."""
     seconds, watts = (times - times[0]) / 1e9, power_mw / 1e3
     pieces = np.diff(seconds) * (watts[1:] + watts[:-1]) / 2

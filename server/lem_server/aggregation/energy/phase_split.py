@@ -9,8 +9,9 @@ import numpy as np
 
 from lem_domain.results.energy import PhaseEnergy, PhaseSplit
 from lem_domain.results.figures import EnergyFigure, EnergyMethod, Figure
+from lem_server.aggregation.energy.counts_at import counts_at
 from lem_server.aggregation.energy.meters import BoundedMeter, Meter, not_sampled, total_energy
-from lem_server.aggregation.energy.traces import FloatArray, Interval, Trace
+from lem_server.aggregation.energy.traces import Interval, Trace
 from lem_server.aggregation.evidence_reader import NULL, IntArray
 from lem_server.aggregation.work.requests import RankRequests
 
@@ -128,39 +129,14 @@ def _part_energy(meter: Meter, begin_ns: IntArray, end_ns: IntArray, window: Int
 def _counts_between(trace: Trace, begin_ns: IntArray, end_ns: IntArray, window: Interval) -> tuple[float, float]:
     """Return the sum of C(end) - C(begin), and the bound of its error.
 
-    The true count at an instant is between the count before it and the first update after it. Energy outside all of
-    these ranges is assigned correctly, so the error is at most what the ranges cover together, and at most the sum of
-    their larger halves. Counters truncate to whole counts, which adds one.
+    Energy outside of the ranges of the true counts is assigned correctly, so the error is at most what the ranges cover
+    together, and at most the sum of their larger halves.
     """
-    use = trace.counts != NULL
-    times, counts = trace.times_ns[use], trace.counts[use]
-    first = int(np.searchsorted(times, window.begin_ns, side="right")) - 1
-    times, counts = times[first:] - window.begin_ns, counts[first:] - counts[first]
-    falls = np.flatnonzero(np.diff(counts) < 0)
-    if len(falls):  # a reset after the window
-        times, counts = times[: falls[0] + 1], counts[: falls[0] + 1]
-    at = np.concatenate((begin_ns, end_ns)) - window.begin_ns
-    low = counts[np.searchsorted(times, at, side="right") - 1]
-    shown = counts[np.minimum(np.searchsorted(times, at, side="left"), len(times) - 1)]
-    update = np.searchsorted(counts, shown, side="right")
-    period = 2 * int(counts[-1]) // max(1, len(np.unique(counts)) - 1)
-    high = np.where(update < len(counts), counts[np.minimum(update, len(counts) - 1)], shown + period) + 1
-    values = np.clip(np.interp(at, *_knots(times, counts)), low, high)
+    values, low, high = counts_at(trace, np.concatenate((begin_ns, end_ns)), window)
     batches = len(begin_ns)
     energy = float(values[batches:].sum() - values[:batches].sum())
     halves = float(np.maximum(high - values, values - low).sum())
     return energy, min(halves, _covered(low, high))
-
-
-def _knots(times: IntArray, counts: IntArray) -> tuple[FloatArray, IntArray]:
-    """Return instants and counts to interpolate between: every sample, or only updates if samples come more often.
-
-    An update happened between the sample before it and the sample that shows it.
-    """
-    updates = np.flatnonzero(np.diff(counts) > 0) + 1
-    if len(updates) == len(counts) - 1:
-        return times.astype(np.float64), counts
-    return (times[updates] + times[updates - 1]) / 2, counts[updates]
 
 
 def _covered(low: IntArray, high: IntArray) -> float:

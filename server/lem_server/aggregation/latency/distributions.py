@@ -22,31 +22,36 @@ _Values = npt.NDArray[np.int64] | npt.NDArray[np.float64]
 
 
 def distribution_ms(values_ns: _Values, reason: str) -> Distribution:
-    """Return mean, sd (n - 1), min, percentiles and max in ms of values in ns; sorts `values_ns` in place.
+    """Return the distribution in ms of values in ns (see `distribution`)."""
+    return distribution(values_ns, "ms", NS_PER_MS, reason)
+
+
+def distribution(values: _Values, unit: str, per_unit: float, reason: str) -> Distribution:
+    """Return mean, sd (n - 1), min, percentiles and max of values / `per_unit`; sorts `values` in place.
 
     Percentiles interpolate linearly between order statistics (NumPy's default; Hyndman and Fan 1996, type 7). Sorting
     first makes every figure independent of the order of the values, to the last bit. `reason` is given if there are no
     values.
     """
-    count = len(values_ns)
+    count = len(values)
     if count == 0:
         nothing = dict.fromkeys(("mean", "sd", "min", "p50", "p90", "p95", "p99", "max"))
-        return Distribution(unit="ms", count=0, reason=reason, **nothing)
-    values_ns.sort()
-    blocks = [values_ns[start : start + _BLOCK] for start in range(0, count, _BLOCK)]
+        return Distribution(unit=unit, count=0, reason=reason, **nothing)
+    values.sort()
+    blocks = [values[start : start + _BLOCK] for start in range(0, count, _BLOCK)]
     mean = math.fsum(float(block.sum()) for block in blocks) / count
     squares = math.fsum(float(np.square(block - mean).sum()) for block in blocks)
     return Distribution(
-        unit="ms",
+        unit=unit,
         count=count,
-        mean=mean / NS_PER_MS,
-        sd=math.sqrt(squares / (count - 1)) / NS_PER_MS if count > 1 else None,
-        min=float(values_ns[0]) / NS_PER_MS,
-        p50=_percentile(values_ns, 50) / NS_PER_MS,
-        p90=_percentile(values_ns, 90) / NS_PER_MS,
-        p95=_percentile(values_ns, 95) / NS_PER_MS,
-        p99=_percentile(values_ns, 99) / NS_PER_MS,
-        max=float(values_ns[-1]) / NS_PER_MS,
+        mean=mean / per_unit,
+        sd=math.sqrt(squares / (count - 1)) / per_unit if count > 1 else None,
+        min=float(values[0]) / per_unit,
+        p50=_percentile(values, 50) / per_unit,
+        p90=_percentile(values, 90) / per_unit,
+        p95=_percentile(values, 95) / per_unit,
+        p99=_percentile(values, 99) / per_unit,
+        max=float(values[-1]) / per_unit,
     )
 
 

@@ -19,6 +19,7 @@ from lem_domain.gpu_peaks import GpuPeak, is_part, peak_of
 from lem_domain.results.figures import Figure
 from lem_domain.results.run import ComputeResult, WindowResult
 from lem_domain.wire.workers import Device, DeviceKind
+from lem_server.aggregation.energy.traces import FloatArray
 from lem_server.aggregation.evidence_reader import NULL
 from lem_server.aggregation.inputs import Summaries
 from lem_server.aggregation.json_values import Maybe, Recorded
@@ -62,6 +63,15 @@ def request_flops(rank: RankRequests, shape: ModelShape) -> float:
     processed = float((length - cached).sum())
     contexts = float((length * (length + 1) - cached * (cached + 1)).sum()) / 2
     return 2 * shape.matmul_parameters * processed + 4 * shape.layers * shape.attention_width * contexts
+
+
+def flops_between(shape: ModelShape, done: FloatArray, after: FloatArray) -> FloatArray:
+    """Return the formula above for the tokens of sequences after position `done` up to `after`, counted from 1."""
+    contexts = (after * (after + 1) - done * (done + 1)) / 2
+    found: FloatArray = (
+        2 * shape.matmul_parameters * (after - done) + 4 * shape.layers * shape.attention_width * contexts
+    )
+    return found
 
 
 def _mfu(flops: Figure, peak: Figure, window: WindowResult, number_format: str) -> Figure:
