@@ -40,7 +40,15 @@ from lem_domain.wire.campaigns import (
     RetriedRuns,
 )
 from lem_domain.wire.datasets import DatasetContent, DatasetUpload, DatasetView
-from lem_domain.wire.decisions import Allowance, ComparedPair, CompareRequest, Comparison
+from lem_domain.wire.decisions import (
+    Allowance,
+    ComparedPair,
+    CompareRequest,
+    Comparison,
+    Gate,
+    GateLimit,
+    GateRequest,
+)
 from lem_domain.wire.runs import AttemptView, LeaseEventView, LogChunk, RunView, StreamView, TransitionView
 from lem_domain.wire.workers import WorkerView
 
@@ -212,6 +220,27 @@ class Client:
         return self._sender.send(
             Operation("POST", api_path("comparisons"), Comparison, parameters, request, idempotent=True)
         )
+
+    def gate(
+        self,
+        reference: str,
+        candidate: str,
+        limits: Mapping[str, float],
+        *,
+        match: Sequence[str] = (),
+        allow: Sequence[Allowance] = (),
+        method: MethodVersion | None = None,
+    ) -> Gate:
+        """Decide whether a candidate is within the regressions that are allowed, a fraction per metric."""
+        request = GateRequest(
+            reference=reference,
+            candidate=candidate,
+            limits=tuple(GateLimit(metric=metric, max_regression=limit) for metric, limit in limits.items()),
+            match=tuple(match),
+            allow=tuple(allow),
+        )
+        parameters = {"method": method}
+        return self._sender.send(Operation("POST", api_path("gates"), Gate, parameters, request, idempotent=True))
 
     def follow_campaign(self, campaign_id: str, *, last_event_id: str | None = None) -> Iterator[Event]:
         """Yield past and future events of a campaign until no run is queued or live. Resumes after a broken stream."""

@@ -9,11 +9,12 @@ from lem_domain.errors import ConfigurationError, LemError
 
 
 class ExitCode(IntEnum):
-    """Exit codes. 3 is reserved for `gate`: not enough evidence."""
+    """Exit codes. Only `gate` has 3."""
 
     DONE = 0
     FAILED = 1
     USAGE = 2
+    NOT_ENOUGH_EVIDENCE = 3
     INTERRUPTED = 130
 
 

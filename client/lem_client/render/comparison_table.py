@@ -12,6 +12,9 @@ from lem_domain.wire.decisions import (
     ComparisonWord,
     ConfidenceInterval,
     ExperimentComparison,
+    Gate,
+    GateExperiment,
+    GateMetric,
     MeanEstimate,
     MetricComparison,
 )
@@ -31,16 +34,47 @@ def comparison_parts(found: Comparison) -> Iterator[RenderableType]:
         yield _table(one)
         notes = [*(finding.message for finding in one.findings), *filter(None, map(_note, one.metrics))]
         yield clean("\n".join(f"  {note}" for note in notes) + ("\n" if notes else ""))
-    for side, unmatched in (("reference", found.unmatched_reference), ("candidate", found.unmatched_candidate)):
-        for one_left in unmatched:
-            yield clean(f"not compared, of the {side}: {one_left.display_name}: {one_left.reason}")
+    yield from _unmatched(found)
     yield (
         f"95 % intervals, widened by what sensors and samples leave open; words are corrected for "
         f"{found.tests} {'test' if found.tests == 1 else 'tests'}."
     )
 
 
-def _differences(one: ExperimentComparison) -> Iterator[str]:
+def gate_parts(found: Gate) -> Iterator[RenderableType]:
+    """Yield the parts of a gate: its outcome, and per pair what differs, findings and the table."""
+    yield clean(f"{found.outcome.value.replace('_', ' ')}")
+    for one in found.experiments:
+        yield clean(f"{one.candidate.display_name} against {one.reference.display_name}")
+        yield clean("\n".join(_differences(one)))
+        rows = [
+            (*_row(metric.comparison)[:-1], f"{metric.limit * 100:g} %", metric.outcome.value.replace("_", " "))
+            for metric in one.metrics
+        ]
+        yield table(("metric", "n", "reference", "candidate", "change", "95 % interval", "limit", "result"), rows)
+        notes = [*(finding.message for finding in one.findings), *filter(None, map(_gate_note, one.metrics))]
+        yield clean("\n".join(f"  {note}" for note in notes) + ("\n" if notes else ""))
+    yield from _unmatched(found)
+
+
+def _gate_note(one: GateMetric) -> str | None:
+    if one.comparison.reason:
+        return f"{one.comparison.metric}: {one.comparison.reason}."
+    needed = one.cycles_needed
+    if needed is None:
+        return None
+    if needed.cycles is None:
+        return f"{one.comparison.metric}: no number of cycles would decide so close to the limit: {needed.reason}."
+    return f"{one.comparison.metric}: about {needed.more} more cycles of each would decide."
+
+
+def _unmatched(found: Comparison | Gate) -> Iterator[str]:
+    for side, unmatched in (("reference", found.unmatched_reference), ("candidate", found.unmatched_candidate)):
+        for one in unmatched:
+            yield clean(f"not compared, of the {side}: {one.display_name}: {one.reason}")
+
+
+def _differences(one: ExperimentComparison | GateExperiment) -> Iterator[str]:
     for difference in one.differences[:_SHOWN]:
         yield f"  {difference.part} {difference.path}: {difference.reference} → {difference.candidate}"
     if len(one.differences) > _SHOWN:

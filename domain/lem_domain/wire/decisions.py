@@ -16,6 +16,10 @@ COMPARISON_VERSION: Final = 1
 """Version of `Comparison`. Fields may be added; a field that changes its meaning or is removed raises it."""
 
 
+GATE_VERSION: Final = 1
+"""Version of `Gate`, in the same way."""
+
+
 class ConfidenceInterval(AnswerModel):
     """Both ends of an interval, in the unit of the estimate."""
 
@@ -213,8 +217,8 @@ class ComparedPair(RequestModel):
     candidate: ExperimentId
 
 
-class CompareRequest(RequestModel):
-    """Which experiments to compare, and by what.
+class DecisionRequest(RequestModel):
+    """Which experiments to compare.
 
     Two campaigns are matched by their configurations; `match` names the keys that are meant to differ. Two experiments
     are one pair. Without a candidate the first experiment of the reference's campaign is compared with all others.
@@ -228,10 +232,68 @@ class CompareRequest(RequestModel):
     pairs: tuple[ComparedPair, ...] = Field(
         default=(), max_length=1000, description="Explicit pairs of experiments of the two, in place of matching."
     )
+    allow: tuple[Allowance, ...] = Field(default=(), description="Give words all the same.")
+
+
+class CompareRequest(DecisionRequest):
+    """What to compare, in which metrics."""
+
     metrics: tuple[str, ...] = Field(
         default=(), max_length=100, description="Names or their last parts; without any, the headline metrics."
     )
     margin: float | None = Field(
         default=None, gt=0, lt=1, description="Differences below this fraction of the reference don't matter."
     )
-    allow: tuple[Allowance, ...] = Field(default=(), description="Give words all the same.")
+
+
+class GateLimit(RequestModel):
+    """A regression that is allowed."""
+
+    metric: str = Field(description="Name of a metric or its last part.")
+    max_regression: float = Field(gt=0, lt=1, description="As a fraction of the reference.")
+
+
+class GateRequest(DecisionRequest):
+    """What to compare, and by how much the candidate may be worse."""
+
+    limits: tuple[GateLimit, ...] = Field(min_length=1, max_length=100)
+
+
+class GateOutcome(StrEnum):
+    """Whether a candidate stays within the allowed regressions."""
+
+    PASSED = "passed"
+    """The whole widened interval of every metric is within its limit."""
+    REGRESSED = "regressed"
+    """That of a metric is wholly beyond its limit, after Holm's correction."""
+    NOT_ENOUGH_EVIDENCE = "not_enough_evidence"
+
+
+class GateMetric(AnswerModel):
+    """One metric of a gate."""
+
+    comparison: MetricComparison
+    limit: float = Field(description="Allowed regression, as a fraction of the reference.")
+    outcome: GateOutcome
+    cycles_needed: CyclesNeeded | None = Field(description="What would decide, where the evidence is not enough.")
+
+
+class GateExperiment(AnswerModel):
+    """A candidate held against the limits."""
+
+    reference: ComparedExperiment
+    candidate: ComparedExperiment
+    differences: tuple[ConfigDifference, ...]
+    findings: tuple[ComparabilityFinding, ...]
+    metrics: tuple[GateMetric, ...]
+
+
+class Gate(AnswerModel):
+    """Answer of a gate."""
+
+    schema_version: Literal[1] = GATE_VERSION
+    confidence: float = Field(description="A gate errs in at most 1 − confidence of requests.")
+    outcome: GateOutcome = Field(description="An experiment of the reference without a partner never passes.")
+    experiments: tuple[GateExperiment, ...]
+    unmatched_reference: tuple[UnmatchedExperiment, ...]
+    unmatched_candidate: tuple[UnmatchedExperiment, ...]

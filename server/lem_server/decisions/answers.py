@@ -12,10 +12,14 @@ from lem_domain.wire.decisions import (
     Comparison,
     ConfigDifference,
     ExperimentComparison,
+    Gate,
+    GateExperiment,
+    GateOutcome,
 )
 from lem_server.decisions.comparison import OpenComparison, compare_metric, words
 from lem_server.decisions.differences import are_paired, comparability, differences, same_sensors
 from lem_server.decisions.facts import ExperimentFacts, energy_path
+from lem_server.decisions.gate import GatedMetric, decide
 from lem_server.decisions.intervals import CONFIDENCE
 from lem_server.decisions.question import Question
 
@@ -38,6 +42,32 @@ def compare(question: Question) -> Comparison:
         confidence=CONFIDENCE,
         tests=sum(one.widened is not None for _, part in opened for one in part.metrics),
         comparisons=comparisons,
+        unmatched_reference=question.matched.reference,
+        unmatched_candidate=question.matched.candidate,
+    )
+
+
+def gate(question: Question) -> Gate:
+    """Hold every pair of the question against its limits."""
+    opened = [(pair, _open(question, *pair)) for pair in question.matched.pairs]
+    limits = dict(zip((metric.name for metric in question.metrics), question.limits, strict=True))
+    outcome, metrics = decide([GatedMetric(one, limits[one.metric.name]) for _, part in opened for one in part.metrics])
+    if question.matched.reference and outcome is GateOutcome.PASSED:
+        outcome = GateOutcome.NOT_ENOUGH_EVIDENCE
+    found = iter(metrics)
+    return Gate(
+        confidence=CONFIDENCE,
+        outcome=outcome,
+        experiments=tuple(
+            GateExperiment(
+                reference=_compared(reference),
+                candidate=_compared(candidate),
+                differences=part.differences,
+                findings=part.findings,
+                metrics=tuple(next(found) for _ in part.metrics),
+            )
+            for (reference, candidate), part in opened
+        ),
         unmatched_reference=question.matched.reference,
         unmatched_candidate=question.matched.candidate,
     )
@@ -68,7 +98,9 @@ def _open(question: Question, reference: ExperimentFacts, candidate: ExperimentF
             refused=refused,
         )
         for metric in question.metrics
-        if not metric.optional or any(metric.name in one.values for one in (*reference.cycles, *candidate.cycles))
+        if question.limits
+        or not metric.optional
+        or any(metric.name in one.values for one in (*reference.cycles, *candidate.cycles))
     )
     unknown = [one.metric.name for one in metrics if _is_unbounded(one)]
     if unknown:

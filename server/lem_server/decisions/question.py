@@ -17,6 +17,8 @@ class Question(NamedTuple):
     intended: tuple[str, ...] = ()
     """Keys that differ on purpose, with those that the experiments' campaigns vary."""
     margin: float | None = None
+    limits: tuple[float, ...] = ()
+    """Of a gate: the allowed regression of each metric."""
     allow_different_work: bool = False
     notes: tuple[ComparabilityFinding, ...] = ()
     """What holds for every pair."""

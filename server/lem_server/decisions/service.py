@@ -16,6 +16,9 @@ from lem_domain.wire.decisions import (
     ComparabilityFinding,
     CompareRequest,
     Comparison,
+    DecisionRequest,
+    Gate,
+    GateRequest,
 )
 from lem_server.aggregation.process_pool import AggregationPool
 from lem_server.decisions.facts import ExperimentFacts
@@ -38,7 +41,29 @@ async def compare(
         ProblemError: `not_found`; `validation`: an unknown metric, or a pair that is not of the two; `conflict`:
             nothing to compare, or too much.
     """
-    metrics = chosen_metrics(request.metrics)
+    question = await _question(engine, request, chosen_metrics(request.metrics, "/metrics/{}"), method)
+    return await pool.call(compare_in_subprocess, question._replace(margin=request.margin))
+
+
+async def gate(engine: AsyncEngine, pool: AggregationPool, request: GateRequest, method: MethodVersion | None) -> Gate:
+    """Hold experiments against the limits of the request.
+
+    Raises:
+        ProblemError: as `compare`; `validation` also for a metric with two limits.
+    """
+    metrics = chosen_metrics([one.metric for one in request.limits], "/limits/{}/metric")
+    if len(metrics) < len(request.limits):
+        message = "two limits are of one metric; give one."
+        problem = FieldProblem(pointer="/limits", message=message)
+        raise ProblemError(ProblemCode.VALIDATION, message, errors=(problem,))
+    question = await _question(engine, request, metrics, method)
+    limits = tuple(one.max_regression for one in request.limits)
+    return await pool.call(gate_in_subprocess, question._replace(limits=limits))
+
+
+async def _question(
+    engine: AsyncEngine, request: DecisionRequest, metrics: tuple[Metric, ...], method: MethodVersion | None
+) -> Question:
     reference = await find_scope(engine, request.reference)
     first = await _read(engine, reference, request.reference, metrics, method)
     if request.candidate is None:
@@ -49,15 +74,20 @@ async def compare(
         scopes, matched = [reference, candidate], _match(request, first, second)
     if not matched.pairs:
         raise ProblemError(ProblemCode.CONFLICT, _why_nothing(request, matched))
-    question = Question(
+    return Question(
         matched=matched,
         metrics=metrics,
         intended=request.match,
-        margin=request.margin,
         allow_different_work=Allowance.DIFFERENT_WORK in request.allow,
         notes=tuple(_unfinished(scope) for scope in dict.fromkeys(scopes) if scope.open_runs),
     )
-    return await pool.call(compare_in_subprocess, question)
+
+
+def gate_in_subprocess(question: Question) -> Gate:
+    """Compute the answer; runs in a subprocess."""
+    from lem_server.decisions import answers  # noqa: PLC0415 - as below
+
+    return answers.gate(question)
 
 
 def compare_in_subprocess(question: Question) -> Comparison:
@@ -67,7 +97,7 @@ def compare_in_subprocess(question: Question) -> Comparison:
     return answers.compare(question)
 
 
-def chosen_metrics(names: Sequence[str]) -> tuple[Metric, ...]:
+def chosen_metrics(names: Sequence[str], pointer: str) -> tuple[Metric, ...]:
     """Return the metrics with these names, or whose names end with them (the job's); without any, `HEADLINES`.
 
     Raises:
@@ -88,7 +118,7 @@ def chosen_metrics(names: Sequence[str]) -> tuple[Metric, ...]:
         listed = ", ".join(metric.name for metric in found or METRICS)
         what = "several metrics end with" if found else "there is no metric"
         message = f"{what} {name!r}; name one of {listed}."
-        problems.append(FieldProblem(pointer=f"/metrics/{index}", message=message))
+        problems.append(FieldProblem(pointer=pointer.format(index), message=message))
     if problems:
         raise ProblemError(ProblemCode.VALIDATION, problems[0].message, errors=tuple(problems))
     return tuple(chosen.values())
@@ -106,7 +136,7 @@ async def _read(
 
 
 def _match(
-    request: CompareRequest, reference: Sequence[ExperimentFacts], candidate: Sequence[ExperimentFacts]
+    request: DecisionRequest, reference: Sequence[ExperimentFacts], candidate: Sequence[ExperimentFacts]
 ) -> Matched:
     if request.pairs:
         try:
@@ -123,7 +153,7 @@ def _match(
     return match_campaigns(reference, candidate, request.match)
 
 
-def _why_nothing(request: CompareRequest, matched: Matched) -> str:
+def _why_nothing(request: DecisionRequest, matched: Matched) -> str:
     if request.candidate is None:
         return f"{request.reference} has one experiment; name a second campaign or experiment to compare it with."
     why = next((one.reason for one in (*matched.reference, *matched.candidate)), "one of them has no runs")

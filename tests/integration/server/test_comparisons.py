@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from factories.runs import complete, result_json, run_ids, store_aggregate, submit
-from lem_domain.wire.decisions import Comparison
+from lem_domain.wire.decisions import Comparison, Gate
 
 pytestmark = pytest.mark.anyio
 
@@ -68,6 +68,18 @@ async def test_experiments_of_campaigns_are_compared(api: httpx.AsyncClient, eng
         api, reference=ids["16"], candidate=ids["=8"], metrics=["energy_per_output_token_j"], margin=0.5
     )
     assert turned.comparisons[0].metrics[0].word == "equivalent"
+
+    gated = {"reference": ids["=8"], "candidate": ids["16"]}
+    limits = [{"metric": "energy_per_output_token_j", "max_regression": 0.03}]
+    for request, outcome in (
+        (gated, "passed"),
+        ({"reference": ids["16"], "candidate": ids["=8"]}, "regressed"),
+        ({"reference": first["id"], "candidate": second["id"]}, "not_enough_evidence"),
+    ):
+        answer = await api.post("/api/v1/gates", json={**request, "limits": limits})
+        assert answer.status_code == 200, answer.text
+        assert Gate.model_validate_json(answer.content).outcome == outcome
+    assert (await api.post("/api/v1/gates", json={**gated, "limits": limits * 2})).status_code == 422
 
     nothing = await submit(api, sweep={"output.max_tokens": [32, 64]})
     status, detail = await refused(api, reference=first["id"], candidate=nothing["id"])
