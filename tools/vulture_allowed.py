@@ -55,6 +55,11 @@ thermal_violation_ns
 board_violation_ns
 reliability_violation_ns
 
+# The rule of ending cycles that benchmarks/decisions.py proves.
+half_width
+look
+precise
+
 # Texts of a metric that tools/reference prints.
 better
 definition
