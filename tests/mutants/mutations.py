@@ -41,6 +41,10 @@ OPERATORS = (
 programs that don't start (names replaced by other names)."""
 
 
+EXPRESSIONS = ("arith_expr", "term", "power", "expr", "and_expr", "xor_expr", "shift_expr")
+"""Where parso puts the operator between two values."""
+
+
 class NumberDoubler(Operator):
     """Doubles numbers for which ±1 would be no small change but none at all."""
 
@@ -51,7 +55,7 @@ class NumberDoubler(Operator):
 
     def mutate(self, node, index):
         """Double the number."""
-        return parso.python.tree.Number(f" {ast.literal_eval(node.value) * 2!r}", node.start_pos)
+        return parso.python.tree.Number(f" {ast.literal_eval(node.value) * 2 or 1.0!r}", node.start_pos)
 
     @classmethod
     def examples(cls):
@@ -119,9 +123,14 @@ class Mutant(NamedTuple):
 
     def source(self) -> str:
         """Return the whole changed module."""
-        changed = mutate_code(_text(self.module), _operator(self.operator)(), self.occurrence)
-        assert changed is not None, self
-        return changed
+        return _changed(self)
+
+
+@functools.cache
+def _changed(mutant: Mutant) -> str:
+    changed = mutate_code(_text(mutant.module), _operator(mutant.operator)(), mutant.occurrence)
+    assert changed is not None, mutant
+    return changed
 
 
 class Change(NamedTuple):
@@ -187,10 +196,12 @@ def mutants_of(module: str) -> list[Mutant]:
         for node in nodes:
             for (line, column), _ in operator.mutation_positions(node):
                 occurrence += 1
+                if name.startswith("ReplaceBinaryOperator") and node.parent.type not in EXPRESSIONS:
+                    continue  # the stars of {**one, **other}
                 if name == "NumberReplacer" and not _is_small(node.value):
                     continue
-                if name == "AddNot" and _condition(node).type == "comparison":
-                    continue  # the operators of comparisons negate it already
+                if name == "AddNot" and _condition(node).type in ("comparison", "namedexpr_test"):
+                    continue  # the operators of comparisons negate it already; `not x := y` is no Python
                 if not without.covers(line, column):
                     found.append(Mutant(module, name, occurrence, line))
     return sorted(found, key=lambda mutant: (mutant.line, mutant.operator, mutant.occurrence))

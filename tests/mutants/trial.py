@@ -47,7 +47,7 @@ LIMIT_FACTOR = 20
 The load of the machine decides nothing."""
 BROKEN = 99
 """The exit code of a fork in which the program itself failed, not a test."""
-OPTIONS = ("-x", "-qq", "--no-header", "--tb=short", "-p", "no:cacheprovider")
+OPTIONS = ("-x", "-qq", "-s", "--no-header", "--tb=short", "-p", "no:cacheprovider")
 SOURCES = ("domain", "server", "tests", "tools", "client", "worker")
 
 
@@ -151,10 +151,13 @@ class _Collected:
                 pickle.dump(what, answers)
                 answers.flush()
 
-            imports = [name for name in sys.modules if not _is_ours(name)]
+            imports = [name for name in list(sys.modules) if not _is_ours(name)]
             answer((reach, imports))
             functions = _functions_in_memory(self._suite.modules)
-            changes = {mutant: changed_functions(mutant, functions) for mutant in self._mutants}
+            changes: Changes = {}
+            for mutant in self._mutants:
+                with contextlib.suppress(SyntaxError):  # no Python, so no mutant
+                    changes[mutant] = changed_functions(mutant, functions)
             here = [mutant for mutant, change in changes.items() if change is not None]
             for mutant in changes.keys() - here:
                 answer((mutant, None))

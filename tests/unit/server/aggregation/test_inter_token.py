@@ -55,9 +55,10 @@ def test_tokens_may_come_in_any_order() -> None:
     both = requests((0, 2, True), (1, 3, True))
     seen = found(both, [(1, 2, 30), (0, 1, 13), (1, 0, 10), (0, 0, 11), (1, 1, 15)])
     assert seen.itl_ns.tolist() == [2, 5, 15]
+    assert found(requests((0, 2, True)), [(0, 1, 13), (0, 0, 10)]).itl_ns.tolist() == [3]
 
 
-@pytest.mark.parametrize("ids", [(3, 4, 5), (3, 4, 9)], ids=["without a gap", "with a gap"])
+@pytest.mark.parametrize("ids", [(3, 4, 5), (3, 5, 9)], ids=["without a gap", "with a gap"])
 def test_tokens_of_unknown_requests_are_stray_whatever_their_number(ids: tuple[int, int, int]) -> None:
     known = requests(*((each, 1, True) for each in ids))
     tokens = [(each, 0, 10) for each in ids]
@@ -74,8 +75,8 @@ def test_a_request_whose_count_of_token_times_differs_is_miscounted_if_it_finish
 
 
 def test_without_any_token_the_finished_requests_with_tokens_are_miscounted() -> None:
-    seen = found(requests((0, 2, True), (1, 0, True), (2, 3, False)), [])
-    assert (seen.itl_ns.tolist(), seen.miscounted, seen.stray, seen.in_span) == ([], 1, 0, 0)
+    seen = found(requests((0, 2, True), (1, 1, True), (2, 0, True), (3, 3, False)), [])
+    assert (seen.itl_ns.tolist(), seen.miscounted, seen.stray, seen.in_span) == ([], 2, 0, 0)
 
 
 def test_without_any_request_every_token_is_stray() -> None:

@@ -13,7 +13,12 @@ from factories.evidence import Evidence, cpu, gpu
 from lem_domain.results.energy import PhaseSplit
 from lem_domain.results.figures import EnergyMethod
 from lem_domain.results.run import RunResult
+from lem_server.aggregation.energy.meters import Meter
+from lem_server.aggregation.energy.phase_split import phase_split
+from lem_server.aggregation.energy.traces import Span, Trace
+from lem_server.aggregation.evidence_reader import NULL, IntArray
 from lem_server.aggregation.result import aggregate
+from lem_server.aggregation.work.requests import RankRequests
 
 
 def lockstep(batches: int, prefill: float, decode: float, *, size: int = 2, **fields: object) -> Evidence:
@@ -203,3 +208,71 @@ def test_the_bound_contains_the_truth(
         exact = sum(truth(edges[2 + 2 * b + place]) - truth(edges[1 + 2 * b + place]) for b in range(len(phases)))
         if phase.energy.joules is not None:
             assert abs(phase.energy.joules - exact) <= (phase.energy.bound_j or 0) + 1e-6
+
+
+class TestCounts:
+    """A counter of 10, 20 or 40 counts per second, read every second, over batches whose ends lie between readings."""
+
+    SECONDS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+    COUNTS = (5, 15, 25, 65, 105, 145, 185, 205, 225, 245, 265)
+
+    @pytest.fixture(autouse=True)
+    def _any_bound(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """So coarse a counter separates no phases of this length, but its numbers can be followed by hand."""
+        monkeypatch.setattr("lem_server.aggregation.energy.phase_split.MOST_UNCERTAIN", 2)
+
+    @staticmethod
+    def split(*batches: tuple[float, float, float], counts: Sequence[int] = COUNTS) -> PhaseSplit:
+        def column(values: Sequence[float]) -> IntArray:
+            return np.array([round(value * 1e9) for value in values], dtype=np.int64)
+
+        begins, firsts, lasts = (column(times) for times in zip(*batches, strict=True))
+        numbers = np.arange(len(batches))
+        rank = RankRequests(
+            process="rank-0",
+            request_id=numbers,
+            prompt_index=numbers,
+            arrival_ns=begins,
+            released_ns=begins,
+            scheduled_ns=np.full(len(batches), NULL),
+            first_token_ns=firsts,
+            last_token_ns=lasts,
+            prompt_tokens=numbers,
+            cached_prompt_tokens=numbers,
+            generated_tokens=numbers,
+            batch_id=numbers,
+            finished=np.ones(len(batches), dtype=np.bool_),
+            first_error=None,
+            cut_outputs=0,
+        )
+        nothing = np.full(len(counts), NULL)
+        trace = Trace(column(TestCounts.SECONDS[: len(counts)]), np.array(counts, dtype=np.int64), nothing)
+        meter = Meter("GPU-0", trace, joules_per_count=10.0, sensor_w=2.0, source="nvml")
+        return phase_split([rank], {"GPU-0": meter}, ["GPU-0"], Span(round(1e9), round(9.5e9)))
+
+    def test_energy_and_bound_of_one_batch(self) -> None:
+        split = self.split((1.5, 5.0, 9.0))
+        assert (split.prefill.time_s.value, split.decode.time_s.value) == (3.5, 4.0)
+        # From 20 counts to 145, and from there to 245.
+        assert (split.prefill.energy.joules, split.decode.energy.joules) == (1250, 1000)
+        # At 1.5 s the true count is from 15 to 66 (after the next update, and one for its rounding), at 5 s from 145 to
+        # 186, at 9 s from 245 to 266.
+        at_begin, at_first, at_last = max(66 - 20, 20 - 15), 186 - 145, 266 - 245
+        assert split.prefill.energy.bound_j == 10 * (at_begin + at_first) + 2 * 3.5
+        assert split.decode.energy.bound_j == 10 * (at_first + at_last) + 2 * 4.0
+        assert (split.prefill.energy.sensor_bound_j, split.decode.energy.sensor_bound_j) == (7, 8)
+
+    def test_batches_that_follow_each_other_add_up_and_ranges_count_once(self) -> None:
+        split = self.split((1.0, 4.0, 4.0), (4.0, 6.25, 9.0))
+        assert split.prefill.energy.joules == 10 * ((105 - 15) + (190 - 105))
+        # 15 to 26, 105 to 146 once instead of twice, 185 to 226.
+        assert split.prefill.energy.bound_j == 10 * (11 + 41 + 41) + 2 * 5.25
+        assert split.decode.energy.joules == 10 * (245 - 190)
+
+    def test_after_the_last_update_a_mean_period_may_be_hidden(self) -> None:
+        split = self.split((1.0, 5.0, 9.25))
+        assert split.decode.energy.joules == 10 * (250 - 145)
+        # Relative to the reading at 1 s the counter made nine steps to 250, of 27 in the mean.
+        assert split.decode.energy.bound_j == pytest.approx(
+            10 * (41 + max(265 + 2 * 27 + 2 - 250, 250 - 245)) + 2 * 4.25
+        )

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 
 from factories.evidence import ns
 from lem_domain.results.run import WindowResult
-from lem_server.aggregation.energy.traces import EnergyEstimate, Trace, counter_energy, integrated_energy, make_trace
+from lem_server.aggregation.energy.traces import (
+    GAP_FACTOR,
+    EnergyEstimate,
+    SampleGaps,
+    Span,
+    Trace,
+    counter_energy,
+    integrated_energy,
+    make_trace,
+    range_between,
+)
 from lem_server.aggregation.evidence_reader import NULL
 
 Curve = Callable[[float], float]
@@ -318,3 +328,122 @@ def test_gaps_are_longer_than_five_usual_intervals() -> None:
     assert found is not None
     assert (found.number, round(found.longest_s, 6)) == (1, 1.0)
     assert trace(times, watts=lambda _: 10).sampling_gaps(window(6, 11)) is None
+
+
+class TestLooks:
+    """What the samples around a window show, in whole seconds."""
+
+    TIMES = (0, 1, 2, 3, 4, 5, 6, 7)
+    COUNTS = (0, 0, 5, 5, 5, 9, 9, 12)
+
+    @staticmethod
+    def of(times: Sequence[float], counts: Sequence[int | None], watts: Sequence[float | None]) -> Trace:
+        return Trace(
+            np.array([round(time * 1e9) for time in times], dtype=np.int64),
+            np.array([NULL if count is None else count for count in counts], dtype=np.int64),
+            np.array([NULL if power is None else round(power * 1e3) for power in watts], dtype=np.int64),
+        )
+
+    @staticmethod
+    def span(begin: float, end: float) -> Span:
+        return Span(round(begin * 1e9), round(end * 1e9))
+
+    def test_a_counter_s_period_is_the_time_from_its_first_update_to_its_last_by_their_number(self) -> None:
+        seen = self.of(self.TIMES, self.COUNTS, [None] * 8)
+        assert seen.counter_period_s(self.span(0.5, 6.5)) == 2.5  # updates at 2, 5 and 7 s
+        assert seen.counter_period_s(self.span(1.5, 4.5)) == 3  # at 2 and 5 s
+        assert seen.counter_period_s(self.span(2.5, 4.5)) is None  # at 5 s alone
+        assert seen.counter_period_s(self.span(2.5, 7.5)) is None  # no sample after it
+
+    def test_the_sampling_period_is_the_median_of_the_samples_around_the_window(self) -> None:
+        seen = self.of((0, 1, 3, 7, 20), [None] * 5, [1] * 5)
+        assert seen.sampling_period_s(self.span(0.5, 6)) == 2
+        assert seen.sampling_period_s(self.span(1.5, 2.5)) == 2
+        assert seen.sampling_period_s(self.span(3, 3)) is None
+        assert seen.sampling_period_s(self.span(3, 21)) is None
+
+    def test_samples_are_counted_with_the_ends_if_they_have_a_value(self) -> None:
+        seen = self.of(self.TIMES, [1, 2, None, None, 5, 6, 7, 8], [None, 1, None, 1, None, 1, 1, 1])
+        assert seen.samples_in(self.span(1, 5)) == 4
+        assert seen.samples_in(self.span(1.5, 4.5)) == 2
+
+    def test_the_peak_is_the_highest_power_in_the_window_with_its_ends(self) -> None:
+        seen = self.of(self.TIMES, [None] * 8, [900, 300, 200, None, 100, 400, 500, 800])
+        assert seen.peak_power_w(self.span(1, 5)) == 400
+        assert seen.peak_power_w(self.span(0.5, 4.5)) == 300
+        assert seen.peak_power_w(self.span(3, 3)) is None
+        assert seen.peak_power_w(self.span(8, 9)) is None
+
+    def test_the_powers_around_a_window_are_those_that_bracket_it(self) -> None:
+        seen = self.of(self.TIMES, [None] * 8, [1, 2, None, 4, 5, 6, 7, 8])
+        around = seen.powers_around(self.span(2.5, 4.5))
+        assert around is not None
+        assert (around.times_ns.tolist(), around.power_mw.tolist()) == (
+            [1_000_000_000, 3_000_000_000, 4_000_000_000, 5_000_000_000],
+            [2000, 4000, 5000, 6000],
+        )
+        assert seen.powers_around(self.span(2.5, 7.5)) is None
+
+    def test_gaps_are_counted_against_the_median(self) -> None:
+        seen = self.of((0, 1, 2, 3, 3 + GAP_FACTOR, 9.5 + GAP_FACTOR, 10.5 + GAP_FACTOR), [None] * 7, [1] * 7)
+        assert seen.sampling_gaps(self.span(0.5, 9.6 + GAP_FACTOR)) == SampleGaps(1, 6.5)
+        assert seen.sampling_gaps(self.span(0.5, 2.5)) is None
+        assert seen.sampling_gaps(self.span(0.5, 99)) is None
+
+    def test_of_several_samples_of_one_instant_the_first_is_kept(self) -> None:
+        made = make_trace(np.array([3, 1, 3]), np.array([30, 10, 31]), np.array([300, 100, 301]))
+        assert (made.times_ns.tolist(), made.counts.tolist(), made.power_mw.tolist()) == ([1, 3], [10, 30], [100, 300])
+
+    @pytest.mark.parametrize(
+        ("begin", "end", "lowest_to_highest"), [(2, 4, 2), (2, 4.5, 4), (1.5, 4, 10), (2, 2, 0), (0, 7, 22)]
+    )
+    def test_the_range_between_two_instants_has_the_readings_that_bracket_them(
+        self, begin: float, end: float, lowest_to_highest: float
+    ) -> None:
+        power = np.array([30, 20, 10, 12, 11, 14, 8, 28]) * 1000
+        times = np.arange(8) * 1_000_000_000
+        assert range_between(times, power, self.span(begin, end), 0.0) == pytest.approx(lowest_to_highest)
+
+    def test_a_margin_widens_the_range_at_both_ends(self) -> None:
+        power = np.array([30, 20, 10, 12, 11, 14, 8, 28]) * 1000
+        times = np.arange(8) * 1_000_000_000
+        assert range_between(times, power, self.span(3, 3), 1.0) == 2
+        assert range_between(times, power, self.span(3, 3), 2.0) == 10
+
+
+class TestHandMade:
+    """Bounds that can be added up on paper."""
+
+    def test_of_a_counter(self) -> None:
+        """100 counts per s, read every second, from 1.25 to 4.5 s: 325 counts of 2 J."""
+        made = TestLooks.of((0, 1, 2, 3, 4, 5, 6), (0, 100, 200, 300, 400, 500, 600), [None] * 7)
+        estimate = counter_energy(made, 2.0, TestLooks.span(1.25, 4.5), 3.0)
+        assert estimate.joules == 650
+        # At the end from 450 to 600 and at the begin from 100 to 125, or from 400 to 450 and from 125 to 300.
+        assert estimate.bound_j == 2 * max(2 * 100, 150 + 25 + 1, 50 + 175 + 1) + 3 * 3.25
+        assert estimate.sensor_j == 3 * 3.25
+
+    def test_of_a_counter_that_shows_no_later_update(self) -> None:
+        made = TestLooks.of((0, 1, 2, 3), (0, 100, 200, 300), [None] * 4)
+        estimate = counter_energy(made, 1.0, TestLooks.span(0, 2.5))
+        assert (estimate.joules, estimate.sensor_j) == (250, None)
+        # At the end from 250 up to 300 and one more period of 100; at the begin from 0 to 100.
+        assert estimate.bound_j == max(2 * 100, (400 - 250) + 0 + 1, (250 - 200) + (100 - 0) + 1)
+
+    def test_of_an_integral(self) -> None:
+        """100, 200, 200, 300 W at 0, 1, 2 and 3 s; from 0.5 to 2.5 s."""
+        made = TestLooks.of((0, 1, 2, 3), [None] * 4, (100, 200, 200, 300))
+        estimate = integrated_energy(made, 5.0, TestLooks.span(0.5, 2.5))
+        assert estimate.joules == (150 + 200) / 2 * 0.5 + 200 + (200 + 250) / 2 * 0.5
+        # Half of each step for 1 s; the readings around each end, one period of 1 s wide; 5 W for 2 s.
+        assert estimate.bound_j == (50 + 50) + (100 + 100) + 5 * 2
+        assert estimate.sensor_j == 10
+
+    def test_of_an_integral_of_means(self) -> None:
+        made = TestLooks.of((0, 1, 2, 3), [None] * 4, (100, 200, 200, 300))
+        estimate = integrated_energy(made, 5.0, TestLooks.span(0.5, 2.5), averaged_s=0.25)
+        assert estimate.bound_j == 100 + 200 + 10 + 0.25 * 200
+
+    def test_without_the_sensor_s_accuracy_there_is_energy_and_no_bound(self) -> None:
+        made = TestLooks.of((0, 1), [None] * 2, (100, 200))
+        assert integrated_energy(made, None, TestLooks.span(0, 1)) == EnergyEstimate(150)
