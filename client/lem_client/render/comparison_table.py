@@ -65,7 +65,10 @@ def _gate_note(one: GateMetric) -> str | None:
         return None
     if needed.cycles is None:
         return f"{one.comparison.metric}: no number of cycles would decide so close to the limit: {needed.reason}."
-    return f"{one.comparison.metric}: about {needed.more} more cycles of each would decide."
+    if not needed.more:
+        return None
+    cycles = "cycle" if needed.more == 1 else "cycles"
+    return f"{one.comparison.metric}: about {needed.more} more {cycles} of each would decide."
 
 
 def _unmatched(found: Comparison | Gate) -> Iterator[str]:
