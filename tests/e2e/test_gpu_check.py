@@ -91,7 +91,7 @@ def test_it_reports_what_the_simulated_gpu_is(tmp_path: Path, tmp_path_factory: 
     page = tmp_path / "validation.md"
     page.write_text("# Validation\n")
     ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM, "--cycles=2", "--seconds=2", "--pairs=1", f"--write={page}"],
+        [sys.executable, "-c", PROGRAM, "--cycles=2", "--seconds=2", "--pairs=2", f"--write={page}"],
         cwd=ROOT,
         env=environment,
         capture_output=True,
