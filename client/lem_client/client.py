@@ -27,6 +27,7 @@ from lem_domain.retries import CLIENT_RETRIES, RetryPolicy
 from lem_domain.states import CampaignState, RunState
 from lem_domain.tables import TableFormat, TableName
 from lem_domain.wire.base import Page
+from lem_domain.wire.calibration import METER_LOG_MEDIA_TYPE, CalibrationFit, MeterLogOptions
 from lem_domain.wire.campaigns import (
     AggregatedCampaign,
     AggregationRequest,
@@ -366,6 +367,19 @@ class Client:
     def requests(self, run_id: str, *, method: MethodVersion | None = None) -> RequestTable:
         """Compute the run's requests with the energy of each; it takes as long as aggregating the run."""
         return self._get(RequestTable, "runs", run_id, "tables", "requests", method=method)
+
+    def calibrate(self, run_id: str, log: bytes, options: MeterLogOptions | None = None) -> CalibrationFit:
+        """Fit gain and offset of a device's power readings to an external meter's log, a CSV file. Stores nothing."""
+        given = {} if options is None else options.model_dump(mode="json", exclude_unset=True)
+        return self._act(
+            "calibrate",
+            CalibrationFit,
+            "runs",
+            run_id,
+            parameters=given,
+            file=log,
+            media_type=METER_LOG_MEDIA_TYPE,
+        )
 
     # --- workers and datasets ---
 

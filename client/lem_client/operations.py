@@ -45,6 +45,9 @@ class Operation(Generic[M]):
     idempotency_key: str | None = None
     idempotent: bool = False
     """Whether a POST without a key has no further effect when it is executed twice."""
+    file: bytes | None = None
+    """A body that is no JSON, of `media_type`."""
+    media_type: str = "application/json"
     read_timeout_s: float = 300.0
     """Aggregating a long run takes the server minutes; every other answer takes milliseconds."""
 

@@ -58,8 +58,10 @@ class Exchange:
         """The HTTP request of an operation."""
         headers = {"Accept": "application/json"}
         content = None
-        if operation.body is not None:
-            headers["Content-Type"] = "application/json"
+        if operation.file is not None:
+            headers["Content-Type"], content = operation.media_type, operation.file
+        elif operation.body is not None:
+            headers["Content-Type"] = operation.media_type
             # Unset fields stay out, so the server's defaults apply.
             content = operation.body.model_dump_json(exclude_unset=True).encode()
         if operation.idempotency_key is not None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from lem_domain.results.figures import EnergyMethod
 from lem_domain.results.findings import FindingCode
 from lem_domain.results.run import RunResult
 from lem_domain.states import RunState
+from lem_domain.wire.calibration import CalibrationFit
 from lem_domain.wire.events import RunTransitionEvent
 from lem_server.aggregation.findings import RULES
 
@@ -718,6 +720,27 @@ def test_a_gpu_that_reads_too_little_is_corrected_by_its_calibration(
     assert device.energy.joules == pytest.approx(true_j, rel=0.02)
     assert device.uncorrected_j == pytest.approx(0.91 * true_j - 12 * result.window.duration_s, rel=0.02)
     assert "calibration_unused" in codes(result)
+
+    # Both are also found by a meter's log of that time, and applied afterwards.
+    ahead_ns = time.time_ns() - time.monotonic_ns()
+    edges = range(origin_ns, time.monotonic_ns(), 200_000_000)
+    rows = [
+        f"{end + ahead_ns},{joules(curve, begin, end, origin_ns=origin_ns) / 0.2}" for begin, end in pairwise(edges)
+    ]
+    log, file = tmp_path / "meter.csv", tmp_path / "calibration.yaml"
+    log.write_text("\n".join(["time,power", *rows]))
+    done = shared_house.lemctl("calibrate", log, "--run", run.id, "--meter-accuracy", "0", "-o", file, "--json")
+    assert done.returncode == 0, done.stderr
+    fit = CalibrationFit.model_validate_json(done.stdout)
+    assert fit.gain_interval.low <= 0.91 <= fit.gain_interval.high
+    assert fit.offset_interval_w.low <= -12 <= fit.offset_interval_w.high
+    assert fit.gain_interval.high - fit.gain_interval.low < 0.1
+    done = shared_house.lemctl("results", run.campaign_id, "--calibration", file)
+    assert done.returncode == 0, done.stderr
+    (again,) = result_of(shared_house, run).energy.devices
+    assert again.calibration == fit.calibration
+    assert again.energy.joules is not None and again.energy.joules != device.energy.joules
+    assert abs(again.energy.joules - true_j) <= (again.energy.bound_j or 0.0)
 
 
 @pytest.mark.slow

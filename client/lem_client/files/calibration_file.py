@@ -26,7 +26,7 @@ def read_calibration(path: Path) -> AggregationRequest:
     document = read_document(path)
     entries = value_at(document.values, ("energy", "calibration"))
     if not isinstance(entries, list):
-        raise FileError((f"{path}: there is no list energy.calibration; write one as in a campaign",))
+        raise FileError((f"{path}: there is no list energy.calibration; `lemctl calibrate -o FILE` writes one",))
     try:
         return model_or_problems(AggregationRequest, {"calibration": entries})
     except ConfigurationError as error:

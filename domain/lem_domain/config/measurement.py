@@ -195,8 +195,8 @@ class EnergyConfig(ConfigModel):
     required: bool = key(False, "Fail a run whose energy can't be read, instead of giving null.")
     calibration: tuple[DeviceCalibration, ...] = key(
         (),
-        "Corrects the readings of GPUs by what an external meter found. Figures of `m2` are corrected, the evidence "
-        "never is.",
+        "Corrects the readings of GPUs by what an external meter found; `lemctl calibrate` makes the entries. Figures "
+        "of `m2` are corrected, the evidence never is.",
         max_length=64,
     )
 

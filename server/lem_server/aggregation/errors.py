@@ -4,6 +4,7 @@ AggregationError
   EvidenceMissing   parts of the evidence are missing
   EvidenceCorrupt   a stored chunk changed
   EvidenceInvalid   the evidence is complete but contradicts itself
+  CalibrationRefused   a meter's log can't calibrate a device of the run
 """
 
 from __future__ import annotations
@@ -73,6 +74,12 @@ class EvidenceInvalid(AggregationError):
     """The evidence is complete but contradicts itself, for example a last token before the first."""
 
     code = ProblemCode.EVIDENCE_INVALID
+
+
+class CalibrationRefused(AggregationError):
+    """A meter's log can't calibrate a device of the run; the text says why and what to do."""
+
+    code = ProblemCode.VALIDATION
 
 
 def ranges_text(numbers: Iterable[int]) -> str:

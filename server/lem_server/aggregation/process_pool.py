@@ -23,7 +23,9 @@ from sqlalchemy.engine import URL
 from lem_domain.ids import IdKind, format_id
 from lem_domain.results.method import MethodVersion
 from lem_domain.results.run import RunResult
+from lem_domain.wire.calibration import MeterLogOptions
 from lem_server.aggregation import subprocess_setup
+from lem_server.aggregation.calibration.evidence import fit_to_log
 from lem_server.aggregation.identity import aggregate_key, canonical_bytes
 from lem_server.aggregation.inputs import AggregationInput, AggregationParameters, ChunkSource
 from lem_server.aggregation.queries import RunToAggregate
@@ -72,6 +74,14 @@ class Aggregate(NamedTuple):
     def of(cls, result: RunResult) -> Aggregate:
         """Return what is stored of a result."""
         return cls(bytes.fromhex(aggregate_key(result)), bytes.fromhex(result.evidence_sha256), canonical_bytes(result))
+
+
+class CalibrationTask(NamedTuple):
+    """A meter's log to compare with a run's evidence."""
+
+    evidence: AggregationTask
+    log: bytes
+    options: MeterLogOptions
 
 
 class AggregationPool:
@@ -191,6 +201,12 @@ def write_stored_requests(task: RequestTableTask) -> None:
     with _stored(task.evidence) as (inputs, chunks):
         found = request_table(inputs, chunks)
     write_table(found, task.path, task.form)
+
+
+def calibrate_from_stored_run(task: CalibrationTask) -> bytes:
+    """Compare a meter's log with a run's evidence in the database; runs in a subprocess."""
+    with _stored(task.evidence) as (inputs, chunks):
+        return fit_to_log(inputs, chunks, task.log, task.options).model_dump_json().encode()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import IO, Annotated
 
-from fastapi import APIRouter, Query, Response, status
+from fastapi import APIRouter, Query, Request, Response, status
 from fastapi.responses import StreamingResponse
 
 from lem_domain.errors import ProblemCode
@@ -17,6 +17,7 @@ from lem_domain.results.method import DEFAULT_METHOD, MethodVersion
 from lem_domain.results.requests import RequestTable
 from lem_domain.results.run import RunResult
 from lem_domain.wire.access import Scope
+from lem_domain.wire.calibration import METER_LOG_MEDIA_TYPE, CalibrationFit, MeterLogOptions
 from lem_domain.wire.campaigns import AggregatedCampaign, AggregationRequest
 from lem_server.access.guard import declares
 from lem_server.aggregation import service
@@ -25,6 +26,7 @@ from lem_server.aggregation.request_table import RequestFormat
 from lem_server.context import Context
 from lem_server.http.method_query import StoredMethod
 from lem_server.http.path_ids import CampaignPath, RunPath
+from lem_server.http.problems import ProblemError
 
 router = APIRouter(prefix="/api/v1", tags=["results"])
 
@@ -91,6 +93,37 @@ async def aggregate_campaign(
     parameters = _parameters(allow_partial, request)
     service.require_effect(parameters, method)
     return await context.aggregations.aggregate(campaign_id, parameters, method)
+
+
+@router.post(
+    "/runs/{run_id}:calibrate",
+    response_model=CalibrationFit,
+    **declares(
+        Scope.READ,
+        _C.BAD_REQUEST,
+        _C.NOT_FOUND,
+        _C.CONFLICT,
+        _C.PAYLOAD_TOO_LARGE,
+        _C.UNSUPPORTED_MEDIA_TYPE,
+        _C.EVIDENCE_CORRUPT,
+        _C.EVIDENCE_INVALID,
+        requestBody={"required": True, "content": {METER_LOG_MEDIA_TYPE: {"schema": {"type": "string"}}}},
+    ),
+)
+async def calibrate(
+    context: Context, run_id: RunPath, request: Request, options: Annotated[MeterLogOptions, Query()]
+) -> Response:
+    """Fit gain and offset of a device's power readings to an external meter's log. Stores nothing.
+
+    The log is a CSV file of at most 16 MiB with a column of times and one of powers. The answer has the entry for
+    `energy.calibration` and for the body of `:aggregate`. A log that can't calibrate the device is refused with
+    the reason.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip() != METER_LOG_MEDIA_TYPE:
+        raise ProblemError(_C.UNSUPPORTED_MEDIA_TYPE, f"send the log as {METER_LOG_MEDIA_TYPE}.")
+    pool = context.aggregations.pool
+    body = await service.calibrate(context.engine, pool, run_id, await request.body(), options)
+    return Response(body, media_type=_JSON)
 
 
 @router.get("/runs/{run_id}/aggregate", response_model=RunResult, **declares(Scope.READ, _C.NOT_FOUND))

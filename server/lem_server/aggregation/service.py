@@ -11,13 +11,16 @@ from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, format_id
 from lem_domain.results.method import DEFAULT_METHOD, MethodVersion
 from lem_domain.states import ActorKind, FailureReason, RunState
+from lem_domain.wire.calibration import MeterLogOptions
 from lem_server.aggregation import queries
 from lem_server.aggregation.errors import AggregationError
 from lem_server.aggregation.inputs import AggregationParameters
 from lem_server.aggregation.process_pool import (
     AggregationPool,
     AggregationTask,
+    CalibrationTask,
     RequestTableTask,
+    calibrate_from_stored_run,
     write_stored_requests,
 )
 from lem_server.aggregation.request_table import RequestFormat
@@ -102,6 +105,25 @@ async def aggregate_run(
             await set_actor(connection, ActorKind.SERVER, f"aggregation {method}")
             await queries.mark_aggregated(connection, run_id)
     return computed.body
+
+
+async def calibrate(
+    engine: AsyncEngine, pool: AggregationPool, run_id: UUID, log: bytes, options: MeterLogOptions
+) -> bytes:
+    """Compare a meter's log with a run's evidence and return the JSON of the fit; stores nothing.
+
+    Raises:
+        ProblemError: `not_found`; `conflict` when the run has no finished attempt; `validation` when the log can't
+            calibrate a device of the run; `evidence_corrupt`, `evidence_invalid`.
+    """
+    async with engine.connect() as connection:
+        row = required(await queries.run_row(connection, run_id), IdKind.RUN, run_id)
+    parameters = AggregationParameters(allow_partial=True)
+    evidence = AggregationTask(engine.url, row, _finished_attempt(row, parameters), parameters, DEFAULT_METHOD)
+    try:
+        return await pool.call(calibrate_from_stored_run, CalibrationTask(evidence, log, options))
+    except AggregationError as error:
+        raise ProblemError(error.code, str(error)) from error
 
 
 async def stored_aggregate(engine: AsyncEngine, run_id: UUID, method: MethodVersion | None = None) -> bytes:

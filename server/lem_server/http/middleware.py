@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lem_domain.bundle import MAX_BUNDLE_BYTES
 from lem_domain.errors import ProblemCode
 from lem_domain.evidence.streams import MAX_CHUNK_BYTES
+from lem_domain.wire.calibration import MAX_METER_LOG_BYTES
 from lem_domain.wire.datasets import MAX_DATASET_BYTES
 from lem_server.http.problems import ProblemError, problem_of, problem_response
 
@@ -20,6 +21,7 @@ JSON_LIMIT_BYTES = 2**20
 _LARGER = (
     (re.compile(r"^/api/v1/attempts/[^/]+/processes/[^/]+/streams/[^/]+/chunks/[0-9]+$"), MAX_CHUNK_BYTES),
     (re.compile(r"^/api/v1/campaigns:import$"), MAX_BUNDLE_BYTES),
+    (re.compile(r"^/api/v1/runs/[^/]+:calibrate$"), MAX_METER_LOG_BYTES),
     (re.compile(r"^/api/v1/datasets/[0-9a-f]+$"), MAX_DATASET_BYTES),
 )
 
