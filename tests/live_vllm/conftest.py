@@ -20,9 +20,10 @@ if find_spec("vllm") is None:
 
 @pytest.fixture(scope="session")
 def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built-in models; `LEM_CACHE_DIR` keeps them between sessions."""
+    """Built-in models, made once for both xdist workers; `LEM_CACHE_DIR` keeps them between sessions."""
     configured = os.environ.get("LEM_CACHE_DIR")
-    return Path(configured) if configured else tmp_path_factory.mktemp("cache")
+    base = tmp_path_factory.getbasetemp()
+    return Path(configured) if configured else (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +59,8 @@ def _environment_as_before() -> Iterator[None]:
         with contextlib.suppress(KeyError):
             del os.environ[name]
     os.environ.update(before)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that takes half of the time comes first, so that one process runs it while the other runs the rest."""
+    items.sort(key=lambda item: item.path.name != "test_service.py")
