@@ -66,6 +66,7 @@ def test_35_what_would_have_no_effect_is_refused(tmp_path: Path, name: str) -> N
         load(tmp_path, {**BASE, name: {}})
 
 
+LISTS = [key.path for key in experiment_keys() if key.group and key.type.startswith("list")]
 GROUPS = [key.path for key in (*experiment_keys(), *campaign_keys()) if key.group and "[]" not in key.path]
 
 
@@ -76,9 +77,14 @@ def test_47_a_typo_is_reported_at_every_depth(tmp_path: Path, path: str) -> None
     if backend in set(BackendName):
         document["backend"] = backend
     at = document
-    for part in path.split(".") if path else []:
+    parts = path.split(".") if path else []
+    for part in parts[:-1]:
         at = at.setdefault(part, {})
-    at["no_such_key"] = 1
+    wrong: dict[str, Any] = {"no_such_key": 1}
+    if parts:
+        at[parts[-1]] = [wrong] if path in LISTS else {**at.get(parts[-1], {}), **wrong}
+    else:
+        at |= wrong
     with pytest.raises(FileError) as caught:
         load(tmp_path, document)
     assert any("unknown key 'no_such_key'" in problem for problem in caught.value.problems)
