@@ -23,6 +23,7 @@ from lem_domain.prompt_sets import prompts_digest
 from lem_domain.results.method import MethodVersion
 from lem_domain.results.requests import RequestTable
 from lem_domain.results.run import RunResult
+from lem_domain.results.window_study import DEFAULT_LENGTHS_S, DEFAULT_TARGET, WindowStudy
 from lem_domain.retries import CLIENT_RETRIES, RetryPolicy
 from lem_domain.states import CampaignState, RunState
 from lem_domain.tables import TableFormat, TableName
@@ -379,6 +380,20 @@ class Client:
             parameters=given,
             file=log,
             media_type=METER_LOG_MEDIA_TYPE,
+        )
+
+    def window_study(
+        self,
+        run_id: str,
+        *,
+        lengths_s: Sequence[float] = DEFAULT_LENGTHS_S,
+        target: float = DEFAULT_TARGET,
+        method: MethodVersion | None = None,
+    ) -> WindowStudy:
+        """Compute how the run's energy per token would spread in shorter windows, from its evidence."""
+        lengths = [str(length) for length in lengths_s]
+        return self._get(
+            WindowStudy, "runs", run_id, "window_study", length_s=lengths, target=str(target), method=method
         )
 
     # --- workers and datasets ---

@@ -23,6 +23,7 @@ from sqlalchemy.engine import URL
 from lem_domain.ids import IdKind, format_id
 from lem_domain.results.method import MethodVersion
 from lem_domain.results.run import RunResult
+from lem_domain.results.window_study import WindowStudy
 from lem_domain.wire.calibration import MeterLogOptions
 from lem_server.aggregation import subprocess_setup
 from lem_server.aggregation.calibration.evidence import fit_to_log
@@ -32,6 +33,7 @@ from lem_server.aggregation.queries import RunToAggregate
 from lem_server.aggregation.request_table import RequestFormat, request_table, write_table
 from lem_server.aggregation.result import aggregate
 from lem_server.aggregation.stored_evidence import chunk_source, load_inputs
+from lem_server.aggregation.window_study import window_study
 from lem_server.database.engine import make_engine
 
 Q = TypeVar("Q")
@@ -61,6 +63,14 @@ class RequestTableTask(NamedTuple):
     evidence: AggregationTask
     path: Path
     form: RequestFormat
+
+
+class WindowStudyTask(NamedTuple):
+    """A run of which windows of several lengths are studied."""
+
+    evidence: AggregationTask
+    lengths_s: tuple[float, ...]
+    target: float
 
 
 class Aggregate(NamedTuple):
@@ -207,6 +217,12 @@ def calibrate_from_stored_run(task: CalibrationTask) -> bytes:
     """Compare a meter's log with a run's evidence in the database; runs in a subprocess."""
     with _stored(task.evidence) as (inputs, chunks):
         return fit_to_log(inputs, chunks, task.log, task.options).model_dump_json().encode()
+
+
+def study_stored_window(task: WindowStudyTask) -> WindowStudy:
+    """Study windows of several lengths in a run's evidence; runs in a subprocess."""
+    with _stored(task.evidence) as (inputs, chunks):
+        return window_study(inputs, chunks, task.lengths_s, task.target)
 
 
 @contextlib.contextmanager

@@ -59,7 +59,7 @@ def request_table(inputs: AggregationInput, chunks: ChunkSource) -> RequestColum
     """Compute the requests of one attempt and the energy of each (docs/measurement.md, Energy per request).
 
     A pure function, as `lem_server.aggregation.result.aggregate`, whose window and energy it uses and whose errors it
-    raises. It holds about 100 bytes per token.
+    raises. It holds up to 200 bytes per token.
     """
     missing = missing_parts(inputs)
     if missing and not inputs.parameters.allow_partial:

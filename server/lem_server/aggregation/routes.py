@@ -10,12 +10,14 @@ from typing import IO, Annotated
 
 from fastapi import APIRouter, Query, Request, Response, status
 from fastapi.responses import StreamingResponse
+from pydantic import Field
 
 from lem_domain.errors import ProblemCode
 from lem_domain.evidence.streams import CHUNK_MEDIA_TYPE
 from lem_domain.results.method import DEFAULT_METHOD, MethodVersion
 from lem_domain.results.requests import RequestTable
 from lem_domain.results.run import RunResult
+from lem_domain.results.window_study import DEFAULT_LENGTHS_S, DEFAULT_TARGET, WindowStudy
 from lem_domain.wire.access import Scope
 from lem_domain.wire.calibration import METER_LOG_MEDIA_TYPE, CalibrationFit, MeterLogOptions
 from lem_domain.wire.campaigns import AggregatedCampaign, AggregationRequest
@@ -37,6 +39,11 @@ _MEDIA_TYPES = {RequestFormat.JSON: _JSON, RequestFormat.CSV: "text/csv", Reques
 _PIECE = 2**20
 
 AllowPartial = Annotated[bool, Query(description="Compute from incomplete evidence and mark the result invalid.")]
+Lengths = Annotated[
+    tuple[Annotated[float, Field(ge=0.1, le=86_400)], ...],
+    Query(min_length=1, max_length=50, description="Lengths of windows, in seconds."),
+]
+Target = Annotated[float, Query(gt=0, le=1, description="Largest spread and bound that are wanted, relative.")]
 Form = Annotated[RequestFormat, Query(alias="format", description="Format of the table.")]
 Method = Annotated[MethodVersion, Query(description="Version of the formulas (docs/measurement.md).")]
 
@@ -165,6 +172,32 @@ async def get_request_table(
         await service.write_request_table(context.engine, context.aggregations.pool, run_id, method, path, form)
         file = await asyncio.to_thread(path.open, "rb")
     return StreamingResponse(_pieces(file), media_type=_MEDIA_TYPES[form])
+
+
+@router.get(
+    "/runs/{run_id}/window_study",
+    **declares(
+        Scope.READ,
+        _C.NOT_FOUND,
+        _C.CONFLICT,
+        _C.EVIDENCE_MISSING,
+        _C.EVIDENCE_CORRUPT,
+        _C.EVIDENCE_INVALID,
+    ),
+)
+async def get_window_study(
+    context: Context,
+    run_id: RunPath,
+    length_s: Lengths = DEFAULT_LENGTHS_S,
+    target: Target = DEFAULT_TARGET,
+    method: Method = DEFAULT_METHOD,
+) -> WindowStudy:
+    """Cut the run's window into shorter ones and compute how their energy per token spreads.
+
+    It is computed for every answer, as the table of requests, and not stored.
+    """
+    pool = context.aggregations.pool
+    return await service.study_window(context.engine, pool, run_id, method, length_s, target)
 
 
 async def _pieces(file: IO[bytes]) -> AsyncIterator[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -10,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from lem_domain.errors import ProblemCode
 from lem_domain.ids import IdKind, format_id
 from lem_domain.results.method import DEFAULT_METHOD, MethodVersion
+from lem_domain.results.window_study import WindowStudy
 from lem_domain.states import ActorKind, FailureReason, RunState
 from lem_domain.wire.calibration import MeterLogOptions
 from lem_server.aggregation import queries
@@ -20,7 +22,9 @@ from lem_server.aggregation.process_pool import (
     AggregationTask,
     CalibrationTask,
     RequestTableTask,
+    WindowStudyTask,
     calibrate_from_stored_run,
+    study_stored_window,
     write_stored_requests,
 )
 from lem_server.aggregation.request_table import RequestFormat
@@ -161,6 +165,32 @@ async def write_request_table(
         ProblemError: `not_found`; `conflict` when the run has no finished attempt; `evidence_missing`,
             `evidence_corrupt`, `evidence_invalid`.
     """
+    evidence, large = await _evidence(engine, run_id, method)
+    try:
+        await pool.of_run(write_stored_requests, RequestTableTask(evidence, path, form), run_id, large=large)
+    except AggregationError as error:
+        raise ProblemError(error.code, str(error)) from error
+
+
+async def study_window(
+    engine: AsyncEngine,
+    pool: AggregationPool,
+    run_id: UUID,
+    method: MethodVersion,
+    lengths_s: Sequence[float],
+    target: float,
+) -> WindowStudy:
+    """Compute how the energy per token of a run would spread in shorter windows. Errors as `write_request_table`."""
+    evidence, large = await _evidence(engine, run_id, method)
+    try:
+        task = WindowStudyTask(evidence, tuple(lengths_s), target)
+        return await pool.of_run(study_stored_window, task, run_id, large=large)
+    except AggregationError as error:
+        raise ProblemError(error.code, str(error)) from error
+
+
+async def _evidence(engine: AsyncEngine, run_id: UUID, method: MethodVersion) -> tuple[AggregationTask, bool]:
+    """Return the evidence of a run with the parameters of its newest result by the method, and whether it is large."""
     async with engine.connect() as connection:
         row = required(await queries.run_row(connection, run_id), IdKind.RUN, run_id)
         stored = None
@@ -169,11 +199,7 @@ async def write_request_table(
     parameters = AggregationParameters() if stored is None else AggregationParameters.model_validate(stored)
     attempt_id = _finished_attempt(row, parameters)
     large = await reading.rows_of(engine, attempt_id) >= LARGE_ROWS
-    evidence = AggregationTask(engine.url, row, attempt_id, parameters, method)
-    try:
-        await pool.of_run(write_stored_requests, RequestTableTask(evidence, path, form), run_id, large=large)
-    except AggregationError as error:
-        raise ProblemError(error.code, str(error)) from error
+    return AggregationTask(engine.url, row, attempt_id, parameters, method), large
 
 
 async def _refuse(
