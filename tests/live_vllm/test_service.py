@@ -118,6 +118,23 @@ def test_pytorch_and_vllm_give_the_same_tokens_in_one_campaign(house: House, tmp
     assert "[core.py" not in house.log("vllm"), "and not the worker's"
 
 
+def test_the_steady_state_of_vllm_has_figures(house: House, tmp_path: Path) -> None:
+    """The engine takes 4 of 8 prompts at once and gets the next ones before it is empty."""
+    window = {"min_duration_s": 2, "steady_min_s": 0.5}
+    options = {"vllm": {**EAGER, "max_num_seqs": 4}, "prompts": {"sample_size": 8}, "window": window}
+    [one] = results(house, tmp_path, "steady", backend="vllm", **options)
+    steady = one.steady
+    assert steady.begin_ns is not None and steady.end_ns is not None
+    assert steady.target_sequences == 4
+    assert steady.mean_sequences.value is not None and 3.2 <= steady.mean_sequences.value <= 4
+    assert steady.duration_s.value is not None and 0.5 <= steady.duration_s.value <= one.window.duration_s
+    assert steady.generated_tokens.value is not None and 0 < steady.generated_tokens.value <= one.work.generated_tokens
+    assert steady.output_rate_tok_s.value == pytest.approx(steady.generated_tokens.value / steady.duration_s.value)
+    assert steady.energy.joules is not None and one.energy.total.joules is not None
+    assert 0 < steady.energy.joules <= one.energy.total.joules
+    assert steady.energy_per_output_token_j.value == pytest.approx(steady.energy.joules / steady.generated_tokens.value)
+
+
 def newest(client: Client) -> CampaignView:
     return next(iter(client.campaigns()))
 
