@@ -50,10 +50,14 @@ async def run_row(connection: AsyncConnection, run_id: UUID, *, lock: bool = Fal
     return None if row is None else RunToAggregate(*row)
 
 
+# A repetition changes nothing: one that is the newest by its method already keeps its time.
 _INSERT = text("""
-    INSERT INTO aggregates (key, run_id, attempt_id, method, parameters, evidence_sha256, result)
+    INSERT INTO aggregates AS stored (key, run_id, attempt_id, method, parameters, evidence_sha256, result)
     VALUES (:key, :run_id, :attempt_id, :method, :parameters, :evidence_sha256, CAST(:result AS json))
     ON CONFLICT (attempt_id, key) DO UPDATE SET created_at = excluded.created_at
+     WHERE EXISTS (SELECT 1 FROM aggregates AS other
+                    WHERE other.attempt_id = stored.attempt_id AND other.method = stored.method
+                      AND other.key <> stored.key AND other.created_at >= stored.created_at)
 """).bindparams(bindparam("parameters", type_=JSONB))
 
 
