@@ -44,7 +44,7 @@ $(VENV)/.mutation: $(VENV)/.installed
 	$(BIN)/pip install -q -c requirements/constraints.txt --group mutation
 	touch $@
 
-mutants: $(VENV)/.mutation  ## Change lines of the aggregation and the fence; a test must notice (ONLY=energy/traces.py, SAMPLE=300 SEED=1, JOBS=1).
+mutants: $(VENV)/.mutation  ## Change lines of the aggregation, the decisions and the fence; a test must notice (ONLY=energy/traces.py, SAMPLE=300 SEED=1, JOBS=1).
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m mutants --jobs $(or $(JOBS),2) $(if $(ONLY),--only $(ONLY)) $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/.installed  ## Check style, types, layers, dead code and wording.

@@ -62,7 +62,8 @@ def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
     configured = os.environ.get("LEM_TEST_DATABASE_URL")
     if configured:
         url = checked_url(configured)
-        asyncio.run(_make_template(url))
+        if os.environ.get("LEM_TEST_DATABASE_READY") != "1":  # `make mutants` has made the template
+            asyncio.run(make_template(url))
         yield url
         return
     shared = _shared_root(tmp_path_factory)
@@ -73,8 +74,8 @@ def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
             folder = database_folder("lem-tests-")
             started, pid = _start(folder)
             state = {"users": 0, "folder": str(folder), "url": started, "pid": pid}
-            asyncio.run(_hurry(checked_url(started)))
-            asyncio.run(_make_template(checked_url(started)))
+            asyncio.run(hurry(checked_url(started)))
+            asyncio.run(make_template(checked_url(started)))
         state["users"] += 1
         note.write_text(json.dumps(state))
     yield checked_url(state["url"])
@@ -153,7 +154,8 @@ def _stop(folder: Path, pid: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _hurry(url: URL) -> None:
+async def hurry(url: URL) -> None:
+    """Set what makes the cluster quick."""
     admin = await _admin(url)
     try:
         for setting in IN_A_HURRY:
@@ -163,7 +165,8 @@ async def _hurry(url: URL) -> None:
         await admin.close()
 
 
-async def _make_template(url: URL) -> None:
+async def make_template(url: URL) -> None:
+    """Make the database that every test copies, with the schema at head."""
     admin = await _admin(url)
     try:
         if await admin.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", TEMPLATE) is not None:

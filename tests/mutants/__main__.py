@@ -6,7 +6,9 @@ A survivor is listed in `equivalent.toml` with the reason why it changes nothing
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
+import signal
 import sys
 import time
 from collections import defaultdict
@@ -17,6 +19,7 @@ from mutants.targets import Suite, read_equivalent, read_suites
 from mutants.trial import Verdict
 
 LEAST_KILLED = 0.92
+SURVIVING = (Verdict.SURVIVED, Verdict.UNREACHED)
 
 
 def _say(what: str = "") -> None:
@@ -42,6 +45,13 @@ def _chosen(suites: list[Suite], only: list[str], sample: int | None, seed: int)
     for name, mutant in all_mutants:
         by_suite[name].append(mutant)
     return by_suite
+
+
+def _stale(listed: dict[Change, str], modules: set[str]) -> list[Change]:
+    """Return the entries of these modules that are no mutant."""
+    with_entries = {each.module for each in listed} & modules
+    exist = {Change.of(mutant) for module in with_entries for mutant in mutants_of(module)}
+    return sorted(each for each in listed if each.module in with_entries and each not in exist)
 
 
 def _described(mutant: Mutant, verdict: Verdict) -> str:
@@ -83,11 +93,41 @@ def _report(verdicts: dict[Mutant, Verdict], listed: dict[Change, str], *, whole
         _say(_described(mutant, verdicts[mutant]))
     if unlisted:
         _say(f"\n{len(unlisted)} survivors are not in tests/mutants/equivalent.toml: write a test that notices them.")
-    stale = {each for each in listed if each.module in kept} - known if whole else set()
-    for change in sorted(stale):
-        why = "is killed now" if change in noticed else "does not exist"
-        _say(f"listed, but {why}; remove it from equivalent.toml: {change.module}: {change.before} -> {change.after}")
-    return not unlisted and not stale and (rate >= LEAST_KILLED or not whole)
+    killed_now = sorted(noticed & listed.keys() - known) if whole else []
+    for change in killed_now:
+        _say(f"is killed now; remove it from equivalent.toml: {change.module}: {change.before} -> {change.after}")
+    return not unlisted and not killed_now and (rate >= LEAST_KILLED or not whole)
+
+
+def _try_all(
+    suites: list[Suite],
+    by_suite: dict[str, list[Mutant]],
+    jobs: int,
+    listed: dict[Change, str],
+    verdicts: dict[Mutant, Verdict],
+) -> None:
+    """Add the verdicts, in the order of the suites, and print survivors and progress."""
+    started: float | None = None  # the first verdict comes after a run of all tests with coverage
+    total = sum(map(len, by_suite.values()))
+    for suite in suites:
+        if suite.name not in by_suite:
+            continue
+        _say(f"{suite.name}: {len(by_suite[suite.name])} mutants")
+        with contextlib.closing(trial.decide(suite, by_suite[suite.name], jobs)) as found:
+            for mutant, verdict in found:
+                verdicts[mutant] = verdict
+                started = started or time.monotonic()
+                if verdict in SURVIVING and Change.of(mutant) not in listed:
+                    _say(_described(mutant, verdict))
+                if len(verdicts) % 25 == 0 or len(verdicts) == total:
+                    _say(_progress(verdicts, total, time.monotonic() - started))
+
+
+def _progress(verdicts: dict[Mutant, Verdict], total: int, seconds: float) -> str:
+    survivors = sum(each in SURVIVING for each in verdicts.values())
+    killed = 1 - survivors / len(verdicts)
+    left = seconds / len(verdicts) * (total - len(verdicts))
+    return f"{len(verdicts)} of {total}, {killed:.1%} killed, {seconds:.0f} s, about {left:.0f} s left"
 
 
 def main() -> None:
@@ -103,20 +143,19 @@ def main() -> None:
     by_suite = _chosen(suites, options.only, options.sample, options.seed)
     if not by_suite:
         parser.error(f"no module's path contains {options.only}")
+    if stale := _stale(listed, {mutant.module for mutants in by_suite.values() for mutant in mutants}):
+        parser.error("equivalent.toml lists what does not exist (any more):\n" + "\n".join(map(str, stale)))
     verdicts: dict[Mutant, Verdict] = {}
-    started = time.monotonic()
-    total = sum(map(len, by_suite.values()))
-    for suite in suites:
-        if suite.name not in by_suite:
-            continue
-        for mutant, verdict in trial.decide(suite, by_suite[suite.name], options.jobs):
-            verdicts[mutant] = verdict
-            if verdict in (Verdict.SURVIVED, Verdict.UNREACHED) and Change.of(mutant) not in listed:
-                _say(_described(mutant, verdict))
-            if len(verdicts) % 25 == 0 or len(verdicts) == total:
-                survivors = sum(each in (Verdict.SURVIVED, Verdict.UNREACHED) for each in verdicts.values())
-                _say(f"{len(verdicts)} of {total}, {survivors} survive, {time.monotonic() - started:.0f} s")
-    clean = _report(verdicts, listed, whole=options.sample is None)
+    stopped = False
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        _try_all(suites, by_suite, options.jobs, listed, verdicts)
+    except KeyboardInterrupt:
+        stopped = True
+        _say("\nstopped; what is known so far:")
+    clean = _report(verdicts, listed, whole=options.sample is None and not stopped)
+    if stopped:
+        sys.exit(130)
     sys.exit(0 if clean else 1)
 
 

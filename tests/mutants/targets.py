@@ -19,6 +19,11 @@ class Suite(NamedTuple):
     tests: tuple[str, ...]
     unused: tuple[str, ...]
     """Node identifiers (or their beginnings) of tests that take too long to be run for each mutant."""
+    database: bool
+    """Whether the tests need PostgreSQL."""
+    about: dict[str, tuple[str, ...]]
+    """Files of tests by the beginning of modules' paths: they are tried first, because most tests pass through these
+    modules, but few assert what they say."""
 
 
 def read_suites() -> list[Suite]:
@@ -28,7 +33,10 @@ def read_suites() -> list[Suite]:
     for name, entry in tomllib.loads((HERE / "targets.toml").read_text()).items():
         found = {path.relative_to(ROOT).as_posix() for each in entry["modules"] for path in ROOT.glob(each)} - taken
         taken |= found
-        suites.append(Suite(name, tuple(sorted(found)), tuple(entry["tests"]), tuple(entry.get("unused", ()))))
+        found -= {path.relative_to(ROOT).as_posix() for each in entry.get("without", ()) for path in ROOT.glob(each)}
+        modules, tests, unused = tuple(sorted(found)), tuple(entry["tests"]), tuple(entry.get("unused", ()))
+        about = {module: tuple(files) for module, files in entry.get("about", {}).items()}
+        suites.append(Suite(name, modules, tests, unused, entry.get("database", False), about))
     return suites
 
 

@@ -8,6 +8,7 @@ replaced there; such a mutant gets a fork without the server, in which everythin
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import gc
 import hashlib
@@ -23,7 +24,7 @@ import sys
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -32,6 +33,7 @@ from typing import NamedTuple
 
 import pytest
 
+from mutants.database import one_cluster
 from mutants.mutations import ROOT, Mutant, lines_of_statement
 from mutants.targets import Suite
 
@@ -66,6 +68,8 @@ class Reach:
 
     lines: dict[str, dict[int, list[str]]]
     seconds: dict[str, float]
+    about: dict[str, tuple[str, ...]]
+    """See `Suite.about`."""
 
     def tests_of(self, mutant: Mutant) -> list[str]:
         """Return the tests that have to notice the mutant: those that reach its line and are most about its function.
@@ -77,7 +81,12 @@ class Reach:
         statement, function = lines_of_statement(mutant.module, mutant.line)
         near = Counter(test for line in function or by_line for test in by_line.get(line, ()))
         reaching = {test for line in statement for test in by_line.get(line, ())} if function else set(near)
-        return sorted(reaching, key=lambda test: (-near[test], self.breadth[test], test))[:AT_MOST]
+        first = [file for part, files in self.about.items() if mutant.module.startswith(part) for file in files]
+
+        def order(test: str) -> tuple[bool, int, int, str]:
+            return test.partition("::")[0] not in first, -near[test], self.breadth[test], test
+
+        return sorted(reaching, key=order)[:AT_MOST]
 
     @functools.cached_property
     def breadth(self) -> Counter[str]:
@@ -85,41 +94,43 @@ class Reach:
         return Counter(test for by_line in self.lines.values() for tests in by_line.values() for test in tests)
 
 
-def decide(suite: Suite, mutants: Sequence[Mutant], jobs: int) -> Iterator[tuple[Mutant, Verdict]]:
+def decide(suite: Suite, mutants: Sequence[Mutant], jobs: int) -> Generator[tuple[Mutant, Verdict]]:
     """Yield the verdict on every mutant, in the order in which they are reached.
 
     Raises:
         RuntimeError: the suite's tests fail without any change.
     """
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(reading)
-        _leave(lambda: _session(suite, mutants, jobs, writing))
-    os.close(writing)
-    at_import: list[Mutant] = []
-    reach: Reach | None = None
-    imports: list[str] = []
-    with os.fdopen(reading, "rb") as answers, contextlib.suppress(EOFError):
-        reach, imports = pickle.load(answers)
-        while True:
-            mutant, verdict = pickle.load(answers)
-            if verdict is None:
-                at_import.append(mutant)
-            else:
-                yield mutant, verdict
-    _, status = os.waitpid(pid, 0)
-    if os.waitstatus_to_exitcode(status) != 0 or reach is None:
-        raise RuntimeError(f"the tests of {suite.name} fail without any change; repair them first.")
-    if at_import:
-        _preload(imports)
-        yield from _over(at_import, reach, jobs, _from_the_start)
+    with one_cluster() if suite.database else contextlib.nullcontext():
+        reading, writing = os.pipe()
+        pid = _fork()
+        if pid == 0:
+            os.close(reading)
+            _leave(lambda: _session(suite, mutants, jobs, writing))
+        os.close(writing)
+        at_import: list[Mutant] = []
+        reach: Reach | None = None
+        imports: list[str] = []
+        with _ending(pid), os.fdopen(reading, "rb") as answers, contextlib.suppress(EOFError):
+            reach, imports = pickle.load(answers)
+            while True:
+                mutant, verdict = pickle.load(answers)
+                if verdict is None:
+                    at_import.append(mutant)
+                else:
+                    yield mutant, verdict
+        _, status = os.waitpid(pid, 0)
+        if os.waitstatus_to_exitcode(status) != 0 or reach is None:
+            raise RuntimeError(f"the tests of {suite.name} fail without any change; repair them first.")
+        if at_import:
+            _preload(imports)
+            yield from _over(at_import, reach, jobs, _from_the_start)
 
 
 # --- One collected session -------------------------------------------------------------------------------------
 
 
 def _session(suite: Suite, mutants: Sequence[Mutant], jobs: int, writing: int) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends its forks on its way out
     plugin = _Collected(suite, mutants, jobs, writing)
     code = int(pytest.main([*OPTIONS, *suite.tests], plugins=[plugin]))
     return 0 if plugin.finished else code or 1
@@ -159,8 +170,9 @@ class _Collected:
                 with contextlib.suppress(SyntaxError):  # no Python, so no mutant
                     changes[mutant] = changed_functions(mutant, functions)
             here = [mutant for mutant, change in changes.items() if change is not None]
-            for mutant in changes.keys() - here:
-                answer((mutant, None))
+            for mutant in changes:
+                if changes[mutant] is None:
+                    answer((mutant, None))
             items = {item.nodeid: item for item in session.items}
             # In this process: what the first test of a session loads and fills is then there for every fork.
             if here and self._loop(session, [items[test] for test in reach.tests_of(here[0])]) != 0:
@@ -194,7 +206,7 @@ class _Collected:
 
     def _reach(self, session: pytest.Session) -> Reach:
         """Run the tests once with coverage, in a fork; the result is kept until a source file changes."""
-        digest = hashlib.sha256(repr(self._suite).encode())
+        digest = hashlib.sha256(repr(self._suite._replace(about={})).encode())
         for folder in SOURCES:
             for path in sorted((ROOT / folder).rglob("*.py")):
                 if Path(__file__).parent not in path.parents:
@@ -204,13 +216,14 @@ class _Collected:
             CACHE.mkdir(parents=True, exist_ok=True)
             for old in CACHE.glob(f"{self._suite.name}-*.json"):
                 old.unlink()
-            pid = os.fork()
+            pid = _fork()
             if pid == 0:
                 _leave(lambda: self._measure(session, kept))
-            os.waitpid(pid, 0)
+            with _ending(pid):
+                os.waitpid(pid, 0)
         if not kept.exists():
             raise RuntimeError(f"the tests of {self._suite.name} fail without any change; repair them first.")
-        return _read(kept)
+        return _read(kept, self._suite)
 
     def _measure(self, session: pytest.Session, kept: Path) -> int:
         import coverage  # only this pass needs it
@@ -259,13 +272,13 @@ class _Timing:
             self._measured.switch_context("")
 
 
-def _read(path: Path) -> Reach:
+def _read(path: Path, suite: Suite) -> Reach:
     body = json.loads(path.read_text())
     lines = {
         module: {int(line): [body["tests"][n] for n in tests] for line, tests in by_line.items()}
         for module, by_line in body["lines"].items()
     }
-    return Reach(lines, dict(zip(body["tests"], body["seconds"], strict=True)))
+    return Reach(lines, dict(zip(body["tests"], body["seconds"], strict=True)), suite.about)
 
 
 def _waste_no_time_on_small_counterexamples() -> None:
@@ -433,31 +446,62 @@ class _Running(NamedTuple):
     deadline: float
 
 
-def _over(mutants: Sequence[Mutant], reach: Reach, jobs: int, trial: Trial) -> Iterator[tuple[Mutant, Verdict]]:
+def _over(mutants: Sequence[Mutant], reach: Reach, jobs: int, trial: Trial) -> Generator[tuple[Mutant, Verdict]]:
     """Try mutants, `jobs` at a time."""
     waiting = list(mutants)[::-1]
     running: list[_Running] = []
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            mutant = waiting.pop()
-            tests = reach.tests_of(mutant)
-            if tests:
-                running.append(_start(mutant, tests, sum(reach.seconds[test] for test in tests), trial))
-            else:
-                yield mutant, Verdict.UNREACHED
-        if running:
-            each, verdict = _ended(running)
-            running.remove(each)
-            yield each.mutant, verdict
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                mutant = waiting.pop()
+                tests = reach.tests_of(mutant)
+                if tests:
+                    running.append(_start(mutant, tests, sum(reach.seconds[test] for test in tests), trial))
+                else:
+                    yield mutant, Verdict.UNREACHED
+            if running:
+                each, verdict = _ended(running)
+                running.remove(each)
+                yield each.mutant, verdict
+    finally:
+        for each in running:  # the program was stopped
+            _end_group(each.pid)
 
 
 def _start(mutant: Mutant, tests: Sequence[str], seconds: float, trial: Trial) -> _Running:
-    sys.stdout.flush()
-    pid = os.fork()
+    pid = _fork()
     if pid == 0:
         os.setsid()
         _leave(lambda: trial(mutant, tests), silent=True)
     return _Running(mutant, pid, time.monotonic() + LIMIT_S + LIMIT_FACTOR * seconds)
+
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def _fork() -> int:
+    """Fork; the kernel ends the fork with its parent, however that ends."""
+    sys.stdout.flush()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before the kernel was asked
+            os._exit(BROKEN)
+    return pid
+
+
+@contextlib.contextmanager
+def _ending(pid: int) -> Iterator[None]:
+    """End a fork if the program is stopped meanwhile. SIGTERM lets it end its own forks first."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        raise
 
 
 def _leave(function: Callable[[], int], *, silent: bool = False) -> None:
