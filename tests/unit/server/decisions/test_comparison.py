@@ -12,7 +12,9 @@ from scipy import stats
 from factories.decisions import ENERGY, METRIC, RATE, experiment, reading
 from lem_domain.results.findings import Verdict
 from lem_domain.wire.decisions import ComparisonWord
-from lem_server.decisions.comparison import compare_metric, cycles_needed, words
+from lem_server.decisions.comparison import OpenComparison, compare_metric, cycles_needed, words
+from lem_server.decisions.contrasts import Contrast
+from lem_server.decisions.systematic import Widened
 
 A = (1.00, 1.02, 0.98, 1.01, 0.99)
 NOISE = (0.001, -0.001, 0.0005, 0.0, -0.0005)
@@ -203,3 +205,117 @@ def test_cycles_needed_are_enough_for_the_stated_power() -> None:
 
     assert power(found.cycles - 1) < 0.8 <= power(found.cycles)
     assert found.more == found.cycles - 3
+
+
+QUEUE: dict[str, Any] = {"metric": METRIC["speed.queue_ms.mean"]}
+
+
+def test_a_margin_of_a_difference_is_relative_to_the_reference() -> None:
+    """0.3 more than 10: within 5 %, not within 2 %."""
+    pair = [
+        experiment(values, number=number, **QUEUE) for number, values in ((1, (9, 10, 11)), (2, (9.31, 10.3, 11.29)))
+    ]
+    assert compared(*pair, margin=0.05, **QUEUE).word == "equivalent"
+    assert compared(*pair, margin=0.02, **QUEUE).word == "worse"
+    one = compare_metric(QUEUE["metric"], *pair, pairs=True, same_sensor=True)
+    assert one.limits(-0.02, 0.03) == pytest.approx((-0.2, 0.3))
+    ratio = compare_metric(ENERGY, experiment(A), experiment(A, number=2), pairs=True, same_sensor=True)
+    assert ratio.limits(-0.02, 0.03) == pytest.approx((math.log(0.98), math.log(1.03)))
+
+
+def test_a_zero_has_no_ratio() -> None:
+    assert compared(experiment([0.0, 0.5, 0.4]), experiment([0.5, 0.4, 0.6], number=2)).scale == "difference"
+    assert compared(experiment([0.1, 0.5, 0.4]), experiment([0.5, 0.4, 0.6], number=2)).scale == "ratio"
+
+
+def test_the_first_experiment_without_values_is_named() -> None:
+    found = compared(experiment(A, metric=RATE), experiment(A, number=2, metric=RATE))
+    assert "experiment 1 " in (found.reason or "")
+
+
+def opened(
+    shifts: tuple[float, ...] = (), below: float = 0.0, sampling: float = 0.0, *, ratio: bool = True
+) -> OpenComparison:
+    """Of 4 pairs, with a mean of 0.01 and a standard error of 0.01; `shifts` are those of the sensor's offsets."""
+    metric: dict[str, Any] = {} if ratio else QUEUE
+    one = compare_metric(
+        metric.get("metric", ENERGY),
+        experiment(A[:4], **metric),
+        experiment(A[:4], number=2, **metric),
+        pairs=True,
+        same_sensor=True,
+    )
+    contrasts = tuple(Contrast(mean, 0.01, 3.0) for mean in (0.01, *(0.01 + by for by in shifts)))
+    return one._replace(widened=Widened(contrasts, below, sampling, 0.0, sampling))
+
+
+def cycles_by_scipy(effect: float, sensor: float = 0.0, sampling: float = 0.0, level: float = 0.975) -> int:
+    """The fewest cycles whose power is 80 %, each as the noncentral t says; the other tail is nothing."""
+    for n in range(3, 1001):  # fewer values are in no figure
+        less = math.sqrt(4 / n)
+        df = 3.0 * (n - 1) / 3
+        left = effect - sensor - sampling * less
+        quantile, shift = stats.t.ppf(level, df), left / (0.01 * less)
+        if left > 0 and stats.nct.sf(quantile, df, shift) >= 0.8:
+            return n
+    return 0
+
+
+@pytest.mark.parametrize("difference", [0.02, -0.02, 0.008, 0.1])
+def test_cycles_needed_of_a_ratio_and_of_a_difference(difference: float) -> None:
+    for ratio, effect in ((True, abs(math.log1p(difference))), (False, abs(difference))):
+        found: Any = cycles_needed(opened(ratio=ratio), difference, purpose="limit")
+        assert found.cycles == cycles_by_scipy(effect)
+        assert found.more == max(0, found.cycles - 4)
+        assert (found.purpose, found.difference, found.power) == ("limit", difference, 0.8)
+
+
+def test_the_sensor_and_the_samples_take_from_the_effect() -> None:
+    """The larger shift counts, up or down; what the samples leave open shrinks with the cycles."""
+    for shifts in ((-0.004, 0.002), (-0.002, 0.004)):
+        found: Any = cycles_needed(opened(shifts), 0.02, purpose="difference")
+        assert found.cycles == cycles_by_scipy(math.log1p(0.02), sensor=0.004)
+    sampled: Any = cycles_needed(opened(below=0.01, sampling=0.01), 0.02, purpose="difference")
+    assert sampled.cycles == cycles_by_scipy(math.log1p(0.02), sampling=0.01)
+
+
+def test_more_tests_need_more_cycles() -> None:
+    found: Any = cycles_needed(opened(), 0.02, purpose="difference", tests=5)
+    assert found.cycles == cycles_by_scipy(math.log1p(0.02), level=0.995)
+
+
+def test_why_no_number_of_cycles_is_enough() -> None:
+    sensor: Any = cycles_needed(opened((-0.03, 0.03), ratio=False), 0.02, purpose="difference")
+    spread: Any = cycles_needed(opened(), 1e-5, purpose="difference")
+    assert (sensor.cycles, sensor.more, spread.cycles, spread.more) == (None,) * 4
+    assert "sensor" in sensor.reason
+    assert "sensor" not in spread.reason
+    assert cycles_needed(opened(), 0.0, purpose="difference") is None
+    assert cycles_needed(opened()._replace(widened=None), 0.02, purpose="difference") is None
+
+
+def test_no_word_of_a_difference_counts_from_its_own_zero() -> None:
+    """What is observed is the difference that more cycles are to show: estimate − 1 of a ratio, else the estimate."""
+    for metric, values in (({"metric": ENERGY}, (10.5, 10.2, 11)), (QUEUE, (10.5, 10.2, 11))):
+        made: dict[str, Any] = dict(metric)
+        found = compared(experiment((9, 10, 12), **made), experiment(values, number=2, **made), **made)
+        assert found.word == "no_difference_shown"
+        assert found.cycles_needed.difference == found.estimate - (1 if found.scale == "ratio" else 0)
+        margin = compared(experiment((9, 10, 12), **made), experiment(values, number=2, **made), margin=0.06, **made)
+        assert margin.cycles_needed.difference == pytest.approx(0.06 if margin.scale == "ratio" else 0.06 * 31 / 3)
+
+
+def test_equivalence_is_two_sided_at_the_shown_level() -> None:
+    """One p value of 3 % on the worse side is 6 %: not equivalent; 2 % is 4 %: equivalent."""
+    for p, word in ((0.03, "no_difference_shown"), (0.02, "equivalent")):
+        margin = math.expm1(0.001 + 0.01 * stats.t.isf(p, 3))
+        one = opened()._replace(widened=Widened((Contrast(0.001, 0.01, 3.0),)))
+        found = one.found.model_copy(update={"margin": margin, "p_value": 0.9})
+        assert words([one._replace(found=found)])[0].word == word
+
+
+def test_a_cycle_without_a_value_says_why() -> None:
+    empty = experiment(A, number=2, metric=RATE)
+    cycles = tuple(one._replace(reasons={ENERGY.name: why}) for one, why in zip(empty.cycles, "ababa", strict=True))
+    assert compared(experiment(A), empty._replace(cycles=cycles)).reason.endswith("no value: a; b")
+    assert compared(experiment(A), empty).reason.endswith("no cycle has a usable result")

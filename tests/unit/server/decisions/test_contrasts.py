@@ -105,3 +105,35 @@ def test_pairs_err_as_often_as_stated() -> None:
     pairs = [random.normal(0, 1, (2, 5)) for _ in range(2000)]
     wrong = np.mean([p_of(paired(first, second, 1.0)) <= 0.05 for first, second in pairs])
     assert 0.034 <= wrong <= 0.068
+
+
+def test_without_spread_the_smaller_side_has_the_degrees_of_freedom() -> None:
+    found = unpaired(array_of([1, 1, 1, 1, 1]), array_of([2, 2, 2]), 2.0)
+    assert (found.mean, found.error, found.df) == (1, 0, 2)
+
+
+def test_what_is_rounding_depends_on_the_size_of_the_values() -> None:
+    first, second = array_of([1e6, 1e6, 1e6]), array_of([1e6 + 1e-7, 1e6, 1e6])
+    assert paired(first, second, 1e6)[:2] == (0, 0)
+    assert paired(first / 1e6, second / 1e6 + 1e-6, 1.0).mean == pytest.approx(1e-6, rel=1e-3)
+
+
+def test_a_small_effect_may_be_found_on_the_wrong_side() -> None:
+    """Without an effect the power is the level, half of it on either side."""
+    assert power_of_t(0, 1, 10) == pytest.approx(0.05)
+    assert power_of_t(0.1, 1, 10) == pytest.approx(
+        stats.nct.sf(stats.t.ppf(0.975, 10), 10, 0.1) + stats.nct.cdf(stats.t.ppf(0.025, 10), 10, 0.1)
+    )
+
+
+def test_an_effect_size_has_the_sign_and_size_of_the_difference() -> None:
+    """The exact factor at 4 degrees of freedom is Γ(2) / (√2 Γ(1.5)) = √(2/π)."""
+    first, second = array_of([1, 2, 3]), array_of([5, 6, 7])
+    assert hedges_g(first, second) == pytest.approx(4 * math.sqrt(2 / math.pi))
+    assert hedges_g(second, first) == pytest.approx(-4 * math.sqrt(2 / math.pi))
+
+
+@pytest.mark.parametrize("least", [3, 4, 5, 999, 1000])
+def test_the_fewest_cycles_are_found(least: int) -> None:
+    assert cycles_for(lambda n: 0.8 if n >= least else 0.79) == least
+    assert cycles_for(lambda n: 0.8 if n > 1000 else 0.79) is None

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
+from scipy import stats
 
-from factories.decisions import ENERGY, RATE, experiment
+from factories.decisions import ENERGY, METRIC, RATE, experiment
 from lem_domain.results.metrics import Metric
 from lem_domain.wire.decisions import GateOutcome
 from lem_server.decisions.comparison import OpenComparison, compare_metric
+from lem_server.decisions.contrasts import Contrast
 from lem_server.decisions.gate import GatedMetric, decide
+from lem_server.decisions.systematic import Widened
 
 A = (1.00, 1.02, 0.98, 1.01, 0.99)
 NOISE = (0.004, -0.004, 0.002, 0.0, -0.002)
@@ -66,3 +70,49 @@ def test_too_few_cycles_and_missing_values_never_pass() -> None:
         outcome, (found,) = decide([GatedMetric(one, 0.03)])
         assert (outcome, found.outcome) == (GateOutcome.NOT_ENOUGH_EVIDENCE,) * 2
         assert found.comparison.reason
+
+
+@pytest.mark.parametrize("metric", [ENERGY, RATE])
+@pytest.mark.parametrize(
+    ("p", "side", "outcome"),
+    [
+        (0.02, 1, GateOutcome.PASSED),
+        (0.03, 1, GateOutcome.NOT_ENOUGH_EVIDENCE),
+        (0.03, -1, GateOutcome.NOT_ENOUGH_EVIDENCE),
+        (0.02, -1, GateOutcome.REGRESSED),
+    ],
+)
+def test_a_side_needs_half_of_the_level(metric: Metric, p: float, side: int, outcome: GateOutcome) -> None:
+    """The mean is as far from the limit as this one-sided p value says, on the good (1) or the bad side."""
+    away = side * 0.01 * stats.t.isf(p, 4)
+    mean = math.log(0.97) + away if metric is RATE else math.log(1.03) - away
+    widened = Widened((Contrast(mean, 0.01, 4.0), Contrast(mean, 0.01, 4.0)))
+    assert decide([GatedMetric(opened(1.0, metric)._replace(widened=widened), 0.03)])[0] is outcome
+
+
+@pytest.mark.parametrize(
+    "name", ["speed.output_rate_tok_s", "speed.queue_ms.mean", "efficiency.energy_per_output_token_j"]
+)
+def test_the_cycles_needed_are_for_the_distance_to_the_limit(name: str) -> None:
+    """The estimate is 4 % off; the limit is 3 % on the bad side, of the reference's mean where zeros are possible."""
+    metric = METRIC[name]
+    values = [10 * value for value in A]
+    noisy = [10 * value * 1.04 + noise for value, noise in zip(A, (2, -2, 1, 0, -1), strict=True)]
+    first, second = experiment(values, metric=metric), experiment(noisy, number=2, metric=metric)
+    one = compare_metric(metric, first, second, pairs=True, same_sensor=True)
+    outcome, (found,) = decide([GatedMetric(one, 0.03)])
+    assert outcome is GateOutcome.NOT_ENOUGH_EVIDENCE
+    assert found.comparison.estimate is not None
+    needed: Any = found.cycles_needed
+    if name == "speed.queue_ms.mean":
+        assert needed.difference == pytest.approx(found.comparison.estimate - 0.3)
+    elif name == "speed.output_rate_tok_s":
+        assert needed.difference == pytest.approx(found.comparison.estimate / 0.97 - 1)
+    else:
+        assert needed.difference == pytest.approx(
+            max(found.comparison.estimate / 1.03, 1.03 / found.comparison.estimate) - 1
+        )
+
+
+def test_what_passes_needs_no_cycles() -> None:
+    assert decide([GatedMetric(opened(0.9), 0.03)])[1][0].cycles_needed is None

@@ -170,3 +170,65 @@ def test_a_varied_backend_varies_the_sections_of_both() -> None:
     assert (
         compare(Question(Matched(((pair[0], pair[1]),)), (ENERGY,))).comparisons[0].findings[0].code == "sensor_unknown"
     )
+
+
+def test_differences_in_force_are_those_of_the_first_usable_cycles() -> None:
+    first = batch(1, 1, environment={"kernel": "a"})
+    bad, one, last = first.cycles
+    cycles = (bad._replace(environment={"kernel": "b"}, verdict="invalid"), one, last._replace(environment={}))
+    changed = first._replace(cycles=cycles)
+    assert differences(first, changed) == differences(changed, first) == ()
+    none = first._replace(cycles=())
+    assert differences(first, none) == differences(none, first) == ()
+
+
+def test_eight_differences_are_shown_and_the_others_counted() -> None:
+    for count, end in ((8, "key7. A"), (9, "key7 and 1 more. A"), (11, "key7 and 3 more. A")):
+        first, second = (
+            experiment(VALUES, number=number, config={f"key{index}": number for index in range(count)})
+            for number in (1, 2)
+        )
+        (found,) = comparability(first, second, differences(first, second), ())
+        assert end in found.message
+
+
+def test_cycles_of_one_side_alone_are_no_pairs_to_compare() -> None:
+    first = batch(1, 1)
+    assert are_paired(first, first._replace(cycles=first.cycles[:2]))
+    assert are_paired(first._replace(cycles=first.cycles[1:]), first)
+
+
+def test_the_figures_of_other_work_are_shown() -> None:
+    """The mean of the tokens; the lowest perplexity of the candidate and the highest of the reference."""
+
+    def message(first: list[WorkFacts], second: list[WorkFacts]) -> str:
+        sides = [
+            one._replace(cycles=tuple(cycle._replace(work=work) for cycle, work in zip(one.cycles, works, strict=True)))
+            for one, works in ((batch(1, 1), first), (batch(1, 2), second))
+        ]
+        (found,) = comparability(sides[0], sides[1], (), ())
+        return found.message
+
+    tokens = [[WorkFacts(tokens_per_request=each) for each in side] for side in ((99, 100, 101), (110, 111, 112))]
+    assert message(*tokens).startswith("They generated 100 and 111 tokens per request")
+    quality = [[WorkFacts(perplexity=each) for each in side] for side in ((8, 9, 10), (13, 12, 11))]
+    assert message(*quality).startswith("The candidate's perplexity is 11, the reference's 10")
+
+
+def test_the_order_of_keys_makes_no_other_configuration() -> None:
+    one, other = ({"a": 1, "b": 2}, {"b": 2, "a": 1})
+    matched = match_campaigns([experiment(VALUES, config=one)], [experiment(VALUES, number=2, config=other)], ())
+    assert names(matched) == [("1", "2")]
+
+
+def test_the_reason_says_whether_there_is_no_partner_or_too_many() -> None:
+    lone = match_campaigns([batch(1, 1)], [batch(8, 2)], ())
+    many = match_campaigns([batch(1, 1), batch(8, 2)], [batch(4, 3)], ["pytorch.batch_size"])
+    for found, words in ((lone, "no experiment"), (many, "2 experiments of one campaign")):
+        assert all(words in one.reason for one in (*found.reference, *found.candidate))
+
+
+def test_the_answer_names_cycles_by_their_verdicts() -> None:
+    first = batch(1, 1, verdicts=("valid", "invalid", "questionable"))
+    shown = compare(Question(Matched(((first, batch(8, 2)),)), (ENERGY,))).comparisons[0].reference
+    assert (shown.cycles, shown.excluded_cycles, shown.questionable_cycles) == ((1, 3), (2,), (3,))
