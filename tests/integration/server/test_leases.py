@@ -20,6 +20,8 @@ from lem_domain.evidence.streams import SAMPLER
 from lem_domain.ids import IdKind, parse_id
 from lem_server.attempts.service import end_expired
 from lem_server.database import listener
+from lem_server.http.problems import ProblemError
+from lem_server.leases.fence import FencedAttempt, lock_lease, require_boot, require_lease
 from lem_server.settings import LeaseTerms
 
 pytestmark = pytest.mark.anyio
@@ -638,3 +640,36 @@ async def test_a_run_that_never_started_does_not_complete(api: httpx.AsyncClient
     chunks = await worker.send(attempt, plain_evidence())
     assert code_of(await worker.complete(attempt, chunks)) == "illegal_transition"
     assert await state_of(api, run) == ("initialised", None)
+
+
+async def test_the_fence_asks_for_the_attempt_the_worker_and_the_boot(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    await one_run(api)
+    assert (await (await FakeWorker(api).ready()).claim()).status_code == 200
+    async with engine.begin() as connection:
+        row = (await connection.execute(text("SELECT attempt_id, worker_id, boot_id FROM leases"))).one()
+        held = FencedAttempt(*row)
+        assert await require_lease(connection, held) is False
+        assert await lock_lease(connection, held)
+        for name in FencedAttempt._fields:
+            other = held._replace(**{name: uuid4()})
+            assert not await lock_lease(connection, other)
+            with pytest.raises(ProblemError):
+                await require_lease(connection, other)
+
+
+async def test_a_claim_alone_is_remembered_as_asking(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    await FakeWorker(api).ready()
+    async with engine.begin() as connection:
+        worker, boot, before = (await connection.execute(text("SELECT id, boot_id, asked_at FROM workers"))).one()
+        await require_boot(connection, worker, boot)
+        seen = text("SELECT asked_at, temperatures_c FROM workers")
+        assert (await connection.execute(seen)).scalar_one() == before
+        await require_boot(connection, worker, boot, {"GPU-0": 40.0})
+        asked, temperatures = (await connection.execute(seen)).one()
+        assert (asked is not None and asked != before, temperatures) == (True, {"GPU-0": 40.0})
+        await require_boot(connection, worker, boot)
+        assert (await connection.execute(seen)).one() == (asked, {"GPU-0": 40.0})
+        with pytest.raises(ProblemError):
+            await require_boot(connection, worker, uuid4())
