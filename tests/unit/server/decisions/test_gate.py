@@ -11,9 +11,12 @@ from scipy import stats
 from factories.decisions import ENERGY, METRIC, RATE, experiment
 from lem_domain.results.metrics import Metric
 from lem_domain.wire.decisions import GateOutcome
+from lem_server.decisions.answers import compare, gate
 from lem_server.decisions.comparison import OpenComparison, compare_metric
 from lem_server.decisions.contrasts import Contrast
 from lem_server.decisions.gate import GatedMetric, decide
+from lem_server.decisions.matching import Matched, match_campaigns
+from lem_server.decisions.question import Question
 from lem_server.decisions.systematic import Widened
 
 A = (1.00, 1.02, 0.98, 1.01, 0.99)
@@ -116,3 +119,20 @@ def test_the_cycles_needed_are_for_the_distance_to_the_limit(name: str) -> None:
 
 def test_what_passes_needs_no_cycles() -> None:
     assert decide([GatedMetric(opened(0.9), 0.03)])[1][0].cycles_needed is None
+
+
+def test_an_experiment_without_a_partner_never_passes() -> None:
+    kept = experiment(A, config={"a": 1}), experiment([0.9 * value for value in A], number=2, config={"a": 1})
+    for more, outcome in (([], GateOutcome.PASSED), ([experiment(A, number=3)], GateOutcome.NOT_ENOUGH_EVIDENCE)):
+        matched = match_campaigns([kept[0], *more], [kept[1]], ())
+        assert gate(Question(matched, (ENERGY,), limits=(0.03,))).outcome is outcome
+    worse = match_campaigns([kept[1], experiment(A, number=3)], [kept[0]], ())
+    assert gate(Question(worse, (ENERGY,), limits=(0.03,))).outcome is GateOutcome.REGRESSED
+
+
+def test_only_energies_with_a_word_have_an_unknown_sensor() -> None:
+    for metric, values, codes, tests in ((ENERGY, A, 1, 1), (ENERGY, A[:2], 0, 0), (RATE, A, 0, 1)):
+        pair = experiment(values, metric=metric), experiment(values, number=2, metric=metric)
+        answer = compare(Question(Matched((pair,)), (metric,)))
+        assert answer.tests == tests
+        assert [one.code for one in answer.comparisons[0].findings] == ["sensor_unknown"] * codes
