@@ -15,10 +15,11 @@ from lem_server.decisions.facts import cycle_facts, energy_path, energy_reading
 
 @pytest.fixture(scope="module")
 def result() -> RunResult:
-    """Two requests, one of them failed, over ten seconds at 100 W."""
+    """Three requests, one of them failed, over ten seconds at 100 W."""
     made = Evidence()
     made.request(0, 0.0, [1.0, 5.0, 10.0])
     made.request(1, 0.0, error="out of blocks")
+    made.request(2, 0.0, [2.0])
     made.power([number * 0.1 - 1 for number in range(130)], watts=lambda _: 100, joules=lambda t: 100 * t + 500)
     stored = made.stored()
     return aggregate(stored.inputs, stored.source)
@@ -65,14 +66,15 @@ def test_no_reading_without_energy_bound_or_duration(result: RunResult) -> None:
 def test_the_facts_of_a_cycle(result: RunResult) -> None:
     metrics = [METRIC["energy.total"], METRIC["speed.output_rate_tok_s"], METRIC["speed.queue_ms.mean"]]
     found = cycle_facts(result, 3, metrics, devices=("GPU-1", "GPU-0"))
-    assert found.values == {"energy.total": result.energy.total.joules, "speed.output_rate_tok_s": 0.3}
+    assert found.values == {"energy.total": result.energy.total.joules, "speed.output_rate_tok_s": 0.4}
     assert list(found.energies) == ["energy.total"]
-    assert list(found.reasons) == ["speed.queue_ms.mean"]
+    assert found.reasons == {"speed.queue_ms.mean": result.speed.queue_ms.reason}
+    assert cycle_facts(result, 1, (), effective={"a": 1}).effective == {"a": 1}
     assert (found.cycle, found.devices, found.environment) == (3, ("GPU-0", "GPU-1"), {})
     parts = result.energy.total.bound_parts
     assert parts is not None
     assert found.sensors == ("GPU-0", str(result.energy.total.method), str(parts.calibration))
-    assert found.work == (None, None, 3.0, None)
+    assert found.work == (None, None, 2.0, None)
 
 
 def test_all_requests_failed(result: RunResult) -> None:
